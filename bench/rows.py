@@ -1,0 +1,70 @@
+"""The rows of the report: which figure answers which question, and what it should reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    `metric` of benchmark group `group`, as measured on side `ours` and compared with side
+    `theirs`. The goal is a largest ratio of the two, a largest difference, a largest value of
+    ours, or several of these.
+    """
+
+    title: str
+    group: str
+    metric: str = "wall"
+    unit: str = "s"
+    ours: str = "ksmpy"
+    theirs: str | None = "kernel"
+    ratio: float | None = None
+    difference: float | None = None
+    value: float | None = None
+    pick: str = "median"
+
+
+def _wall_and_cpu(title: str, group: str, ratio: float) -> tuple[Row, Row]:
+    return (
+        Row(f"{title}: wall time", group, ratio=ratio),
+        Row(f"{title}: CPU time", group, "cpu", ratio=ratio),
+    )
+
+
+def _count(title: str, group: str, metric: str, side: str, value: float | None = None) -> Row:
+    """A figure of ksmpy's own that has nothing beside it."""
+    unit = "B" if metric.startswith("bytes") else ""
+    return Row(title, group, metric, unit, ours=side, theirs=None, value=value)
+
+
+ROWS = (
+    Row("pass over 1 GiB, unmergeable, unchanged", "pass_unchanged", ratio=1 / 200, value=3e-3),
+    Row("pass over 1 GiB, 1 % of the pages written", "pass_written"),
+    Row("pass over 1 GiB, fully merged", "pass_merged"),
+    *_wall_and_cpu("two equal 512 MiB arrays", "two_equal", 1 / 8),
+    *_wall_and_cpu("the same on 4 KiB pages", "two_equal_small_pages", 1 / 8),
+    *_wall_and_cpu("16 copies of 64 MiB", "sixteen_copies", 1 / 4),
+    *_wall_and_cpu("12 000 pairs in random order", "scattered_pairs", 1),
+    *_wall_and_cpu("1 GiB of zero pages", "zero_pages", 1 / 10),
+    Row("first pass over 1 GiB, beside reading it", "first_pass", theirs="read", ratio=1 / 0.7),
+    Row("checksum of 1 GiB, beside reading it", "checksum", theirs="read", ratio=1 / 0.8),
+    Row("first write to a merged page", "first_write", "per_page", ratio=1.2),
+    Row("reading a merged array, beside before", "read_merged", theirs="before", ratio=1),
+    Row("stall of a reader, 99.9th percentile", "stall", "percentile_99_9", value=200e-6),
+    Row("the same of its reads above 5 us only", "stall", "held_up_99_9", value=200e-6),
+    Row("stall of a reader, longest", "stall", "longest", value=5e-3, pick="max"),
+    Row("longest with nothing merged", "stall", "longest", ours="nobody", theirs=None, pick="max"),
+    Row("writer under a scanner, beside alone", "writer", theirs="nobody", ratio=1.05),
+    Row("writer under the kernel's, beside alone", "writer", ours="kernel", theirs="nobody"),
+    Row("idle over 4 GiB, share of a core", "idle", "share", "%", value=0.02),
+    _count("metadata per registered page", "metadata", "bytes_per_page", "pages", 16),
+    _count("metadata per frame, with its pages'", "metadata", "bytes_per_frame", "frames", 96),
+    Row("pass per GiB, 8 GiB beside 1", "growth_pass", ours="8 GiB", theirs="1 GiB", ratio=1.3),
+    Row("merge per GiB, 8 GiB beside 1", "growth_merge", ours="8 GiB", theirs="1 GiB", ratio=1.3),
+    _count("mappings for 2 x 64 MiB, equal", "mappings", "mappings", "equal"),
+    _count("the same, one page in 64 differs", "mappings", "mappings", "one page in 64 differs"),
+    _count("the same, shifted by a page", "mappings", "mappings", "shifted by a page"),
+    Row("import ksmpy, beside a bare interpreter", "import", theirs="bare", difference=0.04),
+)

@@ -1,0 +1,49 @@
+/*
+ * Arrays that grow in place: address space for the largest size is reserved
+ * once, and committed as far as it is used.  Elements are named by 32-bit
+ * index, never by pointer, and never move.
+ *
+ * An arena of ids also hands out runs of consecutive indices, because a run of
+ * pages mapped onto a run of frames is one mapping instead of many.
+ */
+#ifndef KSMPY_ARENA_H
+#define KSMPY_ARENA_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define NO_INDEX UINT32_MAX
+
+struct arena {
+    uint8_t *base;
+    size_t stride;
+    uint64_t limit;     /* elements there is address space for */
+    uint64_t committed; /* elements there is memory for */
+};
+
+int arena_init(struct arena *arena, size_t stride, uint64_t limit);
+void arena_destroy(struct arena *arena);
+/* Makes elements below count usable (zero filled at first use); -ENOMEM. */
+int arena_grow(struct arena *arena, uint64_t count);
+static inline void *arena_at(const struct arena *arena, uint64_t index)
+{
+    return arena->base + arena->stride * index;
+}
+
+struct ids {
+    struct arena words; /* one bit an id: in use */
+    uint64_t limit;     /* ids are below this */
+    uint64_t high;      /* ids at and above were never used */
+    uint64_t used;
+    uint64_t cursor;    /* where the next search begins */
+};
+
+int ids_init(struct ids *ids, uint64_t limit);
+void ids_destroy(struct ids *ids);
+/* A run of *n consecutive ids, or a shorter one (then *n says so); NO_INDEX when there is none. */
+uint32_t ids_take(struct ids *ids, uint64_t *n);
+void ids_give(struct ids *ids, uint32_t first, uint64_t n);
+bool ids_has(const struct ids *ids, uint32_t id);
+
+#endif

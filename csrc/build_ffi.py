@@ -1,0 +1,39 @@
+"""Describe the extension ksmpy._ksmpy to cffi: the declarations are ksmpy.cdef.h, as it stands.
+
+Set KSMPY_DEBUG=1 while building for the engine's own structure checks, at a price in speed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+
+# Setuptools wants the sources relative to the project, which is where it runs.
+SOURCES = sorted(f"csrc/{path.name}" for path in HERE.glob("*.c"))
+HEADERS = sorted(f"csrc/{path.name}" for path in HERE.glob("*.h"))
+
+FLAGS = ["-std=c11", "-pthread", "-fvisibility=hidden", "-Wall", "-Wextra"]
+FLAGS += ["-Wno-unused-parameter"]  # the functions that cffi generates have some
+DEBUG_FLAGS = ["-O1", "-g", "-UNDEBUG", "-DKSMPY_DEBUG"]
+
+
+def debug_wanted() -> bool:
+    return os.environ.get("KSMPY_DEBUG", "0") not in ("", "0")
+
+
+ffi = FFI()
+ffi.cdef((HERE / "ksmpy.cdef.h").read_text(encoding="utf-8"))
+ffi.set_source(
+    "ksmpy._ksmpy",
+    '#include "ksmpy.h"',
+    sources=SOURCES,
+    depends=HEADERS,
+    include_dirs=["csrc"],
+    define_macros=[("_GNU_SOURCE", None)],
+    extra_compile_args=FLAGS + (DEBUG_FLAGS if debug_wanted() else ["-O3"]),
+    extra_link_args=["-pthread"],
+)

@@ -1,0 +1,165 @@
+/* Walks every structure and says what does not fit: for tests, and after each step of debug builds. */
+#include "engine.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct report {
+    char *text;
+    size_t size;
+    int error;
+};
+
+static void complain(struct report *report, const char *what, uint64_t is, uint64_t should_be)
+{
+    if (report->error)
+        return;
+    report->error = -EUCLEAN;
+    if (report->text)
+        snprintf(report->text, report->size, "%s: %llu, should be %llu", what, (unsigned long long)is,
+                 (unsigned long long)should_be);
+}
+
+static void expect(struct report *report, const char *what, uint64_t is, uint64_t should_be)
+{
+    if (is != should_be)
+        complain(report, what, is, should_be);
+}
+
+struct census {
+    uint64_t state[8], merging, zeros, seen;
+};
+
+/* Counts sharers in an array of the frames' own, so that they can be compared with the records. */
+static void count_region(const ksmpy_engine *engine, uint32_t id, struct census *census, struct report *report)
+{
+    const struct region *region = region_at(engine, id);
+    struct census own = {0};
+    for (uint64_t i = 0; i < region->n; i++) {
+        const struct page *page = page_record(engine, region->base + (uint32_t)i);
+        own.state[page_state(page)]++;
+        if (region_of(engine, region->base + (uint32_t)i) != id)
+            complain(report, "owner of a page", region_of(engine, region->base + (uint32_t)i), id);
+        if (page_state(page) == PAGE_SHARED && !frame_at(&engine->store, page->link)->live)
+            complain(report, "shared page's frame is in no tree", page->link, 0);
+    }
+    expect(report, "merging pages of a region", region->merging, own.state[PAGE_SHARED]);
+    expect(report, "zero pages of a region", region->zeros, own.state[PAGE_ZERO]);
+    expect(report, "rmap items of a region", region->seen,
+           region->n - own.state[PAGE_NEW] - own.state[PAGE_ZERO] - own.state[PAGE_HOLE]);
+    for (int i = 0; i < 8; i++)
+        census->state[i] += own.state[i];
+    census->merging += region->merging;
+    census->seen += region->seen;
+}
+
+static void check_pages(const ksmpy_engine *engine, struct report *report)
+{
+    struct census census = {0};
+    uint64_t registered = 0;
+    for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next) {
+        count_region(engine, id, &census, report);
+        registered += region_at(engine, id)->n;
+    }
+    expect(report, "registered pages", engine->registered, registered);
+    expect(report, "shared pages", engine->shared_pages, census.state[PAGE_SHARED]);
+    expect(report, "zero pages", engine->zero_pages, census.state[PAGE_ZERO]);
+    expect(report, "waiting pages", engine->waiting_pages, census.state[PAGE_WAITING]);
+    expect(report, "paired pages", engine->paired_pages, census.state[PAGE_PAIRED]);
+    expect(report, "seen pages", engine->seen_pages, census.seen);
+}
+
+static void check_buckets(const ksmpy_engine *engine, struct report *report)
+{
+    uint64_t waiting = 0;
+    for (uint64_t i = 0; i < engine->page_buckets; i++)
+        for (uint32_t id = engine->page_heads[i]; id != NO_PAGE && waiting <= engine->waiting_pages; waiting++) {
+            expect(report, "state of a page in a bucket", page_state(page_record(engine, id)), PAGE_WAITING);
+            id = page_record(engine, id)->link;
+        }
+    expect(report, "pages in buckets", waiting, engine->waiting_pages);
+}
+
+static void check_unstable(const ksmpy_engine *engine, struct report *report)
+{
+    struct rb_arena arena = {.base = engine->unodes.base, .stride = sizeof(struct unode)};
+    int64_t paired = 0;
+    for (int tree = 0; tree < MAX_NODES; tree++) {
+        int64_t count = rb_check(&arena, &engine->unstable[tree], engine->unode_count);
+        if (count < 0) {
+            complain(report, "unstable tree is no red-black tree", (uint64_t)tree, 0);
+            return;
+        }
+        paired += count;
+        for (uint32_t at = rb_first(&arena, &engine->unstable[tree]); at != RB_NONE; at = rb_next(&arena, at)) {
+            uint32_t page = ((struct unode *)arena_at(&engine->unodes, at))->page;
+            expect(report, "node of a page in the unstable tree", page_record(engine, page)->link, at);
+        }
+    }
+    expect(report, "pages in unstable trees", (uint64_t)paired, engine->paired_pages);
+}
+
+struct frames_seen {
+    uint64_t live, shared, stale, sharers, chains, dups;
+};
+
+static void see_chain(const ksmpy_engine *engine, uint32_t head, int tree, struct frames_seen *seen,
+                      struct report *report)
+{
+    uint64_t length = 0;
+    uint32_t before = NO_FRAME;
+    for (uint32_t at = head; at != NO_FRAME; at = frame_at(&engine->store, at)->dup_next) {
+        const struct frame *frame = frame_at(&engine->store, at);
+        expect(report, "frame before in its chain", frame->dup_prev, before);
+        expect(report, "tree of a frame", frame->tree, (uint64_t)tree);
+        expect(report, "frame is live", frame->live, 1);
+        if (cut_sum(ksmpy_checksum(frame_bytes(&engine->store, at), PAGE_SIZE)) != frame->sum)
+            complain(report, "frame's bytes have another checksum", at, frame->sum);
+        seen->sharers += frame->sharers;
+        seen->shared += frame->sharers != 0;
+        seen->stale += frame->sharers == 0;
+        before = at;
+        length++;
+    }
+    seen->live += length;
+    seen->chains += length > 1;
+    seen->dups += length > 1 ? length : 0;
+}
+
+static void check_frames(const ksmpy_engine *engine, struct report *report)
+{
+    struct rb_arena arena = {.base = engine->store.frames, .stride = sizeof(struct frame)};
+    uint32_t limit = (uint32_t)engine->store.nodes << engine->store.span_shift;
+    struct frames_seen seen = {0};
+    for (int tree = 0; tree < MAX_NODES; tree++) {
+        if (rb_check(&arena, &engine->stable[tree], limit) < 0) {
+            complain(report, "stable tree is no red-black tree", (uint64_t)tree, 0);
+            return;
+        }
+        for (uint32_t at = rb_first(&arena, &engine->stable[tree]); at != RB_NONE; at = rb_next(&arena, at))
+            see_chain(engine, at, tree, &seen, report);
+    }
+    expect(report, "live frames", engine->live_frames, seen.live);
+    expect(report, "shared frames", engine->shared_frames, seen.shared);
+    expect(report, "stale frames", engine->stale_frames, seen.stale);
+    expect(report, "chains", engine->chains, seen.chains);
+    expect(report, "frames in chains", engine->dups, seen.dups);
+    if (seen.sharers < engine->shared_pages) /* more: pages whose memory could not be discarded */
+        complain(report, "sharers of all frames", seen.sharers, engine->shared_pages);
+}
+
+int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)
+{
+    struct report report = {.text = text, .size = size};
+    if (engine->forked)
+        return -EPERM;
+    engine_lock(engine);
+    check_pages(engine, &report);
+    check_buckets(engine, &report);
+    check_unstable(engine, &report);
+    check_frames(engine, &report);
+    engine_unlock(engine);
+    return report.error;
+}

@@ -1,0 +1,280 @@
+/*
+ * The engine: what its modules share.  It opens with the design.
+ *
+ * A region is a registered buffer's whole pages.  Every page has a twelve-byte
+ * record; its state says what the engine believes of it, and only ever lags
+ * behind the truth, which is in the page tables:
+ *
+ *   NEW --seen--> SEEN --unchanged for a pass--> looked up by its checksum
+ *     in the stable tree      -> SHARED (mapped onto that frame)
+ *     among the candidates    -> both SHARED, on a frame made from the other page
+ *     all zero, use_zero_pages -> ZERO (the kernel's zero page)
+ *     nowhere                 -> WAITING: alone in its bucket of the candidates' table
+ *   WAITING, and a page of equal checksum comes -> PAIRED: in the unstable tree
+ *   a page found written goes back to SEEN; a written SHARED page gets
+ *   anonymous memory again first.
+ *
+ * Where this differs from the kernel's ksmd:
+ *   - A page enters the unstable tree only once a second page with its checksum
+ *     exists; a page alone waits in a bucket, which costs one cache miss
+ *     instead of a descent.  The tree is ordered by checksum and page, not by
+ *     bytes that may change, so it need not be thrown away every pass.
+ *   - Pages are merged by runs of neighbours, which cost one mapping together.
+ *   - With write tracking a page that was not written is not read again.
+ *
+ * Locks, in the order they are taken:
+ *   pass    one pass, unmerge or switch of a knob at a time; may be held for long
+ *   lock    all of the structures below; held for a slice of a pass (under a
+ *           millisecond or so), so that a fork or a dying owner need not wait
+ *   freezer's own lock, while pages are frozen
+ * fork() takes the last two, so it never sees a frozen page or half a change.
+ */
+#ifndef KSMPY_ENGINE_H
+#define KSMPY_ENGINE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "arena.h"
+#include "checksum.h"
+#include "freeze.h"
+#include "os.h"
+#include "rbtree.h"
+#include "store.h"
+
+#define NO_PAGE NO_INDEX
+#define NO_REGION NO_INDEX
+#define CHUNK_SHIFT 9 /* page ids are given to regions in chunks of 512 */
+#define CHUNK ((uint64_t)1 << CHUNK_SHIFT)
+#define WINDOW 8192   /* pages that one question for written pages covers: 32 MiB */
+
+enum page_state {
+    PAGE_NEW,     /* nothing is known */
+    PAGE_SEEN,    /* visited; its checksum is known if it was unchanged or there is no tracking */
+    PAGE_WAITING, /* candidate, link: next in its bucket */
+    PAGE_PAIRED,  /* candidate, link: its node of the unstable tree */
+    PAGE_SHARED,  /* link: its frame */
+    PAGE_ZERO,    /* the engine put it on the kernel's zero page */
+    PAGE_HOLE,    /* on the zero page by itself: never written by its owner */
+};
+
+struct page {
+    uint32_t sum_low;
+    uint16_t sum_high;
+    uint16_t bits; /* state: 3, age: 4, visits to skip: 4, node: 5 */
+    uint32_t link;
+};
+
+static inline uint64_t page_sum(const struct page *page)
+{
+    return (uint64_t)page->sum_high << 32 | page->sum_low;
+}
+static inline void page_set_sum(struct page *page, uint64_t sum)
+{
+    page->sum_low = (uint32_t)sum;
+    page->sum_high = (uint16_t)(sum >> 32);
+}
+static inline unsigned page_field(const struct page *page, int shift, unsigned mask)
+{
+    return page->bits >> shift & mask;
+}
+static inline void page_set_field(struct page *page, int shift, unsigned mask, unsigned value)
+{
+    page->bits = (uint16_t)((page->bits & ~(mask << shift)) | value << shift);
+}
+#define PAGE_FIELD(name, shift, mask)                                           \
+    static inline unsigned page_##name(const struct page *page)                 \
+    {                                                                           \
+        return page_field(page, shift, mask);                                   \
+    }                                                                           \
+    static inline void page_set_##name(struct page *page, unsigned value)       \
+    {                                                                           \
+        page_set_field(page, shift, mask, value);                               \
+    }
+PAGE_FIELD(state, 0, 7)
+PAGE_FIELD(age, 3, 15)
+PAGE_FIELD(skip, 7, 15)
+PAGE_FIELD(node, 11, 31)
+
+/* The 48 bits of the checksum that records have room for. */
+static inline uint64_t cut_sum(uint64_t sum)
+{
+    return sum & 0xffffffffffff;
+}
+
+struct region {
+    bool used;
+    bool lost;      /* its memory is no longer (all) the owner's: left alone */
+    int vma_flags;  /* enum ksmpy_vma_flag */
+    uintptr_t address;
+    uint64_t n;
+    uint32_t base;  /* id of its first page */
+    uint32_t next, previous; /* in order of registration */
+    uint64_t merging, zeros, seen; /* pages SHARED; ZERO; with an rmap_item */
+};
+
+struct unode { /* node of an unstable tree */
+    struct rb_node rb;
+    uint32_t page; /* or the next free node */
+};
+
+struct cursor {
+    uint32_t region;
+    uint64_t page;              /* within the region */
+    uint64_t window, window_n;  /* pages [window, +n) of the region were asked about */
+    uint64_t written[WINDOW / 64]; /* since the last pass; without tracking: is the owner's own memory */
+    uint64_t zero[WINDOW / 64];    /* is the kernel's zero page */
+    uint64_t copied[WINDOW / 64];  /* is an overlay's private copy, if it is an overlay */
+};
+
+/* Pages in a row that all want the same thing; carried out together. */
+struct run {
+    enum { RUN_NONE, RUN_FRAME, RUN_PAGE, RUN_ZERO, RUN_UNMERGE } kind;
+    uint32_t page;   /* id of the first */
+    uint32_t target; /* RUN_FRAME: frame of the first; RUN_PAGE: its equal */
+    uint64_t n;
+};
+
+struct ksmpy_engine {
+    pthread_mutex_t pass, lock;
+    _Atomic bool interrupted;
+    _Atomic int pass_wanted; /* threads that wait for the pass lock */
+    _Atomic int waiting; /* threads that want lock more urgently than a pass does */
+    bool forked;         /* this is the child's copy of the parent's engine */
+    ksmpy_engine *next;  /* all engines, for fork */
+
+    struct freezer fz;
+    struct os_maps maps;
+    bool tracked;
+    bool injected_nodes; /* ksmpy_set_nodes() tells where pages are */
+    int nodes;
+    int node_ids[MAX_NODES];
+    uint64_t knobs[KSMPY_KNOB_COUNT];
+
+    struct arena regions; /* struct region */
+    uint32_t region_count; /* records in use or free */
+    uint32_t first_region, last_region;
+    struct ids chunks;
+    struct arena chunk_owner; /* uint32_t: region */
+    struct arena pages;       /* struct page */
+    uint64_t registered;
+
+    struct store store;
+    struct rb_tree stable[MAX_NODES], unstable[MAX_NODES];
+    struct arena unodes;
+    uint32_t unode_count, unode_free;
+    uint32_t *page_heads, *frame_heads; /* buckets */
+    uint64_t page_buckets, frame_buckets;
+    uint64_t waiting_pages, paired_pages, live_frames;
+
+    struct cursor cursor;
+    struct run run;
+    struct ksmpy_scan_result *result; /* of the call under way */
+    uint64_t sum_of_zeros;
+
+    uint64_t shared_frames, shared_pages; /* frames with sharers; pages on them */
+    uint64_t zero_pages, seen_pages, stale_frames;
+    uint64_t chains, dups;
+    uint64_t scanned, skipped, full_scans;
+    uint64_t busy, no_budget, no_memory, differed, lost;
+    uint64_t vmas, vmas_counted, vma_limit; /* estimate; at the last count; allowed */
+    uint64_t pruned_at; /* os_milliseconds() */
+};
+
+static inline struct page *page_record(const ksmpy_engine *engine, uint32_t id)
+{
+    return arena_at(&engine->pages, id);
+}
+static inline struct region *region_at(const ksmpy_engine *engine, uint32_t region)
+{
+    return arena_at(&engine->regions, region);
+}
+static inline uint32_t region_of(const ksmpy_engine *engine, uint32_t id)
+{
+    return *(uint32_t *)arena_at(&engine->chunk_owner, id >> CHUNK_SHIFT);
+}
+static inline uintptr_t page_address(const ksmpy_engine *engine, uint32_t id)
+{
+    const struct region *region = region_at(engine, region_of(engine, id));
+    return region->address + bytes_of(id - region->base);
+}
+/* Which tree a page of that node belongs in. */
+static inline int tree_of(const ksmpy_engine *engine, unsigned node)
+{
+    return engine->knobs[KSMPY_KNOB_MERGE_ACROSS_NODES] ? 0 : (int)node;
+}
+
+/* ---- engine.c ---- */
+
+void engine_lock(ksmpy_engine *engine);   /* ahead of a pass under way */
+void engine_unlock(ksmpy_engine *engine);
+
+/* ---- pages.c: records and counters; the only writer of page states ---- */
+
+void page_become(ksmpy_engine *engine, uint32_t id, enum page_state state, uint32_t link);
+/* Out of the candidates' structures, if it is in them: SEEN. */
+void page_withdraw(ksmpy_engine *engine, uint32_t id);
+void page_share(ksmpy_engine *engine, uint32_t id, uint32_t frame);
+/* A SHARED page left its frame, and its memory no longer maps the store. */
+void page_unshare(ksmpy_engine *engine, uint32_t id, enum page_state state);
+
+/* ---- index.c: the trees and the tables in front of them ---- */
+
+int index_init(ksmpy_engine *engine);
+void index_destroy(ksmpy_engine *engine);
+/* Room for the candidates of that many pages; fails without harm. */
+int index_resize(ksmpy_engine *engine, uint64_t pages);
+uint64_t index_metadata_bytes(const ksmpy_engine *engine);
+
+/* The candidate with the bytes of page id, preferably the one named; or NO_PAGE. */
+uint32_t index_find_candidate(ksmpy_engine *engine, uint32_t id, uint32_t preferred);
+void index_add_candidate(ksmpy_engine *engine, uint32_t id);
+void index_remove_candidate(ksmpy_engine *engine, uint32_t id);
+
+/* The frame with these bytes that has room for a sharer, preferably the one named; or NO_FRAME. */
+uint32_t index_find_frame(ksmpy_engine *engine, int tree, uint64_t sum, const void *bytes, uint32_t preferred);
+void index_add_frame(ksmpy_engine *engine, uint32_t frame, int tree);
+void index_remove_frame(ksmpy_engine *engine, uint32_t frame);
+int index_check(ksmpy_engine *engine, char *text, size_t size);
+
+/* ---- frames.c: when a frame may go ---- */
+
+void frame_leave(ksmpy_engine *engine, uint32_t frame); /* one sharer less */
+/* Frees the stale frames that nobody can map any more; true: none is left. */
+bool frames_reap(ksmpy_engine *engine);
+
+/* ---- merge.c ---- */
+
+void merge_run(ksmpy_engine *engine); /* carries engine->run out, and empties it */
+
+/* ---- unmerge.c ---- */
+
+/* Pages of one region whose memory is an overlay become anonymous memory; 0 or the first error. */
+int unmerge_pages(ksmpy_engine *engine, uint32_t region, uint64_t first, uint64_t n, enum page_state state);
+int unmerge_region(ksmpy_engine *engine, uint32_t region);
+/* Only the pages whose copy-on-write was broken by a write. */
+void unmerge_written(ksmpy_engine *engine, uint32_t region);
+/* The same for memory that is about to be freed: its bytes are not kept. */
+void discard_region(ksmpy_engine *engine, uint32_t region);
+
+/* ---- budget.c ---- */
+
+/* At the start of a pass: counts mappings, and finds regions whose memory was taken away. */
+void budget_survey(ksmpy_engine *engine);
+bool budget_allows(ksmpy_engine *engine, uint64_t more);
+
+/* ---- scan.c ---- */
+
+void cursor_reset(ksmpy_engine *engine);
+/* A region is about to go: the pass goes on with the next one. */
+void cursor_leave(ksmpy_engine *engine, uint32_t region);
+void page_move_to_node(ksmpy_engine *engine, uint32_t id, unsigned node);
+
+/* ---- fork.c ---- */
+
+int fork_watch(ksmpy_engine *engine);
+void fork_unwatch(ksmpy_engine *engine);
+/* In a child: makes the inherited engine able to unmerge memory of this process. */
+int fork_revive(ksmpy_engine *engine);
+
+#endif

@@ -1,0 +1,200 @@
+/* Freezing: what the ways of it have in common. */
+#include "freeze.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+static bool by_signal(const struct freezer *fz)
+{
+    return fz->mode == KSMPY_FREEZE_SIGNAL;
+}
+
+static void forget(struct freezer *fz)
+{
+    fz->uffd = fz->wp_fd = fz->stop_fd = fz->pagemap_fd = -1;
+    fz->slot = -1;
+    fz->helped = false;
+}
+
+static void close_fd(int fd)
+{
+    if (fd >= 0)
+        close(fd);
+}
+
+static void close_all(struct freezer *fz)
+{
+    close_fd(fz->uffd);
+    close_fd(fz->wp_fd);
+    close_fd(fz->stop_fd);
+    close_fd(fz->pagemap_fd);
+    forget(fz);
+}
+
+static void unmap_all(struct freezer *fz)
+{
+    os_unmap((void *)fz->window, bytes_of(FREEZE_MAX));
+    os_unmap((void *)fz->stage, bytes_of(FREEZE_MAX));
+    os_unmap(fz->zeros, PAGE_SIZE);
+    for (size_t i = 0; i < sizeof fz->blank / sizeof fz->blank[0]; i++)
+        if (fz->blank[i]) /* one guard page on either side */
+            os_unmap((void *)(fz->blank[i] - PAGE_SIZE), bytes_of(FREEZE_MAX + 2));
+}
+
+int freezer_init(struct freezer *fz, int mode, bool tracked)
+{
+    memset(fz, 0, sizeof *fz);
+    forget(fz);
+    fz->mode = mode;
+    fz->tracked = tracked;
+    pthread_mutex_init(&fz->lock, NULL);
+    fz->stage = (uintptr_t)os_alloc(bytes_of(FREEZE_MAX));
+    fz->zeros = os_alloc(PAGE_SIZE);
+    fz->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    int error = fz->pagemap_fd < 0 ? -errno : !fz->stage || !fz->zeros ? -ENOMEM : 0;
+    if (!error)
+        error = by_signal(fz) ? signal_init(fz) : uffd_init(fz);
+    if (error)
+        freezer_destroy(fz);
+    return error;
+}
+
+void freezer_destroy(struct freezer *fz)
+{
+    if (by_signal(fz))
+        signal_destroy(fz);
+    else
+        uffd_destroy(fz);
+    close_all(fz);
+    unmap_all(fz);
+    pthread_mutex_destroy(&fz->lock);
+}
+
+/* The descriptors act on the parent's address space; window and stage were not inherited. */
+void freezer_abandon(struct freezer *fz)
+{
+    if (by_signal(fz))
+        signal_destroy(fz);
+    close_all(fz);
+    fz->window = fz->stage = 0;
+    memset(fz->blank, 0, sizeof fz->blank);
+    pthread_mutex_init(&fz->lock, NULL);
+}
+
+static int attach_mode(const struct freezer *fz)
+{
+    return (by_signal(fz) ? 0 : OS_UFFD_MISSING) | (fz->tracked ? OS_UFFD_WP : 0);
+}
+
+/*
+ * Pages that never existed are filled with the zero page first, so that their
+ * first touch does not have to come to the fault thread.
+ */
+int freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    int mode = attach_mode(fz);
+    int error = os_populate(address, n, false);
+    if (error && error != -EINVAL) /* EINVAL: before Linux 5.14; the fault thread fills holes */
+        return error;
+    return mode ? os_uffd_register(fz->uffd, address, n, mode) : 0;
+}
+
+void freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (fz->uffd >= 0)
+        os_uffd_unregister(fz->uffd, address, n);
+}
+
+/*
+ * A range may cross mappings, which no way of freezing does at once: on such
+ * an error a shorter one is tried.
+ */
+static int64_t freeze_some(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
+{
+    for (;;) {
+        atomic_store(&fz->start, address);
+        atomic_store(&fz->end, address + bytes_of(n));
+        int64_t got = by_signal(fz) ? signal_freeze(fz, address, n, view) : uffd_freeze(fz, address, n, view);
+        if (got > 0)
+            return got;
+        if (by_signal(fz))
+            signal_thaw(fz);
+        else
+            uffd_thaw(fz, address, n);
+        if (n == 1 || (got != -EFAULT && got != -EINVAL && got != -ENOENT))
+            return got;
+        n /= 2;
+    }
+}
+
+/*
+ * After any fork, and for ever, a page that existed then is "shared" in the
+ * kernel's eyes and cannot be moved (EBUSY).  Breaking copy-on-write makes it
+ * exclusive again; that must happen unlocked, as it may fault.
+ */
+int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
+{
+    n = n < FREEZE_MAX ? n : FREEZE_MAX;
+    pthread_mutex_lock(&fz->lock);
+    int64_t got = freeze_some(fz, address, n, view);
+    if (got == -EBUSY && fz->mode == KSMPY_FREEZE_UFFD_MOVE) {
+        pthread_mutex_unlock(&fz->lock);
+        os_populate(address, n, true);
+        pthread_mutex_lock(&fz->lock);
+        got = freeze_some(fz, address, n, view);
+    }
+    if (got <= 0) {
+        atomic_store(&fz->end, 0);
+        pthread_mutex_unlock(&fz->lock);
+        return got ? got : -EAGAIN;
+    }
+    return got;
+}
+
+void freeze_restore(struct freezer *fz, uint64_t first, uint64_t n)
+{
+    uintptr_t address = atomic_load(&fz->start);
+    if (by_signal(fz))
+        signal_restore(address + bytes_of(first), n);
+    else
+        uffd_restore(fz, address, first, n);
+}
+
+int freeze_overlay(struct freezer *fz, uint64_t first, uint64_t n, int memfd, uint64_t offset)
+{
+    return os_map_frames(atomic_load(&fz->start) + bytes_of(first), n, memfd, offset);
+}
+
+int freeze_zero(struct freezer *fz, uint64_t first, uint64_t n, int vma_flags)
+{
+    uintptr_t address = atomic_load(&fz->start) + bytes_of(first);
+    return by_signal(fz) ? signal_zero(fz, address, n, vma_flags) : uffd_zero(fz, address, n);
+}
+
+void thaw(struct freezer *fz)
+{
+    uintptr_t address = atomic_load(&fz->start);
+    if (by_signal(fz))
+        signal_thaw(fz);
+    else
+        uffd_thaw(fz, address, (atomic_load(&fz->end) - address) >> PAGE_SHIFT);
+    atomic_store(&fz->end, 0);
+    pthread_mutex_unlock(&fz->lock);
+}
+
+int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
+{
+    pthread_mutex_lock(&fz->lock);
+    int error = os_populate(fz->stage, n, true);
+    if (!error) {
+        atomic_store(&fz->start, address);
+        atomic_store(&fz->end, address + bytes_of(n));
+        error = by_signal(fz) ? signal_unoverlay(fz, address, n, vma_flags)
+                              : uffd_unoverlay(fz, address, n, vma_flags);
+        atomic_store(&fz->end, 0);
+    }
+    pthread_mutex_unlock(&fz->lock);
+    return error;
+}

@@ -1,0 +1,106 @@
+/*
+ * Freezing: for some microseconds a page range cannot be reached by any other
+ * thread, nor written by the kernel on a thread's behalf, while its bytes are
+ * compared and its mapping is exchanged.
+ *
+ *   freeze(address, n)     takes the freezer's lock; the bytes are at *view
+ *     freeze_overlay(...)    a part of the range is mapped onto frames
+ *     freeze_zero(...)       a part becomes the kernel's zero page
+ *     freeze_restore(...)    a part goes back as it was
+ *   thaw()                 whoever touched the range meanwhile goes on; lock released
+ *
+ * Every frozen page must be given to exactly one of the three before thaw().
+ *
+ * What the address space looks like, uffd-move, pages b and c equal a frame:
+ *
+ *   region  | a | b | c | d |        scratch window  |   |   |
+ *   freeze  | a |   |   | d |                        | b | c |    a touch of b or c waits
+ *   compare                                          memcmp with the frames
+ *   overlay | a | frame frame | d |                  | b | c |    two mappings more
+ *   thaw    | a | frame frame | d |                  |   |   |    waiters retry, and read the frame
+ *
+ * uffd-remap does the same with mremap(MREMAP_DONTUNMAP); signal leaves the
+ * pages where they are, readable, and lets writers wait in a SIGSEGV handler.
+ *
+ * Between freeze() and thaw() the caller must not fault on registered memory,
+ * allocate, or take a lock that a thread may hold while it touches a region.
+ *
+ * Limits.  With a userfaultfd for user mode only, a system call that touches a
+ * frozen page fails with EFAULT; so it does with "signal", if it writes.  Only
+ * uffd-move notices that a device is writing into a page (EBUSY).
+ */
+#ifndef KSMPY_FREEZE_H
+#define KSMPY_FREEZE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "os.h"
+
+/* Longest range frozen at once: bounds how long a thread may wait, about 0.6 us a page. */
+#define FREEZE_MAX 128
+
+struct freezer {
+    int mode;      /* enum ksmpy_freeze, never AUTO */
+    bool tracked;  /* regions are registered for asynchronous write protection */
+    bool helped;   /* the fault thread runs */
+    pthread_mutex_t lock;
+
+    /* What is frozen, also read by the fault thread and the signal handler. */
+    _Atomic uintptr_t start, end;
+    bool hole[FREEZE_MAX]; /* frozen page was not there: its view must not be touched */
+
+    int uffd;      /* missing pages of regions, and their write tracking; or -1 */
+    int wp_fd;     /* blocks writers of overlays while they are unmerged; or -1 */
+    int stop_fd;   /* tells the fault thread to end */
+    int pagemap_fd;
+    pthread_t thread;
+    uintptr_t window;   /* where frozen pages are kept */
+    uintptr_t stage;    /* copies of overlay pages on their way back */
+    uintptr_t blank[8]; /* never touched anonymous memory, by enum ksmpy_vma_flag */
+    void *zeros;        /* one page */
+    int slot;           /* signal: which entry of the handler's table */
+};
+
+/* mode and tracking as chosen by the engine; -errno, and nothing is left behind. */
+int freezer_init(struct freezer *fz, int mode, bool tracked);
+void freezer_destroy(struct freezer *fz);
+/* In a forked child: lets go of what belongs to the parent, without touching its memory. */
+void freezer_abandon(struct freezer *fz);
+
+int freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n);
+void freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n);
+
+/* How many leading pages are frozen (1 to n), with the lock held; or -errno without it. */
+int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view);
+void freeze_restore(struct freezer *fz, uint64_t first, uint64_t n);
+int freeze_overlay(struct freezer *fz, uint64_t first, uint64_t n, int memfd, uint64_t offset);
+int freeze_zero(struct freezer *fz, uint64_t first, uint64_t n, int vma_flags);
+void thaw(struct freezer *fz);
+
+/*
+ * Turns up to FREEZE_MAX overlay pages back into private anonymous memory with
+ * the bytes they show now, while other threads use them.  Every mapping in the
+ * range must be an overlay.  On error they are as before.
+ */
+int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
+
+/* ---- the two families (freeze_uffd.c, freeze_signal.c) ---- */
+
+int uffd_init(struct freezer *fz);
+void uffd_destroy(struct freezer *fz);
+int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view);
+void uffd_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n);
+int uffd_zero(struct freezer *fz, uintptr_t address, uint64_t n);
+void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n);
+int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
+
+int signal_init(struct freezer *fz);
+void signal_destroy(struct freezer *fz);
+int64_t signal_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view);
+void signal_restore(uintptr_t address, uint64_t n);
+int signal_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
+void signal_thaw(struct freezer *fz);
+int signal_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
+
+#endif

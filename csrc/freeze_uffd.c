@@ -1,0 +1,322 @@
+/*
+ * Freezing with userfaultfd.
+ *
+ * Regions are registered for missing pages.  To freeze is to take the pages
+ * away: a thread that touches one finds it missing and sleeps until thaw()
+ * wakes it, and then repeats its access.  All of it is decided by the kernel;
+ * the fault thread has two small duties:
+ *
+ *  - A page that is missing although nobody froze it (never touched, or given
+ *    back with MADV_DONTNEED) gets the zero page.  The fault thread may do
+ *    that only while nothing is frozen, or it would put zeros into a frozen
+ *    range: it tries the freezer's lock and never waits for it.
+ *  - mremap of registered memory waits until its event has been read.  The
+ *    thread inside mremap holds the freezer's lock, which is why the fault
+ *    thread must not wait for it.  When it cannot take the lock it wakes the
+ *    faulting thread, which faults again: a spurious wake-up is harmless.
+ */
+#include "freeze.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define RETRIES 64 /* of a transient refusal, 50 us apart, before the slower way is taken */
+
+static void fill_hole(struct freezer *fz, uintptr_t address)
+{
+    if (pthread_mutex_trylock(&fz->lock) == 0) {
+        /* EEXIST may be a marker that write tracking left; a copy replaces it. */
+        if (os_uffd_zero(fz->uffd, address, 1) == -EEXIST)
+            os_uffd_copy(fz->uffd, address, fz->zeros, 1);
+        pthread_mutex_unlock(&fz->lock);
+        os_uffd_wake(fz->uffd, address, 1);
+    } else if (address < atomic_load(&fz->start) || address >= atomic_load(&fz->end)) {
+        os_sleep_us(20);
+        os_uffd_wake(fz->uffd, address, 1);
+    } /* else it is frozen, and thaw() wakes the whole range */
+}
+
+static void *fault_thread(void *argument)
+{
+    struct freezer *fz = argument;
+    struct pollfd wait[2] = {{.fd = fz->uffd, .events = POLLIN}, {.fd = fz->stop_fd, .events = POLLIN}};
+    uintptr_t address;
+    int event;
+    for (;;) {
+        if (poll(wait, 2, -1) < 0)
+            continue;
+        if (wait[1].revents)
+            return NULL;
+        while ((event = os_uffd_read(fz->uffd, &address)) != OS_UFFD_NOTHING)
+            if (event == OS_UFFD_FAULT)
+                fill_hole(fz, address);
+    }
+}
+
+/* Signals are for the program's own threads. */
+static int start_thread(struct freezer *fz)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(&fz->thread, NULL, fault_thread, fz);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    fz->helped = error == 0;
+    return -error;
+}
+
+static int open_uffds(struct freezer *fz)
+{
+    bool kernel_mode;
+    int features = OS_UFFD_FOLLOW_MREMAP | (fz->tracked ? OS_UFFD_WP_ASYNC : 0) |
+                   (fz->mode == KSMPY_FREEZE_UFFD_MOVE ? OS_UFFD_MOVE : 0);
+    fz->uffd = os_uffd_open(features, &kernel_mode);
+    if (fz->uffd < 0)
+        return fz->uffd;
+    fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC, &kernel_mode);
+    if (fz->wp_fd < 0)
+        return fz->wp_fd;
+    fz->stop_fd = eventfd(0, EFD_CLOEXEC);
+    return fz->stop_fd < 0 ? -errno : 0;
+}
+
+/*
+ * The window of uffd-move is registered memory of our own.  It and the stage
+ * are kept from children, so that a fork does not make their pages "shared".
+ * The window of uffd-remap becomes a piece of a region and may not be marked.
+ */
+static int open_window(struct freezer *fz)
+{
+    fz->window = (uintptr_t)os_alloc(bytes_of(FREEZE_MAX));
+    if (!fz->window)
+        return -ENOMEM;
+    int error = os_dont_fork((void *)fz->stage, bytes_of(FREEZE_MAX));
+    if (error || fz->mode != KSMPY_FREEZE_UFFD_MOVE)
+        return error;
+    error = os_dont_fork((void *)fz->window, bytes_of(FREEZE_MAX));
+    return error ? error : os_uffd_register(fz->uffd, fz->window, FREEZE_MAX, OS_UFFD_MISSING);
+}
+
+int uffd_init(struct freezer *fz)
+{
+    int error = open_uffds(fz);
+    if (!error)
+        error = open_window(fz);
+    return error ? error : start_thread(fz);
+}
+
+void uffd_destroy(struct freezer *fz)
+{
+    if (!fz->helped)
+        return;
+    uint64_t one = 1;
+    while (write(fz->stop_fd, &one, sizeof one) < 0 && errno == EINTR)
+        ;
+    pthread_join(fz->thread, NULL);
+    fz->helped = false;
+}
+
+static bool moves(const struct freezer *fz)
+{
+    return fz->mode == KSMPY_FREEZE_UFFD_MOVE;
+}
+
+/* ---- freezing ---- */
+
+/*
+ * A failed mremap may have unmapped its target.  It is claimed back; where that
+ * fails it was not unmapped, or another thread has mapped something there, and
+ * nobody can tell which: then that range is given up.
+ */
+static void reclaim_window(struct freezer *fz, uint64_t n)
+{
+    if (os_claim(fz->window, n) == 0)
+        return;
+    uintptr_t fresh = (uintptr_t)os_alloc(bytes_of(FREEZE_MAX));
+    if (fresh)
+        fz->window = fresh;
+}
+
+static int find_holes(struct freezer *fz, uint64_t n)
+{
+    uint8_t kinds[FREEZE_MAX];
+    int error = os_pages(fz->pagemap_fd, fz->window, n, kinds);
+    for (uint64_t i = 0; i < n; i++)
+        fz->hole[i] = error || kinds[i] == OS_PAGE_NONE;
+    return error;
+}
+
+static int64_t freeze_by_remap(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    int error = os_remap(fz->window, address, n, true);
+    if (error) {
+        reclaim_window(fz, n);
+        return error;
+    }
+    find_holes(fz, n);
+    return (int64_t)n;
+}
+
+static int64_t freeze_by_move(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    int64_t got = 0;
+    for (int i = 0; i < RETRIES; i++) {
+        got = os_uffd_move(fz->uffd, fz->window, address, n);
+        if (got != -EAGAIN)
+            break;
+    }
+    memset(fz->hole, 0, sizeof fz->hole);
+    return got;
+}
+
+int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
+{
+    *view = (const uint8_t *)fz->window;
+    return moves(fz) ? freeze_by_move(fz, address, n) : freeze_by_remap(fz, address, n);
+}
+
+/* ---- filling what is missing: nothing may be given up here, it holds the owner's only copy ---- */
+
+/*
+ * Moves or copies n pages to where they belong.  Moving is refused for a page
+ * that somebody else pins for a moment (a debugger reading memory); after a
+ * while the bytes are copied instead.  Out of memory is waited for: the threads
+ * that need the pages wait as well, which is better than to give them zeros.
+ */
+static void put_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
+{
+    bool move = moves(fz);
+    int tries = 0;
+    while (n) {
+        int64_t done = move ? os_uffd_move(fz->uffd, to, from, n)
+                            : os_uffd_copy(fz->uffd, to, (void *)from, n);
+        if (done == -EEXIST || done == -ESRCH)
+            done = 1;
+        if (done > 0) {
+            to += bytes_of((uint64_t)done);
+            from += bytes_of((uint64_t)done);
+            n -= (uint64_t)done;
+            tries = 0;
+            continue;
+        }
+        if (++tries > RETRIES)
+            move = false;
+        if (tries > 4 * RETRIES && done == -ENOENT)
+            return; /* the owner unmapped it behind our back: there is nothing to give back to */
+        os_sleep_us(50);
+    }
+}
+
+static void remap_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
+{
+    for (int tries = 0; os_remap(to, from, n, true) < 0; tries++) {
+        if (tries > RETRIES) {
+            put_pages(fz, to, from, n);
+            return;
+        }
+        os_sleep_us(50);
+    }
+}
+
+void uffd_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
+{
+    uintptr_t to = address + bytes_of(first), from = fz->window + bytes_of(first);
+    if (moves(fz))
+        put_pages(fz, to, from, n);
+    else
+        remap_pages(fz, to, from, n);
+}
+
+int uffd_zero(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    for (int tries = 0; n; tries++) {
+        int64_t done = os_uffd_zero(fz->uffd, address, n);
+        if (done > 0) {
+            address += bytes_of((uint64_t)done);
+            n -= (uint64_t)done;
+        } else if (tries > RETRIES) {
+            return (int)done;
+        }
+    }
+    return 0;
+}
+
+void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    os_uffd_wake(fz->uffd, address, n);
+    os_drop(fz->window, n);
+}
+
+/* ---- giving overlays back ---- */
+
+/*
+ * Memory that was never touched takes the identity of the place it is moved
+ * to, so that afterwards neighbours are one mapping again.  Guard pages keep
+ * it from merging with memory that was touched.
+ */
+static int blank_for(struct freezer *fz, int vma_flags, uintptr_t *blank)
+{
+    uintptr_t *known = &fz->blank[vma_flags & 7];
+    if (!*known) {
+        uintptr_t base = (uintptr_t)os_reserve(bytes_of(FREEZE_MAX + 2));
+        if (!base)
+            return -ENOMEM;
+        uintptr_t inside = base + PAGE_SIZE;
+        int mode = OS_UFFD_MISSING | (fz->tracked ? OS_UFFD_WP : 0);
+        int error = os_commit((void *)inside, bytes_of(FREEZE_MAX));
+        if (!error)
+            error = os_uffd_register(fz->uffd, inside, FREEZE_MAX, mode);
+        if (error) {
+            os_unmap((void *)base, bytes_of(FREEZE_MAX + 2));
+            return error;
+        }
+        os_set_vma_flags(inside, FREEZE_MAX, vma_flags);
+        *known = inside;
+    }
+    *blank = *known;
+    return 0;
+}
+
+static void unblock_writers(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    os_uffd_protect(fz->wp_fd, address, n, false);
+    os_uffd_unregister(fz->wp_fd, address, n);
+}
+
+/*
+ *   overlay        | frame | own copy | frame |     anyone reads and writes
+ *   protect        | frame | own copy | frame |     readers go on, writers wait
+ *   copy to stage
+ *   blank over it  |       |          |       |     everyone waits
+ *   pages put in   | bytes | bytes    | bytes |     everyone goes on
+ *
+ * The kernel's asynchronous protection would not make writers wait, hence the
+ * second userfaultfd.
+ */
+int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
+{
+    uintptr_t blank;
+    int error = blank_for(fz, vma_flags, &blank);
+    if (error)
+        return error;
+    error = os_uffd_register(fz->wp_fd, address, n, OS_UFFD_WP);
+    if (error)
+        return error;
+    error = os_uffd_protect(fz->wp_fd, address, n, true);
+    if (!error) {
+        memcpy((void *)fz->stage, (const void *)address, bytes_of(n));
+        error = os_remap(address, blank, n, true);
+    }
+    if (error) {
+        unblock_writers(fz, address, n);
+        return error;
+    }
+    put_pages(fz, address, fz->stage, n);
+    os_uffd_wake(fz->uffd, address, n);
+    os_uffd_wake(fz->wp_fd, address, n);
+    return 0;
+}

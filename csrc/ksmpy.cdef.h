@@ -1,0 +1,160 @@
+/*
+ * The native interface, as both the C compiler and cffi read it: plain
+ * declarations only, no directives.  Functions return 0 or a count, or a
+ * negative errno.  Every function may be called from any thread; none needs
+ * the GIL, and none calls back into Python.
+ */
+
+typedef struct ksmpy_engine ksmpy_engine;
+
+enum ksmpy_freeze {
+    KSMPY_FREEZE_AUTO = 0,
+    KSMPY_FREEZE_UFFD_MOVE = 1,  /* UFFDIO_MOVE to a scratch window (Linux 6.8) */
+    KSMPY_FREEZE_UFFD_REMAP = 2, /* mremap(MREMAP_DONTUNMAP) to a scratch window */
+    KSMPY_FREEZE_SIGNAL = 3      /* mprotect and a chained SIGSEGV handler */
+};
+
+enum ksmpy_tracking {
+    KSMPY_TRACKING_AUTO = 0,
+    KSMPY_TRACKING_WP_ASYNC = 1, /* asynchronous write protection and PAGEMAP_SCAN (Linux 6.7) */
+    KSMPY_TRACKING_CHECKSUM = 2  /* compare each page's checksum with the last pass's */
+};
+
+/* Knobs that the engine itself obeys; the other ones live in Python. */
+enum ksmpy_knob {
+    KSMPY_KNOB_MERGE_ACROSS_NODES = 0,
+    KSMPY_KNOB_MAX_PAGE_SHARING = 1,
+    KSMPY_KNOB_USE_ZERO_PAGES = 2,
+    KSMPY_KNOB_SMART_SCAN = 3,
+    KSMPY_KNOB_CHAINS_PRUNE_MILLISECS = 4,
+    KSMPY_KNOB_VMA_SHARE_PERCENT = 5, /* share of vm.max_map_count the process may reach */
+    KSMPY_KNOB_COUNT = 6
+};
+
+/* VMA properties of a region that a mapping put in its place must repeat. */
+enum ksmpy_vma_flag {
+    KSMPY_VMA_HUGEPAGE = 1,
+    KSMPY_VMA_NOHUGEPAGE = 2,
+    KSMPY_VMA_DONTDUMP = 4
+};
+
+enum ksmpy_scan_flag {
+    KSMPY_SCAN_EAGER = 1,  /* merge at first sight: do not wait a pass for volatile pages */
+    KSMPY_SCAN_RESTART = 2 /* start at the first region instead of at the cursor */
+};
+
+/* What this machine offers, probed by trying it. 1 yes, 0 no; errors are errno values. */
+struct ksmpy_caps {
+    int uffd;             /* userfaultfd can be had at all */
+    int uffd_errno;       /* why not */
+    int uffd_kernel_mode; /* faults inside syscalls are handled too (else EFAULT) */
+    int uffd_move;
+    int uffd_wp_async;
+    int uffd_wp_shmem;    /* write protection of overlays */
+    int mremap_dontunmap;
+    int pagemap_scan;
+    int madv_populate;
+    int memfd;
+};
+
+struct ksmpy_options {
+    int freeze;   /* enum ksmpy_freeze */
+    int tracking; /* enum ksmpy_tracking */
+    int nodes;    /* how many NUMA nodes, 1 to 32 */
+    const int *node_ids; /* their numbers for mbind, or NULL: no placement */
+};
+
+struct ksmpy_scan_result {
+    uint64_t scanned;   /* pages looked at */
+    uint64_t skipped;   /* pages passed over: unchanged and settled, or by smart_scan */
+    uint64_t merged;    /* pages mapped onto a frame */
+    uint64_t zeroed;    /* pages mapped to the kernel's zero page */
+    uint64_t unmerged;  /* pages found written since they were merged */
+    uint64_t volatiles; /* pages written since the previous pass */
+    uint64_t differed;  /* pages whose bytes changed before they could be frozen */
+    uint64_t busy;      /* pages the kernel would not let go (pinned for I/O) */
+    uint64_t no_budget; /* pages left alone because mappings are scarce */
+    uint64_t no_memory; /* pages left alone because the store could not grow */
+    uint64_t lost;      /* registered pages whose memory is no longer the owner's */
+    uint64_t full;      /* 1 when this call reached the end of the pass */
+};
+
+struct ksmpy_stats {
+    uint64_t pages_shared;
+    uint64_t pages_sharing;
+    uint64_t pages_unshared;
+    uint64_t pages_volatile;
+    uint64_t pages_scanned;
+    uint64_t pages_skipped;
+    uint64_t full_scans;
+    uint64_t ksm_zero_pages;
+    uint64_t stable_node_chains;
+    uint64_t stable_node_dups;
+    uint64_t stale_frames;    /* frames without a sharer that a forked child may still map */
+    uint64_t registered_pages;
+    uint64_t metadata_bytes;
+    uint64_t frame_bytes;     /* memory that the store's memfd holds */
+    uint64_t vmas;            /* mappings of the whole process */
+    uint64_t vma_limit;       /* how many the engine lets it have */
+    uint64_t pages_busy;      /* totals of the refusals that ksmpy_scan reports */
+    uint64_t pages_no_budget;
+    uint64_t pages_no_memory;
+    uint64_t pages_differed;
+    uint64_t pages_lost;
+};
+
+struct ksmpy_region_stats {
+    uint64_t rmap_items;    /* pages seen by the scanner */
+    uint64_t merging_pages; /* pages on a frame, the first included */
+    uint64_t zero_pages;    /* pages on the kernel's zero page, placed by the engine */
+    uint64_t saved_pages;   /* this region's part of pages_sharing */
+};
+
+struct ksmpy_share {
+    uint32_t region_a; /* a <= b */
+    uint32_t region_b;
+    uint64_t pages;    /* pages of a and b that lie on common frames: min of the two per frame */
+};
+
+int ksmpy_probe(struct ksmpy_caps *caps);
+
+int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out);
+/* Stops the fault thread and frees everything. EBUSY while regions are registered. */
+int ksmpy_engine_close(ksmpy_engine *engine);
+int ksmpy_engine_freeze(ksmpy_engine *engine);   /* what "auto" chose */
+int ksmpy_engine_tracking(ksmpy_engine *engine);
+/* 1 in a child that inherited the engine by fork: everything but release and close gives EPERM. */
+int ksmpy_engine_forked(ksmpy_engine *engine);
+
+/* Both page aligned, in bytes. EEXIST: overlaps a region; EBUSY: another userfaultfd owns it. */
+int ksmpy_register(ksmpy_engine *engine, uintptr_t address, size_t length, int vma_flags, uint32_t *region);
+/* discard: the memory is about to be freed, its bytes need not be kept. */
+int ksmpy_release(ksmpy_engine *engine, uint32_t region, int discard);
+int ksmpy_unmerge_region(ksmpy_engine *engine, uint32_t region);
+/* All regions. 0, or the first error; pages that could not be unmerged stay merged. */
+int ksmpy_unmerge(ksmpy_engine *engine);
+
+int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags, struct ksmpy_scan_result *result);
+/* Makes a ksmpy_scan that runs in another thread return early. */
+void ksmpy_interrupt(ksmpy_engine *engine);
+
+int ksmpy_knob_set(ksmpy_engine *engine, int knob, uint64_t value);
+int ksmpy_knob_get(ksmpy_engine *engine, int knob, uint64_t *value);
+
+/* Looks for merged pages that were written since, and takes them apart, so that the counters are exact. */
+int ksmpy_refresh(ksmpy_engine *engine);
+int ksmpy_stats(ksmpy_engine *engine, struct ksmpy_stats *out);
+int ksmpy_region_stats(ksmpy_engine *engine, uint32_t region, struct ksmpy_region_stats *out);
+/* Writes up to max entries; returns how many there are. */
+int64_t ksmpy_shares(ksmpy_engine *engine, struct ksmpy_share *out, int64_t max);
+
+/* The node (index into options.node_ids) of each page of a region, from an injected topology. */
+int ksmpy_set_nodes(ksmpy_engine *engine, uint32_t region, const uint8_t *nodes, uint64_t count);
+
+/* Walks every structure; 0, or -EUCLEAN with a sentence in text (may be NULL). */
+int ksmpy_check(ksmpy_engine *engine, char *text, size_t size);
+
+/* The page checksum: one definition for all machines. length must be a multiple of 64. */
+uint64_t ksmpy_checksum(const void *data, size_t length);
+/* Reads length bytes as fast as this machine can: the yardstick for the checksum. */
+uint64_t ksmpy_read_only(const void *data, size_t length);

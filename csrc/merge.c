@@ -1,0 +1,274 @@
+/*
+ * Merging: the only code that maps pages onto frames.
+ *
+ * A run is carried out in pieces of at most FREEZE_MAX pages.  For each piece:
+ * freeze, compare every page with its frame (or fill the frame with it), map
+ * the equal ones, give the others back, thaw.  Bookkeeping comes after the
+ * thaw, so that nobody waits for it.
+ */
+#include "engine.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* What became of one piece: which of its pages lie on their frames now. */
+struct piece {
+    uint32_t page, frame;
+    uint64_t n;
+    bool equal[FREEZE_MAX];
+    bool mapped[FREEZE_MAX];
+};
+
+static void count_refusal(ksmpy_engine *engine, int error, uint64_t pages)
+{
+    struct ksmpy_scan_result *result = engine->result;
+    if (error == -EBUSY) {
+        engine->busy += pages;
+        result->busy += pages;
+    } else if (error == -ENOMEM || error == -ENOSPC) {
+        engine->no_memory += pages;
+        result->no_memory += pages;
+    } else {
+        engine->differed += pages;
+        result->differed += pages;
+    }
+}
+
+static void refuse_budget(ksmpy_engine *engine, uint64_t pages)
+{
+    engine->no_budget += pages;
+    engine->result->no_budget += pages;
+}
+
+/* Frozen: which pages may be mapped. fill: the frames take whatever the pages hold. */
+static void compare(const ksmpy_engine *engine, struct piece *piece, const uint8_t *view, bool fill)
+{
+    for (uint64_t i = 0; i < piece->n; i++) {
+        uint8_t *frame = frame_bytes(&engine->store, piece->frame + (uint32_t)i);
+        const uint8_t *bytes = view + bytes_of(i);
+        piece->mapped[i] = false;
+        piece->equal[i] = !engine->fz.hole[i] && (fill || memcmp(frame, bytes, PAGE_SIZE) == 0);
+        if (piece->equal[i] && fill)
+            memcpy(frame, bytes, PAGE_SIZE);
+    }
+}
+
+static uint64_t same_length(const struct piece *piece, uint64_t first)
+{
+    uint64_t end = first + 1;
+    while (end < piece->n && piece->equal[end] == piece->equal[first])
+        end++;
+    return end - first;
+}
+
+/* Frozen: equal pages onto their frames, the others back. 0 or the last error. */
+static int exchange(ksmpy_engine *engine, struct piece *piece)
+{
+    int failure = 0;
+    for (uint64_t i = 0, n; i < piece->n; i += n) {
+        n = same_length(piece, i);
+        int error = -ECANCELED;
+        if (piece->equal[i])
+            error = freeze_overlay(&engine->fz, i, n, engine->store.memfd, bytes_of(piece->frame + i));
+        if (error)
+            freeze_restore(&engine->fz, i, n);
+        else
+            memset(piece->mapped + i, true, n);
+        if (error && piece->equal[i])
+            failure = error;
+        engine->vmas += error ? 0 : 2;
+    }
+    return failure;
+}
+
+static void settle(ksmpy_engine *engine, const struct piece *piece, int error)
+{
+    uint64_t left = 0;
+    for (uint64_t i = 0; i < piece->n; i++) {
+        if (!piece->mapped[i]) {
+            left++;
+            continue;
+        }
+        page_share(engine, piece->page + (uint32_t)i, piece->frame + (uint32_t)i);
+        engine->result->merged++;
+    }
+    if (left)
+        count_refusal(engine, error, left);
+}
+
+/* One piece from the start of a run; returns how many pages it dealt with, mapped or refused. */
+static uint64_t merge_piece(ksmpy_engine *engine, struct piece *piece, uint64_t n, bool fill)
+{
+    const uint8_t *view;
+    int64_t got = freeze(&engine->fz, page_address(engine, piece->page), n, &view);
+    if (got < 0) {
+        piece->n = 1;
+        piece->mapped[0] = false;
+        count_refusal(engine, (int)got, 1);
+        return 1;
+    }
+    piece->n = (uint64_t)got;
+    compare(engine, piece, view, fill);
+    int error = exchange(engine, piece);
+    thaw(&engine->fz);
+    settle(engine, piece, error);
+    return piece->n;
+}
+
+/* The readers' page faults are taken here, a run at a time, instead of by them. */
+static void fault_in(const ksmpy_engine *engine, uint32_t page, uint64_t n)
+{
+    os_populate(page_address(engine, page), n, false);
+}
+
+static void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint64_t n)
+{
+    struct piece piece;
+    uint32_t start = page;
+    for (uint64_t left = n, done; left; left -= done) {
+        piece.page = page;
+        piece.frame = frame;
+        done = merge_piece(engine, &piece, left, false);
+        page += (uint32_t)done;
+        frame += (uint32_t)done;
+    }
+    fault_in(engine, start, n);
+}
+
+/* New frames get their place in the index once they have a sharer, or go back. */
+static void adopt_frames(ksmpy_engine *engine, const struct piece *piece, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        uint32_t frame = piece->frame + (uint32_t)i;
+        if (!piece->mapped[i]) {
+            store_free(&engine->store, frame);
+            continue;
+        }
+        const uint8_t *bytes = frame_bytes(&engine->store, frame);
+        frame_at(&engine->store, frame)->sum = cut_sum(ksmpy_checksum(bytes, PAGE_SIZE));
+        index_add_frame(engine, frame, tree_of(engine, page_node(page_record(engine, piece->page))));
+    }
+}
+
+/* Pages become the first sharers of n new frames; the pages that failed have a free frame afterwards. */
+static void promote(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint64_t n)
+{
+    struct piece piece;
+    uint32_t start = page;
+    uint64_t total = n;
+    while (n) {
+        piece.page = page;
+        piece.frame = frame;
+        uint64_t done = merge_piece(engine, &piece, n, true);
+        adopt_frames(engine, &piece, done);
+        page += (uint32_t)done;
+        frame += (uint32_t)done;
+        n -= done;
+    }
+    fault_in(engine, start, total);
+}
+
+static bool on_frame(const ksmpy_engine *engine, uint32_t page, uint32_t frame)
+{
+    const struct page *record = page_record(engine, page);
+    return page_state(record) == PAGE_SHARED && record->link == frame;
+}
+
+/* The pages that wait for frames of which some could not be made. */
+static void merge_onto_promoted(ksmpy_engine *engine, const struct run *run, uint32_t frame)
+{
+    for (uint64_t i = 0, n; i < run->n; i += n) {
+        n = 0;
+        while (i + n < run->n && on_frame(engine, run->target + (uint32_t)(i + n), frame + (uint32_t)(i + n)))
+            n++;
+        if (n)
+            merge_onto_frames(engine, run->page + (uint32_t)i, frame + (uint32_t)i, n);
+        else
+            n = 1;
+    }
+}
+
+static void merge_pages(ksmpy_engine *engine, struct run run)
+{
+    int node = (int)page_node(page_record(engine, run.target));
+    while (run.n) {
+        struct run part = run;
+        uint32_t frame = store_take(&engine->store, node, &part.n);
+        if (frame == NO_FRAME) {
+            count_refusal(engine, -ENOMEM, run.n);
+            return;
+        }
+        promote(engine, part.target, frame, part.n);
+        merge_onto_promoted(engine, &part, frame);
+        run.page += (uint32_t)part.n;
+        run.target += (uint32_t)part.n;
+        run.n -= part.n;
+    }
+}
+
+/* ---- zero pages ---- */
+
+static bool is_zero(const uint8_t *bytes)
+{
+    return bytes[0] == 0 && memcmp(bytes, bytes + 1, PAGE_SIZE - 1) == 0;
+}
+
+static uint64_t zero_piece(ksmpy_engine *engine, uint32_t page, uint64_t n)
+{
+    struct piece piece = {.page = page};
+    const uint8_t *view;
+    int vma_flags = region_at(engine, region_of(engine, page))->vma_flags;
+    int64_t got = freeze(&engine->fz, page_address(engine, page), n, &view);
+    if (got < 0) {
+        count_refusal(engine, (int)got, 1);
+        return 1;
+    }
+    piece.n = (uint64_t)got;
+    for (uint64_t i = 0; i < piece.n; i++)
+        piece.equal[i] = !engine->fz.hole[i] && is_zero(view + bytes_of(i));
+    for (uint64_t i = 0, length; i < piece.n; i += length) {
+        length = same_length(&piece, i);
+        int error = piece.equal[i] ? freeze_zero(&engine->fz, i, length, vma_flags) : -ECANCELED;
+        if (error)
+            freeze_restore(&engine->fz, i, length);
+        memset(piece.mapped + i, error == 0, length);
+    }
+    thaw(&engine->fz);
+    for (uint64_t i = 0; i < piece.n; i++)
+        if (piece.mapped[i]) {
+            page_become(engine, page + (uint32_t)i, PAGE_ZERO, NO_INDEX);
+            engine->result->zeroed++;
+        } else {
+            count_refusal(engine, -ECANCELED, 1);
+        }
+    return piece.n;
+}
+
+static void merge_zeros(ksmpy_engine *engine, uint32_t page, uint64_t n)
+{
+    for (uint64_t done; n; n -= done) {
+        done = zero_piece(engine, page, n);
+        page += (uint32_t)done;
+    }
+}
+
+void merge_run(ksmpy_engine *engine)
+{
+    struct run run = engine->run;
+    engine->run.kind = RUN_NONE;
+    engine->run.n = 0;
+    if (run.kind == RUN_NONE)
+        return;
+    if (run.kind == RUN_UNMERGE) {
+        uint32_t region = region_of(engine, run.page);
+        unmerge_pages(engine, region, run.page - region_at(engine, region)->base, run.n, PAGE_SEEN);
+    } else if (run.kind == RUN_ZERO) {
+        merge_zeros(engine, run.page, run.n);
+    } else if (!budget_allows(engine, run.kind == RUN_PAGE ? 4 : 2)) {
+        refuse_budget(engine, run.n);
+    } else if (run.kind == RUN_FRAME) {
+        merge_onto_frames(engine, run.page, run.target, run.n);
+    } else {
+        merge_pages(engine, run);
+    }
+}

@@ -1,0 +1,155 @@
+/*
+ * Everything the engine asks of the operating system.  The files os_*.c are
+ * the only ones with system calls, and the contract is:
+ *
+ *  - A function returns 0 or a count on success and a negative errno on
+ *    failure; it never prints, never exits, and never retries for ever.
+ *  - Nothing here allocates from malloc's heap: a caller may hold a page range
+ *    frozen that a thread inside malloc is waiting for.
+ *  - Addresses are page aligned, lengths are in pages (n) unless named bytes.
+ *  - Every descriptor is close-on-exec.
+ */
+#ifndef KSMPY_OS_H
+#define KSMPY_OS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "ksmpy.h"
+
+#define PAGE_SHIFT 12
+#define PAGE_SIZE ((size_t)1 << PAGE_SHIFT)
+
+static inline size_t bytes_of(uint64_t pages)
+{
+    return (size_t)pages << PAGE_SHIFT;
+}
+
+static inline uint8_t *page_at(uintptr_t address, uint64_t page)
+{
+    return (uint8_t *)address + bytes_of(page);
+}
+
+/* ---- userfaultfd (os_uffd.c) ---- */
+
+enum os_uffd_feature {
+    OS_UFFD_MOVE = 1,
+    OS_UFFD_WP_ASYNC = 2,   /* write protection that the kernel lifts by itself */
+    OS_UFFD_WP_SYNC = 4,    /* write protection that blocks, also on shmem mappings */
+    OS_UFFD_FOLLOW_MREMAP = 8 /* a registration follows mremap; someone must read the events */
+};
+
+enum os_uffd_mode { OS_UFFD_MISSING = 1, OS_UFFD_WP = 2 };
+
+enum os_uffd_event { OS_UFFD_NOTHING, OS_UFFD_FAULT, OS_UFFD_OTHER };
+
+/* A new userfaultfd, or -errno.  *kernel_mode tells whether it also handles faults in system calls. */
+int os_uffd_open(int features, bool *kernel_mode);
+int os_uffd_register(int fd, uintptr_t address, uint64_t n, int mode);
+int os_uffd_unregister(int fd, uintptr_t address, uint64_t n);
+/* Moves pages; returns how many of the leading ones were moved, or -errno when none was. */
+int64_t os_uffd_move(int fd, uintptr_t to, uintptr_t from, uint64_t n);
+int64_t os_uffd_copy(int fd, uintptr_t to, const void *from, uint64_t n);
+int64_t os_uffd_zero(int fd, uintptr_t address, uint64_t n);
+int os_uffd_wake(int fd, uintptr_t address, uint64_t n);
+int os_uffd_protect(int fd, uintptr_t address, uint64_t n, bool on);
+/* The next message, without waiting; for OS_UFFD_FAULT *address is the faulting page. */
+int os_uffd_read(int fd, uintptr_t *address);
+
+/* ---- mappings (os_map.c) ---- */
+
+/* Address space that costs nothing until it is committed; NULL when there is none. */
+void *os_reserve(size_t bytes);
+int os_commit(void *address, size_t bytes);
+void os_unmap(void *address, size_t bytes);
+int os_dont_fork(void *address, size_t bytes);
+/* Zero-filled private memory, NULL when out of it. */
+void *os_alloc(size_t bytes);
+
+/* Replaces whatever is mapped by frames of the store, copy-on-write. */
+int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset);
+/* Replaces whatever is mapped by fresh anonymous memory with the same flags (enum ksmpy_vma_flag). */
+int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags);
+/* Maps fresh memory at an address only if nothing is there. */
+int os_claim(uintptr_t address, uint64_t n);
+int os_set_vma_flags(uintptr_t address, uint64_t n, int vma_flags);
+/* mremap onto an address, replacing what is there; keep: the old mapping stays, empty. */
+int os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep);
+int os_protect(uintptr_t address, uint64_t n, bool writable);
+int os_drop(uintptr_t address, uint64_t n); /* MADV_DONTNEED */
+/* Faults a range in, for reading or (breaking copy-on-write) for writing. */
+int os_populate(uintptr_t address, uint64_t n, bool write);
+
+int os_memfd(const char *name, size_t bytes);
+void *os_map_shared(int memfd, size_t bytes);
+/*
+ * No change of size, and nobody gets it writable again: closes the descriptor
+ * and returns a read-only one, or -errno.  What is mapped already stays so.
+ */
+int os_seal(int memfd);
+/* Gives the memory under a part of a shared mapping back to the system. */
+int os_punch(void *address, uint64_t n);
+int os_identify(int fd, uint64_t *inode, uint64_t *dev);
+
+/* A lease: a lock that lives as long as somebody maps it (a forked child does). */
+void *os_lease_take(int lease_fd, uint64_t number);
+void os_lease_drop(void *lease);
+bool os_lease_held(int lease_fd, uint64_t number);
+
+/* ---- reading the address space (os_maps.c, os_pagemap.c) ---- */
+
+struct os_vma {
+    uintptr_t start, end;
+    uint64_t inode, dev; /* of the mapped file; 0 without one */
+    bool private_anonymous_rw;
+};
+
+struct os_maps {
+    int fd;
+    bool query;       /* PROCMAP_QUERY works (Linux 6.11) */
+    char *buffer;     /* the text way: what was read, and the last answer */
+    size_t fill, at;
+    struct os_vma last;
+};
+
+int os_maps_open(struct os_maps *maps);
+void os_maps_close(struct os_maps *maps);
+/* Forgets what was read before: to be called when mappings of interest may have changed. */
+void os_maps_refresh(struct os_maps *maps);
+/* The first mapping that ends above address: 1 found, 0 none, or -errno. Ask in ascending order. */
+int os_maps_find(struct os_maps *maps, uintptr_t address, struct os_vma *out);
+/* How many mappings the process has, or -errno. */
+int64_t os_maps_count(struct os_maps *maps);
+uint64_t os_max_map_count(void);
+
+struct os_range {
+    uintptr_t start, end;
+    bool zero;    /* the kernel's zero page, or nothing at all */
+};
+
+/*
+ * The ranges of [address, +n) that are tracked memory written since they were
+ * last asked about, and arms them again; overlays are passed over.  Returns the number of ranges (at most max) and in
+ * *next the address up to which the answer goes.
+ */
+int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges, int64_t max,
+                   uintptr_t *next);
+/* The ranges that are private memory of any kind, without arming; the rest of the contract is the same. */
+int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges, int64_t max,
+                   uintptr_t *next);
+/* A page's kind, without PAGEMAP_SCAN. */
+enum os_page { OS_PAGE_NONE, OS_PAGE_FILE, OS_PAGE_ANON, OS_PAGE_ZERO };
+int os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds);
+
+/* ---- the machine (os_probe.c, os_numa.c) ---- */
+
+void os_probe(struct ksmpy_caps *caps);
+uint64_t os_memory_pages(void);
+uint64_t os_milliseconds(void); /* monotonic */
+void os_sleep_us(unsigned us);
+/* Node numbers of n pages (negative errno for a page without one). */
+int os_nodes(uintptr_t address, uint64_t n, int *nodes);
+int os_bind(void *address, size_t bytes, int node);
+
+#endif

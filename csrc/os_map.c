@@ -1,0 +1,204 @@
+/* Mappings, the store's memfd, and the leases that forked children hold. */
+#include "os.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8
+#endif
+
+#define RW (PROT_READ | PROT_WRITE)
+
+static void *mapped(void *address)
+{
+    return address == MAP_FAILED ? NULL : address;
+}
+
+static int status(int result)
+{
+    return result < 0 ? -errno : 0;
+}
+
+void *os_reserve(size_t bytes)
+{
+    return mapped(mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+}
+
+int os_commit(void *address, size_t bytes)
+{
+    return status(mprotect(address, bytes, RW));
+}
+
+void os_unmap(void *address, size_t bytes)
+{
+    if (address)
+        munmap(address, bytes);
+}
+
+int os_dont_fork(void *address, size_t bytes)
+{
+    return status(madvise(address, bytes, MADV_DONTFORK));
+}
+
+void *os_alloc(size_t bytes)
+{
+    return mapped(mmap(NULL, bytes, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+}
+
+int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset)
+{
+    void *got = mmap((void *)address, bytes_of(n), RW, MAP_PRIVATE | MAP_FIXED, memfd, (off_t)offset);
+    return got == MAP_FAILED ? -errno : 0;
+}
+
+int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags)
+{
+    void *got = mmap((void *)address, bytes_of(n), RW, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1, 0);
+    if (got == MAP_FAILED)
+        return -errno;
+    os_set_vma_flags(address, n, vma_flags);
+    return 0;
+}
+
+int os_claim(uintptr_t address, uint64_t n)
+{
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+    void *got = mmap((void *)address, bytes_of(n), RW, flags, -1, 0);
+    return got == MAP_FAILED ? -errno : 0;
+}
+
+int os_set_vma_flags(uintptr_t address, uint64_t n, int vma_flags)
+{
+    int error = 0;
+    if (vma_flags & KSMPY_VMA_HUGEPAGE)
+        error |= madvise((void *)address, bytes_of(n), MADV_HUGEPAGE);
+    if (vma_flags & KSMPY_VMA_NOHUGEPAGE)
+        error |= madvise((void *)address, bytes_of(n), MADV_NOHUGEPAGE);
+    if (vma_flags & KSMPY_VMA_DONTDUMP)
+        error |= madvise((void *)address, bytes_of(n), MADV_DONTDUMP);
+    return status(error);
+}
+
+int os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep)
+{
+    int flags = MREMAP_MAYMOVE | MREMAP_FIXED | (keep ? MREMAP_DONTUNMAP : 0);
+    void *got = mremap((void *)from, bytes_of(n), bytes_of(n), flags, (void *)to);
+    return got == MAP_FAILED ? -errno : 0;
+}
+
+int os_protect(uintptr_t address, uint64_t n, bool writable)
+{
+    return status(mprotect((void *)address, bytes_of(n), writable ? RW : PROT_READ));
+}
+
+int os_drop(uintptr_t address, uint64_t n)
+{
+    return status(madvise((void *)address, bytes_of(n), MADV_DONTNEED));
+}
+
+int os_populate(uintptr_t address, uint64_t n, bool write)
+{
+    int result;
+    do
+        result = madvise((void *)address, bytes_of(n), write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+    while (result < 0 && errno == EINTR);
+    return status(result);
+}
+
+int os_memfd(const char *name, size_t bytes)
+{
+    unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+    int fd = memfd_create(name, flags | MFD_NOEXEC_SEAL);
+    if (fd < 0 && errno == EINVAL) /* before Linux 6.3 */
+        fd = memfd_create(name, flags);
+    if (fd < 0)
+        return -errno;
+    if (ftruncate(fd, (off_t)bytes) < 0) {
+        int error = errno;
+        close(fd);
+        return -error;
+    }
+    return fd;
+}
+
+void *os_map_shared(int memfd, size_t bytes)
+{
+    return mapped(mmap(NULL, bytes, RW, MAP_SHARED | MAP_NORESERVE, memfd, 0));
+}
+
+static int reopen(int fd, int flags)
+{
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    int again = open(path, flags | O_CLOEXEC);
+    return again < 0 ? -errno : again;
+}
+
+/* F_SEAL_FUTURE_WRITE would do, but then no hole can be punched either (EPERM, also for MADV_REMOVE). */
+int os_seal(int memfd)
+{
+    int error = status(fcntl(memfd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL));
+    if (!error)
+        error = status(fchmod(memfd, S_IRUSR));
+    int readable = error ? error : reopen(memfd, O_RDONLY);
+    close(memfd);
+    return readable;
+}
+
+int os_punch(void *address, uint64_t n)
+{
+    return status(madvise(address, bytes_of(n), MADV_REMOVE));
+}
+
+int os_identify(int fd, uint64_t *inode, uint64_t *dev)
+{
+    struct stat info;
+    if (fstat(fd, &info) < 0)
+        return -errno;
+    *inode = info.st_ino;
+    *dev = info.st_dev;
+    return 0;
+}
+
+/*
+ * An open-file-description lock goes when the last reference to the
+ * description goes, and a mapping is such a reference: a child that closes
+ * every descriptor still holds it until it exits or calls exec.
+ */
+void *os_lease_take(int lease_fd, uint64_t number)
+{
+    int fd = reopen(lease_fd, O_RDWR);
+    if (fd < 0)
+        return NULL;
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)number, .l_len = 1};
+    void *lease = NULL;
+    if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
+        lease = mapped(mmap(NULL, PAGE_SIZE, PROT_NONE, MAP_SHARED, fd, 0));
+    close(fd);
+    return lease;
+}
+
+void os_lease_drop(void *lease)
+{
+    os_unmap(lease, PAGE_SIZE);
+}
+
+bool os_lease_held(int lease_fd, uint64_t number)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)number, .l_len = 1};
+    if (fcntl(lease_fd, F_OFD_GETLK, &lock) < 0)
+        return true;
+    return lock.l_type != F_UNLCK;
+}

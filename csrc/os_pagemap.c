@@ -1,0 +1,111 @@
+/* What the page tables say: PAGEMAP_SCAN (Linux 6.7), and the older /proc/self/pagemap words. */
+#include "os.h"
+
+#include <errno.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+/* struct pm_scan_arg and struct page_region of linux/fs.h */
+struct scan_request {
+    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+    uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+struct scan_range {
+    uint64_t start, end, categories;
+};
+#define SCAN_IOCTL _IOWR('f', 16, struct scan_request)
+#define SCAN_WP_MATCHING 1
+#define IS_WRITTEN (1u << 1)
+#define IS_FILE (1u << 2)
+#define IS_PRESENT (1u << 3)
+#define IS_SWAPPED (1u << 4)
+#define IS_ZERO (1u << 5)
+
+#define RANGES 256
+
+static int64_t ask(int pagemap_fd, struct scan_request request, struct os_range *ranges, int64_t max,
+                   uintptr_t *next)
+{
+    struct scan_range found[RANGES];
+    request.size = sizeof request;
+    request.vec = (uintptr_t)found;
+    request.vec_len = (uint64_t)(max < RANGES ? max : RANGES);
+    int count = ioctl(pagemap_fd, SCAN_IOCTL, &request);
+    if (count < 0)
+        return -errno;
+    for (int i = 0; i < count; i++)
+        ranges[i] = (struct os_range){found[i].start, found[i].end, found[i].categories & IS_ZERO};
+    *next = (uintptr_t)request.walk_end;
+    return count;
+}
+
+int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges, int64_t max,
+                   uintptr_t *next)
+{
+    struct scan_request request = {
+        .flags = SCAN_WP_MATCHING,
+        .start = address,
+        .end = address + bytes_of(n),
+        .category_mask = IS_WRITTEN,
+        .return_mask = IS_WRITTEN | IS_ZERO,
+    };
+    return ask(pagemap_fd, request, ranges, max, next);
+}
+
+/*
+ * An overlay's untouched page is not there, a read one is a file page, a copied
+ * one is neither.  Swapped out or migrating, each keeps what it is.
+ */
+int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges, int64_t max,
+                   uintptr_t *next)
+{
+    struct scan_request request = {
+        .start = address,
+        .end = address + bytes_of(n),
+        .category_inverted = IS_FILE,
+        .category_mask = IS_FILE,
+        .category_anyof_mask = IS_PRESENT | IS_SWAPPED,
+        .return_mask = IS_FILE,
+    };
+    return ask(pagemap_fd, request, ranges, max, next);
+}
+
+#define WORD_PRESENT ((uint64_t)1 << 63)
+#define WORD_SWAPPED ((uint64_t)1 << 62)
+#define WORD_FILE ((uint64_t)1 << 61)
+#define WORD_EXCLUSIVE ((uint64_t)1 << 56)
+#define WORDS 512
+
+/*
+ * The zero page has no reverse mapping, so it is present and never exclusive;
+ * neither is a page that a forked child shares.  Taking such a page for the
+ * zero page (its bytes are zero too, the caller checked) loses only a merge.
+ */
+static uint8_t kind_of(uint64_t word)
+{
+    if (!(word & (WORD_PRESENT | WORD_SWAPPED)))
+        return OS_PAGE_NONE;
+    if (word & WORD_FILE)
+        return OS_PAGE_FILE;
+    if ((word & WORD_PRESENT) && !(word & WORD_EXCLUSIVE))
+        return OS_PAGE_ZERO;
+    return OS_PAGE_ANON;
+}
+
+int os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds)
+{
+    uint64_t words[WORDS];
+    while (n) {
+        uint64_t part = n < WORDS ? n : WORDS;
+        off_t at = (off_t)(address >> PAGE_SHIFT) * 8;
+        ssize_t got = pread(pagemap_fd, words, part * 8, at);
+        if (got != (ssize_t)(part * 8))
+            return got < 0 ? -errno : -EFAULT;
+        for (uint64_t i = 0; i < part; i++)
+            kinds[i] = kind_of(words[i]);
+        address += bytes_of(part);
+        kinds += part;
+        n -= part;
+    }
+    return 0;
+}

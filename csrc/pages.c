@@ -1,0 +1,53 @@
+/* Page records, and the counters that follow from their states. */
+#include "engine.h"
+
+static bool has_rmap_item(enum page_state state)
+{
+    return state != PAGE_NEW && state != PAGE_HOLE && state != PAGE_ZERO;
+}
+
+void page_become(ksmpy_engine *engine, uint32_t id, enum page_state state, uint32_t link)
+{
+    struct page *page = page_record(engine, id);
+    struct region *region = region_at(engine, region_of(engine, id));
+    enum page_state old = page_state(page);
+    int seen = has_rmap_item(state) - has_rmap_item(old);
+    int zero = (state == PAGE_ZERO) - (old == PAGE_ZERO);
+    int merging = (state == PAGE_SHARED) - (old == PAGE_SHARED);
+    engine->seen_pages += (uint64_t)seen;
+    region->seen += (uint64_t)seen;
+    engine->zero_pages += (uint64_t)zero;
+    region->zeros += (uint64_t)zero;
+    engine->shared_pages += (uint64_t)merging;
+    region->merging += (uint64_t)merging;
+    engine->waiting_pages += (uint64_t)((state == PAGE_WAITING) - (old == PAGE_WAITING));
+    engine->paired_pages += (uint64_t)((state == PAGE_PAIRED) - (old == PAGE_PAIRED));
+    page_set_state(page, state);
+    page->link = link;
+}
+
+void page_withdraw(ksmpy_engine *engine, uint32_t id)
+{
+    enum page_state state = page_state(page_record(engine, id));
+    if (state == PAGE_WAITING || state == PAGE_PAIRED)
+        index_remove_candidate(engine, id);
+}
+
+void page_share(ksmpy_engine *engine, uint32_t id, uint32_t frame)
+{
+    struct frame *record = frame_at(&engine->store, frame);
+    page_withdraw(engine, id);
+    page_become(engine, id, PAGE_SHARED, frame);
+    page_set_age(page_record(engine, id), 0);
+    if (record->sharers++ == 0) {
+        engine->shared_frames++;
+        engine->stale_frames -= record->live; /* a new frame comes into the index after its first sharer */
+    }
+}
+
+void page_unshare(ksmpy_engine *engine, uint32_t id, enum page_state state)
+{
+    uint32_t frame = page_record(engine, id)->link;
+    page_become(engine, id, state, NO_INDEX);
+    frame_leave(engine, frame);
+}

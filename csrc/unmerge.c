@@ -1,0 +1,189 @@
+/*
+ * Unmerging: overlays become anonymous memory again.  What is an overlay is
+ * asked of /proc/self/maps and never of our records: memory that was unmapped
+ * or replaced behind our back must not be touched.
+ */
+#include "engine.h"
+
+#include <errno.h>
+
+struct span {
+    uintptr_t start, end;
+};
+
+static bool is_overlay(const ksmpy_engine *engine, const struct os_vma *vma)
+{
+    return vma->inode == engine->store.inode && vma->dev == engine->store.dev;
+}
+
+/* The next stretch of overlay mappings in [at, end): 1 found, 0 none, or -errno. */
+static int next_overlay(ksmpy_engine *engine, uintptr_t at, uintptr_t end, struct span *span)
+{
+    struct os_vma vma;
+    *span = (struct span){0, 0};
+    while (at < end) {
+        int found = os_maps_find(&engine->maps, at, &vma);
+        if (found < 0)
+            return found;
+        bool more = found && vma.start < end && (!span->end || vma.start <= span->end);
+        if (more && is_overlay(engine, &vma)) {
+            if (!span->end)
+                span->start = vma.start > at ? vma.start : at;
+            span->end = vma.end < end ? vma.end : end;
+        } else if (span->end || !more) {
+            break;
+        }
+        at = vma.end;
+    }
+    return span->end != 0;
+}
+
+/* Records follow the address space: these pages map no frame any more. */
+static void forget_sharing(ksmpy_engine *engine, const struct region *region, uint64_t first, uint64_t n,
+                           enum page_state state)
+{
+    for (uint64_t i = first; i < first + n; i++) {
+        uint32_t id = region->base + (uint32_t)i;
+        if (page_state(page_record(engine, id)) == PAGE_SHARED)
+            page_unshare(engine, id, state);
+    }
+}
+
+static int unmerge_span(ksmpy_engine *engine, const struct region *region, struct span span, enum page_state state)
+{
+    int failure = 0;
+    while (span.start < span.end) {
+        uint64_t n = (span.end - span.start) >> PAGE_SHIFT;
+        n = n < FREEZE_MAX ? n : FREEZE_MAX;
+        int error = freezer_unoverlay(&engine->fz, span.start, n, region->vma_flags);
+        if (error)
+            failure = failure ? failure : error;
+        else
+            forget_sharing(engine, region, (span.start - region->address) >> PAGE_SHIFT, n, state);
+        span.start += bytes_of(n);
+    }
+    return failure;
+}
+
+int unmerge_pages(ksmpy_engine *engine, uint32_t id, uint64_t first, uint64_t n, enum page_state state)
+{
+    const struct region *region = region_at(engine, id);
+    uintptr_t at = region->address + bytes_of(first), end = at + bytes_of(n);
+    struct span span;
+    int failure = 0, found;
+    os_maps_refresh(&engine->maps);
+    while ((found = next_overlay(engine, at, end, &span)) > 0) {
+        /* what lies before it maps nothing of ours, whatever the records say */
+        forget_sharing(engine, region, (at - region->address) >> PAGE_SHIFT, (span.start - at) >> PAGE_SHIFT, state);
+        int error = unmerge_span(engine, region, span, state);
+        failure = failure ? failure : error;
+        at = span.end;
+    }
+    if (found < 0)
+        return failure ? failure : found;
+    forget_sharing(engine, region, (at - region->address) >> PAGE_SHIFT, (end - at) >> PAGE_SHIFT, state);
+    return failure;
+}
+
+/* Placed zero pages become memory of their own, which breaking copy-on-write does in place. */
+static int unmerge_zeros(ksmpy_engine *engine, const struct region *region)
+{
+    int failure = 0;
+    for (uint64_t i = 0, n; i < region->n; i += n) {
+        n = 0;
+        while (i + n < region->n && page_state(page_record(engine, region->base + (uint32_t)(i + n))) == PAGE_ZERO)
+            n++;
+        int error = n ? os_populate(region->address + bytes_of(i), n, true) : 0;
+        if (error)
+            failure = error;
+        for (uint64_t k = 0; k < n && !error; k++)
+            page_become(engine, region->base + (uint32_t)(i + k), PAGE_NEW, NO_INDEX);
+        n = n ? n : 1;
+    }
+    return failure;
+}
+
+/* Everything else is forgotten: the next pass begins from nothing. */
+static void reset_pages(ksmpy_engine *engine, const struct region *region)
+{
+    for (uint64_t i = 0; i < region->n; i++) {
+        uint32_t id = region->base + (uint32_t)i;
+        enum page_state state = page_state(page_record(engine, id));
+        if (state == PAGE_SHARED || state == PAGE_ZERO)
+            continue; /* could not be unmerged */
+        page_withdraw(engine, id);
+        page_become(engine, id, PAGE_NEW, NO_INDEX);
+        page_set_age(page_record(engine, id), 0);
+        page_set_skip(page_record(engine, id), 0);
+    }
+}
+
+int unmerge_region(ksmpy_engine *engine, uint32_t id)
+{
+    const struct region *region = region_at(engine, id);
+    int error = unmerge_pages(engine, id, 0, region->n, PAGE_NEW);
+    int zeros = region->zeros && !region->lost ? unmerge_zeros(engine, region) : 0;
+    reset_pages(engine, region);
+    store_flush(&engine->store);
+    return error ? error : zeros;
+}
+
+/* An overlay shows its frame, or nothing yet; anything else is a copy that a write made. */
+static bool was_written(enum page_state state, uint8_t kind)
+{
+    if (state == PAGE_SHARED)
+        return kind == OS_PAGE_ANON || kind == OS_PAGE_ZERO;
+    return state == PAGE_ZERO && kind == OS_PAGE_ANON;
+}
+
+static void unmerge_written_chunk(ksmpy_engine *engine, uint32_t id, uint64_t first, uint64_t n)
+{
+    const struct region *region = region_at(engine, id);
+    uint8_t kinds[CHUNK];
+    if (os_pages(engine->fz.pagemap_fd, region->address + bytes_of(first), n, kinds) < 0)
+        return;
+    for (uint64_t i = 0, length; i < n; i += length) {
+        uint32_t page = region->base + (uint32_t)(first + i);
+        enum page_state state = page_state(page_record(engine, page));
+        length = 1;
+        if (!was_written(state, kinds[i]))
+            continue;
+        if (state == PAGE_ZERO) {
+            page_become(engine, page, PAGE_SEEN, NO_INDEX);
+            continue;
+        }
+        while (i + length < n && page_state(page_record(engine, page + (uint32_t)length)) == PAGE_SHARED &&
+               was_written(PAGE_SHARED, kinds[i + length]))
+            length++;
+        unmerge_pages(engine, id, first + i, length, PAGE_SEEN);
+    }
+}
+
+void unmerge_written(ksmpy_engine *engine, uint32_t id)
+{
+    const struct region *region = region_at(engine, id);
+    if (region->lost || (!region->merging && !region->zeros))
+        return;
+    for (uint64_t at = 0; at < region->n; at += CHUNK)
+        unmerge_written_chunk(engine, id, at, region->n - at < CHUNK ? region->n - at : CHUNK);
+}
+
+/*
+ * Fresh memory replaces the overlays.  Where even that fails the frames keep
+ * their sharers for ever: better a leaked frame than a freed one that is mapped.
+ */
+void discard_region(ksmpy_engine *engine, uint32_t id)
+{
+    const struct region *region = region_at(engine, id);
+    uintptr_t at = region->address, end = at + bytes_of(region->n);
+    struct span span;
+    os_maps_refresh(&engine->maps);
+    while (region->merging && next_overlay(engine, at, end, &span) > 0) {
+        uint64_t first = (span.start - region->address) >> PAGE_SHIFT, n = (span.end - span.start) >> PAGE_SHIFT;
+        forget_sharing(engine, region, (at - region->address) >> PAGE_SHIFT, (span.start - at) >> PAGE_SHIFT, PAGE_NEW);
+        if (os_map_anonymous(span.start, n, region->vma_flags) == 0)
+            forget_sharing(engine, region, first, n, PAGE_NEW);
+        at = span.end;
+    }
+    store_flush(&engine->store);
+}

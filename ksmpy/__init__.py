@@ -1,0 +1,105 @@
+"""KSM in user space for Python: equal pages of registered buffers share one copy.
+
+Everything is imported when it is first used, so that importing ksmpy costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ksmpy.analyze import analyze
+    from ksmpy.arrays import copy, empty, zeros
+    from ksmpy.dedup import Report, dedup, estimate
+    from ksmpy.doctor import doctor
+    from ksmpy.engine import Engine
+    from ksmpy.errors import KsmpyError, RegionError, StoreError, Unsupported
+    from ksmpy.integrations import disable, enable, worker_init
+    from ksmpy.region import Region
+    from ksmpy.stats import Check, Estimate, RegionStats, ScanResult, Share, Stats
+
+    __version__: str
+
+_EXPORTS = {
+    "Check": "stats",
+    "Engine": "engine",
+    "Estimate": "stats",
+    "KsmpyError": "errors",
+    "Region": "region",
+    "RegionError": "errors",
+    "RegionStats": "stats",
+    "Report": "dedup",
+    "ScanResult": "stats",
+    "Share": "stats",
+    "Stats": "stats",
+    "StoreError": "errors",
+    "Unsupported": "errors",
+    "analyze": "analyze",
+    "copy": "arrays",
+    "dedup": "dedup",
+    "disable": "integrations",
+    "doctor": "doctor",
+    "empty": "arrays",
+    "enable": "integrations",
+    "estimate": "dedup",
+    "worker_init": "integrations",
+    "zeros": "arrays",
+}
+
+__all__ = [
+    "Check",
+    "Engine",
+    "Estimate",
+    "KsmpyError",
+    "Region",
+    "RegionError",
+    "RegionStats",
+    "Report",
+    "ScanResult",
+    "Share",
+    "Stats",
+    "StoreError",
+    "Unsupported",
+    "analyze",
+    "copy",
+    "dedup",
+    "disable",
+    "doctor",
+    "empty",
+    "enable",
+    "estimate",
+    "worker_init",
+    "zeros",
+]
+
+
+class _Package(ModuleType):
+    """Keeps `import ksmpy.doctor` from putting the module where the function doctor() belongs."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _EXPORTS and isinstance(value, ModuleType):
+            return
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("ksmpy")
+    elif name in _EXPORTS:
+        value = getattr(import_module(f"ksmpy.{_EXPORTS[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS, "__version__"])

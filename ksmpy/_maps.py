@@ -1,0 +1,134 @@
+"""The process's own mappings, from /proc/self/smaps: which of them can hold a region."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from ksmpy._native import VMA_DONTDUMP, VMA_HUGEPAGE, VMA_NOHUGEPAGE
+
+__all__ = ["OVERLAY_PREFIX", "AddressSpace", "Mapping", "refusal", "vma_flags"]
+
+# The store's memfd is named so; a mapping of it is an overlay, a merged page or a run of them.
+OVERLAY_PREFIX = "/memfd:ksmpy"
+
+_HEADER = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) ([rwxsp-]{4}) [0-9a-f]+ \S+ \d+ *(.*)$", re.MULTILINE
+)
+_FLAGS = re.compile(rb"^VmFlags: (.*)$", re.MULTILINE)
+
+_ENGINE_FLAGS = {"hg": VMA_HUGEPAGE, "nh": VMA_NOHUGEPAGE, "dd": VMA_DONTDUMP}
+
+# Letters of VmFlags (Documentation/filesystems/proc.rst), most telling first.
+_REFUSED = {
+    "ht": "it lies on huge pages of hugetlbfs",
+    "io": "it is a device's memory (VM_IO)",
+    "pf": "it is a device's memory (VM_PFNMAP)",
+    "lo": "it is locked in memory (mlock): unlock it first",
+    "wf": "it is wiped on fork (MADV_WIPEONFORK)",
+    "dc": "it is kept from forked children (MADV_DONTFORK)",
+    "gd": "it is a stack",
+    "sl": "it is sealed (mseal)",
+    "ss": "it is a shadow stack",
+    "um": "another userfaultfd of this process has registered it",
+    "uw": "another userfaultfd of this process has registered it",
+    "ui": "another userfaultfd of this process has registered it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """One line of /proc/self/maps, and its VmFlags (None where the kernel does not tell)."""
+
+    start: int
+    end: int
+    perms: str
+    path: str
+    flags: frozenset[str] | None
+
+
+class AddressSpace:
+    """A snapshot of the mappings, taken once for many look-ups."""
+
+    def __init__(self, mappings: list[Mapping]) -> None:
+        self._mappings = mappings
+        self._starts = [mapping.start for mapping in mappings]
+
+    @classmethod
+    def read(cls) -> AddressSpace:
+        """The mappings as they are now."""
+        try:
+            with open("/proc/self/smaps", "rb") as file:
+                return cls(_parse(file.read()))
+        except FileNotFoundError:
+            # Kernels without CONFIG_PROC_PAGE_MONITOR: permissions and paths only.
+            with open("/proc/self/maps", "rb") as file:
+                return cls(_parse(file.read()))
+
+    def covering(self, start: int, end: int) -> list[Mapping]:
+        """The mappings that touch [start, end), in order."""
+        index = max(bisect_right(self._starts, start) - 1, 0)
+        found = []
+        while index < len(self._mappings) and self._mappings[index].start < end:
+            if self._mappings[index].end > start:
+                found.append(self._mappings[index])
+            index += 1
+        return found
+
+
+def _parse(data: bytes) -> list[Mapping]:
+    headers = list(_HEADER.finditer(data))
+    ends = [header.start() for header in headers[1:]] + [len(data)]
+    mappings = []
+    for header, limit in zip(headers, ends, strict=True):
+        flags = _FLAGS.search(data, header.end(), limit)
+        mappings.append(
+            Mapping(
+                int(header[1], 16),
+                int(header[2], 16),
+                header[3].decode(),
+                header[4].decode(errors="replace"),
+                frozenset(flags[1].decode().split()) if flags else None,
+            )
+        )
+    return mappings
+
+
+def refusal(mappings: list[Mapping], start: int, end: int) -> str | None:
+    """Why [start, end), which `mappings` cover, cannot be a region; None when it can."""
+    position = start
+    for mapping in mappings:
+        if mapping.start > position:
+            break
+        position = mapping.end
+        reason = _mapping_refusal(mapping)
+        if reason is not None:
+            return reason
+    return "part of it is not mapped" if position < end else None
+
+
+def _mapping_refusal(mapping: Mapping) -> str | None:
+    flags = mapping.flags or frozenset()
+    if "ht" in flags:
+        return _REFUSED["ht"]
+    if mapping.path.startswith(OVERLAY_PREFIX):
+        return "it is merged already, by an engine"
+    if mapping.perms[3] == "s":
+        # Anonymous shared memory is a deleted /dev/zero in the kernel's eyes.
+        file = "" if mapping.path.startswith("/dev/zero") else f" and file-backed ({mapping.path})"
+        return f"it is shared memory (MAP_SHARED){file}"
+    if mapping.path.startswith("/"):
+        return f"it is file-backed ({mapping.path}): copy it into memory of its own"
+    if mapping.perms[:3] != "rw-":
+        return f"its memory is mapped {mapping.perms[:3]}, not rw-"
+    return next((text for flag, text in _REFUSED.items() if flag in flags), None)
+
+
+def vma_flags(mappings: list[Mapping]) -> int:
+    """The flags for ksmpy_register that all of the mappings have."""
+    common = -1
+    for mapping in mappings:
+        flags = mapping.flags or frozenset()
+        common &= sum(bit for letter, bit in _ENGINE_FLAGS.items() if letter in flags)
+    return max(common, 0)

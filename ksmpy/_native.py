@@ -1,0 +1,250 @@
+"""The only module that touches the extension: typed calls, errno turned into OSError.
+
+Calls release the GIL. An engine's pointer is freed by whichever call is the last one inside
+it once it has been closed, so that closing never waits for another thread and never frees
+memory that a running call still uses.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ksmpy.errors import KsmpyError, Unsupported
+
+_missing: str | None = None
+try:
+    from ksmpy._ksmpy import ffi, lib
+except ImportError as _error:
+    _missing = (
+        f"ksmpy merges memory on Linux only, this is {sys.platform}"
+        if not sys.platform.startswith("linux")
+        else f"ksmpy's extension module is missing or does not load: {_error}"
+    )
+
+PAGE_SIZE = 4096
+MAX_NODES = 32
+
+FREEZES = ("auto", "uffd-move", "uffd-remap", "signal")
+TRACKINGS = ("auto", "wp-async", "checksum")
+
+VMA_HUGEPAGE = 1
+VMA_NOHUGEPAGE = 2
+VMA_DONTDUMP = 4
+
+SCAN_EAGER = 1
+SCAN_RESTART = 2
+
+KNOB_NUMBERS = {
+    "merge_across_nodes": 0,
+    "max_page_sharing": 1,
+    "use_zero_pages": 2,
+    "smart_scan": 3,
+    "stable_node_chains_prune_millisecs": 4,
+    "vma_share_percent": 5,
+}
+
+
+def check(rc: int, call: str) -> int:
+    """Return `rc`; a negative one raises OSError with that errno and the call's name."""
+    if rc < 0:
+        raise OSError(-rc, f"{call}: {os.strerror(-rc)}")
+    return rc
+
+
+def missing() -> str | None:
+    """Why no engine can be made here at all, or None."""
+    if _missing is not None:
+        return _missing
+    if os.sysconf("SC_PAGE_SIZE") != PAGE_SIZE:
+        return f"ksmpy works with pages of 4096 bytes, here they have {os.sysconf('SC_PAGE_SIZE')}"
+    return None
+
+
+def require() -> None:
+    """Raise Unsupported where no engine can be made."""
+    reason = missing()
+    if reason is not None:
+        raise Unsupported(reason)
+
+
+def _fields(struct: Any) -> dict[str, int]:
+    return {name: int(getattr(struct, name)) for name, _ in ffi.typeof(struct).item.fields}
+
+
+def probe() -> dict[str, int]:
+    """What this machine offers, by trying it: the fields of struct ksmpy_caps."""
+    require()
+    caps = ffi.new("struct ksmpy_caps *")
+    check(lib.ksmpy_probe(caps), "ksmpy_probe")
+    return _fields(caps)
+
+
+def checksum(data: object) -> int:
+    """The 64-bit page checksum of contiguous bytes; their number must be a multiple of 64."""
+    require()
+    view = ffi.from_buffer(data)
+    if len(view) % 64:
+        raise ValueError("the checksum takes a multiple of 64 bytes")
+    return int(lib.ksmpy_checksum(view, len(view)))
+
+
+def read_only(data: object) -> int:
+    """Read contiguous bytes as fast as this machine can: the yardstick of the checksum."""
+    require()
+    view = ffi.from_buffer(data)
+    return int(lib.ksmpy_read_only(view, len(view)))
+
+
+class NativeEngine:
+    """One `ksmpy_engine *` and the calls on it."""
+
+    def __init__(
+        self, freeze: str, tracking: str, nodes: int = 1, node_ids: Sequence[int] | None = None
+    ) -> None:
+        """Make the engine.
+
+        Raises Unsupported when the machine lacks the way of freezing or tracking asked for.
+        """
+        require()
+        options = ffi.new("struct ksmpy_options *")
+        ids = ffi.new("int[]", list(node_ids)) if node_ids is not None else ffi.NULL
+        options.freeze = FREEZES.index(freeze)
+        options.tracking = TRACKINGS.index(tracking)
+        options.nodes = nodes
+        options.node_ids = ids
+        out = ffi.new("ksmpy_engine **")
+        rc = lib.ksmpy_engine_new(options, out)
+        if rc in (-errno.ENOSYS, -errno.EOPNOTSUPP, -errno.EPERM):
+            raise Unsupported(
+                f"this machine does not offer freeze={freeze!r} with tracking={tracking!r}"
+                f" ({os.strerror(-rc)}); see ksmpy.doctor()"
+            )
+        check(rc, "ksmpy_engine_new")
+        # Everything below is a single atomic operation on a dict or a list: a collection that
+        # runs inside any of it may call back into this engine from the very same thread.
+        self._pointer: list[Any] = [out[0]]
+        self._inside: dict[object, None] = {}
+        self._closed = False
+        self.freeze = FREEZES[lib.ksmpy_engine_freeze(out[0])]
+        self.tracking = TRACKINGS[lib.ksmpy_engine_tracking(out[0])]
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> int:
+        token = object()
+        self._inside[token] = None
+        try:
+            if self._closed:
+                raise KsmpyError("engine is closed")
+            return int(function(self._pointer[0], *args))
+        finally:
+            self._inside.pop(token, None)
+            if self._closed:
+                self._free()
+
+    def _free(self) -> None:
+        if self._inside:
+            return
+        try:
+            pointer = self._pointer.pop()
+        except IndexError:
+            return
+        check(lib.ksmpy_engine_close(pointer), "ksmpy_engine_close")
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() has been called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Free the engine, now or when the last running call leaves it; no region may be left."""
+        self._closed = True
+        self._free()
+
+    def forget_threads(self) -> None:
+        """Drop what is known about running calls: after a fork there is no other thread."""
+        self._inside = {}
+
+    def forked(self) -> bool:
+        """Whether this process inherited the engine by fork."""
+        return self._call(lib.ksmpy_engine_forked) != 0
+
+    def register(self, address: int, length: int, vma_flags: int) -> int:
+        """Adopt page-aligned memory; returns the region's number."""
+        out = ffi.new("uint32_t *")
+        rc = self._call(lib.ksmpy_register, address, length, vma_flags, out)
+        check(rc, "ksmpy_register")
+        return int(out[0])
+
+    def release(self, region: int, *, discard: bool) -> None:
+        """Let a region go; its bytes stay unless `discard` says that they are not needed."""
+        check(self._call(lib.ksmpy_release, region, int(discard)), "ksmpy_release")
+
+    def unmerge_region(self, region: int) -> None:
+        """Give a region its own pages back."""
+        check(self._call(lib.ksmpy_unmerge_region, region), "ksmpy_unmerge_region")
+
+    def unmerge(self) -> None:
+        """Give all regions their own pages back."""
+        check(self._call(lib.ksmpy_unmerge), "ksmpy_unmerge")
+
+    def scan(self, max_pages: int, flags: int) -> dict[str, int]:
+        """Scan at most `max_pages` pages: the fields of struct ksmpy_scan_result."""
+        result = ffi.new("struct ksmpy_scan_result *")
+        check(self._call(lib.ksmpy_scan, max_pages, flags, result), "ksmpy_scan")
+        return _fields(result)
+
+    def interrupt(self) -> None:
+        """Make a scan in another thread return early."""
+        self._call(lambda pointer: lib.ksmpy_interrupt(pointer) or 0)
+
+    def knob_get(self, knob: int) -> int:
+        """Value of a knob of the engine's own."""
+        out = ffi.new("uint64_t *")
+        check(self._call(lib.ksmpy_knob_get, knob, out), "ksmpy_knob_get")
+        return int(out[0])
+
+    def knob_set(self, knob: int, value: int) -> None:
+        """Set a knob of the engine's own; OSError with the kernel's errno."""
+        check(self._call(lib.ksmpy_knob_set, knob, value), "ksmpy_knob_set")
+
+    def refresh(self) -> None:
+        """Take apart merged pages that were written since, so that the counters are exact."""
+        check(self._call(lib.ksmpy_refresh), "ksmpy_refresh")
+
+    def stats(self) -> dict[str, int]:
+        """The fields of struct ksmpy_stats."""
+        out = ffi.new("struct ksmpy_stats *")
+        check(self._call(lib.ksmpy_stats, out), "ksmpy_stats")
+        return _fields(out)
+
+    def region_stats(self, region: int) -> dict[str, int]:
+        """The fields of struct ksmpy_region_stats."""
+        out = ffi.new("struct ksmpy_region_stats *")
+        check(self._call(lib.ksmpy_region_stats, region, out), "ksmpy_region_stats")
+        return _fields(out)
+
+    def shares(self) -> list[tuple[int, int, int]]:
+        """(region, region, pages) for each pair of regions that share frames."""
+        room = 64
+        while True:
+            out = ffi.new("struct ksmpy_share[]", room)
+            count = check(self._call(lib.ksmpy_shares, out, room), "ksmpy_shares")
+            if count <= room:
+                return [(out[i].region_a, out[i].region_b, int(out[i].pages)) for i in range(count)]
+            room = count + count // 4
+
+    def set_nodes(self, region: int, nodes: bytes) -> None:
+        """Say on which node each page of a region lies: one byte a page, a node's index."""
+        view = ffi.from_buffer("uint8_t[]", nodes)
+        check(self._call(lib.ksmpy_set_nodes, region, view, len(nodes)), "ksmpy_set_nodes")
+
+    def check(self) -> None:
+        """Walk every structure; KsmpyError with the engine's own words when one is wrong."""
+        text = ffi.new("char[]", 512)
+        rc = self._call(lib.ksmpy_check, text, 512)
+        if rc == -errno.EUCLEAN:
+            raise KsmpyError(ffi.string(text).decode(errors="replace"))
+        check(rc, "ksmpy_check")

@@ -1,0 +1,69 @@
+"""numpy arrays whose data begins on a page boundary.
+
+Two such arrays of equal content have equal pages from the first to the last, and no fragments
+at their ends that cannot be merged. numpy's own arrays begin 16 bytes into a page from 1 MiB
+upwards, and anywhere below that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ksmpy._native import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Literal
+
+    import numpy.typing as npt
+
+__all__ = ["copy", "empty", "zeros"]
+
+
+def empty(
+    shape: int | tuple[int, ...], dtype: npt.DTypeLike = float, order: Literal["C", "F"] = "C"
+) -> npt.NDArray[Any]:
+    """As numpy.empty, on page-aligned memory. TypeError for a dtype that holds objects."""
+    import numpy as np
+
+    return _aligned(np.empty, shape, dtype, order)
+
+
+def zeros(
+    shape: int | tuple[int, ...], dtype: npt.DTypeLike = float, order: Literal["C", "F"] = "C"
+) -> npt.NDArray[Any]:
+    """As numpy.zeros, on page-aligned memory. TypeError for a dtype that holds objects."""
+    import numpy as np
+
+    return _aligned(np.zeros, shape, dtype, order)
+
+
+def copy(array: npt.ArrayLike) -> npt.NDArray[Any]:
+    """A copy of an array (or what numpy makes one of) on page-aligned memory, in its order."""
+    import numpy as np
+
+    source = np.asarray(array)
+    fortran = source.flags.f_contiguous and not source.flags.c_contiguous
+    target = empty(source.shape, source.dtype, "F" if fortran else "C")
+    target[...] = source
+    return target
+
+
+def _aligned(
+    allocate: Callable[..., Any],
+    shape: int | tuple[int, ...],
+    dtype: npt.DTypeLike,
+    order: Literal["C", "F"],
+) -> npt.NDArray[Any]:
+    import numpy as np
+
+    kind = np.dtype(dtype)
+    if kind.hasobject:
+        raise TypeError(f"dtype {kind} holds Python objects, whose memory cannot be placed")
+    # numpy judges the shape, without memory: a view of one item, repeated.
+    layout = np.broadcast_to(np.empty((), kind), shape)
+    nbytes = layout.size * kind.itemsize
+    memory = allocate(nbytes + PAGE_SIZE, np.uint8)
+    start = -memory.__array_interface__["data"][0] % PAGE_SIZE
+    array: npt.NDArray[Any] = np.ndarray(layout.shape, kind, memory, start, order=order)
+    return array

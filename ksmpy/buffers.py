@@ -1,0 +1,256 @@
+"""From an object to memory: where its bytes are, which whole pages they fill, who owns them.
+
+The owner decides how long a region lives. numpy arrays that own their data are watched by a
+weak reference, whose callback runs before the data is freed. What cannot be watched so, or
+could be resized or closed behind our back, is held: an exported memoryview makes resizing and
+closing raise BufferError, and the owner counts as abandoned once ours are the only references.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import mmap
+import pickle
+import sys
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ksmpy._native import PAGE_SIZE
+from ksmpy.errors import RegionError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Buffer", "Lifetime", "locate"]
+
+_HAVE_GC = 1 << 14  # Py_TPFLAGS_HAVE_GC
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Contiguous bytes of some object."""
+
+    address: int
+    nbytes: int
+    owner: Any = field(repr=False)
+    """The object whose death ends the memory."""
+    export: memoryview | None = field(repr=False)
+    """Keeps the owner from resizing or closing; None where the owner cannot."""
+
+    @property
+    def pages(self) -> tuple[int, int]:
+        """Start and end address of the whole pages inside; empty when end <= start."""
+        start = -(-self.address // PAGE_SIZE) * PAGE_SIZE
+        return start, (self.address + self.nbytes) // PAGE_SIZE * PAGE_SIZE
+
+
+def is_ndarray(obj: object) -> bool:
+    """Whether it is a numpy array, without importing numpy for the question."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(obj, numpy.ndarray)
+
+
+def locate(obj: Any) -> Buffer:
+    """Where the bytes of `obj` are and who owns them.
+
+    Raises TypeError when it has no buffer, RegionError when its bytes are not contiguous.
+    """
+    if is_ndarray(obj):
+        address, nbytes = _array_bytes(obj)
+    else:
+        address, nbytes = _exported_bytes(obj)
+    owner = ultimate_owner(obj)
+    export = None if is_ndarray(owner) else _export(owner)
+    return Buffer(address, nbytes, owner, export)
+
+
+def ultimate_owner(obj: Any) -> Any:
+    """Follow views to the object that the memory belongs to."""
+    while True:
+        if is_ndarray(obj):
+            parent = obj.base
+        elif isinstance(obj, pickle.PickleBuffer):
+            parent = memoryview(obj)
+        elif isinstance(obj, memoryview):
+            parent = obj.obj
+        else:
+            return obj
+        if parent is None:
+            return obj
+        obj = parent
+
+
+def _array_bytes(arr: np.ndarray[Any, Any]) -> tuple[int, int]:
+    # Not by the buffer protocol, which does not know datetime64 and refuses it.
+    if not (arr.flags.c_contiguous or arr.flags.f_contiguous):
+        raise RegionError(_NOT_CONTIGUOUS)
+    return int(arr.__array_interface__["data"][0]), int(arr.nbytes)
+
+
+_NOT_CONTIGUOUS = "the buffer is not contiguous: make it so with numpy.ascontiguousarray"
+
+
+class _PyBuffer(ctypes.Structure):
+    """Py_buffer, whose layout is part of the stable ABI."""
+
+    _fields_ = [  # noqa: RUF012
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_void_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    ]
+
+
+_ANY_CONTIGUOUS = 0x0080 | 0x0010 | 0x0008  # PyBUF_ANY_CONTIGUOUS
+
+
+def _exported_bytes(obj: Any) -> tuple[int, int]:
+    try:
+        view = memoryview(obj)
+    except TypeError:
+        raise TypeError(
+            f"{type(obj).__name__} has no buffer; Engine.track() finds the buffers inside objects"
+        ) from None
+    except ValueError as error:
+        raise RegionError(str(error)) from None
+    if not view.contiguous:
+        raise RegionError(_NOT_CONTIGUOUS)
+    raw = _PyBuffer()
+    api = ctypes.pythonapi
+    api.PyObject_GetBuffer(ctypes.py_object(view), ctypes.byref(raw), _ANY_CONTIGUOUS)
+    try:
+        return int(raw.buf or 0), int(raw.len)
+    finally:
+        api.PyBuffer_Release(ctypes.byref(raw))
+
+
+def _export(owner: Any) -> memoryview | None:
+    try:
+        return memoryview(owner)
+    except (TypeError, ValueError, BufferError):
+        return None
+
+
+class Lifetime(Protocol):
+    """How long a region's memory lives, and what to do with its bytes when it ends."""
+
+    @property
+    def discard(self) -> bool:
+        """Nobody can see the bytes once the owner is gone: they need not be kept."""
+
+    def watch(self, ended: Callable[[], None]) -> None:
+        """Call `ended` just before the owner's memory goes, if the owner tells by itself."""
+
+    def abandoned(self) -> bool:
+        """Whether nobody but us holds the owner any more."""
+
+    def drop(self) -> None:
+        """Let go of the owner."""
+
+
+class Watched:
+    """An owner that is watched by a weak reference."""
+
+    __slots__ = ("_kept", "_owner", "_ref", "discard")
+
+    def __init__(self, owner: Any, *, discard: bool, kept: object = None) -> None:
+        self.discard = discard
+        self._owner: Any = owner
+        self._kept = kept
+        self._ref: weakref.ref[Any] | None = None
+
+    def watch(self, ended: Callable[[], None]) -> None:
+        """Call `ended` when the owner is about to be freed."""
+        self._ref = weakref.ref(self._owner, lambda _: ended())
+        self._owner = None
+
+    def abandoned(self) -> bool:
+        """Never: the callback tells."""
+        return False
+
+    def drop(self) -> None:
+        """Stop watching."""
+        self._ref = self._owner = self._kept = None
+
+
+class Held:
+    """An owner that is kept until nobody else holds it."""
+
+    __slots__ = ("_alone", "_discard", "_export", "_owner")
+
+    def __init__(self, owner: Any, export: memoryview | None, *, discard: bool) -> None:
+        self._discard = discard
+        self._owner: Any = owner
+        self._export = export
+        self._alone = _ALONE[export is not None]
+
+    @property
+    def discard(self) -> bool:
+        """Not while somebody could get the owner back by a weak reference."""
+        return self._discard and not weakref.getweakrefcount(self._owner)
+
+    def watch(self, ended: Callable[[], None]) -> None:
+        """Nothing tells: abandoned() must be asked."""
+
+    def references(self) -> int:
+        """How many references the owner has, the ones of this call included."""
+        return sys.getrefcount(self._owner)
+
+    def abandoned(self) -> bool:
+        """Whether only our own references are left."""
+        return self._owner is not None and self.references() <= self._alone
+
+    def drop(self) -> None:
+        """Give the owner up."""
+        export, self._export, self._owner = self._export, None, None
+        if export is not None:
+            export.release()
+
+
+# How many references count as "only ours", without and with an export: measured, because it
+# differs between Python versions.
+_ALONE: dict[bool, int] = {False: 0, True: 0}
+
+
+def _measure_alone() -> None:
+    def without() -> Held:
+        return Held(bytearray(1), None, discard=True)
+
+    def with_export() -> Held:
+        owner = bytearray(1)
+        return Held(owner, memoryview(owner), discard=True)
+
+    _ALONE[False] = without().references()
+    held = with_export()
+    _ALONE[True] = held.references()
+    held.drop()
+
+
+_measure_alone()
+
+
+def lifetime(buffer: Buffer, anchor: object = None) -> Lifetime:
+    """The lifetime of a buffer; with an `anchor`, the region ends when that object dies.
+
+    Bytes may be discarded at the end only where nothing else can reach the memory. An array of
+    a class that takes part in garbage collection does not count: its weak references are told
+    before the finalizers of its own cycle run, and these may still read it.
+    """
+    owner = buffer.owner
+    if anchor is not None:
+        return Watched(anchor, discard=False, kept=(owner, buffer.export))
+    if is_ndarray(owner):
+        plain = not type(owner).__flags__ & _HAVE_GC
+        return Watched(owner, discard=plain and owner.flags.owndata)
+    known = type(owner) in (bytes, bytearray, array.array, mmap.mmap)
+    return Held(owner, buffer.export, discard=known)

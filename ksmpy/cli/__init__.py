@@ -1,0 +1,100 @@
+"""The command line: ``ksmpy`` and ``python -m ksmpy``.
+
+One module and one class for each command; computing stays in the package, rendering in `output`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from ksmpy.cli.command import Command, CommandError, Parser
+from ksmpy.errors import KsmpyError, Unsupported
+
+__all__ = ["main"]
+
+
+def _commands() -> tuple[Command, ...]:
+    # The modules import what they need when they run: --help stays quick.
+    from ksmpy.cli.analyze import Analyze
+    from ksmpy.cli.bench import Bench
+    from ksmpy.cli.demo import Demo
+    from ksmpy.cli.doctor import Doctor
+    from ksmpy.cli.kernel import Kernel
+    from ksmpy.cli.run import Run
+    from ksmpy.cli.stats import Stats
+    from ksmpy.cli.top import Top
+
+    return (Demo(), Doctor(), Analyze(), Run(), Top(), Stats(), Bench(), Kernel())
+
+
+def _parser(arguments: Sequence[str]) -> Parser:
+    parser = Parser(
+        prog="ksmpy",
+        description="KSM in user space: equal pages of a program's buffers share one copy.",
+        epilog="Options can be given in the environment too: --some-option as KSMPY_SOME_OPTION.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    subparsers = parser.add_subparsers(
+        metavar="COMMAND", dest="command", required=True, parser_class=Parser
+    )
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for command in _commands():
+        summary, _, detail = command.help().partition("\n\n")
+        child = subparsers.add_parser(
+            command.name, help=summary, description=f"{summary}\n\n{detail}".strip()
+        )
+        if command.name == chosen:  # the others' options need not be worked out
+            command.arguments(child)
+            child.set_defaults(run=command.run)
+    return parser
+
+
+class _Version(argparse.Action):
+    """--version. Looked up only then: a package's metadata takes longer to read than the rest."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_arguments: object) -> None:
+        import ksmpy
+
+        print(f"ksmpy {ksmpy.__version__}")
+        parser.exit()
+
+
+def _hint(error: BaseException) -> str:
+    if isinstance(error, CommandError):
+        return error.hint
+    if isinstance(error, Unsupported):
+        return "ksmpy doctor says what works here"
+    return "run it as root, or as the owner" if isinstance(error, PermissionError) else ""
+
+
+def _fail(error: BaseException) -> int:
+    """One line on stderr, with the hint in brackets when there is one; the exit code."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    hint = _hint(error)
+    line = " ".join(f"ksmpy: error: {text}".split())
+    print(f"{line} ({hint})" if hint else line, file=sys.stderr)
+    return error.code if isinstance(error, CommandError) else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code: 0, 1 when it failed, 2 for wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser(arguments).parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader went away (head, less): not an error. Keep the interpreter from flushing into
+        # it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except (CommandError, KsmpyError, OSError) as error:
+        return _fail(error)

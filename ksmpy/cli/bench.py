@@ -1,0 +1,151 @@
+"""``ksmpy bench``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from ksmpy.cli.command import Command, Parser, engine_options, size
+from ksmpy.cli.output import Update, human_bytes, print_json, progress, table
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_PAGE = 4096
+_PATIENCE = 120.0  # seconds
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. Seconds of wall and of CPU time; pages saved, where the measurement saves
+    any.
+    """
+
+    who: str
+    what: str
+    seconds: float
+    cpu_seconds: float
+    saved_pages: int = 0
+
+
+class Bench(Command):
+    """the benchmark's short form, beside the kernel's KSM
+
+    Merges two equal arrays, then passes over them unchanged: with ksmpy, and with the kernel's KSM
+    (tuned: pages_to_scan 10000, sleep_millisecs 0, smart_scan 0) where its settings may be
+    written. They are restored.
+    """
+
+    name = "bench"
+
+    def arguments(self, parser: Parser) -> None:
+        super().arguments(parser)
+        parser.option(
+            "--size", type=size, default=128 << 20, metavar="BYTES", help="of each array (128M)"
+        )
+        engine_options(parser)
+
+    def run(self, options: argparse.Namespace) -> int:
+        from ksmpy import kernel
+
+        nbytes = -(-options.size // _PAGE) * _PAGE
+        with progress(quiet=options.json) as update:
+            update("ksmpy", 0, 1)
+            rows = _ksmpy(nbytes, options.freeze, options.tracking)
+            update("ksmpy", 1, 1)
+            state = kernel.available()
+            if state:
+                rows += _kernel(nbytes, update)
+        if options.json:
+            print_json(
+                {"array_bytes": nbytes, "rows": [asdict(row) for row in rows], "kernel": str(state)}
+            )
+            return 0
+        table(f"two equal arrays of {human_bytes(nbytes)}", _COLUMNS, [_cells(row) for row in rows])
+        if not state:
+            print(f"without the kernel's KSM: {state}")
+        return 0
+
+
+_COLUMNS = ("", "what", "seconds", "CPU seconds", "pages saved", "us per page")
+
+
+def _cells(row: Row) -> tuple[str | int | None, ...]:
+    each = f"{row.seconds / row.saved_pages * 1e6:.2f}" if row.saved_pages else None
+    return (
+        row.who,
+        row.what,
+        f"{row.seconds:.4f}",
+        f"{row.cpu_seconds:.4f}",
+        row.saved_pages or None,
+        each,
+    )
+
+
+def _arrays(nbytes: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Two equal arrays in which no page occurs twice."""
+    import numpy as np
+
+    first = np.random.default_rng(0).integers(0, 256, nbytes, np.uint8)
+    return first, first.copy()
+
+
+def _ksmpy(nbytes: int, freeze: str, tracking: str) -> list[Row]:
+    from ksmpy.engine import Engine
+
+    rows = []
+    with Engine(freeze=freeze, tracking=tracking) as engine:
+        arrays = _arrays(nbytes)
+        for what in ("merge", "pass over unchanged"):
+            wall, cpu = time.perf_counter(), time.process_time()
+            if what == "merge":
+                for array in arrays:
+                    engine.register(array)
+            result = engine.scan(eager=True)
+            elapsed = time.perf_counter() - wall, time.process_time() - cpu
+            saved = engine.stats().pages_sharing if result.merged else 0
+            rows.append(Row(f"ksmpy ({engine.freeze})", what, *elapsed, saved))
+    return rows
+
+
+def _kernel(nbytes: int, update: Update) -> list[Row]:
+    from ksmpy import kernel
+
+    arrays = _arrays(nbytes)
+    update("kernel", 0, 2)
+    with kernel.settings(run=1, pages_to_scan=10000, sleep_millisecs=0, smart_scan=0):
+        before = int(kernel.read()["pages_sharing"])
+        wall, cpu = time.perf_counter(), kernel.ksmd_seconds()
+        for array in arrays:
+            kernel.mergeable(array.ctypes.data, nbytes)
+        # Whole pages only: an array begins somewhere in its first page.
+        goal = nbytes // _PAGE - 1
+        while (saved := int(kernel.read()["pages_sharing"]) - before) < goal:
+            if time.perf_counter() - wall > _PATIENCE:
+                break
+            time.sleep(0.001)
+        elapsed = time.perf_counter() - wall, kernel.ksmd_seconds() - cpu
+        update("kernel", 1, 2)
+        rows = [Row("kernel", "merge", *elapsed, saved)]
+        rows.append(Row("kernel", "pass over unchanged", *_kernel_pass()))
+        update("kernel", 2, 2)
+        for array in arrays:
+            kernel.unmergeable(array.ctypes.data, nbytes)
+    return rows
+
+
+def _kernel_pass(passes: int = 4) -> tuple[float, float]:
+    """Wall and CPU seconds of one full scan, from the ends of several."""
+    from ksmpy import kernel
+
+    def wait_for(scans: int) -> tuple[float, float, int]:
+        while (now := int(kernel.read()["full_scans"])) < scans:
+            time.sleep(0.001)
+        return time.perf_counter(), kernel.ksmd_seconds(), now
+
+    wall, cpu, first = wait_for(int(kernel.read()["full_scans"]) + 1)
+    wall_end, cpu_end, last = wait_for(first + passes)
+    return (wall_end - wall) / (last - first), (cpu_end - cpu) / (last - first)

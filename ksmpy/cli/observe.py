@@ -1,0 +1,120 @@
+"""What can be seen of a process that uses ksmpy, from outside and without its help."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ksmpy.cli.command import CommandError
+
+__all__ = ["Observation", "observe", "users"]
+
+_HEADER = re.compile(r"[0-9a-f]+-[0-9a-f]+ (\S{4}) \S+ \S+ (\d+) *(.*)")
+_STORE = "/memfd:ksmpy"
+
+
+@dataclass
+class Observation:
+    """Sizes in bytes. From /proc/PID/smaps, and the files behind its descriptors."""
+
+    pid: int
+    command: str
+    pss_bytes: int = 0
+    uss_bytes: int = 0
+    merged_bytes: int = 0  # memory mapped onto frames, what was written since included
+    written_bytes: int = 0  # the part of it that was written since: it has memory of its own again
+    frame_bytes: int = 0  # what the stores hold
+    saved_bytes: int = 0  # merged, less written, less frames
+    vmas: int = 0
+    vma_limit: int = 0
+    merged_vmas: int = 0
+    stores: list[int] = field(default_factory=list)  # inode numbers of the stores' files
+
+
+def _refusal(pid: int, error: OSError) -> CommandError:
+    if isinstance(error, FileNotFoundError | ProcessLookupError):
+        return CommandError(f"no process {pid}")
+    if isinstance(error, PermissionError):
+        return CommandError(
+            f"no permission to look at process {pid}", "run it as the same user, or as root"
+        )
+    return CommandError(f"process {pid}: {error.strerror}")
+
+
+def _frame_bytes(pid: int, stores: set[int]) -> int:
+    """Memory held by the files with these inode numbers, found by the descriptors the process has
+    on them.
+    """
+    sizes: dict[int, int] = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if os.readlink(entry).startswith(_STORE):
+                status = entry.stat()
+                sizes[status.st_ino] = status.st_blocks * 512
+        except OSError:
+            continue  # closed meanwhile
+    return sum(size for inode, size in sizes.items() if inode in stores)
+
+
+def _add_mapping(
+    seen: Observation, stores: set[int], header: re.Match[str], sizes: dict[str, int]
+) -> None:
+    seen.vmas += 1
+    seen.pss_bytes += sizes.get("Pss", 0)
+    seen.uss_bytes += sizes.get("Private_Clean", 0) + sizes.get("Private_Dirty", 0)
+    if not header[3].startswith(_STORE):
+        return
+    stores.add(int(header[2]))
+    if header[1][3] == "p":
+        seen.merged_vmas += 1
+        seen.merged_bytes += sizes.get("Size", 0)
+        seen.written_bytes += sizes.get("Anonymous", 0) + sizes.get("Swap", 0)
+
+
+def observe(pid: int) -> Observation:
+    """Look at one process; CommandError when there is none, or when it may not be looked at."""
+    try:
+        seen = Observation(pid, Path(f"/proc/{pid}/comm").read_text().strip())
+        text = Path(f"/proc/{pid}/smaps").read_text(errors="surrogateescape")
+        stores: set[int] = set()
+        header: re.Match[str] | None = None
+        sizes: dict[str, int] = {}
+        for line in text.splitlines():
+            match = _HEADER.match(line)
+            if match is None:
+                key, _, rest = line.partition(":")
+                value = rest.split()
+                if value and value[0].isdigit():
+                    sizes[key] = int(value[0]) * 1024
+                continue
+            if header is not None:
+                _add_mapping(seen, stores, header, sizes)
+            header, sizes = match, {}
+        if header is not None:
+            _add_mapping(seen, stores, header, sizes)
+        seen.frame_bytes = _frame_bytes(pid, stores)
+        seen.vma_limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    except OSError as error:
+        raise _refusal(pid, error) from None
+    seen.stores = sorted(stores)
+    seen.saved_bytes = (
+        max(0, seen.merged_bytes - seen.written_bytes - seen.frame_bytes) if stores else 0
+    )
+    return seen
+
+
+def users() -> list[int]:
+    """The processes that have a ksmpy store mapped, as far as this user may see."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            with open(entry / "maps", errors="surrogateescape") as file:
+                if any(_STORE in line for line in file):
+                    found.append(int(entry.name))
+        except OSError:
+            continue  # gone, or not ours to look at
+    return sorted(found)

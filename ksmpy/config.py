@@ -1,0 +1,238 @@
+"""Options and knobs: the kernel's names, ranges and error codes, and the KSMPY_* environment.
+
+The knobs are those of /sys/kernel/mm/ksm; what a value means stands in the kernel's
+Documentation/admin-guide/mm/ksm.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ksmpy._native import FREEZES, KNOB_NUMBERS, TRACKINGS
+from ksmpy.advisor import Limits
+
+__all__ = ["ADVISOR_MODES", "KNOBS", "OPTIONS", "Knobs", "environment"]
+
+UINT_MAX = 2**32 - 1
+ULONG_MAX = 2**64 - 1
+
+ADVISOR_MODES = ("none", "scan-time")
+
+# The kernel's 100 pages are 400 KiB each 20 ms, 20 MiB/s: minutes before anything merges. 4096
+# pages are read and hashed in about 2 ms, so a first pass goes on at some 0.7 GiB/s for a tenth
+# of a core, and a batch still ends well within the 100 ms that stopping may take.
+PAGES_TO_SCAN = 4096
+SLEEP_MILLISECS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """An integer knob: default, and the range outside of which EINVAL is raised."""
+
+    default: int
+    low: int = 0
+    high: int = UINT_MAX
+
+
+KNOBS: dict[str, Knob] = {
+    "run": Knob(0, 0, 2),
+    "pages_to_scan": Knob(PAGES_TO_SCAN),
+    "sleep_millisecs": Knob(SLEEP_MILLISECS),
+    "merge_across_nodes": Knob(1, 0, 1),
+    "max_page_sharing": Knob(256, 2, 2**31 - 1),
+    "stable_node_chains_prune_millisecs": Knob(2000),
+    "use_zero_pages": Knob(0, 0, 1),
+    "smart_scan": Knob(1, 0, 1),
+    "advisor_target_scan_time": Knob(200, 1, ULONG_MAX),
+    "advisor_max_cpu": Knob(70, 0, ULONG_MAX),
+    "advisor_min_pages_to_scan": Knob(500, 0, ULONG_MAX),
+    "advisor_max_pages_to_scan": Knob(30000, 0, ULONG_MAX),
+    "vma_share_percent": Knob(50, 1, 100),
+}
+
+OPTIONS: dict[str, tuple[str, ...] | type[int] | type[str]] = {
+    "freeze": FREEZES,
+    "tracking": TRACKINGS,
+    "store": str,
+    "min_bytes": int,
+    "advisor_mode": ADVISOR_MODES,
+    **dict.fromkeys(KNOBS, int),
+}
+
+
+def environment(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """The options that KSMPY_* variables set, as enable() and the commands take them.
+
+    KSMPY_FREEZE, KSMPY_TRACKING, KSMPY_STORE, KSMPY_MIN_BYTES, and each knob's name in capitals
+    as in KSMPY_PAGES_TO_SCAN. Raises ValueError naming the variable for a value that cannot be.
+    """
+    found: dict[str, Any] = {}
+    for option, kind in OPTIONS.items():
+        variable = f"KSMPY_{option.upper()}"
+        text = env.get(variable, "").strip()
+        if text:
+            found[option] = _parse(variable, text, kind)
+    return found
+
+
+def _parse(variable: str, text: str, kind: tuple[str, ...] | type[int] | type[str]) -> int | str:
+    if isinstance(kind, tuple):
+        if text not in kind:
+            raise ValueError(f"{variable}={text!r}: must be one of {', '.join(kind)}")
+        return text
+    if kind is str:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{variable}={text!r}: must be a whole number") from None
+
+
+class Backend(Protocol):
+    """What the knobs act upon: an engine."""
+
+    def set_run(self, value: int) -> None:
+        """Start, stop, or stop and unmerge."""
+
+    def get_run(self) -> int:
+        """The present value of run."""
+
+    def get_native(self, knob: int) -> int:
+        """The value of a knob that the native engine keeps."""
+
+    def set_native(self, knob: int, value: int) -> None:
+        """Set a knob that the native engine keeps."""
+
+    def require_open(self) -> None:
+        """Raise KsmpyError when closed, or inherited by fork."""
+
+
+@dataclass(slots=True)
+class Settings:
+    """The knobs that live in Python: what an engine remembers of them."""
+
+    mode: str = "none"
+    values: dict[str, int] = field(
+        default_factory=lambda: {n: k.default for n, k in KNOBS.items() if n not in KNOB_NUMBERS}
+    )
+
+
+class Knobs:
+    """The knobs of one engine, as attributes: `engine.knobs.run = 1`.
+
+    Values are ints, `advisor_mode` is "none" or "scan-time"; another type is a TypeError.
+    A value that the kernel would refuse raises OSError with the kernel's errno: EINVAL when
+    it is out of range, EBUSY when something is still shared.
+    """
+
+    __slots__ = ("_backend", "_settings")
+
+    _backend: Backend
+    _settings: Settings
+
+    run: int
+    pages_to_scan: int
+    sleep_millisecs: int
+    merge_across_nodes: int
+    max_page_sharing: int
+    stable_node_chains_prune_millisecs: int
+    use_zero_pages: int
+    smart_scan: int
+    advisor_target_scan_time: int
+    advisor_max_cpu: int
+    advisor_min_pages_to_scan: int
+    advisor_max_pages_to_scan: int
+    vma_share_percent: int
+    advisor_mode: str
+
+    def __init__(self, backend: Backend, settings: Settings) -> None:
+        object.__setattr__(self, "_backend", backend)
+        object.__setattr__(self, "_settings", settings)
+
+    def __getattr__(self, name: str) -> int | str:
+        if name == "advisor_mode":
+            return self._settings.mode
+        if name == "run":
+            return self._backend.get_run()
+        if name in KNOB_NUMBERS:
+            return self._backend.get_native(KNOB_NUMBERS[name])
+        if name in KNOBS:
+            return self._settings.values[name]
+        raise AttributeError(_unknown(name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "advisor_mode":
+            self._set_mode(value)
+            return
+        if name not in KNOBS:
+            raise AttributeError(_unknown(name))
+        _check_range(name, value)
+        self._backend.require_open()
+        if name == "run":
+            self._backend.set_run(value)
+        elif name in KNOB_NUMBERS:
+            self._backend.set_native(KNOB_NUMBERS[name], value)
+        elif name == "pages_to_scan" and self._settings.mode != "none":
+            raise OSError(errno.EINVAL, "pages_to_scan follows the advisor: advisor_mode is set")
+        else:
+            self._settings.values[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("knobs cannot be deleted")
+
+    def __dir__(self) -> list[str]:
+        return sorted([*KNOBS, "advisor_mode", "asdict"])
+
+    def __repr__(self) -> str:
+        return f"Knobs({', '.join(f'{k}={v!r}' for k, v in self.asdict().items())})"
+
+    def asdict(self) -> dict[str, int | str]:
+        """Every knob and its value."""
+        values: dict[str, int | str] = {name: getattr(self, name) for name in KNOBS}
+        values["advisor_mode"] = self._settings.mode
+        return values
+
+    def advised(self, pages_to_scan: int) -> None:
+        """Set pages_to_scan on the advisor's behalf."""
+        self._settings.values["pages_to_scan"] = pages_to_scan
+
+    def limits(self) -> Limits:
+        """The advisor's own knobs."""
+        return Limits(
+            self.advisor_target_scan_time,
+            self.advisor_max_cpu,
+            self.advisor_min_pages_to_scan,
+            self.advisor_max_pages_to_scan,
+        )
+
+    def _set_mode(self, value: object) -> None:
+        if not isinstance(value, str):
+            raise TypeError(f"advisor_mode must be a str, not {type(value).__name__}")
+        if value not in ADVISOR_MODES:
+            raise OSError(errno.EINVAL, f"advisor_mode must be one of {', '.join(ADVISOR_MODES)}")
+        self._backend.require_open()
+        if value == self._settings.mode:
+            return
+        # As set_advisor_defaults() of the kernel: each mode starts from its own rate.
+        self._settings.mode = value
+        self._settings.values["pages_to_scan"] = (
+            self._settings.values["advisor_min_pages_to_scan"]
+            if value == "scan-time"
+            else PAGES_TO_SCAN
+        )
+
+
+def _check_range(name: str, value: object) -> None:
+    if type(value) is bool or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    knob = KNOBS[name]
+    if not knob.low <= value.__index__() <= knob.high:  # type: ignore[attr-defined]
+        raise OSError(errno.EINVAL, f"{name} must be {knob.low} to {knob.high}, not {value}")
+
+
+def _unknown(name: str) -> str:
+    return f"no knob {name!r}; there are {', '.join([*KNOBS, 'advisor_mode'])}"

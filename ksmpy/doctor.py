@@ -1,0 +1,162 @@
+"""What works on this machine, what does not, and how to get the rest."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+from ksmpy import _native, numa
+from ksmpy.errors import KsmpyError
+from ksmpy.stats import Check
+
+__all__ = ["doctor"]
+
+_KSM = "/sys/kernel/mm/ksm"
+_THP = "/sys/kernel/mm/transparent_hugepage/enabled"
+
+
+def doctor() -> list[Check]:
+    """Try what the engine builds on. Changes nothing; works on every system."""
+    checks = [_python(), *_packages()]
+    reason = _native.missing()
+    if reason is not None:
+        hint = "estimate() works everywhere" if not sys.platform.startswith("linux") else _REBUILD
+        return [*checks, Check("extension", False, reason, hint)]
+    caps = _native.probe()
+    return [
+        *checks,
+        Check("extension", True, "loaded"),
+        Check("kernel", True, f"Linux {platform.release()}, {platform.machine()}"),
+        *_userfaultfd(caps),
+        *_features(caps),
+        _auto(),
+        _mappings(),
+        _numa(),
+        _swap(),
+        _huge_pages(),
+        _kernel_ksm(),
+    ]
+
+
+_REBUILD = "install again with a C compiler at hand: pip install --force-reinstall ksmpy"
+
+
+def _python() -> Check:
+    ok = sys.version_info >= (3, 10)
+    return Check("python", ok, platform.python_version(), "" if ok else "needs Python 3.10")
+
+
+def _packages() -> Iterator[Check]:
+    for name in ("numpy", "mmh3", "psutil"):
+        try:
+            yield Check(name, True, version(name))
+        except PackageNotFoundError:
+            yield Check(name, False, "not installed", f"pip install {name}")
+
+
+def _userfaultfd(caps: dict[str, int]) -> Iterator[Check]:
+    if not caps["uffd"]:
+        number = caps["uffd_errno"]
+        hint = "freeze='signal' works without it; "
+        if number == errno.ENOSYS:
+            hint += "the kernel has none, or a sandbox hides it"
+        else:
+            hint += "a container's seccomp profile must allow the userfaultfd system call"
+        yield Check("userfaultfd", False, os.strerror(number), hint)
+        return
+    yield Check("userfaultfd", True, "available")
+    if caps["uffd_kernel_mode"]:
+        yield Check("faults in system calls", True, "handled")
+    else:
+        yield Check(
+            "faults in system calls",
+            False,
+            "a read() or recv() into a page in the microseconds of its merge fails with EFAULT",
+            "run as root or with CAP_SYS_PTRACE, or allow this user to open /dev/userfaultfd,"
+            " or use freeze='signal' where buffers are not read into while merging",
+        )
+
+
+# capability, name of the check, what follows without it
+_FEATURES = (
+    ("uffd_move", "UFFDIO_MOVE", "Linux 6.8 has it: merging takes mremap instead"),
+    ("mremap_dontunmap", "MREMAP_DONTUNMAP", "Linux 5.7 has it"),
+    ("uffd_wp_async", "write tracking", "Linux 6.7 has it: each pass reads all pages instead"),
+    ("pagemap_scan", "PAGEMAP_SCAN", "Linux 6.7 has it: each pass reads all pages instead"),
+    ("uffd_wp_shmem", "write tracking of merged pages", "Linux 5.19 has it"),
+    ("madv_populate", "MADV_POPULATE", "Linux 5.14 has it: unmerging goes page by page"),
+    ("memfd", "memfd", "merged pages cannot be kept without memfd_create (Linux 3.17)"),
+)
+
+
+def _features(caps: dict[str, int]) -> Iterator[Check]:
+    for capability, name, hint in _FEATURES:
+        ok = bool(caps[capability])
+        yield Check(name, ok, "available" if ok else "missing", "" if ok else hint)
+
+
+def _auto() -> Check:
+    from ksmpy.engine import Engine
+
+    try:
+        with Engine() as engine:
+            detail = f"freeze={engine.freeze!r}, tracking={engine.tracking!r}"
+    except (KsmpyError, OSError) as error:
+        return Check("engine", False, str(error), "the lines above say what is missing")
+    return Check("engine", True, f"auto chooses {detail}")
+
+
+def _mappings() -> Check:
+    limit = int(_read("/proc/sys/vm/max_map_count") or 0)
+    with open("/proc/self/maps", "rb") as file:
+        used = sum(1 for _ in file)
+    ok = used < limit // 4 and limit >= 65530
+    hint = "" if ok else "raise the limit: sysctl vm.max_map_count=1048576 (root)"
+    return Check("mappings", ok, f"{used} of {limit} (vm.max_map_count) in use", hint)
+
+
+def _numa() -> Check:
+    topology = numa.SystemTopology()
+    nodes = topology.nodes
+    detail = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, from {topology.source}"
+    ok = topology.source == "libnuma" or len(nodes) == 1
+    return Check("NUMA", ok, detail, "" if ok else "install libnuma (Debian: libnuma1)")
+
+
+def _swap() -> Check:
+    devices = _read("/proc/swaps").splitlines()[1:]
+    detail = (
+        f"{len(devices)} swap devices in use" if devices else "none: unmerging needs free memory"
+    )
+    return Check("swap", True, detail)
+
+
+def _huge_pages() -> Check:
+    setting = _read(_THP)
+    if not setting:
+        return Check("transparent huge pages", True, "not in this kernel")
+    chosen = setting[setting.find("[") + 1 : setting.find("]")]
+    detail = f"{chosen}: huge pages are split where a part of them is merged"
+    return Check("transparent huge pages", True, detail if chosen != "never" else chosen)
+
+
+def _kernel_ksm() -> Check:
+    run = _read(f"{_KSM}/run")
+    if not run:
+        return Check("kernel KSM", True, "not in this kernel (ksmpy does not need it)")
+    state = {"0": "stopped", "1": "running", "2": "stopped, unmerged"}.get(run, run)
+    writable = os.access(f"{_KSM}/run", os.W_OK)
+    detail = f"{state}, {'may' if writable else 'may not'} be changed here (ksmpy does not need it)"
+    return Check("kernel KSM", True, detail)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,542 @@
+"""The engine: registers buffers, merges their equal pages, gives everything back.
+
+State is kept in dicts and changed by single atomic operations, because an owner's death can
+call back into the engine at any allocation of any thread. The lock below orders what users
+start and stop; a callback never takes it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import gc
+import itertools
+import logging
+import os
+import threading
+import time
+import weakref
+from bisect import bisect_right
+from collections.abc import Iterator
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from ksmpy import _native, numa
+from ksmpy._maps import AddressSpace, refusal, vma_flags
+from ksmpy._native import NativeEngine
+from ksmpy.buffers import Buffer, Held, lifetime, locate
+from ksmpy.config import Knobs, Settings
+from ksmpy.errors import KsmpyError, RegionError, Unsupported
+from ksmpy.ksmd import Daemon
+from ksmpy.region import Region
+from ksmpy.stats import RegionStats, ScanResult, Share, Stats
+from ksmpy.walk import Found, find_buffers, merge_ranges
+
+__all__ = ["Engine"]
+
+_log = logging.getLogger("ksmpy")
+
+# Between two slices of a scan() Ctrl-C is looked at: 8192 scattered pages merge in 80 ms.
+_SLICE = 8192
+
+_numbers = itertools.count(1)
+_engines: dict[int, weakref.ref[Engine]] = {}
+# An engine with regions stays alive, whoever forgets it: its owners' deaths need it.
+_anchored: dict[int, Engine] = {}
+
+
+def live_engines() -> list[Engine]:
+    """The engines of this process that are not closed, the inherited ones included."""
+    engines = (ref() for ref in list(_engines.values()))
+    return [engine for engine in engines if engine is not None]
+
+
+class Engine:
+    """Merges equal pages of registered buffers, in place.
+
+    `store`: None for a private store. `topology`: None for the machine's own NUMA nodes, or
+    an object with `.nodes` and `.node_of_pages(addresses)`. `freeze`: "auto", "uffd-move",
+    "uffd-remap" or "signal"; `tracking`: "auto", "wp-async" or "checksum".
+
+    A context manager: close() at the end unmerges everything. An engine inherited by fork
+    lets regions be released and closes, everything else raises KsmpyError.
+
+    Raises Unsupported when the machine lacks what was asked for, ValueError for other words.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: object = None,
+        topology: numa.Topology | None = None,
+        freeze: str = "auto",
+        tracking: str = "auto",
+    ) -> None:
+        _one_of("freeze", freeze, _native.FREEZES)
+        _one_of("tracking", tracking, _native.TRACKINGS)
+        _native.require()
+        if store is not None:
+            raise Unsupported("this version of ksmpy has private stores only: leave store=None")
+        self._topology = topology
+        if topology is None:
+            self._nodes = numa.SystemTopology().nodes
+            if len(self._nodes) > _native.MAX_NODES:
+                raise Unsupported(f"ksmpy knows {_native.MAX_NODES} NUMA nodes at most")
+            node_ids = self._nodes if len(self._nodes) > 1 else None
+        else:
+            self._nodes = numa.checked_nodes(topology)
+            node_ids = None
+        self._native = NativeEngine(freeze, tracking, len(self._nodes), node_ids)
+        self._daemon = Daemon(weakref.ref(self), self._native.interrupt)
+        self._settings = Settings()
+        self._lock = threading.RLock()
+        self._regions: dict[int, Region] = {}
+        self._held: dict[int, Region] = {}
+        self._run = 0
+        self._inherited = False
+        self._pass_begins = True
+        self._serial = next(_numbers)
+        _engines[self._serial] = weakref.ref(self)
+        finalizer = weakref.finalize(self, _finalize, self._serial, self._native, self._daemon)
+        finalizer.atexit = False
+        _install_hooks()
+
+    # ---- what the user sees -------------------------------------------------------------
+
+    @property
+    def freeze(self) -> str:
+        """How pages are frozen: what "auto" chose."""
+        return self._native.freeze
+
+    @property
+    def tracking(self) -> str:
+        """How writes are noticed: what "auto" chose."""
+        return self._native.tracking
+
+    @property
+    def knobs(self) -> Knobs:
+        """The kernel's knobs, as attributes; assigning one acts at once."""
+        return Knobs(self, self._settings)
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() has been called."""
+        return self._native.closed
+
+    def register(self, buffer: Any, /, *, name: str | None = None) -> Region:
+        """Adopt the whole pages of a buffer, in place, until its owner dies or release().
+
+        `buffer`: any contiguous object with the buffer protocol whose memory is private,
+        anonymous and writable (the object itself may be read-only). For many buffers use
+        track(): each call here looks through all of the process's mappings.
+
+        Raises TypeError without a buffer, RegionError saying why it cannot be merged.
+        """
+        with self._lock:
+            self.require_open()
+            self.sweep()
+            found = locate(buffer)
+            ranges = _Ranges.collect()
+            self._make_way(found, ranges)
+            return self._adopt(found, AddressSpace.read(), name, None)
+
+    def track(self, obj: object, /, *, min_bytes: int = 1 << 20) -> list[Region]:
+        """Register every buffer of at least `min_bytes` bytes that is reachable from `obj`.
+
+        Walks `obj` as pickle would (protocol 5, buffers out of band), without copying. Buffers
+        that cannot be merged are passed over. Returns the regions, those that were there
+        before included.
+        """
+        return self.track_all((obj,), min_bytes=min_bytes)[0]
+
+    def track_all(
+        self, objs: tuple[object, ...], *, min_bytes: int
+    ) -> tuple[list[Region], list[tuple[str, str]]]:
+        """As track() for several objects; also (name, reason) of what was passed over."""
+        with self._lock:
+            self.require_open()
+            self.sweep()
+            found, refused = find_buffers(objs, min_bytes)
+            ranges = _Ranges.collect()
+            regions: dict[int, Region] = {}
+            wanted: list[Found] = []
+            for item in merge_ranges(found):
+                known = ranges.within(item.buffer, self)
+                if known is not None:
+                    regions[known.address] = known
+                    continue
+                try:
+                    self._make_way(item.buffer, ranges)
+                except RegionError as error:
+                    refused.append((item.name, str(error)))
+                else:
+                    wanted.append(item)
+            space = AddressSpace.read() if wanted else None
+            for item in wanted:
+                assert space is not None
+                try:
+                    region = self._adopt(item.buffer, space, item.name, item.anchor)
+                except (RegionError, OSError) as error:
+                    refused.append((item.name, str(error)))
+                else:
+                    regions[region.address] = region
+            return list(regions.values()), refused
+
+    def scan(
+        self, passes: int = 1, *, eager: bool = False, max_pages: int | None = None
+    ) -> ScanResult:
+        """Scan in this thread, without the GIL: `passes` passes over all regions.
+
+        `eager`: do not wait a pass to see whether a page is volatile, merge what is equal now.
+        `max_pages`: go on where the last scan ended, and scan at most so many pages.
+        """
+        if passes < 1 or (max_pages is not None and max_pages < 1):
+            raise ValueError("passes and max_pages must be at least 1")
+        self.require_open()
+        begin = time.perf_counter()
+        total = ScanResult()
+        flags = _native.SCAN_EAGER if eager else 0
+        if max_pages is None:
+            flags |= _native.SCAN_RESTART
+            self._pass_begins = True
+        while total.full < passes and (max_pages is None or total.scanned < max_pages):
+            slice_pages = _SLICE if max_pages is None else min(_SLICE, max_pages - total.scanned)
+            total += self.batch(slice_pages, flags)
+            flags &= ~_native.SCAN_RESTART
+        return total + ScanResult(seconds=time.perf_counter() - begin)
+
+    def stats(self) -> Stats:
+        """The counters, settled while knobs.run is 0 and nothing scans.
+
+        Looks for merged pages that were written in the meantime: about 1 ms per merged GiB.
+        """
+        self._settle()
+        return Stats.from_native(self._native.stats())
+
+    def regions(self) -> tuple[Region, ...]:
+        """The registered regions, in the order of their registration."""
+        self.require_open()
+        self.sweep()
+        return tuple(self._regions.values())
+
+    def shares(self) -> list[Share]:
+        """Which regions have how many pages on common frames, most first."""
+        self._settle()
+        found = []
+        for first, second, pages in self._native.shares():
+            a, b = self._regions.get(first), self._regions.get(second)
+            if a is not None and b is not None:
+                found.append(Share(a, b, pages))
+        return sorted(found, key=lambda share: -share.pages)
+
+    def unmerge(self) -> None:
+        """Give every region its own pages back: knobs.run = 2, then the earlier run again.
+
+        OSError (ENOMEM, EBUSY) when pages could not be: they stay merged, and run is 0.
+        """
+        self.require_open()
+        earlier = self._run
+        self.set_run(2)
+        self.set_run(earlier)
+
+    def check(self) -> None:
+        """Walk all of the engine's structures; KsmpyError naming the first that is wrong."""
+        self._native.check()
+
+    def close(self) -> None:
+        """Stop, release every region with its bytes in pages of its own, free everything.
+
+        OSError when a region could not be given its pages back: it stays registered, the
+        engine open, and close() can be tried again. No-op on a closed engine.
+        """
+        if not self._native.closed and self._native.forked():
+            self._inherit()
+        self._daemon.stop()
+        with self._lock:
+            if self._native.closed:
+                return
+            self._run = 0
+            first_error: OSError | None = None
+            for region in list(self._regions.values()):
+                try:
+                    self._end(region, discard=False)
+                except OSError as error:
+                    first_error = first_error or error
+            if first_error is not None:
+                raise first_error
+            _engines.pop(self._serial, None)
+            self._native.close()
+
+    def __enter__(self) -> Engine:
+        self.require_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{len(self._regions)} regions, run={self._run}"
+        return f"<Engine {self.freeze}/{self.tracking} {state}>"
+
+    # ---- for Region, Knobs and the daemon -----------------------------------------------
+
+    def require_open(self) -> None:
+        """Raise KsmpyError when closed, or inherited by fork."""
+        if self._inherited or self._native.forked():
+            self._inherit()
+            raise KsmpyError(
+                "this engine belongs to the parent process: make an Engine of its own in the child"
+            )
+
+    def get_run(self) -> int:
+        """The knob run."""
+        if self._native.closed:
+            raise KsmpyError("engine is closed")
+        return 0 if self._native.forked() else self._run
+
+    def set_run(self, value: int) -> None:
+        """Act on a write to run; OSError when unmerging fails, run is 0 then."""
+        if value == 1 and self._daemon.running:
+            return
+        # Outside the lock: the thread may be running someone's destructor that wants it.
+        self._daemon.stop()
+        with self._lock:
+            self._daemon.stop()
+            self._run = 0
+            if value == 1:
+                self._daemon.start()
+            elif value == 2:
+                self._native.unmerge()
+            self._run = value
+
+    def get_native(self, knob: int) -> int:
+        """A knob of the native engine's."""
+        return self._native.knob_get(knob)
+
+    def set_native(self, knob: int, value: int) -> None:
+        """Set a knob of the native engine's."""
+        self._native.knob_set(knob, value)
+
+    def region_stats(self, region: Region) -> RegionStats:
+        """A region's counters."""
+        self._settle()
+        values = self._native.region_stats(region._number)
+        whole = self._native.stats()
+        per_page = whole["metadata_bytes"] / max(whole["registered_pages"], 1)
+        gained = (values["merging_pages"] + values["zero_pages"]) * _native.PAGE_SIZE
+        profit = gained - int(values["rmap_items"] * per_page)
+        return RegionStats(**values, process_profit=profit)
+
+    def unmerge_region(self, region: Region) -> None:
+        """Give one region its own pages back."""
+        self.require_open()
+        self._native.unmerge_region(region._number)
+
+    def release_region(self, region: Region) -> None:
+        """End a region, keeping its bytes."""
+        self._end(region, discard=False)
+
+    def batch(self, pages: int, flags: int = 0) -> ScanResult:
+        """Scan up to `pages` pages from the cursor on."""
+        self.sweep()
+        if pages == 0:
+            return ScanResult()
+        if self._pass_begins:
+            self._pass_begins = False
+            self._place_pages()
+        result = ScanResult(**self._native.scan(pages, flags))
+        if result.full:
+            self._pass_begins = True
+        return result
+
+    def batch_failed(self, error: Exception) -> None:
+        """The background thread ends because of this error."""
+        self._daemon.forget()
+        self._run = 0
+        _log.error("ksmd stopped, run is 0 now: %s: %s", type(error).__name__, error)
+
+    def sweep(self) -> None:
+        """End the regions whose owners nobody but us holds any more."""
+        for region in list(self._held.values()):
+            if region._lifetime.abandoned():
+                self._ended(region)
+
+    # ---- inside -------------------------------------------------------------------------
+
+    def _make_way(self, buffer: Buffer, ranges: _Ranges) -> None:
+        """Refuse what holds no page or overlaps a region; end inherited regions under it."""
+        start, end = buffer.pages
+        if buffer.nbytes == 0:
+            raise RegionError("the buffer is empty")
+        if end <= start:
+            raise RegionError(f"the buffer ({buffer.nbytes} bytes) holds no whole 4096-byte page")
+        for region in ranges.overlapping(start, end):
+            if not region._engine.inherited:
+                whose = "" if region._engine is self else " of another engine"
+                raise RegionError(f"the buffer overlaps the region {region.name!r}{whose}")
+            region.release()
+
+    def _adopt(
+        self, buffer: Buffer, space: AddressSpace, name: str | None, anchor: object
+    ) -> Region:
+        start, end = buffer.pages
+        mappings = space.covering(start, end)
+        reason = refusal(mappings, start, end)
+        if reason is not None:
+            raise RegionError(f"the buffer cannot be merged: {reason}")
+        try:
+            number = self._native.register(start, end - start, vma_flags(mappings))
+        except OSError as error:
+            raise _refused(error) from error
+        life = lifetime(buffer, anchor)
+        label = name if name is not None else f"{type(buffer.owner).__name__}-{number}"
+        region = Region(self, number, label, start, end - start, life)
+        self._regions[number] = region
+        if isinstance(life, Held):
+            self._held[number] = region
+        _anchored[self._serial] = self
+        life.watch(partial(self._ended, region))
+        return region
+
+    def _ended(self, region: Region) -> None:
+        """The owner dies, or has been left to us alone. Runs in any thread, at any time."""
+        try:
+            self._end(region, discard=region._lifetime.discard)
+        except Exception as error:
+            self._forget(region)
+            _log.error("region %r could not be released: %s", region.name, error)
+
+    def _end(self, region: Region, *, discard: bool) -> None:
+        number = region._number
+        if self._regions.pop(number, None) is None:
+            return
+        try:
+            self._native.release(number, discard=discard)
+        except OSError:
+            self._regions[number] = region
+            raise
+        self._forget(region)
+
+    def _forget(self, region: Region) -> None:
+        self._regions.pop(region._number, None)
+        self._held.pop(region._number, None)
+        region._released = True
+        region._lifetime.drop()
+        if not self._regions:
+            _anchored.pop(self._serial, None)
+
+    def _settle(self) -> None:
+        """Make the counters exact: dead owners' regions end, written pages come apart."""
+        self.require_open()
+        self.sweep()
+        self._native.refresh()
+
+    def _place_pages(self) -> None:
+        """Tell the native engine where an injected topology says that the pages are."""
+        if self._topology is None or len(self._nodes) == 1:
+            return
+        for region in list(self._regions.values()):
+            nodes = numa.node_indices(self._topology, self._nodes, region.address, region.pages)
+            if not region.released:
+                self._native.set_nodes(region._number, nodes)
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process got the engine by fork."""
+        return self._inherited or self._native.forked()
+
+    def _inherit(self) -> None:
+        """Become the copy in a forked child: no thread, no scanning, regions stay."""
+        if not self._inherited:
+            self._inherited = True
+            self._run = 0
+            self._lock = threading.RLock()
+            self._daemon.forget()
+            self._native.forget_threads()
+
+
+class _Ranges:
+    """The address ranges of all engines' regions, sorted for look-up."""
+
+    def __init__(self, regions: list[Region]) -> None:
+        self._regions = sorted(regions, key=lambda region: region.address)
+        self._starts = [region.address for region in self._regions]
+
+    @classmethod
+    def collect(cls) -> _Ranges:
+        return cls([r for engine in live_engines() for r in list(engine._regions.values())])
+
+    def overlapping(self, start: int, end: int) -> Iterator[Region]:
+        """The regions that have a byte in [start, end)."""
+        first = max(bisect_right(self._starts, start) - 1, 0)
+        for region in itertools.islice(self._regions, first, None):
+            if region.address >= end:
+                return
+            if region.address + region.nbytes > start and not region.released:
+                yield region
+
+    def within(self, buffer: Buffer, engine: Engine) -> Region | None:
+        """The engine's own region that holds all of the buffer's whole pages."""
+        start, end = buffer.pages
+        for region in self.overlapping(start, end) if start < end else ():
+            inside = region.address <= start and end <= region.address + region.nbytes
+            if inside and region._engine is engine:
+                return region
+        return None
+
+
+def _refused(error: OSError) -> Exception:
+    if error.errno == errno.EEXIST:
+        return RegionError("the buffer overlaps a registered region")
+    if error.errno == errno.EBUSY:
+        return RegionError(
+            "the buffer cannot be merged: another userfaultfd of this process has registered it"
+        )
+    return error
+
+
+def _one_of(option: str, value: str, words: tuple[str, ...]) -> None:
+    if value not in words:
+        raise ValueError(f"{option} must be one of {', '.join(words)}, not {value!r}")
+
+
+def _finalize(serial: int, native: NativeEngine, daemon: Daemon) -> None:
+    """An engine without regions was forgotten."""
+    _engines.pop(serial, None)
+    daemon.stop()
+    if not native.closed:
+        native.close()
+
+
+def _on_collection(phase: str, info: dict[str, int]) -> None:
+    if phase == "stop" and info["generation"] > 0:
+        for engine in live_engines():
+            engine.sweep()
+
+
+def _stop_all() -> None:
+    """At exit only the threads stop: giving all pages back could take more memory than there is."""
+    for engine in live_engines():
+        engine._daemon.stop()
+
+
+def _inherit_all() -> None:
+    for engine in live_engines():
+        engine._inherit()
+
+
+_hooked: list[bool] = []
+
+
+def _install_hooks() -> None:
+    if not _hooked:
+        _hooked.append(True)
+        gc.callbacks.append(_on_collection)
+        atexit.register(_stop_all)
+        os.register_at_fork(after_in_child=_inherit_all)

@@ -1,0 +1,137 @@
+"""The background scanner: a thread per engine that scans a batch, sleeps, and starts over.
+
+It works without the GIL, keeps no engine alive, and never outlives the process's will to end.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+from ksmpy.advisor import Advisor
+from ksmpy.config import Knobs
+from ksmpy.errors import KsmpyError
+from ksmpy.stats import ScanResult
+
+__all__ = ["Daemon"]
+
+# A pass over unchanged memory finds out so at 0.8 ms a GiB, again and again: after one that
+# looked at nothing, sleep at least this many times the CPU time it took (2 % of a core).
+IDLE_FACTOR = 50
+# Stopping takes as long as one batch; give up on a thread that hangs elsewhere.
+STOP_SECONDS = 5.0
+
+
+class Scanner(Protocol):
+    """What the thread drives: an engine."""
+
+    @property
+    def knobs(self) -> Knobs:
+        """The knobs to obey."""
+
+    def batch(self, pages: int) -> ScanResult:
+        """Scan up to so many pages from the cursor on."""
+
+    def batch_failed(self, error: Exception) -> None:
+        """The thread ends because of this error."""
+
+
+class Daemon:
+    """Starts and stops the thread of one engine."""
+
+    def __init__(self, scanner: weakref.ref[Scanner], interrupt: Callable[[], None]) -> None:
+        self._scanner = scanner
+        self._interrupt = interrupt
+        self._running: tuple[threading.Thread, threading.Event] | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread is scanning."""
+        return self._running is not None
+
+    def start(self) -> None:
+        """Start the thread, unless it runs."""
+        if self._running is None:
+            stop = threading.Event()
+            thread = threading.Thread(
+                target=_loop, args=(self._scanner, stop), name="ksmd", daemon=True
+            )
+            thread.start()
+            self._running = thread, stop
+
+    def stop(self) -> None:
+        """Stop the thread and wait for it, unless called by itself."""
+        running, self._running = self._running, None
+        if running is None:
+            return
+        thread, stop = running
+        stop.set()
+        if thread is threading.current_thread():
+            return
+        deadline = time.monotonic() + STOP_SECONDS
+        while thread.is_alive() and time.monotonic() < deadline:
+            try:
+                self._interrupt()
+            except KsmpyError:
+                pass
+            thread.join(0.01)
+
+    def forget(self) -> None:
+        """The thread is not there any more: this is a forked child, or it ended by itself."""
+        self._running = None
+
+
+def _loop(ref: weakref.ref[Scanner], stop: threading.Event) -> None:
+    pace = _Pace()
+    while not stop.is_set():
+        scanner = ref()
+        if scanner is None:
+            return
+        try:
+            wait = pace.step(scanner)
+        except Exception as error:
+            if not stop.is_set():
+                scanner.batch_failed(error)
+            return
+        del scanner
+        stop.wait(wait)
+
+
+class _Pace:
+    """What a pass has cost so far, and what follows from it."""
+
+    def __init__(self) -> None:
+        self._advisor: Advisor | None = None
+        self._restart()
+
+    def _restart(self) -> None:
+        self._began = time.monotonic()
+        self._cpu_seconds = 0.0
+        self._scanned = 0
+
+    def step(self, scanner: Scanner) -> float:
+        """Scan one batch; returns the seconds to sleep."""
+        knobs = scanner.knobs
+        begin = time.thread_time()
+        result = scanner.batch(knobs.pages_to_scan)
+        self._cpu_seconds += time.thread_time() - begin
+        self._scanned += result.scanned
+        wait = knobs.sleep_millisecs / 1000
+        if result.full:
+            self._advise(knobs)
+            if self._scanned == 0:
+                wait = max(wait, self._cpu_seconds * IDLE_FACTOR)
+            self._restart()
+        return wait
+
+    def _advise(self, knobs: Knobs) -> None:
+        if knobs.advisor_mode == "none":
+            self._advisor = None
+            return
+        self._advisor = self._advisor or Advisor()
+        seconds = int(time.monotonic() - self._began)
+        cpu_ms = int(self._cpu_seconds * 1000)
+        knobs.advised(self._advisor.advise(knobs.pages_to_scan, seconds, cpu_ms, knobs.limits()))

@@ -1,0 +1,79 @@
+"""A registered buffer, as its user sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ksmpy._native import PAGE_SIZE
+from ksmpy.errors import KsmpyError
+from ksmpy.stats import RegionStats
+
+if TYPE_CHECKING:
+    from ksmpy.buffers import Lifetime
+    from ksmpy.engine import Engine
+
+__all__ = ["Region"]
+
+
+class Region:
+    """The whole pages of one registered buffer.
+
+    It ends by itself when the buffer's owner dies, and by release(). Keeping the Region does
+    not keep the buffer.
+    """
+
+    __slots__ = ("_engine", "_lifetime", "_number", "_released", "address", "name", "nbytes")
+
+    name: str
+    """As given to register(), or made from the owner's type."""
+    address: int
+    """Of the first whole page."""
+    nbytes: int
+    """Bytes in whole pages: the fragments at both ends of the buffer are not part of it."""
+
+    def __init__(
+        self, engine: Engine, number: int, name: str, address: int, nbytes: int, life: Lifetime
+    ) -> None:
+        self._engine = engine
+        self._number = number
+        self._lifetime = life
+        self._released = False
+        self.name = name
+        self.address = address
+        self.nbytes = nbytes
+
+    @property
+    def pages(self) -> int:
+        """Number of 4096-byte pages."""
+        return self.nbytes // PAGE_SIZE
+
+    @property
+    def released(self) -> bool:
+        """Whether the region has ended."""
+        return self._released
+
+    def stats(self) -> RegionStats:
+        """Counters of the region. KsmpyError when it has ended."""
+        self._require()
+        return self._engine.region_stats(self)
+
+    def unmerge(self) -> None:
+        """Give the region its own pages back; it stays registered and may merge again.
+
+        OSError (ENOMEM, EBUSY) for pages that could not be: they stay merged, no byte changes.
+        """
+        self._require()
+        self._engine.unmerge_region(self)
+
+    def release(self) -> None:
+        """End the region: its bytes stay, in pages of its own. No-op when it has ended."""
+        if not self._released:
+            self._engine.release_region(self)
+
+    def _require(self) -> None:
+        if self._released:
+            raise KsmpyError(f"region {self.name!r} has been released")
+
+    def __repr__(self) -> str:
+        state = " released" if self._released else ""
+        return f"<Region {self.name!r} {self.address:#x} {self.pages} pages{state}>"

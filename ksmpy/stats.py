@@ -1,0 +1,209 @@
+"""The figures that ksmpy hands out: frozen records, counts in pages of 4096 bytes.
+
+Names are the kernel's (Documentation/admin-guide/mm/ksm.rst) wherever it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from ksmpy._native import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from ksmpy.region import Region
+
+__all__ = ["BufferEstimate", "Check", "Estimate", "RegionStats", "ScanResult", "Share", "Stats"]
+
+
+def human_bytes(count: float) -> str:
+    """A byte count with a binary unit, as in '1.5 GiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """An engine's counters.
+
+    `pages_sharing` is the number of pages saved: it counts how many *more* pages use the
+    `pages_shared` frames. The `pages_busy`, `pages_no_budget`, `pages_no_memory`,
+    `pages_differed` and `pages_lost` are totals of what was refused: pinned for I/O, mappings
+    scarce, store full, changed while being merged, memory gone.
+    """
+
+    pages_shared: int
+    pages_sharing: int
+    pages_unshared: int
+    pages_volatile: int
+    pages_scanned: int
+    pages_skipped: int
+    full_scans: int
+    ksm_zero_pages: int
+    stable_node_chains: int
+    stable_node_dups: int
+    general_profit: int
+    """(pages_sharing + ksm_zero_pages) * 4096 - metadata_bytes; below 0 when nothing merges."""
+    saved_bytes: int
+    """Net gain in bytes: general_profit, or 0 where that is negative."""
+    metadata_bytes: int
+    frame_bytes: int
+    """Memory that the store holds for the frames."""
+    vmas: int
+    """Mappings of the whole process."""
+    vma_limit: int
+    """How many mappings the engine lets the process have."""
+    registered_pages: int
+    stale_frames: int
+    """Frames without a sharer that a forked child may still map."""
+    pages_busy: int
+    pages_no_budget: int
+    pages_no_memory: int
+    pages_differed: int
+    pages_lost: int
+
+    @classmethod
+    def from_native(cls, values: Mapping[str, int]) -> Stats:
+        """The record for what the engine reports."""
+        gained = values["pages_sharing"] + values["ksm_zero_pages"]
+        profit = gained * PAGE_SIZE - values["metadata_bytes"]
+        known = {field.name for field in fields(cls)}
+        return cls(
+            **{name: value for name, value in values.items() if name in known},
+            general_profit=profit,
+            saved_bytes=max(0, profit),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RegionStats:
+    """One region's counters, in pages, and its profit in bytes."""
+
+    rmap_items: int
+    """Pages that the scanner has seen."""
+    merging_pages: int
+    """Pages on a frame, the first of each frame included."""
+    zero_pages: int
+    """Pages on the kernel's zero page, placed there by the engine."""
+    saved_pages: int
+    """This region's part of the engine's pages_sharing."""
+    process_profit: int
+    """(merging_pages + zero_pages) * 4096 - the metadata of rmap_items pages, as the kernel
+    reckons it for a process: the frames themselves are not taken off."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanResult:
+    """What one call of scan() did, in pages, summed over its passes."""
+
+    scanned: int = 0
+    skipped: int = 0
+    """Passed over: unchanged and settled, or by smart_scan."""
+    merged: int = 0
+    zeroed: int = 0
+    unmerged: int = 0
+    """Found written since they were merged."""
+    volatiles: int = 0
+    """Written since the previous pass."""
+    differed: int = 0
+    """Changed before they could be frozen."""
+    busy: int = 0
+    """Not let go by the kernel, being pinned for I/O."""
+    no_budget: int = 0
+    """Left alone because mappings are scarce."""
+    no_memory: int = 0
+    """Left alone because the store could not grow."""
+    lost: int = 0
+    """Registered, but their memory is no longer the owner's."""
+    full: int = 0
+    """How many times the end of a pass was reached."""
+    seconds: float = 0.0
+
+    def __add__(self, other: ScanResult) -> ScanResult:
+        return ScanResult(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Two regions (or one, with itself) and how many of their pages lie on common frames."""
+
+    a: Region
+    b: Region
+    pages: int
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The two regions' names."""
+        return self.a.name, self.b.name
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on common frames."""
+        return self.pages * PAGE_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class BufferEstimate:
+    """What an estimate says of one buffer or mapping, in pages."""
+
+    name: str
+    pages: int
+    duplicate_pages: int
+    """Pages whose bytes also occur in an earlier page, of this buffer or of another."""
+    zero_pages: int
+    """All-zero pages, whether duplicates or not."""
+
+    @property
+    def saved_bytes(self) -> int:
+        """What the duplicates take up."""
+        return self.duplicate_pages * PAGE_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What merging would save, found by digests; nothing was changed.
+
+    Gross figures: the engine's metadata, some 16 bytes a page, is not taken off.
+    """
+
+    total_pages: int
+    duplicate_pages: int
+    """Pages that could go: each page whose bytes occurred before."""
+    zero_pages: int
+    """All-zero pages, whether duplicates or not."""
+    buffers: tuple[BufferEstimate, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    """(name, reason) of what could not be looked at."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes looked at."""
+        return self.total_pages * PAGE_SIZE
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that merging would give back."""
+        return self.duplicate_pages * PAGE_SIZE
+
+    def __str__(self) -> str:
+        part = self.duplicate_pages / self.total_pages if self.total_pages else 0.0
+        return (
+            f"{human_bytes(self.saved_bytes)} of {human_bytes(self.total_bytes)} ({part:.0%}) in"
+            f" {len(self.buffers)} buffers are duplicates; {self.zero_pages} pages are zero"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of doctor(): does it work here, what was found, how to get the rest."""
+
+    name: str
+    ok: bool
+    detail: str
+    hint: str = ""

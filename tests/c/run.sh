@@ -1,0 +1,14 @@
+#!/bin/sh
+# Runs each program given, tells which failed, and fails when one did. Status 77 means skipped.
+passed=0 failed=0 skipped=0
+for program in "$@"; do
+    echo "== $program"
+    "$program"
+    case $? in
+    0) passed=$((passed + 1)) ;;
+    77) skipped=$((skipped + 1)) ;;
+    *) failed=$((failed + 1)) && echo "== FAILED: $program" ;;
+    esac
+done
+echo "C test programs: $passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,157 @@
+"""What all tests share: one run for each way of freezing and tracking, and nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import oracle
+
+FREEZES = ("uffd-move", "uffd-remap", "signal")
+TRACKINGS = ("wp-async", "checksum")
+#: How long threads and descriptors may take to go after a test, in seconds.
+PATIENCE = 5.0
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way of freezing and a way of tracking."""
+
+    freeze: str
+    tracking: str
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The keyword arguments for Engine."""
+        return {"freeze": self.freeze, "tracking": self.tracking}
+
+    @property
+    def efault_ok(self) -> bool:
+        """Whether a system call that touches a frozen page may fail with EFAULT."""
+        return self.freeze == "signal" or not capabilities()["uffd_kernel_mode"]
+
+    def missing(self) -> str | None:
+        """What this machine lacks for it, or None."""
+        needs = {
+            "uffd-move": ("uffd", "uffd_move"),
+            "uffd-remap": ("uffd", "mremap_dontunmap"),
+            "signal": (),
+            "wp-async": ("uffd", "uffd_wp_async", "pagemap_scan"),
+            "checksum": (),
+        }
+        for need in needs[self.freeze] + needs[self.tracking]:
+            if not capabilities()[need]:
+                return f"this machine has no {need}"
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.freeze}+{self.tracking}"
+
+
+@cache
+def capabilities() -> dict[str, int]:
+    """What the engine's own probe says."""
+    from ksmpy import _native
+
+    return _native.probe()
+
+
+MODES = [Mode(freeze, tracking) for freeze in FREEZES for tracking in TRACKINGS]
+
+
+@pytest.fixture(params=MODES, ids=str)
+def mode(request: pytest.FixtureRequest) -> Mode:
+    """Each way of freezing with each way of tracking that this machine offers."""
+    chosen: Mode = request.param
+    reason = chosen.missing()
+    if reason is not None:
+        pytest.skip(f"{chosen}: {reason}")
+    return chosen
+
+
+MakeEngine = Callable[..., Any]
+
+
+@pytest.fixture
+def make_engine(mode: Mode) -> Iterator[MakeEngine]:
+    """Makes engines of the mode at hand and closes them after the test."""
+    import ksmpy
+
+    made: list[Any] = []
+
+    def make(**options: Any) -> Any:
+        engine = ksmpy.Engine(**{**mode.options, **options})
+        made.append(engine)
+        return engine
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+@pytest.fixture
+def engine(make_engine: MakeEngine) -> Any:
+    """One engine of the mode at hand."""
+    return make_engine()
+
+
+@pytest.fixture
+def auto() -> Iterator[Any]:
+    """One engine that chooses its mode by itself."""
+    import ksmpy
+
+    with ksmpy.Engine() as engine:
+        yield engine
+
+
+def _threads() -> dict[int, str]:
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            found[int(task.name)] = (task / "comm").read_text().strip()
+        except OSError:  # it ended meanwhile
+            continue
+    return found
+
+
+def _descriptors() -> dict[int, str]:
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:  # the descriptor of the listing itself
+            continue
+    return found
+
+
+def _stores() -> dict[int, str]:
+    return {m.start: m.path for m in oracle.store_mappings()}
+
+
+def _new(look: Callable[[], dict[int, str]], before: dict[int, str]) -> dict[int, str]:
+    return {key: what for key, what in look().items() if before.get(key) != what}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """After each test: no thread, no descriptor and no mapping of a store more than before it."""
+    looks = (_threads, _descriptors, _stores)
+    before = [look() for look in looks]
+    yield
+    gc.collect()
+    deadline = time.monotonic() + PATIENCE
+    while left := [
+        new for look, old in zip(looks, before, strict=True) if (new := _new(look, old))
+    ]:
+        assert time.monotonic() < deadline, f"left behind: {left}; {threading.enumerate()}"
+        time.sleep(0.02)
+        gc.collect()

@@ -1,0 +1,1 @@
+"""Helpers of the tests: an oracle of what really shares memory, torture threads, failing calls."""

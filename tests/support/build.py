@@ -1,0 +1,37 @@
+"""Compiles the helpers that are written in C, once for each state of their source."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread")
+
+
+def _cache() -> Path:
+    path = Path(tempfile.gettempdir()) / f"ksmpy-tests-{os.geteuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def shared_library(name: str) -> Path:
+    """The path of the shared library built from ``support/<name>.c``; skips without a compiler."""
+    source = Path(__file__).with_name(f"{name}.c")
+    digest = hashlib.sha256(source.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    target = _cache() / f"{name}-{digest}.so"
+    if target.exists():
+        return target
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler (cc)")
+    scratch = target.with_suffix(f".{os.getpid()}")
+    command = [compiler, *FLAGS, str(source), "-o", str(scratch), "-ldl"]
+    subprocess.run(command, check=True, timeout=120)
+    scratch.rename(target)
+    return target

@@ -1,0 +1,480 @@
+/*
+ * A preloaded library that makes single calls of one shared object fail.
+ *
+ * Every wrapped function looks at its return address: calls from elsewhere go
+ * through untouched.  Calls from the target are numbered from 1 while the
+ * library is armed, logged, and the chosen one (or, persistently, it and all
+ * later ones of its kind) fails with an errno that the kernel could really
+ * give there.  UFFDIO_WAKE, close and the like are left out: they do not fail.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <link.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { MAX_LOG = 1 << 16, MAX_VARIANTS = 4, PASS = -1 };
+
+struct kind {
+    const char *name;
+    int errnos[MAX_VARIANTS];
+};
+
+enum kind_number {
+    MMAP, MMAP_FIXED, MREMAP, MUNMAP, MPROTECT, MADV_DROP, MADV_FILL, MADV_FLAG,
+    UFFD_API, UFFD_REGISTER, UFFD_UNREGISTER, UFFD_COPY, UFFD_ZERO, UFFD_MOVE, UFFD_PROTECT,
+    SCAN, QUERY, OTHER_IOCTL, ALLOCATE, PUNCH, TRUNCATE, MEMFD, OPEN, READ, PREAD, FCNTL, STAT,
+    USERFAULTFD, MBIND, OTHER_SYSCALL, THREAD, HEAP, EVENTFD, PIPE, POLL, KINDS
+};
+
+static const struct kind kinds[KINDS] = {
+    [MMAP] = {"mmap", {ENOMEM}},
+    [MMAP_FIXED] = {"mmap(MAP_FIXED)", {ENOMEM}},
+    [MREMAP] = {"mremap", {ENOMEM}},
+    [MUNMAP] = {"munmap", {ENOMEM}},
+    [MPROTECT] = {"mprotect", {ENOMEM}},
+    [MADV_DROP] = {"madvise(MADV_DONTNEED)", {EINVAL}},
+    [MADV_FILL] = {"madvise(MADV_POPULATE)", {ENOMEM, EFAULT}},
+    [MADV_FLAG] = {"madvise(flag)", {ENOMEM}},
+    [UFFD_API] = {"UFFDIO_API", {EINVAL}},
+    [UFFD_REGISTER] = {"UFFDIO_REGISTER", {ENOMEM, EBUSY}},
+    [UFFD_UNREGISTER] = {"UFFDIO_UNREGISTER", {ENOMEM}},
+    [UFFD_COPY] = {"UFFDIO_COPY", {ENOMEM, EAGAIN}},
+    [UFFD_ZERO] = {"UFFDIO_ZEROPAGE", {ENOMEM, EAGAIN}},
+    [UFFD_MOVE] = {"UFFDIO_MOVE", {EBUSY, EAGAIN, ENOMEM}},
+    [UFFD_PROTECT] = {"UFFDIO_WRITEPROTECT", {ENOMEM, EAGAIN}},
+    [SCAN] = {"PAGEMAP_SCAN", {ENOMEM}},
+    [QUERY] = {"PROCMAP_QUERY", {ENOMEM, ENOTTY}},
+    [OTHER_IOCTL] = {"ioctl", {ENOMEM}},
+    [ALLOCATE] = {"fallocate", {ENOSPC, EINTR}},
+    [PUNCH] = {"fallocate(PUNCH_HOLE)", {EINTR}},
+    [TRUNCATE] = {"ftruncate", {ENOSPC}},
+    [MEMFD] = {"memfd_create", {EMFILE, ENOMEM}},
+    [OPEN] = {"open", {EMFILE}},
+    [READ] = {"read", {EINTR}},
+    [PREAD] = {"pread", {ENOMEM}},
+    [FCNTL] = {"fcntl", {ENOLCK}},
+    [STAT] = {"fstat", {ENOMEM}},
+    [USERFAULTFD] = {"userfaultfd", {EPERM, EMFILE, ENOSYS}},
+    [MBIND] = {"mbind", {ENOMEM, EPERM}},
+    [OTHER_SYSCALL] = {"syscall", {ENOMEM}},
+    [THREAD] = {"pthread_create", {EAGAIN}},
+    [HEAP] = {"malloc", {ENOMEM}},
+    [EVENTFD] = {"eventfd", {EMFILE}},
+    [PIPE] = {"pipe2", {EMFILE}},
+    [POLL] = {"poll", {EINTR}},
+};
+
+static uintptr_t target_start, target_end;
+static atomic_int armed;
+static atomic_uint_fast64_t calls;
+static uint64_t fail_at;
+static int fail_variant;
+static int fail_persistently;
+static atomic_int failing_kind;
+static atomic_uint_fast64_t fired;
+static struct {
+    int kind;
+    uint64_t site;
+} call_log[MAX_LOG];
+
+/* ---- control ------------------------------------------------------------------------------ */
+
+static int find_object(struct dl_phdr_info *info, size_t size, void *part)
+{
+    (void)size;
+    if (!strstr(info->dlpi_name, part))
+        return 0;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *segment = &info->dlpi_phdr[i];
+        uintptr_t end = info->dlpi_addr + segment->p_vaddr + segment->p_memsz;
+
+        if (segment->p_type == PT_LOAD && end > target_end)
+            target_end = end;
+    }
+    target_start = info->dlpi_addr;
+    return 1;
+}
+
+/* Chooses the shared object by a part of its path; 1 if it is loaded. */
+int inject_target(const char *part)
+{
+    target_start = target_end = 0;
+    return dl_iterate_phdr(find_object, (void *)part);
+}
+
+/* Numbers calls from 1 again; fails the nth (0: none), or it and all later ones of its kind. */
+void inject_arm(uint64_t nth, int variant, int persistently)
+{
+    atomic_store(&armed, 0);
+    atomic_store(&calls, 0);
+    atomic_store(&fired, 0);
+    atomic_store(&failing_kind, PASS);
+    fail_at = nth;
+    fail_variant = variant;
+    fail_persistently = persistently;
+    atomic_store(&armed, 1);
+}
+
+/* From now on every call of a kind fails; -1 if there is no such kind. */
+int inject_arm_kind(const char *name, int variant)
+{
+    for (int kind = 0; kind < KINDS; kind++)
+        if (strcmp(kinds[kind].name, name) == 0) {
+            inject_arm(0, variant, 1);
+            atomic_store(&failing_kind, kind);
+            return 0;
+        }
+    return -1;
+}
+
+void inject_disarm(void)
+{
+    atomic_store(&armed, 0);
+}
+
+uint64_t inject_calls(void)
+{
+    return atomic_load(&calls);
+}
+
+uint64_t inject_fired(void)
+{
+    return atomic_load(&fired);
+}
+
+/* What call n (from 1) was, and where in the object it came from. */
+const char *inject_name(uint64_t n)
+{
+    return n && n <= atomic_load(&calls) && n <= MAX_LOG ? kinds[call_log[n - 1].kind].name : "";
+}
+
+uint64_t inject_site(uint64_t n)
+{
+    return n && n <= atomic_load(&calls) && n <= MAX_LOG ? call_log[n - 1].site : 0;
+}
+
+int inject_variants(const char *name)
+{
+    int count = 0;
+
+    for (int kind = 0; kind < KINDS; kind++)
+        if (strcmp(kinds[kind].name, name) == 0)
+            while (count < MAX_VARIANTS && kinds[kind].errnos[count])
+                count++;
+    return count;
+}
+
+/* ---- the decision ------------------------------------------------------------------------- */
+
+static int errno_of(int kind)
+{
+    int variant = fail_variant;
+
+    while (variant && !kinds[kind].errnos[variant])
+        variant--;
+    atomic_fetch_add(&fired, 1);
+    return kinds[kind].errnos[variant];
+}
+
+/* 0: go on; else the errno to fail with. */
+static int verdict(int kind, void *return_address)
+{
+    uintptr_t site = (uintptr_t)return_address;
+    uint64_t number;
+
+    if (!atomic_load(&armed) || site < target_start || site >= target_end || kind == PASS)
+        return 0;
+    number = atomic_fetch_add(&calls, 1) + 1;
+    if (number <= MAX_LOG) {
+        call_log[number - 1].kind = kind;
+        call_log[number - 1].site = site - target_start;
+    }
+    if (number == fail_at) {
+        if (fail_persistently)
+            atomic_store(&failing_kind, kind);
+        return errno_of(kind);
+    }
+    return atomic_load(&failing_kind) == kind ? errno_of(kind) : 0;
+}
+
+#define REAL(name)                                                      \
+    static __typeof__(&name) real;                                      \
+    if (!real)                                                          \
+        real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
+
+#define FAIL_IF(kind, value)                                            \
+    do {                                                                \
+        int error = verdict(kind, __builtin_return_address(0));         \
+        if (error) {                                                    \
+            errno = error;                                              \
+            return value;                                               \
+        }                                                               \
+    } while (0)
+
+/* ---- address space ------------------------------------------------------------------------ */
+
+void *mmap(void *address, size_t length, int prot, int flags, int fd, off_t offset)
+{
+    REAL(mmap);
+    FAIL_IF(flags & MAP_FIXED ? MMAP_FIXED : MMAP, MAP_FAILED);
+    return real(address, length, prot, flags, fd, offset);
+}
+
+void *mmap64(void *address, size_t length, int prot, int flags, int fd, off64_t offset)
+{
+    REAL(mmap64);
+    FAIL_IF(flags & MAP_FIXED ? MMAP_FIXED : MMAP, MAP_FAILED);
+    return real(address, length, prot, flags, fd, offset);
+}
+
+void *mremap(void *from, size_t old_length, size_t new_length, int flags, ...)
+{
+    va_list rest;
+    void *to;
+
+    REAL(mremap);
+    va_start(rest, flags);
+    to = va_arg(rest, void *);
+    va_end(rest);
+    FAIL_IF(MREMAP, MAP_FAILED);
+    return real(from, old_length, new_length, flags, to);
+}
+
+int munmap(void *address, size_t length)
+{
+    REAL(munmap);
+    FAIL_IF(MUNMAP, -1);
+    return real(address, length);
+}
+
+int mprotect(void *address, size_t length, int prot)
+{
+    REAL(mprotect);
+    FAIL_IF(MPROTECT, -1);
+    return real(address, length, prot);
+}
+
+static int kind_of_advice(int advice)
+{
+    enum { POPULATE_READ = 22, POPULATE_WRITE = 23 };
+
+    if (advice == MADV_DONTNEED)
+        return MADV_DROP;
+    return advice == POPULATE_READ || advice == POPULATE_WRITE ? MADV_FILL : MADV_FLAG;
+}
+
+int madvise(void *address, size_t length, int advice)
+{
+    REAL(madvise);
+    FAIL_IF(kind_of_advice(advice), -1);
+    return real(address, length, advice);
+}
+
+/* ---- descriptors -------------------------------------------------------------------------- */
+
+static int kind_of_uffd(unsigned number)
+{
+    switch (number) {
+    case 0x3f: return UFFD_API;
+    case 0x00: return UFFD_REGISTER;
+    case 0x01: return UFFD_UNREGISTER;
+    case 0x03: return UFFD_COPY;
+    case 0x04: return UFFD_ZERO;
+    case 0x05: return UFFD_MOVE;
+    case 0x06: return UFFD_PROTECT;
+    default: return PASS;
+    }
+}
+
+static int kind_of_ioctl(unsigned long request)
+{
+    unsigned type = _IOC_TYPE(request), number = _IOC_NR(request);
+
+    if (type == 0xAA)
+        return request == _IO(0xAA, 0x00) ? USERFAULTFD : kind_of_uffd(number);
+    if (type == 'f' && number == 16)
+        return SCAN;
+    return type == 'f' && number == 17 ? QUERY : OTHER_IOCTL;
+}
+
+int ioctl(int fd, unsigned long request, ...)
+{
+    va_list rest;
+    void *argument;
+
+    REAL(ioctl);
+    va_start(rest, request);
+    argument = va_arg(rest, void *);
+    va_end(rest);
+    FAIL_IF(kind_of_ioctl(request), -1);
+    return real(fd, request, argument);
+}
+
+int fallocate(int fd, int mode, off_t offset, off_t length)
+{
+    REAL(fallocate);
+    FAIL_IF(mode & FALLOC_FL_PUNCH_HOLE ? PUNCH : ALLOCATE, -1);
+    return real(fd, mode, offset, length);
+}
+
+int posix_fallocate(int fd, off_t offset, off_t length)
+{
+    int error = verdict(ALLOCATE, __builtin_return_address(0));
+
+    REAL(posix_fallocate);
+    return error ? error : real(fd, offset, length);
+}
+
+int ftruncate(int fd, off_t length)
+{
+    REAL(ftruncate);
+    FAIL_IF(TRUNCATE, -1);
+    return real(fd, length);
+}
+
+int memfd_create(const char *name, unsigned flags)
+{
+    REAL(memfd_create);
+    FAIL_IF(MEMFD, -1);
+    return real(name, flags);
+}
+
+int open(const char *path, int flags, ...)
+{
+    va_list rest;
+    mode_t mode;
+
+    REAL(open);
+    va_start(rest, flags);
+    mode = va_arg(rest, mode_t);
+    va_end(rest);
+    FAIL_IF(OPEN, -1);
+    return real(path, flags, mode);
+}
+
+ssize_t read(int fd, void *buffer, size_t length)
+{
+    REAL(read);
+    FAIL_IF(READ, -1);
+    return real(fd, buffer, length);
+}
+
+ssize_t pread(int fd, void *buffer, size_t length, off_t offset)
+{
+    REAL(pread);
+    FAIL_IF(PREAD, -1);
+    return real(fd, buffer, length, offset);
+}
+
+int fcntl(int fd, int command, ...)
+{
+    va_list rest;
+    void *argument;
+
+    REAL(fcntl);
+    va_start(rest, command);
+    argument = va_arg(rest, void *);
+    va_end(rest);
+    FAIL_IF(FCNTL, -1);
+    return real(fd, command, argument);
+}
+
+int fstat(int fd, struct stat *info)
+{
+    REAL(fstat);
+    FAIL_IF(STAT, -1);
+    return real(fd, info);
+}
+
+int eventfd(unsigned value, int flags)
+{
+    REAL(eventfd);
+    FAIL_IF(EVENTFD, -1);
+    return real(value, flags);
+}
+
+int pipe2(int fds[2], int flags)
+{
+    REAL(pipe2);
+    FAIL_IF(PIPE, -1);
+    return real(fds, flags);
+}
+
+int poll(struct pollfd *fds, nfds_t count, int timeout)
+{
+    REAL(poll);
+    FAIL_IF(POLL, -1);
+    return real(fds, count, timeout);
+}
+
+/* ---- the rest ----------------------------------------------------------------------------- */
+
+static int kind_of_syscall(long number)
+{
+    switch (number) {
+    case SYS_userfaultfd: return USERFAULTFD;
+    case SYS_mbind: return MBIND;
+    case SYS_gettid:
+    case SYS_futex: return PASS;
+    default: return OTHER_SYSCALL;
+    }
+}
+
+long syscall(long number, ...)
+{
+    va_list rest;
+    long a[6];
+
+    REAL(syscall);
+    va_start(rest, number);
+    for (int i = 0; i < 6; i++)
+        a[i] = va_arg(rest, long);
+    va_end(rest);
+    FAIL_IF(kind_of_syscall(number), -1);
+    return real(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+}
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*run)(void *), void *arg)
+{
+    int error = verdict(THREAD, __builtin_return_address(0));
+
+    REAL(pthread_create);
+    return error ? error : real(thread, attr, run, arg);
+}
+
+extern void *__libc_malloc(size_t size);
+extern void *__libc_calloc(size_t count, size_t size);
+extern void *__libc_realloc(void *old, size_t size);
+
+void *malloc(size_t size)
+{
+    FAIL_IF(HEAP, NULL);
+    return __libc_malloc(size);
+}
+
+void *calloc(size_t count, size_t size)
+{
+    FAIL_IF(HEAP, NULL);
+    return __libc_calloc(count, size);
+}
+
+void *realloc(void *old, size_t size)
+{
+    FAIL_IF(HEAP, NULL);
+    return __libc_realloc(old, size);
+}

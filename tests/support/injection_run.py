@@ -1,0 +1,61 @@
+"""Runs a scenario again and again with one more of the extension's calls failing each time.
+
+``python -m support.injection_run SCENARIO FREEZE TRACKING FIRST VARIANT PERSISTENT`` prints one
+JSON object a line: the calls of an undisturbed run; then, for each failing call, that it begins
+and how it went. A line that begins and does not end tells which failing call killed the process.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import sys
+import traceback
+from typing import Any
+
+from . import scenarios
+from .inject import Injector
+
+#: A run that takes longer hangs, in seconds.
+PATIENCE = 30.0
+
+
+def _say(**line: Any) -> None:
+    print(json.dumps(line), flush=True)
+
+
+def _guarded(scenario: scenarios.Scenario, disturb: Any) -> None:
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
+    try:
+        with disturb:
+            scenario.disturbed()
+        scenario.recover()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def main(argv: list[str]) -> None:
+    """Count, then fail the calls one by one."""
+    name, freeze, tracking = argv[:3]
+    first, variant, persistent = (int(text) for text in argv[3:6])
+    make = scenarios.SCENARIOS[name]
+    _guarded(make(freeze, tracking), Injector().counting())  # lazy initialisation is over then
+    injector = Injector()
+    _guarded(make(freeze, tracking), injector.counting())
+    calls = injector.calls()
+    _say(calls=len(calls), kinds=sorted({call.kind for call in calls}))
+    for call in calls[first - 1 :]:
+        if variant and variant >= injector.variants(call.kind):
+            continue
+        _say(begins=call.number, kind=call.kind, site=hex(call.site))
+        scenario = make(freeze, tracking)
+        problem = None
+        try:
+            _guarded(scenario, injector.failing(call.number, variant, bool(persistent)))
+        except Exception:
+            problem = traceback.format_exc(limit=-4)
+        _say(ends=call.number, problem=problem, refused=scenario.refusals)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

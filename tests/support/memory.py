@@ -1,0 +1,74 @@
+"""Page-aligned anonymous memory, and what to put into it."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .oracle import PAGE
+
+Bytes = npt.NDArray[np.uint8]
+
+#: How many different pages :func:`content` knows.
+ALPHABET = 8
+
+
+def pages(count: int) -> Bytes:
+    """A uint8 array of `count` fresh, whole, anonymous pages; unmapped when it dies."""
+    memory = mmap.mmap(-1, count * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(memory, dtype=np.uint8)
+
+
+def address_of(array: npt.NDArray[Any]) -> int:
+    """The address of an array's first byte."""
+    return int(array.ctypes.data)
+
+
+def span(array: npt.NDArray[Any]) -> tuple[int, int]:
+    """(address, nbytes) of the whole pages inside an array, as a region covers it."""
+    first = -(-address_of(array) // PAGE) * PAGE
+    last = (address_of(array) + array.nbytes) // PAGE * PAGE
+    return first, max(0, last - first)
+
+
+def content(kind: int) -> bytes:
+    """One page of the alphabet: 0 is all zeros, the last two differ from 1 in one byte only."""
+    if kind == 0:
+        return bytes(PAGE)
+    seed = 1 if kind >= ALPHABET - 2 else kind
+    page = bytearray(hashlib.shake_128(bytes([seed])).digest(PAGE))
+    if kind == ALPHABET - 2:
+        page[0] ^= 1
+    elif kind == ALPHABET - 1:
+        page[-1] ^= 0x80
+    return bytes(page)
+
+
+def contents(kinds: list[int]) -> bytes:
+    """The bytes of consecutive pages of the alphabet."""
+    return b"".join(content(kind) for kind in kinds)
+
+
+def filled(kinds: list[int]) -> Bytes:
+    """Fresh pages that hold the given pages of the alphabet."""
+    array = pages(len(kinds))
+    array[:] = np.frombuffer(contents(kinds), dtype=np.uint8)
+    return array
+
+
+def distinct(count: int, seed: int = 0) -> Bytes:
+    """Fresh pages of random bytes, none like another; the same for the same seed."""
+    array = pages(count)
+    array[:] = np.random.default_rng(seed).integers(0, 256, array.nbytes, dtype=np.uint8)
+    return array
+
+
+def twin(array: Bytes) -> Bytes:
+    """Fresh pages with the bytes of another array."""
+    copy = pages(array.nbytes // PAGE)
+    copy[:] = array
+    return copy

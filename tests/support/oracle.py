@@ -1,0 +1,168 @@
+"""What really shares memory, as the kernel sees it.
+
+Everything here is read from ``/proc/self/maps`` and ``/proc/self/pagemap``; no counter and no
+structure of the engine is believed. A page shares memory with others when a private mapping of a
+store's memfd is in its place and no copy was made of it:
+
+===============================================  ===========================================
+pagemap entry of a page under a store mapping    the page reads
+===============================================  ===========================================
+not present                                      the frame (the next touch maps it)
+present (63), file (61)                          the frame
+swapped (62), swap type 31: a marker             the frame, write-protected before its touch
+swapped (62), file (61): under migration         the frame
+present (63), no file (61)                       an own copy: written since it was merged
+swapped (62), no file (61)                       an own copy, swapped out or under migration
+===============================================  ===========================================
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+PAGE = mmap.PAGESIZE
+STORE_PREFIX = "/memfd:ksmpy"
+_PRESENT = 1 << 63
+_SWAPPED = 1 << 62
+_FILE = 1 << 61
+_PFN_MASK = (1 << 55) - 1
+_SWAP_TYPE_MASK = 31
+_MARKER = 31
+
+
+class Frame(NamedTuple):
+    """A page of a store: the memfd's inode and the byte offset in it."""
+
+    inode: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """One line of ``/proc/PID/maps``."""
+
+    start: int
+    end: int
+    perms: str
+    offset: int
+    inode: int
+    path: str
+
+    @property
+    def is_store(self) -> bool:
+        """Whether this maps a store (its data, or whatever else is kept in a ksmpy memfd)."""
+        return self.path.startswith(STORE_PREFIX)
+
+
+def mappings(pid: int | str = "self") -> list[Mapping]:
+    """All mappings of a process, in address order."""
+    found = []
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            fields = line.split(maxsplit=5)
+            start, end = (int(part, 16) for part in fields[0].split("-"))
+            path = fields[5].rstrip("\n") if len(fields) > 5 else ""
+            found.append(Mapping(start, end, fields[1], int(fields[2], 16), int(fields[4]), path))
+    return found
+
+
+def overlapping(address: int, nbytes: int, pid: int | str = "self") -> list[Mapping]:
+    """The mappings that touch a range of addresses."""
+    return [m for m in mappings(pid) if m.start < address + nbytes and address < m.end]
+
+
+def pagemap(address: int, nbytes: int, pid: int | str = "self") -> list[int]:
+    """The pagemap entries of the whole pages of a range (64-bit words)."""
+    assert address % PAGE == 0 and nbytes % PAGE == 0, "whole pages only"
+    count = nbytes // PAGE
+    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as entries:
+        raw = os.pread(entries.fileno(), count * 8, address // PAGE * 8)
+    assert len(raw) == count * 8, "pagemap stopped short"
+    return list(struct.unpack(f"={count}Q", raw))
+
+
+def _reads_file(entry: int) -> bool:
+    if entry & _FILE:
+        return True
+    if entry & _SWAPPED:
+        return entry & _SWAP_TYPE_MASK == _MARKER
+    return not entry & _PRESENT
+
+
+def frames_of(address: int, nbytes: int, pid: int | str = "self") -> list[Frame | None]:
+    """The frame that each page of a range reads, or None where it has memory of its own."""
+    entries = pagemap(address, nbytes, pid)
+    frames: list[Frame | None] = [None] * len(entries)
+    for mapping in overlapping(address, nbytes, pid):
+        if not mapping.is_store:
+            continue
+        first = max(address, mapping.start)
+        for page in range(first, min(address + nbytes, mapping.end), PAGE):
+            index = (page - address) // PAGE
+            if _reads_file(entries[index]):
+                frames[index] = Frame(mapping.inode, mapping.offset + page - mapping.start)
+    return frames
+
+
+def maps_store(address: int, nbytes: int, pid: int | str = "self") -> bool:
+    """Whether any byte of a range lies in a mapping of a store, read or not, copied or not."""
+    return any(mapping.is_store for mapping in overlapping(address, nbytes, pid))
+
+
+def store_mappings(pid: int | str = "self") -> list[Mapping]:
+    """Every mapping of any store in a process."""
+    return [mapping for mapping in mappings(pid) if mapping.is_store]
+
+
+def shared_pages(regions: Iterable[tuple[int, int]], pid: int | str = "self") -> Counter[Frame]:
+    """How many pages of the given (address, nbytes) ranges read each frame."""
+    users: Counter[Frame] = Counter()
+    for address, nbytes in regions:
+        users.update(frame for frame in frames_of(address, nbytes, pid) if frame is not None)
+    return users
+
+
+def true_saved_pages(regions: Iterable[tuple[int, int]], pid: int | str = "self") -> int:
+    """How many pages of memory the ranges do without: pages on frames, less the frames."""
+    users = shared_pages(regions, pid)
+    return users.total() - len(users)
+
+
+@cache
+def _zero_pfn() -> int:
+    page = mmap.mmap(-1, PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    view = ctypes.c_char.from_buffer(page)
+    assert page[0] == 0  # a read fault maps the zero page
+    pfn = pagemap(ctypes.addressof(view), PAGE)[0] & _PFN_MASK
+    del view
+    page.close()
+    return pfn
+
+
+def sees_pfns() -> bool:
+    """Whether this process may see page frame numbers (CAP_SYS_ADMIN)."""
+    return _zero_pfn() != 0
+
+
+def zero_pages(address: int, nbytes: int) -> int:
+    """How many pages of a range are the kernel's zero page. Needs :func:`sees_pfns`."""
+    zero = _zero_pfn()
+    assert zero, "page frame numbers are hidden from this user"
+    return sum(
+        bool(entry & _PRESENT) and entry & _PFN_MASK == zero for entry in pagemap(address, nbytes)
+    )
+
+
+def distinct_pfns(address: int, nbytes: int) -> int:
+    """How many different page frames back the present pages of a range."""
+    assert sees_pfns(), "page frame numbers are hidden from this user"
+    entries = pagemap(address, nbytes)
+    return len({entry & _PFN_MASK for entry in entries if entry & _PRESENT})

@@ -1,0 +1,315 @@
+"""From objects to memory: what is found, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import mmap
+import pickle
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ksmpy import RegionError
+from ksmpy._maps import AddressSpace, Mapping, refusal, vma_flags
+from ksmpy._native import PAGE_SIZE, VMA_DONTDUMP, VMA_HUGEPAGE, VMA_NOHUGEPAGE
+from ksmpy.buffers import Buffer, locate
+from ksmpy.walk import Found, find_buffers, merge_ranges
+
+MIB = 1 << 20
+
+
+def private(nbytes: int) -> mmap.mmap:
+    """Private anonymous memory of its own mapping."""
+    return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def refused(obj: Any) -> str | None:
+    """Why the pages of an object cannot be a region."""
+    start, end = locate(obj).pages
+    return refusal(AddressSpace.read().covering(start, end), start, end)
+
+
+# ---- locate ------------------------------------------------------------------------------
+
+
+def test_array_is_its_own_owner() -> None:
+    """The address and size are those that numpy gives, whatever the dtype and the order."""
+    for arr in (
+        np.zeros((30, 40)),
+        np.zeros((30, 40), order="F"),
+        np.zeros(9, "M8[ns]"),
+        np.zeros(9, [("when", "M8[s]"), ("what", "S3")]),
+        np.zeros(0),
+    ):
+        found = locate(arr)
+        assert (found.address, found.nbytes) == (arr.ctypes.data, arr.nbytes)
+        assert found.owner is arr
+
+
+def test_views_lead_to_the_owner() -> None:
+    """Views, memoryviews and pickle buffers lead to the object that the memory belongs to."""
+    arr = np.zeros((100, 100))
+    for view, offset in (
+        (arr[2:], 1600),
+        (arr.reshape(-1).view(np.uint8)[3:], 3),
+        (memoryview(arr)[2:], 1600),
+        (arr.T, 0),
+        (pickle.PickleBuffer(arr[2:]), 1600),
+        (memoryview(arr).cast("B")[16:], 16),
+    ):
+        found = locate(view)
+        assert found.owner is arr
+        assert found.address == arr.ctypes.data + offset
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: bytearray(5000),
+        lambda: bytes(5000),
+        lambda: array.array("d", [1.0] * 700),
+        lambda: private(5 * PAGE_SIZE),
+        lambda: (ctypes.c_int * 2000)(),
+    ],
+)
+def test_other_exporters_are_held(make: Any) -> None:
+    """Other buffers are found through every view of them, and kept from being resized."""
+    owner = make()
+    for view in (owner, memoryview(owner)[8:], np.frombuffer(owner, np.uint8)[16:]):
+        found = locate(view)
+        assert found.owner is owner
+        assert found.export is not None and found.export.obj is owner
+
+
+def test_gaps_are_refused() -> None:
+    """What is not contiguous is refused with the way out."""
+    for view in (np.zeros((10, 10))[:, ::2], memoryview(bytearray(100))[::2]):
+        with pytest.raises(RegionError, match="ascontiguousarray"):
+            locate(view)
+
+
+def test_no_buffer() -> None:
+    """An object without a buffer is a TypeError, a released memoryview a RegionError."""
+    with pytest.raises(TypeError, match="int has no buffer"):
+        locate(3)
+    view = memoryview(bytearray(10))
+    view.release()
+    with pytest.raises(RegionError, match="released"):
+        locate(view)
+
+
+def test_whole_pages_only() -> None:
+    """A region begins at the first page boundary and ends at the last one."""
+    assert Buffer(4096, 8192, None, None).pages == (4096, 12288)
+    assert Buffer(4097, 8192, None, None).pages == (8192, 12288)
+    start, end = Buffer(4097, 4096, None, None).pages
+    assert end <= start
+
+
+# ---- mappings ----------------------------------------------------------------------------
+
+
+def test_private_memory_is_taken() -> None:
+    """Private, anonymous, writable memory has nothing against it, on the heap as well."""
+    assert refused(private(4 * PAGE_SIZE)) is None
+    assert refused(np.zeros(MIB)) is None
+    assert refused(bytearray(3 * PAGE_SIZE)) is None
+
+
+def test_shared_memory_is_refused() -> None:
+    """Shared mappings are refused, anonymous or of a file."""
+    assert refused(mmap.mmap(-1, MIB)) == "it is shared memory (MAP_SHARED)"
+
+
+def test_file_backed_memory_is_refused(tmp_path: Path) -> None:
+    """Mappings of files are refused by name, shared, copy-on-write and read-only."""
+    path = tmp_path / "data"
+    path.write_bytes(bytes(MIB))
+    for mode in ("r+", "c", "r"):
+        reason = refused(np.memmap(path, np.uint8, mode=mode))  # type: ignore[call-overload]
+        assert reason is not None and "file-backed" in reason and str(path) in reason
+
+
+def test_protected_memory_is_refused() -> None:
+    """Memory that is mapped read-only cannot be merged."""
+    memory = mmap.mmap(-1, MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
+    assert refused(memory) == "its memory is mapped r--, not rw-"
+
+
+@pytest.mark.parametrize(
+    ("advice", "words"),
+    [("MADV_DONTFORK", "forked children"), (18, "wiped on fork")],
+)
+def test_advice_against_merging(advice: str | int, words: str) -> None:
+    """Memory whose mapping could not be put back as it was is refused with the advice's name."""
+    memory = private(4 * PAGE_SIZE)
+    memory.madvise(getattr(mmap, advice) if isinstance(advice, str) else advice)
+    reason = refused(memory)
+    assert reason is not None and words in reason
+
+
+def test_locked_memory_is_refused() -> None:
+    """Locked memory is promised to stay where it is: a merge would move it."""
+    memory = private(4 * PAGE_SIZE)
+    address = ctypes.c_void_p(locate(memory).address)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlock(address, ctypes.c_size_t(len(memory))):
+        pytest.skip("not allowed to lock memory")
+    reason = refused(memory)
+    assert reason is not None and "mlock" in reason
+    libc.munlock(address, ctypes.c_size_t(len(memory)))
+    assert refused(memory) is None
+
+
+def test_unmapped_memory_is_refused() -> None:
+    """A hole at the start, in the middle or at the end is found."""
+    low, high = Mapping(0x1000, 0x3000, "rw-p", "", None), Mapping(0x4000, 0x6000, "rw-p", "", None)
+    space = AddressSpace([low, high])
+    for start, end in ((0x0, 0x2000), (0x2000, 0x5000), (0x5000, 0x7000), (0x8000, 0x9000)):
+        reason = refusal(space.covering(start, end), start, end)
+        assert reason == "part of it is not mapped"
+    assert refusal(space.covering(0x1000, 0x3000), 0x1000, 0x3000) is None
+
+
+@pytest.mark.parametrize(
+    ("letters", "words"),
+    [
+        ("rd wr ht", "hugetlbfs"),
+        ("rd wr io", "VM_IO"),
+        ("rd wr pf", "VM_PFNMAP"),
+        ("rd wr gd", "stack"),
+        ("rd wr sl", "sealed"),
+        ("rd wr um", "userfaultfd"),
+        ("rd wr uw", "userfaultfd"),
+    ],
+)
+def test_flags_that_refuse(letters: str, words: str) -> None:
+    """Each flag of the kernel's that stands against merging has a sentence of its own."""
+    mapping = Mapping(0, PAGE_SIZE, "rw-p", "", frozenset(letters.split()))
+    reason = refusal([mapping], 0, PAGE_SIZE)
+    assert reason is not None and words in reason
+
+
+def test_flags_to_repeat() -> None:
+    """The engine is told the flags that all of a region's mappings have."""
+
+    def flags(*each: str) -> int:
+        return vma_flags([Mapping(0, 1, "rw-p", "", frozenset(f.split())) for f in each])
+
+    assert flags("rd wr hg") == VMA_HUGEPAGE
+    assert flags("rd nh dd", "rd nh dd") == VMA_NOHUGEPAGE | VMA_DONTDUMP
+    assert flags("rd hg", "rd") == 0
+    assert vma_flags([Mapping(0, 1, "rw-p", "", None)]) == 0
+
+
+# ---- walk --------------------------------------------------------------------------------
+
+
+class Plain:
+    """An object with attributes."""
+
+
+class Slotted:
+    """An object with slots, that cannot be pickled."""
+
+    __slots__ = ("data", "lock")
+
+    def __init__(self) -> None:
+        self.data = bytearray(MIB)
+        self.lock = threading.Lock()
+
+
+def owners(obj: object, min_bytes: int = MIB) -> list[object]:
+    """The owners of the buffers in an object."""
+    found, refused = find_buffers((obj,), min_bytes)
+    assert refused == []
+    return [item.buffer.owner for item in merge_ranges(found)]
+
+
+def same(left: list[object], right: list[object]) -> bool:
+    """The same objects, in whatever order."""
+    return sorted(map(id, left)) == sorted(map(id, right))
+
+
+def test_walk_finds_direct_buffers() -> None:
+    """Buffers in containers, attributes and slots are found, each once."""
+    arr, raw, text = np.zeros(MIB), bytearray(MIB), bytes(MIB)
+    plain, slotted = Plain(), Slotted()
+    plain.arr, plain.again = arr, arr[5:]  # type: ignore[attr-defined]
+    obj = {"plain": plain, "slotted": slotted, "more": [raw, (text, memoryview(raw))]}
+    assert same(owners(obj), [arr, raw, text, slotted.data])
+
+
+def test_walk_goes_on_after_what_cannot_be_pickled() -> None:
+    """Locks, generators, lambdas and modules do not end the walk; closures are looked into."""
+    arr, other = np.zeros(MIB), np.ones(MIB)
+    obj = [threading.Lock(), (i for i in range(3)), np, lambda: other, arr]
+    assert same(owners(obj), [arr, other])
+
+
+def test_walk_ignores_small_buffers() -> None:
+    """Buffers below min_bytes are passed over."""
+    arr = np.zeros(100)
+    assert owners([arr]) == []
+    assert same(owners([arr], 800), [arr])
+
+
+def test_walk_finds_the_array_behind_views_with_gaps() -> None:
+    """Of a view with gaps the array behind it is taken, of an object array the items."""
+    arr, item = np.zeros((2000, 200)), np.zeros(MIB)
+    assert same(owners(arr[:, ::2]), [arr])
+    assert same(owners(np.array([item, None], dtype=object)), [item])
+
+
+def test_walk_survives_deep_objects() -> None:
+    """An object too deep for pickle is a refusal, the next one is walked as ever."""
+    deep: list[Any] = []
+    for _ in range(200_000):
+        deep = [deep]
+    arr = np.zeros(MIB)
+    found, refused = find_buffers((deep, arr), MIB)
+    assert [item.buffer.owner is arr for item in found] == [True]
+    assert len(refused) == 1 and "RecursionError" in refused[0][1]
+    while deep:
+        deep = deep[0]
+
+
+@pytest.fixture(scope="module")
+def pandas() -> Any:
+    """pandas, imported before a test counts threads: Arrow starts some for good."""
+    return pytest.importorskip("pandas")
+
+
+def test_walk_pandas(pandas: Any) -> None:
+    """A frame's numpy blocks are found, and its Arrow columns where they really are."""
+    frame = pandas.DataFrame({"a": np.arange(MIB), "b": np.arange(MIB) * 2.0})
+    frame["c"] = pandas.Categorical(["x", "y"] * (MIB // 2))
+    found, refused = find_buffers((frame,), MIB)
+    total = sum(item.buffer.nbytes for item in merge_ranges(found))
+    assert total >= 17 * MIB and not refused
+
+
+def test_walk_arrow() -> None:
+    """An Arrow table's buffers hang on the table, for it makes new buffer objects each time."""
+    arrow = pytest.importorskip("pyarrow")
+    table = arrow.table({"a": np.arange(MIB), "b": [f"{i:8}" for i in range(MIB)]})
+    found, _ = find_buffers(({"table": table},), MIB)
+    assert sum(item.buffer.nbytes for item in found) >= 10 * MIB
+    assert all(item.anchor is table for item in found)
+
+
+def test_pieces_of_one_owner_are_joined() -> None:
+    """Pieces that touch or overlap become one; those of different owners do not."""
+    one, two = object(), object()
+
+    def piece(address: int, nbytes: int, owner: object) -> Found:
+        return Found(Buffer(address, nbytes, owner, None), "")
+
+    joined = merge_ranges([piece(100, 50, one), piece(0, 100, one), piece(120, 10, two)])
+    assert [(f.buffer.address, f.buffer.nbytes) for f in joined] == [(0, 150)]
+    apart = merge_ranges([piece(0, 100, one), piece(100, 50, two), piece(500, 5, one)])
+    assert [(f.buffer.address, f.buffer.nbytes) for f in apart] == [(0, 100), (100, 50), (500, 5)]

@@ -1,0 +1,235 @@
+"""The knobs: the kernel's names, defaults, ranges and error codes."""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ksmpy import KsmpyError
+from ksmpy.advisor import Advisor, Limits
+from ksmpy.config import KNOBS, environment
+from support import memory
+
+DEFAULTS = {
+    "run": 0,
+    "pages_to_scan": 4096,
+    "sleep_millisecs": 20,
+    "merge_across_nodes": 1,
+    "max_page_sharing": 256,
+    "stable_node_chains_prune_millisecs": 2000,
+    "use_zero_pages": 0,
+    "smart_scan": 1,
+    "advisor_mode": "none",
+    "advisor_target_scan_time": 200,
+    "advisor_max_cpu": 70,
+    "advisor_min_pages_to_scan": 500,
+    "advisor_max_pages_to_scan": 30000,
+    "vma_share_percent": 50,
+}
+
+
+def errno_of(knobs: Any, name: str, value: Any) -> int | None:
+    """The errno that writing a knob gives."""
+    with pytest.raises(OSError) as caught:
+        setattr(knobs, name, value)
+    return caught.value.errno
+
+
+def wait_until(condition: Any, seconds: float = 20.0) -> None:
+    """Wait for the background scanner."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.01)
+
+
+def test_defaults(auto: Any) -> None:
+    """A new engine has the kernel's defaults, but for pages_to_scan."""
+    assert auto.knobs.asdict() == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("run", [0, 2, 1], [-1, 3]),
+        ("pages_to_scan", [0, 1, 2**32 - 1], [-1, 2**32]),
+        ("sleep_millisecs", [0, 1, 2**32 - 1], [-1, 2**32]),
+        ("merge_across_nodes", [0, 1], [-1, 2]),
+        ("max_page_sharing", [2, 1000], [-1, 0, 1]),
+        ("stable_node_chains_prune_millisecs", [0, 5000], [-1, 2**32]),
+        ("use_zero_pages", [1, 0], [-1, 2]),
+        ("smart_scan", [0, 1], [-1, 2]),
+        ("advisor_target_scan_time", [1, 1000], [-1, 0]),
+        ("advisor_max_cpu", [1, 100], [-1]),
+        ("advisor_min_pages_to_scan", [1, 1000], [-1]),
+        ("advisor_max_pages_to_scan", [1, 1000], [-1]),
+        ("vma_share_percent", [1, 100], [0, 101]),
+    ],
+)
+def test_range(auto: Any, name: str, good: list[int], bad: list[int]) -> None:
+    """Values in range are kept; others are EINVAL and change nothing."""
+    for value in good:
+        setattr(auto.knobs, name, value)
+        assert getattr(auto.knobs, name) == value
+        for wrong in bad:
+            assert errno_of(auto.knobs, name, wrong) == errno.EINVAL
+            assert getattr(auto.knobs, name) == value
+
+
+def test_types(auto: Any) -> None:
+    """Numbers must be ints (numpy's too), the mode a str: anything else is a TypeError."""
+    for value in (True, 1.0, "1", None):
+        for name in KNOBS:
+            with pytest.raises(TypeError, match=name):
+                setattr(auto.knobs, name, value)
+    with pytest.raises(TypeError):
+        auto.knobs.advisor_mode = 1
+    auto.knobs.sleep_millisecs = np.int64(5)
+    assert auto.knobs.sleep_millisecs == 5
+
+
+def test_unknown_knob(auto: Any) -> None:
+    """A knob that does not exist is an AttributeError that names those that do."""
+    with pytest.raises(AttributeError, match="pages_to_scan"):
+        auto.knobs.pages_to_scna = 1
+    with pytest.raises(AttributeError, match="pages_to_scan"):
+        _ = auto.knobs.pages_to_scna
+    with pytest.raises(AttributeError):
+        del auto.knobs.run
+
+
+def test_pages_to_scan_belongs_to_the_advisor(auto: Any) -> None:
+    """While the advisor is on, writing pages_to_scan is EINVAL; off, its default is back."""
+    auto.knobs.advisor_mode = "scan-time"
+    assert auto.knobs.pages_to_scan == 500
+    assert errno_of(auto.knobs, "pages_to_scan", 1000) == errno.EINVAL
+    assert errno_of(auto.knobs, "advisor_mode", "always") == errno.EINVAL
+    auto.knobs.advisor_mode = "none"
+    assert auto.knobs.pages_to_scan == DEFAULTS["pages_to_scan"]
+
+
+def test_advisor_sets_the_rate(auto: Any) -> None:
+    """With the advisor on, the background scanner moves pages_to_scan after a pass."""
+    data = memory.distinct(64)
+    auto.register(data)
+    auto.knobs.advisor_mode = "scan-time"
+    auto.knobs.run = 1
+    wait_until(lambda: auto.knobs.pages_to_scan != 500)
+    assert 0 < auto.knobs.pages_to_scan <= 30000
+
+
+def test_run_merges_in_the_background(engine: Any) -> None:
+    """Run 1 merges by itself, 0 keeps what is merged, 2 gives it back."""
+    first = memory.distinct(32)
+    second = memory.twin(first)
+    engine.register(first)
+    engine.register(second)
+    assert engine.stats().pages_sharing == 0
+    engine.knobs.run = 1
+    wait_until(lambda: engine.stats().pages_sharing == 32)
+    engine.knobs.run = 0
+    assert engine.stats() == engine.stats()
+    assert engine.stats().pages_sharing == 32
+    engine.knobs.run = 2
+    assert engine.knobs.run == 2
+    assert (engine.stats().pages_sharing, engine.stats().pages_shared) == (0, 0)
+    assert len(engine.regions()) == 2
+
+
+def test_unmerge_puts_run_back(engine: Any) -> None:
+    """unmerge() is run 2, and then the earlier run again."""
+    first = memory.distinct(8)
+    second = memory.twin(first)
+    engine.register(first)
+    engine.register(second)
+    engine.scan(eager=True)
+    assert engine.stats().pages_sharing == 8
+    engine.unmerge()
+    assert engine.knobs.run == 0
+    assert engine.stats().pages_sharing == 0
+    engine.knobs.run = 1
+    engine.unmerge()
+    assert engine.knobs.run == 1
+
+
+def test_stopping_is_quick(auto: Any) -> None:
+    """The scanner is gone when the write to run returns, also in the middle of a sleep."""
+    auto.knobs.sleep_millisecs = 600_000
+    auto.knobs.run = 1
+    time.sleep(0.05)
+    begin = time.monotonic()
+    auto.knobs.run = 0
+    assert time.monotonic() - begin < 5.0
+    assert not auto._daemon.running
+
+
+@pytest.mark.parametrize("name", ["merge_across_nodes", "max_page_sharing"])
+def test_busy_while_shared(auto: Any, name: str) -> None:
+    """Knobs that the trees depend on are EBUSY while anything is shared."""
+    first = memory.distinct(4)
+    second = memory.twin(first)
+    auto.register(first)
+    auto.register(second)
+    auto.scan(eager=True)
+    other = 0 if name == "merge_across_nodes" else 7
+    assert errno_of(auto.knobs, name, other) == errno.EBUSY
+    auto.knobs.run = 2
+    setattr(auto.knobs, name, other)
+    assert getattr(auto.knobs, name) == other
+
+
+def test_closed_engine(auto: Any) -> None:
+    """The knobs of a closed engine raise KsmpyError."""
+    knobs = auto.knobs
+    auto.close()
+    for name in ("run", "pages_to_scan", "use_zero_pages", "advisor_mode"):
+        with pytest.raises(KsmpyError, match="closed"):
+            setattr(knobs, name, "none" if name == "advisor_mode" else 1)
+
+
+def test_environment() -> None:
+    """KSMPY_* variables become options; a bad one is named."""
+    env = {"KSMPY_FREEZE": "signal", "KSMPY_PAGES_TO_SCAN": " 7 ", "KSMPY_RUN": "", "HOME": "/"}
+    assert environment(env) == {"freeze": "signal", "pages_to_scan": 7}
+    for variable, value in (("KSMPY_TRACKING", "soft"), ("KSMPY_MIN_BYTES", "1k")):
+        with pytest.raises(ValueError, match=variable):
+            environment({variable: value})
+
+
+# ---- the advisor's arithmetic ------------------------------------------------------------
+
+
+def test_advisor_first_pass() -> None:
+    """A first pass: change is 30 % of 100, as the previous change counts as 0."""
+    # factor 200*100/100 = 200; pages 500*100/200 = 250; change (70*0+30*100)/100 = 30;
+    # 250*30/100 = 75; per_cpu = 500/(1000*100/(100*1000) = 1) = 500; 75 is raised to 500*10.
+    assert Advisor().advise(500, 100, 1000, Limits()) == 5000
+
+
+def test_advisor_is_capped_by_cpu_and_by_its_maximum() -> None:
+    """The rate stays between 10 and max_cpu percent of a core, and below the maximum."""
+    slow = Advisor()
+    # cpu% = 50_000*100/(100*1000) = 50; per_cpu = 1000/50 = 20: 200 to 1400 pages.
+    assert slow.advise(1000, 100, 50_000, Limits(target_scan_time=1)) == 1400
+    assert Advisor().advise(1000, 100, 50_000, Limits(target_scan_time=100_000)) == 200
+    assert Advisor().advise(100_000, 1, 0, Limits()) == 30_000
+
+
+def test_advisor_smooths_change() -> None:
+    """Each pass counts 30 %, what was before 70 %."""
+    advisor = Advisor()
+    limits = Limits(target_scan_time=10, max_cpu=10**9, max_pages_to_scan=10**9)
+    # Pass 1: change 30. Pass 2, twice as long: (70*30 + 30*200)/100 = 81; factor 10*100/20 = 50;
+    # pages 1000*100/50*81/100 = 1620; cpu% = 2000*100/20000 = 10: at least 1000/10*10.
+    advisor.advise(1000, 10, 1000, limits)
+    assert advisor.advise(1000, 20, 2000, limits) == 1620
+
+
+def test_advisor_counts_a_short_pass_as_a_second() -> None:
+    """A pass below a second counts as one, and no division is by zero."""
+    assert Advisor().advise(0, 0, 0, Limits(0, 0, 0, 0)) == 0
+    assert Advisor().advise(500, 0, 5, Limits()) == Advisor().advise(500, 1, 5, Limits())

@@ -1,0 +1,284 @@
+"""Every native function, called again and again: nothing grows.
+
+Descriptors and mappings are counted exactly. Memory is judged by the resident set size and by
+malloc's own books, after a warm-up that fills the caches of both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ksmpy._ksmpy import ffi, lib
+
+import ksmpy
+from conftest import Mode
+from support import memory, oracle
+from support.procs import in_child
+
+pytestmark = pytest.mark.timeout(120)
+
+WARM_UP, ROUNDS = 30, 60
+#: Growth that is noise, in bytes, over ROUNDS rounds.
+SLACK = 512 << 10
+
+
+def _declared() -> set[str]:
+    """The functions of ksmpy.cdef.h, by name."""
+    header = Path(__file__).parent.parent / "csrc" / "ksmpy.cdef.h"
+    text = re.sub(r"/\*.*?\*/", "", header.read_text(encoding="ascii"), flags=re.DOTALL)
+    return set(re.findall(r"^\w[\w ]*?\b\*?(ksmpy_\w+)\(", text, flags=re.MULTILINE))
+
+
+class _Mallinfo(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+        .split()
+    ]  # fmt: skip
+
+
+def _heap_bytes() -> int:
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        return 0
+    libc.mallinfo2.restype = _Mallinfo
+    info = libc.mallinfo2()
+    return int(info.uordblks + info.hblkhd)
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * oracle.PAGE
+
+
+def _nothing_grows(work: Callable[[], None]) -> None:
+    for _ in range(WARM_UP):
+        work()
+    gc.collect()
+    descriptors, mappings = len(os.listdir("/proc/self/fd")), len(oracle.mappings())
+    heap, resident = _heap_bytes(), _resident_bytes()
+    for _ in range(ROUNDS):
+        work()
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(oracle.mappings()) <= mappings + 4
+    assert _heap_bytes() - heap < SLACK
+    assert _resident_bytes() - resident < 4 * SLACK
+
+
+class _Native:
+    """One engine by its C interface, without any of the Python above it."""
+
+    def __init__(self, mode: Mode) -> None:
+        from ksmpy._native import FREEZES, TRACKINGS
+
+        options = ffi.new("struct ksmpy_options *")
+        options.freeze, options.tracking = (
+            FREEZES.index(mode.freeze), TRACKINGS.index(mode.tracking)
+        )  # fmt: skip
+        options.nodes, options.node_ids = 2, ffi.NULL
+        out = ffi.new("ksmpy_engine **")
+        assert lib.ksmpy_engine_new(options, out) == 0
+        self.engine = out[0]
+        self.model = memory.distinct(16)
+        self.buffers = [self.model, memory.twin(self.model), memory.filled([0] * 4)]
+        self.regions = [self.register(buffer) for buffer in self.buffers]
+        self.result = ffi.new("struct ksmpy_scan_result *")
+
+    def register(self, buffer: Any) -> int:
+        """Register a whole array."""
+        out = ffi.new("uint32_t *")
+        assert lib.ksmpy_register(self.engine, *memory.span(buffer), 0, out) == 0
+        return int(out[0])
+
+    def scan(self, flags: int = 3) -> None:
+        """One eager pass."""
+        assert lib.ksmpy_scan(self.engine, 1 << 20, flags, self.result) == 0
+
+    def close(self) -> None:
+        """Release and close."""
+        for region in self.regions:
+            assert lib.ksmpy_release(self.engine, region, 0) == 0
+        assert lib.ksmpy_engine_close(self.engine) == 0
+
+    # one method for each function of the header, named after it
+
+    def ksmpy_probe(self) -> None:
+        """Probing opens and closes all kinds of things."""
+        assert lib.ksmpy_probe(ffi.new("struct ksmpy_caps *")) == 0
+
+    def ksmpy_engine_new(self) -> None:
+        """A second engine."""
+        options = ffi.new("struct ksmpy_options *")
+        options.freeze, options.tracking = 0, 0
+        options.nodes, options.node_ids = 1, ffi.NULL
+        out = ffi.new("ksmpy_engine **")
+        assert lib.ksmpy_engine_new(options, out) == 0
+        assert lib.ksmpy_engine_close(out[0]) == 0
+
+    def ksmpy_engine_close(self) -> None:
+        """Refused while regions are registered."""
+        assert lib.ksmpy_engine_close(self.engine) < 0
+
+    def ksmpy_engine_freeze(self) -> None:
+        """A getter."""
+        assert lib.ksmpy_engine_freeze(self.engine) > 0
+
+    def ksmpy_engine_tracking(self) -> None:
+        """A getter."""
+        assert lib.ksmpy_engine_tracking(self.engine) > 0
+
+    def ksmpy_engine_forked(self) -> None:
+        """A getter; and a child, now and then."""
+        assert lib.ksmpy_engine_forked(self.engine) == 0
+
+    def ksmpy_register(self) -> None:
+        """Refused: overlaps."""
+        out = ffi.new("uint32_t *")
+        assert lib.ksmpy_register(self.engine, *memory.span(self.model), 0, out) < 0
+        assert lib.ksmpy_register(self.engine, 4097, 4096, 0, out) < 0
+
+    def ksmpy_release(self) -> None:
+        """Release one region, register it again; no such region is an error."""
+        assert lib.ksmpy_release(self.engine, self.regions[0], 0) == 0
+        assert lib.ksmpy_release(self.engine, 12345, 0) < 0
+        self.regions[0] = self.register(self.model)
+
+    def ksmpy_unmerge_region(self) -> None:
+        """One region."""
+        self.scan()
+        assert lib.ksmpy_unmerge_region(self.engine, self.regions[1]) == 0
+
+    def ksmpy_unmerge(self) -> None:
+        """Everything."""
+        self.scan()
+        assert lib.ksmpy_unmerge(self.engine) == 0
+
+    def ksmpy_scan(self) -> None:
+        """Merges, writes, merges again."""
+        self.scan()
+        self.model[:: oracle.PAGE] ^= 1
+        self.scan()
+        self.model[:: oracle.PAGE] ^= 1
+        self.scan()
+
+    def ksmpy_interrupt(self) -> None:
+        """Interrupts nobody."""
+        lib.ksmpy_interrupt(self.engine)
+        self.scan()
+
+    def ksmpy_knob_set(self) -> None:
+        """Every knob, to what it is, and to what it cannot be."""
+        value = ffi.new("uint64_t *")
+        for knob in range(lib.KSMPY_KNOB_COUNT):
+            assert lib.ksmpy_knob_get(self.engine, knob, value) == 0
+            lib.ksmpy_knob_set(self.engine, knob, value[0])
+        assert lib.ksmpy_knob_set(self.engine, 99, 1) < 0
+
+    def ksmpy_knob_get(self) -> None:
+        """No such knob."""
+        assert lib.ksmpy_knob_get(self.engine, 99, ffi.new("uint64_t *")) < 0
+
+    def ksmpy_stats(self) -> None:
+        """All counters."""
+        assert lib.ksmpy_stats(self.engine, ffi.new("struct ksmpy_stats *")) == 0
+
+    def ksmpy_region_stats(self) -> None:
+        """A region's counters."""
+        out = ffi.new("struct ksmpy_region_stats *")
+        assert lib.ksmpy_region_stats(self.engine, self.regions[1], out) == 0
+        assert lib.ksmpy_region_stats(self.engine, 12345, out) < 0
+
+    def ksmpy_shares(self) -> None:
+        """Pairs of regions."""
+        self.scan()
+        assert lib.ksmpy_shares(self.engine, ffi.new("struct ksmpy_share[8]"), 8) > 0
+
+    def ksmpy_set_nodes(self) -> None:
+        """All pages of a region on the second node, and back."""
+        for node in (1, 0):
+            nodes = ffi.new("uint8_t[16]", bytes([node] * 16))
+            assert lib.ksmpy_set_nodes(self.engine, self.regions[1], nodes, 16) == 0
+            self.scan()
+
+    def ksmpy_check(self) -> None:
+        """The structure checker."""
+        text = ffi.new("char[]", 200)
+        assert lib.ksmpy_check(self.engine, text, 200) == 0, ffi.string(text)
+
+    def ksmpy_checksum(self) -> None:
+        """A pure function."""
+        lib.ksmpy_checksum(ffi.from_buffer(self.model), 4096)
+
+    def ksmpy_read_only(self) -> None:
+        """A pure function."""
+        lib.ksmpy_read_only(ffi.from_buffer(self.model), 4096)
+
+
+def test_every_native_function_is_in_the_list() -> None:
+    """A new function of the interface cannot be forgotten here."""
+    assert len(_declared()) > 15
+    assert _declared() <= {name for name in dir(_Native) if name.startswith("ksmpy_")}
+
+
+@pytest.mark.parametrize("name", sorted(n for n in vars(_Native) if n.startswith("ksmpy_")))
+def test_native_function_leaks_nothing(name: str) -> None:
+    """One function over and over on one engine."""
+    native = _Native(Mode("uffd-remap", "checksum"))
+    _nothing_grows(getattr(native, name))
+    native.close()
+
+
+def test_native_lives_leak_nothing(mode: Mode) -> None:
+    """Whole engines, from new to close, each calling every function."""
+
+    def life() -> None:
+        native = _Native(mode)
+        for name in sorted(_declared()):
+            getattr(native, name)()
+        native.close()
+
+    _nothing_grows(life)
+
+
+def test_python_lives_leak_nothing(mode: Mode) -> None:
+    """The same through Python, buffers dying in the end."""
+    model = np.random.default_rng(1).integers(0, 256, 1 << 18, dtype=np.uint8)
+
+    def life() -> None:
+        with ksmpy.Engine(**mode.options) as engine:  # type: ignore[arg-type]
+            arrays = [model.copy() for _ in range(3)]
+            for array in arrays:
+                engine.register(array)
+            engine.scan(2, eager=True)
+            del arrays, array
+            engine.regions()
+            engine.knobs.run = 1
+            engine.knobs.run = 2
+
+    _nothing_grows(life)
+
+
+def test_forks_leak_nothing(mode: Mode) -> None:
+    """An engine that goes on while children come and go keeps nothing for each of them."""
+    one = memory.distinct(16)
+    two = memory.twin(one)
+    with ksmpy.Engine(**mode.options) as engine:  # type: ignore[arg-type]
+        engine.register(one)
+        engine.register(two)
+
+        def work() -> None:
+            engine.scan(2, eager=True)
+            in_child(lambda: None)
+            engine.unmerge()
+
+        _nothing_grows(work)
+        engine.check()

@@ -1,0 +1,439 @@
+"""Regions end by themselves, before the memory under them goes; engines end safely."""
+
+from __future__ import annotations
+
+import array
+import gc
+import mmap
+import os
+import threading
+import time
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ksmpy
+from ksmpy import KsmpyError, RegionError
+from support import memory, oracle, procs
+
+MIB = 1 << 20
+
+
+def pattern(seed: int, nbytes: int = MIB) -> np.ndarray[Any, Any]:
+    """An ordinary array of its own memory."""
+    return np.random.default_rng(seed).integers(0, 256, nbytes, dtype=np.uint8)
+
+
+def merged_pair(engine: Any, make: Any) -> tuple[Any, Any]:
+    """Two equal buffers, page-congruent, registered and merged."""
+    pair = make(), make()
+    for each in pair:
+        engine.register(each)
+    engine.scan(eager=True)
+    return pair
+
+
+def still_there(region: Any) -> bool:
+    """Whether memory is mapped at a region's place."""
+    return bool(oracle.overlapping(region.address, region.nbytes))
+
+
+def soon(condition: Any) -> None:
+    """What the background thread still holds goes when its batch ends."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+# ---- arrays ------------------------------------------------------------------------------
+
+
+def test_region_ends_with_its_array(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The region is released while the memory of the dying array is still there."""
+    first, second = merged_pair(engine, lambda: ksmpy.copy(pattern(1)))
+    region = engine.regions()[0]
+    seen = []
+    release = engine._native.release
+
+    def watch(number: int, *, discard: bool) -> None:
+        seen.append((still_there(region), discard))
+        release(number, discard=discard)
+
+    monkeypatch.setattr(engine._native, "release", watch)
+    del first
+    assert seen == [(True, True)]
+    assert region.released
+    assert len(engine.regions()) == 1
+    assert engine.stats().pages_sharing == 0
+    assert np.array_equal(second, pattern(1))
+
+
+def test_views_keep_the_region(engine: Any) -> None:
+    """A view keeps the owner, and so the region; the last view ends it."""
+    arr = pattern(2)
+    engine.register(arr[100:])
+    view = arr[5:9]
+    del arr
+    assert len(engine.regions()) == 1
+    del view
+    assert engine.regions() == ()
+
+
+def test_registered_array_cannot_be_resized(engine: Any) -> None:
+    """An array that is registered refuses to move its memory."""
+    arr = pattern(3)
+    engine.register(arr)
+    for refcheck in (True, False):
+        with pytest.raises(ValueError, match="resize"):
+            arr.resize(4 * MIB, refcheck=refcheck)
+    engine.regions()[0].release()
+    arr.resize(2 * MIB)
+
+
+class Saver(np.ndarray[Any, Any]):
+    """An array of a class that takes part in garbage collection."""
+
+
+class Holder:
+    """Reads its array when it is collected, in a cycle with itself."""
+
+    def __init__(self, data: Any, seen: list[bytes]) -> None:
+        self.data = data
+        self.seen = seen
+        self.me = self
+
+    def __del__(self) -> None:
+        self.seen.append(self.data.tobytes())
+
+
+@pytest.mark.parametrize("kind", [np.ndarray, Saver])
+def test_finalizer_sees_the_bytes(engine: Any, kind: Any) -> None:
+    """A finalizer that reads an array which dies in its own cycle reads what was written."""
+    # Where malloc puts an array within a page is its own affair: every 16 bytes are the same.
+    content = np.tile(np.arange(16, dtype=np.uint8), MIB // 8)
+
+    def make() -> Any:
+        arr = np.ndarray.__new__(kind, content.shape, np.uint8)
+        arr[:] = content
+        return arr
+
+    first, second = merged_pair(engine, make)
+    assert engine.stats().pages_sharing > 0
+    seen: list[bytes] = []
+    Holder(first, seen)
+    first = None
+    gc.collect()
+    assert seen == [content.tobytes()]
+    assert len(engine.regions()) == 1
+    assert np.array_equal(second, content)
+
+
+def test_death_during_scans(engine: Any) -> None:
+    """Arrays that die in one thread while another scans leave the others' bytes alone."""
+    stay = [ksmpy.copy(pattern(5)) for _ in range(3)]
+    for arr in stay:
+        engine.register(arr)
+    stop = threading.Event()
+
+    def scan() -> None:
+        while not stop.is_set():
+            engine.scan(eager=True)
+
+    thread = threading.Thread(target=scan)
+    thread.start()
+    try:
+        for _ in range(50):
+            engine.register(ksmpy.copy(pattern(5)))
+    finally:
+        stop.set()
+        thread.join()
+    assert len(engine.regions()) == 3
+    for arr in stay:
+        assert np.array_equal(arr, pattern(5))
+    engine.check()
+
+
+# ---- other owners ------------------------------------------------------------------------
+
+
+def test_bytearray_cannot_be_resized_and_ends(engine: Any) -> None:
+    """A registered bytearray refuses to be resized; once nobody holds it, its region ends."""
+    data = bytearray(pattern(6).tobytes())
+    region = engine.register(data)
+    with pytest.raises(BufferError):
+        data.append(1)
+    assert len(engine.regions()) == 1
+    del data
+    assert engine.regions() == ()
+    assert region.released
+
+
+def test_array_array_cannot_be_resized(engine: Any) -> None:
+    """The same for array.array, and a weak reference to it still finds its bytes."""
+    data = array.array("d", pattern(7).tobytes())
+    region = engine.register(data)
+    with pytest.raises(BufferError):
+        data.append(1.0)
+    again = weakref.ref(data)
+    del data
+    gc.collect()
+    assert region.released
+    assert again() is None
+
+
+def test_bytes_may_be_registered(engine: Any) -> None:
+    """Read-only objects are merged like any other; what matters is the memory."""
+    first, second = pattern(8).tobytes(), bytearray(pattern(8).tobytes())
+    engine.register(first)
+    engine.register(second)
+    engine.scan(eager=True)
+    assert first == bytes(second)
+    engine.regions()[0].release()
+    assert first == bytes(second)
+
+
+def test_mmap_cannot_be_closed_and_ends(engine: Any) -> None:
+    """A registered mapping refuses to be closed; abandoned, it is unmapped."""
+    data = mmap.mmap(-1, MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    region = engine.register(data)
+    with pytest.raises(BufferError):
+        data.close()
+    del data
+    gc.collect()
+    assert region.released
+    assert not still_there(region)
+
+
+def test_abandoned_buffers_are_noticed_by_the_collector(auto: Any) -> None:
+    """A collection of the garbage collector's ends abandoned regions, without any call of ours."""
+    region = auto.register(bytearray(MIB))
+    gc.collect()
+    assert region.released
+
+
+@pytest.fixture(scope="module")
+def arrow() -> Any:
+    """pyarrow, imported before a test counts threads: it starts some for good."""
+    return pytest.importorskip("pyarrow")
+
+
+def test_arrow_table_holds_its_regions(arrow: Any, engine: Any) -> None:
+    """The buffers of an Arrow table stay registered as long as the table, and keep their bytes."""
+    values = np.arange(MIB)
+    tables = [arrow.table({"a": arrow.array(values.tolist())}) for _ in range(2)]
+    regions = engine.track(tables)
+    assert len(regions) == 2
+    engine.scan(eager=True)
+    gc.collect()
+    assert len(engine.regions()) == 2
+    slice_of_it = tables[0].slice(10, 1000)
+    del tables
+    gc.collect()
+    assert engine.regions() == ()
+    assert slice_of_it.column(0).to_pylist() == list(range(10, 1010))
+
+
+# ---- release and close -------------------------------------------------------------------
+
+
+def test_release_keeps_the_bytes(engine: Any) -> None:
+    """A released region maps nothing of the store and holds its bytes; twice is a no-op."""
+    first, second = merged_pair(engine, lambda: ksmpy.copy(pattern(9)))
+    region = engine.regions()[0]
+    region.release()
+    region.release()
+    assert not oracle.maps_store(region.address, region.nbytes)
+    assert np.array_equal(first, second)
+    for call in (region.stats, region.unmerge):
+        with pytest.raises(KsmpyError, match="released"):
+            call()
+    engine.register(first)
+
+
+def test_close_gives_everything_back(make_engine: Any) -> None:
+    """close() unmerges all, is idempotent, and everything afterwards raises KsmpyError."""
+    engine = make_engine()
+    first, second = merged_pair(engine, lambda: ksmpy.copy(pattern(10)))
+    regions = engine.regions()
+    engine.knobs.run = 1
+    engine.close()
+    engine.close()
+    assert engine.closed
+    for region in regions:
+        assert region.released
+        assert not oracle.maps_store(region.address, region.nbytes)
+        region.release()
+    assert np.array_equal(first, second)
+    for call in (engine.scan, engine.stats, engine.regions, engine.shares, engine.unmerge):
+        with pytest.raises(KsmpyError, match="closed"):
+            call()
+    with pytest.raises(KsmpyError, match="closed"):
+        engine.register(first)
+    with pytest.raises(KsmpyError, match="closed"), engine:
+        pass
+
+
+def test_close_while_others_work(make_engine: Any) -> None:
+    """close() under scanning, registering threads: they get KsmpyError, nothing is left over."""
+    for _ in range(5):
+        engine = make_engine()
+        data = [ksmpy.copy(pattern(11)) for _ in range(4)]
+        errors: list[BaseException] = []
+
+        def work(engine: Any = engine, data: Any = data, errors: Any = errors) -> None:
+            try:
+                while True:
+                    for arr in data:
+                        try:
+                            engine.register(arr)
+                        except RegionError:
+                            pass
+                    engine.scan(eager=True)
+                    engine.stats()
+            except KsmpyError as error:
+                if "closed" not in str(error):
+                    errors.append(error)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        threading.Event().wait(0.05)
+        engine.close()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        for arr in data:
+            assert not oracle.maps_store(*memory.span(arr))
+            assert np.array_equal(arr, pattern(11))
+
+
+def test_forgotten_engine_lives_for_its_regions(mode: Any) -> None:
+    """An engine nobody holds stays for its regions, and closes itself with the last of them."""
+    engine = ksmpy.Engine(**mode.options)
+    first, second = merged_pair(engine, lambda: ksmpy.copy(pattern(12)))
+    native, alive = engine._native, weakref.ref(engine)
+    engine.knobs.run = 1
+    del engine
+    gc.collect()
+    assert alive() is not None
+    del first
+    gc.collect()
+    assert alive() is not None and np.array_equal(second, pattern(12))
+    del second
+    soon(lambda: alive() is None and native.closed)
+
+
+def test_forgotten_engine_without_regions(mode: Any) -> None:
+    """An engine without regions closes itself when it is forgotten, its thread as well."""
+    engine = ksmpy.Engine(**mode.options)
+    engine.knobs.run = 1
+    native = engine._native
+    del engine
+    soon(lambda: native.closed)
+
+
+# ---- fork --------------------------------------------------------------------------------
+
+
+def test_child_of_fork(engine: Any) -> None:
+    """In a forked child the engine is the parent's: no scanning, but bytes, releases, deaths."""
+    first, second = merged_pair(engine, lambda: ksmpy.copy(pattern(13)))
+    engine.knobs.run = 1
+
+    def child() -> None:
+        regions = list(engine._regions.values())
+        assert engine.knobs.run == 0
+        for call in (engine.scan, engine.stats, engine.unmerge, regions[0].stats):
+            with pytest.raises(KsmpyError, match="in the child"):
+                call()
+        with pytest.raises(KsmpyError, match="in the child"):
+            engine.knobs.run = 1
+        assert np.array_equal(first, pattern(13)) and np.array_equal(second, pattern(13))
+        first[0] ^= 1
+        regions[0].release()
+        assert not oracle.maps_store(regions[0].address, regions[0].nbytes)
+        assert first[0] == pattern(13)[0] ^ 1 and np.array_equal(first[1:], second[1:])
+        engine.close()
+        assert not oracle.maps_store(regions[1].address, regions[1].nbytes)
+
+    procs.in_child(child)
+    assert np.array_equal(first, pattern(13)) and np.array_equal(second, pattern(13))
+    assert engine.knobs.run == 1
+
+
+def test_child_makes_an_engine_of_its_own(make_engine: Any) -> None:
+    """A child registers inherited memory with an engine of its own, and merges it there."""
+    engine = make_engine()
+    pair = list(merged_pair(engine, lambda: ksmpy.copy(pattern(14))))
+
+    def child() -> None:
+        own = make_engine()
+        own.track(pair)
+        pair[1][-1] ^= 1
+        own.scan(eager=True)
+        assert own.stats().pages_sharing == len(pattern(14)) // oracle.PAGE - 1
+        assert np.array_equal(pair[0], pattern(14))
+        assert np.array_equal(pair[1][:-1], pattern(14)[:-1])
+        pair.clear()
+        assert own.regions() == ()
+        own.close()
+
+    procs.in_child(child)
+    assert all(np.array_equal(arr, pattern(14)) for arr in pair)
+
+
+def test_array_dies_in_the_child(engine: Any) -> None:
+    """An inherited array that dies in the child takes nothing from the parent."""
+    pair = list(merged_pair(engine, lambda: ksmpy.copy(pattern(15))))
+
+    def child() -> None:
+        pair.clear()
+        gc.collect()
+        assert engine._regions == {}
+
+    procs.in_child(child)
+    assert all(np.array_equal(arr, pattern(15)) for arr in pair)
+    assert len(engine.regions()) == 2
+
+
+# ---- exit --------------------------------------------------------------------------------
+
+EXIT = """
+import atexit, numpy, ksmpy
+engine = ksmpy.Engine(freeze={freeze!r}, tracking={tracking!r})
+arrays = [ksmpy.copy(numpy.arange(1 << 17)) for _ in range(4)]
+for arr in arrays:
+    engine.register(arr)
+engine.knobs.sleep_millisecs = 0
+engine.knobs.run = 1
+while engine.stats().pages_sharing < 3 * 256:
+    pass
+print("merged", flush=True)
+{after}
+"""
+
+
+@pytest.mark.parametrize("after", ["", "del engine", "raise SystemExit(0)", "engine.close()"])
+def test_exit_is_quiet(mode: Any, after: str) -> None:
+    """A program ends with merged arrays and a scanning thread as if there were none."""
+    program = EXIT.format(freeze=mode.freeze, tracking=mode.tracking, after=after)
+    done = procs.python("-X", "dev", "-c", program)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "merged\n", "")
+
+
+def test_os_exit_in_a_child(engine: Any) -> None:
+    """A child that ends by os._exit leaves its parent's engine alone."""
+    first, second = merged_pair(engine, lambda: ksmpy.copy(pattern(16)))
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    engine.scan()
+    assert np.array_equal(first, second)
+    engine.unmerge()
+    assert np.array_equal(first, pattern(16))

@@ -1,0 +1,625 @@
+"""What users call: dedup, estimate, track, doctor, arrays, enable, and the engine's answers."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import pickle
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ksmpy
+from ksmpy import KsmpyError, RegionError, Unsupported, _native, integrations, numa
+from support import memory, oracle, procs
+
+MIB = 1 << 20
+PAGE = oracle.PAGE
+
+
+def pattern(seed: int, nbytes: int = MIB) -> Any:
+    """Page-aligned random bytes, the same for the same seed."""
+    return ksmpy.copy(np.random.default_rng(seed).integers(0, 256, nbytes, dtype=np.uint8))
+
+
+# ---- the package -------------------------------------------------------------------------
+
+
+def test_import_brings_nothing_along() -> None:
+    """Importing ksmpy imports none of what it needs later."""
+    heavy = "numpy", "psutil", "mmh3", "rich", "cffi", "ctypes", "logging", "ksmpy._native"
+    program = f"import sys, ksmpy; print([name for name in {heavy!r} if name in sys.modules])"
+    assert procs.python_ok("-c", program) == "[]\n"
+
+
+def test_functions_are_not_hidden_by_their_modules() -> None:
+    """ksmpy.doctor stays a function when the module ksmpy.doctor is imported, before or after."""
+    program = """
+import ksmpy.doctor, ksmpy.dedup, ksmpy
+from ksmpy.analyze import analyze
+assert callable(ksmpy.doctor) and callable(ksmpy.dedup) and ksmpy.analyze is analyze
+import ksmpy.doctor
+assert callable(ksmpy.doctor)
+"""
+    procs.python_ok("-W", "error", "-c", program)
+
+
+def test_every_public_name_exists() -> None:
+    """dir() tells what there is, and each of it can be had; what is not is an AttributeError."""
+    for name in ksmpy.__all__:
+        assert name in dir(ksmpy)
+        assert getattr(ksmpy, name) is not None
+    assert ksmpy.__version__
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = ksmpy.no_such_thing
+
+
+OTHER_SYSTEM = """
+import sys
+sys.platform = "darwin"
+sys.modules["ksmpy._ksmpy"] = None
+import ksmpy, numpy
+arrays = [ksmpy.copy(numpy.arange(1 << 17)) for _ in range(2)]
+checks = {check.name: check.ok for check in ksmpy.doctor()}
+print(ksmpy.estimate(arrays).duplicate_pages, checks["extension"])
+for make in ksmpy.Engine, ksmpy.enable, lambda: ksmpy.dedup(arrays):
+    try:
+        make()
+    except ksmpy.Unsupported as error:
+        print(error)
+"""
+
+
+def test_other_systems() -> None:
+    """Without the extension import, estimate and doctor work; an Engine says why it cannot be."""
+    out = procs.python_ok("-c", OTHER_SYSTEM).splitlines()
+    assert out[0] == "256 False"
+    assert out[1:] == ["ksmpy merges memory on Linux only, this is darwin"] * 3
+
+
+# ---- engine ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"freeze": "mprotect"}, {"tracking": "soft-dirty"}, {"freeze": "AUTO"}]
+)
+def test_unknown_words(options: dict[str, str]) -> None:
+    """Words that Engine does not know are a ValueError that lists those it knows."""
+    with pytest.raises(ValueError, match="must be one of auto"):
+        ksmpy.Engine(**options)  # type: ignore[arg-type]
+
+
+def test_forced_modes_are_told(mode: Any) -> None:
+    """An engine says how it freezes and tracks; forced ways are taken as they are."""
+    with ksmpy.Engine(**mode.options) as engine:
+        assert (engine.freeze, engine.tracking) == (mode.freeze, mode.tracking)
+        assert mode.freeze in repr(engine)
+    assert "closed" in repr(engine)
+
+
+def test_auto_is_told(auto: Any) -> None:
+    """Nobody is told that "auto" was chosen."""
+    assert auto.freeze in _native.FREEZES[1:]
+    assert auto.tracking in _native.TRACKINGS[1:]
+
+
+def test_register(engine: Any) -> None:
+    """A region is the whole pages of the buffer, under the name that was given."""
+    data = memory.distinct(5)
+    region = engine.register(data[100:-100], name="weights")
+    assert (region.name, region.pages, region.nbytes) == ("weights", 3, 3 * PAGE)
+    assert region.address == memory.address_of(data) + PAGE
+    assert "weights" in repr(region)
+    assert engine.regions() == (region,)
+
+
+def test_what_cannot_be_registered(engine: Any) -> None:
+    """A refusal is a RegionError and a ValueError with the reason; the engine is as before."""
+    data = memory.distinct(8)
+    engine.register(data[PAGE : 3 * PAGE], name="there")
+    for bad, words in (
+        (b"", "empty"),
+        (np.zeros(0), "empty"),
+        (bytearray(100), "no whole"),
+        (data[10 : PAGE + 5], "no whole"),
+        (data[::2], "ascontiguousarray"),
+        (data, "overlaps the region 'there'"),
+        (data[2 * PAGE :], "overlaps the region 'there'"),
+    ):
+        with pytest.raises(RegionError, match=words):
+            engine.register(bad)
+    with pytest.raises(ValueError, match="no whole"):
+        engine.register(bytearray(100))
+    with pytest.raises(TypeError, match="no buffer"):
+        engine.register([1, 2, 3])
+    assert len(engine.regions()) == 1
+
+
+def test_two_engines_do_not_share_memory(make_engine: Any) -> None:
+    """Memory belongs to one engine at a time."""
+    one, two = make_engine(), make_engine()
+    data = memory.distinct(4)
+    region = one.register(data)
+    with pytest.raises(RegionError, match="another engine"):
+        two.register(data)
+    region.release()
+    two.register(data)
+
+
+def test_scan_counts(engine: Any) -> None:
+    """A scan says what it did; the counters agree with the page tables."""
+    first = memory.distinct(16)
+    second = memory.twin(first)
+    regions = engine.register(first), engine.register(second)
+    result = engine.scan(eager=True)
+    assert (result.merged, result.full, result.lost) == (32, 1, 0)
+    assert result.seconds > 0
+    stats = engine.stats()
+    assert (stats.pages_shared, stats.pages_sharing) == (16, 16)
+    assert stats.general_profit == 16 * PAGE - stats.metadata_bytes
+    assert stats.saved_bytes == max(0, stats.general_profit)
+    spans = [memory.span(first), memory.span(second)]
+    assert oracle.true_saved_pages(spans) == 16
+    assert [r.stats().merging_pages for r in regions] == [16, 16]
+    assert sum(r.stats().saved_pages for r in regions) == 16
+    engine.check()
+
+
+def test_scan_waits_a_pass_unless_eager(engine: Any) -> None:
+    """Without eager, a page must have been unchanged since the previous pass."""
+    first = memory.distinct(4)
+    second = memory.twin(first)
+    engine.register(first)
+    engine.register(second)
+    assert engine.scan().merged == 0
+    result = engine.scan(2)
+    assert result.full == 2
+    assert engine.stats().pages_sharing == 4
+
+
+def test_scan_in_pieces(engine: Any) -> None:
+    """max_pages scans at most so many pages, and goes on where it left off."""
+    data = memory.distinct(64)
+    engine.register(data)
+    seen, passes = 0, 0
+    for _ in range(64):
+        result = engine.scan(max_pages=10)
+        assert result.scanned <= 10
+        seen += result.scanned
+        passes += result.full
+        if passes:
+            break
+    assert (seen, passes) == (64, 1)
+
+
+@pytest.mark.parametrize("arguments", [(0,), (-1,)])
+def test_scan_arguments(auto: Any, arguments: tuple[int]) -> None:
+    """At least one pass, at least one page."""
+    with pytest.raises(ValueError, match="at least 1"):
+        auto.scan(*arguments)
+    with pytest.raises(ValueError, match="at least 1"):
+        auto.scan(max_pages=arguments[0])
+
+
+def test_scan_without_regions(engine: Any) -> None:
+    """A pass over nothing ends at once."""
+    assert engine.scan(3).full == 3
+
+
+def test_shares_name_the_regions(engine: Any) -> None:
+    """Which regions have how many pages in common, most first, themselves included."""
+    a = memory.filled([2, 3, 4, 5])
+    b = memory.filled([2, 3, 4, 1])
+    c = memory.filled([5, 5, 0, 1])
+    for name, data in (("a", a), ("b", b), ("c", c)):
+        engine.register(data, name=name)
+    engine.scan(eager=True)
+    shares = {tuple(sorted(share.names)): share.pages for share in engine.shares()}
+    assert shares[("a", "b")] == 3
+    assert shares[("a", "c")] == 1
+    assert shares[("b", "c")] == 1
+    pages = [share.pages for share in engine.shares()]
+    assert pages == sorted(pages, reverse=True)
+
+
+def test_region_unmerge(engine: Any) -> None:
+    """One region gets its pages back, the other ones stay merged, all stay registered."""
+    data = memory.distinct(8)
+    regions = [engine.register(each) for each in (data, memory.twin(data), memory.twin(data))]
+    arrays = [r._lifetime for r in regions]
+    assert engine.scan(eager=True).merged == 24
+    regions[0].unmerge()
+    assert not oracle.maps_store(regions[0].address, regions[0].nbytes)
+    assert oracle.maps_store(regions[1].address, regions[1].nbytes)
+    assert engine.stats().pages_sharing == 8
+    assert len(engine.regions()) == len(arrays) == 3
+
+
+def test_many_threads_scan(engine: Any) -> None:
+    """Several threads may scan at once; every pass ends."""
+    import threading
+
+    data = [memory.distinct(256) for _ in range(2)]
+    for each in data:
+        engine.register(each)
+    threads = [threading.Thread(target=engine.scan, args=(5,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    engine.check()
+    assert engine.stats().pages_sharing == 256
+
+
+# ---- track -------------------------------------------------------------------------------
+
+
+def test_track(engine: Any) -> None:
+    """Every large buffer is registered once; tracking again gives the same regions."""
+    arr = pattern(1, 2 * MIB)
+    model = {"a": arr, "b": arr[:100], "c": [pattern(2), pattern(3, 1000)]}
+    regions = engine.track(model)
+    assert sorted(region.pages for region in regions) == [256, 512]
+    assert set(engine.track(model)) == set(regions) == set(engine.regions())
+
+
+def test_track_passes_over_what_cannot_be_merged(engine: Any, tmp_path: Any) -> None:
+    """A file-backed array among others is passed over, with its reason in track_all."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(MIB))
+    mapped = np.memmap(path, np.uint8, mode="r")
+    objs = [mapped, pattern(4)]
+    assert len(engine.track(objs)) == 1
+    regions, refused = engine.track_all((objs,), min_bytes=MIB)
+    assert len(regions) == 1
+    assert len(refused) == 1 and "file-backed" in refused[0][1]
+
+
+def test_track_many_small(engine: Any) -> None:
+    """A thousand arrays are registered and merged in one go."""
+    arrays = [pattern(i % 10, 2 * PAGE) for i in range(1000)]
+    regions = engine.track(arrays, min_bytes=1)
+    assert len(regions) == 1000
+    engine.scan(eager=True)
+    assert engine.stats().pages_sharing == 2 * 990
+    for i, arr in enumerate(arrays):
+        assert np.array_equal(arr, pattern(i % 10, 2 * PAGE))
+
+
+# ---- topology ----------------------------------------------------------------------------
+
+
+class Halves:
+    """A machine whose nodes take turns, page by page."""
+
+    def __init__(self, nodes: tuple[int, ...] = (3, 7)) -> None:
+        self.nodes = nodes
+
+    def node_of_pages(self, addresses: Any) -> Any:
+        """Even pages on the first node, odd ones on the second."""
+        return np.asarray(self.nodes)[(addresses >> np.uint64(12)).astype(int) % len(self.nodes)]
+
+
+def test_injected_topology(make_engine: Any) -> None:
+    """With merge_across_nodes off, equal pages of different nodes stay apart."""
+    engine = make_engine(topology=Halves())
+    data = memory.filled([2] * 8)
+    engine.register(data)
+    engine.knobs.merge_across_nodes = 0
+    engine.scan(eager=True)
+    assert (engine.stats().pages_shared, engine.stats().pages_sharing) == (2, 6)
+    frames = oracle.frames_of(*memory.span(data))
+    assert len(set(frames[0::2])) == len(set(frames[1::2])) == 1
+    assert frames[0] != frames[1]
+    engine.unmerge()
+    engine.knobs.merge_across_nodes = 1
+    engine.scan(eager=True)
+    assert (engine.stats().pages_shared, engine.stats().pages_sharing) == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "error"),
+    [((), ValueError), ((1, 1), ValueError), (tuple(range(33)), ValueError), (("a",), TypeError)],
+)
+def test_bad_nodes(nodes: Any, error: type[Exception]) -> None:
+    """A topology has 1 to 32 different nodes, which are ints."""
+    with pytest.raises(error, match=r"topology\.nodes"):
+        ksmpy.Engine(topology=Halves(nodes))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [lambda n: np.zeros(n - 1, int), lambda n: np.full(n, 5), lambda n: np.zeros(n)],
+    ids=["length", "node", "type"],
+)
+def test_bad_answers(auto: Any, answer: Any) -> None:
+    """What a topology answers is checked before it goes anywhere."""
+
+    class Bad(Halves):
+        def node_of_pages(self, addresses: Any) -> Any:
+            return answer(len(addresses))
+
+    data = memory.distinct(4)
+    with ksmpy.Engine(topology=Bad()) as engine:
+        engine.register(data)
+        with pytest.raises(ValueError, match="node_of_pages"):
+            engine.scan()
+
+
+def test_system_topology() -> None:
+    """The machine has a node, and memory that was written lies on one of them."""
+    topology = numa.SystemTopology()
+    assert isinstance(topology, numa.Topology)
+    assert len(topology.nodes) >= 1
+    data = memory.distinct(4)
+    addresses = memory.address_of(data) + np.arange(4, dtype=np.uint64) * PAGE
+    found = topology.node_of_pages(addresses)
+    assert set(found.tolist()) <= set(topology.nodes)
+    assert numa.parse_list("0-2,5\n") == (0, 1, 2, 5)
+    assert numa.parse_list("") == ()
+
+
+def test_named_stores_are_not_ignored() -> None:
+    """Asking for a shared store is refused rather than answered with a private one."""
+    with pytest.raises(Unsupported, match="store"):
+        ksmpy.Engine(store="name")
+
+
+# ---- dedup and estimate ------------------------------------------------------------------
+
+
+def test_dedup() -> None:
+    """Equal buffers in any objects are merged now, and stay usable; undo() gives all back."""
+    models = [{"w": pattern(1, 4 * MIB), "b": pattern(i + 10)} for i in range(3)]
+    report = ksmpy.dedup(*models)
+    assert len(report.regions) == 6
+    assert report.before_bytes == 15 * MIB
+    assert report.stats.pages_sharing == 2 * 4 * MIB // PAGE
+    assert 7 * MIB < report.saved_bytes <= 8 * MIB
+    assert report.after_bytes == report.before_bytes - report.saved_bytes
+    assert "saved" in str(report) and "Report(" in repr(report)
+    assert np.array_equal(models[1]["w"], pattern(1, 4 * MIB))
+    models[0]["w"][0] ^= 1
+    assert np.array_equal(models[1]["w"], pattern(1, 4 * MIB))
+    report.undo()
+    report.undo()
+    assert not any(oracle.maps_store(r.address, r.nbytes) for r in report.regions)
+
+
+def test_dedup_as_a_block() -> None:
+    """As a context manager the merge ends with the block."""
+    arrays = [pattern(2) for _ in range(2)]
+    with ksmpy.dedup(arrays) as report:
+        assert report.stats.pages_sharing == 256
+    assert all(region.released for region in report.regions)
+
+
+def test_dedup_stays_until_the_objects_die() -> None:
+    """Without the report, merged objects stay merged; nothing is left when they are gone."""
+    arrays = [pattern(3) for _ in range(2)]
+    spans = [memory.span(arr) for arr in arrays]
+    ksmpy.dedup(arrays)
+    gc.collect()
+    assert oracle.true_saved_pages(spans) == 256
+    del arrays
+    gc.collect()
+    assert not oracle.store_mappings()
+
+
+def test_dedup_zero_pages() -> None:
+    """Zero pages that were written go to the kernel's zero page."""
+    arr = ksmpy.empty(4 * MIB, np.uint8)
+    arr[:] = 0
+    with ksmpy.dedup(arr) as report:
+        assert report.stats.ksm_zero_pages == 4 * MIB // PAGE
+        assert not arr.any()
+        arr[5] = 1
+        assert arr.sum() == 1
+
+
+def test_dedup_names_what_it_refused(tmp_path: Any) -> None:
+    """Buffers that cannot be merged are in the report with the reason."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(MIB))
+    with ksmpy.dedup(np.memmap(path, np.uint8, mode="r")) as report:
+        assert report.regions == () and report.saved_bytes == 0
+        assert "file-backed" in report.refused[0][1] and "file-backed" in str(report)
+
+
+def test_estimate_is_what_dedup_saves() -> None:
+    """An estimate counts the pages that dedup then merges, and changes nothing itself."""
+    arrays = [pattern(4, 2 * MIB), pattern(4, 2 * MIB), ksmpy.zeros(MIB, np.uint8)]
+    arrays[2][:] = 0
+    guess = ksmpy.estimate(arrays)
+    assert guess.total_pages == 5 * 256
+    assert guess.zero_pages == 256
+    assert guess.duplicate_pages == 512 + 255
+    assert guess.saved_bytes == (512 + 255) * PAGE
+    assert sum(buffer.duplicate_pages for buffer in guess.buffers) == guess.duplicate_pages
+    assert "MiB" in str(guess)
+    with ksmpy.dedup(arrays) as report:
+        assert report.stats.pages_sharing == 512
+        assert report.stats.ksm_zero_pages == 256
+
+
+def test_estimate_leaves_out_what_dedup_would_refuse() -> None:
+    """Memory that is merged already counts for nothing, and says so."""
+    arrays = [pattern(5) for _ in range(2)]
+    with ksmpy.dedup(arrays):
+        guess = ksmpy.estimate(arrays)
+    assert guess.saved_bytes == 0
+    assert len(guess.skipped) == 2
+
+
+def test_reports_cannot_be_changed(auto: Any) -> None:
+    """Figures are frozen records, comparable and picklable."""
+    stats = auto.stats()
+    with pytest.raises(AttributeError):
+        stats.pages_shared = 1
+    assert pickle.loads(pickle.dumps(stats)) == stats
+    assert ksmpy.ScanResult(scanned=1) + ksmpy.ScanResult(scanned=2, full=1) == ksmpy.ScanResult(
+        scanned=3, full=1
+    )
+
+
+# ---- doctor ------------------------------------------------------------------------------
+
+
+def test_doctor() -> None:
+    """Each line has a name and what was found, and a hint where something does not work."""
+    checks = ksmpy.doctor()
+    names = [check.name for check in checks]
+    assert len(set(names)) == len(names)
+    for wanted in ("userfaultfd", "engine", "mappings", "NUMA", "swap", "kernel KSM", "numpy"):
+        assert wanted in names
+    for check in checks:
+        assert check.detail and (check.ok or check.hint)
+    engine = next(check for check in checks if check.name == "engine")
+    assert engine.ok and "freeze=" in engine.detail and "tracking=" in engine.detail
+
+
+# ---- arrays ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [5, (3, 4), (), (0, 7), (100, 200, 3)])
+@pytest.mark.parametrize("dtype", [float, np.int8, "M8[s]", "S7", [("a", "i4"), ("b", "f8")]])
+def test_arrays_begin_on_a_page(shape: Any, dtype: Any, order: Any) -> None:
+    """empty, zeros and copy are numpy's, but for where the data begins."""
+    like = np.zeros(shape, dtype, order)
+    for arr in (ksmpy.empty(shape, dtype, order), ksmpy.zeros(shape, dtype, order)):
+        assert arr.__array_interface__["data"][0] % PAGE == 0
+        assert (arr.shape, arr.dtype) == (like.shape, like.dtype)
+        assert arr.strides == like.strides or not arr.size
+        assert arr.flags.writeable
+    assert ksmpy.zeros(shape, dtype, order).tobytes() == like.tobytes()
+    copied = ksmpy.copy(like)
+    assert copied.tobytes(order) == like.tobytes(order)
+    assert copied.strides == like.strides or not like.size
+
+
+def test_arrays_of_objects_are_refused() -> None:
+    """Objects cannot be placed."""
+    for make in (lambda: ksmpy.empty(3, object), lambda: ksmpy.copy([None])):
+        with pytest.raises(TypeError, match="objects"):
+            make()
+    with pytest.raises(ValueError, match="negative"):
+        ksmpy.empty(-1)
+
+
+# ---- enable ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def enabled() -> Iterator[Any]:
+    """ksmpy.enable, undone after the test."""
+    yield ksmpy.enable
+    ksmpy.disable()
+
+
+def test_enable_is_idempotent(enabled: Any) -> None:
+    """One engine, whose knobs later calls may set; disable() closes it, twice is fine."""
+    engine = enabled(sleep_millisecs=5, adopt=False)
+    assert engine.knobs.run == 1 and engine.knobs.sleep_millisecs == 5
+    assert enabled() is engine
+    assert enabled(sleep_millisecs=7, run=0).knobs.asdict()["sleep_millisecs"] == 7
+    assert engine.knobs.run == 0
+    other = "checksum" if engine.tracking == "wp-async" else "wp-async"
+    with pytest.raises(KsmpyError, match="disable"):
+        enabled(tracking=other)
+    ksmpy.disable()
+    ksmpy.disable()
+    assert engine.closed
+    assert enabled(adopt=False) is not engine
+
+
+def test_enable_refuses_what_it_does_not_know(enabled: Any) -> None:
+    """Unknown options and bad values leave nothing enabled."""
+    with pytest.raises(TypeError, match="pages_to_scan"):
+        enabled(pages=1)
+    with pytest.raises(OSError, match="max_page_sharing"):
+        enabled(max_page_sharing=1)
+    assert integrations._state.present() is None
+
+
+def test_enable_reads_the_environment(monkeypatch: pytest.MonkeyPatch, enabled: Any) -> None:
+    """KSMPY_* variables are defaults, arguments win."""
+    monkeypatch.setenv("KSMPY_PAGES_TO_SCAN", "77")
+    monkeypatch.setenv("KSMPY_SLEEP_MILLISECS", "78")
+    monkeypatch.setenv("KSMPY_TRACKING", "checksum")
+    engine = enabled(sleep_millisecs=79, adopt=False)
+    assert (engine.knobs.pages_to_scan, engine.knobs.sleep_millisecs) == (77, 79)
+    assert engine.tracking == "checksum"
+
+
+def test_enable_adopts_arrays(enabled: Any) -> None:
+    """Arrays that the program holds on to are found and merged; what it drops goes as ever."""
+    held = {"a": pattern(1), "b": [pattern(1)]}
+    local = pattern(1)
+    engine = enabled()
+    deadline = time.monotonic() + 30
+    while engine.stats().pages_sharing < 512:
+        assert time.monotonic() < deadline, engine.regions()
+        time.sleep(0.05)
+    assert np.array_equal(local, held["a"])
+    region = next(r for r in engine.regions() if r.address == memory.address_of(held["a"]))
+    held.clear()
+    assert region.released
+    assert np.array_equal(local, pattern(1))
+
+
+def test_enable_in_a_child(enabled: Any) -> None:
+    """A forked child's enable() makes its own engine; the inherited one is let go untouched."""
+    arrays = [pattern(2) for _ in range(2)]
+    engine = enabled(adopt=False)
+    engine.track(arrays)
+    engine.scan(eager=True)
+
+    def child() -> None:
+        own = ksmpy.enable(adopt=False)
+        assert own is not engine
+        assert own is ksmpy.enable()
+        own.track(arrays)
+        own.scan(eager=True)
+        assert own.stats().pages_sharing == 256
+        assert all(np.array_equal(arr, pattern(2)) for arr in arrays)
+        ksmpy.disable()
+        assert all(np.array_equal(arr, pattern(2)) for arr in arrays)
+
+    procs.in_child(child)
+    assert enabled() is engine
+    assert engine.stats().pages_sharing == 256
+
+
+def worker(seed: int) -> tuple[int, bool]:
+    """What a worker process says of its own engine."""
+    engine = ksmpy.enable()
+    arrays = [pattern(seed) for _ in range(2)]
+    engine.track(arrays)
+    engine.scan(eager=True)
+    return engine.stats().pages_sharing, engine.knobs.run == 1
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_worker_init(method: str) -> None:
+    """worker_init is an initializer for pools of every start method."""
+    context = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(2, context, ksmpy.worker_init) as pool:
+        assert list(pool.map(worker, range(3))) == [(256, True)] * 3
+
+
+def test_worker_init_ignores_a_worker_id(enabled: Any) -> None:
+    """The number that torch's DataLoader passes to a worker is ignored, options are not."""
+    ksmpy.worker_init(3, sleep_millisecs=11, adopt=False)
+    assert enabled().knobs.sleep_millisecs == 11
+
+
+def test_worker_init_is_picklable() -> None:
+    """Spawned workers get it by pickle."""
+    assert pickle.loads(pickle.dumps(ksmpy.worker_init)) is ksmpy.worker_init
+    assert "ksmpy" in sys.modules

@@ -1,0 +1,160 @@
+"""The helpers themselves: a wrong oracle, or a torture that sees nothing, proves nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from support import memory, oracle
+from support.inject import preloaded
+from support.oracle import PAGE, Frame
+from support.procs import python_ok
+from support.torture import Torture, library
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
+MAP_FIXED = 0x10
+
+
+def _overlay(address: int, nbytes: int, fd: int, offset: int) -> None:
+    prot, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | MAP_FIXED
+    assert _libc.mmap(address, nbytes, prot, flags, fd, offset) == address
+
+
+@pytest.fixture
+def store() -> Iterator[int]:
+    fd = os.memfd_create("ksmpy-by-hand")
+    os.pwrite(fd, memory.contents([1, 2, 3, 4]), 0)
+    yield fd
+    os.close(fd)
+
+
+def test_the_oracle_sees_overlays_made_by_hand(store: int) -> None:
+    """Untouched and read overlays count as shared, written ones and plain memory do not."""
+    array = memory.filled([1, 2, 3, 4])
+    address, nbytes = memory.span(array)
+    assert not oracle.maps_store(address, nbytes)
+    assert oracle.frames_of(address, nbytes) == [None] * 4
+    inode = os.fstat(store).st_ino
+    _overlay(address + PAGE, 3 * PAGE, store, PAGE)
+    assert array[PAGE] == memory.content(2)[0]
+    array[3 * PAGE] ^= 1
+    assert oracle.maps_store(address, nbytes)
+    assert not oracle.maps_store(address, PAGE)
+    wanted = [None, Frame(inode, PAGE), Frame(inode, 2 * PAGE), None]
+    assert oracle.frames_of(address, nbytes) == wanted
+    assert memory.content(3) == array[2 * PAGE : 3 * PAGE].tobytes()
+    assert oracle.frames_of(address, nbytes) == wanted
+
+
+def test_the_oracle_counts_what_is_saved(store: int) -> None:
+    """Three pages on two frames save one page."""
+    one, two = memory.filled([2, 3]), memory.filled([2])
+    _overlay(memory.address_of(one), 2 * PAGE, store, PAGE)
+    _overlay(memory.address_of(two), PAGE, store, PAGE)
+    regions = [memory.span(one), memory.span(two)]
+    assert oracle.true_saved_pages(regions) == 1
+    two[5] = 7
+    assert oracle.true_saved_pages(regions) == 0
+
+
+def test_the_oracle_knows_the_zero_page() -> None:
+    """A read of untouched memory maps the zero page; a written zero is memory of its own."""
+    if not oracle.sees_pfns():
+        pytest.skip("page frame numbers are hidden from this user")
+    array = memory.pages(4)
+    assert oracle.zero_pages(*memory.span(array)) == 0
+    assert not array[: 3 * PAGE].any()
+    array[0] = 0
+    assert oracle.zero_pages(*memory.span(array)) == 2
+
+
+def _torture_with_broken_merger(seconds: float) -> Torture:
+    with Torture(count=64, buffers=2, window=2, epoch_us=500, rest_us=200) as torture:
+        torture.verdict = False
+        stop = ctypes.c_int(0)
+        one, two = (memory.address_of(buffer) for buffer in torture.buffers)
+        merger = threading.Thread(
+            target=library().broken_merger, args=(one, two, 64, ctypes.byref(stop))
+        )
+        merger.start()
+        time.sleep(seconds)
+        stop.value = 1
+        merger.join()
+    return torture
+
+
+@pytest.mark.timeout(60)
+def test_the_torture_catches_a_merger_that_loses_writes() -> None:
+    """Merging without freezing loses increments and spoils what the kernel wrote; both show."""
+    lost = spoiled = 0
+    deadline = time.monotonic() + 40
+    while not (lost and spoiled) and time.monotonic() < deadline:
+        totals = _torture_with_broken_merger(1.0).totals
+        lost, spoiled = lost + totals.lost, spoiled + totals.spoiled
+    assert lost, "no lost increment was noticed"
+    assert spoiled, "no lost write of the kernel was noticed"
+
+
+@pytest.mark.timeout(60)
+def test_the_torture_is_content_with_plain_memory() -> None:
+    """Nothing is reported where nothing merges, all threads work, and the pages end up equal."""
+    with Torture(count=64) as torture:
+        time.sleep(0.5)
+        torture.assert_alive()
+    assert torture.totals.increments and torture.totals.reads and torture.totals.syscalls
+    assert np.array_equal(torture.buffers[0], torture.buffers[1])
+    assert np.array_equal(torture.buffers[0], torture.buffers[2])
+
+
+_FAIL_MMAP = """
+import ctypes, mmap
+from support.inject import Injector
+injector = Injector("/mmap.")
+with injector.counting():
+    mmap.mmap(-1, 4096).close()
+kinds = [call.kind for call in injector.calls()]
+assert "mmap" in kinds and "munmap" in kinds, kinds
+number = kinds.index("mmap") + 1
+with injector.failing(number):
+    try:
+        mmap.mmap(-1, 4096)
+    except OSError as error:
+        assert error.errno == 12
+    else:
+        raise AssertionError("it did not fail")
+    mmap.mmap(-1, 4096).close()
+    assert injector.fired == 1
+with injector.failing_kind("mmap"):
+    for _ in range(2):
+        try:
+            mmap.mmap(-1, 4096)
+        except OSError:
+            continue
+        raise AssertionError("it did not fail")
+assert injector.fired == 2
+mmap.mmap(-1, 4096).close()
+"""
+
+
+def test_calls_of_one_object_fail_and_of_no_other() -> None:
+    """The preloaded library counts, fails one call or all of a kind, and stops when told to."""
+    if not hasattr(sys.modules["mmap"], "__file__"):
+        pytest.skip("mmap is built into this interpreter")
+    python_ok("-c", _FAIL_MMAP, env=preloaded({}))

@@ -1,0 +1,307 @@
+"""Threads and system calls that write into pages while these are merged and given back.
+
+The writers are C threads that need no GIL. Each test also asserts that pages really were merged
+meanwhile: it could not fail otherwise. KSMPY_TORTURE_SECONDS sets how long each one lasts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import io
+import mmap
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import Mode
+from support import memory
+from support.memory import Bytes
+from support.oracle import PAGE
+from support.torture import DirectIo, Torture, direct_blocks, duration, library
+
+pytestmark = pytest.mark.timeout(120 + 4 * duration())
+
+
+def _torture(mode: Mode, **options: Any) -> Torture:
+    return Torture(efault_ok=mode.efault_ok, **options)
+
+
+def test_no_increment_is_lost_while_everything_happens(mode: Mode, engine: Any) -> None:
+    """Merged, unmerged, released and registered again and again, no write and no read is wrong."""
+    merged = rounds = 0
+    with _torture(mode) as torture:
+        regions = [engine.register(buffer) for buffer in torture.buffers]
+        end = time.monotonic() + duration()
+        while time.monotonic() < end:
+            merged += engine.scan(2, eager=True).merged
+            regions[rounds % 3].unmerge()
+            merged += engine.scan(eager=True).merged
+            merged += engine.scan(3).merged
+            regions.pop(0).release()
+            merged += engine.scan(eager=True).merged
+            regions.append(engine.register(torture.buffers[rounds % 3]))
+            engine.unmerge()
+            engine.check()
+            torture.assert_alive()
+            rounds += 1
+        engine.unmerge()
+    assert merged > 100 and rounds > 0, f"{merged} merges in {rounds} rounds prove nothing"
+
+
+def test_no_increment_is_lost_under_ksmd(mode: Mode, engine: Any) -> None:
+    """The background thread merges while knobs.run goes through all of its values."""
+    with _torture(mode) as torture:
+        for buffer in torture.buffers:
+            engine.register(buffer)
+        engine.knobs.sleep_millisecs = 0
+        end = time.monotonic() + duration()
+        shared = 0
+        while time.monotonic() < end:
+            engine.knobs.run = 1
+            time.sleep(0.1)
+            shared += engine.stats().pages_sharing
+            engine.knobs.run = 0
+            torture.assert_alive()
+            engine.knobs.run = 2
+            assert engine.stats().pages_sharing == 0
+            engine.check()
+    assert shared, "ksmd merged nothing: this proves nothing"
+
+
+def test_no_increment_is_lost_with_zero_pages(mode: Mode, engine: Any) -> None:
+    """A page going to and from the zero page keeps what is written into it meanwhile."""
+    engine.knobs.use_zero_pages = 1
+    array = memory.pages(256)
+    array[:] = 0  # touched: memory of its own
+    engine.register(array)
+    counters = array.view(np.uint64).reshape(256, -1)[:, 5]
+    stop = threading.Event()
+    zeroed = [0]
+
+    def place() -> None:
+        while not stop.is_set():
+            zeroed[0] += engine.scan(eager=True).zeroed
+
+    scanner = threading.Thread(target=place)
+    scanner.start()
+    try:
+        rng = np.random.default_rng(7)
+        end = time.monotonic() + duration() / 2
+        while time.monotonic() < end:
+            page = int(rng.integers(256))
+            value = int(rng.integers(1, 2**60))
+            assert counters[page] == 0
+            counters[page] = value
+            assert counters[page] == value, "a write into a zero page was lost"
+            counters[page] = 0
+    finally:
+        stop.set()
+        scanner.join()
+    assert zeroed[0] > 256, "hardly a zero page was placed: this proves nothing"
+    assert not array.any()
+
+
+@contextlib.contextmanager
+def _merging_all_the_time(engine: Any, buffers: list[Bytes]) -> Iterator[list[int]]:
+    """Merges and unmerges the buffers in another thread; yields the number of merges so far."""
+    for buffer in buffers:
+        engine.register(buffer)
+    stop = threading.Event()
+    merged = [0]
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            while not stop.is_set():
+                merged[0] += engine.scan(2, eager=True).merged
+                engine.unmerge()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield merged
+    finally:
+        stop.set()
+        thread.join()
+    assert not failed, failed
+
+
+def _repeated(call: Callable[[], int], mode: Mode) -> int:
+    """Call until it does not fail with EFAULT, where that may happen at all."""
+    while True:
+        try:
+            return call()
+        except OSError as error:
+            if error.errno != errno.EFAULT or not mode.efault_ok:
+                raise
+
+
+def _read_file(view: memoryview, data: bytes, scratch: Path) -> None:
+    scratch.write_bytes(data)
+    with io.FileIO(scratch) as source:
+        assert source.readinto(view) == len(data)
+
+
+def _receive(view: memoryview, data: bytes, _: Path) -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        here.sendall(data)
+        assert there.recv_into(view, len(data), socket.MSG_WAITALL) == len(data)
+
+
+def _preadv(view: memoryview, data: bytes, scratch: Path) -> None:
+    scratch.write_bytes(data)
+    half = len(data) // 2
+    fd = os.open(scratch, os.O_RDONLY)
+    try:
+        assert os.preadv(fd, [view[:half], view[half:]], 0) == len(data)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("transfer", [_read_file, _receive, _preadv], ids=lambda f: f.__name__[1:])
+def test_the_kernel_writes_into_pages_being_merged(
+    mode: Mode, engine: Any, tmp_path: Path, transfer: Callable[[memoryview, bytes, Path], None]
+) -> None:
+    """readinto, recv_into and preadv deliver every byte into pages that come and go."""
+    buffers = [memory.distinct(64, seed=5) for _ in range(2)]
+    model = [bytearray(buffer.tobytes()) for buffer in buffers]
+    rng = np.random.default_rng(11)
+    end = time.monotonic() + duration() / 3
+    with _merging_all_the_time(engine, buffers) as merged:
+        while time.monotonic() < end or not merged[0]:
+            size = int(rng.integers(1, 4 * PAGE))
+            at = int(rng.integers(0, 64 * PAGE - size))
+            data = rng.bytes(size)
+            for index, buffer in enumerate(buffers):
+                view = buffer.data[at : at + size]
+                _delivered(transfer, view, data, tmp_path / "data", mode)
+                model[index][at : at + size] = data
+                assert buffer[at : at + size].tobytes() == data
+    for buffer, wanted in zip(buffers, model, strict=True):
+        assert buffer.tobytes() == bytes(wanted)
+
+
+def _delivered(
+    transfer: Callable[[memoryview, bytes, Path], None],
+    view: memoryview,
+    data: bytes,
+    scratch: Path,
+    mode: Mode,
+) -> None:
+    while True:
+        try:
+            transfer(view, data, scratch)
+            return
+        except OSError as error:
+            if error.errno != errno.EFAULT or not mode.efault_ok:
+                raise
+        except AssertionError:  # a frozen page in the middle: the kernel stopped short there
+            if not mode.efault_ok:
+                raise
+
+
+def test_the_kernel_reads_pages_being_merged(mode: Mode, engine: Any) -> None:
+    """What write() and send() take out of merged pages is what was written into them."""
+    buffers = [memory.distinct(64, seed=6) for _ in range(2)]
+    wanted = buffers[0].tobytes()
+    fd = os.memfd_create("sink")
+    end = time.monotonic() + duration() / 3
+    try:
+        with _merging_all_the_time(engine, buffers) as merged:
+            while time.monotonic() < end or not merged[0]:
+                for buffer in buffers:
+                    done = 0
+                    while done < buffer.nbytes:
+                        rest = buffer.data[done:]
+                        done += _repeated(partial(os.pwrite, fd, rest, done), mode)
+                    assert os.pread(fd, len(wanted), 0) == wanted
+    finally:
+        os.close(fd)
+
+
+def test_sparse_writes_never_come_undone(mode: Mode, engine: Any) -> None:
+    """One byte here and there, with passes in between: merged pages come apart, one by one."""
+    one = memory.distinct(300, seed=8)
+    two = memory.twin(one)
+    model = bytearray(one.tobytes())
+    engine.register(one)
+    engine.register(two)
+    rng = np.random.default_rng(9)
+    merged = 0
+    for _ in range(40):
+        merged += engine.scan(eager=True).merged
+        for offset in rng.integers(0, len(model), 20).tolist():
+            value = int(rng.integers(256))
+            one[offset] = two[offset] = model[offset] = value
+        assert one.tobytes() == model and two.tobytes() == model
+        engine.check()
+    assert merged > 600
+
+
+def _direct_file(path: Path) -> int:
+    path.write_bytes(direct_blocks(16, 3))
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECT)
+    except OSError as error:
+        pytest.skip(f"no O_DIRECT on this file system: {error}")
+
+
+def test_direct_io_into_pages_being_merged(mode: Mode, engine: Any, tmp_path: Path) -> None:
+    """A device that writes into a page (O_DIRECT) is not cut off from it by a merge."""
+    if mode.freeze != "uffd-move":
+        pytest.skip(f"{mode.freeze} does not notice pages that are pinned for I/O")
+    fd = _direct_file(tmp_path / "blocks")
+    buffers = [memory.pages(32) for _ in range(2)]
+    for buffer in buffers:
+        buffer[:] = 0
+    addresses = (ctypes.c_void_p * 2)(*map(memory.address_of, buffers))
+    job = DirectIo(fd, 16, 32, addresses, 3)
+    reader = threading.Thread(target=library().direct_run, args=(ctypes.byref(job),))
+    regions = [engine.register(buffer) for buffer in buffers]
+    merged = 0
+    reader.start()
+    end = time.monotonic() + duration()
+    while time.monotonic() < end:
+        merged += engine.scan(2, eager=True).merged
+        time.sleep(0.001)
+    job.stop = 1
+    reader.join()
+    os.close(fd)
+    assert merged and job.reads, "nothing merged: this proves nothing"
+    assert not job.spoiled and not job.errors, f"{job.spoiled} of {job.reads} reads were lost"
+    for region in regions:
+        region.release()
+
+
+def test_owner_gives_pages_back_while_they_are_merged(mode: Mode, engine: Any) -> None:
+    """MADV_DONTNEED by the owner never brings back anything but zeros or what was there.
+
+    The frame's bytes may come back from a merged page; other bytes never.
+    """
+    buffers = [memory.distinct(32, seed=10) for _ in range(2)]
+    wanted = buffers[0].tobytes()
+    libc = ctypes.CDLL(None, use_errno=True)
+    end = time.monotonic() + duration() / 3
+    with _merging_all_the_time(engine, buffers) as merged:
+        while time.monotonic() < end or not merged[0]:
+            for page in range(32):
+                at = memory.address_of(buffers[0]) + page * PAGE
+                libc.madvise(ctypes.c_void_p(at), ctypes.c_size_t(PAGE), mmap.MADV_DONTNEED)
+                now = buffers[0][page * PAGE : (page + 1) * PAGE].tobytes()
+                old = wanted[page * PAGE : (page + 1) * PAGE]
+                assert now in (old, bytes(PAGE))
+                buffers[0][page * PAGE : (page + 1) * PAGE] = np.frombuffer(old, dtype=np.uint8)
+    assert buffers[0].tobytes() == wanted and buffers[1].tobytes() == wanted

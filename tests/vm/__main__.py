@@ -1,0 +1,58 @@
+"""The command line of `tests.vm`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from . import images, machine
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.vm",
+        description="Run a command as root on another kernel: same folder, Python and files.",
+    )
+    parser.add_argument(
+        "--kernel", default="6.12", help="a series of Debian's kernels (default: %(default)s)"
+    )
+    parser.add_argument("--nodes", type=int, default=2, help="NUMA nodes (default: %(default)s)")
+    parser.add_argument(
+        "--cpus", type=int, default=4, help="processors in all (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--memory", type=int, default=4096, help="MiB in all (default: %(default)s)"
+    )
+    parser.add_argument("--swap", type=int, default=0, help="MiB of swap (default: none)")
+    parser.add_argument(
+        "--timeout", type=float, default=1800, help="seconds, boot included (default: %(default)s)"
+    )
+    parser.add_argument("command", nargs="+", metavar="COMMAND", help="what to run, after --")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code of the command; 2 for what cannot be set up."""
+    options = _parse(arguments)
+    started = time.monotonic()
+    try:
+        images.install_packages()
+        bin_folder = images.virtme()
+        guest = machine.Machine(
+            images.kernel(options.kernel), options.nodes, options.cpus, options.memory, options.swap
+        )
+    except (images.SetupError, ValueError) as error:
+        print(f"vm: {error}", file=sys.stderr)
+        return 2
+    code = machine.run(guest, options.command, bin_folder=bin_folder, seconds=options.timeout)
+    took = time.monotonic() - started
+    print(
+        f"vm: Linux {guest.kernel.release}, {guest.nodes} nodes: exit {code} after {took:.0f} s",
+        file=sys.stderr,
+    )
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
