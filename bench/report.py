@@ -16,6 +16,9 @@ from typing import Any
 
 from .rows import ROWS, Row
 
+_BEGIN = "<!-- figures -->"
+_END = "<!-- end of figures -->"
+
 # Figures by group, side and metric.
 Figures = dict[tuple[str, str, str], list[float]]
 
@@ -123,15 +126,31 @@ def machine(run: Mapping[str, Any]) -> str:
     return text
 
 
+def put_into(page: Path, text: str) -> None:
+    """Replace what stands between the two markers of a page."""
+    before, begin, rest = page.read_text().partition(_BEGIN)
+    _old, end, after = rest.partition(_END)
+    if not end:
+        raise ValueError(f"{page} lacks the line {_BEGIN if not begin else _END}")
+    page.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}")
+
+
 def main(arguments: Sequence[str]) -> int:
     """Print the report."""
-    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.report", description="Print a run as a table."
+    )
     parser.add_argument("json", nargs="+", type=Path, help="from --benchmark-json")
-    runs = [json.loads(path.read_text()) for path in parser.parse_args(arguments).json]
+    parser.add_argument("--into", type=Path, help="a page whose figures to replace")
+    options = parser.parse_args(arguments)
+    runs = [json.loads(path.read_text()) for path in options.json]
     found: Figures = {}
     for run in runs:
         found |= figures(run)
-    print(machine(runs[-1]), table(found), sep="\n\n")
+    text = f"{machine(runs[-1])}\n\n{table(found)}"
+    print(text)
+    if options.into:
+        put_into(options.into, text)
     return 0
 
 

@@ -42,15 +42,22 @@ static bool intact(ksmpy_engine *engine, const struct region *region)
     return true;
 }
 
-void budget_survey(ksmpy_engine *engine)
+void budget_find_lost(ksmpy_engine *engine)
 {
-    count(engine);
+    os_maps_refresh(&engine->maps);
     for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next) {
         struct region *region = region_at(engine, id);
         if (region->lost || intact(engine, region))
             continue;
         region->lost = true;
         engine->lost += region->n;
-        engine->result->lost += region->n;
     }
+}
+
+void budget_survey(ksmpy_engine *engine)
+{
+    uint64_t before = engine->lost;
+    count(engine);
+    budget_find_lost(engine);
+    engine->result->lost += engine->lost - before;
 }

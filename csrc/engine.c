@@ -115,7 +115,7 @@ static int start(ksmpy_engine *engine, int freeze_mode)
     if (!error)
         error = open_arrays(engine);
     if (!error)
-        error = store_init(&engine->store, engine->nodes, engine->node_ids);
+        error = store_init(&engine->store, engine->nodes, engine->injected_nodes ? NULL : engine->node_ids);
     if (error)
         return error;
     error = freezer_init(&engine->fz, freeze_mode, engine->tracked);
@@ -315,7 +315,6 @@ static bool known(const ksmpy_engine *engine, uint32_t region)
     return region < engine->region_count && region_at(engine, region)->used;
 }
 
-/* What could not be given back (only when discarding) keeps its frames for ever. */
 static void remove_region(ksmpy_engine *engine, uint32_t id)
 {
     struct region *region = region_at(engine, id);
@@ -375,6 +374,20 @@ int ksmpy_unmerge(ksmpy_engine *engine)
     engine_unlock(engine);
     pthread_mutex_unlock(&engine->pass);
     return failure;
+}
+
+int64_t ksmpy_find_lost(ksmpy_engine *engine, uint32_t *regions, int64_t max)
+{
+    int64_t count = 0;
+    if (engine->forked)
+        return -EPERM;
+    engine_lock(engine);
+    budget_find_lost(engine);
+    for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next)
+        if (region_at(engine, id)->lost && count++ < max)
+            regions[count - 1] = id;
+    engine_unlock(engine);
+    return count;
 }
 
 int ksmpy_set_nodes(ksmpy_engine *engine, uint32_t region, const uint8_t *nodes, uint64_t count)

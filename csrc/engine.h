@@ -217,6 +217,8 @@ void page_withdraw(ksmpy_engine *engine, uint32_t id);
 void page_share(ksmpy_engine *engine, uint32_t id, uint32_t frame);
 /* A SHARED page left its frame, and its memory no longer maps the store. */
 void page_unshare(ksmpy_engine *engine, uint32_t id, enum page_state state);
+/* The same when its mapping was found gone: it may live on elsewhere, so the frame is kept for ever. */
+void page_abandon(ksmpy_engine *engine, uint32_t id, enum page_state state);
 
 /* ---- index.c: the trees and the tables in front of them ---- */
 
@@ -261,6 +263,7 @@ void discard_region(ksmpy_engine *engine, uint32_t region);
 
 /* At the start of a pass: counts mappings, and finds regions whose memory was taken away. */
 void budget_survey(ksmpy_engine *engine);
+void budget_find_lost(ksmpy_engine *engine);
 bool budget_allows(ksmpy_engine *engine, uint64_t more);
 
 /* ---- scan.c ---- */

@@ -13,7 +13,7 @@ static bool by_signal(const struct freezer *fz)
 
 static void forget(struct freezer *fz)
 {
-    fz->uffd = fz->wp_fd = fz->stop_fd = fz->pagemap_fd = -1;
+    fz->uffd = fz->wp_fd = fz->stop_fd = fz->pagemap_fd = fz->tasks_fd = -1;
     fz->slot = -1;
     fz->helped = false;
 }
@@ -30,6 +30,7 @@ static void close_all(struct freezer *fz)
     close_fd(fz->wp_fd);
     close_fd(fz->stop_fd);
     close_fd(fz->pagemap_fd);
+    close_fd(fz->tasks_fd);
     forget(fz);
 }
 
@@ -53,7 +54,8 @@ int freezer_init(struct freezer *fz, int mode, bool tracked)
     fz->stage = (uintptr_t)os_alloc(bytes_of(FREEZE_MAX));
     fz->zeros = os_alloc(PAGE_SIZE);
     fz->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-    int error = fz->pagemap_fd < 0 ? -errno : !fz->stage || !fz->zeros ? -ENOMEM : 0;
+    fz->tasks_fd = os_tasks_open();
+    int error = fz->pagemap_fd < 0 ? -ENOENT : fz->tasks_fd < 0 ? fz->tasks_fd : !fz->stage || !fz->zeros ? -ENOMEM : 0;
     if (!error)
         error = by_signal(fz) ? signal_init(fz) : uffd_init(fz);
     if (error)
@@ -150,6 +152,11 @@ int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t 
         pthread_mutex_unlock(&fz->lock);
         return got ? got : -EAGAIN;
     }
+    if (fz->mode != KSMPY_FREEZE_UFFD_MOVE && os_direct_io(fz->tasks_fd, address, (uint64_t)got)) {
+        freeze_restore(fz, 0, (uint64_t)got);
+        thaw(fz);
+        return -EBUSY;
+    }
     return got;
 }
 
@@ -182,6 +189,18 @@ void thaw(struct freezer *fz)
         uffd_thaw(fz, address, (atomic_load(&fz->end) - address) >> PAGE_SHIFT);
     atomic_store(&fz->end, 0);
     pthread_mutex_unlock(&fz->lock);
+}
+
+bool freezer_copy_out(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    uint8_t kinds[FREEZE_MAX];
+    bool copies = os_pages(fz->pagemap_fd, address, n, kinds) < 0;
+    for (uint64_t i = 0; i < n && !copies; i++)
+        copies = kinds[i] == OS_PAGE_ANON || kinds[i] == OS_PAGE_ZERO;
+    if (copies && os_direct_io(fz->tasks_fd, address, n))
+        return false;
+    memcpy((void *)fz->stage, (const void *)address, bytes_of(n));
+    return true;
 }
 
 int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)

@@ -26,8 +26,11 @@
  * allocate, or take a lock that a thread may hold while it touches a region.
  *
  * Limits.  With a userfaultfd for user mode only, a system call that touches a
- * frozen page fails with EFAULT; so it does with "signal", if it writes.  Only
- * uffd-move notices that a device is writing into a page (EBUSY).
+ * frozen page fails with EFAULT; so it does with "signal", if it writes.
+ * Devices that write into memory: uffd-move leaves a page that is pinned for
+ * one alone, whatever pins it; the other ways, and unmerging in all of them,
+ * notice direct I/O that a thread waits for (EBUSY), but not asynchronous I/O
+ * and memory pinned for long (see os_dio.c).
  */
 #ifndef KSMPY_FREEZE_H
 #define KSMPY_FREEZE_H
@@ -54,6 +57,7 @@ struct freezer {
     int wp_fd;     /* blocks writers of overlays while they are unmerged; or -1 */
     int stop_fd;   /* tells the fault thread to end */
     int pagemap_fd;
+    int tasks_fd;  /* what other threads do */
     pthread_t thread;
     uintptr_t window;   /* where frozen pages are kept */
     uintptr_t stage;    /* copies of overlay pages on their way back */
@@ -84,6 +88,12 @@ void thaw(struct freezer *fz);
  * range must be an overlay.  On error they are as before.
  */
 int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
+
+/*
+ * Copies overlay pages, which nobody can write now, to the stage; false when a
+ * device may be writing into one that is a private copy by now.
+ */
+bool freezer_copy_out(struct freezer *fz, uintptr_t address, uint64_t n);
 
 /* ---- the two families (freeze_uffd.c, freeze_signal.c) ---- */
 

@@ -189,8 +189,7 @@ int signal_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_
 {
     int error = block_writers(fz, address, n);
     if (!error) {
-        memcpy((void *)fz->stage, (const void *)address, bytes_of(n));
-        error = os_remap(address, fz->stage, n, true);
+        error = freezer_copy_out(fz, address, n) ? os_remap(address, fz->stage, n, true) : -EBUSY;
     }
     if (error)
         os_protect(address, n, true);

@@ -308,8 +308,7 @@ int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_fl
         return error;
     error = os_uffd_protect(fz->wp_fd, address, n, true);
     if (!error) {
-        memcpy((void *)fz->stage, (const void *)address, bytes_of(n));
-        error = os_remap(address, blank, n, true);
+        error = freezer_copy_out(fz, address, n) ? os_remap(address, blank, n, true) : -EBUSY;
     }
     if (error) {
         unblock_writers(fz, address, n);

@@ -130,6 +130,8 @@ int ksmpy_engine_forked(ksmpy_engine *engine);
 int ksmpy_register(ksmpy_engine *engine, uintptr_t address, size_t length, int vma_flags, uint32_t *region);
 /* discard: the memory is about to be freed, its bytes need not be kept. */
 int ksmpy_release(ksmpy_engine *engine, uint32_t region, int discard);
+/* Regions whose memory was unmapped or replaced behind our back: how many, up to max of them in regions. */
+int64_t ksmpy_find_lost(ksmpy_engine *engine, uint32_t *regions, int64_t max);
 int ksmpy_unmerge_region(ksmpy_engine *engine, uint32_t region);
 /* All regions. 0, or the first error; pages that could not be unmerged stay merged. */
 int ksmpy_unmerge(ksmpy_engine *engine);

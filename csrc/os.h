@@ -142,6 +142,12 @@ int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
 enum os_page { OS_PAGE_NONE, OS_PAGE_FILE, OS_PAGE_ANON, OS_PAGE_ZERO };
 int os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds);
 
+/* ---- other threads (os_dio.c) ---- */
+
+int os_tasks_open(void); /* a descriptor for os_direct_io(), or -errno */
+/* Does a thread wait for a device that writes into these pages? Ask when they cannot be written any more. */
+bool os_direct_io(int tasks_fd, uintptr_t address, uint64_t n);
+
 /* ---- the machine (os_probe.c, os_numa.c) ---- */
 
 void os_probe(struct ksmpy_caps *caps);

@@ -45,6 +45,12 @@ void page_share(ksmpy_engine *engine, uint32_t id, uint32_t frame)
     }
 }
 
+void page_abandon(ksmpy_engine *engine, uint32_t id, enum page_state state)
+{
+    frame_at(&engine->store, page_record(engine, id)->link)->pinned = 1;
+    page_unshare(engine, id, state);
+}
+
 void page_unshare(ksmpy_engine *engine, uint32_t id, enum page_state state)
 {
     uint32_t frame = page_record(engine, id)->link;

@@ -121,7 +121,8 @@ static int by_key(const void *a, const void *b)
 static void add_up(struct entries *entries)
 {
     size_t kept = 0;
-    qsort(entries->list, entries->count, sizeof *entries->list, by_key);
+    if (entries->count)
+        qsort(entries->list, entries->count, sizeof *entries->list, by_key);
     for (size_t i = 0; i < entries->count; i++) {
         if (kept && entries->list[kept - 1].key == entries->list[i].key)
             entries->list[kept - 1].pages += entries->list[i].pages;
@@ -135,7 +136,7 @@ static bool push(struct entries *entries, uint64_t key, uint64_t pages)
 {
     if (entries->count == entries->room) {
         add_up(entries);
-        if (entries->count * 2 > entries->room) {
+        if (entries->count * 2 >= entries->room) {
             size_t room = entries->room ? entries->room * 2 : 1024;
             struct entry *list = realloc(entries->list, room * sizeof *list);
             if (!list)

@@ -195,7 +195,7 @@ void store_update_leases(struct store *store)
 bool store_leased(const struct store *store, const struct frame *frame)
 {
     uint32_t until = frame->sharers ? store->leases.forks : frame->left;
-    if (frame->born < store->leases.lost)
+    if (frame->pinned || frame->born < store->leases.lost)
         return true;
     for (uint32_t i = 0; i < store->leases.count; i++)
         if (store->leases.held[i] > frame->born && store->leases.held[i] <= until)

@@ -32,7 +32,7 @@ struct frame {
     uint32_t dup_prev;  /* NO_FRAME: head */
     uint8_t tree;       /* which stable tree */
     uint8_t live;       /* in the index */
-    uint16_t unused;
+    uint8_t pinned;     /* never freed: a mapping of it went out of sight */
     uint32_t born;      /* forks that had happened when it was made */
     uint32_t left;      /* the same when its last sharer left it, while it is stale */
 };

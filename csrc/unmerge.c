@@ -7,6 +7,8 @@
 
 #include <errno.h>
 
+#define IO_TRIES 500 /* times a millisecond, for direct I/O into the pages to end */
+
 struct span {
     uintptr_t start, end;
 };
@@ -39,14 +41,23 @@ static int next_overlay(ksmpy_engine *engine, uintptr_t at, uintptr_t end, struc
 }
 
 /* Records follow the address space: these pages map no frame any more. */
-static void forget_sharing(ksmpy_engine *engine, const struct region *region, uint64_t first, uint64_t n,
+static void forget_sharing(ksmpy_engine *engine, const struct region *region, struct span span,
                            enum page_state state)
 {
-    for (uint64_t i = first; i < first + n; i++) {
-        uint32_t id = region->base + (uint32_t)i;
+    uint32_t id = region->base + (uint32_t)((span.start - region->address) >> PAGE_SHIFT);
+    for (uintptr_t at = span.start; at < span.end; at += PAGE_SIZE, id++)
         if (page_state(page_record(engine, id)) == PAGE_SHARED)
             page_unshare(engine, id, state);
-    }
+}
+
+/* No overlay is here, whatever the records say: its owner unmapped it, or moved it somewhere. */
+static void forget_lost(ksmpy_engine *engine, const struct region *region, struct span span,
+                        enum page_state state)
+{
+    uint32_t id = region->base + (uint32_t)((span.start - region->address) >> PAGE_SHIFT);
+    for (uintptr_t at = span.start; at < span.end; at += PAGE_SIZE, id++)
+        if (page_state(page_record(engine, id)) == PAGE_SHARED)
+            page_abandon(engine, id, state);
 }
 
 static int unmerge_span(ksmpy_engine *engine, const struct region *region, struct span span, enum page_state state)
@@ -56,10 +67,14 @@ static int unmerge_span(ksmpy_engine *engine, const struct region *region, struc
         uint64_t n = (span.end - span.start) >> PAGE_SHIFT;
         n = n < FREEZE_MAX ? n : FREEZE_MAX;
         int error = freezer_unoverlay(&engine->fz, span.start, n, region->vma_flags);
+        for (int tries = 0; error == -EBUSY && state == PAGE_NEW && tries < IO_TRIES; tries++) {
+            os_sleep_us(1000);
+            error = freezer_unoverlay(&engine->fz, span.start, n, region->vma_flags);
+        }
         if (error)
             failure = failure ? failure : error;
         else
-            forget_sharing(engine, region, (span.start - region->address) >> PAGE_SHIFT, n, state);
+            forget_sharing(engine, region, (struct span){span.start, span.start + bytes_of(n)}, state);
         span.start += bytes_of(n);
     }
     return failure;
@@ -73,15 +88,14 @@ int unmerge_pages(ksmpy_engine *engine, uint32_t id, uint64_t first, uint64_t n,
     int failure = 0, found;
     os_maps_refresh(&engine->maps);
     while ((found = next_overlay(engine, at, end, &span)) > 0) {
-        /* what lies before it maps nothing of ours, whatever the records say */
-        forget_sharing(engine, region, (at - region->address) >> PAGE_SHIFT, (span.start - at) >> PAGE_SHIFT, state);
+        forget_lost(engine, region, (struct span){at, span.start}, state);
         int error = unmerge_span(engine, region, span, state);
         failure = failure ? failure : error;
         at = span.end;
     }
     if (found < 0)
         return failure ? failure : found;
-    forget_sharing(engine, region, (at - region->address) >> PAGE_SHIFT, (end - at) >> PAGE_SHIFT, state);
+    forget_lost(engine, region, (struct span){at, end}, state);
     return failure;
 }
 
@@ -168,10 +182,7 @@ void unmerge_written(ksmpy_engine *engine, uint32_t id)
         unmerge_written_chunk(engine, id, at, region->n - at < CHUNK ? region->n - at : CHUNK);
 }
 
-/*
- * Fresh memory replaces the overlays.  Where even that fails the frames keep
- * their sharers for ever: better a leaked frame than a freed one that is mapped.
- */
+/* Fresh memory replaces the overlays. Where even that fails: better a leaked frame than a freed one that is mapped. */
 void discard_region(ksmpy_engine *engine, uint32_t id)
 {
     const struct region *region = region_at(engine, id);
@@ -179,11 +190,14 @@ void discard_region(ksmpy_engine *engine, uint32_t id)
     struct span span;
     os_maps_refresh(&engine->maps);
     while (region->merging && next_overlay(engine, at, end, &span) > 0) {
-        uint64_t first = (span.start - region->address) >> PAGE_SHIFT, n = (span.end - span.start) >> PAGE_SHIFT;
-        forget_sharing(engine, region, (at - region->address) >> PAGE_SHIFT, (span.start - at) >> PAGE_SHIFT, PAGE_NEW);
-        if (os_map_anonymous(span.start, n, region->vma_flags) == 0)
-            forget_sharing(engine, region, first, n, PAGE_NEW);
+        forget_lost(engine, region, (struct span){at, span.start}, PAGE_NEW);
+        if (os_map_anonymous(span.start, (span.end - span.start) >> PAGE_SHIFT, region->vma_flags) == 0)
+            forget_sharing(engine, region, span, PAGE_NEW);
+        else
+            forget_lost(engine, region, span, PAGE_NEW);
         at = span.end;
     }
+    if (region->merging)
+        forget_lost(engine, region, (struct span){at, end}, PAGE_NEW);
     store_flush(&engine->store);
 }

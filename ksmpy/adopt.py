@@ -1,9 +1,9 @@
 """Finding the arrays that a program holds on to, without its help.
 
 Arrays take no part in garbage collection, but what refers to them does: a look goes over the
-collector's objects and the running frames. It costs time with the GIL held, so the next look
-waits in proportion; and an array is adopted only when two looks in a row have seen it, for
-short-lived ones are not worth a region.
+collector's objects and the running frames' variables. It costs time with the GIL held, so the
+next look waits in proportion; and an array is adopted only when two looks in a row have seen
+it, for short-lived ones are not worth a region.
 """
 
 from __future__ import annotations
@@ -112,10 +112,12 @@ def _large_arrays(min_bytes: int) -> Iterator[Any]:
 
 
 def _referents() -> Iterator[Any]:
-    frames = list(sys._current_frames().values())
+    # Before Python 3.13 asking a frame for its variables makes it keep them: they would outlive
+    # their `del`. What only local variables hold is not found there.
+    frames = list(sys._current_frames().values()) if sys.version_info >= (3, 13) else []
     while frames:
         frame = frames.pop()
-        yield from gc.get_referents(frame)
+        yield from frame.f_locals.values()
         if frame.f_back is not None:
             frames.append(frame.f_back)
     objects = iter(gc.get_objects())

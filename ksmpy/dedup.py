@@ -127,10 +127,12 @@ def estimate(*objs: object, min_bytes: int = MIN_BYTES) -> Estimate:
     Gross: the engine's metadata is not taken off. Works on every system.
     """
     found, skipped = find_buffers(objs, min_bytes)
-    space = AddressSpace.read() if sys.platform.startswith("linux") else None
+    pieces = merge_ranges(found)
+    limit = max((item.buffer.pages[1] for item in pieces), default=0)
+    space = AddressSpace.read(limit) if sys.platform.startswith("linux") else None
     counter = PageCounter()
     buffers = []
-    for item in merge_ranges(found):
+    for item in pieces:
         start, end = item.buffer.pages
         reason = "it holds no whole page" if end <= start else None
         if space is not None and reason is None:

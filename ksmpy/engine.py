@@ -7,22 +7,16 @@ start and stop; a callback never takes it.
 
 from __future__ import annotations
 
-import atexit
 import errno
-import gc
-import itertools
 import logging
-import os
 import threading
 import time
 import weakref
-from bisect import bisect_right
-from collections.abc import Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any
 
-from ksmpy import _native, numa
+from ksmpy import _native, numa, registry
 from ksmpy._maps import AddressSpace, refusal, vma_flags
 from ksmpy._native import NativeEngine
 from ksmpy.buffers import Buffer, Held, lifetime, locate
@@ -30,6 +24,7 @@ from ksmpy.config import Knobs, Settings
 from ksmpy.errors import KsmpyError, RegionError, Unsupported
 from ksmpy.ksmd import Daemon
 from ksmpy.region import Region
+from ksmpy.registry import Ranges
 from ksmpy.stats import RegionStats, ScanResult, Share, Stats
 from ksmpy.walk import Found, find_buffers, merge_ranges
 
@@ -39,17 +34,6 @@ _log = logging.getLogger("ksmpy")
 
 # Between two slices of a scan() Ctrl-C is looked at: 8192 scattered pages merge in 80 ms.
 _SLICE = 8192
-
-_numbers = itertools.count(1)
-_engines: dict[int, weakref.ref[Engine]] = {}
-# An engine with regions stays alive, whoever forgets it: its owners' deaths need it.
-_anchored: dict[int, Engine] = {}
-
-
-def live_engines() -> list[Engine]:
-    """The engines of this process that are not closed, the inherited ones included."""
-    engines = (ref() for ref in list(_engines.values()))
-    return [engine for engine in engines if engine is not None]
 
 
 class Engine:
@@ -91,16 +75,16 @@ class Engine:
         self._daemon = Daemon(weakref.ref(self), self._native.interrupt)
         self._settings = Settings()
         self._lock = threading.RLock()
-        self._regions: dict[int, Region] = {}
-        self._held: dict[int, Region] = {}
+        # By identity, for the native engine gives a number again as soon as it is free.
+        self._regions: dict[Region, None] = {}
+        self._held: dict[Region, None] = {}
+        self._scanning: dict[object, None] = {}
         self._run = 0
         self._inherited = False
         self._pass_begins = True
-        self._serial = next(_numbers)
-        _engines[self._serial] = weakref.ref(self)
+        self._serial = registry.enter(self)
         finalizer = weakref.finalize(self, _finalize, self._serial, self._native, self._daemon)
         finalizer.atexit = False
-        _install_hooks()
 
     # ---- what the user sees -------------------------------------------------------------
 
@@ -137,9 +121,9 @@ class Engine:
             self.require_open()
             self.sweep()
             found = locate(buffer)
-            ranges = _Ranges.collect()
+            ranges = Ranges.collect()
             self._make_way(found, ranges)
-            return self._adopt(found, AddressSpace.read(), name, None)
+            return self._adopt(found, AddressSpace.read(found.pages[1]), name, None)
 
     def track(self, obj: object, /, *, min_bytes: int = 1 << 20) -> list[Region]:
         """Register every buffer of at least `min_bytes` bytes that is reachable from `obj`.
@@ -158,7 +142,7 @@ class Engine:
             self.require_open()
             self.sweep()
             found, refused = find_buffers(objs, min_bytes)
-            ranges = _Ranges.collect()
+            ranges = Ranges.collect()
             regions: dict[int, Region] = {}
             wanted: list[Found] = []
             for item in merge_ranges(found):
@@ -172,9 +156,8 @@ class Engine:
                     refused.append((item.name, str(error)))
                 else:
                     wanted.append(item)
-            space = AddressSpace.read() if wanted else None
+            space = AddressSpace.read(max((item.buffer.pages[1] for item in wanted), default=0))
             for item in wanted:
-                assert space is not None
                 try:
                     region = self._adopt(item.buffer, space, item.name, item.anchor)
                 except (RegionError, OSError) as error:
@@ -195,15 +178,16 @@ class Engine:
             raise ValueError("passes and max_pages must be at least 1")
         self.require_open()
         begin = time.perf_counter()
-        total = ScanResult()
         flags = _native.SCAN_EAGER if eager else 0
         if max_pages is None:
             flags |= _native.SCAN_RESTART
             self._pass_begins = True
-        while total.full < passes and (max_pages is None or total.scanned < max_pages):
-            slice_pages = _SLICE if max_pages is None else min(_SLICE, max_pages - total.scanned)
-            total += self.batch(slice_pages, flags)
-            flags &= ~_native.SCAN_RESTART
+        token = object()
+        self._scanning[token] = None
+        try:
+            total = self._passes(passes, flags, max_pages)
+        finally:
+            self._scanning.pop(token, None)
         return total + ScanResult(seconds=time.perf_counter() - begin)
 
     def stats(self) -> Stats:
@@ -218,14 +202,15 @@ class Engine:
         """The registered regions, in the order of their registration."""
         self.require_open()
         self.sweep()
-        return tuple(self._regions.values())
+        return tuple(self._regions)
 
     def shares(self) -> list[Share]:
         """Which regions have how many pages on common frames, most first."""
         self._settle()
         found = []
+        by_number = {region._number: region for region in list(self._regions)}
         for first, second, pages in self._native.shares():
-            a, b = self._regions.get(first), self._regions.get(second)
+            a, b = by_number.get(first), by_number.get(second)
             if a is not None and b is not None:
                 found.append(Share(a, b, pages))
         return sorted(found, key=lambda share: -share.pages)
@@ -251,21 +236,21 @@ class Engine:
         engine open, and close() can be tried again. No-op on a closed engine.
         """
         if not self._native.closed and self._native.forked():
-            self._inherit()
+            self.inherit()
         self._daemon.stop()
         with self._lock:
             if self._native.closed:
                 return
             self._run = 0
             first_error: OSError | None = None
-            for region in list(self._regions.values()):
+            for region in list(self._regions):
                 try:
                     self._end(region, discard=False)
                 except OSError as error:
                     first_error = first_error or error
             if first_error is not None:
                 raise first_error
-            _engines.pop(self._serial, None)
+            registry.leave(self._serial)
             self._native.close()
 
     def __enter__(self) -> Engine:
@@ -289,7 +274,7 @@ class Engine:
     def require_open(self) -> None:
         """Raise KsmpyError when closed, or inherited by fork."""
         if self._inherited or self._native.forked():
-            self._inherit()
+            self.inherit()
             raise KsmpyError(
                 "this engine belongs to the parent process: make an Engine of its own in the child"
             )
@@ -309,11 +294,11 @@ class Engine:
         with self._lock:
             self._daemon.stop()
             self._run = 0
-            if value == 1:
-                self._daemon.start()
-            elif value == 2:
+            if value == 2:
                 self._native.unmerge()
             self._run = value
+            if value == 1:
+                self._daemon.start()
 
     def get_native(self, knob: int) -> int:
         """A knob of the native engine's."""
@@ -342,34 +327,50 @@ class Engine:
         """End a region, keeping its bytes."""
         self._end(region, discard=False)
 
-    def batch(self, pages: int, flags: int = 0) -> ScanResult:
-        """Scan up to `pages` pages from the cursor on."""
+    def batch(self, pages: int) -> ScanResult:
+        """Scan up to `pages` pages in the background."""
         self.sweep()
-        if pages == 0:
-            return ScanResult()
-        if self._pass_begins:
-            self._pass_begins = False
-            self._place_pages()
-        result = ScanResult(**self._native.scan(pages, flags))
-        if result.full:
-            self._pass_begins = True
-        return result
+        # A scan that somebody asked for has the cursor to itself.
+        return self._slice(pages, 0) if pages and not self._scanning else ScanResult()
 
     def batch_failed(self, error: Exception) -> None:
         """The background thread ends because of this error."""
+        _log.error("ksmd stops, run becomes 0: %s: %s", type(error).__name__, error)
         self._daemon.forget()
         self._run = 0
-        _log.error("ksmd stopped, run is 0 now: %s: %s", type(error).__name__, error)
 
     def sweep(self) -> None:
         """End the regions whose owners nobody but us holds any more."""
-        for region in list(self._held.values()):
+        for region in list(self._held):
             if region._lifetime.abandoned():
                 self._ended(region)
 
+    @property
+    def inherited(self) -> bool:
+        """Whether this process got the engine by fork."""
+        return self._inherited or self._native.forked()
+
+    def inherit(self) -> None:
+        """Become the copy in a forked child: no thread, no scanning, regions stay."""
+        if not self._inherited:
+            self._inherited = True
+            self._run = 0
+            self._lock = threading.RLock()
+            self._daemon.forget()
+            self._native.forget_threads()
+            self._scanning = {}
+
+    def all_regions(self) -> list[Region]:
+        """The regions, whether the engine is this process's own or inherited."""
+        return list(self._regions)
+
+    def stop_thread(self) -> None:
+        """Stop the background thread; run stays as it is."""
+        self._daemon.stop()
+
     # ---- inside -------------------------------------------------------------------------
 
-    def _make_way(self, buffer: Buffer, ranges: _Ranges) -> None:
+    def _make_way(self, buffer: Buffer, ranges: Ranges) -> None:
         """Refuse what holds no page or overlaps a region; end inherited regions under it."""
         start, end = buffer.pages
         if buffer.nbytes == 0:
@@ -377,8 +378,8 @@ class Engine:
         if end <= start:
             raise RegionError(f"the buffer ({buffer.nbytes} bytes) holds no whole 4096-byte page")
         for region in ranges.overlapping(start, end):
-            if not region._engine.inherited:
-                whose = "" if region._engine is self else " of another engine"
+            if not region.engine.inherited:
+                whose = "" if region.engine is self else " of another engine"
                 raise RegionError(f"the buffer overlaps the region {region.name!r}{whose}")
             region.release()
 
@@ -397,10 +398,10 @@ class Engine:
         life = lifetime(buffer, anchor)
         label = name if name is not None else f"{type(buffer.owner).__name__}-{number}"
         region = Region(self, number, label, start, end - start, life)
-        self._regions[number] = region
+        self._regions[region] = None
         if isinstance(life, Held):
-            self._held[number] = region
-        _anchored[self._serial] = self
+            self._held[region] = None
+        registry.anchor(self._serial, self)
         life.watch(partial(self._ended, region))
         return region
 
@@ -413,23 +414,41 @@ class Engine:
             _log.error("region %r could not be released: %s", region.name, error)
 
     def _end(self, region: Region, *, discard: bool) -> None:
-        number = region._number
-        if self._regions.pop(number, None) is None:
+        # Of several that want to end it, the one that takes it out of the dict does.
+        if self._regions.pop(region, region) is region:
             return
         try:
-            self._native.release(number, discard=discard)
+            self._native.release(region._number, discard=discard)
         except OSError:
-            self._regions[number] = region
+            self._regions[region] = None
             raise
         self._forget(region)
 
     def _forget(self, region: Region) -> None:
-        self._regions.pop(region._number, None)
-        self._held.pop(region._number, None)
+        self._regions.pop(region, None)
+        self._held.pop(region, None)
         region._released = True
         region._lifetime.drop()
         if not self._regions:
-            _anchored.pop(self._serial, None)
+            registry.let_go(self._serial)
+
+    def _passes(self, passes: int, flags: int, max_pages: int | None) -> ScanResult:
+        total = ScanResult()
+        while total.full < passes and (max_pages is None or total.scanned < max_pages):
+            pages = _SLICE if max_pages is None else min(_SLICE, max_pages - total.scanned)
+            self.sweep()
+            total += self._slice(pages, flags)
+            flags &= ~_native.SCAN_RESTART
+        return total
+
+    def _slice(self, pages: int, flags: int) -> ScanResult:
+        if self._pass_begins:
+            self._pass_begins = False
+            self._place_pages()
+        result = ScanResult(**self._native.scan(pages, flags))
+        if result.full:
+            self._pass_begins = True
+        return result
 
     def _settle(self) -> None:
         """Make the counters exact: dead owners' regions end, written pages come apart."""
@@ -441,54 +460,13 @@ class Engine:
         """Tell the native engine where an injected topology says that the pages are."""
         if self._topology is None or len(self._nodes) == 1:
             return
-        for region in list(self._regions.values()):
+        for region in list(self._regions):
             nodes = numa.node_indices(self._topology, self._nodes, region.address, region.pages)
-            if not region.released:
+            try:
                 self._native.set_nodes(region._number, nodes)
-
-    @property
-    def inherited(self) -> bool:
-        """Whether this process got the engine by fork."""
-        return self._inherited or self._native.forked()
-
-    def _inherit(self) -> None:
-        """Become the copy in a forked child: no thread, no scanning, regions stay."""
-        if not self._inherited:
-            self._inherited = True
-            self._run = 0
-            self._lock = threading.RLock()
-            self._daemon.forget()
-            self._native.forget_threads()
-
-
-class _Ranges:
-    """The address ranges of all engines' regions, sorted for look-up."""
-
-    def __init__(self, regions: list[Region]) -> None:
-        self._regions = sorted(regions, key=lambda region: region.address)
-        self._starts = [region.address for region in self._regions]
-
-    @classmethod
-    def collect(cls) -> _Ranges:
-        return cls([r for engine in live_engines() for r in list(engine._regions.values())])
-
-    def overlapping(self, start: int, end: int) -> Iterator[Region]:
-        """The regions that have a byte in [start, end)."""
-        first = max(bisect_right(self._starts, start) - 1, 0)
-        for region in itertools.islice(self._regions, first, None):
-            if region.address >= end:
-                return
-            if region.address + region.nbytes > start and not region.released:
-                yield region
-
-    def within(self, buffer: Buffer, engine: Engine) -> Region | None:
-        """The engine's own region that holds all of the buffer's whole pages."""
-        start, end = buffer.pages
-        for region in self.overlapping(start, end) if start < end else ():
-            inside = region.address <= start and end <= region.address + region.nbytes
-            if inside and region._engine is engine:
-                return region
-        return None
+            except OSError:
+                if not region.released:
+                    raise
 
 
 def _refused(error: OSError) -> Exception:
@@ -508,35 +486,7 @@ def _one_of(option: str, value: str, words: tuple[str, ...]) -> None:
 
 def _finalize(serial: int, native: NativeEngine, daemon: Daemon) -> None:
     """An engine without regions was forgotten."""
-    _engines.pop(serial, None)
+    registry.leave(serial)
     daemon.stop()
     if not native.closed:
         native.close()
-
-
-def _on_collection(phase: str, info: dict[str, int]) -> None:
-    if phase == "stop" and info["generation"] > 0:
-        for engine in live_engines():
-            engine.sweep()
-
-
-def _stop_all() -> None:
-    """At exit only the threads stop: giving all pages back could take more memory than there is."""
-    for engine in live_engines():
-        engine._daemon.stop()
-
-
-def _inherit_all() -> None:
-    for engine in live_engines():
-        engine._inherit()
-
-
-_hooked: list[bool] = []
-
-
-def _install_hooks() -> None:
-    if not _hooked:
-        _hooked.append(True)
-        gc.callbacks.append(_on_collection)
-        atexit.register(_stop_all)
-        os.register_at_fork(after_in_child=_inherit_all)

@@ -27,6 +27,7 @@ from ksmpy.errors import KsmpyError, Unsupported
 __all__ = [
     "Availability",
     "available",
+    "in_use",
     "ksmd_seconds",
     "merge_process",
     "mergeable",
@@ -88,6 +89,20 @@ def available(*, writable: bool = True) -> Availability:
         except OSError as error:
             return Availability(False, f"{SYSFS}/run cannot be written: {error.strerror}")
     return Availability(True)
+
+
+def in_use() -> bool:
+    """Whether another program is inside its own `settings`: ours would have to wait for its end."""
+    if _machine.depth:
+        return False
+    descriptor = os.open(SYSFS, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _require(*, writable: bool) -> None:
@@ -183,22 +198,58 @@ class _Machine:
 _machine = _Machine()
 
 
-def _restore(saved: dict[str, Value]) -> None:
-    """Unmerge everything, then put every knob back; one that is refused does not keep the others
-    from it.
-    """
+def _way_back(saved: dict[str, Value]) -> list[tuple[str, Value]]:
+    """What to write, in this order, to have everything unmerged and every knob as it was."""
     knobs = dict(saved)
     run = knobs.pop("run")
     if knobs.get("advisor_mode") == "scan-time":
         del knobs["pages_to_scan"]  # the advisor's own
+    return [("run", 2), *knobs.items(), ("run", run)]
+
+
+def _restore(saved: dict[str, Value]) -> None:
+    """Go all of the way back; one knob that is refused does not keep the others from it."""
     failed: list[str] = []
-    for name, value in (("run", 2), *knobs.items(), ("run", run)):
+    for name, value in _way_back(saved):
         try:
             _apply({name: value})
         except OSError as error:
             failed.append(f"{name}: {error.strerror}")
     if failed:
         raise KsmpyError("could not restore the kernel's KSM settings: " + "; ".join(failed))
+
+
+# Waits for a word. When it gets none, its parent has been killed, and it goes the way back itself.
+_GUARD = """
+trap '' HUP INT TERM
+read -r word && exit
+cd "$1" && shift && for step; do echo "${step#*=}" > "${step%%=*}"; done
+"""
+
+
+@contextlib.contextmanager
+def _guard(saved: dict[str, Value]) -> Iterator[None]:
+    """Have a process of its own restore the settings, should this one be killed outright.
+
+    It holds the machine's lock as well, so that nobody takes half-restored settings for granted.
+    """
+    import subprocess
+
+    steps = [f"{name}={value}" for name, value in _way_back(saved)]
+    owner = os.getpid()
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", _GUARD, "ksmpy", str(SYSFS), *steps],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=(_machine.descriptor,),
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        if os.getpid() == owner:
+            guard.communicate(b"done\n")
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:
@@ -229,22 +280,24 @@ def settings(**values: Value) -> Iterator[dict[str, Value]]:
 
     Starts from nothing merged (run 2), so that merge_across_nodes and max_page_sharing may be
     among `values`; `run` is written last (0 when not given). Restores after exceptions, SIGTERM,
-    SIGHUP and at interpreter exit; a SIGKILL leaves the settings behind. Blocks while another
-    process is inside its own `settings`. Gives the knobs as they were. `Unsupported` when they
-    cannot be written.
+    SIGHUP, at interpreter exit and when the process is killed. Blocks while another process is
+    inside its own `settings`. Gives the knobs as they were. `Unsupported` when they cannot be
+    written.
     """
     _require(writable=True)
     unknown = set(values) - set(_writable_knobs(read()))
     if unknown:
         raise KsmpyError(f"this kernel's KSM has no knob {', '.join(sorted(unknown))}")
     owner = os.getpid()
-    with _machine, _ending_signals():
+    with _machine, contextlib.ExitStack() as stack:
         saved = _writable_knobs(read())
+        if _machine.depth == 1:  # what is inside it comes back with it
+            stack.enter_context(_guard(saved))
+        stack.enter_context(_ending_signals())
 
         def restore() -> None:
-            if (
-                os.getpid() == owner
-            ):  # a forked child that leaves the block must not undo its parent's
+            # A forked child that leaves the block must not undo its parent's.
+            if os.getpid() == owner:
                 _restore(saved)
 
         atexit.register(restore)
@@ -328,8 +381,9 @@ def mergeable(address: int, length: int) -> None:
 
 
 def unmergeable(address: int, length: int) -> None:
-    """Take a range back: its merged pages get memory of their own again (OSError ENOMEM when there
-    is none).
+    """Take a range back: its merged pages get memory of their own again, now.
+
+    The kernel's counters follow when its scanner next comes by. OSError ENOMEM without memory.
     """
     _advise(address, length, _MADV_UNMERGEABLE)
 

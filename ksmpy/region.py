@@ -48,6 +48,11 @@ class Region:
         return self.nbytes // PAGE_SIZE
 
     @property
+    def engine(self) -> Engine:
+        """The engine that the region is, or was, registered with."""
+        return self._engine
+
+    @property
     def released(self) -> bool:
         """Whether the region has ended."""
         return self._released

@@ -18,6 +18,7 @@ import ksmpy
 from ksmpy.analyze import MappingEstimate, _parse_maps
 
 pytest.importorskip("mmh3")
+pytest.importorskip("numpy")  # here, as it starts threads of its own when it is imported first
 pytestmark = pytest.mark.skipif(
     not os.path.exists("/proc/self/pagemap"), reason="needs /proc/PID/pagemap"
 )

@@ -30,7 +30,7 @@ def private(nbytes: int) -> mmap.mmap:
 def refused(obj: Any) -> str | None:
     """Why the pages of an object cannot be a region."""
     start, end = locate(obj).pages
-    return refusal(AddressSpace.read().covering(start, end), start, end)
+    return refusal(AddressSpace.read(end).covering(start, end), start, end)
 
 
 # ---- locate ------------------------------------------------------------------------------
@@ -163,6 +163,15 @@ def test_locked_memory_is_refused() -> None:
     assert reason is not None and "mlock" in reason
     libc.munlock(address, ctypes.c_size_t(len(memory)))
     assert refused(memory) is None
+
+
+def test_reading_stops_where_it_may() -> None:
+    """What is below the limit is complete, whatever else is mapped above."""
+    whole = AddressSpace.read(2**64)
+    for mapping in whole.covering(0, 2**64)[:20]:
+        part = AddressSpace.read(mapping.end)
+        assert part.covering(mapping.start, mapping.end)[-1].start == mapping.start
+    assert len(AddressSpace.read(0).covering(0, 2**64)) < len(whole.covering(0, 2**64))
 
 
 def test_unmapped_memory_is_refused() -> None:

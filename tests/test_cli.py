@@ -356,9 +356,10 @@ def test_bench_measures_ksmpy_and_says_why_not_the_kernel() -> None:
     assert told.returncode == 0, told.stderr
     report = json.loads(told.stdout)
     merged = [row["saved_pages"] for row in report["rows"] if row["what"] == "merge"]
-    assert all(1023 <= pages <= 1024 for pages in merged)
-    assert len(merged) == (2 if kernel.available() else 1)
-    assert report["kernel"]
+    assert merged[0] == 1024
+    assert all(pages >= 1024 for pages in merged)
+    assert len(merged) == (1 if report["without_kernel"] else 2)
+    assert kernel.available() or report["without_kernel"]
 
 
 @pytest.mark.skipif(

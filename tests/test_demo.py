@@ -42,8 +42,8 @@ def write_model(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights in three layers and an embedding. Above 32 MiB, which malloc always maps afresh: equal
-    arrays begin at the same place in their pages.
+    """Weights in three layers and an embedding. Above 32 MiB, which malloc always maps afresh:
+    equal arrays begin at the same place in their pages.
     """
     generator = np.random.default_rng(1)
     tensors: dict[str, np.ndarray[Any, Any]] = {

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +17,16 @@ import numpy as np
 import pytest
 
 from ksmpy import kernel
-from ksmpy.errors import KsmpyError
+from ksmpy.errors import KsmpyError, Unsupported
 
 readable = pytest.mark.skipif(
     not kernel.available(writable=False), reason=str(kernel.available(writable=False))
 )
 writable = pytest.mark.skipif(not kernel.available(), reason=str(kernel.available()))
 
-TUNED = {"run": 1, "pages_to_scan": 10000, "sleep_millisecs": 0, "smart_scan": 0}
+TUNED = {"run": 1, "pages_to_scan": 10000, "sleep_millisecs": 0}
+if (kernel.SYSFS / "smart_scan").exists():  # Linux 6.7
+    TUNED["smart_scan"] = 0
 
 
 def knobs() -> dict[str, kernel.Value]:
@@ -54,6 +57,14 @@ def twins(pages: int) -> mmap.mmap:
 
 def address(area: mmap.mmap) -> int:
     return int(np.frombuffer(area, np.uint8).ctypes.data)
+
+
+def merging_pages() -> kernel.Value | None:
+    """The merged pages of this process; None where the kernel does not tell."""
+    try:
+        return kernel.process_stat().get("ksm_merging_pages")
+    except Unsupported:
+        return None
 
 
 @readable
@@ -105,7 +116,9 @@ def test_settings_may_nest(unchanged: dict[str, kernel.Value]) -> None:
 
 
 @writable
-@pytest.mark.skipif("advisor_mode" not in kernel.read(), reason="this kernel has no advisor")
+@pytest.mark.skipif(
+    not (kernel.SYSFS / "advisor_mode").exists(), reason="this kernel has no advisor (Linux 6.8)"
+)
 def test_settings_restore_the_advisor(unchanged: dict[str, kernel.Value]) -> None:
     """pages_to_scan comes back although the advisor changed it and refuses it while it is on."""
     with kernel.settings(pages_to_scan=1234, advisor_mode="none"):
@@ -156,6 +169,48 @@ def test_settings_are_restored_when_the_process_is_ended(number: signal.Signals)
 
 
 @writable
+def test_settings_are_restored_when_the_process_is_killed() -> None:
+    """SIGKILL leaves nobody to restore the settings but the guard, and it does, nested or not."""
+    code = (
+        "import time; from ksmpy import kernel\n"
+        "with kernel.settings(sleep_millisecs=11, run=1, pages_to_scan=77):\n"
+        "    with kernel.settings(sleep_millisecs=12):\n"
+        "        print('inside', flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    with kernel._machine:
+        before = knobs()
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "inside\n"
+    assert kernel.in_use()
+    child.kill()
+    child.communicate(timeout=30)
+    with kernel._machine:  # waits until the guard is done
+        assert knobs() == before
+
+
+@writable
+def test_a_forked_child_leaves_the_settings_alone(unchanged: dict[str, kernel.Value]) -> None:
+    """A child that leaves the block it was born in restores nothing, and ends no guard."""
+    parent = os.getpid()
+    left = 1
+    try:
+        with kernel.settings(sleep_millisecs=15):
+            child = os.fork()
+            if child == 0:
+                raise KeyError
+            left = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert kernel.read()["sleep_millisecs"] == 15
+    except KeyError:
+        left = 0
+    finally:
+        if os.getpid() != parent:
+            os._exit(left)
+    assert left == 0
+
+
+@writable
 def test_two_processes_take_turns() -> None:
     """While one process has settings of its own, another one waits with its own."""
     code = (
@@ -178,16 +233,18 @@ def test_the_kernel_merges_what_is_offered_and_settles(unchanged: dict[str, kern
     area = twins(pages)
     at = address(area)
     with kernel.settings(**TUNED):
-        before = kernel.read()
         kernel.mergeable(at, len(area))
         after = kernel.settle(60)
-        assert int(after["pages_shared"]) - int(before["pages_shared"]) == pages
-        assert int(after["pages_sharing"]) - int(before["pages_sharing"]) == pages
-        if Path("/proc/self/ksm_stat").exists():
-            stat = kernel.process_stat()
-            assert stat.get("ksm_merging_pages", 2 * pages) == 2 * pages
+        # These are the machine's: other programs, virtual machines say, may have offered memory.
+        assert int(after["pages_shared"]) >= pages
+        assert int(after["pages_sharing"]) >= pages
+        assert merging_pages() in (2 * pages, None)
         kernel.unmergeable(at, len(area))
-        assert kernel.read()["pages_sharing"] == before["pages_sharing"]
+        # Unmerged at once, but counted only when the scanner comes by.
+        deadline = time.monotonic() + 30
+        while merging_pages() not in (0, None) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert merging_pages() in (0, None)
 
 
 @writable

@@ -167,6 +167,24 @@ def test_stopping_is_quick(auto: Any) -> None:
     assert not auto._daemon.running
 
 
+def test_a_failing_scanner_says_so(
+    auto: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error in the background is logged once, and run says that nobody scans any more."""
+
+    def fail(pages: int, flags: int) -> Any:
+        raise OSError(errno.EIO, "ksmpy_scan: broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(auto._native, "scan", fail)
+        auto.knobs.run = 1
+        wait_until(lambda: auto.knobs.run == 0)
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "ksmd stops" in caplog.text and "broken" in caplog.text
+    auto.knobs.run = 1
+    assert auto.knobs.run == 1
+
+
 @pytest.mark.parametrize("name", ["merge_across_nodes", "max_page_sharing"])
 def test_busy_while_shared(auto: Any, name: str) -> None:
     """Knobs that the trees depend on are EBUSY while anything is shared."""

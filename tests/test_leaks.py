@@ -25,7 +25,7 @@ from support.procs import in_child
 
 pytestmark = pytest.mark.timeout(120)
 
-WARM_UP, ROUNDS = 30, 60
+WARM_UP, ROUNDS = 15, 25
 #: Growth that is noise, in bytes, over ROUNDS rounds.
 SLACK = 512 << 10
 
@@ -152,6 +152,10 @@ class _Native:
         assert lib.ksmpy_release(self.engine, 12345, 0) < 0
         self.regions[0] = self.register(self.model)
 
+    def ksmpy_find_lost(self) -> None:
+        """Nothing is lost."""
+        assert lib.ksmpy_find_lost(self.engine, ffi.new("uint32_t[4]"), 4) == 0
+
     def ksmpy_unmerge_region(self) -> None:
         """One region."""
         self.scan()
@@ -186,6 +190,13 @@ class _Native:
     def ksmpy_knob_get(self) -> None:
         """No such knob."""
         assert lib.ksmpy_knob_get(self.engine, 99, ffi.new("uint64_t *")) < 0
+
+    def ksmpy_refresh(self) -> None:
+        """Merged pages that were written come apart."""
+        self.scan()
+        self.model[:: oracle.PAGE] ^= 1
+        assert lib.ksmpy_refresh(self.engine) == 0
+        self.model[:: oracle.PAGE] ^= 1
 
     def ksmpy_stats(self) -> None:
         """All counters."""

@@ -312,6 +312,36 @@ def test_close_while_others_work(make_engine: Any) -> None:
             assert np.array_equal(arr, pattern(11))
 
 
+def test_many_threads_register_and_release(auto: Any) -> None:
+    """Regions that come and go in several threads, and twice, end once each and no other's."""
+    errors: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            for _ in range(200):
+                data = ksmpy.copy(pattern(seed, 8 * oracle.PAGE))
+                region = auto.register(data)
+                assert region.stats().rmap_items <= 8
+                region.release()
+                region.release()
+                assert region.released and np.array_equal(data, pattern(seed, 8 * oracle.PAGE))
+                auto.register(data)
+        except BaseException as error:
+            errors.append(error)
+
+    auto.knobs.sleep_millisecs = 0
+    auto.knobs.run = 1
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert auto.regions() == ()
+    assert auto.stats().registered_pages == 0
+    auto.check()
+
+
 def test_forgotten_engine_lives_for_its_regions(mode: Any) -> None:
     """An engine nobody holds stays for its regions, and closes itself with the last of them."""
     engine = ksmpy.Engine(**mode.options)
@@ -346,7 +376,7 @@ def test_child_of_fork(engine: Any) -> None:
     engine.knobs.run = 1
 
     def child() -> None:
-        regions = list(engine._regions.values())
+        regions = engine.all_regions()
         assert engine.knobs.run == 0
         for call in (engine.scan, engine.stats, engine.unmerge, regions[0].stats):
             with pytest.raises(KsmpyError, match="in the child"):
@@ -394,7 +424,7 @@ def test_array_dies_in_the_child(engine: Any) -> None:
     def child() -> None:
         pair.clear()
         gc.collect()
-        assert engine._regions == {}
+        assert engine.all_regions() == []
 
     procs.in_child(child)
     assert all(np.array_equal(arr, pattern(15)) for arr in pair)

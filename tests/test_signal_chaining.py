@@ -26,6 +26,7 @@ def merge():
     assert oracle.true_saved_pages([memory.span(one), memory.span(two)]) == 32
     one[5] ^= 1
     engine.unmerge()
+    one[5] ^= 1
     engine.scan(2, eager=True)
     return engine
 def bad_access():

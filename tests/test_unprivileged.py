@@ -24,8 +24,8 @@ NOBODY = 65534
 # Everything is imported before the privileges go: the interpreter may lie where nobody can look.
 # A process that changes its user is not dumpable, which hides its own /proc files from it.
 _AS_NOBODY = """
-import ctypes, os, sys
-import numpy, pytest, ksmpy
+import ctypes, os, sys, time
+import numpy.random, pytest, ksmpy
 import ksmpy.engine, ksmpy.doctor, ksmpy.dedup
 from support import memory, oracle, scenarios
 from support.torture import Torture, library
@@ -51,9 +51,10 @@ merged = 0
 with ksmpy.Engine(freeze=freeze, tracking=tracking) as engine:
     with Torture(count=64, buffers=2, efault_ok=True) as torture:
         regions = [engine.register(buffer) for buffer in torture.buffers]
-        for _ in range(60):
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end or not merged:
             merged += engine.scan(2, eager=True).merged
-            torture.assert_alive()
+        torture.assert_alive()
         engine.unmerge()
 assert merged > 64
 print("fine", torture.totals)

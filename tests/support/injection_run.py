@@ -11,6 +11,7 @@ import faulthandler
 import json
 import sys
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from . import scenarios
@@ -24,7 +25,7 @@ def _say(**line: Any) -> None:
     print(json.dumps(line), flush=True)
 
 
-def _guarded(scenario: scenarios.Scenario, disturb: Any) -> None:
+def _guarded(scenario: scenarios.Scenario, disturb: AbstractContextManager[None]) -> None:
     faulthandler.dump_traceback_later(PATIENCE, exit=True)
     try:
         with disturb:
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
     name, freeze, tracking = argv[:3]
     first, variant, persistent = (int(text) for text in argv[3:6])
     make = scenarios.SCENARIOS[name]
-    _guarded(make(freeze, tracking), Injector().counting())  # lazy initialisation is over then
+    _guarded(make(freeze, tracking), nullcontext())  # lazy imports and allocations are over then
     injector = Injector()
     _guarded(make(freeze, tracking), injector.counting())
     calls = injector.calls()

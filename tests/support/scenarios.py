@@ -136,8 +136,9 @@ class Forking(Life):
         self.attempt(engine.scan, eager=True)
         pid, go, seen = self.fork_observer()
         try:
-            for index in range(len(self.buffers)):
-                self.write(index, 0, os.urandom(len(self.wanted[index])))
+            fresh = os.urandom(len(self.wanted[0]))
+            for index, wanted in enumerate(self.wanted):
+                self.write(index, 0, fresh[: len(wanted)])
             self.attempt(engine.scan, 2, eager=True)
             self.attempt(engine.unmerge)
             self.attempt(engine.scan, eager=True)

@@ -610,6 +610,26 @@ void direct_run(struct direct_io *d)
     }
 }
 
+/* ---- one word, hammered ---------------------------------------------------------------------- */
+
+struct hammer {
+    volatile uint64_t *at;
+    volatile int stop;
+    uint64_t writes;
+};
+
+/* Writes the same bytes over and over: the page stays mergeable, and every freeze meets a writer. */
+void hammer_run(struct hammer *h)
+{
+    uint64_t value = *h->at;
+
+    while (!h->stop) {
+        for (int i = 0; i < 64; i++)
+            *h->at = value;
+        h->writes += 64;
+    }
+}
+
 /* ---- fork from C -------------------------------------------------------------------------- */
 
 struct fork_job {

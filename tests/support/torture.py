@@ -74,6 +74,12 @@ class DirectIo(ctypes.Structure):
     ]
 
 
+class Hammer(ctypes.Structure):
+    """``struct hammer``."""
+
+    _fields_ = [("at", ctypes.c_void_p), ("stop", ctypes.c_int), ("writes", ctypes.c_uint64)]
+
+
 class ForkJob(ctypes.Structure):
     """``struct fork_job``."""
 
@@ -105,6 +111,7 @@ def library() -> Any:
     lib.torture_free.argtypes = [ctypes.c_void_p]
     lib.direct_block.argtypes = [ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p]
     lib.direct_run.argtypes = [ctypes.POINTER(DirectIo)]
+    lib.hammer_run.argtypes = [ctypes.POINTER(Hammer)]
     lib.fork_from_thread.argtypes = [ctypes.POINTER(ForkJob)]
     lib.broken_merger.restype = ctypes.c_uint64
     lib.broken_merger.argtypes = [

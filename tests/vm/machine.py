@@ -29,6 +29,7 @@ NOT_RUN = 125
 _TROUBLE = re.compile(
     r"BUG:|Oops|WARNING: CPU|general protection|Kernel panic|INFO: task .* blocked"
 )
+_GUEST = Path(__file__).with_name("guest").resolve()
 # Folders that virtme-ng makes writable by itself.
 _WRITABLE = ("/etc", "/home", "/opt", "/srv", "/tmp", "/usr", "/var")
 
@@ -69,8 +70,10 @@ def _forwarded() -> dict[str, str]:
         "HOME": "/tmp/home",
         "PATH": path,
         "PYTHONDONTWRITEBYTECODE": "1",
-        # An emulated processor is ten to thirty times slower than the one that emulates it.
-        "PYTEST_TIMEOUT": os.environ.get("PYTEST_TIMEOUT", "1200"),
+        # The default limit, and a plugin that stretches the limits of single tests.
+        "PYTEST_TIMEOUT": os.environ.get("PYTEST_TIMEOUT", "1800"),
+        "PYTEST_ADDOPTS": f"{os.environ.get('PYTEST_ADDOPTS', '')} -p patience",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(_GUEST), os.environ.get("PYTHONPATH")))),
         "KSMPY_VM": "1",
     }
 

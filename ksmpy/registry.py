@@ -1,0 +1,112 @@
+"""The engines of a process: which there are, who holds what memory, what fork and exit do."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import itertools
+import os
+import weakref
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ksmpy.buffers import Buffer
+    from ksmpy.engine import Engine
+    from ksmpy.region import Region
+
+__all__ = ["Ranges", "anchor", "enter", "leave", "live_engines", "let_go"]
+
+_numbers = itertools.count(1)
+_engines: dict[int, weakref.ref[Engine]] = {}
+# An engine with regions stays alive, whoever forgets it: its owners' deaths need it.
+_anchored: dict[int, Engine] = {}
+
+
+def enter(engine: Engine) -> int:
+    """Note a new engine; returns its serial number."""
+    _install_hooks()
+    serial = next(_numbers)
+    _engines[serial] = weakref.ref(engine)
+    return serial
+
+
+def leave(serial: int) -> None:
+    """Forget a closed engine."""
+    _engines.pop(serial, None)
+
+
+def anchor(serial: int, engine: Engine) -> None:
+    """Keep an engine alive: it has a region."""
+    _anchored[serial] = engine
+
+
+def let_go(serial: int) -> None:
+    """Keep it no longer: it has none."""
+    _anchored.pop(serial, None)
+
+
+def live_engines() -> list[Engine]:
+    """The engines of this process that are not closed, the inherited ones included."""
+    engines = (ref() for ref in list(_engines.values()))
+    return [engine for engine in engines if engine is not None]
+
+
+class Ranges:
+    """The address ranges of all engines' regions, sorted for look-up."""
+
+    def __init__(self, regions: Iterable[Region]) -> None:
+        self._regions = sorted(regions, key=lambda region: region.address)
+        self._starts = [region.address for region in self._regions]
+
+    @classmethod
+    def collect(cls) -> Ranges:
+        """The ranges as they are now."""
+        return cls(region for engine in live_engines() for region in engine.all_regions())
+
+    def overlapping(self, start: int, end: int) -> Iterator[Region]:
+        """The regions that have a byte in [start, end)."""
+        first = max(bisect_right(self._starts, start) - 1, 0)
+        for region in itertools.islice(self._regions, first, None):
+            if region.address >= end:
+                return
+            if region.address + region.nbytes > start and not region.released:
+                yield region
+
+    def within(self, buffer: Buffer, engine: Engine) -> Region | None:
+        """The engine's own region that holds all of the buffer's whole pages."""
+        start, end = buffer.pages
+        for region in self.overlapping(start, end) if start < end else ():
+            inside = region.address <= start and end <= region.address + region.nbytes
+            if inside and region.engine is engine:
+                return region
+        return None
+
+
+def _on_collection(phase: str, info: dict[str, int]) -> None:
+    if phase == "stop" and info["generation"] > 0:
+        for engine in live_engines():
+            engine.sweep()
+
+
+def _stop_all() -> None:
+    """At exit only the threads stop: giving all pages back could take more memory than there is."""
+    for engine in live_engines():
+        engine.stop_thread()
+
+
+def _inherit_all() -> None:
+    for engine in live_engines():
+        engine.inherit()
+
+
+_hooked: list[bool] = []
+
+
+def _install_hooks() -> None:
+    if not _hooked:
+        _hooked.append(True)
+        gc.callbacks.append(_on_collection)
+        atexit.register(_stop_all)
+        os.register_at_fork(after_in_child=_inherit_all)
