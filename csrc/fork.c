@@ -8,7 +8,6 @@
 #include "engine.h"
 
 #include <errno.h>
-#include <unistd.h>
 
 static pthread_mutex_t all_lock = PTHREAD_MUTEX_INITIALIZER;
 static ksmpy_engine *all;
@@ -41,11 +40,7 @@ static void let_go(ksmpy_engine *engine)
 {
     freezer_abandon(&engine->fz);
     os_maps_close(&engine->maps);
-    if (!engine->forked) {
-        close(engine->store.memfd);
-        close(engine->store.lease_fd);
-    }
-    engine->store.memfd = engine->store.lease_fd = -1;
+    store_close_files(&engine->store);
     engine->store.memory = NULL;
     engine->store.leases.taking = NULL; /* stays mapped: it is this child's lease */
     engine->forked = true;

@@ -2,14 +2,17 @@
  * Merging: the only code that maps pages onto frames.
  *
  * A run is carried out in pieces of at most FREEZE_MAX pages.  For each piece:
- * freeze, compare every page with its frame (or fill the frame with it), map
- * the equal ones, give the others back, thaw.  Bookkeeping comes after the
+ * freeze, compare every page with its frame, map the equal ones, give the
+ * others back, thaw.  New frames are filled from the live page before that; if
+ * it is written meanwhile the comparison fails.  Bookkeeping comes after the
  * thaw, so that nobody waits for it.
  */
 #include "engine.h"
 
 #include <errno.h>
 #include <string.h>
+
+#define FAULT_AROUND ((uintptr_t)64 << 10) /* the kernel maps so much of a file at one fault */
 
 /* What became of one piece: which of its pages lie on their frames now. */
 struct piece {
@@ -40,16 +43,13 @@ static void refuse_budget(ksmpy_engine *engine, uint64_t pages)
     engine->result->no_budget += pages;
 }
 
-/* Frozen: which pages may be mapped. fill: the frames take whatever the pages hold. */
-static void compare(const ksmpy_engine *engine, struct piece *piece, const uint8_t *view, bool fill)
+/* Frozen: which pages may be mapped. */
+static void compare(const ksmpy_engine *engine, struct piece *piece, const uint8_t *view)
 {
     for (uint64_t i = 0; i < piece->n; i++) {
-        uint8_t *frame = frame_bytes(&engine->store, piece->frame + (uint32_t)i);
-        const uint8_t *bytes = view + bytes_of(i);
+        const uint8_t *frame = frame_bytes(&engine->store, piece->frame + (uint32_t)i);
         piece->mapped[i] = false;
-        piece->equal[i] = !engine->fz.hole[i] && (fill || memcmp(frame, bytes, PAGE_SIZE) == 0);
-        if (piece->equal[i] && fill)
-            memcpy(frame, bytes, PAGE_SIZE);
+        piece->equal[i] = !engine->fz.hole[i] && memcmp(frame, view + bytes_of(i), PAGE_SIZE) == 0;
     }
 }
 
@@ -97,7 +97,7 @@ static void settle(ksmpy_engine *engine, const struct piece *piece, int error)
 }
 
 /* One piece from the start of a run; returns how many pages it dealt with, mapped or refused. */
-static uint64_t merge_piece(ksmpy_engine *engine, struct piece *piece, uint64_t n, bool fill)
+static uint64_t merge_piece(ksmpy_engine *engine, struct piece *piece, uint64_t n)
 {
     const uint8_t *view;
     int64_t got = freeze(&engine->fz, page_address(engine, piece->page), n, &view);
@@ -108,31 +108,33 @@ static uint64_t merge_piece(ksmpy_engine *engine, struct piece *piece, uint64_t 
         return 1;
     }
     piece->n = (uint64_t)got;
-    compare(engine, piece, view, fill);
+    compare(engine, piece, view);
     int error = exchange(engine, piece);
     thaw(&engine->fz);
     settle(engine, piece, error);
     return piece->n;
 }
 
-/* The readers' page faults are taken here, a run at a time, instead of by them. */
-static void fault_in(const ksmpy_engine *engine, uint32_t page, uint64_t n)
+/* Takes the faults of later readers, of whom each would find 16 pages mapped by the one before it. */
+KSMPY_READS_LIVE_MEMORY static void fault_in(uintptr_t address, uint64_t n)
 {
-    os_populate(page_address(engine, page), n, false);
+    uintptr_t end = address + bytes_of(n);
+    for (uintptr_t at = address; at < end; at = (at | (FAULT_AROUND - 1)) + 1)
+        (void)*(const volatile uint8_t *)at;
 }
 
 static void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint64_t n)
 {
     struct piece piece;
-    uint32_t start = page;
+    uintptr_t start = page_address(engine, page);
     for (uint64_t left = n, done; left; left -= done) {
         piece.page = page;
         piece.frame = frame;
-        done = merge_piece(engine, &piece, left, false);
+        done = merge_piece(engine, &piece, left);
         page += (uint32_t)done;
         frame += (uint32_t)done;
     }
-    fault_in(engine, start, n);
+    fault_in(start, n);
 }
 
 /* New frames get their place in the index once they have a sharer, or go back. */
@@ -150,22 +152,36 @@ static void adopt_frames(ksmpy_engine *engine, const struct piece *piece, uint64
     }
 }
 
-/* Pages become the first sharers of n new frames; the pages that failed have a free frame afterwards. */
+/* Pages become the first sharers of n filled frames; those that failed leave a free frame behind. */
 static void promote(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint64_t n)
 {
     struct piece piece;
-    uint32_t start = page;
-    uint64_t total = n;
-    while (n) {
+    uintptr_t start = page_address(engine, page);
+    fault_in((uintptr_t)frame_bytes(&engine->store, frame), n);
+    for (uint64_t left = n, done; left; left -= done) {
         piece.page = page;
         piece.frame = frame;
-        uint64_t done = merge_piece(engine, &piece, n, true);
+        done = merge_piece(engine, &piece, left);
         adopt_frames(engine, &piece, done);
         page += (uint32_t)done;
         frame += (uint32_t)done;
-        n -= done;
     }
-    fault_in(engine, start, total);
+    fault_in(start, n);
+}
+
+/* New frames with the bytes of n pages; *n says how many could be had. */
+static uint32_t new_frames(ksmpy_engine *engine, uint32_t page, uint64_t *n)
+{
+    struct store *store = &engine->store;
+    uint64_t taken = *n;
+    uint32_t first = store_take(store, (int)page_node(page_record(engine, page)), &taken);
+    if (first == NO_FRAME)
+        return NO_FRAME;
+    int64_t filled = store_fill(store, first, (const void *)page_address(engine, page), taken);
+    *n = filled > 0 ? (uint64_t)filled : 0;
+    for (uint64_t i = *n; i < taken; i++)
+        store_free(store, first + (uint32_t)i);
+    return *n ? first : NO_FRAME;
 }
 
 static bool on_frame(const ksmpy_engine *engine, uint32_t page, uint32_t frame)
@@ -190,10 +206,9 @@ static void merge_onto_promoted(ksmpy_engine *engine, const struct run *run, uin
 
 static void merge_pages(ksmpy_engine *engine, struct run run)
 {
-    int node = (int)page_node(page_record(engine, run.target));
     while (run.n) {
         struct run part = run;
-        uint32_t frame = store_take(&engine->store, node, &part.n);
+        uint32_t frame = new_frames(engine, run.target, &part.n);
         if (frame == NO_FRAME) {
             count_refusal(engine, -ENOMEM, run.n);
             return;

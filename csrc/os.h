@@ -83,11 +83,10 @@ int os_populate(uintptr_t address, uint64_t n, bool write);
 
 int os_memfd(const char *name, size_t bytes);
 void *os_map_shared(int memfd, size_t bytes);
-/*
- * No change of size, and nobody gets it writable again: closes the descriptor
- * and returns a read-only one, or -errno.  What is mapped already stays so.
- */
+/* No change of size, and nobody can open it for writing again. A read-only descriptor of it, or -errno. */
 int os_seal(int memfd);
+/* Copies memory into a file; how many leading pages, or -errno when none. The memory may be live. */
+int64_t os_write(int fd, uint64_t offset, const void *from, uint64_t n);
 /* Gives the memory under a part of a shared mapping back to the system. */
 int os_punch(void *address, uint64_t n);
 int os_identify(int fd, uint64_t *inode, uint64_t *dev);

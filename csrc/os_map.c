@@ -152,9 +152,15 @@ int os_seal(int memfd)
     int error = status(fcntl(memfd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL));
     if (!error)
         error = status(fchmod(memfd, S_IRUSR));
-    int readable = error ? error : reopen(memfd, O_RDONLY);
-    close(memfd);
-    return readable;
+    return error ? error : reopen(memfd, O_RDONLY);
+}
+
+int64_t os_write(int fd, uint64_t offset, const void *from, uint64_t n)
+{
+    ssize_t done = pwrite(fd, from, bytes_of(n), (off_t)offset);
+    if (done < 0)
+        return -errno;
+    return done < (ssize_t)PAGE_SIZE ? -ENOSPC : (int64_t)(done >> PAGE_SHIFT);
 }
 
 int os_punch(void *address, uint64_t n)

@@ -94,11 +94,12 @@ static bool try_populate(uint8_t *memory)
 static bool probe_memfd(void)
 {
     int fd = os_memfd("ksmpy-probe", PAGE_SIZE);
-    if (fd >= 0)
-        fd = os_seal(fd);
+    int readable = fd < 0 ? fd : os_seal(fd);
     if (fd >= 0)
         close(fd);
-    return fd >= 0;
+    if (readable >= 0)
+        close(readable);
+    return readable >= 0;
 }
 
 void os_probe(struct ksmpy_caps *caps)

@@ -34,19 +34,19 @@ static void place(struct store *store, const int *node_ids)
 
 static int open_files(struct store *store)
 {
-    store->memfd = os_memfd("ksmpy", bytes_of(all_frames(store)));
-    if (store->memfd < 0)
-        return store->memfd;
+    store->write_fd = os_memfd("ksmpy", bytes_of(all_frames(store)));
+    if (store->write_fd < 0)
+        return store->write_fd;
     store->lease_fd = os_memfd("ksmpy-lease", PAGE_SIZE);
     if (store->lease_fd < 0)
         return store->lease_fd;
-    store->memory = os_map_shared(store->memfd, bytes_of(all_frames(store)));
+    store->memory = os_map_shared(store->write_fd, bytes_of(all_frames(store)));
     if (!store->memory)
         return -ENOMEM;
     int error = os_dont_fork(store->memory, bytes_of(all_frames(store)));
     if (error)
         return error;
-    store->memfd = os_seal(store->memfd);
+    store->memfd = os_seal(store->write_fd);
     return store->memfd < 0 ? store->memfd : os_identify(store->memfd, &store->inode, &store->dev);
 }
 
@@ -69,7 +69,7 @@ static int open_records(struct store *store)
 int store_init(struct store *store, int nodes, const int *node_ids)
 {
     memset(store, 0, sizeof *store);
-    store->memfd = store->lease_fd = -1;
+    store->memfd = store->write_fd = store->lease_fd = -1;
     store->nodes = nodes;
     store->span_shift = choose_span(nodes);
     int error = open_files(store);
@@ -89,13 +89,19 @@ void store_destroy(struct store *store)
     for (int node = 0; node < store->nodes; node++)
         ids_destroy(&store->ids[node]);
     arena_destroy(&store->dead);
-    if (store->memfd >= 0)
-        close(store->memfd);
-    if (store->lease_fd >= 0)
-        close(store->lease_fd);
-    store->memfd = store->lease_fd = -1;
+    store_close_files(store);
     store->memory = NULL;
     store->frames = NULL;
+}
+
+void store_close_files(struct store *store)
+{
+    int *files[] = {&store->memfd, &store->write_fd, &store->lease_fd};
+    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+        if (*files[i] >= 0)
+            close(*files[i]);
+        *files[i] = -1;
+    }
 }
 
 /* ---- frames ---- */
@@ -106,11 +112,7 @@ uint32_t store_take(struct store *store, int node, uint64_t *n)
     if (local == NO_INDEX)
         return NO_FRAME;
     uint32_t first = local + ((uint32_t)node << store->span_shift);
-    int error = arena_grow(&store->records[node], local + *n);
-    if (!error)
-        error = os_populate((uintptr_t)frame_bytes(store, first), *n, true);
-    if (error) {
-        os_punch(frame_bytes(store, first), *n); /* a part may have been filled */
+    if (arena_grow(&store->records[node], local + *n) < 0) {
         ids_give(&store->ids[node], local, *n);
         return NO_FRAME;
     }
@@ -121,6 +123,12 @@ uint32_t store_take(struct store *store, int node, uint64_t *n)
                            .dup_prev = NO_FRAME,
                            .born = store->leases.forks};
     return first;
+}
+
+/* Writing is a third cheaper than mapping fresh pages and copying: they are not cleared first. */
+int64_t store_fill(struct store *store, uint32_t first, const void *pages, uint64_t n)
+{
+    return os_write(store->write_fd, bytes_of(first), pages, n);
 }
 
 /* A list that cannot grow costs a frame until the store is closed, which is better than an error here. */

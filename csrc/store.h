@@ -8,8 +8,8 @@
  *   file   | node 0: frames 0 .. span-1 | node 1: span .. 2*span-1 | ...
  *
  * Life of a frame:
- *   store_take() -> filled, never written again -> sharers map it -> the last
- *   one leaves -> freed, or kept ("stale") while a forked child may map it ->
+ *   store_take() -> store_fill(), never written again -> sharers map it -> the
+ *   last one leaves -> freed, or kept ("stale") while a forked child may map it ->
  *   store_free() -> hole punched by store_flush() -> the index may be used again
  */
 #ifndef KSMPY_STORE_H
@@ -24,13 +24,13 @@
 #define MAX_LEASES 1024
 
 struct frame {
-    struct rb_node rb;  /* in a stable tree, if it heads its chain */
+    _Alignas(64) struct rb_node rb; /* in a stable tree, if it heads its chain */
     uint32_t sharers;   /* pages of this process mapped onto it */
     uint64_t sum;       /* checksum of its bytes, as page_sum() cuts it */
     uint32_t next;      /* bucket of equal hashes, if it heads its chain */
     uint32_t dup_next;  /* chain of frames with equal bytes; the head is the one in the tree */
     uint32_t dup_prev;  /* NO_FRAME: head */
-    uint8_t tree;       /* which stable tree */
+    uint8_t tree;       /* which stable tree; a record fills one cache line */
     uint8_t live;       /* in the index */
     uint8_t pinned;     /* never freed: a mapping of it went out of sight */
     uint32_t born;      /* forks that had happened when it was made */
@@ -38,12 +38,13 @@ struct frame {
 };
 
 struct store {
-    int memfd;
+    int memfd;             /* read-only: what overlays are mapped from */
+    int write_fd;          /* ours alone: fills frames */
     int lease_fd;
     uint64_t inode, dev;   /* as /proc/self/maps names the memfd */
     int nodes;
     unsigned span_shift;   /* log2 of frames per node */
-    uint8_t *memory;       /* the whole file, writable, ours alone */
+    uint8_t *memory;       /* the whole file, for comparing and for punching holes; ours alone */
     struct frame *frames;  /* reserved for the whole file */
     struct arena records[MAX_NODES];
     struct ids ids[MAX_NODES];
@@ -61,6 +62,7 @@ struct store {
 
 int store_init(struct store *store, int nodes, const int *node_ids);
 void store_destroy(struct store *store);
+void store_close_files(struct store *store);
 
 static inline struct frame *frame_at(const struct store *store, uint32_t frame)
 {
@@ -75,8 +77,10 @@ static inline int frame_node(const struct store *store, uint32_t frame)
     return (int)(frame >> store->span_shift);
 }
 
-/* Up to *n consecutive frames with memory behind them; *n says how many. NO_FRAME: out of memory. */
+/* Up to *n consecutive empty frames; *n says how many. NO_FRAME: out of them. */
 uint32_t store_take(struct store *store, int node, uint64_t *n);
+/* Copies n pages, which may be live, into frames; how many leading ones, or -errno when none. */
+int64_t store_fill(struct store *store, uint32_t first, const void *pages, uint64_t n);
 void store_free(struct store *store, uint32_t frame);
 /* Gives the memory of freed frames back. */
 void store_flush(struct store *store);

@@ -182,6 +182,16 @@ class NativeEngine:
         """Let a region go; its bytes stay unless `discard` says that they are not needed."""
         check(self._call(lib.ksmpy_release, region, int(discard)), "ksmpy_release")
 
+    def find_lost(self) -> list[int]:
+        """The regions whose memory was unmapped or replaced behind our back."""
+        room = 64
+        while True:
+            out = ffi.new("uint32_t[]", room)
+            count = check(self._call(lib.ksmpy_find_lost, out, room), "ksmpy_find_lost")
+            if count <= room:
+                return [int(out[i]) for i in range(count)]
+            room = count
+
     def unmerge_region(self, region: int) -> None:
         """Give a region its own pages back."""
         check(self._call(lib.ksmpy_unmerge_region, region), "ksmpy_unmerge_region")

@@ -57,6 +57,7 @@ class Adopter:
 
     def _loop(self) -> None:
         wait = _MIN_SECONDS / 10
+        first = True
         while not self._stop.wait(wait):
             engine = self._engine()
             if engine is None:
@@ -70,7 +71,10 @@ class Adopter:
                 _log.error("arrays are not adopted any more: %s: %s", type(error).__name__, error)
                 return
             del engine
-            wait = max(_MIN_SECONDS, (time.thread_time() - begin) * _COST_FACTOR)
+            # The second look comes soon: only then is anything adopted.
+            cost = 0.0 if first else (time.thread_time() - begin) * _COST_FACTOR
+            wait = max(_MIN_SECONDS, cost)
+            first = False
 
     def look(self, engine: Engine) -> None:
         """Register what this look and the previous one have both seen."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import array
 import ctypes
+import gc
 import mmap
 import pickle
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,6 +41,10 @@ class Buffer:
     """The object whose death ends the memory."""
     export: memoryview | None = field(repr=False)
     """Keeps the owner from resizing or closing; None where the owner cannot."""
+    watched: bool = False
+    """The owner's death can be told by a weak reference, and is the memory's end."""
+    owned: bool = False
+    """Nothing else can reach the memory once the owner is dead."""
 
     @property
     def pages(self) -> tuple[int, int]:
@@ -63,8 +69,10 @@ def locate(obj: Any) -> Buffer:
     else:
         address, nbytes = _exported_bytes(obj)
     owner = ultimate_owner(obj)
-    export = None if is_ndarray(owner) else _export(owner)
-    return Buffer(address, nbytes, owner, export)
+    if is_ndarray(owner):
+        return Buffer(address, nbytes, owner, None, watched=True, owned=owner.flags.owndata)
+    known = type(owner) in (bytes, bytearray, array.array, mmap.mmap)
+    return Buffer(address, nbytes, owner, _export(owner), owned=known)
 
 
 def ultimate_owner(obj: Any) -> Any:
@@ -158,16 +166,42 @@ class Lifetime(Protocol):
         """Let go of the owner."""
 
 
-class Watched:
-    """An owner that is watched by a weak reference."""
+# The thread in which the garbage collector runs, if it does.
+_collector: list[int] = []
 
-    __slots__ = ("_kept", "_owner", "_ref", "discard")
+
+def _note_collection(phase: str, info: dict[str, int]) -> None:
+    if phase == "start":
+        _collector[:] = [threading.get_ident()]
+    else:
+        _collector.clear()
+
+
+gc.callbacks.append(_note_collection)
+
+
+class Watched:
+    """An owner that is watched by a weak reference.
+
+    When an object of a class that takes part in garbage collection dies in a cycle, its weak
+    references are told before the finalizers of that cycle run. These may still read the memory,
+    so it must keep its bytes then. An object whose last reference went is past its finalizer.
+    """
+
+    __slots__ = ("_collectable", "_discard", "_kept", "_owner", "_ref")
 
     def __init__(self, owner: Any, *, discard: bool, kept: object = None) -> None:
-        self.discard = discard
+        self._discard = discard
+        self._collectable = bool(type(owner).__flags__ & _HAVE_GC)
         self._owner: Any = owner
         self._kept = kept
         self._ref: weakref.ref[Any] | None = None
+
+    @property
+    def discard(self) -> bool:
+        """Not when the collector of this very thread may have found the owner."""
+        collecting = self._collectable and threading.get_ident() in _collector
+        return self._discard and not collecting
 
     def watch(self, ended: Callable[[], None]) -> None:
         """Call `ended` when the owner is about to be freed."""
@@ -240,17 +274,9 @@ _measure_alone()
 
 
 def lifetime(buffer: Buffer, anchor: object = None) -> Lifetime:
-    """The lifetime of a buffer; with an `anchor`, the region ends when that object dies.
-
-    Bytes may be discarded at the end only where nothing else can reach the memory. An array of
-    a class that takes part in garbage collection does not count: its weak references are told
-    before the finalizers of its own cycle run, and these may still read it.
-    """
-    owner = buffer.owner
+    """The lifetime of a buffer; with an `anchor`, the region ends when that object dies."""
     if anchor is not None:
-        return Watched(anchor, discard=False, kept=(owner, buffer.export))
-    if is_ndarray(owner):
-        plain = not type(owner).__flags__ & _HAVE_GC
-        return Watched(owner, discard=plain and owner.flags.owndata)
-    known = type(owner) in (bytes, bytearray, array.array, mmap.mmap)
-    return Held(owner, buffer.export, discard=known)
+        return Watched(anchor, discard=False, kept=(buffer.owner, buffer.export))
+    if buffer.watched:
+        return Watched(buffer.owner, discard=buffer.owned)
+    return Held(buffer.owner, buffer.export, discard=buffer.owned)

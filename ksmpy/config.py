@@ -59,6 +59,7 @@ OPTIONS: dict[str, tuple[str, ...] | type[int] | type[str]] = {
     "tracking": TRACKINGS,
     "store": str,
     "min_bytes": int,
+    "adopt": int,
     "advisor_mode": ADVISOR_MODES,
     **dict.fromkeys(KNOBS, int),
 }
@@ -67,8 +68,9 @@ OPTIONS: dict[str, tuple[str, ...] | type[int] | type[str]] = {
 def environment(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """The options that KSMPY_* variables set, as enable() and the commands take them.
 
-    KSMPY_FREEZE, KSMPY_TRACKING, KSMPY_STORE, KSMPY_MIN_BYTES, and each knob's name in capitals
-    as in KSMPY_PAGES_TO_SCAN. Raises ValueError naming the variable for a value that cannot be.
+    KSMPY_FREEZE, KSMPY_TRACKING, KSMPY_STORE, KSMPY_MIN_BYTES, KSMPY_ADOPT, and each knob's name
+    in capitals as in KSMPY_PAGES_TO_SCAN. Raises ValueError naming the variable for a value that
+    cannot be.
     """
     found: dict[str, Any] = {}
     for option, kind in OPTIONS.items():
@@ -154,15 +156,16 @@ class Knobs:
         object.__setattr__(self, "_settings", settings)
 
     def __getattr__(self, name: str) -> int | str:
-        if name == "advisor_mode":
-            return self._settings.mode
+        if name not in KNOBS and name != "advisor_mode":
+            raise AttributeError(_unknown(name))
         if name == "run":
             return self._backend.get_run()
+        self._backend.require_open()
+        if name == "advisor_mode":
+            return self._settings.mode
         if name in KNOB_NUMBERS:
             return self._backend.get_native(KNOB_NUMBERS[name])
-        if name in KNOBS:
-            return self._settings.values[name]
-        raise AttributeError(_unknown(name))
+        return self._settings.values[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "advisor_mode":

@@ -368,6 +368,14 @@ class Engine:
         """Stop the background thread; run stays as it is."""
         self._daemon.stop()
 
+    def drop_lost(self) -> None:
+        """End the regions whose memory was unmapped or replaced; what is left of it stays."""
+        lost = set(self._native.find_lost())
+        for region in list(self._regions) if lost else ():
+            if region._number in lost:
+                _log.warning("region %r lost its memory and was released", region.name)
+                self._end(region, discard=False)
+
     # ---- inside -------------------------------------------------------------------------
 
     def _make_way(self, buffer: Buffer, ranges: Ranges) -> None:
@@ -379,6 +387,9 @@ class Engine:
             raise RegionError(f"the buffer ({buffer.nbytes} bytes) holds no whole 4096-byte page")
         for region in ranges.overlapping(start, end):
             if not region.engine.inherited:
+                region.engine.drop_lost()
+                if region.released:
+                    continue
                 whose = "" if region.engine is self else " of another engine"
                 raise RegionError(f"the buffer overlaps the region {region.name!r}{whose}")
             region.release()
@@ -448,6 +459,8 @@ class Engine:
         result = ScanResult(**self._native.scan(pages, flags))
         if result.full:
             self._pass_begins = True
+        if result.lost:
+            self.drop_lost()
         return result
 
     def _settle(self) -> None:

@@ -57,7 +57,7 @@ def enable(**options: Any) -> Engine:
     Raises TypeError for an unknown option, ValueError for a bad KSMPY_* value, OSError as the
     knob does, KsmpyError when the engine is there already with another freeze or the like.
     """
-    known = {*config.OPTIONS, "topology", "adopt"}
+    known = {*config.OPTIONS, "topology"}
     for option in options:
         if option not in known:
             raise TypeError(f"unknown option {option!r}; there are {', '.join(sorted(known))}")

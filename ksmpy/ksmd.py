@@ -19,8 +19,8 @@ from ksmpy.stats import ScanResult
 __all__ = ["Daemon"]
 
 # A pass over unchanged memory finds out so at 0.8 ms a GiB, again and again: after one that
-# looked at nothing, sleep at least this many times the CPU time it took (2 % of a core).
-IDLE_FACTOR = 50
+# looked at nothing, sleep at least this many times the CPU time it took (1 % of a core).
+IDLE_FACTOR = 100
 # Stopping takes as long as one batch; give up on a thread that hangs elsewhere.
 STOP_SECONDS = 5.0
 
@@ -59,8 +59,13 @@ class Daemon:
             thread = threading.Thread(
                 target=_loop, args=(self._scanner, stop), name="ksmd", daemon=True
             )
-            thread.start()
+            # Noted before it runs, for it may fail, and say so, at once.
             self._running = thread, stop
+            try:
+                thread.start()
+            except RuntimeError:
+                self._running = None
+                raise
 
     def stop(self) -> None:
         """Stop the thread and wait for it, unless called by itself."""

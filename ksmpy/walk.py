@@ -13,8 +13,10 @@ import mmap
 import pickle
 import sys
 import types
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from ksmpy.buffers import Buffer, is_ndarray, locate
@@ -30,7 +32,10 @@ _CODE = (
     types.FrameType,
     types.TracebackType,
 )
-_PLAIN = frozenset({int, float, complex, str, bool, type(None), tuple, list, dict, set, frozenset})
+_ATOMS = frozenset({int, float, complex, str, bool, type(None)})
+_PLAIN = _ATOMS | {tuple, list, dict, set, frozenset}
+# Enough for the arrays of a model; an index of a million small objects is not named.
+_MAX_NAMED = 50_000
 _BUFFERS = (bytes, bytearray, memoryview, mmap.mmap, array.array, pickle.PickleBuffer)
 
 
@@ -54,11 +59,12 @@ class _Sink:
 class _Walker(pickle.Pickler):
     """Collects the buffers that pickling an object comes across."""
 
-    def __init__(self, min_bytes: int) -> None:
+    def __init__(self, min_bytes: int, names: dict[int, str]) -> None:
         super().__init__(_Sink(), protocol=5, buffer_callback=self._out_of_band)
         self.found: list[Found] = []
         self.refused: list[tuple[str, str]] = []
         self._min_bytes = min_bytes
+        self._names = names
 
     def _out_of_band(self, buffer: pickle.PickleBuffer) -> bool:
         self._take(buffer)
@@ -81,7 +87,8 @@ class _Walker(pickle.Pickler):
         adapted = _adapt(obj)
         if adapted is not None:
             for found in adapted:
-                self._add(found)
+                name = self._names.get(id(obj), found.name)
+                self._add(Found(found.buffer, name, found.anchor))
             return tuple, ()
         if is_ndarray(obj):
             return NotImplemented
@@ -93,18 +100,20 @@ class _Walker(pickle.Pickler):
         return (tuple, ()) if isinstance(reduced, str) else reduced
 
     def _take(self, obj: Any) -> None:
+        name = self._names.get(id(obj), type(obj).__name__)
         try:
             buffer = locate(obj)
         except (RegionError, TypeError, ValueError, BufferError) as error:
-            self.refused.append((type(obj).__name__, str(error)))
+            self.refused.append((name, str(error)))
             return
-        self._add(Found(buffer, type(buffer.owner).__name__))
+        self._add(Found(buffer, name))
 
     def _take_array(self, arr: Any) -> None:
         if arr.flags.c_contiguous or arr.flags.f_contiguous or arr.base is None:
             self._take(arr)
         elif arr.nbytes >= self._min_bytes:
             # A view with gaps: the array behind it is what memory goes to.
+            self._names.setdefault(id(arr.base), self._names.get(id(arr), type(arr).__name__))
             self.persistent_id(arr.base)
 
     def _add(self, found: Found) -> None:
@@ -129,6 +138,37 @@ def _parts(obj: Any) -> tuple[Any, ...]:
         for slot in (slots,) if isinstance(slots, str) else slots:
             parts.append(getattr(obj, slot, None))
     return tuple(parts)
+
+
+def _paths(objs: tuple[object, ...]) -> dict[int, str]:
+    """Names for objects, by id: the path from what the user handed in, as Python writes it.
+
+    Follows dicts, lists, tuples and attributes, as far as _MAX_NAMED objects.
+    """
+    names: dict[int, str] = {}
+    todo: deque[tuple[Any, str]] = deque(
+        (obj, f"[{i}]" if len(objs) > 1 else "") for i, obj in enumerate(objs)
+    )
+    while todo and len(names) < _MAX_NAMED:
+        obj, path = todo.popleft()
+        if id(obj) in names or type(obj) in _ATOMS:
+            continue
+        names[id(obj)] = path or type(obj).__name__
+        kind = type(obj)
+        if kind is dict:
+            todo.extend((value, f"{path}[{key!r}]") for key, value in _items(obj))
+        elif kind is list or kind is tuple:
+            todo.extend((value, f"{path}[{i}]") for i, value in enumerate(obj[:_MAX_NAMED]))
+        elif isinstance(attributes := getattr(obj, "__dict__", None), dict):
+            if not isinstance(obj, _CODE):
+                todo.extend((value, f"{path}.{key}") for key, value in _items(attributes))
+    return names
+
+
+def _items(mapping: dict[Any, Any]) -> list[tuple[Any, Any]]:
+    """The items whose keys can be part of a path."""
+    items = islice(mapping.items(), _MAX_NAMED)
+    return [(key, value) for key, value in items if isinstance(key, (str, int, float, bytes))]
 
 
 def _adapt(obj: Any) -> Iterable[Found] | None:
@@ -183,7 +223,11 @@ def _torch(torch: Any, obj: Any) -> Iterable[Found] | None:
         return None
     if obj.device.type != "cpu" or not obj.nbytes():
         return ()
-    return [Found(Buffer(obj.data_ptr(), obj.nbytes(), obj, None), "torch storage", obj)]
+    # torch keeps one Python object per storage, which dies with it. What it cannot resize is
+    # somebody else's memory: an array's, a file's.
+    owned = obj.resizable()
+    buffer = Buffer(obj.data_ptr(), obj.nbytes(), obj, None, watched=True, owned=owned)
+    return [Found(buffer, "torch storage")]
 
 
 _ADAPTERS: dict[str, Callable[[Any, Any], Iterable[Found] | None]] = {
@@ -196,7 +240,8 @@ def find_buffers(
     objs: Iterable[object], min_bytes: int
 ) -> tuple[list[Found], list[tuple[str, str]]]:
     """Every buffer of at least `min_bytes` bytes in `objs`, and (name, reason) of refusals."""
-    walker = _Walker(min_bytes)
+    objs = tuple(objs)
+    walker = _Walker(min_bytes, _paths(objs))
     for obj in objs:
         try:
             walker.dump(obj)
@@ -204,7 +249,9 @@ def find_buffers(
             reason = f"was looked through in part only: {type(error).__name__}: {error}"
             walker.refused.append((type(obj).__name__, reason))
         walker.clear_memo()
-    return walker.found, walker.refused
+    # The walker is part of a cycle with its own callback: it must not keep what it found.
+    found, walker.found = walker.found, []
+    return found, walker.refused
 
 
 def merge_ranges(found: list[Found]) -> list[Found]:
@@ -216,7 +263,7 @@ def merge_ranges(found: list[Found]) -> list[Found]:
         if last is not None and buffer.address <= last.address + last.nbytes:
             end = max(last.address + last.nbytes, buffer.address + buffer.nbytes)
             if buffer.owner is last.owner:
-                whole = Buffer(last.address, end - last.address, last.owner, last.export)
+                whole = replace(last, nbytes=end - last.address)
                 merged[-1] = Found(whole, merged[-1].name, merged[-1].anchor)
                 continue
             if buffer.address + buffer.nbytes <= last.address + last.nbytes:

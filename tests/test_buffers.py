@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import pickle
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,33 @@ def test_walk_survives_deep_objects() -> None:
 def pandas() -> Any:
     """pandas, imported before a test counts threads: Arrow starts some for good."""
     return pytest.importorskip("pandas")
+
+
+def test_buffers_are_named_by_their_path() -> None:
+    """A buffer bears the path to it, as Python writes it; one found otherwise its type's name."""
+    plain = Plain()
+    plain.w = np.zeros(MIB)  # type: ignore[attr-defined]
+    model = {"layers": [np.zeros(MIB), {"b": bytearray(MIB)}], "plain": plain}
+
+    def names(*objs: object) -> list[str]:
+        return sorted(item.name for item in find_buffers(objs, MIB)[0])
+
+    assert names(model) == ["['layers'][0]", "['layers'][1]['b']", "['plain'].w"]
+    assert names([1], model)[0] == "[1]['layers'][0]"
+    assert names(np.zeros(MIB)) == ["ndarray"]
+    assert names(lambda: plain.w) == ["ndarray"]  # type: ignore[attr-defined]
+    loop: list[Any] = [bytearray(MIB)]
+    loop.append(loop)
+    assert names(loop) == ["[0]"]
+
+
+def test_walk_keeps_nothing() -> None:
+    """What was walked dies when its last user lets go of it, without a collection's help."""
+    arr = np.zeros(MIB)
+    alive = weakref.ref(arr)
+    find_buffers(({"a": arr, "views": [arr[1:], memoryview(arr)]},), MIB)
+    del arr
+    assert alive() is None
 
 
 def test_walk_pandas(pandas: Any) -> None:

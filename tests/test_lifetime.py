@@ -236,6 +236,49 @@ def test_arrow_table_holds_its_regions(arrow: Any, engine: Any) -> None:
     assert slice_of_it.column(0).to_pylist() == list(range(10, 1010))
 
 
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    """PyTorch, kept from starting threads of its own."""
+    module = pytest.importorskip("torch")
+    module.set_num_threads(1)
+    return module
+
+
+def test_torch_storage_holds_its_region(torch: Any, engine: Any) -> None:
+    """A model's parameters are merged, and stay so as long as any tensor uses their storage."""
+    models = [torch.nn.Linear(1024, 1000) for _ in range(2)]
+    # Where malloc puts a storage within a page is its own affair: every 64 bytes are the same.
+    before = torch.arange(16.0).repeat(1000, 64)
+    with torch.no_grad():
+        for model in models:
+            model.weight.copy_(before)
+    assert len(engine.track(models)) == 2
+    engine.scan(eager=True)
+    assert engine.stats().pages_sharing > 1900
+    view = models[0].weight.detach()[10:]
+    models.pop(0)
+    gc.collect()
+    assert len(engine.regions()) == 2
+    del view
+    assert len(engine.regions()) == 1
+    assert torch.equal(models[0].weight, before)
+    with torch.no_grad():
+        models[0].weight += 1
+    assert torch.equal(models[0].weight, before + 1)
+
+
+def test_torch_tensor_of_an_array_takes_nothing_from_it(torch: Any, engine: Any) -> None:
+    """A storage on memory of somebody else's ends its region and leaves the bytes."""
+    arrays = [pattern(17) for _ in range(2)]
+    tensors = [torch.from_numpy(arr) for arr in arrays]
+    engine.track(tensors)
+    engine.scan(eager=True)
+    del tensors
+    gc.collect()
+    assert engine.regions() == ()
+    assert all(np.array_equal(arr, pattern(17)) for arr in arrays)
+
+
 # ---- release and close -------------------------------------------------------------------
 
 

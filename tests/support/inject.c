@@ -205,7 +205,7 @@ static int verdict(int kind, void *return_address)
         call_log[number - 1].site = site - target_start;
     }
     if (number == fail_at) {
-        if (fail_persistently)
+        if (fail_persistently && kind != READ && kind != POLL) /* these are interrupted once */
             atomic_store(&failing_kind, kind);
         return errno_of(kind);
     }

@@ -114,6 +114,9 @@ def frames_of(address: int, nbytes: int, pid: int | str = "self") -> list[Frame 
 
 def maps_store(address: int, nbytes: int, pid: int | str = "self") -> bool:
     """Whether any byte of a range lies in a mapping of a store, read or not, copied or not."""
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as lines:
+        if STORE_PREFIX not in lines.read():
+            return False
     return any(mapping.is_store for mapping in overlapping(address, nbytes, pid))
 
 
