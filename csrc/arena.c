@@ -101,8 +101,12 @@ static void mark(struct ids *ids, uint64_t first, uint64_t n, bool used)
     ids->used = used ? ids->used + n : ids->used - n;
 }
 
-/* The first free run of n in [from, to) of used space; or the longest one, with its length in *best. */
-static uint64_t search(const struct ids *ids, uint64_t from, uint64_t to, uint64_t n, uint64_t *best)
+/*
+ * The first free run of n in [from, to) of used space; or the longest one, with its length in
+ * *best.
+ */
+static uint64_t search(const struct ids *ids, uint64_t from, uint64_t to, uint64_t n,
+                       uint64_t *best)
 {
     uint64_t where = NO_INDEX;
     *best = 0;
@@ -129,7 +133,8 @@ uint32_t ids_take(struct ids *ids, uint64_t *n)
 {
     uint64_t found = 0, where = NO_INDEX;
     if (ids->high - ids->used >= *n)
-        where = search(ids, ids->cursor, min(ids->high, ids->cursor + SEARCH_WORDS * WORD_BITS), *n, &found);
+        where = search(ids, ids->cursor, min(ids->high, ids->cursor + SEARCH_WORDS * WORD_BITS), *n,
+                       &found);
     if (found < *n && ids->high < ids->limit) {
         where = ids->high;
         found = min(*n, ids->limit - ids->high);

@@ -1,4 +1,7 @@
-/* Walks every structure and says what does not fit: for tests, and after each step of debug builds. */
+/*
+ * Walks every structure and says what does not fit: for tests, and after each step of debug
+ * builds.
+ */
 #include "engine.h"
 
 #include <errno.h>
@@ -18,8 +21,8 @@ static void complain(struct report *report, const char *what, uint64_t is, uint6
         return;
     report->error = -EUCLEAN;
     if (report->text)
-        snprintf(report->text, report->size, "%s: %llu, should be %llu", what, (unsigned long long)is,
-                 (unsigned long long)should_be);
+        snprintf(report->text, report->size, "%s: %llu, should be %llu", what,
+                 (unsigned long long)is, (unsigned long long)should_be);
 }
 
 static void expect(struct report *report, const char *what, uint64_t is, uint64_t should_be)
@@ -33,7 +36,8 @@ struct census {
 };
 
 /* Counts sharers in an array of the frames' own, so that they can be compared with the records. */
-static void count_region(const ksmpy_engine *engine, uint32_t id, struct census *census, struct report *report)
+static void count_region(const ksmpy_engine *engine, uint32_t id, struct census *census,
+                         struct report *report)
 {
     const struct region *region = region_at(engine, id);
     struct census own = {0};
@@ -75,8 +79,10 @@ static void check_buckets(const ksmpy_engine *engine, struct report *report)
 {
     uint64_t waiting = 0;
     for (uint64_t i = 0; i < engine->page_buckets; i++)
-        for (uint32_t id = engine->page_heads[i]; id != NO_PAGE && waiting <= engine->waiting_pages; waiting++) {
-            expect(report, "state of a page in a bucket", page_state(page_record(engine, id)), PAGE_WAITING);
+        for (uint32_t id = engine->page_heads[i]; id != NO_PAGE && waiting <= engine->waiting_pages;
+             waiting++) {
+            expect(report, "state of a page in a bucket", page_state(page_record(engine, id)),
+                   PAGE_WAITING);
             id = page_record(engine, id)->link;
         }
     expect(report, "pages in buckets", waiting, engine->waiting_pages);
@@ -93,9 +99,11 @@ static void check_unstable(const ksmpy_engine *engine, struct report *report)
             return;
         }
         paired += count;
-        for (uint32_t at = rb_first(&arena, &engine->unstable[tree]); at != RB_NONE; at = rb_next(&arena, at)) {
+        for (uint32_t at = rb_first(&arena, &engine->unstable[tree]); at != RB_NONE;
+             at = rb_next(&arena, at)) {
             uint32_t page = ((struct unode *)arena_at(&engine->unodes, at))->page;
-            expect(report, "node of a page in the unstable tree", page_record(engine, page)->link, at);
+            expect(report, "node of a page in the unstable tree", page_record(engine, page)->link,
+                   at);
         }
     }
     expect(report, "pages in unstable trees", (uint64_t)paired, engine->paired_pages);
@@ -138,7 +146,8 @@ static void check_frames(const ksmpy_engine *engine, struct report *report)
             complain(report, "stable tree is no red-black tree", (uint64_t)tree, 0);
             return;
         }
-        for (uint32_t at = rb_first(&arena, &engine->stable[tree]); at != RB_NONE; at = rb_next(&arena, at))
+        for (uint32_t at = rb_first(&arena, &engine->stable[tree]); at != RB_NONE;
+             at = rb_next(&arena, at))
             see_chain(engine, at, tree, &seen, report);
     }
     expect(report, "live frames", engine->live_frames, seen.live);

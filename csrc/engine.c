@@ -6,7 +6,8 @@
 #include <string.h>
 
 #define MAX_REGIONS ((uint64_t)1 << 20)
-#define MIN_PAGES ((uint64_t)1 << 24) /* 64 GiB of registered memory at least, 8 times the machine's at most */
+#define MIN_PAGES                                                                                  \
+    ((uint64_t)1 << 24) /* 64 GiB of registered memory at least, 8 times the machine's at most */
 
 void engine_lock(ksmpy_engine *engine)
 {
@@ -115,7 +116,8 @@ static int start(ksmpy_engine *engine, int freeze_mode)
     if (!error)
         error = open_arrays(engine);
     if (!error)
-        error = store_init(&engine->store, engine->nodes, engine->injected_nodes ? NULL : engine->node_ids);
+        error = store_init(&engine->store, engine->nodes,
+                           engine->injected_nodes ? NULL : engine->node_ids);
     if (error)
         return error;
     error = freezer_init(&engine->fz, freeze_mode, engine->tracked);
@@ -140,7 +142,8 @@ int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
     int tracking = choose_tracking(&caps, options->tracking);
     if (freeze_mode < 0 || tracking < 0)
         return -EOPNOTSUPP;
-    ksmpy_engine *engine = os_alloc(sizeof *engine); /* not from the heap, which may be registered */
+    ksmpy_engine *engine =
+        os_alloc(sizeof *engine); /* not from the heap, which may be registered */
     if (!engine)
         return -ENOMEM;
     pthread_mutex_init(&engine->lock, NULL);
@@ -274,7 +277,8 @@ static void take_out(ksmpy_engine *engine, uint32_t id)
     engine->registered -= region->n;
 }
 
-static int add_region(ksmpy_engine *engine, uintptr_t address, uint64_t n, int vma_flags, uint32_t *out)
+static int add_region(ksmpy_engine *engine, uintptr_t address, uint64_t n, int vma_flags,
+                      uint32_t *out)
 {
     if (overlaps(engine, address, n))
         return -EEXIST;
@@ -285,7 +289,8 @@ static int add_region(ksmpy_engine *engine, uintptr_t address, uint64_t n, int v
     if (base == NO_PAGE)
         return -ENOMEM;
     struct region *region = region_at(engine, id);
-    *region = (struct region){.used = true, .vma_flags = vma_flags, .address = address, .n = n, .base = base};
+    *region = (struct region){
+        .used = true, .vma_flags = vma_flags, .address = address, .n = n, .base = base};
     int error = freezer_attach(&engine->fz, address, n);
     if (error) {
         give_pages(engine, region);
@@ -297,7 +302,8 @@ static int add_region(ksmpy_engine *engine, uintptr_t address, uint64_t n, int v
     return 0;
 }
 
-int ksmpy_register(ksmpy_engine *engine, uintptr_t address, size_t length, int vma_flags, uint32_t *region)
+int ksmpy_register(ksmpy_engine *engine, uintptr_t address, size_t length, int vma_flags,
+                   uint32_t *region)
 {
     uint64_t n = length >> PAGE_SHIFT;
     if (engine->forked)
@@ -355,7 +361,10 @@ int ksmpy_unmerge_region(ksmpy_engine *engine, uint32_t region)
     return error;
 }
 
-/* One region at a time under the lock; new ones come last, and have nothing merged while no pass runs. */
+/*
+ * One region at a time under the lock; new ones come last, and have nothing merged while no pass
+ * runs.
+ */
 int ksmpy_unmerge(ksmpy_engine *engine)
 {
     int failure = 0;

@@ -82,14 +82,14 @@ static inline void page_set_field(struct page *page, int shift, unsigned mask, u
 {
     page->bits = (uint16_t)((page->bits & ~(mask << shift)) | value << shift);
 }
-#define PAGE_FIELD(name, shift, mask)                                           \
-    static inline unsigned page_##name(const struct page *page)                 \
-    {                                                                           \
-        return page_field(page, shift, mask);                                   \
-    }                                                                           \
-    static inline void page_set_##name(struct page *page, unsigned value)       \
-    {                                                                           \
-        page_set_field(page, shift, mask, value);                               \
+#define PAGE_FIELD(name, shift, mask)                                                              \
+    static inline unsigned page_##name(const struct page *page)                                    \
+    {                                                                                              \
+        return page_field(page, shift, mask);                                                      \
+    }                                                                                              \
+    static inline void page_set_##name(struct page *page, unsigned value)                          \
+    {                                                                                              \
+        page_set_field(page, shift, mask, value);                                                  \
     }
 PAGE_FIELD(state, 0, 7)
 PAGE_FIELD(age, 3, 15)
@@ -122,15 +122,16 @@ struct cursor {
     uint32_t region;
     uint64_t page;              /* within the region */
     uint64_t window, window_n;  /* pages [window, +n) of the region were asked about */
-    uint64_t written[WINDOW / 64]; /* since the last pass; without tracking: is the owner's own memory */
-    uint64_t zero[WINDOW / 64];    /* is the kernel's zero page */
-    uint64_t copied[WINDOW / 64];  /* is an overlay's private copy, if it is an overlay */
+    uint64_t
+        written[WINDOW / 64]; /* since the last pass; without tracking: is the owner's own memory */
+    uint64_t zero[WINDOW / 64]; /* is the kernel's zero page */
+    uint64_t copied[WINDOW / 64]; /* is an overlay's private copy, if it is an overlay */
 };
 
 /* Pages in a row that all want the same thing; carried out together. */
 struct run {
     enum { RUN_NONE, RUN_FRAME, RUN_PAGE, RUN_ZERO, RUN_UNMERGE } kind;
-    uint32_t page;   /* id of the first */
+    uint32_t page; /* id of the first */
     uint32_t target; /* RUN_FRAME: frame of the first; RUN_PAGE: its equal */
     uint64_t n;
 };
@@ -140,8 +141,8 @@ struct ksmpy_engine {
     _Atomic bool interrupted;
     _Atomic int pass_wanted; /* threads that wait for the pass lock */
     _Atomic int waiting; /* threads that want lock more urgently than a pass does */
-    bool forked;         /* this is the child's copy of the parent's engine */
-    ksmpy_engine *next;  /* all engines, for fork */
+    bool forked; /* this is the child's copy of the parent's engine */
+    ksmpy_engine *next; /* all engines, for fork */
 
     struct freezer fz;
     struct os_maps maps;
@@ -156,7 +157,7 @@ struct ksmpy_engine {
     uint32_t first_region, last_region;
     struct ids chunks;
     struct arena chunk_owner; /* uint32_t: region */
-    struct arena pages;       /* struct page */
+    struct arena pages; /* struct page */
     uint64_t registered;
 
     struct store store;
@@ -206,7 +207,7 @@ static inline int tree_of(const ksmpy_engine *engine, unsigned node)
 
 /* ---- engine.c ---- */
 
-void engine_lock(ksmpy_engine *engine);   /* ahead of a pass under way */
+void engine_lock(ksmpy_engine *engine); /* ahead of a pass under way */
 void engine_unlock(ksmpy_engine *engine);
 
 /* ---- pages.c: records and counters; the only writer of page states ---- */
@@ -217,7 +218,10 @@ void page_withdraw(ksmpy_engine *engine, uint32_t id);
 void page_share(ksmpy_engine *engine, uint32_t id, uint32_t frame);
 /* A SHARED page left its frame, and its memory no longer maps the store. */
 void page_unshare(ksmpy_engine *engine, uint32_t id, enum page_state state);
-/* The same when its mapping was found gone: it may live on elsewhere, so the frame is kept for ever. */
+/*
+ * The same when its mapping was found gone: it may live on elsewhere, so the frame is kept for
+ * ever.
+ */
 void page_abandon(ksmpy_engine *engine, uint32_t id, enum page_state state);
 
 /* ---- index.c: the trees and the tables in front of them ---- */
@@ -234,7 +238,8 @@ void index_add_candidate(ksmpy_engine *engine, uint32_t id);
 void index_remove_candidate(ksmpy_engine *engine, uint32_t id);
 
 /* The frame with these bytes that has room for a sharer, preferably the one named; or NO_FRAME. */
-uint32_t index_find_frame(ksmpy_engine *engine, int tree, uint64_t sum, const void *bytes, uint32_t preferred);
+uint32_t index_find_frame(ksmpy_engine *engine, int tree, uint64_t sum, const void *bytes,
+                          uint32_t preferred);
 void index_add_frame(ksmpy_engine *engine, uint32_t frame, int tree);
 void index_remove_frame(ksmpy_engine *engine, uint32_t frame);
 int index_check(ksmpy_engine *engine, char *text, size_t size);
@@ -244,6 +249,8 @@ int index_check(ksmpy_engine *engine, char *text, size_t size);
 void frame_leave(ksmpy_engine *engine, uint32_t frame); /* one sharer less */
 /* Frees the stale frames that nobody can map any more; true: none is left. */
 bool frames_reap(ksmpy_engine *engine);
+/* A frame whose memory lies on another node now goes to that node's tree, as in the kernel. */
+void frames_follow_nodes(ksmpy_engine *engine);
 
 /* ---- merge.c ---- */
 
@@ -252,7 +259,8 @@ void merge_run(ksmpy_engine *engine); /* carries engine->run out, and empties it
 /* ---- unmerge.c ---- */
 
 /* Pages of one region whose memory is an overlay become anonymous memory; 0 or the first error. */
-int unmerge_pages(ksmpy_engine *engine, uint32_t region, uint64_t first, uint64_t n, enum page_state state);
+int unmerge_pages(ksmpy_engine *engine, uint32_t region, uint64_t first, uint64_t n,
+                  enum page_state state);
 int unmerge_region(ksmpy_engine *engine, uint32_t region);
 /* Only the pages whose copy-on-write was broken by a write. */
 void unmerge_written(ksmpy_engine *engine, uint32_t region);

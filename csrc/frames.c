@@ -24,12 +24,57 @@ void frame_leave(ksmpy_engine *engine, uint32_t frame)
         frame_free(engine, frame);
 }
 
+/* Freed frames may have no record behind them. */
+static bool frame_is_live(const ksmpy_engine *engine, uint32_t frame)
+{
+    const struct store *store = &engine->store;
+    uint32_t local = frame & (((uint32_t)1 << store->span_shift) - 1);
+    return ids_has(&store->ids[frame_node(store, frame)], local) && frame_at(store, frame)->live;
+}
+
+static int index_of_node(const ksmpy_engine *engine, int node_id)
+{
+    for (int node = 0; node < engine->nodes; node++)
+        if (engine->node_ids[node] == node_id)
+            return node;
+    return -1;
+}
+
+static void follow_chunk(ksmpy_engine *engine, uint32_t first, uint64_t n)
+{
+    int found[CHUNK];
+    if (os_nodes((uintptr_t)frame_bytes(&engine->store, first), n, found) < 0)
+        return;
+    for (uint64_t i = 0; i < n; i++) {
+        uint32_t frame = first + (uint32_t)i;
+        int node = index_of_node(engine, found[i]);
+        if (!frame_is_live(engine, frame) || node < 0 ||
+            node == frame_at(&engine->store, frame)->tree)
+            continue;
+        index_remove_frame(engine, frame);
+        index_add_frame(engine, frame, node);
+    }
+}
+
+void frames_follow_nodes(ksmpy_engine *engine)
+{
+    const struct store *store = &engine->store;
+    if (engine->knobs[KSMPY_KNOB_MERGE_ACROSS_NODES] || engine->nodes == 1 ||
+        engine->injected_nodes)
+        return;
+    for (int node = 0; node < engine->nodes; node++)
+        for (uint64_t at = 0; at < store->ids[node].high; at += CHUNK) {
+            uint64_t rest = store->ids[node].high - at;
+            uint32_t first = (uint32_t)at + ((uint32_t)node << store->span_shift);
+            follow_chunk(engine, first, rest < CHUNK ? rest : CHUNK);
+        }
+}
+
 static uint32_t next_live(const ksmpy_engine *engine, int node, uint32_t local)
 {
     const struct store *store = &engine->store;
     for (; local < store->ids[node].high; local++)
-        if (ids_has(&store->ids[node], local) &&
-            frame_at(store, local + ((uint32_t)node << store->span_shift))->live)
+        if (frame_is_live(engine, local + ((uint32_t)node << store->span_shift)))
             return local;
     return NO_FRAME;
 }

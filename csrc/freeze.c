@@ -55,7 +55,10 @@ int freezer_init(struct freezer *fz, int mode, bool tracked)
     fz->zeros = os_alloc(PAGE_SIZE);
     fz->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     fz->tasks_fd = os_tasks_open();
-    int error = fz->pagemap_fd < 0 ? -ENOENT : fz->tasks_fd < 0 ? fz->tasks_fd : !fz->stage || !fz->zeros ? -ENOMEM : 0;
+    int error = fz->pagemap_fd < 0         ? -ENOENT
+                : fz->tasks_fd < 0         ? fz->tasks_fd
+                : !fz->stage || !fz->zeros ? -ENOMEM
+                                           : 0;
     if (!error)
         error = by_signal(fz) ? signal_init(fz) : uffd_init(fz);
     if (error)
@@ -118,7 +121,8 @@ static int64_t freeze_some(struct freezer *fz, uintptr_t address, uint64_t n, co
     for (;;) {
         atomic_store(&fz->start, address);
         atomic_store(&fz->end, address + bytes_of(n));
-        int64_t got = by_signal(fz) ? signal_freeze(fz, address, n, view) : uffd_freeze(fz, address, n, view);
+        int64_t got =
+            by_signal(fz) ? signal_freeze(fz, address, n, view) : uffd_freeze(fz, address, n, view);
         if (got > 0)
             return got;
         if (by_signal(fz))

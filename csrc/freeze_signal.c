@@ -91,7 +91,8 @@ static void on_fault(int number, siginfo_t *info, void *context)
 /* Somebody may have installed a handler after us: it becomes the one before us. */
 static int install(void)
 {
-    struct sigaction now, ours = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
+    struct sigaction now,
+        ours = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
     if (sigaction(SIGSEGV, NULL, &now) < 0)
         return -errno;
     if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_fault)

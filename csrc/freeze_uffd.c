@@ -43,7 +43,8 @@ static void fill_hole(struct freezer *fz, uintptr_t address)
 static void *fault_thread(void *argument)
 {
     struct freezer *fz = argument;
-    struct pollfd wait[2] = {{.fd = fz->uffd, .events = POLLIN}, {.fd = fz->stop_fd, .events = POLLIN}};
+    struct pollfd wait[2] = {{.fd = fz->uffd, .events = POLLIN},
+                             {.fd = fz->stop_fd, .events = POLLIN}};
     uintptr_t address;
     int event;
     for (;;) {
@@ -179,7 +180,9 @@ int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uin
     return moves(fz) ? freeze_by_move(fz, address, n) : freeze_by_remap(fz, address, n);
 }
 
-/* ---- filling what is missing: nothing may be given up here, it holds the owner's only copy ---- */
+/*
+ * ---- filling what is missing: nothing may be given up here, it holds the owner's only copy ----
+ */
 
 /*
  * Moves or copies n pages to where they belong.  Moving is refused for a page

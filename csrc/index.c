@@ -60,7 +60,8 @@ static uint32_t *frame_bucket(const ksmpy_engine *engine, uint64_t sum)
 
 static bool frame_bucket_has(const ksmpy_engine *engine, int tree, uint64_t sum)
 {
-    for (uint32_t at = *frame_bucket(engine, sum); at != NO_FRAME; at = frame_at(&engine->store, at)->next)
+    for (uint32_t at = *frame_bucket(engine, sum); at != NO_FRAME;
+         at = frame_at(&engine->store, at)->next)
         if (frame_at(&engine->store, at)->sum == sum && frame_at(&engine->store, at)->tree == tree)
             return true;
     return false;
@@ -124,7 +125,8 @@ static uint32_t choose_dup(const ksmpy_engine *engine, uint32_t head, uint32_t p
     return best;
 }
 
-uint32_t index_find_frame(ksmpy_engine *engine, int tree, uint64_t sum, const void *bytes, uint32_t preferred)
+uint32_t index_find_frame(ksmpy_engine *engine, int tree, uint64_t sum, const void *bytes,
+                          uint32_t preferred)
 {
     if (!frame_bucket_has(engine, tree, sum))
         return NO_FRAME;

@@ -32,11 +32,7 @@ enum ksmpy_knob {
 };
 
 /* VMA properties of a region that a mapping put in its place must repeat. */
-enum ksmpy_vma_flag {
-    KSMPY_VMA_HUGEPAGE = 1,
-    KSMPY_VMA_NOHUGEPAGE = 2,
-    KSMPY_VMA_DONTDUMP = 4
-};
+enum ksmpy_vma_flag { KSMPY_VMA_HUGEPAGE = 1, KSMPY_VMA_NOHUGEPAGE = 2, KSMPY_VMA_DONTDUMP = 4 };
 
 enum ksmpy_scan_flag {
     KSMPY_SCAN_EAGER = 1,  /* merge at first sight: do not wait a pass for volatile pages */
@@ -127,23 +123,31 @@ int ksmpy_engine_tracking(ksmpy_engine *engine);
 int ksmpy_engine_forked(ksmpy_engine *engine);
 
 /* Both page aligned, in bytes. EEXIST: overlaps a region; EBUSY: another userfaultfd owns it. */
-int ksmpy_register(ksmpy_engine *engine, uintptr_t address, size_t length, int vma_flags, uint32_t *region);
+int ksmpy_register(ksmpy_engine *engine, uintptr_t address, size_t length, int vma_flags,
+                   uint32_t *region);
 /* discard: the memory is about to be freed, its bytes need not be kept. */
 int ksmpy_release(ksmpy_engine *engine, uint32_t region, int discard);
-/* Regions whose memory was unmapped or replaced behind our back: how many, up to max of them in regions. */
+/*
+ * Regions whose memory was unmapped or replaced behind our back: how many, up to max of them in
+ * regions.
+ */
 int64_t ksmpy_find_lost(ksmpy_engine *engine, uint32_t *regions, int64_t max);
 int ksmpy_unmerge_region(ksmpy_engine *engine, uint32_t region);
 /* All regions. 0, or the first error; pages that could not be unmerged stay merged. */
 int ksmpy_unmerge(ksmpy_engine *engine);
 
-int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags, struct ksmpy_scan_result *result);
+int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
+               struct ksmpy_scan_result *result);
 /* Makes a ksmpy_scan that runs in another thread return early. */
 void ksmpy_interrupt(ksmpy_engine *engine);
 
 int ksmpy_knob_set(ksmpy_engine *engine, int knob, uint64_t value);
 int ksmpy_knob_get(ksmpy_engine *engine, int knob, uint64_t *value);
 
-/* Looks for merged pages that were written since, and takes them apart, so that the counters are exact. */
+/*
+ * Looks for merged pages that were written since, and takes them apart, so that the counters are
+ * exact.
+ */
 int ksmpy_refresh(ksmpy_engine *engine);
 int ksmpy_stats(ksmpy_engine *engine, struct ksmpy_stats *out);
 int ksmpy_region_stats(ksmpy_engine *engine, uint32_t region, struct ksmpy_region_stats *out);

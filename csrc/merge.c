@@ -69,7 +69,8 @@ static int exchange(ksmpy_engine *engine, struct piece *piece)
         n = same_length(piece, i);
         int error = -ECANCELED;
         if (piece->equal[i])
-            error = freeze_overlay(&engine->fz, i, n, engine->store.memfd, bytes_of(piece->frame + i));
+            error =
+                freeze_overlay(&engine->fz, i, n, engine->store.memfd, bytes_of(piece->frame + i));
         if (error)
             freeze_restore(&engine->fz, i, n);
         else
@@ -115,7 +116,9 @@ static uint64_t merge_piece(ksmpy_engine *engine, struct piece *piece, uint64_t 
     return piece->n;
 }
 
-/* Takes the faults of later readers, of whom each would find 16 pages mapped by the one before it. */
+/*
+ * Takes the faults of later readers, of whom each would find 16 pages mapped by the one before it.
+ */
 KSMPY_READS_LIVE_MEMORY static void fault_in(uintptr_t address, uint64_t n)
 {
     uintptr_t end = address + bytes_of(n);
@@ -148,11 +151,14 @@ static void adopt_frames(ksmpy_engine *engine, const struct piece *piece, uint64
         }
         const uint8_t *bytes = frame_bytes(&engine->store, frame);
         frame_at(&engine->store, frame)->sum = cut_sum(ksmpy_checksum(bytes, PAGE_SIZE));
-        index_add_frame(engine, frame, tree_of(engine, page_node(page_record(engine, piece->page))));
+        index_add_frame(engine, frame,
+                        tree_of(engine, page_node(page_record(engine, piece->page))));
     }
 }
 
-/* Pages become the first sharers of n filled frames; those that failed leave a free frame behind. */
+/*
+ * Pages become the first sharers of n filled frames; those that failed leave a free frame behind.
+ */
 static void promote(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint64_t n)
 {
     struct piece piece;
@@ -195,7 +201,8 @@ static void merge_onto_promoted(ksmpy_engine *engine, const struct run *run, uin
 {
     for (uint64_t i = 0, n; i < run->n; i += n) {
         n = 0;
-        while (i + n < run->n && on_frame(engine, run->target + (uint32_t)(i + n), frame + (uint32_t)(i + n)))
+        while (i + n < run->n &&
+               on_frame(engine, run->target + (uint32_t)(i + n), frame + (uint32_t)(i + n)))
             n++;
         if (n)
             merge_onto_frames(engine, run->page + (uint32_t)i, frame + (uint32_t)i, n);

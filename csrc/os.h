@@ -44,7 +44,10 @@ enum os_uffd_mode { OS_UFFD_MISSING = 1, OS_UFFD_WP = 2 };
 
 enum os_uffd_event { OS_UFFD_NOTHING, OS_UFFD_FAULT, OS_UFFD_OTHER };
 
-/* A new userfaultfd, or -errno.  *kernel_mode tells whether it also handles faults in system calls. */
+/*
+ * A new userfaultfd, or -errno.  *kernel_mode tells whether it also handles faults in system
+ * calls.
+ */
 int os_uffd_open(int features, bool *kernel_mode);
 int os_uffd_register(int fd, uintptr_t address, uint64_t n, int mode);
 int os_uffd_unregister(int fd, uintptr_t address, uint64_t n);
@@ -69,7 +72,9 @@ void *os_alloc(size_t bytes);
 
 /* Replaces whatever is mapped by frames of the store, copy-on-write. */
 int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset);
-/* Replaces whatever is mapped by fresh anonymous memory with the same flags (enum ksmpy_vma_flag). */
+/*
+ * Replaces whatever is mapped by fresh anonymous memory with the same flags (enum ksmpy_vma_flag).
+ */
 int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags);
 /* Maps fresh memory at an address only if nothing is there. */
 int os_claim(uintptr_t address, uint64_t n);
@@ -83,9 +88,14 @@ int os_populate(uintptr_t address, uint64_t n, bool write);
 
 int os_memfd(const char *name, size_t bytes);
 void *os_map_shared(int memfd, size_t bytes);
-/* No change of size, and nobody can open it for writing again. A read-only descriptor of it, or -errno. */
+/*
+ * No change of size, and nobody can open it for writing again. A read-only descriptor of it, or
+ * -errno.
+ */
 int os_seal(int memfd);
-/* Copies memory into a file; how many leading pages, or -errno when none. The memory may be live. */
+/*
+ * Copies memory into a file; how many leading pages, or -errno when none. The memory may be live.
+ */
 int64_t os_write(int fd, uint64_t offset, const void *from, uint64_t n);
 /* Gives the memory under a part of a shared mapping back to the system. */
 int os_punch(void *address, uint64_t n);
@@ -129,14 +139,18 @@ struct os_range {
 
 /*
  * The ranges of [address, +n) that are tracked memory written since they were
- * last asked about, and arms them again; overlays are passed over.  Returns the number of ranges (at most max) and in
- * *next the address up to which the answer goes.
+ * last asked about, and arms them again; overlays are passed over.  Returns
+ * the number of ranges (at most max), and in *next the address up to which the
+ * answer goes.
  */
-int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges, int64_t max,
-                   uintptr_t *next);
-/* The ranges that are private memory of any kind, without arming; the rest of the contract is the same. */
-int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges, int64_t max,
-                   uintptr_t *next);
+int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                   int64_t max, uintptr_t *next);
+/*
+ * The ranges that are private memory of any kind, without arming; the rest of the contract is the
+ * same.
+ */
+int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                   int64_t max, uintptr_t *next);
 /* A page's kind, without PAGEMAP_SCAN. */
 enum os_page { OS_PAGE_NONE, OS_PAGE_FILE, OS_PAGE_ANON, OS_PAGE_ZERO };
 int os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds);
@@ -144,7 +158,10 @@ int os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds);
 /* ---- other threads (os_dio.c) ---- */
 
 int os_tasks_open(void); /* a descriptor for os_direct_io(), or -errno */
-/* Does a thread wait for a device that writes into these pages? Ask when they cannot be written any more. */
+/*
+ * Does a thread wait for a device that writes into these pages? Ask when they cannot be written
+ * any more.
+ */
 bool os_direct_io(int tasks_fd, uintptr_t address, uint64_t n);
 
 /* ---- the machine (os_probe.c, os_numa.c) ---- */

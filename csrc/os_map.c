@@ -59,13 +59,15 @@ void *os_alloc(size_t bytes)
 
 int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset)
 {
-    void *got = mmap((void *)address, bytes_of(n), RW, MAP_PRIVATE | MAP_FIXED, memfd, (off_t)offset);
+    void *got =
+        mmap((void *)address, bytes_of(n), RW, MAP_PRIVATE | MAP_FIXED, memfd, (off_t)offset);
     return got == MAP_FAILED ? -errno : 0;
 }
 
 int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags)
 {
-    void *got = mmap((void *)address, bytes_of(n), RW, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1, 0);
+    void *got =
+        mmap((void *)address, bytes_of(n), RW, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1, 0);
     if (got == MAP_FAILED)
         return -errno;
     os_set_vma_flags(address, n, vma_flags);
@@ -112,7 +114,8 @@ int os_populate(uintptr_t address, uint64_t n, bool write)
 {
     int result;
     do
-        result = madvise((void *)address, bytes_of(n), write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+        result =
+            madvise((void *)address, bytes_of(n), write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
     while (result < 0 && errno == EINTR);
     return status(result);
 }
@@ -146,7 +149,10 @@ static int reopen(int fd, int flags)
     return again < 0 ? -errno : again;
 }
 
-/* F_SEAL_FUTURE_WRITE would do, but then no hole can be punched either (EPERM, also for MADV_REMOVE). */
+/*
+ * F_SEAL_FUTURE_WRITE would do, but then no hole can be punched either (EPERM, also for
+ * MADV_REMOVE).
+ */
 int os_seal(int memfd)
 {
     int error = status(fcntl(memfd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL));
@@ -188,7 +194,8 @@ void *os_lease_take(int lease_fd, uint64_t number)
     int fd = reopen(lease_fd, O_RDWR);
     if (fd < 0)
         return NULL;
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)number, .l_len = 1};
+    struct flock lock = {
+        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)number, .l_len = 1};
     void *lease = NULL;
     if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
         lease = mapped(mmap(NULL, PAGE_SIZE, PROT_NONE, MAP_SHARED, fd, 0));
@@ -203,7 +210,8 @@ void os_lease_drop(void *lease)
 
 bool os_lease_held(int lease_fd, uint64_t number)
 {
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)number, .l_len = 1};
+    struct flock lock = {
+        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)number, .l_len = 1};
     if (fcntl(lease_fd, F_OFD_GETLK, &lock) < 0)
         return true;
     return lock.l_type != F_UNLCK;

@@ -29,10 +29,12 @@ struct query {
 
 static int find_by_query(struct os_maps *maps, uintptr_t address, struct os_vma *out)
 {
-    struct query query = {.size = sizeof query, .flags = QUERY_COVERING_OR_NEXT, .address = address};
+    struct query query = {
+        .size = sizeof query, .flags = QUERY_COVERING_OR_NEXT, .address = address};
     if (ioctl(maps->fd, QUERY_IOCTL, &query) < 0)
         return errno == ENOENT ? 0 : -errno;
-    uint64_t access = query.vma_flags & (QUERY_READABLE | QUERY_WRITABLE | QUERY_EXECUTABLE | QUERY_SHARED);
+    uint64_t access =
+        query.vma_flags & (QUERY_READABLE | QUERY_WRITABLE | QUERY_EXECUTABLE | QUERY_SHARED);
     *out = (struct os_vma){
         .start = query.vma_start,
         .end = query.vma_end,

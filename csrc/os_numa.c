@@ -29,6 +29,7 @@ int os_bind(void *address, size_t bytes, int node)
     unsigned long mask[16] = {0};
     unsigned bits = 8 * sizeof mask[0];
     mask[(unsigned)node / bits] = 1ul << ((unsigned)node % bits);
-    long result = syscall(SYS_mbind, address, bytes, MPOL_PREFERRED, mask, (unsigned long)(8 * sizeof mask), 0);
+    long result = syscall(SYS_mbind, address, bytes, MPOL_PREFERRED, mask,
+                          (unsigned long)(8 * sizeof mask), 0);
     return result < 0 ? -errno : 0;
 }

@@ -23,8 +23,8 @@ struct scan_range {
 
 #define RANGES 256
 
-static int64_t ask(int pagemap_fd, struct scan_request request, struct os_range *ranges, int64_t max,
-                   uintptr_t *next)
+static int64_t ask(int pagemap_fd, struct scan_request request, struct os_range *ranges,
+                   int64_t max, uintptr_t *next)
 {
     struct scan_range found[RANGES];
     request.size = sizeof request;
@@ -39,8 +39,8 @@ static int64_t ask(int pagemap_fd, struct scan_request request, struct os_range 
     return count;
 }
 
-int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges, int64_t max,
-                   uintptr_t *next)
+int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                   int64_t max, uintptr_t *next)
 {
     struct scan_request request = {
         .flags = SCAN_WP_MATCHING,
@@ -56,8 +56,8 @@ int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
  * An overlay's untouched page is not there, a read one is a file page, a copied
  * one is neither.  Swapped out or migrating, each keeps what it is.
  */
-int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges, int64_t max,
-                   uintptr_t *next)
+int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                   int64_t max, uintptr_t *next)
 {
     struct scan_request request = {
         .start = address,

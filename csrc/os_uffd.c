@@ -29,7 +29,9 @@ struct uffdio_move {
 #define FEATURE_WP_ASYNC (1u << 15)
 #define FEATURE_MOVE (1u << 16)
 
-/* The system call first: it may be allowed where the device file is not, and the other way round. */
+/*
+ * The system call first: it may be allowed where the device file is not, and the other way round.
+ */
 static int open_fd(bool *kernel_mode)
 {
     int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
@@ -139,7 +141,8 @@ int os_uffd_protect(int fd, uintptr_t address, uint64_t n, bool on)
     int result;
     do
         result = ioctl(fd, UFFDIO_WRITEPROTECT, &request);
-    while (result < 0 && errno == EAGAIN); /* mappings were changing; bounded by whoever changes them */
+    while (result < 0 &&
+           errno == EAGAIN); /* mappings were changing; bounded by whoever changes them */
     return result < 0 ? -errno : 0;
 }
 

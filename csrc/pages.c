@@ -41,7 +41,8 @@ void page_share(ksmpy_engine *engine, uint32_t id, uint32_t frame)
     page_set_age(page_record(engine, id), 0);
     if (record->sharers++ == 0) {
         engine->shared_frames++;
-        engine->stale_frames -= record->live; /* a new frame comes into the index after its first sharer */
+        engine->stale_frames -=
+            record->live; /* a new frame comes into the index after its first sharer */
     }
 }
 

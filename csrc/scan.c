@@ -53,20 +53,22 @@ static bool bit(const uint64_t *bits, uint64_t i)
     return bits[i / 64] >> (i % 64) & 1;
 }
 
-typedef int64_t question(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges, int64_t max,
-                         uintptr_t *next);
+typedef int64_t question(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                         int64_t max, uintptr_t *next);
 
 /* Sets a bit in each map for the pages that the kernel names; zero may be NULL. */
-static void ask(const ksmpy_engine *engine, question *about, uintptr_t address, uint64_t n, uint64_t *bits,
-                uint64_t *zero)
+static void ask(const ksmpy_engine *engine, question *about, uintptr_t address, uint64_t n,
+                uint64_t *bits, uint64_t *zero)
 {
     struct os_range ranges[RANGES];
     uintptr_t at = address, end = address + bytes_of(n);
     while (at < end) {
         uintptr_t next = end;
-        int64_t count = about(engine->fz.pagemap_fd, at, (end - at) >> PAGE_SHIFT, ranges, RANGES, &next);
+        int64_t count =
+            about(engine->fz.pagemap_fd, at, (end - at) >> PAGE_SHIFT, ranges, RANGES, &next);
         for (int64_t i = 0; i < count; i++) {
-            uint64_t first = (ranges[i].start - address) >> PAGE_SHIFT, last = (ranges[i].end - address) >> PAGE_SHIFT;
+            uint64_t first = (ranges[i].start - address) >> PAGE_SHIFT,
+                     last = (ranges[i].end - address) >> PAGE_SHIFT;
             set_bits(bits, first, last);
             if (zero && ranges[i].zero)
                 set_bits(zero, first, last);
@@ -77,7 +79,8 @@ static void ask(const ksmpy_engine *engine, question *about, uintptr_t address, 
     }
 }
 
-static void ask_tracking(ksmpy_engine *engine, const struct region *region, uintptr_t address, uint64_t n)
+static void ask_tracking(ksmpy_engine *engine, const struct region *region, uintptr_t address,
+                         uint64_t n)
 {
     struct cursor *cursor = &engine->cursor;
     if (region->merging < region->n) /* otherwise there is nothing but overlays */
@@ -123,7 +126,8 @@ static void ask_nodes(ksmpy_engine *engine, const struct region *region, uint64_
         for (uint64_t i = 0; i < part; i++)
             for (int node = 0; node < engine->nodes; node++)
                 if (found[i] == engine->node_ids[node])
-                    page_move_to_node(engine, region->base + (uint32_t)(first + at + i), (unsigned)node);
+                    page_move_to_node(engine, region->base + (uint32_t)(first + at + i),
+                                      (unsigned)node);
     }
 }
 
@@ -383,6 +387,7 @@ static void end_pass(ksmpy_engine *engine)
     engine->full_scans++;
     engine->result->full = 1;
     frames_reap(engine);
+    frames_follow_nodes(engine);
     cursor_reset(engine);
 }
 
@@ -406,10 +411,12 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
     }
     const struct region *region = region_at(engine, cursor->region);
     uint64_t stop_at = engine->result->scanned + max_pages;
-    for (uint64_t visited = 0; visited < SLICE_VISITED && engine->result->scanned < stop_at; visited++) {
+    for (uint64_t visited = 0; visited < SLICE_VISITED && engine->result->scanned < stop_at;
+         visited++) {
         if (cursor->page >= region->n || region->lost)
             break;
-        if (cursor->page >= cursor->window + cursor->window_n || cursor->page < cursor->window || !cursor->window_n)
+        if (cursor->page >= cursor->window + cursor->window_n || cursor->page < cursor->window ||
+            !cursor->window_n)
             open_window(engine, region);
         visit(engine, region, cursor->page, eager);
         cursor->page++;
@@ -457,7 +464,8 @@ static void scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
     }
 }
 
-int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags, struct ksmpy_scan_result *result)
+int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
+               struct ksmpy_scan_result *result)
 {
     memset(result, 0, sizeof *result);
     if (engine->forked)

@@ -22,7 +22,8 @@ int ksmpy_refresh(ksmpy_engine *engine)
 static uint64_t metadata_bytes(const ksmpy_engine *engine)
 {
     return sizeof *engine + engine->regions.committed * sizeof(struct region) +
-           engine->pages.committed * sizeof(struct page) + engine->chunk_owner.committed * sizeof(uint32_t) +
+           engine->pages.committed * sizeof(struct page) +
+           engine->chunk_owner.committed * sizeof(uint32_t) +
            engine->chunks.words.committed * sizeof(uint64_t) + index_metadata_bytes(engine) +
            store_metadata_bytes(&engine->store);
 }
@@ -92,7 +93,8 @@ int ksmpy_region_stats(ksmpy_engine *engine, uint32_t id, struct ksmpy_region_st
     engine_lock(engine);
     if (id < engine->region_count && region_at(engine, id)->used) {
         const struct region *region = region_at(engine, id);
-        *out = (struct ksmpy_region_stats){region->seen, region->merging, region->zeros, saved_pages(engine, region)};
+        *out = (struct ksmpy_region_stats){region->seen, region->merging, region->zeros,
+                                           saved_pages(engine, region)};
         error = 0;
     }
     engine_unlock(engine);
@@ -153,15 +155,20 @@ static bool collect_sharers(const ksmpy_engine *engine, struct entries *sharers)
 {
     for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next)
         for (uint64_t i = 0; i < region_at(engine, id)->n; i++) {
-            const struct page *page = page_record(engine, region_at(engine, id)->base + (uint32_t)i);
-            if (page_state(page) == PAGE_SHARED && !push(sharers, (uint64_t)page->link << 32 | id, 1))
+            const struct page *page =
+                page_record(engine, region_at(engine, id)->base + (uint32_t)i);
+            if (page_state(page) == PAGE_SHARED &&
+                !push(sharers, (uint64_t)page->link << 32 | id, 1))
                 return false;
         }
     add_up(sharers);
     return true;
 }
 
-/* The sharers of one frame, [first, end), each with each; a region with itself when it has two pages there. */
+/*
+ * The sharers of one frame, [first, end), each with each; a region with itself when it has two
+ * pages there.
+ */
 static bool pair_up(const struct entries *sharers, size_t first, size_t end, struct entries *pairs)
 {
     for (size_t a = first; a < end; a++)
@@ -201,7 +208,8 @@ int64_t ksmpy_shares(ksmpy_engine *engine, struct ksmpy_share *out, int64_t max)
         count = (int64_t)pairs.count;
         for (int64_t i = 0; i < count && i < max; i++) {
             uint64_t key = pairs.list[i].key;
-            out[i] = (struct ksmpy_share){(uint32_t)(key >> 32), (uint32_t)key, pairs.list[i].pages};
+            out[i] =
+                (struct ksmpy_share){(uint32_t)(key >> 32), (uint32_t)key, pairs.list[i].pages};
         }
     }
     free(sharers.list);

@@ -58,9 +58,10 @@ static int open_records(struct store *store)
         return -ENOMEM;
     int error = arena_init(&store->dead, sizeof(uint32_t), all_frames(store));
     for (int node = 0; node < store->nodes && !error; node++) {
-        store->records[node] = (struct arena){.base = (uint8_t *)(store->frames + span * (uint64_t)node),
-                                              .stride = sizeof(struct frame),
-                                              .limit = span};
+        store->records[node] =
+            (struct arena){.base = (uint8_t *)(store->frames + span * (uint64_t)node),
+                           .stride = sizeof(struct frame),
+                           .limit = span};
         error = ids_init(&store->ids[node], span);
     }
     return error;
@@ -117,11 +118,10 @@ uint32_t store_take(struct store *store, int node, uint64_t *n)
         return NO_FRAME;
     }
     for (uint64_t i = 0; i < *n; i++)
-        *frame_at(store, first + (uint32_t)i) =
-            (struct frame){.next = NO_FRAME,
-                           .dup_next = NO_FRAME,
-                           .dup_prev = NO_FRAME,
-                           .born = store->leases.forks};
+        *frame_at(store, first + (uint32_t)i) = (struct frame){.next = NO_FRAME,
+                                                               .dup_next = NO_FRAME,
+                                                               .dup_prev = NO_FRAME,
+                                                               .born = store->leases.forks};
     return first;
 }
 
@@ -131,7 +131,10 @@ int64_t store_fill(struct store *store, uint32_t first, const void *pages, uint6
     return os_write(store->write_fd, bytes_of(first), pages, n);
 }
 
-/* A list that cannot grow costs a frame until the store is closed, which is better than an error here. */
+/*
+ * A list that cannot grow costs a frame until the store is closed, which is better than an error
+ * here.
+ */
 void store_free(struct store *store, uint32_t frame)
 {
     if (arena_grow(&store->dead, store->dead_count + 1) == 0)

@@ -60,7 +60,8 @@ static void forget_lost(ksmpy_engine *engine, const struct region *region, struc
             page_abandon(engine, id, state);
 }
 
-static int unmerge_span(ksmpy_engine *engine, const struct region *region, struct span span, enum page_state state)
+static int unmerge_span(ksmpy_engine *engine, const struct region *region, struct span span,
+                        enum page_state state)
 {
     int failure = 0;
     while (span.start < span.end) {
@@ -74,13 +75,15 @@ static int unmerge_span(ksmpy_engine *engine, const struct region *region, struc
         if (error)
             failure = failure ? failure : error;
         else
-            forget_sharing(engine, region, (struct span){span.start, span.start + bytes_of(n)}, state);
+            forget_sharing(engine, region, (struct span){span.start, span.start + bytes_of(n)},
+                           state);
         span.start += bytes_of(n);
     }
     return failure;
 }
 
-int unmerge_pages(ksmpy_engine *engine, uint32_t id, uint64_t first, uint64_t n, enum page_state state)
+int unmerge_pages(ksmpy_engine *engine, uint32_t id, uint64_t first, uint64_t n,
+                  enum page_state state)
 {
     const struct region *region = region_at(engine, id);
     uintptr_t at = region->address + bytes_of(first), end = at + bytes_of(n);
@@ -105,7 +108,8 @@ static int unmerge_zeros(ksmpy_engine *engine, const struct region *region)
     int failure = 0;
     for (uint64_t i = 0, n; i < region->n; i += n) {
         n = 0;
-        while (i + n < region->n && page_state(page_record(engine, region->base + (uint32_t)(i + n))) == PAGE_ZERO)
+        while (i + n < region->n &&
+               page_state(page_record(engine, region->base + (uint32_t)(i + n))) == PAGE_ZERO)
             n++;
         int error = n ? os_populate(region->address + bytes_of(i), n, true) : 0;
         if (error)
@@ -166,7 +170,8 @@ static void unmerge_written_chunk(ksmpy_engine *engine, uint32_t id, uint64_t fi
             page_become(engine, page, PAGE_SEEN, NO_INDEX);
             continue;
         }
-        while (i + length < n && page_state(page_record(engine, page + (uint32_t)length)) == PAGE_SHARED &&
+        while (i + length < n &&
+               page_state(page_record(engine, page + (uint32_t)length)) == PAGE_SHARED &&
                was_written(PAGE_SHARED, kinds[i + length]))
             length++;
         unmerge_pages(engine, id, first + i, length, PAGE_SEEN);
@@ -182,7 +187,10 @@ void unmerge_written(ksmpy_engine *engine, uint32_t id)
         unmerge_written_chunk(engine, id, at, region->n - at < CHUNK ? region->n - at : CHUNK);
 }
 
-/* Fresh memory replaces the overlays. Where even that fails: better a leaked frame than a freed one that is mapped. */
+/*
+ * Fresh memory replaces the overlays. Where even that fails: better a leaked frame than a freed
+ * one that is mapped.
+ */
 void discard_region(ksmpy_engine *engine, uint32_t id)
 {
     const struct region *region = region_at(engine, id);
@@ -191,7 +199,8 @@ void discard_region(ksmpy_engine *engine, uint32_t id)
     os_maps_refresh(&engine->maps);
     while (region->merging && next_overlay(engine, at, end, &span) > 0) {
         forget_lost(engine, region, (struct span){at, span.start}, PAGE_NEW);
-        if (os_map_anonymous(span.start, (span.end - span.start) >> PAGE_SHIFT, region->vma_flags) == 0)
+        if (os_map_anonymous(span.start, (span.end - span.start) >> PAGE_SHIFT,
+                             region->vma_flags) == 0)
             forget_sharing(engine, region, span, PAGE_NEW);
         else
             forget_lost(engine, region, span, PAGE_NEW);

@@ -191,6 +191,12 @@ static int errno_of(int kind)
     return kinds[kind].errnos[variant];
 }
 
+/* Interruptions end; and memory for the owner's only copy of a page is rightly waited for. */
+static int can_persist(int kind)
+{
+    return kind != READ && kind != POLL && kind != UFFD_COPY;
+}
+
 /* 0: go on; else the errno to fail with. */
 static int verdict(int kind, void *return_address)
 {
@@ -205,7 +211,7 @@ static int verdict(int kind, void *return_address)
         call_log[number - 1].site = site - target_start;
     }
     if (number == fail_at) {
-        if (fail_persistently && kind != READ && kind != POLL) /* these are interrupted once */
+        if (fail_persistently && can_persist(kind))
             atomic_store(&failing_kind, kind);
         return errno_of(kind);
     }

@@ -474,6 +474,15 @@ void torture_progress(const struct torture *t, uint64_t *out)
         out[i] = t->workers[i].progress;
 }
 
+/* The progress after half of the time, and after all of it. */
+void torture_watch(const struct torture *t, unsigned microseconds, uint64_t *half, uint64_t *end)
+{
+    usleep(microseconds / 2);
+    torture_progress(t, half);
+    usleep(microseconds / 2);
+    torture_progress(t, end);
+}
+
 /* 0, or the number of threads that did not come back in time (they are left alone). */
 int torture_stop(struct torture *t, double seconds)
 {

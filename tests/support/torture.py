@@ -190,6 +190,14 @@ class Torture:
         library().torture_progress(self._torture, steps)
         return list(steps)
 
+    def stuck_under_gil(self, milliseconds: int) -> set[int]:
+        """The threads that did nothing in the second half of a time in which we held the GIL."""
+        holding_gil = ctypes.PyDLL(library()._name)
+        count = library().torture_threads(self._torture)
+        half, end = (ctypes.c_uint64 * count)(), (ctypes.c_uint64 * count)()
+        holding_gil.torture_watch(ctypes.c_void_p(self._torture), milliseconds * 1000, half, end)
+        return {i for i in range(count) if half[i] == end[i]}
+
     def assert_alive(self) -> None:
         """Every thread gets on within PATIENCE seconds."""
         before = self.progress()
