@@ -66,6 +66,7 @@ def pytest_benchmark_update_machine_info(
         "huge_pages": thp.read_text().strip() if thp.exists() else "none",
         "numpy": np.__version__,
         "python": platform.python_version(),
+        "load": os.getloadavg()[1],
         "scale": config.getoption("--bench-scale"),
     }
 
@@ -138,9 +139,9 @@ def engine_options(request: pytest.FixtureRequest) -> dict[str, str]:
 
 @pytest.fixture
 def meter(request: pytest.FixtureRequest, benchmark: Any) -> Meter:
-    """A meter; its side is the name of the test's first parameter."""
+    """A meter; its side is what stands in the brackets of the test's name."""
     call = getattr(request.node, "callspec", None)
-    side = str(next(iter(call.params.values()))) if call else "ksmpy"
+    side = call.id if call else "ksmpy"
     return Meter(benchmark, side, request.config.getoption("--bench-rounds"))
 
 

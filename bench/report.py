@@ -121,6 +121,11 @@ def machine(run: Mapping[str, Any]) -> str:
         f" Python {info['python']}, numpy {info['numpy']}, ksmpy {info['version']};"
         f" {run['datetime'][:10]}."
     )
+    if info["load"] > 1.5 * info["processors"]:
+        text += (
+            f" The machine was busy with other programs (load average {info['load']:.1f}): wall"
+            " times and stalls say little, CPU times are sound."
+        )
     if info["scale"] != 1:
         text += f" All sizes times {info['scale']:g}."
     return text

@@ -50,6 +50,8 @@ void budget_find_lost(ksmpy_engine *engine)
         if (region->lost || intact(engine, region))
             continue;
         region->lost = true;
+        for (uint64_t i = 0; i < region->n; i++) /* nobody may look at its bytes any more */
+            page_withdraw(engine, region->base + (uint32_t)i);
         engine->lost += region->n;
     }
 }

@@ -213,6 +213,7 @@ void engine_unlock(ksmpy_engine *engine);
 /* ---- pages.c: records and counters; the only writer of page states ---- */
 
 void page_become(ksmpy_engine *engine, uint32_t id, enum page_state state, uint32_t link);
+bool page_is_zero(const ksmpy_engine *engine, uint32_t id); /* its bytes, live */
 /* Out of the candidates' structures, if it is in them: SEEN. */
 void page_withdraw(ksmpy_engine *engine, uint32_t id);
 void page_share(ksmpy_engine *engine, uint32_t id, uint32_t frame);
@@ -277,6 +278,8 @@ bool budget_allows(ksmpy_engine *engine, uint64_t more);
 /* ---- scan.c ---- */
 
 void cursor_reset(ksmpy_engine *engine);
+/* What was known of the page when the window was opened is out of date. */
+void cursor_page_shared(ksmpy_engine *engine, uint32_t id);
 /* A region is about to go: the pass goes on with the next one. */
 void cursor_leave(ksmpy_engine *engine, uint32_t region);
 void page_move_to_node(ksmpy_engine *engine, uint32_t id, unsigned node);

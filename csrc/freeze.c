@@ -119,8 +119,8 @@ void freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n)
 static int64_t freeze_some(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
     for (;;) {
-        atomic_store(&fz->start, address);
-        atomic_store(&fz->end, address + bytes_of(n));
+        fz->start = address;
+        fz->end = address + bytes_of(n);
         int64_t got =
             by_signal(fz) ? signal_freeze(fz, address, n, view) : uffd_freeze(fz, address, n, view);
         if (got > 0)
@@ -152,7 +152,6 @@ int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t 
         got = freeze_some(fz, address, n, view);
     }
     if (got <= 0) {
-        atomic_store(&fz->end, 0);
         pthread_mutex_unlock(&fz->lock);
         return got ? got : -EAGAIN;
     }
@@ -166,7 +165,7 @@ int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t 
 
 void freeze_restore(struct freezer *fz, uint64_t first, uint64_t n)
 {
-    uintptr_t address = atomic_load(&fz->start);
+    uintptr_t address = fz->start;
     if (by_signal(fz))
         signal_restore(address + bytes_of(first), n);
     else
@@ -175,27 +174,26 @@ void freeze_restore(struct freezer *fz, uint64_t first, uint64_t n)
 
 int freeze_overlay(struct freezer *fz, uint64_t first, uint64_t n, int memfd, uint64_t offset)
 {
-    return os_map_frames(atomic_load(&fz->start) + bytes_of(first), n, memfd, offset);
+    return os_map_frames(fz->start + bytes_of(first), n, memfd, offset);
 }
 
 int freeze_zero(struct freezer *fz, uint64_t first, uint64_t n, int vma_flags)
 {
-    uintptr_t address = atomic_load(&fz->start) + bytes_of(first);
+    uintptr_t address = fz->start + bytes_of(first);
     return by_signal(fz) ? signal_zero(fz, address, n, vma_flags) : uffd_zero(fz, address, n);
 }
 
 void thaw(struct freezer *fz)
 {
-    uintptr_t address = atomic_load(&fz->start);
+    uintptr_t address = fz->start;
     if (by_signal(fz))
         signal_thaw(fz);
     else
-        uffd_thaw(fz, address, (atomic_load(&fz->end) - address) >> PAGE_SHIFT);
-    atomic_store(&fz->end, 0);
+        uffd_thaw(fz, address, (fz->end - address) >> PAGE_SHIFT);
     pthread_mutex_unlock(&fz->lock);
 }
 
-bool freezer_copy_out(struct freezer *fz, uintptr_t address, uint64_t n)
+static bool copy_out(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     uint8_t kinds[FREEZE_MAX];
     bool copies = os_pages(fz->pagemap_fd, address, n, kinds) < 0;
@@ -207,17 +205,38 @@ bool freezer_copy_out(struct freezer *fz, uintptr_t address, uint64_t n)
     return true;
 }
 
+/*
+ * A failed mremap that has unmapped its target leaves nothing but our copy.
+ * os_can_map() makes that unlikely; here it is made good.
+ */
+static int rebuild(struct freezer *fz, uintptr_t address, uint64_t n, int error)
+{
+    if (os_claim(address, n) != 0)
+        return error; /* it is still mapped */
+    if (by_signal(fz))
+        memcpy((void *)address, (const void *)fz->stage, bytes_of(n));
+    else
+        os_uffd_register(fz->uffd, address, n, attach_mode(fz));
+    return 0;
+}
+
+int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n)
+{
+    if (!os_can_map(n))
+        return -ENOMEM;
+    if (!copy_out(fz, address, n))
+        return -EBUSY;
+    int error = os_remap(address, from, n, true);
+    return error ? rebuild(fz, address, n, error) : 0;
+}
+
 int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
     pthread_mutex_lock(&fz->lock);
     int error = os_populate(fz->stage, n, true);
-    if (!error) {
-        atomic_store(&fz->start, address);
-        atomic_store(&fz->end, address + bytes_of(n));
+    if (!error)
         error = by_signal(fz) ? signal_unoverlay(fz, address, n, vma_flags)
                               : uffd_unoverlay(fz, address, n, vma_flags);
-        atomic_store(&fz->end, 0);
-    }
     pthread_mutex_unlock(&fz->lock);
     return error;
 }

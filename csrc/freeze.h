@@ -36,7 +36,6 @@
 #define KSMPY_FREEZE_H
 
 #include <pthread.h>
-#include <stdatomic.h>
 
 #include "os.h"
 
@@ -49,8 +48,7 @@ struct freezer {
     bool helped;   /* the fault thread runs */
     pthread_mutex_t lock;
 
-    /* What is frozen, also read by the fault thread and the signal handler. */
-    _Atomic uintptr_t start, end;
+    uintptr_t start, end;  /* what is frozen, or was to be; guarded by the lock */
     bool hole[FREEZE_MAX]; /* frozen page was not there: its view must not be touched */
 
     int uffd;      /* missing pages of regions, and their write tracking; or -1 */
@@ -90,10 +88,11 @@ void thaw(struct freezer *fz);
 int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
 
 /*
- * Copies overlay pages, which nobody can write now, to the stage; false when a
- * device may be writing into one that is a private copy by now.
+ * Saves overlay pages, which nobody can write now, to the stage and moves the
+ * memory at from over them.  EBUSY when a device may be writing into a page
+ * that is a private copy by now.
  */
-bool freezer_copy_out(struct freezer *fz, uintptr_t address, uint64_t n);
+int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n);
 
 /* ---- the two families (freeze_uffd.c, freeze_signal.c) ---- */
 

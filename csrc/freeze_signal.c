@@ -14,6 +14,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -29,9 +30,11 @@ static _Atomic uint32_t thaws;        /* counts up; the word that writers wait o
 static struct sigaction previous;     /* who had SIGSEGV before us */
 static pthread_mutex_t install_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static __thread uintptr_t retried_address;
-static __thread uint32_t retried_thaws;
-static __thread bool chaining;
+/* Of the kind that needs no allocation at its first use, which may be in the handler. */
+#define IN_HANDLER static __thread __attribute__((tls_model("initial-exec")))
+IN_HANDLER uintptr_t retried_address;
+IN_HANDLER uint32_t retried_thaws;
+IN_HANDLER bool chaining;
 
 static bool is_frozen(uintptr_t address)
 {
@@ -163,7 +166,7 @@ void signal_restore(uintptr_t address, uint64_t n)
         os_sleep_us(50);
 }
 
-/* Memory that could not be registered looks written for ever, which is safe and only slow. */
+/* Memory that could not be registered looks unwritten for ever, which costs merges and no byte. */
 static void track_again(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     if (fz->tracked)
@@ -178,8 +181,13 @@ int signal_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags
     return error;
 }
 
+/*
+ * The count moves on both sides of the change: a handler that reads it before
+ * and finds nothing frozen must not take its fault for one that was retried.
+ */
 void signal_thaw(struct freezer *fz)
 {
+    atomic_fetch_add(&thaws, 1);
     atomic_store(&slots[fz->slot].end, 0);
     atomic_fetch_add(&thaws, 1);
     syscall(SYS_futex, &thaws, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
@@ -189,9 +197,8 @@ void signal_thaw(struct freezer *fz)
 int signal_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
     int error = block_writers(fz, address, n);
-    if (!error) {
-        error = freezer_copy_out(fz, address, n) ? os_remap(address, fz->stage, n, true) : -EBUSY;
-    }
+    if (!error)
+        error = freezer_replace(fz, address, fz->stage, n);
     if (error)
         os_protect(address, n, true);
     signal_thaw(fz);

@@ -24,6 +24,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#define FAULTS 256 /* read before the first of them is answered */
 #define RETRIES 64 /* of a transient refusal, 50 us apart, before the slower way is taken */
 
 static void fill_hole(struct freezer *fz, uintptr_t address)
@@ -34,10 +35,25 @@ static void fill_hole(struct freezer *fz, uintptr_t address)
             os_uffd_copy(fz->uffd, address, fz->zeros, 1);
         pthread_mutex_unlock(&fz->lock);
         os_uffd_wake(fz->uffd, address, 1);
-    } else if (address < atomic_load(&fz->start) || address >= atomic_load(&fz->end)) {
+    } else { /* perhaps frozen; then it faults again, and waits for thaw() */
         os_sleep_us(20);
         os_uffd_wake(fz->uffd, address, 1);
-    } /* else it is frozen, and thaw() wakes the whole range */
+    }
+}
+
+/*
+ * Faults come before events in the queue, and a thread that is woken too early
+ * faults again at once.  So everything is read before anyone is woken: else the
+ * event that ends the freeze might never be reached.
+ */
+static void read_all(struct freezer *fz, uintptr_t *faults, int *count)
+{
+    int event = OS_UFFD_OTHER;
+    *count = 0;
+    while (*count < FAULTS && event != OS_UFFD_NOTHING) {
+        event = os_uffd_read(fz->uffd, &faults[*count]);
+        *count += event == OS_UFFD_FAULT;
+    }
 }
 
 static void *fault_thread(void *argument)
@@ -45,16 +61,16 @@ static void *fault_thread(void *argument)
     struct freezer *fz = argument;
     struct pollfd wait[2] = {{.fd = fz->uffd, .events = POLLIN},
                              {.fd = fz->stop_fd, .events = POLLIN}};
-    uintptr_t address;
-    int event;
+    uintptr_t faults[FAULTS];
+    int count;
     for (;;) {
         if (poll(wait, 2, -1) < 0)
             continue;
         if (wait[1].revents)
             return NULL;
-        while ((event = os_uffd_read(fz->uffd, &address)) != OS_UFFD_NOTHING)
-            if (event == OS_UFFD_FAULT)
-                fill_hole(fz, address);
+        read_all(fz, faults, &count);
+        for (int i = 0; i < count; i++)
+            fill_hole(fz, faults[i]);
     }
 }
 
@@ -135,11 +151,15 @@ static bool moves(const struct freezer *fz)
  */
 static void reclaim_window(struct freezer *fz, uint64_t n)
 {
-    if (os_claim(fz->window, n) == 0)
-        return;
-    uintptr_t fresh = (uintptr_t)os_alloc(bytes_of(FREEZE_MAX));
-    if (fresh)
-        fz->window = fresh;
+    if (os_claim(fz->window, n) != 0)
+        fz->window = 0;
+}
+
+static int need_window(struct freezer *fz, uint64_t n)
+{
+    if (!fz->window)
+        fz->window = (uintptr_t)os_alloc(bytes_of(FREEZE_MAX));
+    return fz->window && os_can_map(n) ? 0 : -ENOMEM;
 }
 
 static int find_holes(struct freezer *fz, uint64_t n)
@@ -153,7 +173,10 @@ static int find_holes(struct freezer *fz, uint64_t n)
 
 static int64_t freeze_by_remap(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    int error = os_remap(fz->window, address, n, true);
+    int error = need_window(fz, n);
+    if (error)
+        return error;
+    error = os_remap(fz->window, address, n, true);
     if (error) {
         reclaim_window(fz, n);
         return error;
@@ -162,22 +185,58 @@ static int64_t freeze_by_remap(struct freezer *fz, uintptr_t address, uint64_t n
     return (int64_t)n;
 }
 
+/*
+ * Linux 6.18 was seen to move a page, and to answer EAGAIN: moved again, it is
+ * EEXIST.  The window was empty before, so the window tells what was moved, not
+ * the answer; whatever lies there must not be dropped.
+ */
+static int64_t moved_after_all(struct freezer *fz, uint64_t n, int64_t error)
+{
+    uint8_t kinds[FREEZE_MAX];
+    while (os_pages(fz->pagemap_fd, fz->window, n, kinds) < 0)
+        os_sleep_us(50);
+    uint64_t moved = 0;
+    while (moved < n && kinds[moved] != OS_PAGE_NONE)
+        moved++;
+    return moved ? (int64_t)moved : error;
+}
+
 static int64_t freeze_by_move(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     int64_t got = 0;
+    memset(fz->hole, 0, sizeof fz->hole);
     for (int i = 0; i < RETRIES; i++) {
         got = os_uffd_move(fz->uffd, fz->window, address, n);
+        if (got <= 0)
+            got = moved_after_all(fz, n, got);
         if (got != -EAGAIN)
             break;
     }
-    memset(fz->hole, 0, sizeof fz->hole);
     return got;
+}
+
+/*
+ * Taking pages away freezes them only where we are registered for missing ones;
+ * the kernel takes them from anywhere.  It fills a hole only where somebody is
+ * registered, and says EEXIST where there is none.  One page speaks for all:
+ * both ways refuse a range of more than one mapping.
+ */
+static int check_registered(struct freezer *fz, uintptr_t address)
+{
+    int64_t filled = os_uffd_zero(fz->uffd, address, 1);
+    if (filled == 1 || filled == -EEXIST)
+        return 0;
+    return filled == -EAGAIN ? -EAGAIN : -EPERM;
 }
 
 int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
+    int error = check_registered(fz, address);
+    if (error)
+        return error;
+    int64_t got = moves(fz) ? freeze_by_move(fz, address, n) : freeze_by_remap(fz, address, n);
     *view = (const uint8_t *)fz->window;
-    return moves(fz) ? freeze_by_move(fz, address, n) : freeze_by_remap(fz, address, n);
+    return got;
 }
 
 /*
@@ -218,7 +277,9 @@ static void remap_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64
 {
     for (int tries = 0; os_remap(to, from, n, true) < 0; tries++) {
         if (tries > RETRIES) {
-            put_pages(fz, to, from, n);
+            for (uint64_t i = 0; i < n; i++)
+                if (!fz->hole[((from - fz->window) >> PAGE_SHIFT) + i])
+                    put_pages(fz, to + bytes_of(i), from + bytes_of(i), 1);
             return;
         }
         os_sleep_us(50);
@@ -251,7 +312,8 @@ int uffd_zero(struct freezer *fz, uintptr_t address, uint64_t n)
 void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     os_uffd_wake(fz->uffd, address, n);
-    os_drop(fz->window, n);
+    if (fz->window)
+        os_drop(fz->window, n);
 }
 
 /* ---- giving overlays back ---- */
@@ -284,6 +346,21 @@ static int blank_for(struct freezer *fz, int vma_flags, uintptr_t *blank)
     return 0;
 }
 
+/*
+ * Old kernels (6.1 for one) protect no more than lies in one mapping at a time
+ * (ENOENT), and after a fork neighbours with equal rights need not be one.
+ */
+static int block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    int error = os_uffd_protect(fz->wp_fd, address, n, true);
+    if (error != -ENOENT || n == 1)
+        return error;
+    error = 0;
+    for (uint64_t i = 0; i < n && !error; i++)
+        error = os_uffd_protect(fz->wp_fd, address + bytes_of(i), 1, true);
+    return error;
+}
+
 static void unblock_writers(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     os_uffd_protect(fz->wp_fd, address, n, false);
@@ -309,10 +386,9 @@ int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_fl
     error = os_uffd_register(fz->wp_fd, address, n, OS_UFFD_WP);
     if (error)
         return error;
-    error = os_uffd_protect(fz->wp_fd, address, n, true);
-    if (!error) {
-        error = freezer_copy_out(fz, address, n) ? os_remap(address, blank, n, true) : -EBUSY;
-    }
+    error = block_writers(fz, address, n);
+    if (!error)
+        error = freezer_replace(fz, address, blank, n);
     if (error) {
         unblock_writers(fz, address, n);
         return error;

@@ -91,17 +91,29 @@ static void settle(ksmpy_engine *engine, const struct piece *piece, int error)
             continue;
         }
         page_share(engine, piece->page + (uint32_t)i, piece->frame + (uint32_t)i);
+        cursor_page_shared(engine, piece->page + (uint32_t)i);
         engine->result->merged++;
     }
     if (left)
         count_refusal(engine, error, left);
 }
 
+/* Pages that are no overlay yet: freezing an overlay would stop nobody. */
+static uint64_t own_memory(const ksmpy_engine *engine, uint32_t page, uint64_t n)
+{
+    uint64_t own = 0;
+    while (own < n && page_state(page_record(engine, page + (uint32_t)own)) != PAGE_SHARED)
+        own++;
+    return own;
+}
+
 /* One piece from the start of a run; returns how many pages it dealt with, mapped or refused. */
 static uint64_t merge_piece(ksmpy_engine *engine, struct piece *piece, uint64_t n)
 {
     const uint8_t *view;
-    int64_t got = freeze(&engine->fz, page_address(engine, piece->page), n, &view);
+    uint64_t own = own_memory(engine, piece->page, n);
+    int64_t got =
+        own ? freeze(&engine->fz, page_address(engine, piece->page), own, &view) : -ECANCELED;
     if (got < 0) {
         piece->n = 1;
         piece->mapped[0] = false;
@@ -151,8 +163,8 @@ static void adopt_frames(ksmpy_engine *engine, const struct piece *piece, uint64
         }
         const uint8_t *bytes = frame_bytes(&engine->store, frame);
         frame_at(&engine->store, frame)->sum = cut_sum(ksmpy_checksum(bytes, PAGE_SIZE));
-        index_add_frame(engine, frame,
-                        tree_of(engine, page_node(page_record(engine, piece->page))));
+        const struct page *page = page_record(engine, piece->page + (uint32_t)i);
+        index_add_frame(engine, frame, tree_of(engine, page_node(page)));
     }
 }
 
@@ -230,9 +242,14 @@ static void merge_pages(ksmpy_engine *engine, struct run run)
 
 /* ---- zero pages ---- */
 
-static bool is_zero(const uint8_t *bytes)
+KSMPY_READS_LIVE_MEMORY static bool is_zero(const uint8_t *bytes)
 {
     return bytes[0] == 0 && memcmp(bytes, bytes + 1, PAGE_SIZE - 1) == 0;
+}
+
+bool page_is_zero(const ksmpy_engine *engine, uint32_t id)
+{
+    return is_zero((const uint8_t *)page_address(engine, id));
 }
 
 static uint64_t zero_piece(ksmpy_engine *engine, uint32_t page, uint64_t n)

@@ -78,6 +78,11 @@ int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset);
 int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags);
 /* Maps fresh memory at an address only if nothing is there. */
 int os_claim(uintptr_t address, uint64_t n);
+/*
+ * Would the limits on address space and commitment allow n pages more?  mremap
+ * asks that only after it has unmapped its target.
+ */
+bool os_can_map(uint64_t n);
 int os_set_vma_flags(uintptr_t address, uint64_t n, int vma_flags);
 /* mremap onto an address, replacing what is there; keep: the old mapping stays, empty. */
 int os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep);

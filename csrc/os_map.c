@@ -81,6 +81,13 @@ int os_claim(uintptr_t address, uint64_t n)
     return got == MAP_FAILED ? -errno : 0;
 }
 
+bool os_can_map(uint64_t n)
+{
+    void *trial = os_alloc(bytes_of(n));
+    os_unmap(trial, bytes_of(n));
+    return trial != NULL;
+}
+
 int os_set_vma_flags(uintptr_t address, uint64_t n, int vma_flags)
 {
     int error = 0;

@@ -23,8 +23,44 @@
 #define RUN_MAX 1024
 #define RANGES 256
 
+static bool bit(const uint64_t *bits, uint64_t i)
+{
+    return bits[i / 64] >> (i % 64) & 1;
+}
+
+/*
+ * Pages of the window that were not visited yet: the kernel will not tell again that they were
+ * written.
+ */
+static void remember_written(ksmpy_engine *engine)
+{
+    const struct cursor *cursor = &engine->cursor;
+    if (!engine->tracked || cursor->region == NO_REGION || !cursor->window_n)
+        return;
+    const struct region *region = region_at(engine, cursor->region);
+    for (uint64_t i = cursor->page; i < cursor->window + cursor->window_n; i++) {
+        uint32_t id = region->base + (uint32_t)i;
+        if (!bit(cursor->written, i - cursor->window) || bit(cursor->zero, i - cursor->window) ||
+            page_state(page_record(engine, id)) == PAGE_SHARED)
+            continue;
+        page_withdraw(engine, id);
+        page_become(engine, id, PAGE_SEEN, NO_INDEX);
+    }
+}
+
+void cursor_page_shared(ksmpy_engine *engine, uint32_t id)
+{
+    struct cursor *cursor = &engine->cursor;
+    if (cursor->region != region_of(engine, id))
+        return;
+    uint64_t i = id - region_at(engine, cursor->region)->base - cursor->window;
+    if (i < cursor->window_n)
+        cursor->copied[i / 64] &= ~((uint64_t)1 << (i % 64));
+}
+
 void cursor_reset(ksmpy_engine *engine)
 {
+    remember_written(engine);
     engine->cursor.region = engine->first_region;
     engine->cursor.page = 0;
     engine->cursor.window_n = 0;
@@ -46,11 +82,6 @@ static void set_bits(uint64_t *bits, uint64_t first, uint64_t end)
 {
     for (uint64_t i = first; i < end; i++)
         bits[i / 64] |= (uint64_t)1 << (i % 64);
-}
-
-static bool bit(const uint64_t *bits, uint64_t i)
-{
-    return bits[i / 64] >> (i % 64) & 1;
 }
 
 typedef int64_t question(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
@@ -156,6 +187,13 @@ static bool same_region(const ksmpy_engine *engine, uint32_t a, uint32_t b)
     return region_of(engine, a) == region_of(engine, b);
 }
 
+/* The new frames of a run come from one node. */
+static bool same_tree(const ksmpy_engine *engine, uint32_t a, uint32_t b)
+{
+    return tree_of(engine, page_node(page_record(engine, a))) ==
+           tree_of(engine, page_node(page_record(engine, b)));
+}
+
 static bool follows(const ksmpy_engine *engine, int kind, uint32_t id)
 {
     const struct run *run = &engine->run;
@@ -175,8 +213,10 @@ static bool extends(const ksmpy_engine *engine, int kind, uint32_t id, uint32_t 
         return false;
     if (kind == RUN_ZERO || kind == RUN_UNMERGE)
         return true;
-    return target == wanted(engine, kind, id) &&
-           (kind == RUN_FRAME || same_region(engine, target, engine->run.target));
+    if (target != wanted(engine, kind, id))
+        return false;
+    return kind == RUN_FRAME || (same_region(engine, target, engine->run.target) &&
+                                 same_tree(engine, target, engine->run.target));
 }
 
 static void start_run(ksmpy_engine *engine, int kind, uint32_t id, uint32_t target)
@@ -205,6 +245,12 @@ static bool is_hole(const ksmpy_engine *engine, uint32_t id)
     return kind == OS_PAGE_ZERO || kind == OS_PAGE_NONE;
 }
 
+/* A page may be what the pending run waits to merge with: carrying it out can share the page. */
+static bool is_shared(const ksmpy_engine *engine, uint32_t id)
+{
+    return page_state(page_record(engine, id)) == PAGE_SHARED;
+}
+
 static bool try_frame(ksmpy_engine *engine, uint32_t id, uint64_t sum, const void *bytes)
 {
     int tree = tree_of(engine, page_node(page_record(engine, id)));
@@ -216,6 +262,8 @@ static bool try_frame(ksmpy_engine *engine, uint32_t id, uint64_t sum, const voi
         return true;
     }
     merge_run(engine); /* it may have filled that frame, or made a better one */
+    if (is_shared(engine, id))
+        return true;
     frame = index_find_frame(engine, tree, sum, bytes, NO_FRAME);
     if (frame == NO_FRAME)
         return false;
@@ -234,6 +282,8 @@ static bool try_candidate(ksmpy_engine *engine, uint32_t id, uint64_t sum, const
         return true;
     }
     merge_run(engine); /* it may have taken that page */
+    if (is_shared(engine, id))
+        return true;
     if (try_frame(engine, id, sum, bytes))
         return true;
     other = index_find_candidate(engine, id, NO_PAGE);
@@ -343,7 +393,7 @@ static void visit_untracked(ksmpy_engine *engine, uint32_t id, bool anonymous, b
     struct page *page = page_record(engine, id);
     enum page_state state = page_state(page);
     bool on_zero_page = state == PAGE_ZERO || state == PAGE_HOLE;
-    if (on_zero_page && !anonymous) {
+    if (on_zero_page && !anonymous && page_is_zero(engine, id)) {
         pass_over(engine);
         return;
     }

@@ -147,11 +147,14 @@ int unmerge_region(ksmpy_engine *engine, uint32_t id)
 }
 
 /* An overlay shows its frame, or nothing yet; anything else is a copy that a write made. */
-static bool was_written(enum page_state state, uint8_t kind)
+static bool was_written(const ksmpy_engine *engine, uint32_t id, uint8_t kind)
 {
+    enum page_state state = page_state(page_record(engine, id));
     if (state == PAGE_SHARED)
         return kind == OS_PAGE_ANON || kind == OS_PAGE_ZERO;
-    return state == PAGE_ZERO && kind == OS_PAGE_ANON;
+    if (state == PAGE_ZERO) /* a copy that a forked child shares looks like the zero page */
+        return kind == OS_PAGE_ANON || (kind == OS_PAGE_ZERO && !page_is_zero(engine, id));
+    return false;
 }
 
 static void unmerge_written_chunk(ksmpy_engine *engine, uint32_t id, uint64_t first, uint64_t n)
@@ -164,7 +167,7 @@ static void unmerge_written_chunk(ksmpy_engine *engine, uint32_t id, uint64_t fi
         uint32_t page = region->base + (uint32_t)(first + i);
         enum page_state state = page_state(page_record(engine, page));
         length = 1;
-        if (!was_written(state, kinds[i]))
+        if (!was_written(engine, page, kinds[i]))
             continue;
         if (state == PAGE_ZERO) {
             page_become(engine, page, PAGE_SEEN, NO_INDEX);
@@ -172,7 +175,7 @@ static void unmerge_written_chunk(ksmpy_engine *engine, uint32_t id, uint64_t fi
         }
         while (i + length < n &&
                page_state(page_record(engine, page + (uint32_t)length)) == PAGE_SHARED &&
-               was_written(PAGE_SHARED, kinds[i + length]))
+               was_written(engine, page + (uint32_t)length, kinds[i + length]))
             length++;
         unmerge_pages(engine, id, first + i, length, PAGE_SEEN);
     }

@@ -1,15 +1,16 @@
 """From an object to memory: where its bytes are, which whole pages they fill, who owns them.
 
-The owner decides how long a region lives. numpy arrays that own their data are watched by a
-weak reference, whose callback runs before the data is freed. What cannot be watched so, or
-could be resized or closed behind our back, is held: an exported memoryview makes resizing and
-closing raise BufferError, and the owner counts as abandoned once ours are the only references.
+The owner decides how long a region lives. Where a weak reference's callback runs before the
+memory is freed, it tells of the end: numpy's arrays up to numpy 2.4, torch's storages. Other
+owners are held: an exported memoryview makes resizing and closing raise BufferError, and the
+owner counts as abandoned once ours are the only references.
 """
 
 from __future__ import annotations
 
 import array
 import ctypes
+import functools
 import gc
 import mmap
 import pickle
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Buffer", "Lifetime", "locate"]
 
 _HAVE_GC = 1 << 14  # Py_TPFLAGS_HAVE_GC
+_HEAPTYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Buffer:
 def is_ndarray(obj: object) -> bool:
     """Whether it is a numpy array, without importing numpy for the question."""
     numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(obj, numpy.ndarray)
+    return numpy is not None and issubclass(type(obj), numpy.ndarray)
 
 
 def locate(obj: Any) -> Buffer:
@@ -70,7 +72,9 @@ def locate(obj: Any) -> Buffer:
         address, nbytes = _exported_bytes(obj)
     owner = ultimate_owner(obj)
     if is_ndarray(owner):
-        return Buffer(address, nbytes, owner, None, watched=True, owned=owner.flags.owndata)
+        # Classes made in Python clear their weak references themselves, and first of all.
+        watched = _clears_weakrefs_first() or bool(type(owner).__flags__ & _HEAPTYPE)
+        return Buffer(address, nbytes, owner, None, watched, owner.flags.owndata)
     known = type(owner) in (bytes, bytearray, array.array, mmap.mmap)
     return Buffer(address, nbytes, owner, _export(owner), owned=known)
 
@@ -89,6 +93,30 @@ def ultimate_owner(obj: Any) -> Any:
         if parent is None:
             return obj
         obj = parent
+
+
+@functools.cache
+def _clears_weakrefs_first() -> bool:
+    """Whether a dying array tells its weak references before it frees its data.
+
+    numpy 2.5 turned that around, so that a callback comes too late. An array of objects shows
+    the order: freeing its data drops the objects.
+    """
+    import numpy as np
+
+    class Item:
+        pass
+
+    order: list[str] = []
+    arr = np.empty(1, object)
+    arr[0] = Item()
+    # Both must be kept: a weak reference that is gone calls nobody.
+    watchers = (
+        weakref.ref(arr, lambda _: order.append("array")),
+        weakref.ref(arr[0], lambda _: order.append("data")),
+    )
+    del arr
+    return len(watchers) == 2 and order == ["array", "data"]
 
 
 def _array_bytes(arr: np.ndarray[Any, Any]) -> tuple[int, int]:
@@ -220,18 +248,21 @@ class Watched:
 class Held:
     """An owner that is kept until nobody else holds it."""
 
-    __slots__ = ("_alone", "_discard", "_export", "_owner")
+    __slots__ = ("_alone", "_discard", "_export", "_owner", "_pin")
 
     def __init__(self, owner: Any, export: memoryview | None, *, discard: bool) -> None:
         self._discard = discard
         self._owner: Any = owner
         self._export = export
+        # An array with a weak reference to it cannot be resized. One with a callback is not
+        # shared with anybody, and so tells ours from the user's.
+        self._pin = weakref.ref(owner, _ignore) if is_ndarray(owner) else None
         self._alone = _ALONE[export is not None]
 
     @property
     def discard(self) -> bool:
         """Not while somebody could get the owner back by a weak reference."""
-        return self._discard and not weakref.getweakrefcount(self._owner)
+        return self._discard and weakref.getweakrefcount(self._owner) == (self._pin is not None)
 
     def watch(self, ended: Callable[[], None]) -> None:
         """Nothing tells: abandoned() must be asked."""
@@ -246,9 +277,13 @@ class Held:
 
     def drop(self) -> None:
         """Give the owner up."""
-        export, self._export, self._owner = self._export, None, None
+        export, self._export, self._owner, self._pin = self._export, None, None, None
         if export is not None:
             export.release()
+
+
+def _ignore(_: object) -> None:
+    """The callback of a weak reference that is there for its own sake."""
 
 
 # How many references count as "only ours", without and with an export: measured, because it

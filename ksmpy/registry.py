@@ -6,6 +6,7 @@ import atexit
 import gc
 import itertools
 import os
+import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -84,10 +85,21 @@ class Ranges:
         return None
 
 
+# Collections of the youngest objects come many times a second: a sweep takes 2 % at most.
+_SWEEP_SECONDS = 0.05
+_SWEEP_FACTOR = 50
+_next_sweep = [0.0]
+
+
 def _on_collection(phase: str, info: dict[str, int]) -> None:
-    if phase == "stop" and info["generation"] > 0:
+    if phase != "stop":
+        return
+    begin = time.monotonic()
+    if begin >= _next_sweep[0] or info["generation"] == 2:
         for engine in live_engines():
             engine.sweep()
+        end = time.monotonic()
+        _next_sweep[0] = end + max(_SWEEP_SECONDS, (end - begin) * _SWEEP_FACTOR)
 
 
 def _stop_all() -> None:

@@ -70,17 +70,18 @@ class _Walker(pickle.Pickler):
         self._take(buffer)
         return False
 
+    # By type, not by isinstance: that asks the object, which may be a proxy that does things.
     def persistent_id(self, obj: Any) -> object:
         """Called for every object: a buffer or code ends the walk there."""
         if type(obj) in _PLAIN:
             return None
-        if isinstance(obj, _BUFFERS):
+        if issubclass(type(obj), _BUFFERS):
             self._take(obj)
             return True
         if is_ndarray(obj) and not obj.dtype.hasobject:
             self._take_array(obj)
             return True
-        return True if isinstance(obj, _CODE) else None
+        return True if issubclass(type(obj), _CODE) else None
 
     def reducer_override(self, obj: Any) -> Any:
         """What an object consists of, as constructor arguments that will never be used."""
@@ -124,7 +125,7 @@ class _Walker(pickle.Pickler):
 def _parts(obj: Any) -> tuple[Any, ...]:
     """What can be seen of an object that cannot be pickled."""
     parts: list[Any] = []
-    if isinstance(obj, types.FunctionType):
+    if type(obj) is types.FunctionType:
         parts += [obj.__defaults__, obj.__kwdefaults__]
         for cell in obj.__closure__ or ():
             try:
@@ -132,12 +133,20 @@ def _parts(obj: Any) -> tuple[Any, ...]:
             except ValueError:
                 continue
         return tuple(parts)
-    parts.append(getattr(obj, "__dict__", None))
+    parts.append(_attribute(obj, "__dict__"))
     for kind in type(obj).__mro__:
         slots = kind.__dict__.get("__slots__", ())
         for slot in (slots,) if isinstance(slots, str) else slots:
-            parts.append(getattr(obj, slot, None))
+            parts.append(_attribute(obj, slot))
     return tuple(parts)
+
+
+def _attribute(obj: Any, name: str) -> Any:
+    """An attribute, or None: properties and proxies may raise whatever they like."""
+    try:
+        return getattr(obj, name, None)
+    except Exception:
+        return None
 
 
 def _paths(objs: tuple[object, ...]) -> dict[int, str]:
@@ -159,8 +168,9 @@ def _paths(objs: tuple[object, ...]) -> dict[int, str]:
             todo.extend((value, f"{path}[{key!r}]") for key, value in _items(obj))
         elif kind is list or kind is tuple:
             todo.extend((value, f"{path}[{i}]") for i, value in enumerate(obj[:_MAX_NAMED]))
-        elif isinstance(attributes := getattr(obj, "__dict__", None), dict):
-            if not isinstance(obj, _CODE):
+        elif not issubclass(kind, _CODE):
+            attributes = _attribute(obj, "__dict__")
+            if isinstance(attributes, dict):
                 todo.extend((value, f"{path}.{key}") for key, value in _items(attributes))
     return names
 
@@ -190,7 +200,7 @@ def _arrow(pyarrow: Any, obj: Any) -> Iterable[Found] | None:
         kinds = (pyarrow.Array, pyarrow.ChunkedArray, pyarrow.RecordBatch, pyarrow.Table)
     except AttributeError:  # half imported, or another module of that name
         return None
-    return _arrow_found(obj) if isinstance(obj, kinds) else None
+    return _arrow_found(obj) if issubclass(type(obj), kinds) else None
 
 
 def _arrow_found(obj: Any) -> Iterator[Found]:
@@ -213,11 +223,11 @@ def _arrow_arrays(obj: Any) -> Iterator[Any]:
 
 def _torch(torch: Any, obj: Any) -> Iterable[Found] | None:
     try:
-        if isinstance(obj, torch.Tensor):
+        if issubclass(type(obj), torch.Tensor):
             obj = obj.untyped_storage()
-        elif isinstance(obj, torch.TypedStorage):
+        elif issubclass(type(obj), torch.TypedStorage):
             obj = obj.untyped()
-        elif not isinstance(obj, torch.UntypedStorage):
+        elif not issubclass(type(obj), torch.UntypedStorage):
             return None
     except (AttributeError, NotImplementedError, RuntimeError):  # no storage, or half imported
         return None

@@ -261,6 +261,19 @@ def test_walk_goes_on_after_what_cannot_be_pickled() -> None:
     assert same(owners(obj), [arr, other])
 
 
+class Hostile:
+    """Raises at every touch."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise ZeroDivisionError(name)
+
+
+def test_walk_survives_hostile_objects() -> None:
+    """An object that raises whatever is asked of it is passed over."""
+    arr = np.zeros(MIB)
+    assert same(owners([Hostile(), arr]), [arr])
+
+
 def test_walk_ignores_small_buffers() -> None:
     """Buffers below min_bytes are passed over."""
     arr = np.zeros(100)

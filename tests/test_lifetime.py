@@ -64,11 +64,22 @@ def test_region_ends_with_its_array(engine: Any, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(engine._native, "release", watch)
     del first
+    assert len(engine.regions()) == 1
     assert seen == [(True, True)]
     assert region.released
-    assert len(engine.regions()) == 1
     assert engine.stats().pages_sharing == 0
     assert np.array_equal(second, pattern(1))
+
+
+def test_memory_is_intact_when_a_region_ends(auto: Any) -> None:
+    """Nothing is done to memory that malloc has back already: the heap survives many deaths."""
+    for _ in range(3):
+        arrays = [ksmpy.copy(pattern(i % 10, 2 * oracle.PAGE)) for i in range(1000)]
+        auto.track(arrays, min_bytes=1)
+        auto.scan(eager=True)
+        del arrays
+        assert auto.regions() == ()
+        assert all(bytearray(size) is not None for size in range(100, 30_000, 50))
 
 
 def test_views_keep_the_region(engine: Any) -> None:

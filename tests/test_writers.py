@@ -39,7 +39,7 @@ def _torture(mode: Mode, **options: Any) -> Torture:
 def test_no_increment_is_lost_while_everything_happens(mode: Mode, engine: Any) -> None:
     """Merged, unmerged, released and registered again and again, no write and no read is wrong."""
     merged = rounds = 0
-    with _torture(mode) as torture:
+    with _torture(mode, count=192) as torture:
         regions = [engine.register(buffer) for buffer in torture.buffers]
         end = time.monotonic() + duration()
         while time.monotonic() < end:
@@ -274,7 +274,7 @@ def test_one_word_hammered_by_many_threads(mode: Mode, engine: Any) -> None:
         hammer.stop = 1
     for thread in threads:
         thread.join()
-    assert merged > 100 and all(hammer.writes for hammer in hammers)
+    assert merged > 10 and all(hammer.writes for hammer in hammers)
     assert one.tobytes() == wanted == two.tobytes()
 
 

@@ -1,5 +1,7 @@
 #!/bin/sh
 # Runs each program given, tells which failed, and fails when one did. Status 77 means skipped.
+TSAN_OPTIONS="suppressions=$(dirname "$0")/tsan.supp ${TSAN_OPTIONS:-}"
+export TSAN_OPTIONS
 passed=0 failed=0 skipped=0
 for program in "$@"; do
     echo "== $program"

@@ -1,0 +1,369 @@
+/*
+ * The whole engine on real memory, in every way of freezing and of tracking:
+ * what its users see through Python, here where the sanitizers can see it too.
+ */
+#include "engine.h"
+
+#include "check.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { PAGES = 64, PASSES = 200 };
+
+static int way, tracking; /* of the functions that follow */
+
+static uint8_t *new_pages(unsigned n)
+{
+    void *got = mmap(NULL, bytes_of(n), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return got == MAP_FAILED ? NULL : got;
+}
+
+/* Every page unlike the others, and beginning with its number. */
+static void fill(uint8_t *memory, unsigned n, uint32_t seed)
+{
+    for (uint32_t page = 0; page < n; page++)
+        for (uint32_t word = 0; word < PAGE_SIZE / 4; word++)
+            ((uint32_t *)(void *)page_at((uintptr_t)memory, page))[word] =
+                (page + seed) * 2654435761u + word;
+}
+
+static bool filled(const uint8_t *memory, unsigned n, uint32_t seed)
+{
+    for (uint32_t page = 0; page < n; page++)
+        for (uint32_t word = 0; word < PAGE_SIZE / 4; word++)
+            if (((const uint32_t *)(const void *)page_at((uintptr_t)memory, page))[word] !=
+                (page + seed) * 2654435761u + word)
+                return false;
+    return true;
+}
+
+static ksmpy_engine *new_engine(int nodes)
+{
+    struct ksmpy_options options = {.freeze = way, .tracking = tracking, .nodes = nodes};
+    ksmpy_engine *engine = NULL;
+    return ksmpy_engine_new(&options, &engine) == 0 ? engine : NULL;
+}
+
+static struct ksmpy_scan_result scan(ksmpy_engine *engine, int flags)
+{
+    struct ksmpy_scan_result result, total = {0};
+    flags |= KSMPY_SCAN_RESTART;
+    do {
+        ksmpy_scan(engine, 100000, flags, &result);
+        flags &= ~KSMPY_SCAN_RESTART;
+        total.merged += result.merged;
+        total.zeroed += result.zeroed;
+        total.unmerged += result.unmerged;
+    } while (!result.full);
+    return total;
+}
+
+static struct ksmpy_stats stats(ksmpy_engine *engine)
+{
+    struct ksmpy_stats out;
+    ksmpy_refresh(engine);
+    ksmpy_stats(engine, &out);
+    return out;
+}
+
+static bool sound(ksmpy_engine *engine)
+{
+    char text[200] = "";
+    if (ksmpy_check(engine, text, sizeof text) == 0)
+        return true;
+    printf("%s\n", text);
+    return false;
+}
+
+struct pair {
+    ksmpy_engine *engine;
+    uint8_t *a, *b;
+    uint32_t region_a, region_b;
+};
+
+static bool open_pair(struct pair *pair, int nodes)
+{
+    pair->engine = new_engine(nodes);
+    pair->a = new_pages(PAGES);
+    pair->b = new_pages(PAGES);
+    if (!pair->engine || !pair->a || !pair->b)
+        return false;
+    fill(pair->a, PAGES, 1);
+    fill(pair->b, PAGES, 1);
+    return ksmpy_register(pair->engine, (uintptr_t)pair->a, bytes_of(PAGES), 0, &pair->region_a) ==
+               0 &&
+           ksmpy_register(pair->engine, (uintptr_t)pair->b, bytes_of(PAGES), 0, &pair->region_b) ==
+               0;
+}
+
+static void close_pair(struct pair *pair)
+{
+    CHECK(ksmpy_release(pair->engine, pair->region_a, 0) == 0);
+    CHECK(ksmpy_release(pair->engine, pair->region_b, 0) == 0);
+    CHECK(stats(pair->engine).frame_bytes == 0);
+    CHECK(sound(pair->engine));
+    CHECK(ksmpy_engine_close(pair->engine) == 0);
+    munmap(pair->a, bytes_of(PAGES));
+    munmap(pair->b, bytes_of(PAGES));
+}
+
+/* ---- one thread ---- */
+
+static void equal_pages_merge_and_come_apart(void)
+{
+    struct pair pair;
+    REQUIRE(open_pair(&pair, 1));
+    CHECK(scan(pair.engine, KSMPY_SCAN_EAGER).merged == 2 * PAGES);
+    CHECK(stats(pair.engine).pages_sharing == PAGES);
+    pair.a[5 * PAGE_SIZE + 17] ^= 1;
+    CHECK(stats(pair.engine).pages_sharing == PAGES - 1);
+    pair.a[5 * PAGE_SIZE + 17] ^= 1;
+    CHECK(filled(pair.a, PAGES, 1) && filled(pair.b, PAGES, 1));
+    scan(pair.engine, 0);
+    scan(pair.engine, 0);
+    CHECK(scan(pair.engine, 0).full == 0 && stats(pair.engine).pages_sharing == PAGES);
+    CHECK(ksmpy_unmerge(pair.engine) == 0);
+    CHECK(stats(pair.engine).pages_shared == 0);
+    CHECK(filled(pair.a, PAGES, 1) && filled(pair.b, PAGES, 1));
+    close_pair(&pair);
+}
+
+static void zero_pages_need_no_frame(void)
+{
+    struct pair pair;
+    REQUIRE(open_pair(&pair, 1));
+    memset(pair.a, 0, bytes_of(PAGES / 2));
+    CHECK(ksmpy_knob_set(pair.engine, KSMPY_KNOB_USE_ZERO_PAGES, 1) == 0);
+    CHECK(scan(pair.engine, KSMPY_SCAN_EAGER).zeroed == PAGES / 2);
+    CHECK(stats(pair.engine).ksm_zero_pages == PAGES / 2);
+    pair.a[0] = 1;
+    CHECK(stats(pair.engine).ksm_zero_pages == PAGES / 2 - 1);
+    CHECK(sound(pair.engine));
+    close_pair(&pair);
+}
+
+static void full_frames_form_chains(void)
+{
+    struct pair pair;
+    REQUIRE(open_pair(&pair, 1));
+    CHECK(ksmpy_knob_set(pair.engine, KSMPY_KNOB_MAX_PAGE_SHARING, 4) == 0);
+    for (unsigned page = 1; page < PAGES; page++) {
+        memcpy(page_at((uintptr_t)pair.a, page), pair.a, PAGE_SIZE);
+        memcpy(page_at((uintptr_t)pair.b, page), pair.a, PAGE_SIZE);
+    }
+    scan(pair.engine, KSMPY_SCAN_EAGER);
+    struct ksmpy_stats now = stats(pair.engine);
+    CHECK(now.pages_shared == 2 * PAGES / 4);
+    CHECK(now.stable_node_chains == 1 && now.stable_node_dups == 2 * PAGES / 4);
+    CHECK(ksmpy_knob_set(pair.engine, KSMPY_KNOB_MAX_PAGE_SHARING, 5) == -EBUSY);
+    CHECK(sound(pair.engine));
+    close_pair(&pair);
+}
+
+static void pages_stay_on_their_node(void)
+{
+    struct pair pair;
+    uint8_t nodes[PAGES];
+    REQUIRE(open_pair(&pair, 2));
+    for (int page = 0; page < PAGES; page++)
+        nodes[page] = page % 2;
+    CHECK(ksmpy_knob_set(pair.engine, KSMPY_KNOB_MERGE_ACROSS_NODES, 0) == 0);
+    CHECK(ksmpy_set_nodes(pair.engine, pair.region_a, nodes, PAGES) == 0); /* those of b stay 0 */
+    scan(pair.engine, KSMPY_SCAN_EAGER);
+    CHECK(stats(pair.engine).pages_sharing == PAGES / 2);
+    CHECK(ksmpy_knob_set(pair.engine, KSMPY_KNOB_MERGE_ACROSS_NODES, 1) == -EBUSY);
+    CHECK(ksmpy_unmerge(pair.engine) == 0);
+    CHECK(ksmpy_knob_set(pair.engine, KSMPY_KNOB_MERGE_ACROSS_NODES, 1) == 0);
+    scan(pair.engine, KSMPY_SCAN_EAGER);
+    CHECK(stats(pair.engine).pages_sharing == PAGES);
+    CHECK(sound(pair.engine));
+    close_pair(&pair);
+}
+
+static void dying_owners_need_no_copy(void)
+{
+    struct pair pair;
+    REQUIRE(open_pair(&pair, 1));
+    scan(pair.engine, KSMPY_SCAN_EAGER);
+    CHECK(ksmpy_release(pair.engine, pair.region_a, 1) == 0);
+    munmap(pair.a, bytes_of(PAGES));
+    CHECK(filled(pair.b, PAGES, 1));
+    pair.a = new_pages(PAGES);
+    fill(pair.a, PAGES, 1);
+    CHECK(ksmpy_register(pair.engine, (uintptr_t)pair.a, bytes_of(PAGES), 0, &pair.region_a) == 0);
+    scan(pair.engine, KSMPY_SCAN_EAGER);
+    CHECK(stats(pair.engine).pages_sharing == PAGES);
+    close_pair(&pair);
+}
+
+static void bad_calls_are_refused(void)
+{
+    struct pair pair;
+    uint32_t region;
+    REQUIRE(open_pair(&pair, 1));
+    uintptr_t a = (uintptr_t)pair.a;
+    CHECK(ksmpy_register(pair.engine, a + PAGE_SIZE, PAGE_SIZE, 0, &region) == -EEXIST);
+    CHECK(ksmpy_register(pair.engine, a + 1, PAGE_SIZE, 0, &region) == -EINVAL);
+    CHECK(ksmpy_register(pair.engine, a, 0, 0, &region) == -EINVAL);
+    CHECK(ksmpy_release(pair.engine, 12345, 0) == -ENOENT);
+    CHECK(ksmpy_engine_close(pair.engine) == -EBUSY);
+    CHECK(ksmpy_knob_set(pair.engine, KSMPY_KNOB_MAX_PAGE_SHARING, 1) == -EINVAL);
+    CHECK(ksmpy_knob_set(pair.engine, KSMPY_KNOB_COUNT, 1) == -EINVAL);
+    close_pair(&pair);
+}
+
+/* ---- other threads and processes ---- */
+
+struct writer {
+    pthread_t thread;
+    struct pair *pair;
+    unsigned number;
+    uint64_t rounds;
+};
+
+static _Atomic bool stop;
+
+/* A counter in every eighth page, one word for each writer; the other pages merge. */
+static uint64_t *counter(uint8_t *memory, unsigned page, unsigned number)
+{
+    return (uint64_t *)(void *)page_at((uintptr_t)memory, page) + 8 * number;
+}
+
+static void *count_up(void *argument)
+{
+    struct writer *writer = argument;
+    while (!atomic_load(&stop)) {
+        for (unsigned page = 0; page < PAGES; page += 8) {
+            ++*counter(writer->pair->a, page, writer->number);
+            ++*counter(writer->pair->b, page, writer->number);
+        }
+        writer->rounds++;
+        if (writer->rounds % 64 == 0)
+            os_sleep_us(200); /* long enough for the pages to be merged again */
+    }
+    return NULL;
+}
+
+static void no_write_is_lost(void)
+{
+    struct pair pair;
+    struct writer writers[2];
+    uint64_t merged = 0;
+    REQUIRE(open_pair(&pair, 1));
+    for (unsigned page = 0; page < PAGES; page += 8)
+        for (unsigned number = 0; number < 2; number++)
+            *counter(pair.a, page, number) = *counter(pair.b, page, number) = 0;
+    atomic_store(&stop, false);
+    for (unsigned i = 0; i < 2; i++) {
+        writers[i] = (struct writer){.pair = &pair, .number = i};
+        REQUIRE(pthread_create(&writers[i].thread, NULL, count_up, &writers[i]) == 0);
+    }
+    for (int pass = 0; pass < PASSES; pass++) {
+        merged += scan(pair.engine, KSMPY_SCAN_EAGER).merged;
+        if (pass % 16 == 15)
+            CHECK(ksmpy_unmerge(pair.engine) == 0);
+        CHECK(sound(pair.engine));
+    }
+    atomic_store(&stop, true);
+    for (unsigned i = 0; i < 2; i++)
+        pthread_join(writers[i].thread, NULL);
+    CHECK(merged > PAGES);
+    for (unsigned page = 0; page < PAGES; page += 8)
+        for (unsigned i = 0; i < 2; i++) {
+            CHECK(*counter(pair.a, page, i) == writers[i].rounds);
+            CHECK(*counter(pair.b, page, i) == writers[i].rounds);
+        }
+    close_pair(&pair);
+}
+
+static int child(const struct pair *pair, int go)
+{
+    char byte;
+    if (read(go, &byte, 1) != 1) /* the parent gave its pages back meanwhile */
+        return 2;
+    if (!filled(pair->a, PAGES, 1) || !filled(pair->b, PAGES, 1))
+        return 3;
+    pair->a[0] ^= 0xff;
+    return 0;
+}
+
+static void children_keep_their_bytes(void)
+{
+    struct pair pair;
+    int pipe_fds[2], status;
+    REQUIRE(open_pair(&pair, 1));
+    scan(pair.engine, KSMPY_SCAN_EAGER);
+    REQUIRE(pipe(pipe_fds) == 0);
+    pid_t pid = fork();
+    REQUIRE(pid >= 0);
+    if (pid == 0)
+        _exit(child(&pair, pipe_fds[0]));
+    CHECK(ksmpy_unmerge(pair.engine) == 0);
+    fill(pair.a, PAGES, 1000);
+    fill(pair.b, PAGES, 1000);
+    scan(pair.engine, KSMPY_SCAN_EAGER);
+    CHECK(stats(pair.engine).stale_frames == PAGES);
+    CHECK(write(pipe_fds[1], "g", 1) == 1);
+    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    scan(pair.engine, 0);
+    CHECK(stats(pair.engine).stale_frames == 0);
+    CHECK(filled(pair.a, PAGES, 1000) && filled(pair.b, PAGES, 1000));
+    close(pipe_fds[0]);
+    close(pipe_fds[1]);
+    close_pair(&pair);
+}
+
+static void runs_of_ids_are_found_again(void)
+{
+    struct ids ids;
+    REQUIRE(ids_init(&ids, 100000) == 0);
+    uint64_t n = 1000;
+    uint32_t first = ids_take(&ids, &n);
+    CHECK(first == 0 && n == 1000);
+    ids_give(&ids, 100, 50);
+    ids_give(&ids, 300, 200);
+    n = 150;
+    CHECK(ids_take(&ids, &n) == 300 && n == 150); /* the first hole is too short */
+    n = 50;
+    CHECK(ids_take(&ids, &n) == 450 && n == 50);
+    n = 99001;
+    uint32_t rest = ids_take(&ids, &n);
+    CHECK(rest == 1000 && n == 99000); /* all that is left above */
+    n = 60;
+    CHECK(ids_take(&ids, &n) == 100 && n == 50); /* the only piece there is */
+    n = 1;
+    CHECK(ids_take(&ids, &n) == NO_INDEX);
+    CHECK(ids.used == 100000);
+    ids_destroy(&ids);
+}
+
+static void run_all(void)
+{
+    RUN(equal_pages_merge_and_come_apart);
+    RUN(zero_pages_need_no_frame);
+    RUN(full_frames_form_chains);
+    RUN(pages_stay_on_their_node);
+    RUN(dying_owners_need_no_copy);
+    RUN(bad_calls_are_refused);
+    RUN(no_write_is_lost);
+    RUN(children_keep_their_bytes);
+}
+
+int main(void)
+{
+    RUN(runs_of_ids_are_found_again);
+    for (way = KSMPY_FREEZE_UFFD_MOVE; way <= KSMPY_FREEZE_SIGNAL; way++)
+        for (tracking = KSMPY_TRACKING_WP_ASYNC; tracking <= KSMPY_TRACKING_CHECKSUM; tracking++) {
+            ksmpy_engine *engine = new_engine(1);
+            printf("freeze %d, tracking %d%s\n", way, tracking, engine ? "" : ": not here");
+            if (!engine)
+                continue;
+            ksmpy_engine_close(engine);
+            run_all();
+        }
+    return finish();
+}

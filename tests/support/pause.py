@@ -1,0 +1,89 @@
+"""Python's side of ``pause.c``: stops a thread at one call of the extension, from inside."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from .build import shared_library
+
+#: How long a thread may take to get to the call, or to its end, in seconds.
+PATIENCE = 30
+
+
+def preloaded(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """An environment for a child process in which threads can be stopped."""
+    return {**environ, "LD_PRELOAD": str(shared_library("pause"))}
+
+
+class Worker:
+    """A thread that runs a function; :meth:`result` gives what it returned, or raises its error."""
+
+    def __init__(self, work: Callable[[], Any], *, prepare: Callable[[], None] | None = None):
+        self._work = work
+        self._prepare = prepare
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            if self._prepare is not None:
+                self._prepare()
+            self._value = self._work()
+        except BaseException as error:
+            self._error = error
+
+    def waits(self, seconds: float = 0.3) -> bool:
+        """Whether it has not come to its end by then."""
+        self._thread.join(seconds)
+        return self._thread.is_alive()
+
+    def result(self) -> Any:
+        """Wait for its end."""
+        assert not self.waits(PATIENCE), "a thread hangs"
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class Pauser:
+    """Controls the library in a process that was started with :func:`preloaded`."""
+
+    def __init__(self, target: str = "/_ksmpy.") -> None:
+        self._lib: Any = ctypes.CDLL(None)
+        self._lib.pause_arm.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int, ctypes.c_int]
+        self._names: list[bytes] = []  # the library keeps a pointer
+        assert self._lib.pause_target(target.encode()), f"no object {target!r} is loaded"
+
+    @contextmanager
+    def at(
+        self, function: str, nth: int, work: Callable[[], Any], *, limit: float = PATIENCE
+    ) -> Iterator[Worker]:
+        """Inside the block `work`, in a thread of its own, stands before its nth call.
+
+        At the end of the block (or after `limit` seconds) it goes on, and its end is waited for.
+        LookupError if it came to its end without making so many calls.
+        """
+        self._names.append(function.encode())
+
+        def arm() -> None:
+            tid = threading.get_native_id()
+            self._lib.pause_arm(self._names[-1], nth, tid, int(limit * 1000))
+
+        worker = Worker(work, prepare=arm)
+        while self._lib.pause_wait(20) != 0:
+            if worker.waits(0):
+                continue
+            worker.result()
+            raise LookupError(f"there was no call {nth} of {function}")
+        try:
+            yield worker
+        finally:
+            self._lib.pause_go()
+            worker.result()
