@@ -464,6 +464,9 @@ int ksmpy_knob_set(ksmpy_engine *engine, int knob, uint64_t value)
         error = change_rule(engine, knob, value);
     else
         engine->knobs[knob] = value;
+    if (knob == KSMPY_KNOB_USE_ZERO_PAGES && value)
+        for (int tree = 0; tree < engine->nodes; tree++)
+            index_wake_candidates(engine, tree, engine->sum_of_zeros);
     engine_unlock(engine);
     pthread_mutex_unlock(&engine->pass);
     return error;

@@ -235,6 +235,8 @@ uint64_t index_metadata_bytes(const ksmpy_engine *engine);
 
 /* The candidate with the bytes of page id, preferably the one named; or NO_PAGE. */
 uint32_t index_find_candidate(ksmpy_engine *engine, uint32_t id, uint32_t preferred);
+/* A full frame has room again: candidates of its checksum are looked up anew. */
+void index_wake_candidates(ksmpy_engine *engine, int tree, uint64_t sum);
 void index_add_candidate(ksmpy_engine *engine, uint32_t id);
 void index_remove_candidate(ksmpy_engine *engine, uint32_t id);
 

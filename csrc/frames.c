@@ -14,6 +14,8 @@ static void frame_free(ksmpy_engine *engine, uint32_t frame)
 void frame_leave(ksmpy_engine *engine, uint32_t frame)
 {
     struct frame *record = frame_at(&engine->store, frame);
+    if (record->sharers == engine->knobs[KSMPY_KNOB_MAX_PAGE_SHARING])
+        index_wake_candidates(engine, record->tree, record->sum);
     if (--record->sharers)
         return;
     engine->shared_frames--;

@@ -346,6 +346,17 @@ uint32_t index_find_candidate(ksmpy_engine *engine, uint32_t id, uint32_t prefer
     return found;
 }
 
+void index_wake_candidates(ksmpy_engine *engine, int tree, uint64_t sum)
+{
+    pair_bucket(engine, tree, sum);
+    for (;;) {
+        uint32_t at = lower_bound(engine, tree, sum);
+        if (at == RB_NONE || page_sum(page_record(engine, unode_at(engine, at)->page)) != sum)
+            return;
+        page_withdraw(engine, unode_at(engine, at)->page);
+    }
+}
+
 void index_add_candidate(ksmpy_engine *engine, uint32_t id)
 {
     uint32_t *head = page_bucket(engine, page_sum(page_record(engine, id)));

@@ -313,14 +313,15 @@ static void look_up(ksmpy_engine *engine, uint32_t id, bool changed, bool eager)
         page_become(engine, id, PAGE_HOLE, NO_INDEX);
         return;
     }
-    if (try_frame(engine, id, sum, bytes))
+    bool to_zero_page = zero && engine->knobs[KSMPY_KNOB_USE_ZERO_PAGES];
+    if (!to_zero_page && try_frame(engine, id, sum, bytes))
         return;
     if (changed) {
         engine->result->volatiles++;
         if (!eager)
             return;
     }
-    if (zero && engine->knobs[KSMPY_KNOB_USE_ZERO_PAGES])
+    if (to_zero_page)
         add_to_run(engine, RUN_ZERO, id, NO_INDEX);
     else if (!try_candidate(engine, id, sum, bytes))
         index_add_candidate(engine, id);
