@@ -35,10 +35,42 @@ struct kind {
 };
 
 enum kind_number {
-    MMAP, MMAP_FIXED, MREMAP, MUNMAP, MPROTECT, MADV_DROP, MADV_FILL, MADV_FLAG,
-    UFFD_API, UFFD_REGISTER, UFFD_UNREGISTER, UFFD_COPY, UFFD_ZERO, UFFD_MOVE, UFFD_PROTECT,
-    SCAN, QUERY, OTHER_IOCTL, ALLOCATE, PUNCH, TRUNCATE, MEMFD, OPEN, READ, PREAD, FCNTL, STAT,
-    USERFAULTFD, MBIND, OTHER_SYSCALL, THREAD, HEAP, EVENTFD, PIPE, POLL, KINDS
+    MMAP,
+    MMAP_FIXED,
+    MREMAP,
+    MUNMAP,
+    MPROTECT,
+    MADV_DROP,
+    MADV_FILL,
+    MADV_FLAG,
+    UFFD_API,
+    UFFD_REGISTER,
+    UFFD_UNREGISTER,
+    UFFD_COPY,
+    UFFD_ZERO,
+    UFFD_MOVE,
+    UFFD_PROTECT,
+    SCAN,
+    QUERY,
+    OTHER_IOCTL,
+    ALLOCATE,
+    PUNCH,
+    TRUNCATE,
+    MEMFD,
+    OPEN,
+    READ,
+    PREAD,
+    FCNTL,
+    STAT,
+    USERFAULTFD,
+    MBIND,
+    OTHER_SYSCALL,
+    THREAD,
+    HEAP,
+    EVENTFD,
+    PIPE,
+    POLL,
+    KINDS
 };
 
 static const struct kind kinds[KINDS] = {
@@ -218,18 +250,18 @@ static int verdict(int kind, void *return_address)
     return atomic_load(&failing_kind) == kind ? errno_of(kind) : 0;
 }
 
-#define REAL(name)                                                      \
-    static __typeof__(&name) real;                                      \
-    if (!real)                                                          \
-        real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
+#define REAL(name)                                                                                 \
+    static __typeof__(&name) real;                                                                 \
+    if (!real)                                                                                     \
+    real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
 
-#define FAIL_IF(kind, value)                                            \
-    do {                                                                \
-        int error = verdict(kind, __builtin_return_address(0));         \
-        if (error) {                                                    \
-            errno = error;                                              \
-            return value;                                               \
-        }                                                               \
+#define FAIL_IF(kind, value)                                                                       \
+    do {                                                                                           \
+        int error = verdict(kind, __builtin_return_address(0));                                    \
+        if (error) {                                                                               \
+            errno = error;                                                                         \
+            return value;                                                                          \
+        }                                                                                          \
     } while (0)
 
 /* ---- address space ------------------------------------------------------------------------ */
@@ -296,14 +328,22 @@ int madvise(void *address, size_t length, int advice)
 static int kind_of_uffd(unsigned number)
 {
     switch (number) {
-    case 0x3f: return UFFD_API;
-    case 0x00: return UFFD_REGISTER;
-    case 0x01: return UFFD_UNREGISTER;
-    case 0x03: return UFFD_COPY;
-    case 0x04: return UFFD_ZERO;
-    case 0x05: return UFFD_MOVE;
-    case 0x06: return UFFD_PROTECT;
-    default: return PASS;
+    case 0x3f:
+        return UFFD_API;
+    case 0x00:
+        return UFFD_REGISTER;
+    case 0x01:
+        return UFFD_UNREGISTER;
+    case 0x03:
+        return UFFD_COPY;
+    case 0x04:
+        return UFFD_ZERO;
+    case 0x05:
+        return UFFD_MOVE;
+    case 0x06:
+        return UFFD_PROTECT;
+    default:
+        return PASS;
     }
 }
 
@@ -433,11 +473,15 @@ int poll(struct pollfd *fds, nfds_t count, int timeout)
 static int kind_of_syscall(long number)
 {
     switch (number) {
-    case SYS_userfaultfd: return USERFAULTFD;
-    case SYS_mbind: return MBIND;
+    case SYS_userfaultfd:
+        return USERFAULTFD;
+    case SYS_mbind:
+        return MBIND;
     case SYS_gettid:
-    case SYS_futex: return PASS;
-    default: return OTHER_SYSCALL;
+    case SYS_futex:
+        return PASS;
+    default:
+        return OTHER_SYSCALL;
     }
 }
 

@@ -91,18 +91,18 @@ static void maybe_stop(const char *name, void *return_address)
 {
     uintptr_t site = (uintptr_t)return_address;
 
-    if (atomic_load(&left) <= 0 || site < target_start || site >= target_end || gettid() != thread ||
-        strcmp(name, function) != 0 || atomic_fetch_sub(&left, 1) != 1)
+    if (atomic_load(&left) <= 0 || site < target_start || site >= target_end ||
+        gettid() != thread || strcmp(name, function) != 0 || atomic_fetch_sub(&left, 1) != 1)
         return;
     sem_post(&reached);
     while (wait_for(&go, limit) < 0 && errno == EINTR)
         ;
 }
 
-#define STOP_OR_GO_ON(name)                                             \
-    static __typeof__(&name) real;                                      \
-    if (!real)                                                          \
-        real = (__typeof__(&name))dlsym(RTLD_NEXT, #name);              \
+#define STOP_OR_GO_ON(name)                                                                        \
+    static __typeof__(&name) real;                                                                 \
+    if (!real)                                                                                     \
+        real = (__typeof__(&name))dlsym(RTLD_NEXT, #name);                                         \
     maybe_stop(#name, __builtin_return_address(0))
 
 void *mmap(void *address, size_t length, int prot, int flags, int fd, off_t offset)

@@ -123,12 +123,15 @@ static uint64_t pattern(const struct torture *t, uint32_t page, uint32_t word)
     return mix(t->options.seed ^ ((uint64_t)page << 32 | word));
 }
 
-static uint64_t slot_word(const struct torture *t, uint32_t slot, uint32_t page, uint64_t version, uint32_t i)
+static uint64_t slot_word(const struct torture *t, uint32_t slot, uint32_t page, uint64_t version,
+                          uint32_t i)
 {
-    return mix(t->options.seed ^ version << 40 ^ (uint64_t)(slot + 1) << 36 ^ (uint64_t)page << 8 ^ i);
+    return mix(t->options.seed ^ version << 40 ^ (uint64_t)(slot + 1) << 36 ^ (uint64_t)page << 8 ^
+               i);
 }
 
-static volatile uint64_t *word_at(const struct torture *t, uint32_t buffer, uint32_t page, uint32_t word)
+static volatile uint64_t *word_at(const struct torture *t, uint32_t buffer, uint32_t page,
+                                  uint32_t word)
 {
     return (volatile uint64_t *)((char *)t->options.buffers[buffer] + (size_t)page * PAGE) + word;
 }
@@ -138,7 +141,8 @@ static int is_counter(uint32_t word)
     return word < SLOT_FIRST && word % COUNTER_STRIDE == 0;
 }
 
-static void report(struct worker *w, volatile uint64_t *at, uint64_t want, uint64_t got, uint64_t *counter)
+static void report(struct worker *w, volatile uint64_t *at, uint64_t want, uint64_t got,
+                   uint64_t *counter)
 {
     if (!w->totals.first_bad) {
         w->totals.first_bad = (uint64_t)(uintptr_t)at;
@@ -156,7 +160,8 @@ static void fill_page(struct torture *t, uint32_t buffer, uint32_t page)
         if (is_counter(i))
             value = 0;
         else if (i >= SLOT_FIRST && i < SLOT_END)
-            value = slot_word(t, (i - SLOT_FIRST) / SLOT_WORDS, page, 0, (i - SLOT_FIRST) % SLOT_WORDS);
+            value =
+                slot_word(t, (i - SLOT_FIRST) / SLOT_WORDS, page, 0, (i - SLOT_FIRST) % SLOT_WORDS);
         *word_at(t, buffer, page, i) = value;
     }
 }
@@ -297,9 +302,11 @@ static void transfer(struct worker *w, int in, int out, void *target, const uint
 static void scatter(struct worker *w, int fd, uint32_t buffer, uint32_t page, const uint64_t *bytes)
 {
     uint32_t other = (buffer + 1) % w->torture->options.nbuffers;
-    struct iovec iov[2] = {{slot_at(w, buffer, page), SLOT_BYTES}, {slot_at(w, other, page), SLOT_BYTES}};
+    struct iovec iov[2] = {{slot_at(w, buffer, page), SLOT_BYTES},
+                           {slot_at(w, other, page), SLOT_BYTES}};
 
-    if (pwrite(fd, bytes, SLOT_BYTES, 0) != SLOT_BYTES || pwrite(fd, bytes, SLOT_BYTES, SLOT_BYTES) != SLOT_BYTES)
+    if (pwrite(fd, bytes, SLOT_BYTES, 0) != SLOT_BYTES ||
+        pwrite(fd, bytes, SLOT_BYTES, SLOT_BYTES) != SLOT_BYTES)
         w->totals.errors++;
     while (again(w, preadv(fd, iov, 2, 0), 2 * SLOT_BYTES))
         ;
@@ -312,7 +319,8 @@ static void gather(struct worker *w, const int *fds, uint32_t buffer, uint32_t p
     size_t done = 0;
 
     while (done < TAIL_BYTES) {
-        ssize_t rc = write(fds[0], (const char *)word_at(w->torture, buffer, page, SLOT_END) + done, TAIL_BYTES - done);
+        ssize_t rc = write(fds[0], (const char *)word_at(w->torture, buffer, page, SLOT_END) + done,
+                           TAIL_BYTES - done);
 
         if (!again(w, rc < 0 ? rc : rc + (ssize_t)done, TAIL_BYTES))
             rc = TAIL_BYTES - (ssize_t)done;
@@ -322,8 +330,8 @@ static void gather(struct worker *w, const int *fds, uint32_t buffer, uint32_t p
         return; /* given up above, and counted there */
     for (uint32_t i = 0; i < TAIL_BYTES / 8; i++)
         if (seen[i] != pattern(w->torture, page, SLOT_END + i))
-            report(w, word_at(w->torture, buffer, page, SLOT_END + i), pattern(w->torture, page, SLOT_END + i),
-                   seen[i], &w->totals.wrong);
+            report(w, word_at(w->torture, buffer, page, SLOT_END + i),
+                   pattern(w->torture, page, SLOT_END + i), seen[i], &w->totals.wrong);
 }
 
 static void check_slot(struct worker *w, uint32_t buffer, uint32_t page, uint64_t version)
@@ -332,7 +340,8 @@ static void check_slot(struct worker *w, uint32_t buffer, uint32_t page, uint64_
 
     for (uint32_t i = 0; i < SLOT_WORDS; i++)
         if (slot[i] != slot_word(w->torture, w->index, page, version, i))
-            report(w, slot + i, slot_word(w->torture, w->index, page, version, i), slot[i], &w->totals.spoiled);
+            report(w, slot + i, slot_word(w->torture, w->index, page, version, i), slot[i],
+                   &w->totals.spoiled);
 }
 
 static void exchange(struct worker *w, const int *fds, uint32_t page)
@@ -435,8 +444,9 @@ struct torture *torture_new(const struct torture_options *options)
 {
     struct torture *t;
 
-    if (options->nbuffers > MAX_BUFFERS || options->writers > MAX_WRITERS || options->readers > MAX_READERS
-        || options->syscalls > MAX_SYSCALLS || options->window > MAX_WINDOW || !options->window || !options->pages)
+    if (options->nbuffers > MAX_BUFFERS || options->writers > MAX_WRITERS ||
+        options->readers > MAX_READERS || options->syscalls > MAX_SYSCALLS ||
+        options->window > MAX_WINDOW || !options->window || !options->pages)
         return NULL;
     t = calloc(1, sizeof *t);
     if (!t)
@@ -532,7 +542,9 @@ static uint64_t expected_word(const struct torture *t, uint32_t page, uint32_t w
     if (is_counter(word))
         return writer_index < o->writers ? t->workers[writer_index].shadow[page] : 0;
     if (word >= SLOT_FIRST && word < SLOT_END)
-        return slot_word(t, slot, page, slot < o->syscalls && slot < 3 ? t->workers[o->writers + slot].shadow[page] : 0,
+        return slot_word(t, slot, page,
+                         slot < o->syscalls && slot < 3 ? t->workers[o->writers + slot].shadow[page]
+                                                        : 0,
                          (word - SLOT_FIRST) % SLOT_WORDS);
     return pattern(t, page, word);
 }
@@ -559,7 +571,7 @@ void torture_free(struct torture *t)
 /* ---- pages under direct I/O ---------------------------------------------------------------- */
 
 struct direct_io {
-    int fd;               /* opened O_DIRECT; block k of 4096 bytes is filled with mix(seed, k, word) */
+    int fd; /* opened O_DIRECT; block k of 4096 bytes is filled with mix(seed, k, word) */
     uint32_t blocks;
     uint32_t pages;
     void *buffers[2];
