@@ -34,8 +34,7 @@ static bool intact(ksmpy_engine *engine, const struct region *region)
         struct os_vma vma;
         if (os_maps_find(&engine->maps, at, &vma) <= 0 || vma.start > at)
             return false;
-        bool overlay = vma.inode == engine->store.inode && vma.dev == engine->store.dev;
-        if (!overlay && !vma.private_anonymous_rw)
+        if (!is_overlay(engine, &vma) && !vma.private_anonymous_rw)
             return false;
         at = vma.end;
     }

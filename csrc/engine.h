@@ -179,7 +179,6 @@ struct ksmpy_engine {
     uint64_t scanned, skipped, full_scans;
     uint64_t busy, no_budget, no_memory, differed, lost;
     uint64_t vmas, vmas_counted, vma_limit; /* estimate; at the last count; allowed */
-    uint64_t pruned_at; /* os_milliseconds() */
 };
 
 static inline struct page *page_record(const ksmpy_engine *engine, uint32_t id)
@@ -260,6 +259,12 @@ void frames_follow_nodes(ksmpy_engine *engine);
 void merge_run(ksmpy_engine *engine); /* carries engine->run out, and empties it */
 
 /* ---- unmerge.c ---- */
+
+/* Does this mapping show the store? */
+static inline bool is_overlay(const ksmpy_engine *engine, const struct os_vma *vma)
+{
+    return vma->inode == engine->store.inode && vma->dev == engine->store.dev;
+}
 
 /* Pages of one region whose memory is an overlay become anonymous memory; 0 or the first error. */
 int unmerge_pages(ksmpy_engine *engine, uint32_t region, uint64_t first, uint64_t n,

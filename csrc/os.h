@@ -173,7 +173,6 @@ bool os_direct_io(int tasks_fd, uintptr_t address, uint64_t n);
 
 void os_probe(struct ksmpy_caps *caps);
 uint64_t os_memory_pages(void);
-uint64_t os_milliseconds(void); /* monotonic */
 void os_sleep_us(unsigned us);
 /* Node numbers of n pages (negative errno for a page without one). */
 int os_nodes(uintptr_t address, uint64_t n, int *nodes);

@@ -134,13 +134,6 @@ uint64_t os_memory_pages(void)
     return pages > 0 ? (uint64_t)pages : (uint64_t)1 << 20;
 }
 
-uint64_t os_milliseconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
 void os_sleep_us(unsigned us)
 {
     struct timespec span = {.tv_nsec = (long)us * 1000};

@@ -13,11 +13,6 @@ struct span {
     uintptr_t start, end;
 };
 
-static bool is_overlay(const ksmpy_engine *engine, const struct os_vma *vma)
-{
-    return vma->inode == engine->store.inode && vma->dev == engine->store.dev;
-}
-
 /* The next stretch of overlay mappings in [at, end): 1 found, 0 none, or -errno. */
 static int next_overlay(ksmpy_engine *engine, uintptr_t at, uintptr_t end, struct span *span)
 {
@@ -40,24 +35,29 @@ static int next_overlay(ksmpy_engine *engine, uintptr_t at, uintptr_t end, struc
     return span->end != 0;
 }
 
-/* Records follow the address space: these pages map no frame any more. */
-static void forget_sharing(ksmpy_engine *engine, const struct region *region, struct span span,
-                           enum page_state state)
+typedef void leave(ksmpy_engine *engine, uint32_t id, enum page_state state);
+
+static void forget(ksmpy_engine *engine, const struct region *region, struct span span,
+                   enum page_state state, leave *how)
 {
     uint32_t id = region->base + (uint32_t)((span.start - region->address) >> PAGE_SHIFT);
     for (uintptr_t at = span.start; at < span.end; at += PAGE_SIZE, id++)
         if (page_state(page_record(engine, id)) == PAGE_SHARED)
-            page_unshare(engine, id, state);
+            how(engine, id, state);
+}
+
+/* Records follow the address space: these pages map no frame any more. */
+static void forget_sharing(ksmpy_engine *engine, const struct region *region, struct span span,
+                           enum page_state state)
+{
+    forget(engine, region, span, state, page_unshare);
 }
 
 /* No overlay is here, whatever the records say: its owner unmapped it, or moved it somewhere. */
 static void forget_lost(ksmpy_engine *engine, const struct region *region, struct span span,
                         enum page_state state)
 {
-    uint32_t id = region->base + (uint32_t)((span.start - region->address) >> PAGE_SHIFT);
-    for (uintptr_t at = span.start; at < span.end; at += PAGE_SIZE, id++)
-        if (page_state(page_record(engine, id)) == PAGE_SHARED)
-            page_abandon(engine, id, state);
+    forget(engine, region, span, state, page_abandon);
 }
 
 static int unmerge_span(ksmpy_engine *engine, const struct region *region, struct span span,
