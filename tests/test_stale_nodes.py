@@ -9,7 +9,6 @@ happen at a chosen moment: a thread is stopped at one call after the other (supp
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import os
 from collections import Counter
@@ -26,6 +25,7 @@ from conftest import Mode
 from ksmpy.numa import SystemTopology
 from support import memory, oracle, pause, swap
 from support.inject import preloaded
+from support.knobs import both_refused
 from support.memory import Bytes
 from support.oracle import PAGE
 from support.procs import Child, python, python_ok
@@ -55,20 +55,6 @@ def _merged(engine: Any, copies: int = 3, count: int = 32, seed: int = 1) -> lis
 
 def _no_store(arrays: list[Bytes]) -> None:
     assert not any(oracle.maps_store(*memory.span(array)) for array in arrays)
-
-
-def _refused(engine: Any, name: str, value: int) -> None:
-    before = getattr(engine.knobs, name)
-    with pytest.raises(OSError) as caught:
-        setattr(engine.knobs, name, value)
-    assert caught.value.errno == errno.EBUSY
-    assert getattr(engine.knobs, name) == before
-    engine.check()
-
-
-def _both_refused(engine: Any) -> None:
-    _refused(engine, "merge_across_nodes", 1 - engine.knobs.merge_across_nodes)
-    _refused(engine, "max_page_sharing", engine.knobs.max_page_sharing + 1)
 
 
 def _switched(engine: Any) -> None:
@@ -120,13 +106,13 @@ def test_cause_1_a_child_maps_frames(engine: Any) -> None:
 
     child = Child(compare).ready()
     later = _merged(engine, seed=2)
-    _both_refused(engine)
+    both_refused(engine)
     engine.knobs.run = 2
     _no_store(arrays + later)
     stats = engine.stats()
     assert (stats.pages_shared, stats.pages_sharing, stats.stale_frames) == (0, 0, 32)
     assert stats.frame_bytes == 32 * PAGE, "frames that the child cannot map were kept"
-    _both_refused(engine)
+    both_refused(engine)
     compare()
     for array in arrays:
         array[:] = 7
@@ -145,7 +131,7 @@ def test_cause_1_the_last_of_several_children(engine: Any) -> None:
     children = [Child(compare).ready() for _ in range(3)]
     engine.knobs.run = 2
     for child in children:
-        _both_refused(engine)
+        both_refused(engine)
         child.finish()
     _switched(engine)
     _no_store(arrays)
@@ -167,7 +153,7 @@ def test_cause_1_stale_frames_are_shared_again(engine: Any) -> None:
     assert oracle.true_saved_pages(map(memory.span, arrays)) == 64
     assert engine.stats().frame_bytes == 32 * PAGE
     child.finish()
-    _both_refused(engine)
+    both_refused(engine)
     engine.knobs.run = 2
     _switched(engine)
 

@@ -6,7 +6,6 @@ is mapped (support/oracle.py) as well as with the counters.
 
 from __future__ import annotations
 
-import errno
 from collections import Counter
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 
 from conftest import MakeEngine, Mode
 from support import memory, oracle
+from support.knobs import both_refused
 from support.memory import Bytes
 from support.oracle import PAGE
 
@@ -30,20 +30,6 @@ pytestmark = [
     pytest.mark.timeout(120),
     pytest.mark.parametrize("mode", CHOSEN, indirect=True, ids=str),
 ]
-
-
-def _refused(engine: Any, name: str, value: int) -> None:
-    before = getattr(engine.knobs, name)
-    with pytest.raises(OSError) as caught:
-        setattr(engine.knobs, name, value)
-    assert caught.value.errno == errno.EBUSY
-    assert getattr(engine.knobs, name) == before
-    engine.check()
-
-
-def _both_refused(engine: Any) -> None:
-    _refused(engine, "merge_across_nodes", 1 - engine.knobs.merge_across_nodes)
-    _refused(engine, "max_page_sharing", engine.knobs.max_page_sharing + 1)
 
 
 def _addresses(array: Bytes) -> npt.NDArray[np.uint64]:
@@ -184,7 +170,7 @@ def test_switching_between_trees(make_engine: MakeEngine, nodes: int) -> None:
         assert sum(users.total() for users in frames.values()) == sum(
             users for users in kinds.values() if users > 1
         )
-        _both_refused(engine)
+        both_refused(engine)
         assert [array.tobytes() for array in arrays] == wanted
         engine.knobs.run = 2
         engine.knobs.run = 0
