@@ -5,7 +5,8 @@
  * through untouched.  Calls from the target are numbered from 1 while the
  * library is armed, logged, and the chosen one (or, persistently, it and all
  * later ones of its kind) fails with an errno that the kernel could really
- * give there.  UFFDIO_WAKE, close and the like are left out: they do not fail.
+ * give there.  Where several threads make calls a number does not name the same
+ * call twice; the nth of a kind that one thread makes does.  UFFDIO_WAKE, close and the like are left out: they do not fail.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -118,6 +119,7 @@ static uint64_t fail_at;
 static int fail_variant;
 static int fail_persistently;
 static atomic_int failing_kind;
+static atomic_uint_fast64_t spared; /* calls of that kind that still succeed */
 static atomic_uint_fast64_t fired;
 static struct {
     int kind;
@@ -156,18 +158,20 @@ void inject_arm(uint64_t nth, int variant, int persistently)
     atomic_store(&calls, 0);
     atomic_store(&fired, 0);
     atomic_store(&failing_kind, PASS);
+    atomic_store(&spared, 0);
     fail_at = nth;
     fail_variant = variant;
     fail_persistently = persistently;
     atomic_store(&armed, 1);
 }
 
-/* From now on every call of a kind fails; -1 if there is no such kind. */
-int inject_arm_kind(const char *name, int variant)
+/* The nth call of a kind fails, and every later one; -1 if there is no such kind. */
+int inject_arm_kind(const char *name, int variant, uint64_t nth)
 {
     for (int kind = 0; kind < KINDS; kind++)
         if (strcmp(kinds[kind].name, name) == 0) {
             inject_arm(0, variant, 1);
+            atomic_store(&spared, nth - 1);
             atomic_store(&failing_kind, kind);
             return 0;
         }
@@ -229,6 +233,15 @@ static int can_persist(int kind)
     return kind != READ && kind != POLL && kind != UFFD_COPY;
 }
 
+static int spare(void)
+{
+    uint64_t left = atomic_load(&spared);
+
+    while (left && !atomic_compare_exchange_weak(&spared, &left, left - 1))
+        ;
+    return left != 0;
+}
+
 /* 0: go on; else the errno to fail with. */
 static int verdict(int kind, void *return_address)
 {
@@ -247,7 +260,7 @@ static int verdict(int kind, void *return_address)
             atomic_store(&failing_kind, kind);
         return errno_of(kind);
     }
-    return atomic_load(&failing_kind) == kind ? errno_of(kind) : 0;
+    return atomic_load(&failing_kind) == kind && !spare() ? errno_of(kind) : 0;
 }
 
 #define REAL(name)                                                                                 \

@@ -35,6 +35,7 @@ class Injector:
     def __init__(self, target: str = "/_ksmpy.") -> None:
         lib: Any = ctypes.CDLL(None)
         lib.inject_arm.argtypes = [ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
+        lib.inject_arm_kind.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_uint64]
         lib.inject_calls.restype = lib.inject_fired.restype = lib.inject_site.restype = (
             ctypes.c_uint64
         )
@@ -59,9 +60,9 @@ class Injector:
             self._lib.inject_disarm()
 
     @contextmanager
-    def failing_kind(self, kind: str, variant: int = 0) -> Iterator[None]:
-        """Let every call of a kind fail."""
-        assert self._lib.inject_arm_kind(kind.encode(), variant) == 0, f"no kind {kind!r}"
+    def failing_kind(self, kind: str, variant: int = 0, nth: int = 1) -> Iterator[None]:
+        """Let the nth call of a kind fail, and all later ones."""
+        assert self._lib.inject_arm_kind(kind.encode(), variant, nth) == 0, f"no kind {kind!r}"
         try:
             yield
         finally:
