@@ -110,12 +110,14 @@ static void check_unstable(const ksmpy_engine *engine, struct report *report)
 }
 
 struct frames_seen {
+    struct report *report;
     uint64_t live, shared, stale, sharers, chains, dups;
 };
 
-static void see_chain(const ksmpy_engine *engine, uint32_t head, int tree, struct frames_seen *seen,
-                      struct report *report)
+static void see_chain(const ksmpy_engine *engine, uint32_t head, int tree, void *argument)
 {
+    struct frames_seen *seen = argument;
+    struct report *report = seen->report;
     uint64_t length = 0;
     uint32_t before = NO_FRAME;
     for (uint32_t at = head; at != NO_FRAME; at = frame_at(&engine->store, at)->dup_next) {
@@ -138,18 +140,10 @@ static void see_chain(const ksmpy_engine *engine, uint32_t head, int tree, struc
 
 static void check_frames(const ksmpy_engine *engine, struct report *report)
 {
-    struct rb_arena arena = {.base = engine->store.frames, .stride = sizeof(struct frame)};
-    uint32_t limit = (uint32_t)engine->store.nodes << engine->store.span_shift;
-    struct frames_seen seen = {0};
-    for (int tree = 0; tree < MAX_NODES; tree++) {
-        if (rb_check(&arena, &engine->stable[tree], limit) < 0) {
+    struct frames_seen seen = {.report = report};
+    for (int tree = 0; tree < engine->nodes; tree++)
+        if (stable_walk(engine, tree, see_chain, &seen) < 0)
             complain(report, "stable tree is no red-black tree", (uint64_t)tree, 0);
-            return;
-        }
-        for (uint32_t at = rb_first(&arena, &engine->stable[tree]); at != RB_NONE;
-             at = rb_next(&arena, at))
-            see_chain(engine, at, tree, &seen, report);
-    }
     expect(report, "live frames", engine->live_frames, seen.live);
     expect(report, "shared frames", engine->shared_frames, seen.shared);
     expect(report, "stale frames", engine->stale_frames, seen.stale);

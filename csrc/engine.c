@@ -82,7 +82,9 @@ static int open_arrays(ksmpy_engine *engine)
         error = arena_init(&engine->chunk_owner, sizeof(uint32_t), chunks);
     if (!error)
         error = ids_init(&engine->chunks, chunks);
-    return error ? error : index_init(engine);
+    if (!error)
+        error = stable_init(engine);
+    return error ? error : unstable_init(engine);
 }
 
 static void close_arrays(ksmpy_engine *engine)
@@ -91,7 +93,8 @@ static void close_arrays(ksmpy_engine *engine)
     arena_destroy(&engine->pages);
     arena_destroy(&engine->chunk_owner);
     ids_destroy(&engine->chunks);
-    index_destroy(engine);
+    stable_destroy(engine);
+    unstable_destroy(engine);
 }
 
 static void close_engine(ksmpy_engine *engine)
@@ -231,7 +234,7 @@ static uint32_t take_pages(ksmpy_engine *engine, uint32_t region, uint64_t n)
         return NO_PAGE;
     bool room = got == chunks && arena_grow(&engine->chunk_owner, first + chunks) == 0 &&
                 arena_grow(&engine->pages, (first + chunks) << CHUNK_SHIFT) == 0 &&
-                index_resize(engine, engine->registered + n) == 0;
+                unstable_resize(engine, engine->registered + n) == 0;
     if (!room) {
         ids_give(&engine->chunks, first, got);
         return NO_PAGE;
@@ -466,7 +469,7 @@ int ksmpy_knob_set(ksmpy_engine *engine, int knob, uint64_t value)
         engine->knobs[knob] = value;
     if (knob == KSMPY_KNOB_USE_ZERO_PAGES && value)
         for (int tree = 0; tree < engine->nodes; tree++)
-            index_wake_candidates(engine, tree, engine->sum_of_zeros);
+            unstable_wake(engine, tree, engine->sum_of_zeros);
     engine_unlock(engine);
     pthread_mutex_unlock(&engine->pass);
     return error;

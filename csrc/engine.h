@@ -46,6 +46,7 @@
 #define NO_REGION NO_INDEX
 #define CHUNK_SHIFT 9 /* page ids are given to regions in chunks of 512 */
 #define CHUNK ((uint64_t)1 << CHUNK_SHIFT)
+#define AHEAD 16      /* pages that are read before the first of them is looked up */
 #define WINDOW 8192   /* pages that one question for written pages covers: 32 MiB */
 
 enum page_state {
@@ -118,6 +119,12 @@ struct unode { /* node of an unstable tree */
     uint32_t page; /* or the next free node */
 };
 
+struct forest { /* a stable tree without its top: see stable.c */
+    struct arena roots; /* struct rb_tree */
+    uint64_t trees;
+    uint64_t heads; /* frames in the trees; the others of their chains hang on them */
+};
+
 struct cursor {
     uint32_t region;
     uint64_t page;              /* within the region */
@@ -128,7 +135,22 @@ struct cursor {
     uint64_t copied[WINDOW / 64]; /* is an overlay's private copy, if it is an overlay */
 };
 
-/* Pages in a row that all want the same thing; carried out together. */
+static inline bool has_bit(const uint64_t *bits, uint64_t i)
+{
+    return bits[i / 64] >> (i % 64) & 1;
+}
+
+/* Checksums of the next pages; forgotten whenever others get the lock. */
+struct ahead {
+    uint32_t first, end; /* page ids: of sums[0]; none at or after */
+    uint64_t n;
+    uint64_t sums[AHEAD];
+};
+
+/*
+ * Pages in a row that all want the same thing; carried out together.  With n = 0 it says where the
+ * last one ended, which is where its kind would go on best.
+ */
 struct run {
     enum { RUN_NONE, RUN_FRAME, RUN_PAGE, RUN_ZERO, RUN_UNMERGE } kind;
     uint32_t page; /* id of the first */
@@ -161,14 +183,16 @@ struct ksmpy_engine {
     uint64_t registered;
 
     struct store store;
-    struct rb_tree stable[MAX_NODES], unstable[MAX_NODES];
+    struct forest stable[MAX_NODES]; /* as many as there are nodes */
+    struct rb_tree unstable[MAX_NODES];
     struct arena unodes;
     uint32_t unode_count, unode_free;
-    uint32_t *page_heads, *frame_heads; /* buckets */
-    uint64_t page_buckets, frame_buckets;
+    uint32_t *page_heads; /* buckets of the pages that wait */
+    uint64_t page_buckets;
     uint64_t waiting_pages, paired_pages, live_frames;
 
     struct cursor cursor;
+    struct ahead ahead;
     struct run run;
     struct ksmpy_scan_result *result; /* of the call under way */
     uint64_t sum_of_zeros;
@@ -224,31 +248,50 @@ void page_unshare(ksmpy_engine *engine, uint32_t id, enum page_state state);
  */
 void page_abandon(ksmpy_engine *engine, uint32_t id, enum page_state state);
 
-/* ---- index.c: the trees and the tables in front of them ---- */
+/* Live memory: a hint until it is compared again while frozen. */
+int compare_live(const void *a, const void *b);
 
-int index_init(ksmpy_engine *engine);
-void index_destroy(ksmpy_engine *engine);
+/* ---- stable.c: the stable trees ---- */
+
+int stable_init(ksmpy_engine *engine);
+void stable_destroy(ksmpy_engine *engine);
+uint64_t stable_metadata_bytes(const ksmpy_engine *engine);
+/*
+ * The frame with these bytes that has room for a sharer, or NO_FRAME. The preferred one is taken
+ * if it has their checksum.
+ */
+uint32_t stable_find(ksmpy_engine *engine, int tree, uint64_t sum, const void *bytes,
+                     uint32_t preferred);
+/* The checksum will be asked for soon. */
+void stable_prefetch(const ksmpy_engine *engine, int tree, uint64_t sum);
+void stable_add(ksmpy_engine *engine, uint32_t frame, int tree);
+void stable_remove(ksmpy_engine *engine, uint32_t frame);
+/* Visits the head of each chain; how many there are, or -EUCLEAN. */
+typedef void stable_visit(const ksmpy_engine *engine, uint32_t head, int tree, void *argument);
+int64_t stable_walk(const ksmpy_engine *engine, int tree, stable_visit *visit, void *argument);
+
+/* ---- unstable.c: the unstable trees, and the pages that wait for an equal one ---- */
+
+int unstable_init(ksmpy_engine *engine);
+void unstable_destroy(ksmpy_engine *engine);
+uint64_t unstable_metadata_bytes(const ksmpy_engine *engine);
 /* Room for the candidates of that many pages; fails without harm. */
-int index_resize(ksmpy_engine *engine, uint64_t pages);
-uint64_t index_metadata_bytes(const ksmpy_engine *engine);
-
-/* The candidate with the bytes of page id, preferably the one named; or NO_PAGE. */
-uint32_t index_find_candidate(ksmpy_engine *engine, uint32_t id, uint32_t preferred);
+int unstable_resize(ksmpy_engine *engine, uint64_t pages);
+/*
+ * The candidate with the bytes of page id, or NO_PAGE. The preferred one is taken if it has their
+ * checksum.
+ */
+uint32_t unstable_find(ksmpy_engine *engine, uint32_t id, uint32_t preferred);
 /* A full frame has room again: candidates of its checksum are looked up anew. */
-void index_wake_candidates(ksmpy_engine *engine, int tree, uint64_t sum);
-void index_add_candidate(ksmpy_engine *engine, uint32_t id);
-void index_remove_candidate(ksmpy_engine *engine, uint32_t id);
-
-/* The frame with these bytes that has room for a sharer, preferably the one named; or NO_FRAME. */
-uint32_t index_find_frame(ksmpy_engine *engine, int tree, uint64_t sum, const void *bytes,
-                          uint32_t preferred);
-void index_add_frame(ksmpy_engine *engine, uint32_t frame, int tree);
-void index_remove_frame(ksmpy_engine *engine, uint32_t frame);
-int index_check(ksmpy_engine *engine, char *text, size_t size);
+void unstable_wake(ksmpy_engine *engine, int tree, uint64_t sum);
+void unstable_prefetch(const ksmpy_engine *engine, uint64_t sum);
+void unstable_add(ksmpy_engine *engine, uint32_t id);
+void unstable_remove(ksmpy_engine *engine, uint32_t id);
 
 /* ---- frames.c: when a frame may go ---- */
 
 void frame_leave(ksmpy_engine *engine, uint32_t frame); /* one sharer less */
+bool frame_is_live(const ksmpy_engine *engine, uint32_t frame); /* of any number */
 /* Frees the stale frames that nobody can map any more; true: none is left. */
 bool frames_reap(ksmpy_engine *engine);
 /* A frame whose memory lies on another node now goes to that node's tree, as in the kernel. */
@@ -256,7 +299,7 @@ void frames_follow_nodes(ksmpy_engine *engine);
 
 /* ---- merge.c ---- */
 
-void merge_run(ksmpy_engine *engine); /* carries engine->run out, and empties it */
+void merge_run(ksmpy_engine *engine); /* carries engine->run out; it is empty then */
 
 /* ---- unmerge.c ---- */
 
@@ -282,8 +325,10 @@ void budget_survey(ksmpy_engine *engine);
 void budget_find_lost(ksmpy_engine *engine);
 bool budget_allows(ksmpy_engine *engine, uint64_t more);
 
-/* ---- scan.c ---- */
+/* ---- cursor.c ---- */
 
+/* What the page tables say about the pages from the cursor on. */
+void cursor_open_window(ksmpy_engine *engine, const struct region *region);
 void cursor_reset(ksmpy_engine *engine);
 /* What was known of the page when the window was opened is out of date. */
 void cursor_page_shared(ksmpy_engine *engine, uint32_t id);

@@ -44,7 +44,7 @@ static void let_go(ksmpy_engine *engine)
     engine->store.memory = NULL;
     engine->store.leases.taking = NULL; /* stays mapped: it is this child's lease */
     engine->forked = true;
-    engine->run.kind = RUN_NONE;
+    engine->run = (struct run){.kind = RUN_NONE};
     atomic_store(&engine->waiting, 0);
     atomic_store(&engine->pass_wanted, 0);
     pthread_mutex_init(&engine->lock, NULL);

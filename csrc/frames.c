@@ -7,7 +7,7 @@
 
 static void frame_free(ksmpy_engine *engine, uint32_t frame)
 {
-    index_remove_frame(engine, frame);
+    stable_remove(engine, frame);
     store_free(&engine->store, frame);
 }
 
@@ -15,7 +15,7 @@ void frame_leave(ksmpy_engine *engine, uint32_t frame)
 {
     struct frame *record = frame_at(&engine->store, frame);
     if (record->sharers == engine->knobs[KSMPY_KNOB_MAX_PAGE_SHARING])
-        index_wake_candidates(engine, record->tree, record->sum);
+        unstable_wake(engine, record->tree, record->sum);
     if (--record->sharers)
         return;
     engine->shared_frames--;
@@ -27,9 +27,11 @@ void frame_leave(ksmpy_engine *engine, uint32_t frame)
 }
 
 /* Freed frames may have no record behind them. */
-static bool frame_is_live(const ksmpy_engine *engine, uint32_t frame)
+bool frame_is_live(const ksmpy_engine *engine, uint32_t frame)
 {
     const struct store *store = &engine->store;
+    if (frame >> store->span_shift >= (uint32_t)store->nodes)
+        return false;
     uint32_t local = frame & (((uint32_t)1 << store->span_shift) - 1);
     return ids_has(&store->ids[frame_node(store, frame)], local) && frame_at(store, frame)->live;
 }
@@ -53,8 +55,8 @@ static void follow_chunk(ksmpy_engine *engine, uint32_t first, uint64_t n)
         if (!frame_is_live(engine, frame) || node < 0 ||
             node == frame_at(&engine->store, frame)->tree)
             continue;
-        index_remove_frame(engine, frame);
-        index_add_frame(engine, frame, node);
+        stable_remove(engine, frame);
+        stable_add(engine, frame, node);
     }
 }
 

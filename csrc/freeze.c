@@ -36,7 +36,8 @@ static void close_all(struct freezer *fz)
 
 static void unmap_all(struct freezer *fz)
 {
-    os_unmap((void *)fz->window, bytes_of(FREEZE_MAX));
+    os_unmap((void *)fz->windows[0], bytes_of(FREEZE_MAX));
+    os_unmap((void *)fz->windows[1], bytes_of(FREEZE_HUGE));
     os_unmap((void *)fz->stage, bytes_of(FREEZE_MAX));
     os_unmap(fz->zeros, PAGE_SIZE);
     for (size_t i = 0; i < sizeof fz->blank / sizeof fz->blank[0]; i++)
@@ -83,7 +84,7 @@ void freezer_abandon(struct freezer *fz)
     if (by_signal(fz))
         signal_destroy(fz);
     close_all(fz);
-    fz->window = fz->stage = 0;
+    fz->windows[0] = fz->windows[1] = fz->stage = 0;
     memset(fz->blank, 0, sizeof fz->blank);
     pthread_mutex_init(&fz->lock, NULL);
 }
@@ -129,10 +130,21 @@ static int64_t freeze_some(struct freezer *fz, uintptr_t address, uint64_t n, co
             signal_thaw(fz);
         else
             uffd_thaw(fz, address, n);
-        if (n == 1 || (got != -EFAULT && got != -EINVAL && got != -ENOENT))
+        bool shorter = got == -EFAULT || got == -EINVAL || got == -ENOENT || n > FREEZE_MAX;
+        if (n == 1 || !shorter)
             return got;
-        n /= 2;
+        n = n > FREEZE_MAX ? FREEZE_MAX : n / 2;
     }
+}
+
+/* No further than the next huge page, which is then frozen as one. */
+static uint64_t at_once(const struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    uint64_t rest = HUGE_PAGES - (address >> PAGE_SHIFT) % HUGE_PAGES;
+    if (rest == HUGE_PAGES && n >= HUGE_PAGES && os_is_huge(fz->pagemap_fd, address))
+        return HUGE_PAGES;
+    n = n < rest ? n : rest;
+    return n < FREEZE_MAX ? n : FREEZE_MAX;
 }
 
 /*
@@ -142,11 +154,12 @@ static int64_t freeze_some(struct freezer *fz, uintptr_t address, uint64_t n, co
  */
 int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
-    n = n < FREEZE_MAX ? n : FREEZE_MAX;
+    n = at_once(fz, address, n);
     pthread_mutex_lock(&fz->lock);
     int64_t got = freeze_some(fz, address, n, view);
     if (got == -EBUSY && fz->mode == KSMPY_FREEZE_UFFD_MOVE) {
         pthread_mutex_unlock(&fz->lock);
+        n = n < FREEZE_MAX ? n : FREEZE_MAX;
         os_populate(address, n, true);
         pthread_mutex_lock(&fz->lock);
         got = freeze_some(fz, address, n, view);

@@ -39,8 +39,10 @@
 
 #include "os.h"
 
-/* Longest range frozen at once: bounds how long a thread may wait, about 0.6 us a page. */
+/* Longest range of small pages frozen at once: bounds how long a thread may wait. */
 #define FREEZE_MAX 128
+/* A huge page is frozen, mapped over and freed as one; to split it would take longer than that. */
+#define FREEZE_HUGE HUGE_PAGES
 
 struct freezer {
     int mode;      /* enum ksmpy_freeze, never AUTO */
@@ -49,7 +51,7 @@ struct freezer {
     pthread_mutex_t lock;
 
     uintptr_t start, end;  /* what is frozen, or was to be; guarded by the lock */
-    bool hole[FREEZE_MAX]; /* frozen page was not there: its view must not be touched */
+    bool hole[FREEZE_HUGE]; /* frozen page was not there: its view must not be touched */
 
     int uffd;      /* missing pages of regions, and their write tracking; or -1 */
     int wp_fd;     /* blocks writers of overlays while they are unmerged; or -1 */
@@ -57,7 +59,9 @@ struct freezer {
     int pagemap_fd;
     int tasks_fd;  /* what other threads do */
     pthread_t thread;
-    uintptr_t window;   /* where frozen pages are kept */
+    uintptr_t windows[2]; /* for small pages, for a huge one; 0: none */
+    uintptr_t *window;  /* where the frozen pages are kept, one of the two */
+    bool torn;          /* the huge window has a page table now, so that no huge page fits in */
     uintptr_t stage;    /* copies of overlay pages on their way back */
     uintptr_t blank[8]; /* never touched anonymous memory, by enum ksmpy_vma_flag */
     void *zeros;        /* one page */

@@ -101,28 +101,41 @@ static int open_uffds(struct freezer *fz)
     return fz->stop_fd < 0 ? -errno : 0;
 }
 
-/*
- * The window of uffd-move is registered memory of our own.  It and the stage
- * are kept from children, so that a fork does not make their pages "shared".
- * The window of uffd-remap becomes a piece of a region and may not be marked.
- */
-static int open_window(struct freezer *fz)
+static bool moves(const struct freezer *fz)
 {
-    fz->window = (uintptr_t)os_alloc(bytes_of(FREEZE_MAX));
-    if (!fz->window)
+    return fz->mode == KSMPY_FREEZE_UFFD_MOVE;
+}
+
+/*
+ * The window of uffd-move is registered memory of our own, kept from children
+ * so that a fork does not make its pages "shared".  The window of uffd-remap
+ * becomes a piece of a region and may not be marked.
+ */
+static int open_window(struct freezer *fz, uint64_t n)
+{
+    uintptr_t at = (uintptr_t)(n == FREEZE_HUGE ? os_alloc_huge() : os_alloc(bytes_of(n)));
+    if (!at)
         return -ENOMEM;
-    int error = os_dont_fork((void *)fz->stage, bytes_of(FREEZE_MAX));
-    if (error || fz->mode != KSMPY_FREEZE_UFFD_MOVE)
-        return error;
-    error = os_dont_fork((void *)fz->window, bytes_of(FREEZE_MAX));
-    return error ? error : os_uffd_register(fz->uffd, fz->window, FREEZE_MAX, OS_UFFD_MISSING);
+    int error = 0;
+    if (moves(fz)) {
+        error = os_dont_fork((void *)at, bytes_of(n));
+        if (!error)
+            error = os_uffd_register(fz->uffd, at, n, OS_UFFD_MISSING);
+    }
+    if (error)
+        os_unmap((void *)at, bytes_of(n));
+    else
+        fz->windows[n == FREEZE_HUGE] = at;
+    return error;
 }
 
 int uffd_init(struct freezer *fz)
 {
     int error = open_uffds(fz);
     if (!error)
-        error = open_window(fz);
+        error = os_dont_fork((void *)fz->stage, bytes_of(FREEZE_MAX));
+    if (!error)
+        error = open_window(fz, FREEZE_MAX);
     return error ? error : start_thread(fz);
 }
 
@@ -137,11 +150,6 @@ void uffd_destroy(struct freezer *fz)
     fz->helped = false;
 }
 
-static bool moves(const struct freezer *fz)
-{
-    return fz->mode == KSMPY_FREEZE_UFFD_MOVE;
-}
-
 /* ---- freezing ---- */
 
 /*
@@ -151,21 +159,21 @@ static bool moves(const struct freezer *fz)
  */
 static void reclaim_window(struct freezer *fz, uint64_t n)
 {
-    if (os_claim(fz->window, n) != 0)
-        fz->window = 0;
+    if (os_claim(*fz->window, n) != 0)
+        *fz->window = 0;
 }
 
 static int need_window(struct freezer *fz, uint64_t n)
 {
-    if (!fz->window)
-        fz->window = (uintptr_t)os_alloc(bytes_of(FREEZE_MAX));
-    return fz->window && os_can_map(n) ? 0 : -ENOMEM;
+    bool huge = n > FREEZE_MAX;
+    fz->window = &fz->windows[huge];
+    return *fz->window ? 0 : open_window(fz, huge ? FREEZE_HUGE : FREEZE_MAX);
 }
 
 static int find_holes(struct freezer *fz, uint64_t n)
 {
-    uint8_t kinds[FREEZE_MAX];
-    int error = os_pages(fz->pagemap_fd, fz->window, n, kinds);
+    uint8_t kinds[FREEZE_HUGE];
+    int error = os_pages(fz->pagemap_fd, *fz->window, n, kinds);
     for (uint64_t i = 0; i < n; i++)
         fz->hole[i] = error || kinds[i] == OS_PAGE_NONE;
     return error;
@@ -173,10 +181,9 @@ static int find_holes(struct freezer *fz, uint64_t n)
 
 static int64_t freeze_by_remap(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    int error = need_window(fz, n);
-    if (error)
-        return error;
-    error = os_remap(fz->window, address, n, true);
+    if (!os_can_map(n))
+        return -ENOMEM;
+    int error = os_remap(*fz->window, address, n, true);
     if (error) {
         reclaim_window(fz, n);
         return error;
@@ -192,8 +199,8 @@ static int64_t freeze_by_remap(struct freezer *fz, uintptr_t address, uint64_t n
  */
 static int64_t moved_after_all(struct freezer *fz, uint64_t n, int64_t error)
 {
-    uint8_t kinds[FREEZE_MAX];
-    while (os_pages(fz->pagemap_fd, fz->window, n, kinds) < 0)
+    uint8_t kinds[FREEZE_HUGE];
+    while (os_pages(fz->pagemap_fd, *fz->window, n, kinds) < 0)
         os_sleep_us(50);
     uint64_t moved = 0;
     while (moved < n && kinds[moved] != OS_PAGE_NONE)
@@ -206,7 +213,7 @@ static int64_t freeze_by_move(struct freezer *fz, uintptr_t address, uint64_t n)
     int64_t got = 0;
     memset(fz->hole, 0, sizeof fz->hole);
     for (int i = 0; i < RETRIES; i++) {
-        got = os_uffd_move(fz->uffd, fz->window, address, n);
+        got = os_uffd_move(fz->uffd, *fz->window, address, n);
         if (got <= 0)
             got = moved_after_all(fz, n, got);
         if (got != -EAGAIN)
@@ -232,10 +239,13 @@ static int check_registered(struct freezer *fz, uintptr_t address)
 int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
     int error = check_registered(fz, address);
+    if (!error)
+        error = need_window(fz, n);
     if (error)
         return error;
     int64_t got = moves(fz) ? freeze_by_move(fz, address, n) : freeze_by_remap(fz, address, n);
-    *view = (const uint8_t *)fz->window;
+    *view = (const uint8_t *)*fz->window;
+    fz->torn = got < (int64_t)n;
     return got;
 }
 
@@ -278,7 +288,7 @@ static void remap_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64
     for (int tries = 0; os_remap(to, from, n, true) < 0; tries++) {
         if (tries > RETRIES) {
             for (uint64_t i = 0; i < n; i++)
-                if (!fz->hole[((from - fz->window) >> PAGE_SHIFT) + i])
+                if (!fz->hole[((from - *fz->window) >> PAGE_SHIFT) + i])
                     put_pages(fz, to + bytes_of(i), from + bytes_of(i), 1);
             return;
         }
@@ -288,7 +298,8 @@ static void remap_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64
 
 void uffd_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
 {
-    uintptr_t to = address + bytes_of(first), from = fz->window + bytes_of(first);
+    uintptr_t to = address + bytes_of(first), from = *fz->window + bytes_of(first);
+    fz->torn = true;
     if (moves(fz))
         put_pages(fz, to, from, n);
     else
@@ -312,8 +323,14 @@ int uffd_zero(struct freezer *fz, uintptr_t address, uint64_t n)
 void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     os_uffd_wake(fz->uffd, address, n);
-    if (fz->window)
-        os_drop(fz->window, n);
+    if (!fz->window || !*fz->window)
+        return;
+    if (fz->torn && fz->window == &fz->windows[1]) {
+        os_unmap((void *)*fz->window, bytes_of(FREEZE_HUGE));
+        *fz->window = 0;
+    } else {
+        os_drop(*fz->window, n);
+    }
 }
 
 /* ---- giving overlays back ---- */

@@ -1,7 +1,7 @@
 /*
  * Merging: the only code that maps pages onto frames.
  *
- * A run is carried out in pieces of at most FREEZE_MAX pages.  For each piece:
+ * A run is carried out in pieces: a huge page, or at most FREEZE_MAX small ones.  For each piece:
  * freeze, compare every page with its frame, map the equal ones, give the
  * others back, thaw.  New frames are filled from the live page before that; if
  * it is written meanwhile the comparison fails.  Bookkeeping comes after the
@@ -14,12 +14,14 @@
 
 #define FAULT_AROUND ((uintptr_t)64 << 10) /* the kernel maps so much of a file at one fault */
 
+#define PREFETCH 8 /* pages ahead that the index is told of */
+
 /* What became of one piece: which of its pages lie on their frames now. */
 struct piece {
     uint32_t page, frame;
     uint64_t n;
-    bool equal[FREEZE_MAX];
-    bool mapped[FREEZE_MAX];
+    bool equal[FREEZE_HUGE];
+    bool mapped[FREEZE_HUGE];
 };
 
 static void count_refusal(ksmpy_engine *engine, int error, uint64_t pages)
@@ -86,6 +88,10 @@ static void settle(ksmpy_engine *engine, const struct piece *piece, int error)
 {
     uint64_t left = 0;
     for (uint64_t i = 0; i < piece->n; i++) {
+        if (i + PREFETCH < piece->n) {
+            uint32_t later = piece->page + (uint32_t)i + PREFETCH;
+            unstable_prefetch(engine, page_sum(page_record(engine, later)));
+        }
         if (!piece->mapped[i]) {
             left++;
             continue;
@@ -155,26 +161,24 @@ static void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t fram
 /* New frames get their place in the index once they have a sharer, or go back. */
 static void adopt_frames(ksmpy_engine *engine, const struct piece *piece, uint64_t n)
 {
+    int tree = tree_of(engine, page_node(page_record(engine, piece->page)));
     for (uint64_t i = 0; i < n; i++) {
-        uint32_t frame = piece->frame + (uint32_t)i;
-        if (!piece->mapped[i]) {
-            store_free(&engine->store, frame);
-            continue;
-        }
-        const uint8_t *bytes = frame_bytes(&engine->store, frame);
-        frame_at(&engine->store, frame)->sum = cut_sum(ksmpy_checksum(bytes, PAGE_SIZE));
-        const struct page *page = page_record(engine, piece->page + (uint32_t)i);
-        index_add_frame(engine, frame, tree_of(engine, page_node(page)));
+        const uint8_t *bytes = frame_bytes(&engine->store, piece->frame + (uint32_t)i);
+        uint64_t sum = cut_sum(ksmpy_checksum(bytes, PAGE_SIZE));
+        frame_at(&engine->store, piece->frame + (uint32_t)i)->sum = sum;
+        stable_prefetch(engine, tree, sum);
     }
+    for (uint64_t i = 0; i < n; i++)
+        if (piece->mapped[i])
+            stable_add(engine, piece->frame + (uint32_t)i, tree);
+        else
+            store_free(&engine->store, piece->frame + (uint32_t)i);
 }
 
-/*
- * Pages become the first sharers of n filled frames; those that failed leave a free frame behind.
- */
-static void promote(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint64_t n)
+/* Pages become the first sharers of n filled frames. Those that failed leave a free one behind. */
+static void promote_piece(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint64_t n)
 {
     struct piece piece;
-    uintptr_t start = page_address(engine, page);
     fault_in((uintptr_t)frame_bytes(&engine->store, frame), n);
     for (uint64_t left = n, done; left; left -= done) {
         piece.page = page;
@@ -184,21 +188,45 @@ static void promote(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint64_
         page += (uint32_t)done;
         frame += (uint32_t)done;
     }
-    fault_in(start, n);
 }
 
-/* New frames with the bytes of n pages; *n says how many could be had. */
-static uint32_t new_frames(ksmpy_engine *engine, uint32_t page, uint64_t *n)
+/* The pages up to the next huge one, of at most n. */
+static uint64_t to_next_huge(const ksmpy_engine *engine, uint32_t page, uint64_t n)
+{
+    uint64_t rest = HUGE_PAGES - (page_address(engine, page) >> PAGE_SHIFT) % HUGE_PAGES;
+    return n < rest ? n : rest;
+}
+
+static void free_frames(ksmpy_engine *engine, uint32_t first, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++)
+        store_free(&engine->store, first + (uint32_t)i);
+}
+
+/*
+ * Makes frames of the pages, which become their first sharers: a huge page at a time, so that it
+ * is still in the caches when it is compared.  Returns the first frame, and in *n how many pages
+ * were dealt with; NO_FRAME when there is no room for any.
+ */
+static uint32_t promote(ksmpy_engine *engine, uint32_t page, uint64_t *n)
 {
     struct store *store = &engine->store;
-    uint64_t taken = *n;
+    uint64_t taken = *n, part;
     uint32_t first = store_take(store, (int)page_node(page_record(engine, page)), &taken);
+    *n = 0;
     if (first == NO_FRAME)
         return NO_FRAME;
-    int64_t filled = store_fill(store, first, (const void *)page_address(engine, page), taken);
-    *n = filled > 0 ? (uint64_t)filled : 0;
-    for (uint64_t i = *n; i < taken; i++)
-        store_free(store, first + (uint32_t)i);
+    for (; *n < taken; *n += part) {
+        uint32_t from = page + (uint32_t)*n, frame = first + (uint32_t)*n;
+        part = to_next_huge(engine, from, taken - *n);
+        int64_t filled = store_fill(store, frame, (const void *)page_address(engine, from), part);
+        if (filled <= 0)
+            break;
+        part = (uint64_t)filled;
+        promote_piece(engine, from, frame, part);
+    }
+    free_frames(engine, first + (uint32_t)*n, taken - *n);
+    fault_in(page_address(engine, page), *n);
     return *n ? first : NO_FRAME;
 }
 
@@ -227,12 +255,11 @@ static void merge_pages(ksmpy_engine *engine, struct run run)
 {
     while (run.n) {
         struct run part = run;
-        uint32_t frame = new_frames(engine, run.target, &part.n);
+        uint32_t frame = promote(engine, run.target, &part.n);
         if (frame == NO_FRAME) {
             count_refusal(engine, -ENOMEM, run.n);
             return;
         }
-        promote(engine, part.target, frame, part.n);
         merge_onto_promoted(engine, &part, frame);
         run.page += (uint32_t)part.n;
         run.target += (uint32_t)part.n;
@@ -294,10 +321,11 @@ static void merge_zeros(ksmpy_engine *engine, uint32_t page, uint64_t n)
 void merge_run(ksmpy_engine *engine)
 {
     struct run run = engine->run;
-    engine->run.kind = RUN_NONE;
-    engine->run.n = 0;
-    if (run.kind == RUN_NONE)
+    if (!run.n)
         return;
+    engine->run.page += (uint32_t)run.n;
+    engine->run.target += (uint32_t)run.n;
+    engine->run.n = 0;
     if (run.kind == RUN_UNMERGE) {
         uint32_t region = region_of(engine, run.page);
         unmerge_pages(engine, region, run.page - region_at(engine, region)->base, run.n, PAGE_SEEN);

@@ -21,6 +21,9 @@
 #define PAGE_SHIFT 12
 #define PAGE_SIZE ((size_t)1 << PAGE_SHIFT)
 
+#define HUGE_PAGES                                                                                 \
+    ((uint64_t)512) /* pages of a transparent huge page, which is aligned to its size */
+
 static inline size_t bytes_of(uint64_t pages)
 {
     return (size_t)pages << PAGE_SHIFT;
@@ -69,6 +72,9 @@ void os_unmap(void *address, size_t bytes);
 int os_dont_fork(void *address, size_t bytes);
 /* Zero-filled private memory, NULL when out of it. */
 void *os_alloc(size_t bytes);
+
+/* The same for HUGE_PAGES pages, aligned as a huge page is. */
+void *os_alloc_huge(void);
 
 /* Replaces whatever is mapped by frames of the store, copy-on-write. */
 int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset);
@@ -159,6 +165,8 @@ int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
 /* A page's kind, without PAGEMAP_SCAN. */
 enum os_page { OS_PAGE_NONE, OS_PAGE_FILE, OS_PAGE_ANON, OS_PAGE_ZERO };
 int os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds);
+/* Is there a huge page, mapped as one, at this address? false where only PAGEMAP_SCAN could tell. */
+bool os_is_huge(int pagemap_fd, uintptr_t address);
 
 /* ---- other threads (os_dio.c) ---- */
 

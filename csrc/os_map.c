@@ -57,6 +57,22 @@ void *os_alloc(size_t bytes)
     return mapped(mmap(NULL, bytes, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 }
 
+void *os_alloc_huge(void)
+{
+    size_t size = bytes_of(HUGE_PAGES);
+    uintptr_t base = (uintptr_t)os_reserve(2 * size);
+    if (!base)
+        return NULL;
+    uintptr_t at = (base + size - 1) / size * size;
+    os_unmap((void *)base, at - base);
+    os_unmap((void *)(at + size), base + size - at);
+    if (os_commit((void *)at, size) < 0) {
+        os_unmap((void *)at, size);
+        return NULL;
+    }
+    return (void *)at;
+}
+
 int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset)
 {
     void *got =

@@ -20,6 +20,7 @@ struct scan_range {
 #define IS_PRESENT (1u << 3)
 #define IS_SWAPPED (1u << 4)
 #define IS_ZERO (1u << 5)
+#define IS_HUGE (1u << 6)
 
 #define RANGES 256
 
@@ -108,4 +109,19 @@ int os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds)
         n -= part;
     }
     return 0;
+}
+
+bool os_is_huge(int pagemap_fd, uintptr_t address)
+{
+    struct os_range range;
+    uintptr_t next;
+    struct scan_request request = {
+        .start = address,
+        .end = address + bytes_of(HUGE_PAGES),
+        .category_inverted = IS_ZERO | IS_SWAPPED,
+        .category_mask = IS_HUGE | IS_PRESENT | IS_ZERO | IS_SWAPPED,
+        .return_mask = IS_HUGE,
+    };
+    return ask(pagemap_fd, request, &range, 1, &next) == 1 && range.start == address &&
+           range.end == request.end;
 }

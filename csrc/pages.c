@@ -1,6 +1,13 @@
 /* Page records, and the counters that follow from their states. */
 #include "engine.h"
 
+#include <string.h>
+
+KSMPY_READS_LIVE_MEMORY int compare_live(const void *a, const void *b)
+{
+    return memcmp(a, b, PAGE_SIZE);
+}
+
 static bool has_rmap_item(enum page_state state)
 {
     return state != PAGE_NEW && state != PAGE_HOLE && state != PAGE_ZERO;
@@ -30,7 +37,7 @@ void page_withdraw(ksmpy_engine *engine, uint32_t id)
 {
     enum page_state state = page_state(page_record(engine, id));
     if (state == PAGE_WAITING || state == PAGE_PAIRED)
-        index_remove_candidate(engine, id);
+        unstable_remove(engine, id);
 }
 
 void page_share(ksmpy_engine *engine, uint32_t id, uint32_t frame)

@@ -18,166 +18,13 @@
 #include <sched.h>
 #include <string.h>
 
-#define SLICE_SCANNED 256  /* pages looked at before other threads get the lock */
-#define SLICE_VISITED 8192 /* the same for pages passed over */
-#define RUN_MAX 1024
-#define RANGES 256
+#define RUN_MAX (4 * HUGE_PAGES)
+#define SLICE_SCANNED RUN_MAX /* pages looked at before other threads get the lock */
+#define SLICE_VISITED 8192    /* the same for pages passed over */
 
-static bool bit(const uint64_t *bits, uint64_t i)
+static uint64_t least(uint64_t a, uint64_t b)
 {
-    return bits[i / 64] >> (i % 64) & 1;
-}
-
-/*
- * Pages of the window that were not visited yet: the kernel will not tell again that they were
- * written.
- */
-static void remember_written(ksmpy_engine *engine)
-{
-    const struct cursor *cursor = &engine->cursor;
-    if (!engine->tracked || cursor->region == NO_REGION || !cursor->window_n)
-        return;
-    const struct region *region = region_at(engine, cursor->region);
-    for (uint64_t i = cursor->page; i < cursor->window + cursor->window_n; i++) {
-        uint32_t id = region->base + (uint32_t)i;
-        if (!bit(cursor->written, i - cursor->window) || bit(cursor->zero, i - cursor->window) ||
-            page_state(page_record(engine, id)) == PAGE_SHARED)
-            continue;
-        page_withdraw(engine, id);
-        page_become(engine, id, PAGE_SEEN, NO_INDEX);
-    }
-}
-
-void cursor_page_shared(ksmpy_engine *engine, uint32_t id)
-{
-    struct cursor *cursor = &engine->cursor;
-    if (cursor->region != region_of(engine, id))
-        return;
-    uint64_t i = id - region_at(engine, cursor->region)->base - cursor->window;
-    if (i < cursor->window_n)
-        cursor->copied[i / 64] &= ~((uint64_t)1 << (i % 64));
-}
-
-void cursor_reset(ksmpy_engine *engine)
-{
-    remember_written(engine);
-    engine->cursor.region = engine->first_region;
-    engine->cursor.page = 0;
-    engine->cursor.window_n = 0;
-}
-
-void cursor_leave(ksmpy_engine *engine, uint32_t region)
-{
-    struct cursor *cursor = &engine->cursor;
-    if (cursor->region != region)
-        return;
-    cursor->region = region_at(engine, region)->next;
-    cursor->page = 0;
-    cursor->window_n = 0;
-}
-
-/* ---- what was written ---- */
-
-static void set_bits(uint64_t *bits, uint64_t first, uint64_t end)
-{
-    for (uint64_t i = first; i < end; i++)
-        bits[i / 64] |= (uint64_t)1 << (i % 64);
-}
-
-typedef int64_t question(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
-                         int64_t max, uintptr_t *next);
-
-/* Sets a bit in each map for the pages that the kernel names; zero may be NULL. */
-static void ask(const ksmpy_engine *engine, question *about, uintptr_t address, uint64_t n,
-                uint64_t *bits, uint64_t *zero)
-{
-    struct os_range ranges[RANGES];
-    uintptr_t at = address, end = address + bytes_of(n);
-    while (at < end) {
-        uintptr_t next = end;
-        int64_t count =
-            about(engine->fz.pagemap_fd, at, (end - at) >> PAGE_SHIFT, ranges, RANGES, &next);
-        for (int64_t i = 0; i < count; i++) {
-            uint64_t first = (ranges[i].start - address) >> PAGE_SHIFT,
-                     last = (ranges[i].end - address) >> PAGE_SHIFT;
-            set_bits(bits, first, last);
-            if (zero && ranges[i].zero)
-                set_bits(zero, first, last);
-        }
-        if (count < 0 || next <= at)
-            return; /* nothing is known to be written: the frozen comparison stays the judge */
-        at = next;
-    }
-}
-
-static void ask_tracking(ksmpy_engine *engine, const struct region *region, uintptr_t address,
-                         uint64_t n)
-{
-    struct cursor *cursor = &engine->cursor;
-    if (region->merging < region->n) /* otherwise there is nothing but overlays */
-        ask(engine, os_written, address, n, cursor->written, cursor->zero);
-    if (region->merging)
-        ask(engine, os_private, address, n, cursor->copied, NULL);
-}
-
-static void ask_page_tables(ksmpy_engine *engine, uintptr_t address, uint64_t n)
-{
-    struct cursor *cursor = &engine->cursor;
-    uint8_t kinds[CHUNK];
-    for (uint64_t at = 0; at < n; at += CHUNK) {
-        uint64_t part = n - at < CHUNK ? n - at : CHUNK;
-        if (os_pages(engine->fz.pagemap_fd, address + bytes_of(at), part, kinds) < 0)
-            return;
-        for (uint64_t i = 0; i < part; i++) {
-            bool own = kinds[i] == OS_PAGE_ANON, zero = kinds[i] == OS_PAGE_ZERO;
-            cursor->written[(at + i) / 64] |= (uint64_t)own << ((at + i) % 64);
-            cursor->zero[(at + i) / 64] |= (uint64_t)zero << ((at + i) % 64);
-            cursor->copied[(at + i) / 64] |= (uint64_t)(own || zero) << ((at + i) % 64);
-        }
-    }
-}
-
-/* A page that lies elsewhere now belongs in another tree. */
-void page_move_to_node(ksmpy_engine *engine, uint32_t id, unsigned node)
-{
-    struct page *page = page_record(engine, id);
-    if (page_node(page) == node || page_state(page) == PAGE_SHARED)
-        return;
-    page_withdraw(engine, id);
-    page_set_node(page, node);
-}
-
-static void ask_nodes(ksmpy_engine *engine, const struct region *region, uint64_t first, uint64_t n)
-{
-    int found[CHUNK];
-    for (uint64_t at = 0; at < n; at += CHUNK) {
-        uint64_t part = n - at < CHUNK ? n - at : CHUNK;
-        if (os_nodes(region->address + bytes_of(first + at), part, found) < 0)
-            return;
-        for (uint64_t i = 0; i < part; i++)
-            for (int node = 0; node < engine->nodes; node++)
-                if (found[i] == engine->node_ids[node])
-                    page_move_to_node(engine, region->base + (uint32_t)(first + at + i),
-                                      (unsigned)node);
-    }
-}
-
-static void open_window(ksmpy_engine *engine, const struct region *region)
-{
-    struct cursor *cursor = &engine->cursor;
-    uint64_t rest = region->n - cursor->page;
-    cursor->window = cursor->page;
-    cursor->window_n = rest < WINDOW ? rest : WINDOW;
-    memset(cursor->written, 0, sizeof cursor->written);
-    memset(cursor->zero, 0, sizeof cursor->zero);
-    memset(cursor->copied, 0, sizeof cursor->copied);
-    uintptr_t address = region->address + bytes_of(cursor->window);
-    if (engine->tracked)
-        ask_tracking(engine, region, address, cursor->window_n);
-    else
-        ask_page_tables(engine, address, cursor->window_n);
-    if (engine->nodes > 1 && !engine->injected_nodes)
-        ask_nodes(engine, region, cursor->window, cursor->window_n);
+    return a < b ? a : b;
 }
 
 /* ---- runs ---- */
@@ -194,11 +41,18 @@ static bool same_tree(const ksmpy_engine *engine, uint32_t a, uint32_t b)
            tree_of(engine, page_node(page_record(engine, b)));
 }
 
+/* Runs end where a huge page does, and contain whole ones of what they are merged with as well. */
+static bool is_run_start(uintptr_t address)
+{
+    return address % bytes_of(RUN_MAX) == 0;
+}
+
 static bool follows(const ksmpy_engine *engine, int kind, uint32_t id)
 {
     const struct run *run = &engine->run;
-    return (int)run->kind == kind && run->n < RUN_MAX && id == run->page + run->n &&
-           same_region(engine, id, run->page);
+    return (int)run->kind == kind && id == run->page + run->n &&
+           (!run->n ||
+            (same_region(engine, id, run->page) && !is_run_start(page_address(engine, id))));
 }
 
 /* What would make the pending run longer, if page id wants it. */
@@ -215,8 +69,9 @@ static bool extends(const ksmpy_engine *engine, int kind, uint32_t id, uint32_t 
         return true;
     if (target != wanted(engine, kind, id))
         return false;
-    return kind == RUN_FRAME || (same_region(engine, target, engine->run.target) &&
-                                 same_tree(engine, target, engine->run.target));
+    return kind == RUN_FRAME || !engine->run.n ||
+           (same_region(engine, target, engine->run.target) &&
+            same_tree(engine, target, engine->run.target));
 }
 
 static void start_run(ksmpy_engine *engine, int kind, uint32_t id, uint32_t target)
@@ -254,7 +109,7 @@ static bool is_shared(const ksmpy_engine *engine, uint32_t id)
 static bool try_frame(ksmpy_engine *engine, uint32_t id, uint64_t sum, const void *bytes)
 {
     int tree = tree_of(engine, page_node(page_record(engine, id)));
-    uint32_t frame = index_find_frame(engine, tree, sum, bytes, wanted(engine, RUN_FRAME, id));
+    uint32_t frame = stable_find(engine, tree, sum, bytes, wanted(engine, RUN_FRAME, id));
     if (frame == NO_FRAME)
         return false;
     if (extends(engine, RUN_FRAME, id, frame)) {
@@ -264,7 +119,7 @@ static bool try_frame(ksmpy_engine *engine, uint32_t id, uint64_t sum, const voi
     merge_run(engine); /* it may have filled that frame, or made a better one */
     if (is_shared(engine, id))
         return true;
-    frame = index_find_frame(engine, tree, sum, bytes, NO_FRAME);
+    frame = stable_find(engine, tree, sum, bytes, NO_FRAME);
     if (frame == NO_FRAME)
         return false;
     start_run(engine, RUN_FRAME, id, frame);
@@ -274,7 +129,7 @@ static bool try_frame(ksmpy_engine *engine, uint32_t id, uint64_t sum, const voi
 /* Another page has these bytes and waits: both of them will share a new frame. */
 static bool try_candidate(ksmpy_engine *engine, uint32_t id, uint64_t sum, const void *bytes)
 {
-    uint32_t other = index_find_candidate(engine, id, wanted(engine, RUN_PAGE, id));
+    uint32_t other = unstable_find(engine, id, wanted(engine, RUN_PAGE, id));
     if (other == NO_PAGE)
         return false;
     if (extends(engine, RUN_PAGE, id, other)) {
@@ -286,11 +141,55 @@ static bool try_candidate(ksmpy_engine *engine, uint32_t id, uint64_t sum, const
         return true;
     if (try_frame(engine, id, sum, bytes))
         return true;
-    other = index_find_candidate(engine, id, NO_PAGE);
+    other = unstable_find(engine, id, NO_PAGE);
     if (other == NO_PAGE)
         return false;
     start_run(engine, RUN_PAGE, id, other);
     return true;
+}
+
+/* Will this page of the window be looked up? Wrong guesses cost time only. */
+static bool wants_sum(const ksmpy_engine *engine, uint32_t id, uint64_t at, bool eager)
+{
+    const struct cursor *cursor = &engine->cursor;
+    const struct page *page = page_record(engine, id);
+    enum page_state state = page_state(page);
+    if (has_bit(cursor->zero, at) || page_age(page) > 1 || state >= PAGE_SHARED)
+        return false;
+    if (!engine->tracked)
+        return true;
+    return has_bit(cursor->written, at) ? eager : state == PAGE_NEW || state == PAGE_SEEN;
+}
+
+/*
+ * Checksums of this page and the next ones, whose places in the index can come
+ * from memory while the first of them are dealt with.
+ */
+static void sum_ahead(ksmpy_engine *engine, uint32_t id, bool eager)
+{
+    const struct cursor *cursor = &engine->cursor;
+    const struct region *region = region_at(engine, cursor->region);
+    struct ahead *ahead = &engine->ahead;
+    uint64_t at = id - region->base - cursor->window;
+    int tree = tree_of(engine, page_node(page_record(engine, id)));
+    ahead->first = id;
+    ahead->n = 0;
+    do {
+        const void *bytes = (const void *)page_address(engine, id++);
+        uint64_t sum = cut_sum(ksmpy_checksum(bytes, PAGE_SIZE));
+        stable_prefetch(engine, tree, sum);
+        unstable_prefetch(engine, sum);
+        ahead->sums[ahead->n++] = sum;
+    } while (ahead->n < AHEAD && ++at < cursor->window_n && id < ahead->end &&
+             wants_sum(engine, id, at, eager));
+}
+
+static uint64_t sum_of(ksmpy_engine *engine, uint32_t id, bool eager)
+{
+    struct ahead *ahead = &engine->ahead;
+    if (id - ahead->first >= ahead->n)
+        sum_ahead(engine, id, eager);
+    return ahead->sums[id - ahead->first];
 }
 
 /* changed: its checksum is not that of the last visit, or there was none. */
@@ -298,7 +197,7 @@ static void look_up(ksmpy_engine *engine, uint32_t id, bool changed, bool eager)
 {
     struct page *page = page_record(engine, id);
     const void *bytes = (const void *)page_address(engine, id);
-    uint64_t sum = cut_sum(ksmpy_checksum(bytes, PAGE_SIZE));
+    uint64_t sum = sum_of(engine, id, eager);
     enum page_state state = page_state(page);
     bool indexed = state == PAGE_WAITING || state == PAGE_PAIRED;
     bool zero = sum == engine->sum_of_zeros;
@@ -324,7 +223,7 @@ static void look_up(ksmpy_engine *engine, uint32_t id, bool changed, bool eager)
     if (to_zero_page)
         add_to_run(engine, RUN_ZERO, id, NO_INDEX);
     else if (!try_candidate(engine, id, sum, bytes))
-        index_add_candidate(engine, id);
+        unstable_add(engine, id);
 }
 
 /* Visits to skip by age: the kernel's skip_age(), admin-guide/mm/ksm "smart_scan". */
@@ -414,9 +313,9 @@ static void visit(ksmpy_engine *engine, const struct region *region, uint64_t i,
     uint32_t id = region->base + (uint32_t)i;
     const struct cursor *cursor = &engine->cursor;
     uint64_t at = i - cursor->window;
-    bool written = bit(cursor->written, at), zero = bit(cursor->zero, at);
+    bool written = has_bit(cursor->written, at), zero = has_bit(cursor->zero, at);
     if (page_state(page_record(engine, id)) == PAGE_SHARED) {
-        if (bit(cursor->copied, at)) {
+        if (has_bit(cursor->copied, at)) {
             engine->scanned++;
             engine->result->scanned++;
             engine->result->unmerged++;
@@ -453,6 +352,7 @@ static void next_region(ksmpy_engine *engine)
         end_pass(engine);
 }
 
+/* As far as the end of a run, if there was anything to look at. */
 static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
 {
     struct cursor *cursor = &engine->cursor;
@@ -461,14 +361,18 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
         return;
     }
     const struct region *region = region_at(engine, cursor->region);
-    uint64_t stop_at = engine->result->scanned + max_pages;
-    for (uint64_t visited = 0; visited < SLICE_VISITED && engine->result->scanned < stop_at;
-         visited++) {
-        if (cursor->page >= region->n || region->lost)
+    uint64_t before = engine->result->scanned;
+    engine->ahead.n = 0;
+    engine->ahead.end = region->base + (uint32_t)least(cursor->page + max_pages, region->n);
+    for (uint64_t visited = 0; visited < SLICE_VISITED; visited++) {
+        uint64_t scanned = engine->result->scanned - before;
+        bool at_start = is_run_start(region->address + bytes_of(cursor->page));
+        if (cursor->page >= region->n || region->lost || scanned >= max_pages ||
+            (scanned && at_start))
             break;
         if (cursor->page >= cursor->window + cursor->window_n || cursor->page < cursor->window ||
             !cursor->window_n)
-            open_window(engine, region);
+            cursor_open_window(engine, region);
         visit(engine, region, cursor->page, eager);
         cursor->page++;
     }
@@ -493,11 +397,6 @@ static void let_others_in(ksmpy_engine *engine)
     while (atomic_load(&engine->waiting))
         sched_yield();
     pthread_mutex_lock(&engine->lock);
-}
-
-static uint64_t least(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
 }
 
 static bool stopped(const ksmpy_engine *engine)

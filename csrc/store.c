@@ -118,10 +118,8 @@ uint32_t store_take(struct store *store, int node, uint64_t *n)
         return NO_FRAME;
     }
     for (uint64_t i = 0; i < *n; i++)
-        *frame_at(store, first + (uint32_t)i) = (struct frame){.next = NO_FRAME,
-                                                               .dup_next = NO_FRAME,
-                                                               .dup_prev = NO_FRAME,
-                                                               .born = store->leases.forks};
+        *frame_at(store, first + (uint32_t)i) =
+            (struct frame){.dup_next = NO_FRAME, .dup_prev = NO_FRAME, .born = store->leases.forks};
     return first;
 }
 

@@ -24,13 +24,12 @@
 #define MAX_LEASES 1024
 
 struct frame {
-    _Alignas(64) struct rb_node rb; /* in a stable tree, if it heads its chain */
+    struct rb_node rb;  /* in a stable tree, if it heads its chain */
     uint32_t sharers;   /* pages of this process mapped onto it */
     uint64_t sum;       /* checksum of its bytes, as page_sum() cuts it */
-    uint32_t next;      /* bucket of equal hashes, if it heads its chain */
     uint32_t dup_next;  /* chain of frames with equal bytes; the head is the one in the tree */
     uint32_t dup_prev;  /* NO_FRAME: head */
-    uint8_t tree;       /* which stable tree; a record fills one cache line */
+    uint8_t tree;       /* which stable tree */
     uint8_t live;       /* in the index */
     uint8_t pinned;     /* never freed: a mapping of it went out of sight */
     uint32_t born;      /* forks that had happened when it was made */

@@ -1,0 +1,165 @@
+/*
+ * Where a pass is, and what the page tables say about the pages there.
+ *
+ * They are asked about a window at a time.  With tracking, an answer is given
+ * once: the kernel forgets that a page was written when it has told us, so what
+ * was not visited when a pass is cut short must be remembered here.
+ */
+#include "engine.h"
+
+#include <string.h>
+
+#define RANGES 256
+
+/*
+ * Pages of the window that were not visited yet: the kernel will not tell again that they were
+ * written.
+ */
+static void remember_written(ksmpy_engine *engine)
+{
+    const struct cursor *cursor = &engine->cursor;
+    if (!engine->tracked || cursor->region == NO_REGION || !cursor->window_n)
+        return;
+    const struct region *region = region_at(engine, cursor->region);
+    for (uint64_t i = cursor->page; i < cursor->window + cursor->window_n; i++) {
+        uint32_t id = region->base + (uint32_t)i;
+        if (!has_bit(cursor->written, i - cursor->window) ||
+            has_bit(cursor->zero, i - cursor->window) ||
+            page_state(page_record(engine, id)) == PAGE_SHARED)
+            continue;
+        page_withdraw(engine, id);
+        page_become(engine, id, PAGE_SEEN, NO_INDEX);
+    }
+}
+
+void cursor_page_shared(ksmpy_engine *engine, uint32_t id)
+{
+    struct cursor *cursor = &engine->cursor;
+    if (cursor->region != region_of(engine, id))
+        return;
+    uint64_t i = id - region_at(engine, cursor->region)->base - cursor->window;
+    if (i < cursor->window_n)
+        cursor->copied[i / 64] &= ~((uint64_t)1 << (i % 64));
+}
+
+void cursor_reset(ksmpy_engine *engine)
+{
+    remember_written(engine);
+    engine->cursor.region = engine->first_region;
+    engine->cursor.page = 0;
+    engine->cursor.window_n = 0;
+}
+
+void cursor_leave(ksmpy_engine *engine, uint32_t region)
+{
+    struct cursor *cursor = &engine->cursor;
+    if (cursor->region != region)
+        return;
+    cursor->region = region_at(engine, region)->next;
+    cursor->page = 0;
+    cursor->window_n = 0;
+}
+
+/* ---- what was written ---- */
+
+static void set_bits(uint64_t *bits, uint64_t first, uint64_t end)
+{
+    for (uint64_t i = first; i < end; i++)
+        bits[i / 64] |= (uint64_t)1 << (i % 64);
+}
+
+typedef int64_t question(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                         int64_t max, uintptr_t *next);
+
+/* Sets a bit in each map for the pages that the kernel names; zero may be NULL. */
+static void ask(const ksmpy_engine *engine, question *about, uintptr_t address, uint64_t n,
+                uint64_t *bits, uint64_t *zero)
+{
+    struct os_range ranges[RANGES];
+    uintptr_t at = address, end = address + bytes_of(n);
+    while (at < end) {
+        uintptr_t next = end;
+        int64_t count =
+            about(engine->fz.pagemap_fd, at, (end - at) >> PAGE_SHIFT, ranges, RANGES, &next);
+        for (int64_t i = 0; i < count; i++) {
+            uint64_t first = (ranges[i].start - address) >> PAGE_SHIFT,
+                     last = (ranges[i].end - address) >> PAGE_SHIFT;
+            set_bits(bits, first, last);
+            if (zero && ranges[i].zero)
+                set_bits(zero, first, last);
+        }
+        if (count < 0 || next <= at)
+            return; /* nothing is known to be written: the frozen comparison stays the judge */
+        at = next;
+    }
+}
+
+static void ask_tracking(ksmpy_engine *engine, const struct region *region, uintptr_t address,
+                         uint64_t n)
+{
+    struct cursor *cursor = &engine->cursor;
+    if (region->merging < region->n) /* otherwise there is nothing but overlays */
+        ask(engine, os_written, address, n, cursor->written, cursor->zero);
+    if (region->merging)
+        ask(engine, os_private, address, n, cursor->copied, NULL);
+}
+
+static void ask_page_tables(ksmpy_engine *engine, uintptr_t address, uint64_t n)
+{
+    struct cursor *cursor = &engine->cursor;
+    uint8_t kinds[CHUNK];
+    for (uint64_t at = 0; at < n; at += CHUNK) {
+        uint64_t part = n - at < CHUNK ? n - at : CHUNK;
+        if (os_pages(engine->fz.pagemap_fd, address + bytes_of(at), part, kinds) < 0)
+            return;
+        for (uint64_t i = 0; i < part; i++) {
+            bool own = kinds[i] == OS_PAGE_ANON, zero = kinds[i] == OS_PAGE_ZERO;
+            cursor->written[(at + i) / 64] |= (uint64_t)own << ((at + i) % 64);
+            cursor->zero[(at + i) / 64] |= (uint64_t)zero << ((at + i) % 64);
+            cursor->copied[(at + i) / 64] |= (uint64_t)(own || zero) << ((at + i) % 64);
+        }
+    }
+}
+
+/* A page that lies elsewhere now belongs in another tree. */
+void page_move_to_node(ksmpy_engine *engine, uint32_t id, unsigned node)
+{
+    struct page *page = page_record(engine, id);
+    if (page_node(page) == node || page_state(page) == PAGE_SHARED)
+        return;
+    page_withdraw(engine, id);
+    page_set_node(page, node);
+}
+
+static void ask_nodes(ksmpy_engine *engine, const struct region *region, uint64_t first, uint64_t n)
+{
+    int found[CHUNK];
+    for (uint64_t at = 0; at < n; at += CHUNK) {
+        uint64_t part = n - at < CHUNK ? n - at : CHUNK;
+        if (os_nodes(region->address + bytes_of(first + at), part, found) < 0)
+            return;
+        for (uint64_t i = 0; i < part; i++)
+            for (int node = 0; node < engine->nodes; node++)
+                if (found[i] == engine->node_ids[node])
+                    page_move_to_node(engine, region->base + (uint32_t)(first + at + i),
+                                      (unsigned)node);
+    }
+}
+
+void cursor_open_window(ksmpy_engine *engine, const struct region *region)
+{
+    struct cursor *cursor = &engine->cursor;
+    uint64_t rest = region->n - cursor->page;
+    cursor->window = cursor->page;
+    cursor->window_n = rest < WINDOW ? rest : WINDOW;
+    memset(cursor->written, 0, sizeof cursor->written);
+    memset(cursor->zero, 0, sizeof cursor->zero);
+    memset(cursor->copied, 0, sizeof cursor->copied);
+    uintptr_t address = region->address + bytes_of(cursor->window);
+    if (engine->tracked)
+        ask_tracking(engine, region, address, cursor->window_n);
+    else
+        ask_page_tables(engine, address, cursor->window_n);
+    if (engine->nodes > 1 && !engine->injected_nodes)
+        ask_nodes(engine, region, cursor->window, cursor->window_n);
+}
