@@ -163,3 +163,25 @@ void cursor_open_window(ksmpy_engine *engine, const struct region *region)
     if (engine->nodes > 1 && !engine->injected_nodes)
         ask_nodes(engine, region, cursor->window, cursor->window_n);
 }
+
+/*
+ * Zeros come in long stretches, so their neighbours are asked about as well. The answer is good
+ * for a slice of a pass: a page that is written after it was given will be found written.
+ */
+bool cursor_at_hole(ksmpy_engine *engine, uint32_t id)
+{
+    struct cursor *cursor = &engine->cursor;
+    if (id - cursor->holes_first >= cursor->holes_n) {
+        const struct region *region = region_at(engine, region_of(engine, id));
+        uint64_t rest = region->n - (id - region->base);
+        cursor->holes_first = id;
+        cursor->holes_n = rest < CHUNK ? rest : CHUNK;
+        if (os_pages(engine->fz.pagemap_fd, page_address(engine, id), cursor->holes_n,
+                     cursor->kinds) < 0)
+            cursor->holes_n = 0;
+    }
+    if (!cursor->holes_n)
+        return false;
+    uint8_t kind = cursor->kinds[id - cursor->holes_first];
+    return kind == OS_PAGE_ZERO || kind == OS_PAGE_NONE;
+}

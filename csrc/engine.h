@@ -46,7 +46,7 @@
 #define NO_REGION NO_INDEX
 #define CHUNK_SHIFT 9 /* page ids are given to regions in chunks of 512 */
 #define CHUNK ((uint64_t)1 << CHUNK_SHIFT)
-#define AHEAD 16      /* pages that are read before the first of them is looked up */
+#define AHEAD 16     /* pages that are read before the first of them is looked up */
 #define WINDOW 8192   /* pages that one question for written pages covers: 32 MiB */
 
 enum page_state {
@@ -133,6 +133,9 @@ struct cursor {
         written[WINDOW / 64]; /* since the last pass; without tracking: is the owner's own memory */
     uint64_t zero[WINDOW / 64]; /* is the kernel's zero page */
     uint64_t copied[WINDOW / 64]; /* is an overlay's private copy, if it is an overlay */
+    uint32_t holes_first; /* pages [holes_first, +holes_n) are of these kinds (enum os_page) */
+    uint64_t holes_n;
+    uint8_t kinds[CHUNK];
 };
 
 static inline bool has_bit(const uint64_t *bits, uint64_t i)
@@ -285,6 +288,7 @@ uint32_t unstable_find(ksmpy_engine *engine, uint32_t id, uint32_t preferred);
 /* A full frame has room again: candidates of its checksum are looked up anew. */
 void unstable_wake(ksmpy_engine *engine, int tree, uint64_t sum);
 void unstable_prefetch(const ksmpy_engine *engine, uint64_t sum);
+void unstable_prefetch_page(const ksmpy_engine *engine, uint64_t sum); /* some time after that */
 void unstable_add(ksmpy_engine *engine, uint32_t id);
 void unstable_remove(ksmpy_engine *engine, uint32_t id);
 
@@ -332,6 +336,8 @@ void cursor_open_window(ksmpy_engine *engine, const struct region *region);
 void cursor_reset(ksmpy_engine *engine);
 /* What was known of the page when the window was opened is out of date. */
 void cursor_page_shared(ksmpy_engine *engine, uint32_t id);
+/* Is there no memory of its own behind a page of the slice at hand? */
+bool cursor_at_hole(ksmpy_engine *engine, uint32_t id);
 /* A region is about to go: the pass goes on with the next one. */
 void cursor_leave(ksmpy_engine *engine, uint32_t region);
 void page_move_to_node(ksmpy_engine *engine, uint32_t id, unsigned node);

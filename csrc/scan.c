@@ -93,13 +93,6 @@ static void add_to_run(ksmpy_engine *engine, int kind, uint32_t id, uint32_t tar
 
 /* ---- one page ---- */
 
-static bool is_hole(const ksmpy_engine *engine, uint32_t id)
-{
-    uint8_t kind = OS_PAGE_ANON;
-    os_pages(engine->fz.pagemap_fd, page_address(engine, id), 1, &kind);
-    return kind == OS_PAGE_ZERO || kind == OS_PAGE_NONE;
-}
-
 /* A page may be what the pending run waits to merge with: carrying it out can share the page. */
 static bool is_shared(const ksmpy_engine *engine, uint32_t id)
 {
@@ -182,6 +175,8 @@ static void sum_ahead(ksmpy_engine *engine, uint32_t id, bool eager)
         ahead->sums[ahead->n++] = sum;
     } while (ahead->n < AHEAD && ++at < cursor->window_n && id < ahead->end &&
              wants_sum(engine, id, at, eager));
+    for (uint64_t i = 0; i < ahead->n; i++)
+        unstable_prefetch_page(engine, ahead->sums[i]);
 }
 
 static uint64_t sum_of(ksmpy_engine *engine, uint32_t id, bool eager)
@@ -208,7 +203,7 @@ static void look_up(ksmpy_engine *engine, uint32_t id, bool changed, bool eager)
     page_withdraw(engine, id);
     page_set_sum(page, sum);
     page_become(engine, id, PAGE_SEEN, NO_INDEX);
-    if (zero && is_hole(engine, id)) {
+    if (zero && cursor_at_hole(engine, id)) {
         page_become(engine, id, PAGE_HOLE, NO_INDEX);
         return;
     }
@@ -362,7 +357,7 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
     }
     const struct region *region = region_at(engine, cursor->region);
     uint64_t before = engine->result->scanned;
-    engine->ahead.n = 0;
+    engine->ahead.n = engine->cursor.holes_n = 0;
     engine->ahead.end = region->base + (uint32_t)least(cursor->page + max_pages, region->n);
     for (uint64_t visited = 0; visited < SLICE_VISITED; visited++) {
         uint64_t scanned = engine->result->scanned - before;

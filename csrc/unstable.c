@@ -170,6 +170,13 @@ void unstable_prefetch(const ksmpy_engine *engine, uint64_t sum)
     __builtin_prefetch(bucket(engine, sum), 1);
 }
 
+void unstable_prefetch_page(const ksmpy_engine *engine, uint64_t sum)
+{
+    uint32_t id = *bucket(engine, sum);
+    if (id != NO_PAGE)
+        __builtin_prefetch(page_record(engine, id));
+}
+
 void unstable_add(ksmpy_engine *engine, uint32_t id)
 {
     uint32_t *head = bucket(engine, page_sum(page_record(engine, id)));
