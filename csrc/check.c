@@ -166,3 +166,14 @@ int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)
     engine_unlock(engine);
     return report.error;
 }
+
+#ifdef KSMPY_DEBUG
+void check_step(ksmpy_engine *engine)
+{
+    char text[256] = "";
+    if (!engine->forked && ksmpy_check(engine, text, sizeof text) < 0) {
+        fprintf(stderr, "ksmpy: the engine's structures are not sound: %s\n", text);
+        abort();
+    }
+}
+#endif

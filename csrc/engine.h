@@ -235,6 +235,7 @@ static inline int tree_of(const ksmpy_engine *engine, unsigned node)
 
 void engine_lock(ksmpy_engine *engine); /* ahead of a pass under way */
 void engine_unlock(ksmpy_engine *engine);
+void pass_lock(ksmpy_engine *engine); /* a pass under way ends at its next slice */
 
 /* ---- pages.c: records and counters; the only writer of page states ---- */
 
@@ -301,6 +302,23 @@ bool frames_reap(ksmpy_engine *engine);
 /* A frame whose memory lies on another node now goes to that node's tree, as in the kernel. */
 void frames_follow_nodes(ksmpy_engine *engine);
 
+/* ---- run.c ---- */
+
+/* The runs' longest length. */
+#define RUN_MAX (4 * HUGE_PAGES)
+/*
+ * Runs end where a huge page does, and contain whole huge pages of what they are merged with too,
+ * which need not lie in step with them.
+ */
+bool run_starts_at(uintptr_t address);
+/* What would make the pending run longer, if page id wants it; or NO_INDEX. */
+uint32_t run_wanted(const ksmpy_engine *engine, int kind, uint32_t id);
+bool run_extends(const ksmpy_engine *engine, int kind, uint32_t id, uint32_t target);
+/* The pending run is carried out, and another one begins. */
+void run_start(ksmpy_engine *engine, int kind, uint32_t id, uint32_t target);
+/* Longer, or another one. */
+void run_add(ksmpy_engine *engine, int kind, uint32_t id, uint32_t target);
+
 /* ---- merge.c ---- */
 
 void merge_run(ksmpy_engine *engine); /* carries engine->run out; it is empty then */
@@ -341,6 +359,18 @@ bool cursor_at_hole(ksmpy_engine *engine, uint32_t id);
 /* A region is about to go: the pass goes on with the next one. */
 void cursor_leave(ksmpy_engine *engine, uint32_t region);
 void page_move_to_node(ksmpy_engine *engine, uint32_t id, unsigned node);
+
+/* ---- check.c ---- */
+
+/* After each call that changes something: debug builds stop where a structure is not sound. */
+#ifdef KSMPY_DEBUG
+void check_step(ksmpy_engine *engine);
+#else
+static inline void check_step(ksmpy_engine *engine)
+{
+    (void)engine;
+}
+#endif
 
 /* ---- fork.c ---- */
 

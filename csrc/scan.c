@@ -18,77 +18,12 @@
 #include <sched.h>
 #include <string.h>
 
-#define RUN_MAX (4 * HUGE_PAGES)
 #define SLICE_SCANNED RUN_MAX /* pages looked at before other threads get the lock */
 #define SLICE_VISITED 8192    /* the same for pages passed over */
 
 static uint64_t least(uint64_t a, uint64_t b)
 {
     return a < b ? a : b;
-}
-
-/* ---- runs ---- */
-
-static bool same_region(const ksmpy_engine *engine, uint32_t a, uint32_t b)
-{
-    return region_of(engine, a) == region_of(engine, b);
-}
-
-/* The new frames of a run come from one node. */
-static bool same_tree(const ksmpy_engine *engine, uint32_t a, uint32_t b)
-{
-    return tree_of(engine, page_node(page_record(engine, a))) ==
-           tree_of(engine, page_node(page_record(engine, b)));
-}
-
-/* Runs end where a huge page does, and contain whole ones of what they are merged with as well. */
-static bool is_run_start(uintptr_t address)
-{
-    return address % bytes_of(RUN_MAX) == 0;
-}
-
-static bool follows(const ksmpy_engine *engine, int kind, uint32_t id)
-{
-    const struct run *run = &engine->run;
-    return (int)run->kind == kind && id == run->page + run->n &&
-           (!run->n ||
-            (same_region(engine, id, run->page) && !is_run_start(page_address(engine, id))));
-}
-
-/* What would make the pending run longer, if page id wants it. */
-static uint32_t wanted(const ksmpy_engine *engine, int kind, uint32_t id)
-{
-    return follows(engine, kind, id) ? engine->run.target + (uint32_t)engine->run.n : NO_INDEX;
-}
-
-static bool extends(const ksmpy_engine *engine, int kind, uint32_t id, uint32_t target)
-{
-    if (!follows(engine, kind, id))
-        return false;
-    if (kind == RUN_ZERO || kind == RUN_UNMERGE)
-        return true;
-    if (target != wanted(engine, kind, id))
-        return false;
-    return kind == RUN_FRAME || !engine->run.n ||
-           (same_region(engine, target, engine->run.target) &&
-            same_tree(engine, target, engine->run.target));
-}
-
-static void start_run(ksmpy_engine *engine, int kind, uint32_t id, uint32_t target)
-{
-    merge_run(engine);
-    engine->run.kind = kind;
-    engine->run.page = id;
-    engine->run.target = target;
-    engine->run.n = 1;
-}
-
-static void add_to_run(ksmpy_engine *engine, int kind, uint32_t id, uint32_t target)
-{
-    if (extends(engine, kind, id, target))
-        engine->run.n++;
-    else
-        start_run(engine, kind, id, target);
 }
 
 /* ---- one page ---- */
@@ -102,10 +37,10 @@ static bool is_shared(const ksmpy_engine *engine, uint32_t id)
 static bool try_frame(ksmpy_engine *engine, uint32_t id, uint64_t sum, const void *bytes)
 {
     int tree = tree_of(engine, page_node(page_record(engine, id)));
-    uint32_t frame = stable_find(engine, tree, sum, bytes, wanted(engine, RUN_FRAME, id));
+    uint32_t frame = stable_find(engine, tree, sum, bytes, run_wanted(engine, RUN_FRAME, id));
     if (frame == NO_FRAME)
         return false;
-    if (extends(engine, RUN_FRAME, id, frame)) {
+    if (run_extends(engine, RUN_FRAME, id, frame)) {
         engine->run.n++;
         return true;
     }
@@ -115,17 +50,17 @@ static bool try_frame(ksmpy_engine *engine, uint32_t id, uint64_t sum, const voi
     frame = stable_find(engine, tree, sum, bytes, NO_FRAME);
     if (frame == NO_FRAME)
         return false;
-    start_run(engine, RUN_FRAME, id, frame);
+    run_start(engine, RUN_FRAME, id, frame);
     return true;
 }
 
 /* Another page has these bytes and waits: both of them will share a new frame. */
 static bool try_candidate(ksmpy_engine *engine, uint32_t id, uint64_t sum, const void *bytes)
 {
-    uint32_t other = unstable_find(engine, id, wanted(engine, RUN_PAGE, id));
+    uint32_t other = unstable_find(engine, id, run_wanted(engine, RUN_PAGE, id));
     if (other == NO_PAGE)
         return false;
-    if (extends(engine, RUN_PAGE, id, other)) {
+    if (run_extends(engine, RUN_PAGE, id, other)) {
         engine->run.n++;
         return true;
     }
@@ -137,7 +72,7 @@ static bool try_candidate(ksmpy_engine *engine, uint32_t id, uint64_t sum, const
     other = unstable_find(engine, id, NO_PAGE);
     if (other == NO_PAGE)
         return false;
-    start_run(engine, RUN_PAGE, id, other);
+    run_start(engine, RUN_PAGE, id, other);
     return true;
 }
 
@@ -216,7 +151,7 @@ static void look_up(ksmpy_engine *engine, uint32_t id, bool changed, bool eager)
             return;
     }
     if (to_zero_page)
-        add_to_run(engine, RUN_ZERO, id, NO_INDEX);
+        run_add(engine, RUN_ZERO, id, NO_INDEX);
     else if (!try_candidate(engine, id, sum, bytes))
         unstable_add(engine, id);
 }
@@ -314,7 +249,7 @@ static void visit(ksmpy_engine *engine, const struct region *region, uint64_t i,
             engine->scanned++;
             engine->result->scanned++;
             engine->result->unmerged++;
-            add_to_run(engine, RUN_UNMERGE, id, NO_INDEX);
+            run_add(engine, RUN_UNMERGE, id, NO_INDEX);
         } else {
             pass_over(engine);
         }
@@ -361,7 +296,7 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
     engine->ahead.end = region->base + (uint32_t)least(cursor->page + max_pages, region->n);
     for (uint64_t visited = 0; visited < SLICE_VISITED; visited++) {
         uint64_t scanned = engine->result->scanned - before;
-        bool at_start = is_run_start(region->address + bytes_of(cursor->page));
+        bool at_start = run_starts_at(region->address + bytes_of(cursor->page));
         if (cursor->page >= region->n || region->lost || scanned >= max_pages ||
             (scanned && at_start))
             break;
@@ -425,5 +360,6 @@ int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
     engine->result = NULL;
     pthread_mutex_unlock(&engine->lock);
     pthread_mutex_unlock(&engine->pass);
+    check_step(engine);
     return 0;
 }

@@ -1,0 +1,225 @@
+/* Regions: registering, releasing and unmerging them. */
+#include "engine.h"
+
+#include <errno.h>
+
+static bool overlaps(const ksmpy_engine *engine, uintptr_t address, uint64_t n)
+{
+    uintptr_t end = address + bytes_of(n);
+    for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next) {
+        const struct region *region = region_at(engine, id);
+        if (address < region->address + bytes_of(region->n) && region->address < end)
+            return true;
+    }
+    return false;
+}
+
+static uint32_t free_region(ksmpy_engine *engine)
+{
+    for (uint32_t id = 0; id < engine->region_count; id++)
+        if (!region_at(engine, id)->used)
+            return id;
+    if (arena_grow(&engine->regions, (uint64_t)engine->region_count + 1) < 0)
+        return NO_REGION;
+    return engine->region_count++;
+}
+
+static uint64_t chunks_of(uint64_t pages)
+{
+    return (pages + CHUNK - 1) >> CHUNK_SHIFT;
+}
+
+/* Page ids for the region, with their records; NO_PAGE when there is no memory for them. */
+static uint32_t take_pages(ksmpy_engine *engine, uint32_t region, uint64_t n)
+{
+    uint64_t chunks = chunks_of(n), got = chunks;
+    uint32_t first = ids_take(&engine->chunks, &got);
+    if (first == NO_INDEX)
+        return NO_PAGE;
+    bool room = got == chunks && arena_grow(&engine->chunk_owner, first + chunks) == 0 &&
+                arena_grow(&engine->pages, (first + chunks) << CHUNK_SHIFT) == 0 &&
+                unstable_resize(engine, engine->registered + n) == 0;
+    if (!room) {
+        ids_give(&engine->chunks, first, got);
+        return NO_PAGE;
+    }
+    for (uint64_t i = 0; i < chunks; i++)
+        *(uint32_t *)arena_at(&engine->chunk_owner, first + i) = region;
+    uint32_t base = first << CHUNK_SHIFT;
+    for (uint64_t i = 0; i < n; i++)
+        *page_record(engine, base + (uint32_t)i) = (struct page){.link = NO_INDEX};
+    return base;
+}
+
+static void give_pages(ksmpy_engine *engine, const struct region *region)
+{
+    ids_give(&engine->chunks, region->base >> CHUNK_SHIFT, chunks_of(region->n));
+}
+
+static void append(ksmpy_engine *engine, uint32_t id)
+{
+    struct region *region = region_at(engine, id);
+    region->next = NO_REGION;
+    region->previous = engine->last_region;
+    if (engine->last_region == NO_REGION)
+        engine->first_region = id;
+    else
+        region_at(engine, engine->last_region)->next = id;
+    engine->last_region = id;
+    engine->registered += region->n;
+}
+
+static void take_out(ksmpy_engine *engine, uint32_t id)
+{
+    const struct region *region = region_at(engine, id);
+    cursor_leave(engine, id);
+    if (region->previous == NO_REGION)
+        engine->first_region = region->next;
+    else
+        region_at(engine, region->previous)->next = region->next;
+    if (region->next == NO_REGION)
+        engine->last_region = region->previous;
+    else
+        region_at(engine, region->next)->previous = region->previous;
+    engine->registered -= region->n;
+}
+
+static int add_region(ksmpy_engine *engine, uintptr_t address, uint64_t n, int vma_flags,
+                      uint32_t *out)
+{
+    if (overlaps(engine, address, n))
+        return -EEXIST;
+    uint32_t id = free_region(engine);
+    if (id == NO_REGION)
+        return -ENOMEM;
+    uint32_t base = take_pages(engine, id, n);
+    if (base == NO_PAGE)
+        return -ENOMEM;
+    struct region *region = region_at(engine, id);
+    *region = (struct region){
+        .used = true, .vma_flags = vma_flags, .address = address, .n = n, .base = base};
+    int error = freezer_attach(&engine->fz, address, n);
+    if (error) {
+        give_pages(engine, region);
+        region->used = false;
+        return error;
+    }
+    append(engine, id);
+    *out = id;
+    return 0;
+}
+
+int ksmpy_register(ksmpy_engine *engine, uintptr_t address, size_t length, int vma_flags,
+                   uint32_t *region)
+{
+    uint64_t n = length >> PAGE_SHIFT;
+    if (engine->forked)
+        return -EPERM;
+    if (address % PAGE_SIZE || length % PAGE_SIZE || !n || address + length < address)
+        return -EINVAL;
+    engine_lock(engine);
+    int error = add_region(engine, address, n, vma_flags, region);
+    engine_unlock(engine);
+    check_step(engine);
+    return error;
+}
+
+static bool known(const ksmpy_engine *engine, uint32_t region)
+{
+    return region < engine->region_count && region_at(engine, region)->used;
+}
+
+static void remove_region(ksmpy_engine *engine, uint32_t id)
+{
+    struct region *region = region_at(engine, id);
+    for (uint64_t i = 0; i < region->n; i++) {
+        page_withdraw(engine, region->base + (uint32_t)i);
+        page_become(engine, region->base + (uint32_t)i, PAGE_NEW, NO_INDEX);
+    }
+    freezer_detach(&engine->fz, region->address, region->n);
+    take_out(engine, id);
+    give_pages(engine, region);
+    region->used = false;
+}
+
+int ksmpy_release(ksmpy_engine *engine, uint32_t region, int discard)
+{
+    int error = -ENOENT;
+    engine_lock(engine);
+    if (known(engine, region)) {
+        error = fork_revive(engine);
+        if (discard && !error)
+            discard_region(engine, region);
+        else if (!error)
+            error = unmerge_region(engine, region);
+        if (!error)
+            remove_region(engine, region);
+    }
+    engine_unlock(engine);
+    check_step(engine);
+    return error;
+}
+
+int ksmpy_unmerge_region(ksmpy_engine *engine, uint32_t region)
+{
+    if (engine->forked)
+        return -EPERM;
+    engine_lock(engine);
+    int error = known(engine, region) ? unmerge_region(engine, region) : -ENOENT;
+    engine_unlock(engine);
+    check_step(engine);
+    return error;
+}
+
+/*
+ * One region at a time under the lock; new ones come last, and have nothing merged while no pass
+ * runs.
+ */
+int ksmpy_unmerge(ksmpy_engine *engine)
+{
+    int failure = 0;
+    if (engine->forked)
+        return -EPERM;
+    pass_lock(engine);
+    for (uint32_t id = 0; id < engine->region_count; id++) {
+        engine_lock(engine);
+        int error = known(engine, id) ? unmerge_region(engine, id) : 0;
+        engine_unlock(engine);
+        failure = failure ? failure : error;
+    }
+    engine_lock(engine);
+    frames_reap(engine);
+    cursor_reset(engine);
+    engine_unlock(engine);
+    pthread_mutex_unlock(&engine->pass);
+    check_step(engine);
+    return failure;
+}
+
+int64_t ksmpy_find_lost(ksmpy_engine *engine, uint32_t *regions, int64_t max)
+{
+    int64_t count = 0;
+    if (engine->forked)
+        return -EPERM;
+    engine_lock(engine);
+    budget_find_lost(engine);
+    for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next)
+        if (region_at(engine, id)->lost && count++ < max)
+            regions[count - 1] = id;
+    engine_unlock(engine);
+    return count;
+}
+
+int ksmpy_set_nodes(ksmpy_engine *engine, uint32_t region, const uint8_t *nodes, uint64_t count)
+{
+    int error = 0;
+    engine_lock(engine);
+    if (!known(engine, region) || region_at(engine, region)->n != count)
+        error = -ENOENT;
+    for (uint64_t i = 0; i < count && !error; i++)
+        if (nodes[i] < engine->nodes)
+            page_move_to_node(engine, region_at(engine, region)->base + (uint32_t)i, nodes[i]);
+    engine_unlock(engine);
+    check_step(engine);
+    return error;
+}
