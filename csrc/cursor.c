@@ -20,9 +20,10 @@ static void remember_written(ksmpy_engine *engine)
     const struct cursor *cursor = &engine->cursor;
     if (!engine->tracked || cursor->region == NO_REGION || !cursor->window_n)
         return;
-    const struct region *region = region_at(engine, cursor->region);
+    struct region *region = region_at(engine, cursor->region);
     for (uint64_t i = cursor->page; i < cursor->window + cursor->window_n; i++) {
         uint32_t id = region->base + (uint32_t)i;
+        region->unsure |= has_bit(cursor->copied, i - cursor->window);
         if (!has_bit(cursor->written, i - cursor->window) ||
             has_bit(cursor->zero, i - cursor->window) ||
             page_state(page_record(engine, id)) == PAGE_SHARED)
@@ -68,25 +69,45 @@ static void set_bits(uint64_t *bits, uint64_t first, uint64_t end)
         bits[i / 64] |= (uint64_t)1 << (i % 64);
 }
 
+static void set_bits_of_copies(const ksmpy_engine *engine, uintptr_t address, uint64_t *bits,
+                               uint64_t first, uint64_t end)
+{
+    uint8_t kinds[CHUNK];
+    for (uint64_t part; first < end; first += part, address += bytes_of(part)) {
+        part = end - first < CHUNK ? end - first : CHUNK;
+        bool known = os_pages(engine->fz.pagemap_fd, address, part, kinds) == 0;
+        for (uint64_t i = 0; i < part; i++)
+            if (!known || kinds[i] == OS_PAGE_ANON)
+                set_bits(bits, first + i, first + i + 1);
+    }
+}
+
 typedef int64_t question(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
                          int64_t max, uintptr_t *next);
 
-/* Sets a bit in each map for the pages that the kernel names; zero may be NULL. */
-static void ask(const ksmpy_engine *engine, question *about, uintptr_t address, uint64_t n,
-                uint64_t *bits, uint64_t *zero)
+/*
+ * Sets a bit in each map for those of the region's pages [first, last) that the kernel names; zero
+ * may be NULL.
+ */
+static void ask(const ksmpy_engine *engine, question *about, uintptr_t region, uint64_t first,
+                uint64_t last, uint64_t *bits, uint64_t *zero)
 {
     struct os_range ranges[RANGES];
-    uintptr_t at = address, end = address + bytes_of(n);
+    uintptr_t address = region + bytes_of(engine->cursor.window);
+    uintptr_t at = region + bytes_of(first), end = region + bytes_of(last);
     while (at < end) {
         uintptr_t next = end;
         int64_t count =
             about(engine->fz.pagemap_fd, at, (end - at) >> PAGE_SHIFT, ranges, RANGES, &next);
         for (int64_t i = 0; i < count; i++) {
-            uint64_t first = (ranges[i].start - address) >> PAGE_SHIFT,
-                     last = (ranges[i].end - address) >> PAGE_SHIFT;
-            set_bits(bits, first, last);
+            uint64_t from = (ranges[i].start - address) >> PAGE_SHIFT,
+                     to = (ranges[i].end - address) >> PAGE_SHIFT;
+            if (ranges[i].swapped)
+                set_bits_of_copies(engine, ranges[i].start, bits, from, to);
+            else
+                set_bits(bits, from, to);
             if (zero && ranges[i].zero)
-                set_bits(zero, first, last);
+                set_bits(zero, from, to);
         }
         if (count < 0 || next <= at)
             return; /* nothing is known to be written: the frozen comparison stays the judge */
@@ -94,14 +115,43 @@ static void ask(const ksmpy_engine *engine, question *about, uintptr_t address, 
     }
 }
 
-static void ask_tracking(ksmpy_engine *engine, const struct region *region, uintptr_t address,
-                         uint64_t n)
+/* Was an overlay of the window written, or mapped since it was last asked about? */
+static bool overlay_written(const ksmpy_engine *engine, const struct region *region)
+{
+    const struct cursor *cursor = &engine->cursor;
+    uint32_t id = region->base + (uint32_t)cursor->window;
+    for (uint64_t i = 0; i < cursor->window_n; i++)
+        if (i % 64 == 0 && !cursor->written[i / 64])
+            i += 63;
+        else if (has_bit(cursor->written, i) &&
+                 page_state(page_record(engine, id + (uint32_t)i)) == PAGE_SHARED)
+            return true;
+    return false;
+}
+
+static void ask_private(ksmpy_engine *engine, const struct region *region, bool everywhere)
 {
     struct cursor *cursor = &engine->cursor;
-    if (region->merging < region->n) /* otherwise there is nothing but overlays */
-        ask(engine, os_written, address, n, cursor->written, cursor->zero);
+    uint64_t end = cursor->window + cursor->window_n;
+    for (uint64_t at = cursor->window, next; at < end; at = next) {
+        next = (at | (CHUNK - 1)) + 1;
+        next = next < end ? next : end;
+        if (everywhere || chunk_of(engine, region->base + (uint32_t)at)->blind)
+            ask(engine, os_private, region->address, at, next, cursor->copied, NULL);
+    }
+}
+
+/*
+ * What tracking says of overlays is a hint: which of their pages are copies by
+ * now the kernel finds out by looking at each, which takes ten times longer.
+ */
+static void ask_tracking(ksmpy_engine *engine, const struct region *region)
+{
+    struct cursor *cursor = &engine->cursor;
+    uint64_t end = cursor->window + cursor->window_n;
+    ask(engine, os_written, region->address, cursor->window, end, cursor->written, cursor->zero);
     if (region->merging)
-        ask(engine, os_private, address, n, cursor->copied, NULL);
+        ask_private(engine, region, region->unsure || overlay_written(engine, region));
 }
 
 static void ask_page_tables(ksmpy_engine *engine, uintptr_t address, uint64_t n)
@@ -157,7 +207,7 @@ void cursor_open_window(ksmpy_engine *engine, const struct region *region)
     memset(cursor->copied, 0, sizeof cursor->copied);
     uintptr_t address = region->address + bytes_of(cursor->window);
     if (engine->tracked)
-        ask_tracking(engine, region, address, cursor->window_n);
+        ask_tracking(engine, region);
     else
         ask_page_tables(engine, address, cursor->window_n);
     if (engine->nodes > 1 && !engine->injected_nodes)

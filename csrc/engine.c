@@ -78,7 +78,7 @@ static int open_arrays(ksmpy_engine *engine)
     if (!error)
         error = arena_init(&engine->pages, sizeof(struct page), limit);
     if (!error)
-        error = arena_init(&engine->chunk_owner, sizeof(uint32_t), chunks);
+        error = arena_init(&engine->chunk_records, sizeof(struct chunk), chunks);
     if (!error)
         error = ids_init(&engine->chunks, chunks);
     if (!error)
@@ -90,7 +90,7 @@ static void close_arrays(ksmpy_engine *engine)
 {
     arena_destroy(&engine->regions);
     arena_destroy(&engine->pages);
-    arena_destroy(&engine->chunk_owner);
+    arena_destroy(&engine->chunk_records);
     ids_destroy(&engine->chunks);
     stable_destroy(engine);
     unstable_destroy(engine);

@@ -106,12 +106,18 @@ static inline uint64_t cut_sum(uint64_t sum)
 struct region {
     bool used;
     bool lost;      /* its memory is no longer (all) the owner's: left alone */
+    bool unsure;    /* a pass was told what was written, and then ended before it got there */
     int vma_flags;  /* enum ksmpy_vma_flag */
     uintptr_t address;
     uint64_t n;
     uint32_t base;  /* id of its first page */
     uint32_t next, previous; /* in order of registration */
     uint64_t merging, zeros, seen; /* pages SHARED; ZERO; with an rmap_item */
+};
+
+struct chunk { /* of page ids */
+    uint32_t region;
+    bool blind; /* some of its overlays are not tracked */
 };
 
 struct unode { /* node of an unstable tree */
@@ -181,7 +187,7 @@ struct ksmpy_engine {
     uint32_t region_count; /* records in use or free */
     uint32_t first_region, last_region;
     struct ids chunks;
-    struct arena chunk_owner; /* uint32_t: region */
+    struct arena chunk_records; /* struct chunk */
     struct arena pages; /* struct page */
     uint64_t registered;
 
@@ -216,9 +222,13 @@ static inline struct region *region_at(const ksmpy_engine *engine, uint32_t regi
 {
     return arena_at(&engine->regions, region);
 }
+static inline struct chunk *chunk_of(const ksmpy_engine *engine, uint32_t id)
+{
+    return arena_at(&engine->chunk_records, id >> CHUNK_SHIFT);
+}
 static inline uint32_t region_of(const ksmpy_engine *engine, uint32_t id)
 {
-    return *(uint32_t *)arena_at(&engine->chunk_owner, id >> CHUNK_SHIFT);
+    return chunk_of(engine, id)->region;
 }
 static inline uintptr_t page_address(const ksmpy_engine *engine, uint32_t id)
 {

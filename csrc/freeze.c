@@ -206,6 +206,11 @@ void thaw(struct freezer *fz)
     pthread_mutex_unlock(&fz->lock);
 }
 
+int freezer_track_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    return fz->tracked ? os_uffd_register(fz->uffd, address, n, OS_UFFD_WP) : 0;
+}
+
 static bool copy_out(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     uint8_t kinds[FREEZE_MAX];

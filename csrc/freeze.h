@@ -84,6 +84,9 @@ int freeze_overlay(struct freezer *fz, uint64_t first, uint64_t n, int memfd, ui
 int freeze_zero(struct freezer *fz, uint64_t first, uint64_t n, int vma_flags);
 void thaw(struct freezer *fz);
 
+/* From now on writes to overlays in the range are noted, if the freezer tracks at all; or -errno. */
+int freezer_track_overlay(struct freezer *fz, uintptr_t address, uint64_t n);
+
 /*
  * Turns up to FREEZE_MAX overlay pages back into private anonymous memory with
  * the bytes they show now, while other threads use them.  Every mapping in the

@@ -384,6 +384,14 @@ static void unblock_writers(struct freezer *fz, uintptr_t address, uint64_t n)
     os_uffd_unregister(fz->wp_fd, address, n);
 }
 
+/* A mapping can be registered with one userfaultfd only: tracking ends. */
+static int take_over(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (fz->tracked)
+        os_uffd_unregister(fz->uffd, address, n);
+    return os_uffd_register(fz->wp_fd, address, n, OS_UFFD_WP);
+}
+
 /*
  *   overlay        | frame | own copy | frame |     anyone reads and writes
  *   protect        | frame | own copy | frame |     readers go on, writers wait
@@ -400,14 +408,14 @@ int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_fl
     int error = blank_for(fz, vma_flags, &blank);
     if (error)
         return error;
-    error = os_uffd_register(fz->wp_fd, address, n, OS_UFFD_WP);
-    if (error)
-        return error;
-    error = block_writers(fz, address, n);
+    error = take_over(fz, address, n);
+    if (!error)
+        error = block_writers(fz, address, n);
     if (!error)
         error = freezer_replace(fz, address, blank, n);
     if (error) {
         unblock_writers(fz, address, n);
+        freezer_track_overlay(fz, address, n);
         return error;
     }
     put_pages(fz, address, fz->stage, n);

@@ -14,6 +14,7 @@
 
 #define FAULT_AROUND ((uintptr_t)64 << 10) /* the kernel maps so much of a file at one fault */
 
+#define TRACKED_RUN 32 /* shortest run whose overlays are tracked */
 #define PREFETCH 8 /* pages ahead that the index is told of */
 
 /* What became of one piece: which of its pages lie on their frames now. */
@@ -144,10 +145,26 @@ KSMPY_READS_LIVE_MEMORY static void fault_in(uintptr_t address, uint64_t n)
         (void)*(const volatile uint8_t *)at;
 }
 
+/* Short overlays are not worth a call, which takes as long as to look at 50 pages. */
+static void track_overlays(ksmpy_engine *engine, uint32_t page, uint64_t n)
+{
+    if (n >= TRACKED_RUN && freezer_track_overlay(&engine->fz, page_address(engine, page), n) == 0)
+        return;
+    for (uint32_t id = page; id < page + n; id = (id | (CHUNK - 1)) + 1)
+        chunk_of(engine, id)->blind = true;
+}
+
+/* Pages that were just merged: readers find them mapped, and the engine hears of writers. */
+static void settle_run(ksmpy_engine *engine, uint32_t page, uint64_t n)
+{
+    fault_in(page_address(engine, page), n);
+    track_overlays(engine, page, n);
+}
+
 static void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint64_t n)
 {
     struct piece piece;
-    uintptr_t start = page_address(engine, page);
+    uint32_t start = page;
     for (uint64_t left = n, done; left; left -= done) {
         piece.page = page;
         piece.frame = frame;
@@ -155,7 +172,7 @@ static void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t fram
         page += (uint32_t)done;
         frame += (uint32_t)done;
     }
-    fault_in(start, n);
+    settle_run(engine, start, n);
 }
 
 /* New frames get their place in the index once they have a sharer, or go back. */
@@ -226,7 +243,7 @@ static uint32_t promote(ksmpy_engine *engine, uint32_t page, uint64_t *n)
         promote_piece(engine, from, frame, part);
     }
     free_frames(engine, first + (uint32_t)*n, taken - *n);
-    fault_in(page_address(engine, page), *n);
+    settle_run(engine, page, *n);
     return *n ? first : NO_FRAME;
 }
 

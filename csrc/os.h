@@ -146,6 +146,7 @@ uint64_t os_max_map_count(void);
 struct os_range {
     uintptr_t start, end;
     bool zero;    /* the kernel's zero page, or nothing at all */
+    bool swapped; /* out, or only marked: os_pages() knows */
 };
 
 /*

@@ -35,7 +35,8 @@ static int64_t ask(int pagemap_fd, struct scan_request request, struct os_range 
     if (count < 0)
         return -errno;
     for (int i = 0; i < count; i++)
-        ranges[i] = (struct os_range){found[i].start, found[i].end, found[i].categories & IS_ZERO};
+        ranges[i] = (struct os_range){found[i].start, found[i].end, found[i].categories & IS_ZERO,
+                                      found[i].categories & IS_SWAPPED};
     *next = (uintptr_t)request.walk_end;
     return count;
 }
@@ -55,7 +56,8 @@ int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
 
 /*
  * An overlay's untouched page is not there, a read one is a file page, a copied
- * one is neither.  Swapped out or migrating, each keeps what it is.
+ * one is neither.  Swapped out or migrating, each keeps what it is; but write
+ * tracking leaves markers in the place of untouched pages, which look swapped.
  */
 int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
                    int64_t max, uintptr_t *next)
@@ -66,7 +68,7 @@ int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
         .category_inverted = IS_FILE,
         .category_mask = IS_FILE,
         .category_anyof_mask = IS_PRESENT | IS_SWAPPED,
-        .return_mask = IS_FILE,
+        .return_mask = IS_SWAPPED,
     };
     return ask(pagemap_fd, request, ranges, max, next);
 }
@@ -75,6 +77,7 @@ int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
 #define WORD_SWAPPED ((uint64_t)1 << 62)
 #define WORD_FILE ((uint64_t)1 << 61)
 #define WORD_EXCLUSIVE ((uint64_t)1 << 56)
+#define WORD_SWAP_TYPE 31 /* mask; the type of that number is a marker, with no page behind it */
 #define WORDS 512
 
 /*
@@ -88,6 +91,8 @@ static uint8_t kind_of(uint64_t word)
         return OS_PAGE_NONE;
     if (word & WORD_FILE)
         return OS_PAGE_FILE;
+    if (!(word & WORD_PRESENT) && (word & WORD_SWAP_TYPE) == WORD_SWAP_TYPE)
+        return OS_PAGE_NONE;
     if ((word & WORD_PRESENT) && !(word & WORD_EXCLUSIVE))
         return OS_PAGE_ZERO;
     return OS_PAGE_ANON;

@@ -36,7 +36,7 @@ static uint32_t take_pages(ksmpy_engine *engine, uint32_t region, uint64_t n)
     uint32_t first = ids_take(&engine->chunks, &got);
     if (first == NO_INDEX)
         return NO_PAGE;
-    bool room = got == chunks && arena_grow(&engine->chunk_owner, first + chunks) == 0 &&
+    bool room = got == chunks && arena_grow(&engine->chunk_records, first + chunks) == 0 &&
                 arena_grow(&engine->pages, (first + chunks) << CHUNK_SHIFT) == 0 &&
                 unstable_resize(engine, engine->registered + n) == 0;
     if (!room) {
@@ -44,7 +44,8 @@ static uint32_t take_pages(ksmpy_engine *engine, uint32_t region, uint64_t n)
         return NO_PAGE;
     }
     for (uint64_t i = 0; i < chunks; i++)
-        *(uint32_t *)arena_at(&engine->chunk_owner, first + i) = region;
+        *(struct chunk *)arena_at(&engine->chunk_records, first + i) =
+            (struct chunk){region, false};
     uint32_t base = first << CHUNK_SHIFT;
     for (uint64_t i = 0; i < n; i++)
         *page_record(engine, base + (uint32_t)i) = (struct page){.link = NO_INDEX};

@@ -275,7 +275,9 @@ static void end_pass(ksmpy_engine *engine)
 static void next_region(ksmpy_engine *engine)
 {
     struct cursor *cursor = &engine->cursor;
-    cursor->region = region_at(engine, cursor->region)->next;
+    struct region *region = region_at(engine, cursor->region);
+    region->unsure = false;
+    cursor->region = region->next;
     cursor->page = 0;
     cursor->window_n = 0;
     if (cursor->region == NO_REGION)

@@ -23,7 +23,7 @@ static uint64_t metadata_bytes(const ksmpy_engine *engine)
 {
     return sizeof *engine + engine->regions.committed * sizeof(struct region) +
            engine->pages.committed * sizeof(struct page) +
-           engine->chunk_owner.committed * sizeof(uint32_t) +
+           engine->chunk_records.committed * sizeof(struct chunk) +
            engine->chunks.words.committed * sizeof(uint64_t) + stable_metadata_bytes(engine) +
            unstable_metadata_bytes(engine) + store_metadata_bytes(&engine->store);
 }

@@ -134,6 +134,8 @@ static void reset_pages(ksmpy_engine *engine, const struct region *region)
         page_set_age(page_record(engine, id), 0);
         page_set_skip(page_record(engine, id), 0);
     }
+    for (uint64_t i = 0; i < region->n && !region->merging; i += CHUNK)
+        chunk_of(engine, region->base + (uint32_t)i)->blind = false;
 }
 
 int unmerge_region(ksmpy_engine *engine, uint32_t id)

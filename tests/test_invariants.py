@@ -130,6 +130,20 @@ def test_invariant_2_counters_may_lag_but_a_pass_sets_them_right(engine: Any) ->
     assert engine.stats().pages_sharing == oracle.true_saved_pages(spans) == 32
 
 
+def test_invariant_2_a_pass_that_was_cut_short_forgets_no_write(engine: Any) -> None:
+    """The kernel tells once what was written; whoever asked and then stopped must remember."""
+    one, two = _pair(64)
+    engine.register(one)
+    engine.register(two)
+    _settle(engine)
+    engine.scan(2)
+    one[3 * PAGE] ^= 1
+    one[60 * PAGE] ^= 1
+    cut, whole = engine.scan(max_pages=1), engine.scan()
+    assert (cut.unmerged, whole.unmerged) == (1, 1)
+    engine.check()
+
+
 def test_invariant_2_unmerge_asks_the_address_space_not_the_counters(engine: Any) -> None:
     """Pages written, or mapped anew, since the last pass: unmerge() still leaves no overlay."""
     one, two = _pair()
