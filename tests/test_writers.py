@@ -78,6 +78,25 @@ def test_no_increment_is_lost_under_ksmd(mode: Mode, engine: Any) -> None:
     assert shared, "ksmd merged nothing: this proves nothing"
 
 
+def test_no_increment_is_lost_in_huge_pages(mode: Mode, engine: Any) -> None:
+    """Huge pages are frozen, compared and given back as one; unmerged, they are small ones."""
+    merged = rounds = 0
+    end = time.monotonic() + duration()
+    while not rounds or time.monotonic() < end:
+        with _torture(mode, count=2 * memory.HUGE, buffers=2, huge=True) as torture:
+            if not all(map(memory.are_huge, torture.buffers)):
+                pytest.skip("this machine gave no huge pages")
+            regions = [engine.register(buffer) for buffer in torture.buffers]
+            for _ in range(3):
+                merged += engine.scan(eager=True).merged
+            torture.assert_alive()
+            engine.check()
+            for region in regions:
+                region.release()
+        rounds += 1
+    assert merged > memory.HUGE, f"{merged} merges in {rounds} rounds prove nothing"
+
+
 def test_no_increment_is_lost_with_zero_pages(mode: Mode, engine: Any) -> None:
     """A page going to and from the zero page keeps what is written into it meanwhile."""
     engine.knobs.use_zero_pages = 1

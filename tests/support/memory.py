@@ -13,6 +13,9 @@ from .oracle import PAGE
 
 Bytes = npt.NDArray[np.uint8]
 
+#: How many pages a transparent huge page has.
+HUGE = 512
+
 #: How many different pages :func:`content` knows.
 ALPHABET = 8
 
@@ -21,6 +24,30 @@ def pages(count: int) -> Bytes:
     """A uint8 array of `count` fresh, whole, anonymous pages; unmapped when it dies."""
     memory = mmap.mmap(-1, count * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return np.frombuffer(memory, dtype=np.uint8)
+
+
+def huge_pages(count: int) -> Bytes:
+    """The same where a huge page (512 pages) begins, on huge pages where the machine has them."""
+    memory = mmap.mmap(-1, (count + HUGE) * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = np.frombuffer(memory, dtype=np.uint8)
+    start = -address_of(whole) % (HUGE * PAGE)
+    return whole[start : start + count * PAGE]
+
+
+def are_huge(array: Bytes) -> bool:
+    """Whether any of an array's memory lies on huge pages now."""
+    start, nbytes = span(array)
+    inside = False
+    with open("/proc/self/smaps", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            head = line.split(maxsplit=1)[0]
+            if "-" in head and not head.endswith(":"):
+                low, high = (int(part, 16) for part in head.split("-"))
+                inside = low < start + nbytes and start < high
+            elif inside and head == "AnonHugePages:" and int(line.split()[1]):
+                return True
+    return False
 
 
 def address_of(array: npt.NDArray[Any]) -> int:

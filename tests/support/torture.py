@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from .build import shared_library
-from .memory import Bytes, address_of, pages
+from .memory import Bytes, address_of, huge_pages, pages
 from .oracle import PAGE
 
 MAX_BUFFERS = 8
@@ -149,8 +149,9 @@ class Torture:
         rest_us: int = 2000,
         efault_ok: bool = False,
         seed: int = 1,
+        huge: bool = False,
     ) -> None:
-        self.buffers = [pages(count) for _ in range(buffers)]
+        self.buffers = [(huge_pages if huge else pages)(count) for _ in range(buffers)]
         addresses = (ctypes.c_void_p * MAX_BUFFERS)(*map(address_of, self.buffers))
         options = Options(
             addresses, buffers, count, writers, readers, syscalls, window, epoch_us, rest_us,
