@@ -26,6 +26,7 @@
 
 #define FAULTS 256 /* read before the first of them is answered */
 #define RETRIES 64 /* of a transient refusal, 50 us apart, before the slower way is taken */
+#define RETRIES_AT_ONCE 8
 
 static void fill_hole(struct freezer *fz, uintptr_t address)
 {
@@ -193,19 +194,21 @@ static int64_t freeze_by_remap(struct freezer *fz, uintptr_t address, uint64_t n
 }
 
 /*
- * Linux 6.18 was seen to move a page, and to answer EAGAIN: moved again, it is
- * EEXIST.  The window was empty before, so the window tells what was moved, not
- * the answer; whatever lies there must not be dropped.
+ * The answer can be less than what was done: Linux 6.18 was seen to move pages
+ * and to say EAGAIN, or how many it had moved before those.  The window was
+ * empty before, so the window tells; whatever lies there must not be dropped.
  */
-static int64_t moved_after_all(struct freezer *fz, uint64_t n, int64_t error)
+static int64_t truly_moved(struct freezer *fz, uint64_t n, int64_t answer)
 {
     uint8_t kinds[FREEZE_HUGE];
     while (os_pages(fz->pagemap_fd, *fz->window, n, kinds) < 0)
         os_sleep_us(50);
-    uint64_t moved = 0;
-    while (moved < n && kinds[moved] != OS_PAGE_NONE)
-        moved++;
-    return moved ? (int64_t)moved : error;
+    uint64_t end = 0;
+    for (uint64_t i = 0; i < n; i++) {
+        fz->hole[i] = kinds[i] == OS_PAGE_NONE;
+        end = fz->hole[i] ? end : i + 1;
+    }
+    return end ? (int64_t)end : answer < 0 ? answer : -EAGAIN;
 }
 
 static int64_t freeze_by_move(struct freezer *fz, uintptr_t address, uint64_t n)
@@ -214,10 +217,12 @@ static int64_t freeze_by_move(struct freezer *fz, uintptr_t address, uint64_t n)
     memset(fz->hole, 0, sizeof fz->hole);
     for (int i = 0; i < RETRIES; i++) {
         got = os_uffd_move(fz->uffd, *fz->window, address, n);
-        if (got <= 0)
-            got = moved_after_all(fz, n, got);
+        if (got < (int64_t)n)
+            got = truly_moved(fz, n, got);
         if (got != -EAGAIN)
             break;
+        if (i >= RETRIES_AT_ONCE) /* whoever holds the page does not run */
+            os_sleep_us(50);
     }
     return got;
 }
@@ -283,13 +288,22 @@ static void put_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t
     }
 }
 
+/* Pages [first, +n) of the range that was frozen at address, without those that were not there. */
+static void put_frozen(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
+{
+    for (uint64_t i = first, end = first + n, length; i < end; i += length) {
+        for (length = 1; i + length < end && fz->hole[i + length] == fz->hole[i];)
+            length++;
+        if (!fz->hole[i])
+            put_pages(fz, address + bytes_of(i), *fz->window + bytes_of(i), length);
+    }
+}
+
 static void remap_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
 {
     for (int tries = 0; os_remap(to, from, n, true) < 0; tries++) {
         if (tries > RETRIES) {
-            for (uint64_t i = 0; i < n; i++)
-                if (!fz->hole[((from - *fz->window) >> PAGE_SHIFT) + i])
-                    put_pages(fz, to + bytes_of(i), from + bytes_of(i), 1);
+            put_frozen(fz, to - (from - *fz->window), (from - *fz->window) >> PAGE_SHIFT, n);
             return;
         }
         os_sleep_us(50);
@@ -301,7 +315,7 @@ void uffd_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_
     uintptr_t to = address + bytes_of(first), from = *fz->window + bytes_of(first);
     fz->torn = true;
     if (moves(fz))
-        put_pages(fz, to, from, n);
+        put_frozen(fz, address, first, n);
     else
         remap_pages(fz, to, from, n);
 }

@@ -163,3 +163,45 @@ def test_a_killed_scan_costs_nothing() -> None:
     child.send_signal(signal.SIGKILL)
     assert child.wait(30) == -signal.SIGKILL
     child.stdout.close()
+
+
+UNDERSTATED = """
+import sys
+import ksmpy
+from support import memory, oracle
+from support.inject import Injector
+
+engine = ksmpy.Engine(freeze="uffd-move", tracking=sys.argv[1])
+engine.knobs.use_zero_pages = 1
+one = memory.huge_pages(1100)
+one[:] = memory.distinct(1100, seed=8)
+two = memory.huge_pages(1100)
+two[:] = one
+one[:: 40 * 4096] ^= 1  # some pages of each piece differ, and go back
+one[20 * 4096 : 24 * 4096] = 0
+three = memory.twin(one)
+arrays = [one, two, three]
+wanted = [array.tobytes() for array in arrays]
+injector = Injector()
+with injector.understating():
+    for array in arrays:
+        engine.register(array)
+    for _ in range(4):
+        engine.scan(eager=True)
+        assert [array.tobytes() for array in arrays] == wanted
+    merged = engine.stats().pages_sharing
+    engine.unmerge()
+    assert [array.tobytes() for array in arrays] == wanted
+assert merged > 2000 and injector.understated > 50, (merged, injector.understated)
+engine.check()
+engine.close()
+"""
+
+
+@pytest.mark.parametrize("tracking", ["wp-async", "checksum"])
+def test_a_move_that_did_more_than_it_says(tracking: str) -> None:
+    """Pages that were moved although the kernel says otherwise are not lost."""
+    mode = Mode("uffd-move", tracking)
+    if reason := mode.missing():
+        pytest.skip(reason)
+    python_ok("-c", UNDERSTATED, tracking, env=preloaded({}))

@@ -121,6 +121,8 @@ static int fail_persistently;
 static atomic_int failing_kind;
 static atomic_uint_fast64_t spared; /* calls of that kind that still succeed */
 static atomic_uint_fast64_t fired;
+static atomic_int understating;
+static atomic_uint_fast64_t understatements;
 static struct {
     int kind;
     uint64_t site;
@@ -181,6 +183,19 @@ int inject_arm_kind(const char *name, int variant, uint64_t nth)
 void inject_disarm(void)
 {
     atomic_store(&armed, 0);
+}
+
+/* UFFDIO_MOVE does all of its work, and says that it did less. */
+void inject_understate(int on)
+{
+    if (on)
+        atomic_store(&understatements, 0);
+    atomic_store(&understating, on);
+}
+
+uint64_t inject_understated(void)
+{
+    return atomic_load(&understatements);
 }
 
 uint64_t inject_calls(void)
@@ -371,6 +386,33 @@ static int kind_of_ioctl(unsigned long request)
     return type == 'f' && number == 17 ? QUERY : OTHER_IOCTL;
 }
 
+/*
+ * What Linux 6.18 does now and then under load: all pages are moved, and the
+ * answer is an error, or a part of them.
+ */
+static int understated(int kind, void *argument, int result)
+{
+    struct {
+        uint64_t to, from, length, mode;
+        int64_t moved;
+    } *move = argument;
+
+    if (kind != UFFD_MOVE || result < 0 || !atomic_load(&understating))
+        return result;
+    switch (atomic_fetch_add(&understatements, 1) % 3) {
+    case 0:
+        move->moved = -EAGAIN;
+        break;
+    case 1:
+        move->moved = 4096;
+        break;
+    default:
+        return result;
+    }
+    errno = EAGAIN;
+    return move->moved == (int64_t)move->length ? result : -1;
+}
+
 int ioctl(int fd, unsigned long request, ...)
 {
     va_list rest;
@@ -381,7 +423,7 @@ int ioctl(int fd, unsigned long request, ...)
     argument = va_arg(rest, void *);
     va_end(rest);
     FAIL_IF(kind_of_ioctl(request), -1);
-    return real(fd, request, argument);
+    return understated(kind_of_ioctl(request), argument, real(fd, request, argument));
 }
 
 int fallocate(int fd, int mode, off_t offset, off_t length)

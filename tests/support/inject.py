@@ -37,8 +37,8 @@ class Injector:
         lib.inject_arm.argtypes = [ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
         lib.inject_arm_kind.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_uint64]
         lib.inject_calls.restype = lib.inject_fired.restype = lib.inject_site.restype = (
-            ctypes.c_uint64
-        )
+            lib.inject_understated.restype
+        ) = ctypes.c_uint64
         lib.inject_name.restype = ctypes.c_char_p
         lib.inject_name.argtypes = lib.inject_site.argtypes = [ctypes.c_uint64]
         self._lib = lib
@@ -67,6 +67,20 @@ class Injector:
             yield
         finally:
             self._lib.inject_disarm()
+
+    @contextmanager
+    def understating(self) -> Iterator[None]:
+        """Let UFFDIO_MOVE move all pages and answer an error, or a smaller number."""
+        self._lib.inject_understate(1)
+        try:
+            yield
+        finally:
+            self._lib.inject_understate(0)
+
+    @property
+    def understated(self) -> int:
+        """How many moves succeeded since then, most of which were understated."""
+        return int(self._lib.inject_understated())
 
     @property
     def fired(self) -> int:
