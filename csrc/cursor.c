@@ -175,7 +175,7 @@ static void ask_page_tables(ksmpy_engine *engine, uintptr_t address, uint64_t n)
 void page_move_to_node(ksmpy_engine *engine, uint32_t id, unsigned node)
 {
     struct page *page = page_record(engine, id);
-    if (page_node(page) == node || page_state(page) == PAGE_SHARED)
+    if (page_node(page) == node)
         return;
     page_withdraw(engine, id);
     page_set_node(page, node);

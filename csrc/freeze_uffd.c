@@ -230,20 +230,25 @@ static int64_t freeze_by_move(struct freezer *fz, uintptr_t address, uint64_t n)
 /*
  * Taking pages away freezes them only where we are registered for missing ones;
  * the kernel takes them from anywhere.  It fills a hole only where somebody is
- * registered, and says EEXIST where there is none.  One page speaks for all:
- * both ways refuse a range of more than one mapping.
+ * registered, and says EEXIST where there is none.  One page speaks for all
+ * that lie in its mapping, and to move refuses a range of more than one.  So
+ * does mremap, but some kernels (6.18) leave the window alone then and others
+ * (6.1) do not, and a window in doubt is given up: hence it is asked before.
  */
-static int check_registered(struct freezer *fz, uintptr_t address)
+static int check_registered(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    int64_t filled = os_uffd_zero(fz->uffd, address, 1);
-    if (filled == 1 || filled == -EEXIST)
+    uint64_t asked = moves(fz) ? 1 : n;
+    int64_t filled = os_uffd_zero(fz->uffd, address, asked);
+    if (filled > 0 || filled == -EEXIST)
         return 0;
+    if (filled == -ENOENT && asked > 1)
+        return -ENOENT;
     return filled == -EAGAIN ? -EAGAIN : -EPERM;
 }
 
 int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
-    int error = check_registered(fz, address);
+    int error = check_registered(fz, address, n);
     if (!error)
         error = need_window(fz, n);
     if (error)

@@ -402,10 +402,13 @@ class Engine:
         reason = refusal(mappings, start, end)
         if reason is not None:
             raise RegionError(f"the buffer cannot be merged: {reason}")
+        nodes = self._ask_topology(start, (end - start) // _native.PAGE_SIZE)
         try:
             number = self._native.register(start, end - start, vma_flags(mappings))
         except OSError as error:
             raise _refused(error) from error
+        if nodes is not None:  # a pass under way comes by before the next one asks
+            self._native.set_nodes(number, nodes)
         life = lifetime(buffer, anchor)
         label = name if name is not None else f"{type(buffer.owner).__name__}-{number}"
         region = Region(self, number, label, start, end - start, life)
@@ -471,15 +474,21 @@ class Engine:
 
     def _place_pages(self) -> None:
         """Tell the native engine where an injected topology says that the pages are."""
-        if self._topology is None or len(self._nodes) == 1:
-            return
         for region in list(self._regions):
-            nodes = numa.node_indices(self._topology, self._nodes, region.address, region.pages)
+            nodes = self._ask_topology(region.address, region.pages)
+            if nodes is None:
+                return
             try:
                 self._native.set_nodes(region._number, nodes)
             except OSError:
                 if not region.released:
                     raise
+
+    def _ask_topology(self, start: int, pages: int) -> bytes | None:
+        """The node of each page as an injected topology has it; None without a choice."""
+        if self._topology is None or len(self._nodes) == 1:
+            return None
+        return numa.node_indices(self._topology, self._nodes, start, pages)
 
 
 def _refused(error: OSError) -> Exception:

@@ -26,6 +26,7 @@ from support.procs import in_child
 pytestmark = pytest.mark.timeout(120)
 
 WARM_UP, ROUNDS = 15, 25
+_DONTDUMP = 16
 #: Growth that is noise, in bytes, over ROUNDS rounds.
 SLACK = 512 << 10
 
@@ -293,3 +294,23 @@ def test_forks_leak_nothing(mode: Mode) -> None:
 
         _nothing_grows(work)
         engine.check()
+
+
+def test_ranges_of_several_mappings_leak_nothing(mode: Mode) -> None:
+    """Pages side by side in two mappings cannot be frozen at once; to find out costs no window."""
+    one = memory.distinct(64)
+    two = memory.twin(one)
+    with ksmpy.Engine(**mode.options) as engine:  # type: ignore[arg-type]
+        engine.register(one)
+        engine.register(two)
+        libc = ctypes.CDLL(None)
+
+        def work() -> None:
+            for array in (one, two):
+                address = ctypes.c_void_p(memory.address_of(array) + 24 * oracle.PAGE)
+                assert libc.madvise(address, ctypes.c_size_t(16 * oracle.PAGE), _DONTDUMP) == 0
+            engine.scan(2, eager=True)
+            assert engine.stats().pages_sharing == 64
+            engine.unmerge()
+
+        _nothing_grows(work)

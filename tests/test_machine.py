@@ -1,8 +1,9 @@
 """Random lives of many buffers, against plain bytes as the model and the kernel as the oracle.
 
 Hypothesis invents sequences of registering, writing, scanning, unmerging, releasing, forking,
-dying and turning knobs. After every step each buffer holds what the model holds, the engine's
-structures are sound, and a saving that is claimed exists in the page tables.
+dying, moving between nodes and turning knobs. After every step each buffer holds what the model
+holds, the engine's structures are sound, a saving that is claimed exists in the page tables, and
+pages of different nodes do not share if they must not.
 
 KSMPY_MACHINE_EXAMPLES sets how many sequences are tried for each mode (default 25).
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import errno
 import os
+import time
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -30,38 +33,19 @@ from hypothesis.stateful import (
 
 import ksmpy
 from conftest import MODES, Mode
+from ksmpy.config import KNOBS, PAGES_TO_SCAN
 from support import memory, oracle
-from support.oracle import PAGE
-from support.procs import in_child
+from support.model import GOOD, RULES, Buffer, Lodger, Places, frames_by_page
+from support.oracle import PAGE, Frame
+from support.procs import PATIENCE, in_child
 
 EXAMPLES = int(os.environ.get("KSMPY_MACHINE_EXAMPLES", "25"))
 STEPS = 30
 MAX_PAGES = 12
+MAX_NODES = 8
+MAX_LODGERS = 2
 
 page_lists = st.lists(st.integers(0, memory.ALPHABET - 1), min_size=1, max_size=MAX_PAGES)
-
-
-class Buffer:
-    """An array, the bytes it must hold, and its region while it has one."""
-
-    def __init__(self, kinds: list[int], shape: str) -> None:
-        size = len(kinds) * PAGE
-        if shape == "pages":
-            self.array = memory.pages(len(kinds))
-        elif shape == "heap":
-            self.array = np.empty(size + 2 * PAGE, dtype=np.uint8)[: size + PAGE]
-        else:
-            self.array = np.frombuffer(bytearray(size + PAGE), dtype=np.uint8)
-        start, _ = memory.span(self.array)
-        head = start - memory.address_of(self.array)
-        self.array[:] = 0x77
-        self.array[head : head + size] = np.frombuffer(memory.contents(kinds), dtype=np.uint8)
-        self.model = bytearray(self.array.tobytes())
-        self.region: Any = None
-
-    def span(self) -> tuple[int, int]:
-        """Address and size of its whole pages."""
-        return memory.span(self.array)
 
 
 class Machine(RuleBasedStateMachine):
@@ -72,15 +56,20 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = ksmpy.Engine(**self.mode.options)  # type: ignore[arg-type]
+        self.engine: Any = None
         self.all: list[Buffer] = []
+        self.lodgers: list[Lodger] = []
         self.settled = True
 
     # ---- buffers -----------------------------------------------------------------------
 
-    @initialize(target=buffers)
-    def first(self) -> Buffer:
-        """Some duplicates to begin with."""
+    @initialize(target=buffers, nodes=st.integers(1, MAX_NODES), across=st.integers(0, 1))
+    def first(self, nodes: int, across: int) -> Buffer:
+        """Some duplicates to begin with, on so many nodes."""
+        self.places = Places(nodes)
+        self.engine = ksmpy.Engine(topology=self.places, **self.mode.options)  # type: ignore[arg-type]
+        self.knobs = self.engine.knobs.asdict()
+        self.turn("merge_across_nodes", across)
         return self.adopt([0, 1, 2, 3, 1, 2, 3, 4], "pages")
 
     @rule(target=buffers, kinds=page_lists, shape=st.sampled_from(["pages", "heap", "bytearray"]))
@@ -118,6 +107,7 @@ class Machine(RuleBasedStateMachine):
         self.all.remove(buffer)
         count = len(self.engine.regions())
         registered = buffer.region is not None
+        self.places.forget(*buffer.span())
         del buffer.array, buffer.region
         assert len(self.engine.regions()) == count - registered
 
@@ -129,6 +119,7 @@ class Machine(RuleBasedStateMachine):
         region, buffer.region = buffer.region, None
         region.release()
         region.release()
+        self.places.forget(*buffer.span())
         assert not oracle.maps_store(*buffer.span())
 
     @rule(buffer=buffers)
@@ -172,13 +163,33 @@ class Machine(RuleBasedStateMachine):
         self.engine.scan(eager=eager, max_pages=pages)
         self.settled = False
 
+    @precondition(lambda self: self.knobs["pages_to_scan"])
+    @rule()
+    def ksmd(self) -> None:
+        """The background thread, for a pass or more."""
+        before = self.engine.stats().full_scans
+        self.engine.knobs.run = 1
+        deadline = time.monotonic() + PATIENCE
+        while self.engine.stats().full_scans == before:
+            assert time.monotonic() < deadline, "the background thread does nothing"
+            time.sleep(0.001)
+        self.engine.knobs.run = 0
+        self.settled = False
+
+    @rule()
+    def look(self) -> None:
+        """Counters are made exact in the middle of a pass, or after it."""
+        self.engine.stats()
+
     @rule()
     def unmerge(self) -> None:
-        """Everything comes apart."""
+        """Everything comes apart; what is left are the frames that children were born with."""
         self.engine.unmerge()
         assert not any(oracle.maps_store(*buffer.span()) for buffer in self.all)
         stats = self.engine.stats()
         assert stats.pages_sharing == stats.pages_shared == 0
+        kept = set().union(*(lodger.frames for lodger in self.lodgers))
+        assert (stats.stale_frames, stats.frame_bytes) == (len(kept), len(kept) * PAGE)
 
     @rule()
     def run_two(self) -> None:
@@ -187,39 +198,61 @@ class Machine(RuleBasedStateMachine):
         assert not any(oracle.maps_store(*buffer.span()) for buffer in self.all)
         self.engine.knobs.run = 0
 
-    @rule(
-        knob=st.sampled_from(["use_zero_pages", "smart_scan", "merge_across_nodes"]),
-        value=st.integers(0, 1),
-    )
-    def switch(self, knob: str, value: int) -> None:
-        """On and off; merge_across_nodes only while nothing is shared."""
-        self.turn(knob, value)
+    @rule(buffer=buffers, at=st.integers(0, MAX_PAGES), count=st.integers(1, MAX_PAGES),
+          node=st.integers(0, MAX_NODES))  # fmt: skip
+    def move(self, buffer: Buffer, at: int, count: int, node: int) -> None:
+        """Pages that are not merged go to another node."""
+        address, nbytes = buffer.span()
+        first = at % (nbytes // PAGE) * PAGE
+        self.places.move(address + first, min(count * PAGE, nbytes - first), node)
+        self.settled = False
 
-    @rule(value=st.sampled_from([2, 3, 256]))
-    def max_page_sharing(self, value: int) -> None:
-        """Chains of duplicates with a small one."""
-        self.turn("max_page_sharing", value)
+    # ---- knobs -------------------------------------------------------------------------------
 
-    def turn(self, knob: str, value: int) -> None:
-        """Set a knob; EBUSY is fine while pages are shared."""
-        busy = False
+    @rule(name=st.sampled_from(sorted(GOOD)), data=st.data())
+    def any_knob(self, name: str, data: st.DataObject) -> None:
+        """A value that it takes."""
+        self.turn(name, data.draw(GOOD[name]))
+
+    @rule(name=st.sampled_from(RULES), data=st.data())
+    def rule_knob(self, name: str, data: st.DataObject) -> None:
+        """The same for those that may refuse, which is what this is about."""
+        self.turn(name, data.draw(GOOD[name]))
+
+    @rule(word=st.sampled_from(["none", "scan-time"]))
+    def advisor_mode(self, word: str) -> None:
+        """A mode starts from a rate of its own."""
+        self.engine.knobs.advisor_mode = word
+        if word != self.knobs["advisor_mode"]:
+            advised = self.knobs["advisor_min_pages_to_scan"] if word != "none" else PAGES_TO_SCAN
+            self.knobs |= {"advisor_mode": word, "pages_to_scan": advised}
+
+    def turn(self, name: str, value: int) -> None:
+        """Set a knob; EBUSY exactly while frames of the old rule are shared, or a child has one."""
+        self.engine.stats()
+        held = frames_by_page(self.all) or any(lodger.frames for lodger in self.lodgers)
+        wanted = 0
+        if name in RULES and held and value != self.knobs[name]:
+            wanted = errno.EBUSY
+        elif name == "pages_to_scan" and self.knobs["advisor_mode"] != "none":
+            wanted = errno.EINVAL
         try:
-            setattr(self.engine.knobs, knob, value)
+            setattr(self.engine.knobs, name, value)
         except OSError as error:
-            assert error.errno == errno.EBUSY
-            busy = True
-        assert not busy or self.engine.stats().pages_shared > 0
-        assert busy or getattr(self.engine.knobs, knob) == value
+            assert error.errno == wanted, f"{name} = {value}: {error!r}"
+        else:
+            assert not wanted, f"{name} = {value}: {errno.errorcode[wanted]} was due"
+            self.knobs[name] = value
 
-    @rule(value=st.sampled_from([-1, 2**33, 7]))
-    def bad_knob(self, value: int) -> None:
-        """A value that the kernel would refuse changes nothing."""
-        before = self.engine.knobs.asdict()
-        for knob in ("run", "use_zero_pages", "merge_across_nodes"):
-            with pytest.raises(OSError) as caught:
-                setattr(self.engine.knobs, knob, value)
-            assert caught.value.errno == errno.EINVAL
-        assert self.engine.knobs.asdict() == before
+    @rule(name=st.sampled_from(sorted(KNOBS)), above=st.booleans())
+    def bad_knob(self, name: str, above: bool) -> None:
+        """A value that the kernel would refuse."""
+        knob = KNOBS[name]
+        with pytest.raises(OSError) as caught:
+            setattr(self.engine.knobs, name, knob.high + 1 if above else knob.low - 1)
+        assert caught.value.errno == errno.EINVAL
+
+    # ---- children ------------------------------------------------------------------------------
 
     @precondition(lambda self: self.all)
     @rule(engine_too=st.booleans())
@@ -241,6 +274,20 @@ class Machine(RuleBasedStateMachine):
             buffer.array[:] = 0x33
         assert all((buffer.array == 0x33).all() for buffer in self.all)
 
+    @precondition(lambda self: len(self.lodgers) < MAX_LODGERS)
+    @rule()
+    def lodge(self) -> None:
+        """A child is born, and stays."""
+        self.engine.stats()
+        frames = {frame for _, frame in frames_by_page(self.all).values()}
+        self.lodgers.append(Lodger(lambda: self.child(False), frames))
+
+    @precondition(lambda self: self.lodgers)
+    @rule(which=st.integers(0, MAX_LODGERS))
+    def leave(self, which: int) -> None:
+        """It finds the bytes that it was born with, and ends."""
+        self.lodgers.pop(which % len(self.lodgers)).leave()
+
     # ---- what always holds ---------------------------------------------------------------------
 
     @invariant()
@@ -255,27 +302,62 @@ class Machine(RuleBasedStateMachine):
         self.engine.check()
 
     @invariant()
+    def knobs_are_the_models(self) -> None:
+        """What was refused changed nothing, and what was not is there."""
+        now = self.engine.knobs.asdict()
+        if now["advisor_mode"] != "none":  # the advisor changes it as it likes
+            self.knobs["pages_to_scan"] = now["pages_to_scan"]
+        assert now == self.knobs
+
+    @invariant()
     def savings_are_real(self) -> None:
-        """After a whole pass without writes since, a page that is said to be saved is saved."""
-        if not self.settled:
+        """A page that is said to be saved is saved, and no frame has too many."""
+        stats = self.engine.stats() if self.settled else None
+        merged = frames_by_page(self.all)
+        users = Counter(frame for _, frame in merged.values())
+        assert all(count <= self.knobs["max_page_sharing"] for count in users.values()), users
+        self.nodes_are_apart({page: frame for page, (_, frame) in merged.items()})
+        if stats is None:
             return
-        stats = self.engine.stats()
-        spans = [buffer.span() for buffer in self.all if buffer.region is not None]
-        users = oracle.shared_pages(spans)
         saved = users.total() - len(users)
         assert stats.pages_sharing == saved, f"{stats} but {saved} pages are saved"
         assert stats.pages_shared == len(users), f"{stats} but {len(users)} frames are mapped"
-        limit = self.engine.knobs.max_page_sharing
-        assert all(count <= limit for count in users.values()), users
+        if not stats.stale_frames:
+            self.chains_are_real(merged, stats)
         if oracle.sees_pfns():
-            zero = sum(oracle.zero_pages(*span) for span in spans)
-            assert stats.ksm_zero_pages <= zero
+            spans = [buffer.span() for buffer in self.all if buffer.region is not None]
+            assert stats.ksm_zero_pages <= sum(oracle.zero_pages(*span) for span in spans)
+
+    def nodes_are_apart(self, merged: dict[int, Frame]) -> None:
+        """With merge_across_nodes 0 all pages of a frame were on one node, and asked about."""
+        if self.knobs["merge_across_nodes"] or self.places.count == 1:
+            return
+        homes: dict[Frame, set[int | None]] = {}
+        for page, frame in merged.items():
+            homes.setdefault(frame, set()).add(self.places.told.get(page))
+        assert all(len(nodes) == 1 and None not in nodes for nodes in homes.values()), homes
+
+    def chains_are_real(self, merged: dict[int, tuple[Buffer, Frame]], stats: Any) -> None:
+        """Frames of the same bytes and tree are one chain."""
+        apart = not self.knobs["merge_across_nodes"] and self.places.count > 1
+        contents = {
+            frame: (buffer.page(page), self.places.told[page] if apart else 0)
+            for page, (buffer, frame) in merged.items()
+        }
+        chains = [count for count in Counter(contents.values()).values() if count > 1]
+        assert (stats.stable_node_chains, stats.stable_node_dups) == (len(chains), sum(chains))
 
     def teardown(self) -> None:
-        """Closing gives everything back."""
-        self.engine.close()
-        self.bytes_are_the_models()
-        assert not any(oracle.maps_store(*buffer.span()) for buffer in self.all)
+        """Closing gives everything back; children outlive the engine."""
+        if self.engine is None:
+            return
+        try:
+            self.engine.close()
+            self.bytes_are_the_models()
+            assert not any(oracle.maps_store(*buffer.span()) for buffer in self.all)
+        finally:
+            for lodger in self.lodgers:
+                lodger.leave()
 
 
 @pytest.mark.timeout(120 + 6 * EXAMPLES)

@@ -339,14 +339,22 @@ def test_bad_nodes(nodes: Any, error: type[Exception]) -> None:
     ids=["length", "node", "type"],
 )
 def test_bad_answers(auto: Any, answer: Any) -> None:
-    """What a topology answers is checked before it goes anywhere."""
+    """What a topology answers is checked before it goes anywhere: at first, and in each pass."""
 
     class Bad(Halves):
+        good = 0
+
         def node_of_pages(self, addresses: Any) -> Any:
-            return answer(len(addresses))
+            self.good -= 1
+            return super().node_of_pages(addresses) if self.good >= 0 else answer(len(addresses))
 
     data = memory.distinct(4)
-    with ksmpy.Engine(topology=Bad()) as engine:
+    topology = Bad()
+    with ksmpy.Engine(topology=topology) as engine:
+        with pytest.raises(ValueError, match="node_of_pages"):
+            engine.register(data)
+        assert engine.regions() == ()
+        topology.good = 1
         engine.register(data)
         with pytest.raises(ValueError, match="node_of_pages"):
             engine.scan()

@@ -245,6 +245,11 @@ def test_cause_4_frozen_pages_are_waited_for(mode: Mode) -> None:
     _stopped_at_every_call("frozen", mode)
 
 
+def test_cause_4_absent_pages_are_unmerged(mode: Mode) -> None:
+    """What a migration shows to an unmerge, held still: pages that no page table knows."""
+    _stopped_at_every_call("absent", mode)
+
+
 def test_cause_4_compaction_during_unmerge(mode: Mode) -> None:
     """The kernel moves pages and frames to other places while a thread unmerges."""
     if not os.access("/proc/sys/vm/compact_memory", os.W_OK):

@@ -211,3 +211,56 @@ class _Half:
             return np.where(there, before(addresses + np.uint64(PAGE)), before(addresses))
 
         topology.node_of_pages = node_of_pages  # type: ignore[method-assign]
+
+
+def _on(topology: Topology, node: int, array: Bytes) -> None:
+    """All pages of an array lie on a node from now on."""
+    before = topology.node_of_pages
+    start, nbytes = memory.span(array)
+
+    def node_of_pages(addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        inside = (addresses >= start) & (addresses < start + nbytes)
+        return np.where(inside, node, before(addresses))
+
+    topology.node_of_pages = node_of_pages  # type: ignore[method-assign]
+
+
+def test_a_region_that_comes_during_a_pass_has_its_nodes(make_engine: MakeEngine) -> None:
+    """The pass reaches its pages before the next one asks, and knows where they are."""
+    topology = Topology(2)
+    engine = make_engine(topology=topology)
+    engine.knobs.merge_across_nodes = 0
+    here, there = memory.filled([1] * 8), memory.filled([1] * 8)
+    _on(topology, 0, here)
+    _on(topology, 3, there)
+    engine.register(here)
+    engine.scan(eager=True, max_pages=1)
+    engine.register(there)
+    engine.scan(eager=True, max_pages=15)
+    frames = [set(oracle.frames_of(*memory.span(array))) for array in (here, there)]
+    assert all(len(on) == 1 and None not in on for on in frames), frames
+    assert frames[0] != frames[1]
+
+
+def test_a_page_that_was_written_and_moved_is_not_taken_for_a_merged_one(
+    make_engine: MakeEngine,
+) -> None:
+    """Its record says merged when the pass asks for its node; later it is taken apart, and met."""
+    topology = Topology(2)
+    engine = make_engine(topology=topology)
+    engine.knobs.merge_across_nodes = 0
+    first, stays, moves = memory.distinct(8, seed=9), memory.filled([1] * 2), memory.filled([1] * 4)
+    for array in (first, stays, moves):
+        _on(topology, 0, array)
+        engine.register(array)
+    engine.scan(2, eager=True)
+    assert oracle.true_saved_pages(map(memory.span, (stays, moves))) == 5
+    moves[:] = moves.copy()
+    _on(topology, 3, moves)
+    first[::PAGE] ^= 1
+    engine.scan(eager=True, max_pages=1)
+    engine.stats()
+    engine.scan(eager=True, max_pages=11)
+    engine.check()
+    stayed = set(oracle.frames_of(*memory.span(stays)))
+    assert not stayed & set(oracle.frames_of(*memory.span(moves)))

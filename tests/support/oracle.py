@@ -62,11 +62,13 @@ class Mapping:
         return self.path.startswith(STORE_PREFIX)
 
 
-def mappings(pid: int | str = "self") -> list[Mapping]:
-    """All mappings of a process, in address order."""
+def mappings(pid: int | str = "self", *, containing: str = "") -> list[Mapping]:
+    """All mappings of a process whose line contains a text, in address order."""
     found = []
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as lines:
         for line in lines:
+            if containing not in line:
+                continue
             fields = line.split(maxsplit=5)
             start, end = (int(part, 16) for part in fields[0].split("-"))
             path = fields[5].rstrip("\n") if len(fields) > 5 else ""
@@ -101,9 +103,7 @@ def frames_of(address: int, nbytes: int, pid: int | str = "self") -> list[Frame 
     """The frame that each page of a range reads, or None where it has memory of its own."""
     entries = pagemap(address, nbytes, pid)
     frames: list[Frame | None] = [None] * len(entries)
-    for mapping in overlapping(address, nbytes, pid):
-        if not mapping.is_store:
-            continue
+    for mapping in store_mappings(pid):
         first = max(address, mapping.start)
         for page in range(first, min(address + nbytes, mapping.end), PAGE):
             index = (page - address) // PAGE
@@ -114,15 +114,13 @@ def frames_of(address: int, nbytes: int, pid: int | str = "self") -> list[Frame 
 
 def maps_store(address: int, nbytes: int, pid: int | str = "self") -> bool:
     """Whether any byte of a range lies in a mapping of a store, read or not, copied or not."""
-    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as lines:
-        if STORE_PREFIX not in lines.read():
-            return False
-    return any(mapping.is_store for mapping in overlapping(address, nbytes, pid))
+    end = address + nbytes
+    return any(mapping.start < end and address < mapping.end for mapping in store_mappings(pid))
 
 
 def store_mappings(pid: int | str = "self") -> list[Mapping]:
     """Every mapping of any store in a process."""
-    return [mapping for mapping in mappings(pid) if mapping.is_store]
+    return [mapping for mapping in mappings(pid, containing=STORE_PREFIX) if mapping.is_store]
 
 
 def shared_pages(regions: Iterable[tuple[int, int]], pid: int | str = "self") -> Counter[Frame]:

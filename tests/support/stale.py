@@ -19,7 +19,7 @@ from . import memory, oracle
 from .memory import Bytes
 from .pause import Pauser, Worker
 from .procs import Child
-from .swap import evict, frames_to_swap, swapped_pages, swapping
+from .swap import evict, frames_to_swap, make_absent, swapped_pages, swapping
 
 PAGES = 150  # more than are unmerged at once
 
@@ -209,7 +209,18 @@ def migration(pauser: Pauser, make: Callable[[], Merged], nth: int) -> None:
     merged.finish()
 
 
-SCENARIOS = {work.__name__: work for work in (registration, fork, frozen, swap, swapoff, migration)}
+def absent(pauser: Pauser, make: Callable[[], Merged], nth: int) -> None:
+    """Pages are not present, as while they migrate: none is passed over, or taken for unmerged."""
+    merged = make()
+    assert make_absent(merged.spans()) > 2 * PAGES
+    with pauser.at("mremap", nth, merged.unmerge):
+        make_absent(merged.spans())
+    assert not merged.maps_store()
+    merged.finish()
+
+
+WORKS = (registration, fork, frozen, swap, swapoff, migration, absent)
+SCENARIOS = {work.__name__: work for work in WORKS}
 
 
 def _calls(name: str) -> Iterator[int]:

@@ -126,3 +126,16 @@ def _forget(overlays: Iterable[int]) -> None:
             _advise(mapping.start, mapping.end - mapping.start, _MADV_DONTNEED)
     for page in overlays:
         _advise(page, mmap.PAGESIZE, _MADV_DONTNEED)
+
+
+def make_absent(spans: Iterable[tuple[int, int]]) -> int:
+    """No page table knows the pages that read frames, until they are touched; says how many."""
+    frames = [(address, oracle.frames_of(address, nbytes)) for address, nbytes in spans]
+    pages = [
+        address + index * mmap.PAGESIZE
+        for address, found in frames
+        for index, frame in enumerate(found)
+        if frame is not None
+    ]
+    _forget(pages)
+    return len(pages)
