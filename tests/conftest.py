@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from support import oracle
+from support.patience import patience
 
 FREEZES = ("uffd-move", "uffd-remap", "signal")
 TRACKINGS = ("wp-async", "checksum")
 #: How long threads and descriptors may take to go after a test, in seconds.
-PATIENCE = 5.0
+PATIENCE = patience(5)
 
 
 @dataclass(frozen=True)

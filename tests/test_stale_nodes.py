@@ -11,9 +11,10 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from support.inject import preloaded
 from support.knobs import both_refused
 from support.memory import Bytes
 from support.oracle import PAGE
+from support.patience import patience
 from support.procs import Child, python, python_ok
 
 #: Each way of freezing once.
@@ -74,22 +76,19 @@ def _stopped_at_every_call(scenario: str, mode: Mode, *more: str) -> None:
 
 
 @pytest.fixture
-def swap_file(tmp_path: Path) -> Iterator[str]:
-    """A file that can be swapped to, and is not any more after the test."""
+def swap_area(tmp_path: Path) -> Iterator[str]:
+    """A place to swap to, which is not in use before the test and after it."""
     reason = swap.refusal()
     if reason is not None:
         pytest.skip(reason)
-    path = str(tmp_path / "swap")
-    try:
-        with swap.swapping(path):
-            pass
-    except OSError as error:
-        pytest.skip(f"no swap area on this file system: {error}")
-    except swap.Failed as error:
-        pytest.skip(f"no swap area on this file system: {error.stderr!r}")
-    yield path
-    swap.stop(path)
-    os.unlink(path)
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(swap.place(tmp_path))
+        except OSError as error:
+            pytest.skip(f"no swap area on this file system: {error}")
+        except swap.Failed as error:
+            pytest.skip(f"no swap area on this file system: {error.stderr!r}")
+        yield path
 
 
 # ---- cause 1: frames that linger -------------------------------------------------------------
@@ -209,21 +208,21 @@ def test_cause_2_fork_during_unmerge(mode: Mode) -> None:
 # ---- cause 3: merged pages in swap -----------------------------------------------------------
 
 
-def test_cause_3_swapped_out_during_unmerge(mode: Mode, swap_file: str) -> None:
+def test_cause_3_swapped_out_during_unmerge(mode: Mode, swap_area: str) -> None:
     """Frames and copies come back from swap in the middle of an unmerge, and after it."""
-    _stopped_at_every_call("swap", mode, swap_file)
+    _stopped_at_every_call("swap", mode, swap_area)
 
 
-def test_cause_3_written_copies_in_swap_are_found(engine: Any, swap_file: str) -> None:
+def test_cause_3_written_copies_in_swap_are_found(engine: Any, swap_area: str) -> None:
     """A merged page that was written and then swapped out is no shared page any more."""
-    with swap.swapping(swap_file):
+    with swap.swapping(swap_area):
         arrays = _merged(engine, count=64)
         for array in arrays[1:]:
             array[::PAGE] ^= 1
         wanted = [array.tobytes() for array in arrays]
         for array in arrays:
             swap.evict(*memory.span(array))
-        assert swap.swapped_pages() > 64
+        assert swap.swapped_copies(map(memory.span, arrays)) > 64
         stats = engine.stats()
         assert (stats.pages_shared, stats.pages_sharing) == (64, 0)
         engine.check()
@@ -321,7 +320,30 @@ def test_cause_4_migration_between_nodes(engine: Any) -> None:
     _switched(engine)
 
 
-def test_frames_lie_on_their_node(engine: Any) -> None:
+@pytest.fixture
+def unbalanced() -> Iterator[None]:
+    """The kernel moves no page to the node that uses it: not where a thread has a policy."""
+    _set_policy(4)  # MPOL_LOCAL, which is what it does by default, but for the moving
+    yield
+    _set_policy(0)  # MPOL_DEFAULT
+
+
+def _set_policy(mode: int) -> None:
+    number = 238  # set_mempolicy on x86-64
+    libc = ctypes.CDLL(None)
+    failed = libc.syscall(ctypes.c_long(number), ctypes.c_long(mode), None, ctypes.c_ulong(0))
+    assert not failed, f"memory policy {mode} is refused"
+
+
+def _settle(array: Bytes, node: int) -> None:
+    """Move an array to a node, again and again while pages are refused for a moment."""
+    deadline = time.monotonic() + patience(10)
+    while (SystemTopology().node_of_pages(_addresses(array)) != node).any():
+        assert time.monotonic() < deadline, f"the kernel does not move pages to node {node}"
+        _move([array], node)
+
+
+def test_frames_lie_on_their_node(engine: Any, unbalanced: None) -> None:
     """Without merging across nodes, a page reads a frame on its own node, by the kernel's word."""
     nodes = _real_nodes()
     engine.knobs.merge_across_nodes = 0
@@ -329,7 +351,7 @@ def test_frames_lie_on_their_node(engine: Any) -> None:
     arrays = [memory.twin(one) for _ in range(2 * len(nodes))]
     homes = [node for node in nodes for _ in range(2)]
     for array, node in zip(arrays, homes, strict=True):
-        _move([array], node)
+        _settle(array, node)
         engine.register(array)
     engine.scan(3)
     engine.check()
@@ -342,9 +364,9 @@ def test_frames_lie_on_their_node(engine: Any) -> None:
 # ---- cause 5: swapoff ------------------------------------------------------------------------
 
 
-def test_cause_5_swapoff_during_unmerge(mode: Mode, swap_file: str) -> None:
+def test_cause_5_swapoff_during_unmerge(mode: Mode, swap_area: str) -> None:
     """All merged pages are brought back by swapoff, in the middle of an unmerge."""
-    _stopped_at_every_call("swapoff", mode, swap_file)
+    _stopped_at_every_call("swapoff", mode, swap_area)
 
 
 # ---- run = 2 under trouble -------------------------------------------------------------------

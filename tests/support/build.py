@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from .patience import patience
+
 FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread")
 
 
@@ -32,6 +34,6 @@ def shared_library(name: str) -> Path:
         pytest.skip("needs a C compiler (cc)")
     scratch = target.with_suffix(f".{os.getpid()}")
     command = [compiler, *FLAGS, str(source), "-o", str(scratch), "-ldl"]
-    subprocess.run(command, check=True, timeout=120)
+    subprocess.run(command, check=True, timeout=patience(120))
     scratch.rename(target)
     return target

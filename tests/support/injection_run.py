@@ -17,9 +17,10 @@ from typing import Any
 
 from . import scenarios
 from .inject import Call, Injector
+from .patience import patience
 
 #: A run that takes longer hangs, in seconds.
-PATIENCE = 30.0
+PATIENCE = patience(30)
 
 
 def _say(**line: Any) -> None:

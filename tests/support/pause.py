@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from .build import shared_library
+from .patience import patience
 
 #: How long a thread may take to get to the call, or to its end, in seconds.
-PATIENCE = 30
+PATIENCE = patience(30)
 
 
 def preloaded(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

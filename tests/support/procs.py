@@ -12,9 +12,11 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from .patience import patience
+
 TESTS = Path(__file__).parent.parent
 #: How long a child may take before it counts as hung, in seconds.
-PATIENCE = 30.0
+PATIENCE = patience(30)
 
 
 def _reap(pid: int, seconds: float) -> int:
@@ -113,7 +115,7 @@ def python(
         env=environment(env),
         capture_output=True,
         text=True,
-        timeout=seconds,
+        timeout=patience(seconds),
         check=False,
     )
 

@@ -17,9 +17,17 @@ import ksmpy
 
 from . import memory, oracle
 from .memory import Bytes
+from .patience import patience
 from .pause import Pauser, Worker
 from .procs import Child
-from .swap import evict, frames_to_swap, make_absent, swapped_pages, swapping
+from .swap import (
+    evict,
+    frames_to_swap,
+    make_absent,
+    swapped_copies,
+    swapped_frames,
+    swapping,
+)
 
 PAGES = 150  # more than are unmerged at once
 
@@ -182,7 +190,7 @@ def swapoff(pauser: Pauser, make: Callable[[], Merged], nth: int) -> None:
     """All of the swap is taken away in the middle of the unmerge."""
     merged = make()
     path = sys.argv[4]
-    with swapping(path, made=True) as area:
+    with swapping(path) as area:
         _to_swap(merged)
         with pauser.at("mremap", nth, merged.unmerge):
             area.off()
@@ -192,11 +200,11 @@ def swapoff(pauser: Pauser, make: Callable[[], Merged], nth: int) -> None:
 
 def _to_swap(merged: Merged) -> None:
     frames_to_swap(merged.spans())
-    frames = swapped_pages()
+    frames = swapped_frames()
     assert frames > PAGES // 2, f"only {frames} frames were swapped out"
     for span in merged.spans():
         evict(*span)
-    assert swapped_pages() > frames, "no copy was swapped out"
+    assert swapped_copies(merged.spans()), "no copy was swapped out"
 
 
 def migration(pauser: Pauser, make: Callable[[], Merged], nth: int) -> None:
@@ -233,7 +241,7 @@ def _calls(name: str) -> Iterator[int]:
 
 def main(argv: list[str]) -> None:
     """Stop at the first call, the second and so on, until there is none."""
-    faulthandler.dump_traceback_later(100, exit=True)
+    faulthandler.dump_traceback_later(patience(100), exit=True)
     name, freeze, tracking = argv[:3]
     stack = ExitStack()
     if name == "swap":

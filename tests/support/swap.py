@@ -1,4 +1,8 @@
-"""A real swap area, and pages driven into it."""
+"""A real swap area, and pages driven into it.
+
+On a machine of its own (tests/vm) that has swap, the area is the machine's: its file systems cannot
+have a swap file. Elsewhere it is a file, and there must be no other area.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,31 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import oracle
+from .patience import patience
 
 _MADV_DONTNEED = 4
 _MADV_POPULATE_READ = 22
 _MADV_PAGEOUT = 21
+_SWAPPED = 1 << 62
+#: Entries of higher types mark something else: pages under migration, write protection.
+_MAX_AREAS = 20
 #: What a refused swapon raises.
 Failed = subprocess.CalledProcessError
-#: MiB of the swap area.
+#: MiB of a swap file.
 SIZE = 512
+
+
+def _areas() -> list[str]:
+    return [line.split()[0] for line in Path("/proc/swaps").read_text().splitlines()[1:]]
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=patience(60))
+
+
+def _lent() -> list[str]:
+    """The area of a machine that was booted for the tests: it may be switched off."""
+    return _areas()[:1] if "KSMPY_VM" in os.environ else []
 
 
 def refusal() -> str | None:
@@ -27,39 +48,29 @@ def refusal() -> str | None:
         return "swapon needs root"
     if not Path("/proc/swaps").exists():
         return "this kernel has no swap"
-    if Path("/proc/swaps").read_text().count("\n") > 1:
+    if _areas() != _lent():
         return "there is a swap area already: what goes where cannot be told"
     return None
 
 
 class Area:
-    """A swap file that is in use."""
+    """A swap area that is in use."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        subprocess.run(["swapon", path], check=True, capture_output=True, timeout=30)
+        _run("swapon", path)
         self._on = True
 
     def off(self) -> None:
         """swapoff: the kernel brings every page back first."""
         if self._on:
-            subprocess.run(["swapoff", self.path], check=True, capture_output=True, timeout=60)
+            _run("swapoff", self.path)
             self._on = False
 
 
-def make(path: str) -> None:
-    """A file that can be used by swapon."""
-    with open(path, "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, SIZE << 20)
-    os.chmod(path, 0o600)
-    subprocess.run(["mkswap", path], check=True, capture_output=True, timeout=30)
-
-
 @contextmanager
-def swapping(path: str, *, made: bool = False) -> Iterator[Area]:
-    """With a swap area at a path; CalledProcessError where its file system cannot have one."""
-    if not made:
-        make(path)
+def swapping(path: str) -> Iterator[Area]:
+    """With the area of :func:`place` in use, and empty."""
     area = Area(path)
     try:
         yield area
@@ -67,16 +78,59 @@ def swapping(path: str, *, made: bool = False) -> Iterator[Area]:
         area.off()
 
 
-def stop(path: str) -> None:
-    """Take a swap area away that a process which was killed may have left."""
-    if path in Path("/proc/swaps").read_text():
-        subprocess.run(["swapoff", path], check=True, capture_output=True, timeout=60)
+@contextmanager
+def place(folder: Path) -> Iterator[str]:
+    """The path of a swap area that is not in use, also if its user is killed.
+
+    The machine's own area is switched on again afterwards; a file is deleted. `Failed` or `OSError`
+    where the folder's file system cannot have a swap file.
+    """
+    lent = _lent()
+    path = lent[0] if lent else str(folder / "swap")
+    try:
+        if lent:
+            _run("swapoff", path)
+        else:
+            _make(path)
+        yield path
+    finally:
+        if path in _areas():
+            _run("swapoff", path)
+        if lent:
+            _run("swapon", path)
+        elif os.path.exists(path):
+            os.unlink(path)
 
 
-def swapped_pages() -> int:
-    """How many pages the swap areas hold."""
-    lines = Path("/proc/swaps").read_text().splitlines()[1:]
-    return sum(int(line.split()[3]) for line in lines) * 1024 // mmap.PAGESIZE
+def _make(path: str) -> None:
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, SIZE << 20)
+    os.chmod(path, 0o600)
+    _run("mkswap", path)
+    Area(path).off()
+
+
+# Not by /proc/swaps: before 6.14, each processor takes 64 slots at once, which then count as used.
+
+
+def swapped_frames() -> int:
+    """How many frames of all stores of this process are in swap."""
+    starts = {mapping.start for mapping in oracle.store_mappings() if mapping.perms.endswith("s")}
+    found, counts = 0, False
+    with open("/proc/self/smaps", encoding="utf-8") as lines:
+        for line in lines:
+            name, *values = line.split()
+            if not name.endswith(":"):
+                counts = int(name.split("-")[0], 16) in starts
+            elif name == "Swap:" and counts:
+                found += int(values[0]) * 1024 // mmap.PAGESIZE
+    return found
+
+
+def swapped_copies(spans: Iterable[tuple[int, int]]) -> int:
+    """How many pages of some ranges have memory of their own, and that in swap."""
+    entries = (entry for span in spans for entry in oracle.pagemap(*span))
+    return sum(bool(entry & _SWAPPED) and entry & 31 < _MAX_AREAS for entry in entries)
 
 
 def _advise(address: int, nbytes: int, advice: int) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 from .build import shared_library
 from .memory import Bytes, address_of, huge_pages, pages
 from .oracle import PAGE
+from .patience import patience
 
 MAX_BUFFERS = 8
 #: How long a thread may take to come back before it counts as stuck, in seconds.
-PATIENCE = 20.0
+PATIENCE = patience(20)
 
 
 class Options(ctypes.Structure):

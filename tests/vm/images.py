@@ -21,6 +21,13 @@ _PACKAGES = {
     "file": "file",
 }
 _VIRTME = "virtme-ng==1.42"
+# Without a network the answer comes within a minute or two.
+_APT_GET = (
+    "apt-get",
+    "-qq",
+    *("-o", "Acquire::http::Timeout=20", "-o", "Acquire::https::Timeout=20"),
+    *("-o", "Acquire::Retries=1", "-o", "DPkg::Lock::Timeout=60"),
+)
 
 
 class SetupError(Exception):
@@ -72,8 +79,8 @@ def install_packages() -> None:
     if os.geteuid() != 0 or _find("apt-get") is None:
         raise SetupError(f"missing Debian packages: apt-get install {' '.join(missing)}")
     print(f"vm: installing {' '.join(missing)}", file=sys.stderr)
-    _run("apt-get", "-qq", "update")
-    _run("apt-get", "-qq", "-y", "--no-install-recommends", "install", *missing)
+    _run(*_APT_GET, "update")
+    _run(*_APT_GET, "-y", "--no-install-recommends", "install", *missing)
 
 
 def virtme() -> Path:
@@ -82,7 +89,8 @@ def virtme() -> Path:
     if not (bin_folder / "vng").exists():
         print(f"vm: installing {_VIRTME}", file=sys.stderr)
         _run(sys.executable, "-m", "venv", "--clear", bin_folder.parent)
-        _run(bin_folder / "pip", "--quiet", "install", _VIRTME)
+        pip = (bin_folder / "pip", "--quiet", "--retries", "1", "--timeout", "20")
+        _run(*pip, "install", _VIRTME)
     return bin_folder
 
 
@@ -109,7 +117,7 @@ def kernel(series: str) -> Kernel:
         return cached
     releases = _releases(series)
     if not releases and os.geteuid() == 0:
-        _run("apt-get", "-qq", "update")
+        _run(*_APT_GET, "update")
         releases = _releases(series)
     if not releases:
         raise SetupError(f"apt knows no package of a {series} kernel (apt-get update?)")
@@ -122,14 +130,8 @@ def _unpack(release: str) -> Kernel:
     partial = cache_folder() / "partial" / f"{release}.{os.getpid()}"
     partial.mkdir(parents=True)
     try:
-        _run(
-            "apt-get",
-            "-o",
-            "APT::Sandbox::User=root",
-            "download",
-            f"linux-image-{release}",
-            cwd=partial,
-        )
+        download = (*_APT_GET, "-o", "APT::Sandbox::User=root", "download")
+        _run(*download, f"linux-image-{release}", cwd=partial)
         (package,) = partial.glob("*.deb")
         _run("dpkg-deb", "-x", package, partial / "root")
         _run(_find("depmod") or "depmod", "-a", "-b", partial / "root", release)
