@@ -32,7 +32,10 @@ static bool intact(ksmpy_engine *engine, const struct region *region)
     uintptr_t at = region->address, end = at + bytes_of(region->n);
     while (at < end) {
         struct os_vma vma;
-        if (os_maps_find(&engine->maps, at, &vma) <= 0 || vma.start > at)
+        int found = os_maps_find(&engine->maps, at, &vma);
+        if (found < 0)
+            return true; /* nobody knows; the next pass asks again */
+        if (!found || vma.start > at)
             return false;
         if (!is_overlay(engine, &vma) && !vma.private_anonymous_rw)
             return false;

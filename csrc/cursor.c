@@ -188,11 +188,12 @@ static void ask_nodes(ksmpy_engine *engine, const struct region *region, uint64_
         uint64_t part = n - at < CHUNK ? n - at : CHUNK;
         if (os_nodes(region->address + bytes_of(first + at), part, found) < 0)
             return;
-        for (uint64_t i = 0; i < part; i++)
-            for (int node = 0; node < engine->nodes; node++)
-                if (found[i] == engine->node_ids[node])
-                    page_move_to_node(engine, region->base + (uint32_t)(first + at + i),
-                                      (unsigned)node);
+        for (uint64_t i = 0; i < part; i++) {
+            int node = node_index(engine, found[i]);
+            if (node >= 0)
+                page_move_to_node(engine, region->base + (uint32_t)(first + at + i),
+                                  (unsigned)node);
+        }
     }
 }
 

@@ -249,6 +249,9 @@ void pass_lock(ksmpy_engine *engine); /* a pass under way ends at its next slice
 
 /* ---- pages.c: records and counters; the only writer of page states ---- */
 
+int node_index(const ksmpy_engine *engine, int node_id); /* or -1 */
+/* How many of the pages, from the first one on, still lie where their records say. */
+uint64_t pages_on_their_node(const ksmpy_engine *engine, uint32_t id, uint64_t n);
 void page_become(ksmpy_engine *engine, uint32_t id, enum page_state state, uint32_t link);
 bool page_is_zero(const ksmpy_engine *engine, uint32_t id); /* its bytes, live */
 /* Out of the candidates' structures, if it is in them: SEEN. */

@@ -36,14 +36,6 @@ bool frame_is_live(const ksmpy_engine *engine, uint32_t frame)
     return ids_has(&store->ids[frame_node(store, frame)], local) && frame_at(store, frame)->live;
 }
 
-static int index_of_node(const ksmpy_engine *engine, int node_id)
-{
-    for (int node = 0; node < engine->nodes; node++)
-        if (engine->node_ids[node] == node_id)
-            return node;
-    return -1;
-}
-
 static void follow_chunk(ksmpy_engine *engine, uint32_t first, uint64_t n)
 {
     int found[CHUNK];
@@ -51,7 +43,7 @@ static void follow_chunk(ksmpy_engine *engine, uint32_t first, uint64_t n)
         return;
     for (uint64_t i = 0; i < n; i++) {
         uint32_t frame = first + (uint32_t)i;
-        int node = index_of_node(engine, found[i]);
+        int node = node_index(engine, found[i]);
         if (!frame_is_live(engine, frame) || node < 0 ||
             node == frame_at(&engine->store, frame)->tree)
             continue;

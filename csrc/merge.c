@@ -335,6 +335,20 @@ static void merge_zeros(ksmpy_engine *engine, uint32_t page, uint64_t n)
     }
 }
 
+/* Pages may have moved since they were looked up; the next pass finds those in their new tree. */
+static void leave_moved_pages(ksmpy_engine *engine, struct run *run)
+{
+    if (engine->knobs[KSMPY_KNOB_MERGE_ACROSS_NODES] || engine->nodes == 1 ||
+        engine->injected_nodes)
+        return;
+    uint64_t wanted = run->n;
+    run->n = pages_on_their_node(engine, run->page, run->n);
+    if (run->kind == RUN_PAGE)
+        run->n = pages_on_their_node(engine, run->target, run->n);
+    if (run->n < wanted)
+        count_refusal(engine, -ECANCELED, wanted - run->n);
+}
+
 void merge_run(ksmpy_engine *engine)
 {
     struct run run = engine->run;
@@ -346,9 +360,14 @@ void merge_run(ksmpy_engine *engine)
     if (run.kind == RUN_UNMERGE) {
         uint32_t region = region_of(engine, run.page);
         unmerge_pages(engine, region, run.page - region_at(engine, region)->base, run.n, PAGE_SEEN);
-    } else if (run.kind == RUN_ZERO) {
+        return;
+    }
+    if (run.kind == RUN_ZERO) {
         merge_zeros(engine, run.page, run.n);
-    } else if (!budget_allows(engine, run.kind == RUN_PAGE ? 4 : 2)) {
+        return;
+    }
+    leave_moved_pages(engine, &run);
+    if (!budget_allows(engine, run.kind == RUN_PAGE ? 4 : 2)) {
         refuse_budget(engine, run.n);
     } else if (run.kind == RUN_FRAME) {
         merge_onto_frames(engine, run.page, run.target, run.n);

@@ -8,6 +8,28 @@ KSMPY_READS_LIVE_MEMORY int compare_live(const void *a, const void *b)
     return memcmp(a, b, PAGE_SIZE);
 }
 
+int node_index(const ksmpy_engine *engine, int node_id)
+{
+    for (int node = 0; node < engine->nodes; node++)
+        if (engine->node_ids[node] == node_id)
+            return node;
+    return -1;
+}
+
+uint64_t pages_on_their_node(const ksmpy_engine *engine, uint32_t id, uint64_t n)
+{
+    int found[CHUNK];
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t rest = n - i < CHUNK ? n - i : CHUNK;
+        if (i % CHUNK == 0 && os_nodes(page_address(engine, id + (uint32_t)i), rest, found) < 0)
+            return i;
+        if (node_index(engine, found[i % CHUNK]) !=
+            (int)page_node(page_record(engine, id + (uint32_t)i)))
+            return i;
+    }
+    return n;
+}
+
 static bool has_rmap_item(enum page_state state)
 {
     return state != PAGE_NEW && state != PAGE_HOLE && state != PAGE_ZERO;
