@@ -39,16 +39,31 @@ def _count(title: str, group: str, metric: str, side: str, value: float | None =
     return Row(title, group, metric, unit, ours=side, theirs=None, value=value)
 
 
+def _kind(title: str, kind: str, ratio: float | None = None) -> Row:
+    """One pass of ksmpy's beside another one of its own."""
+    return Row(title, "pass_kinds", ours=kind, theirs="unchanged", ratio=ratio)
+
+
 ROWS = (
     Row("pass over 1 GiB, unmergeable, unchanged", "pass_unchanged", ratio=1 / 200, value=3e-3),
     Row("pass over 1 GiB, 1 % of the pages written", "pass_written"),
     Row("pass over 1 GiB, fully merged", "pass_merged"),
+    _kind("1 % of the pages written, beside unchanged", "written", 10),
+    _kind("fully merged, beside unchanged", "merged", 1),
+    _kind("unchanged on 4 KiB pages, beside huge ones", "unchanged, 4 KiB"),
     *_wall_and_cpu("two equal 512 MiB arrays", "two_equal", 1 / 8),
     *_wall_and_cpu("the same on 4 KiB pages", "two_equal_small_pages", 1 / 8),
     *_wall_and_cpu("16 copies of 64 MiB", "sixteen_copies", 1 / 4),
     *_wall_and_cpu("12 000 pairs in random order", "scattered_pairs", 1),
     *_wall_and_cpu("1 GiB of zero pages", "zero_pages", 1 / 10),
     Row("first pass over 1 GiB, beside reading it", "first_pass", theirs="read", ratio=1 / 0.7),
+    Row(
+        "first pass of two engines in two threads, beside one",
+        "two_threads",
+        ours="two",
+        theirs="one",
+        ratio=1 / 1.6,
+    ),
     Row("checksum of 1 GiB, beside reading it", "checksum", theirs="read", ratio=1 / 0.8),
     Row("first write to a merged page", "first_write", "per_page", ratio=1.2),
     Row("reading a merged array, beside before", "read_merged", theirs="before", ratio=1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -59,6 +60,32 @@ def test_pass_merged(side: Merger, meter: Meter, scale: Scale) -> None:
     meter.run(side.one_pass, before=side.align, cpu=side.cpu)
 
 
+@pytest.mark.benchmark(group="pass_kinds")
+@pytest.mark.parametrize("kind", ["unchanged", "unchanged, 4 KiB", "written", "merged"])
+def test_pass_kinds(kind: str, meter: Meter, scale: Scale, engine_options: dict[str, str]) -> None:
+    """What a pass over 1 GiB costs, by what became of the memory since the pass before."""
+    rng = np.random.default_rng(7)
+    engine = Ksmpy(**engine_options)
+    if kind == "merged":
+        arrays = copies(scale(GIB // 2), 2)
+    else:
+        arrays = [unique(scale(GIB), huge=not kind.endswith("KiB"))]
+
+    def before() -> None:
+        if kind == "written":
+            write_some(arrays[0], 0.01, rng)
+
+    try:
+        engine.offer(*arrays)
+        if kind == "merged":
+            engine.merge(whole_pages(arrays[1])[1])
+        _settle(engine)
+        meter.run(engine.one_pass, before=before, cpu=engine.cpu, rounds=20)
+    finally:
+        engine.withdraw()
+        engine.engine.close()
+
+
 @pytest.mark.benchmark(group="growth_pass")
 @pytest.mark.parametrize("size", [1, 8], ids=["1 GiB", "8 GiB"])
 def test_growth_pass(size: int, meter: Meter, scale: Scale, engine_options: dict[str, str]) -> None:
@@ -105,6 +132,36 @@ def test_first_pass(how: str, meter: Meter, scale: Scale, engine_options: dict[s
         meter.run(work, before=before, after=engine.withdraw, cpu=engine.cpu, rounds=5)
     finally:
         engine.engine.close()
+
+
+@pytest.mark.benchmark(group="two_threads")
+@pytest.mark.parametrize("threads", [1, 2], ids=["one", "two"])
+def test_two_threads(
+    threads: int, meter: Meter, scale: Scale, engine_options: dict[str, str]
+) -> None:
+    """The first pass of two engines over 512 MiB each, in one thread or in a thread each."""
+    arrays = [unique(scale(GIB // 2), seed) for seed in (1, 2)]
+    scratch = np.zeros(256 * MIB, dtype=np.uint8)
+    engines = [Ksmpy(**engine_options) for _ in arrays]
+
+    def before() -> None:
+        for engine, array in zip(engines, arrays, strict=True):
+            engine.offer(array)
+        _evict(scratch)
+
+    def after() -> None:
+        for engine in engines:
+            engine.withdraw()
+
+    def scan(engine: Ksmpy) -> None:
+        engine.engine.scan(eager=True)
+
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            meter.run(lambda: list(pool.map(scan, engines)), before=before, after=after, rounds=5)
+    finally:
+        for engine in engines:
+            engine.engine.close()
 
 
 @pytest.mark.benchmark(group="checksum")
