@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -103,3 +104,54 @@ def write_some(array: Bytes, share: float, rng: np.random.Generator) -> None:
     rows = page_view(array)
     chosen = rng.choice(len(rows), size=max(1, int(len(rows) * share)), replace=False)
     rows[chosen, 1] = rng.integers(1, 2**63, size=len(chosen), dtype=np.uint64)
+
+
+def with_differences(nbytes: int, every: int) -> list[Bytes]:
+    """Two arrays that are equal but for one page in `every`."""
+    arrays = copies(nbytes, 2, huge=False)
+    page_view(arrays[1])[every // 2 :: every, 1] ^= np.uint64(1)
+    return arrays
+
+
+def reordered(nbytes: int, block: int, seed: int = 1) -> list[Bytes]:
+    """Two arrays of the same pages, those of the second in random order by blocks of `block`."""
+    arrays = copies(nbytes, 2, huge=False)
+    rows = page_view(arrays[0])
+    usable = len(rows) // block * block
+    blocks = rows[:usable].reshape(-1, block, 512)
+    order = np.random.default_rng(seed).permutation(len(blocks))
+    page_view(arrays[1])[:usable].reshape(blocks.shape)[:] = blocks[order]
+    return arrays
+
+
+def shifted(nbytes: int) -> list[Bytes]:
+    """Two arrays, the pages of the second one place further down."""
+    arrays = copies(nbytes, 2, huge=False)
+    rows = page_view(arrays[0])
+    page_view(arrays[1])[:-1] = rows[1:]
+    return arrays
+
+
+def many_small(nbytes: int) -> list[Bytes]:
+    """Equal arrays of 64 KiB that begin on a page, each with a page of something else behind it."""
+    stride = (64 << 10) + PAGE
+    count = nbytes // (64 << 10)
+    memory = mmap.mmap(-1, count * stride, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(_MADV_NOHUGEPAGE)
+    whole = np.frombuffer(memory, dtype=np.uint8).reshape(count, stride)
+    whole[:] = unique(stride + PAGE)[:stride]
+    return [row[: 64 << 10] for row in whole]
+
+
+# Pages that are equal, by how they lie; each takes the number of bytes that an array may have.
+SHAPES: dict[str, Callable[[int], list[Bytes]]] = {
+    "equal": lambda nbytes: copies(nbytes, 2, huge=False),
+    "one page in 4096 differs": lambda nbytes: with_differences(nbytes, 4096),
+    "one page in 512 differs": lambda nbytes: with_differences(nbytes, 512),
+    "one page in 64 differs": lambda nbytes: with_differences(nbytes, 64),
+    "one page in 8 differs": lambda nbytes: with_differences(nbytes, 8),
+    "shifted by a page": shifted,
+    "blocks of 64 pages shuffled": lambda nbytes: reordered(nbytes, 64),
+    "all pages shuffled": lambda nbytes: reordered(nbytes, 1),
+    "1000 arrays of 64 KiB": lambda nbytes: many_small(nbytes * 1000 // 1024),
+}

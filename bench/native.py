@@ -1,4 +1,4 @@
-"""The loops of native.c, compiled when they are first needed."""
+"""The loops of native.c and index.c, compiled when they are first needed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from .data import Bytes, whole_pages
 
+_HERE = Path(__file__).parent
+_ENGINE = _HERE.parent / "csrc"
 _BUCKET_NS = 100
 _BUCKETS = 200_000
 
@@ -42,17 +45,28 @@ class Latencies(ctypes.Structure):
         return int(np.frombuffer(self.bucket, dtype=np.uint32)[nanoseconds // _BUCKET_NS :].sum())
 
 
-@functools.cache
-def _library() -> ctypes.CDLL:
+def _compiled(*sources: Path) -> ctypes.CDLL:
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("needs a C compiler (cc)")
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "native.so")
-        source = Path(__file__).with_suffix(".c")
-        flags = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
-        subprocess.run([compiler, *flags, str(source), "-o", str(target)], check=True)
+        flags = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-shared", "-fPIC")
+        strict = ("-Wall", "-Wextra", "-Werror")
+        command = (compiler, *flags, *strict, f"-I{_ENGINE}", *map(str, sources), "-o", str(target))
+        subprocess.run(command, check=True)
         return ctypes.CDLL(str(target))
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    return _compiled(_HERE / "native.c")
+
+
+@functools.cache
+def _index_library() -> ctypes.CDLL:
+    parts = ("rbtree.c", "stable.c", "arena.c", "os_map.c")
+    return _compiled(_HERE / "index.c", *(_ENGINE / part for part in parts))
 
 
 def touch_pages(array: Bytes, stop: ctypes.c_int, out: Latencies) -> None:
@@ -75,3 +89,40 @@ def write_each_page(array: Bytes) -> None:
     """Write one byte of every page of the array."""
     address, pages = whole_pages(array)
     _library().write_each_page(ctypes.c_void_p(address), ctypes.c_uint64(pages))
+
+
+INDEXES = ("red-black tree", "stable index", "hash table", "sorted array")
+
+
+class IndexTimes(ctypes.Structure):
+    """Seconds for one operation, bytes for one entry: struct index_times of index.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_double) for name in ("build", "insert", "find", "miss", "remove")),
+        ("bytes", ctypes.c_double),
+        ("wrong", ctypes.c_uint64),
+    )
+
+
+def _distinct_keys(rng: np.random.Generator, count: int) -> npt.NDArray[np.uint64]:
+    """Random numbers of 64 bits in random order, none of them twice."""
+    keys = np.unique(rng.integers(0, 2**64, count + count // 1000 + 10, dtype=np.uint64))
+    return rng.permutation(keys)[:count]
+
+
+def measure_index(index: str, count: int, some: int) -> IndexTimes:
+    """Build an index of `count` random keys, look all up, and `some` more operations."""
+    rng = np.random.default_rng(1)
+    keys = _distinct_keys(rng, 2 * count)
+    order = rng.permutation(count).astype(np.uint32)
+    out = IndexTimes()
+    _index_library().measure_index(
+        ctypes.c_int(INDEXES.index(index)),
+        ctypes.c_void_p(keys.ctypes.data),
+        ctypes.c_void_p(keys[count:].ctypes.data),
+        ctypes.c_void_p(order.ctypes.data),
+        ctypes.c_uint32(count),
+        ctypes.c_uint32(some),
+        ctypes.byref(out),
+    )
+    return out

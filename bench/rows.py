@@ -44,6 +44,14 @@ def _kind(title: str, kind: str, ratio: float | None = None) -> Row:
     return Row(title, "pass_kinds", ours=kind, theirs="unchanged", ratio=ratio)
 
 
+def _index(operation: str, metric: str, unit: str = "s") -> tuple[Row, ...]:
+    """The engine's two structures and a sorted array, beside a hash table."""
+    return tuple(
+        Row(f"index of 4 million, {operation}: {side}", "index", metric, unit, side, "hash table")
+        for side in ("red-black tree", "stable index", "sorted array")
+    )
+
+
 ROWS = (
     Row("pass over 1 GiB, unmergeable, unchanged", "pass_unchanged", ratio=1 / 200, value=3e-3),
     Row("pass over 1 GiB, 1 % of the pages written", "pass_written"),
@@ -79,7 +87,26 @@ ROWS = (
     Row("pass per GiB, 8 GiB beside 1", "growth_pass", ours="8 GiB", theirs="1 GiB", ratio=1.3),
     Row("merge per GiB, 8 GiB beside 1", "growth_merge", ours="8 GiB", theirs="1 GiB", ratio=1.3),
     _count("mappings for 2 x 64 MiB, equal", "mappings", "mappings", "equal"),
-    _count("the same, one page in 64 differs", "mappings", "mappings", "one page in 64 differs"),
-    _count("the same, shifted by a page", "mappings", "mappings", "shifted by a page"),
+    *(
+        _count(f"the same, {shape}", "mappings", "mappings", shape)
+        for shape in (
+            "one page in 4096 differs",
+            "one page in 512 differs",
+            "one page in 64 differs",
+            "one page in 8 differs",
+            "shifted by a page",
+            "blocks of 64 pages shuffled",
+            "all pages shuffled",
+        )
+    ),
+    _count(
+        "mappings for 1000 equal arrays of 64 KiB", "mappings", "mappings", "1000 arrays of 64 KiB"
+    ),
+    *_index("build, per entry", "build"),
+    *_index("insert", "insert"),
+    *_index("look up", "find"),
+    *_index("look up what is not there", "miss"),
+    *_index("remove", "remove"),
+    *_index("memory per entry", "bytes", "B"),
     Row("import ksmpy, beside a bare interpreter", "import", theirs="bare", difference=0.04),
 )

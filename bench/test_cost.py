@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from .conftest import Meter
-from .data import GIB, MIB, Bytes, copies, unique, whole_pages
+from .data import GIB, MIB, SHAPES, Bytes, copies, unique, whole_pages
 from .mergers import Ksmpy, Merger
 
 Scale = Callable[[int], int]
@@ -59,14 +59,10 @@ def test_metadata(kind: str, meter: Meter, scale: Scale, engine_options: dict[st
 
 
 @pytest.mark.benchmark(group="mappings")
-@pytest.mark.parametrize("shape", ["equal", "one page in 64 differs", "shifted by a page"])
+@pytest.mark.parametrize("shape", list(SHAPES))
 def test_mappings(shape: str, meter: Meter, scale: Scale, engine_options: dict[str, str]) -> None:
-    """How many mappings it takes to merge two arrays of 64 MiB of different shapes."""
-    first, second = copies(scale(64 * MIB), 2, huge=False)
-    if shape.startswith("one page"):
-        second[:: 64 * 4096] ^= 1
-    elif shape.startswith("shifted"):
-        second[:-4096] = first[4096:]
+    """How many mappings more it takes to merge equal pages that lie in different shapes."""
+    arrays = SHAPES[shape](scale(64 * MIB))
     merger = Ksmpy(**engine_options)
 
     def work() -> None:
@@ -77,7 +73,7 @@ def test_mappings(shape: str, meter: Meter, scale: Scale, engine_options: dict[s
         meter.note("saved_pages", stats.pages_sharing)
 
     try:
-        meter.run(work, before=lambda: merger.offer(first, second), after=merger.withdraw, rounds=1)
+        meter.run(work, before=lambda: merger.offer(*arrays), after=merger.withdraw, rounds=1)
     finally:
         merger.engine.close()
 

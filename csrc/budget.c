@@ -17,13 +17,104 @@ static void count(ksmpy_engine *engine)
     engine->vma_limit = os_max_map_count() * engine->knobs[KSMPY_KNOB_VMA_SHARE_PERCENT] / 100;
 }
 
-bool budget_allows(ksmpy_engine *engine, uint64_t more)
+/*
+ * What a run of n pages has to leave free for longer ones, which may come later in the pass: the
+ * scarcer mappings get, the longer a run must be.  A page alone may use three quarters of the
+ * limit, a run of 64 all but 1/256.  What nobody longer came for is given to the short ones too:
+ * each full pass since the last registration halves what is held back.
+ */
+static uint64_t held_back(const ksmpy_engine *engine, uint64_t n)
 {
-    if (engine->vmas + more <= engine->vma_limit)
-        return true;
-    if (engine->vmas - engine->vmas_counted >= RECOUNT_AFTER)
-        count(engine);
+    uint64_t calm = engine->full_scans - engine->calm_since;
+    return calm < 64 ? engine->vma_limit / 4 / n >> calm : 0;
+}
+
+bool budget_has_room(const ksmpy_engine *engine, uint64_t more)
+{
     return engine->vmas + more <= engine->vma_limit;
+}
+
+static bool has_room_recounted(ksmpy_engine *engine, uint64_t more)
+{
+    if (!budget_has_room(engine, more) && engine->vmas - engine->vmas_counted >= RECOUNT_AFTER)
+        count(engine);
+    return budget_has_room(engine, more);
+}
+
+bool budget_allows(ksmpy_engine *engine, uint64_t n, uint64_t more)
+{
+    return has_room_recounted(engine, more + held_back(engine, n));
+}
+
+/* ---- making room ---- */
+
+typedef void visit(ksmpy_engine *engine, uint32_t region, uint64_t first, uint64_t n, void *data);
+
+static void each_overlay(ksmpy_engine *engine, visit *visit, void *data)
+{
+    os_maps_refresh(&engine->maps);
+    for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next) {
+        const struct region *region = region_at(engine, id);
+        uintptr_t at = region->address, end = at + bytes_of(region->n);
+        struct os_vma vma;
+        while (!region->lost && region->merging && at < end &&
+               os_maps_find(&engine->maps, at, &vma) > 0 && vma.start < end) {
+            uintptr_t start = vma.start > at ? vma.start : at;
+            at = vma.end < end ? vma.end : end;
+            if (is_overlay(engine, &vma))
+                visit(engine, id, (start - region->address) >> PAGE_SHIFT,
+                      (at - start) >> PAGE_SHIFT, data);
+        }
+    }
+}
+
+struct shortest {
+    uint64_t pages[RUN_MAX + 1]; /* that lie in overlays of so many pages; the last: or more */
+    uint64_t longest; /* of the overlays that have to go */
+    uint64_t wanted;  /* pages that have to go */
+};
+
+static void count_pages(ksmpy_engine *engine, uint32_t region, uint64_t first, uint64_t n,
+                        void *data)
+{
+    struct shortest *shortest = data;
+    (void)engine, (void)region, (void)first;
+    shortest->pages[n < RUN_MAX ? n : RUN_MAX] += n;
+}
+
+static void take_apart(ksmpy_engine *engine, uint32_t region, uint64_t first, uint64_t n,
+                       void *data)
+{
+    struct shortest *shortest = data;
+    if (n > shortest->longest || !shortest->wanted)
+        return;
+    shortest->wanted -= n < shortest->wanted ? n : shortest->wanted;
+    unmerge_pages(engine, region, first, n, PAGE_SEEN);
+}
+
+/*
+ * A page in a run that was written must come out of it, which takes two mappings.  When there are
+ * none, overlays are taken apart, the shortest first: some at a time, as it takes three looks at
+ * all mappings, but never many pages.  Not where they leave as many mappings behind (signal).
+ * They may come back when nothing else needs the room for some passes.
+ */
+bool budget_make_room(ksmpy_engine *engine, uint64_t more)
+{
+    struct shortest shortest = {.wanted = engine->vma_limit / 64 + 1};
+    if (has_room_recounted(engine, more))
+        return true;
+    if (engine->fz.mode == KSMPY_FREEZE_SIGNAL || engine->cramped_in == engine->full_scans + 1)
+        return false;
+    each_overlay(engine, count_pages, &shortest);
+    for (uint64_t found = 0; found < shortest.wanted && shortest.longest < RUN_MAX;)
+        found += shortest.pages[++shortest.longest];
+    each_overlay(engine, take_apart, &shortest);
+    engine->calm_since = engine->full_scans;
+    count(engine);
+    if (budget_has_room(engine, more))
+        return true;
+    engine->cramped_in = engine->full_scans + 1;
+    return false;
 }
 
 /* Is all of the region still memory that we know: anonymous, or an overlay? */

@@ -109,6 +109,7 @@ struct region {
     bool unsure;    /* a pass was told what was written, and then ended before it got there */
     int vma_flags;  /* enum ksmpy_vma_flag */
     uintptr_t address;
+    uintptr_t shadow; /* see freezer_shadow(), or 0 */
     uint64_t n;
     uint32_t base;  /* id of its first page */
     uint32_t next, previous; /* in order of registration */
@@ -190,6 +191,8 @@ struct ksmpy_engine {
     struct arena chunk_records; /* struct chunk */
     struct arena pages; /* struct page */
     uint64_t registered;
+    uint64_t cramped_in; /* 1 + full_scans of the pass in which no overlay could make room */
+    uint64_t calm_since; /* full_scans when the last region came, or mappings were last scarce */
 
     struct store store;
     struct forest stable[MAX_NODES]; /* as many as there are nodes */
@@ -348,6 +351,8 @@ static inline bool is_overlay(const ksmpy_engine *engine, const struct os_vma *v
 int unmerge_pages(ksmpy_engine *engine, uint32_t region, uint64_t first, uint64_t n,
                   enum page_state state);
 int unmerge_region(ksmpy_engine *engine, uint32_t region);
+/* Pages that were written; false: that would take more mappings than there may be. */
+bool unmerge_run(ksmpy_engine *engine, uint32_t page, uint64_t n);
 /* Only the pages whose copy-on-write was broken by a write. */
 void unmerge_written(ksmpy_engine *engine, uint32_t region);
 /* The same for memory that is about to be freed: its bytes are not kept. */
@@ -358,7 +363,12 @@ void discard_region(ksmpy_engine *engine, uint32_t region);
 /* At the start of a pass: counts mappings, and finds regions whose memory was taken away. */
 void budget_survey(ksmpy_engine *engine);
 void budget_find_lost(ksmpy_engine *engine);
-bool budget_allows(ksmpy_engine *engine, uint64_t more);
+/* May a run of n pages take so many mappings more? */
+bool budget_allows(ksmpy_engine *engine, uint64_t n, uint64_t more);
+/* The same for what must be done whatever comes later; never counts. */
+bool budget_has_room(const ksmpy_engine *engine, uint64_t more);
+/* Takes the shortest overlays apart for it, if need be. */
+bool budget_make_room(ksmpy_engine *engine, uint64_t more);
 
 /* ---- cursor.c ---- */
 

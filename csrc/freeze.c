@@ -248,13 +248,24 @@ int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint6
     return error ? rebuild(fz, address, n, error) : 0;
 }
 
-int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
+uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (by_signal(fz) || os_is_rationed() || !os_can_map(n + 2))
+        return 0;
+    pthread_mutex_lock(&fz->lock);
+    uintptr_t shadow = uffd_shadow(fz, address, n);
+    pthread_mutex_unlock(&fz->lock);
+    return shadow;
+}
+
+int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
+                      int vma_flags)
 {
     pthread_mutex_lock(&fz->lock);
     int error = os_populate(fz->stage, n, true);
     if (!error)
         error = by_signal(fz) ? signal_unoverlay(fz, address, n, vma_flags)
-                              : uffd_unoverlay(fz, address, n, vma_flags);
+                              : uffd_unoverlay(fz, address, n, blank, vma_flags);
     pthread_mutex_unlock(&fz->lock);
     return error;
 }

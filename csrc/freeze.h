@@ -63,6 +63,7 @@ struct freezer {
     uintptr_t *window;  /* where the frozen pages are kept, one of the two */
     bool torn;          /* the huge window has a page table now, so that no huge page fits in */
     uintptr_t stage;    /* copies of overlay pages on their way back */
+    uintptr_t stage_end; /* signal: of the reservation that the stage slides through */
     uintptr_t blank[8]; /* never touched anonymous memory, by enum ksmpy_vma_flag */
     void *zeros;        /* one page */
     int slot;           /* signal: which entry of the handler's table */
@@ -88,11 +89,20 @@ void thaw(struct freezer *fz);
 int freezer_track_overlay(struct freezer *fz, uintptr_t address, uint64_t n);
 
 /*
+ * Address space for n pages and one more that has the identity of the memory at address, where
+ * nothing may be an overlay yet; or 0, if there is none to be had.  Memory that comes from the
+ * same place in it makes one mapping with its neighbours again.
+ */
+uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n);
+
+/*
  * Turns up to FREEZE_MAX overlay pages back into private anonymous memory with
  * the bytes they show now, while other threads use them.  Every mapping in the
- * range must be an overlay.  On error they are as before.
+ * range must be an overlay.  blank: their place in the shadow of their region,
+ * or 0.  On error they are as before.
  */
-int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
+int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
+                      int vma_flags);
 
 /*
  * Saves overlay pages, which nobody can write now, to the stage and moves the
@@ -109,7 +119,9 @@ int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uin
 void uffd_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n);
 int uffd_zero(struct freezer *fz, uintptr_t address, uint64_t n);
 void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n);
-int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
+uintptr_t uffd_shadow(struct freezer *fz, uintptr_t address, uint64_t n);
+int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
+                   int vma_flags);
 
 int signal_init(struct freezer *fz);
 void signal_destroy(struct freezer *fz);

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #define SLOTS 64
+#define STAGES ((uint64_t)1 << 18) /* pages: 1 GiB of address space */
 
 static struct slot {
     _Atomic bool used;
@@ -117,9 +118,46 @@ static int take_slot(void)
     return -1;
 }
 
+/*
+ * Memory that was touched keeps its identity when it is moved: its anon_vma, and its offset.  So
+ * the stage slides through a reservation: pieces that are moved one after the other to places one
+ * after the other become one mapping.  Another stage of it is always committed ahead, which keeps
+ * the anon_vma when the one before is gone.
+ */
+static int open_stage(struct freezer *fz)
+{
+    uintptr_t base = (uintptr_t)os_reserve(bytes_of(STAGES));
+    if (!base)
+        return -ENOMEM;
+    int error = os_commit((void *)base, bytes_of(2 * FREEZE_MAX));
+    if (error) {
+        os_unmap((void *)base, bytes_of(STAGES));
+        return error;
+    }
+    os_unmap((void *)fz->stage, fz->stage_end ? fz->stage_end - fz->stage : bytes_of(FREEZE_MAX));
+    fz->stage = base;
+    fz->stage_end = base + bytes_of(STAGES);
+    return 0;
+}
+
+/* Past n pages that were moved away. Where that fails the stage stays, and costs mappings. */
+static void slide_stage(struct freezer *fz, uint64_t n)
+{
+    uintptr_t ahead = fz->stage + bytes_of(2 * FREEZE_MAX);
+    if (ahead + bytes_of(n) > fz->stage_end) {
+        open_stage(fz);
+    } else if (os_commit((void *)ahead, bytes_of(n)) == 0) {
+        os_unmap((void *)fz->stage, bytes_of(n));
+        fz->stage += bytes_of(n);
+    }
+}
+
 int signal_init(struct freezer *fz)
 {
     bool kernel_mode;
+    int error = open_stage(fz);
+    if (error)
+        return error;
     if (fz->tracked) {
         fz->uffd = os_uffd_open(OS_UFFD_WP_ASYNC, &kernel_mode);
         if (fz->uffd < 0)
@@ -135,6 +173,9 @@ void signal_destroy(struct freezer *fz)
     if (fz->slot >= 0)
         atomic_store(&slots[fz->slot].used, false);
     fz->slot = -1;
+    if (fz->stage_end)
+        os_unmap((void *)fz->stage, fz->stage_end - fz->stage);
+    fz->stage = fz->stage_end = 0;
 }
 
 static int block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
@@ -193,7 +234,7 @@ void signal_thaw(struct freezer *fz)
     syscall(SYS_futex, &thaws, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
-/* The stage's pages become the region's; its mapping stays for the next time. */
+/* The stage's pages become the region's. */
 int signal_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
     int error = block_writers(fz, address, n);
@@ -204,6 +245,7 @@ int signal_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_
     signal_thaw(fz);
     if (error)
         return error;
+    slide_stage(fz, n);
     os_set_vma_flags(address, n, vma_flags);
     track_again(fz, address, n);
     return 0;

@@ -355,9 +355,45 @@ void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
 /* ---- giving overlays back ---- */
 
 /*
- * Memory that was never touched takes the identity of the place it is moved
- * to, so that afterwards neighbours are one mapping again.  Guard pages keep
- * it from merging with memory that was touched.
+ * Two anonymous mappings become one only if their anon_vma is the same one and
+ * their offsets follow each other.  What lies between two overlays gets an
+ * anon_vma of its own when it is touched, so pages that come back one by one
+ * would stay apart.  Hence the shadow of a region: one page of it is moved
+ * away, whose mapping keeps its identity, grows, and lends its parts from then
+ * on.  The page goes back where it came from.
+ *
+ *   region  | a | b | c | d |      a's mapping moves      | a |
+ *   region  |   | b | c | d |      and grows              | a |   |   |   |   |
+ *   region  | a | b | c | d |      the shadow             |   |   |   |   |   |
+ *
+ * The page beyond is never lent: a mapping that is moved whole loses its
+ * identity to the new place.
+ */
+uintptr_t uffd_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    uintptr_t at = check_registered(fz, address, 1) ? 0 : (uintptr_t)os_reserve(PAGE_SIZE);
+    if (!at || os_remap(at, address, 1, true))
+        return 0; /* a failed mremap may have unmapped its target, which may be another's by now */
+    uintptr_t shadow = os_grow(at, n + 1);
+    if (shadow)
+        at = shadow;
+    for (int tries = 0; os_remap(address, at, 1, true); tries++) {
+        if (tries > RETRIES) {
+            put_pages(fz, address, at, 1);
+            break;
+        }
+        os_sleep_us(50);
+    }
+    os_uffd_wake(fz->uffd, address, 1);
+    if (!shadow)
+        os_unmap((void *)at, PAGE_SIZE);
+    return shadow;
+}
+
+/*
+ * For a region without a shadow: memory that was never touched takes the
+ * identity of the place it is moved to.  Guard pages keep it from merging with
+ * memory that was touched.
  */
 static int blank_for(struct freezer *fz, int vma_flags, uintptr_t *blank)
 {
@@ -421,10 +457,10 @@ static int take_over(struct freezer *fz, uintptr_t address, uint64_t n)
  * The kernel's asynchronous protection would not make writers wait, hence the
  * second userfaultfd.
  */
-int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
+int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
+                   int vma_flags)
 {
-    uintptr_t blank;
-    int error = blank_for(fz, vma_flags, &blank);
+    int error = blank ? 0 : blank_for(fz, vma_flags, &blank);
     if (error)
         return error;
     error = take_over(fz, address, n);

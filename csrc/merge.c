@@ -34,16 +34,13 @@ static void count_refusal(ksmpy_engine *engine, int error, uint64_t pages)
     } else if (error == -ENOMEM || error == -ENOSPC) {
         engine->no_memory += pages;
         result->no_memory += pages;
+    } else if (error == -EDQUOT) {
+        engine->no_budget += pages;
+        result->no_budget += pages;
     } else {
         engine->differed += pages;
         result->differed += pages;
     }
-}
-
-static void refuse_budget(ksmpy_engine *engine, uint64_t pages)
-{
-    engine->no_budget += pages;
-    engine->result->no_budget += pages;
 }
 
 /* Frozen: which pages may be mapped. */
@@ -70,8 +67,8 @@ static int exchange(ksmpy_engine *engine, struct piece *piece)
     int failure = 0;
     for (uint64_t i = 0, n; i < piece->n; i += n) {
         n = same_length(piece, i);
-        int error = -ECANCELED;
-        if (piece->equal[i])
+        int error = piece->equal[i] ? -EDQUOT : -ECANCELED;
+        if (piece->equal[i] && budget_has_room(engine, 2))
             error =
                 freeze_overlay(&engine->fz, i, n, engine->store.memfd, bytes_of(piece->frame + i));
         if (error)
@@ -114,11 +111,23 @@ static uint64_t own_memory(const ksmpy_engine *engine, uint32_t page, uint64_t n
     return own;
 }
 
+/* While there is no overlay in the region, which would be what is cast. */
+static void need_shadow(ksmpy_engine *engine, uint32_t page)
+{
+    struct region *region = region_at(engine, region_of(engine, page));
+    if (region->merging || region->shadow)
+        return;
+    region->shadow = freezer_shadow(&engine->fz, region->address, region->n);
+    engine->vmas += region->shadow != 0;
+}
+
 /* One piece from the start of a run; returns how many pages it dealt with, mapped or refused. */
 static uint64_t merge_piece(ksmpy_engine *engine, struct piece *piece, uint64_t n)
 {
     const uint8_t *view;
     uint64_t own = own_memory(engine, piece->page, n);
+    budget_allows(engine, n, 2); /* counts anew if need be, which exchange() cannot */
+    need_shadow(engine, piece->page);
     int64_t got =
         own ? freeze(&engine->fz, page_address(engine, piece->page), own, &view) : -ECANCELED;
     if (got < 0) {
@@ -358,8 +367,8 @@ void merge_run(ksmpy_engine *engine)
     engine->run.target += (uint32_t)run.n;
     engine->run.n = 0;
     if (run.kind == RUN_UNMERGE) {
-        uint32_t region = region_of(engine, run.page);
-        unmerge_pages(engine, region, run.page - region_at(engine, region)->base, run.n, PAGE_SEEN);
+        if (!unmerge_run(engine, run.page, run.n))
+            count_refusal(engine, -EDQUOT, run.n);
         return;
     }
     if (run.kind == RUN_ZERO) {
@@ -367,8 +376,10 @@ void merge_run(ksmpy_engine *engine)
         return;
     }
     leave_moved_pages(engine, &run);
-    if (!budget_allows(engine, run.kind == RUN_PAGE ? 4 : 2)) {
-        refuse_budget(engine, run.n);
+    if (!run.n)
+        return;
+    if (!budget_allows(engine, run.n, run.kind == RUN_PAGE ? 4 : 2)) {
+        count_refusal(engine, -EDQUOT, run.n);
     } else if (run.kind == RUN_FRAME) {
         merge_onto_frames(engine, run.page, run.target, run.n);
     } else {

@@ -89,7 +89,11 @@ int os_claim(uintptr_t address, uint64_t n);
  * asks that only after it has unmapped its target.
  */
 bool os_can_map(uint64_t n);
+/* Does address space that is never touched count against a limit of the program's? */
+bool os_is_rationed(void);
 int os_set_vma_flags(uintptr_t address, uint64_t n, int vma_flags);
+/* Untouched memory after the one page at from, n in all; where it is then, or 0. */
+uintptr_t os_grow(uintptr_t from, uint64_t n);
 /* mremap onto an address, replacing what is there; keep: the old mapping stays, empty. */
 int os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep);
 int os_protect(uintptr_t address, uint64_t n, bool writable);

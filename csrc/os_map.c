@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -104,6 +105,21 @@ bool os_can_map(uint64_t n)
     return trial != NULL;
 }
 
+/* Strict overcommit: vm.overcommit_memory 2 (Documentation/mm/overcommit-accounting). */
+bool os_is_rationed(void)
+{
+    struct rlimit space;
+    char mode = 0;
+    if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY)
+        return true;
+    int fd = open("/proc/sys/vm/overcommit_memory", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    bool strict = read(fd, &mode, 1) == 1 && mode == '2';
+    close(fd);
+    return strict;
+}
+
 int os_set_vma_flags(uintptr_t address, uint64_t n, int vma_flags)
 {
     int error = 0;
@@ -121,6 +137,14 @@ int os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep)
     int flags = MREMAP_MAYMOVE | MREMAP_FIXED | (keep ? MREMAP_DONTUNMAP : 0);
     void *got = mremap((void *)from, bytes_of(n), bytes_of(n), flags, (void *)to);
     return got == MAP_FAILED ? -errno : 0;
+}
+
+/* Not locked in memory, which would fill it. */
+uintptr_t os_grow(uintptr_t from, uint64_t n)
+{
+    munlock((void *)from, PAGE_SIZE);
+    void *got = mremap((void *)from, PAGE_SIZE, bytes_of(n), MREMAP_MAYMOVE);
+    return got == MAP_FAILED ? 0 : (uintptr_t)got;
 }
 
 int os_protect(uintptr_t address, uint64_t n, bool writable)

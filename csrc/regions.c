@@ -68,6 +68,7 @@ static void append(ksmpy_engine *engine, uint32_t id)
         region_at(engine, engine->last_region)->next = id;
     engine->last_region = id;
     engine->registered += region->n;
+    engine->calm_since = engine->full_scans;
 }
 
 static void take_out(ksmpy_engine *engine, uint32_t id)
@@ -138,6 +139,7 @@ static void remove_region(ksmpy_engine *engine, uint32_t id)
         page_become(engine, region->base + (uint32_t)i, PAGE_NEW, NO_INDEX);
     }
     freezer_detach(&engine->fz, region->address, region->n);
+    os_unmap((void *)region->shadow, bytes_of(region->n + 1));
     take_out(engine, id);
     give_pages(engine, region);
     region->used = false;

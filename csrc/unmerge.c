@@ -60,6 +60,12 @@ static void forget_lost(ksmpy_engine *engine, const struct region *region, struc
     forget(engine, region, span, state, page_abandon);
 }
 
+/* Where the shadow of a region has a place; a child's freezer does not know its parent's. */
+static uintptr_t in_shadow(const ksmpy_engine *engine, const struct region *region, uintptr_t at)
+{
+    return region->shadow && !engine->forked ? region->shadow + (at - region->address) : 0;
+}
+
 static int unmerge_span(ksmpy_engine *engine, const struct region *region, struct span span,
                         enum page_state state)
 {
@@ -67,10 +73,11 @@ static int unmerge_span(ksmpy_engine *engine, const struct region *region, struc
     while (span.start < span.end) {
         uint64_t n = (span.end - span.start) >> PAGE_SHIFT;
         n = n < FREEZE_MAX ? n : FREEZE_MAX;
-        int error = freezer_unoverlay(&engine->fz, span.start, n, region->vma_flags);
+        uintptr_t blank = in_shadow(engine, region, span.start);
+        int error = freezer_unoverlay(&engine->fz, span.start, n, blank, region->vma_flags);
         for (int tries = 0; error == -EBUSY && state == PAGE_NEW && tries < IO_TRIES; tries++) {
             os_sleep_us(1000);
-            error = freezer_unoverlay(&engine->fz, span.start, n, region->vma_flags);
+            error = freezer_unoverlay(&engine->fz, span.start, n, blank, region->vma_flags);
         }
         if (error)
             failure = failure ? failure : error;
@@ -100,6 +107,21 @@ int unmerge_pages(ksmpy_engine *engine, uint32_t id, uint64_t first, uint64_t n,
         return failure ? failure : found;
     forget_lost(engine, region, (struct span){at, end}, state);
     return failure;
+}
+
+/* Tracking tells of a write once: what is still an overlay after that has to be looked for. */
+bool unmerge_run(ksmpy_engine *engine, uint32_t page, uint64_t n)
+{
+    uint32_t id = region_of(engine, page);
+    bool room = budget_make_room(engine, 2);
+    int error = -EDQUOT;
+    if (room) {
+        engine->vmas += 2;
+        error = unmerge_pages(engine, id, page - region_at(engine, id)->base, n, PAGE_SEEN);
+    }
+    for (uint32_t at = page; error && at < page + n; at = (at | (CHUNK - 1)) + 1)
+        chunk_of(engine, at)->blind = true;
+    return room;
 }
 
 /* Placed zero pages become memory of their own, which breaking copy-on-write does in place. */
@@ -179,7 +201,7 @@ static void unmerge_written_chunk(ksmpy_engine *engine, uint32_t id, uint64_t fi
                page_state(page_record(engine, page + (uint32_t)length)) == PAGE_SHARED &&
                was_written(engine, page + (uint32_t)length, kinds[i + length]))
             length++;
-        unmerge_pages(engine, id, first + i, length, PAGE_SEEN);
+        unmerge_run(engine, page, length);
     }
 }
 

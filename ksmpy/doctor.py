@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from ksmpy import _native, numa
+from ksmpy import _native, numa, registry
 from ksmpy.errors import KsmpyError
 from ksmpy.stats import Check
 
@@ -20,7 +20,10 @@ _THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
 def doctor() -> list[Check]:
-    """Try what the engine builds on. Changes nothing; works on every system."""
+    """Try what the engine builds on, and ask this process's engines what they lack.
+
+    Changes nothing; works on every system.
+    """
     checks = [_python(), *_packages()]
     reason = _native.missing()
     if reason is not None:
@@ -35,6 +38,7 @@ def doctor() -> list[Check]:
         *_features(caps),
         _auto(),
         _mappings(),
+        _budget(),
         _numa(),
         _swap(),
         _huge_pages(),
@@ -117,6 +121,31 @@ def _mappings() -> Check:
     ok = used < limit // 4 and limit >= 65530
     hint = "" if ok else "raise the limit: sysctl vm.max_map_count=1048576 (root)"
     return Check("mappings", ok, f"{used} of {limit} (vm.max_map_count) in use", hint)
+
+
+_MORE_MAPPINGS = (
+    "raise the limit (sysctl vm.max_map_count=1048576, as root) or the engine's share of it"
+    " (knobs.vma_share_percent); arrays that begin at the same place in a page"
+    " (ksmpy.copy, ksmpy.empty) merge in long runs, which take few mappings"
+)
+
+
+def _budget() -> Check:
+    """What the engines of this process did not merge for want of mappings."""
+    told, left_out = [], 0
+    for engine in registry.live_engines():
+        try:
+            share = engine.knobs.vma_share_percent
+            stats = engine.stats()
+        except KsmpyError:  # closed, or inherited by fork
+            continue
+        left_out += stats.pages_no_budget
+        told.append(
+            f"{stats.vmas} of {stats.vma_limit} in use ({share} % of vm.max_map_count),"
+            f" {stats.pages_no_budget} times a page was left out"
+        )
+    detail = "; ".join(told) or "no engine in this process"
+    return Check("mapping budget", not left_out, detail, _MORE_MAPPINGS if left_out else "")
 
 
 def _numa() -> Check:

@@ -33,7 +33,10 @@ class Stats:
     `pages_sharing` is the number of pages saved: it counts how many *more* pages use the
     `pages_shared` frames. The `pages_busy`, `pages_no_budget`, `pages_no_memory`,
     `pages_differed` and `pages_lost` are totals of what was refused: pinned for I/O, mappings
-    scarce, store full, changed while being merged, memory gone.
+    scarce, store full, changed while being merged, memory gone. A page counts each time that it
+    is refused. Where `pages_no_budget` grows, more would merge with a higher vm.max_map_count or
+    `knobs.vma_share_percent`, and with arrays that begin at the same place in a page
+    (`ksmpy.copy`, `ksmpy.empty`), whose runs are long.
     """
 
     pages_shared: int
