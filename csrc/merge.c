@@ -15,6 +15,7 @@
 #define FAULT_AROUND ((uintptr_t)64 << 10) /* the kernel maps so much of a file at one fault */
 
 #define TRACKED_RUN 32 /* shortest run whose overlays are tracked */
+#define SHADOWED 32 /* pages of the smallest region that gets a shadow: it costs a mapping */
 #define PREFETCH 8 /* pages ahead that the index is told of */
 
 /* What became of one piece: which of its pages lie on their frames now. */
@@ -115,7 +116,7 @@ static uint64_t own_memory(const ksmpy_engine *engine, uint32_t page, uint64_t n
 static void need_shadow(ksmpy_engine *engine, uint32_t page)
 {
     struct region *region = region_at(engine, region_of(engine, page));
-    if (region->merging || region->shadow)
+    if (region->merging || region->shadow || region->n < SHADOWED)
         return;
     region->shadow = freezer_shadow(&engine->fz, region->address, region->n);
     engine->vmas += region->shadow != 0;
