@@ -351,6 +351,8 @@ static inline bool is_overlay(const ksmpy_engine *engine, const struct os_vma *v
 int unmerge_pages(ksmpy_engine *engine, uint32_t region, uint64_t first, uint64_t n,
                   enum page_state state);
 int unmerge_region(ksmpy_engine *engine, uint32_t region);
+/* From now on every pass looks which of these overlays are private copies. */
+void mark_blind(ksmpy_engine *engine, uint32_t page, uint64_t n);
 /* Pages that were written; false: that would take more mappings than there may be. */
 bool unmerge_run(ksmpy_engine *engine, uint32_t page, uint64_t n);
 /* Only the pages whose copy-on-write was broken by a write. */

@@ -208,7 +208,7 @@ void thaw(struct freezer *fz)
 
 int freezer_track_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    return fz->tracked ? os_uffd_register(fz->uffd, address, n, OS_UFFD_WP) : 0;
+    return fz->tracked ? os_uffd_register(fz->uffd, address, n, attach_mode(fz)) : 0;
 }
 
 static bool copy_out(struct freezer *fz, uintptr_t address, uint64_t n)

@@ -36,6 +36,7 @@
 #define KSMPY_FREEZE_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "os.h"
 
@@ -50,6 +51,7 @@ struct freezer {
     bool helped;   /* the fault thread runs */
     pthread_mutex_t lock;
 
+    _Atomic uint32_t thaws; /* counts up: what waited before was woken, and needs no answer */
     uintptr_t start, end;  /* what is frozen, or was to be; guarded by the lock */
     bool hole[FREEZE_HUGE]; /* frozen page was not there: its view must not be touched */
 
@@ -85,7 +87,10 @@ int freeze_overlay(struct freezer *fz, uint64_t first, uint64_t n, int memfd, ui
 int freeze_zero(struct freezer *fz, uint64_t first, uint64_t n, int vma_flags);
 void thaw(struct freezer *fz);
 
-/* From now on writes to overlays in the range are noted, if the freezer tracks at all; or -errno. */
+/*
+ * From now on writes to overlays in the range are noted, if the freezer tracks at all; or -errno.
+ * Should the owner have put other memory there, that is registered as its own memory would be.
+ */
 int freezer_track_overlay(struct freezer *fz, uintptr_t address, uint64_t n);
 
 /*

@@ -28,11 +28,16 @@
 #define RETRIES 64 /* of a transient refusal, 50 us apart, before the slower way is taken */
 #define RETRIES_AT_ONCE 8
 
-static void fill_hole(struct freezer *fz, uintptr_t address)
+/*
+ * A fault that was read before a thaw may be about a page that lies on a frame
+ * by now, and that no page table knows yet: the kernel would put zeros there.
+ * Its thread was woken; if it still misses something it faults again.
+ */
+static void fill_hole(struct freezer *fz, uintptr_t address, uint32_t thaws)
 {
     if (pthread_mutex_trylock(&fz->lock) == 0) {
         /* EEXIST may be a marker that write tracking left; a copy replaces it. */
-        if (os_uffd_zero(fz->uffd, address, 1) == -EEXIST)
+        if (atomic_load(&fz->thaws) == thaws && os_uffd_zero(fz->uffd, address, 1) == -EEXIST)
             os_uffd_copy(fz->uffd, address, fz->zeros, 1);
         pthread_mutex_unlock(&fz->lock);
         os_uffd_wake(fz->uffd, address, 1);
@@ -69,9 +74,10 @@ static void *fault_thread(void *argument)
             continue;
         if (wait[1].revents)
             return NULL;
+        uint32_t thaws = atomic_load(&fz->thaws);
         read_all(fz, faults, &count);
         for (int i = 0; i < count; i++)
-            fill_hole(fz, faults[i]);
+            fill_hole(fz, faults[i], thaws);
     }
 }
 
@@ -214,8 +220,8 @@ static int64_t truly_moved(struct freezer *fz, uint64_t n, int64_t answer)
 static int64_t freeze_by_move(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     int64_t got = 0;
-    memset(fz->hole, 0, sizeof fz->hole);
     for (int i = 0; i < RETRIES; i++) {
+        memset(fz->hole, 0, n * sizeof fz->hole[0]);
         got = os_uffd_move(fz->uffd, *fz->window, address, n);
         if (got < (int64_t)n)
             got = truly_moved(fz, n, got);
@@ -248,9 +254,9 @@ static int check_registered(struct freezer *fz, uintptr_t address, uint64_t n)
 
 int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
-    int error = check_registered(fz, address, n);
+    int error = need_window(fz, n); /* first: the thaw after any error drops n pages of it */
     if (!error)
-        error = need_window(fz, n);
+        error = check_registered(fz, address, n);
     if (error)
         return error;
     int64_t got = moves(fz) ? freeze_by_move(fz, address, n) : freeze_by_remap(fz, address, n);
@@ -339,9 +345,16 @@ int uffd_zero(struct freezer *fz, uintptr_t address, uint64_t n)
     return 0;
 }
 
+/* Whoever waits for these pages goes on; messages about them that were read before are void. */
+static void wake(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    atomic_fetch_add(&fz->thaws, 1);
+    os_uffd_wake(fz->uffd, address, n);
+}
+
 void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    os_uffd_wake(fz->uffd, address, n);
+    wake(fz, address, n);
     if (!fz->window || !*fz->window)
         return;
     if (fz->torn && fz->window == &fz->windows[1]) {
@@ -384,7 +397,7 @@ uintptr_t uffd_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
         }
         os_sleep_us(50);
     }
-    os_uffd_wake(fz->uffd, address, 1);
+    wake(fz, address, 1);
     if (!shadow)
         os_unmap((void *)at, PAGE_SIZE);
     return shadow;
@@ -474,7 +487,7 @@ int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t 
         return error;
     }
     put_pages(fz, address, fz->stage, n);
-    os_uffd_wake(fz->uffd, address, n);
+    wake(fz, address, n);
     os_uffd_wake(fz->wp_fd, address, n);
     return 0;
 }

@@ -160,15 +160,23 @@ static void track_overlays(ksmpy_engine *engine, uint32_t page, uint64_t n)
 {
     if (n >= TRACKED_RUN && freezer_track_overlay(&engine->fz, page_address(engine, page), n) == 0)
         return;
-    for (uint32_t id = page; id < page + n; id = (id | (CHUNK - 1)) + 1)
-        chunk_of(engine, id)->blind = true;
+    mark_blind(engine, page, n);
 }
 
 /* Pages that were just merged: readers find them mapped, and the engine hears of writers. */
 static void settle_run(ksmpy_engine *engine, uint32_t page, uint64_t n)
 {
     fault_in(page_address(engine, page), n);
-    track_overlays(engine, page, n);
+    for (uint64_t i = 0, length; i < n; i += length) {
+        bool shared = page_state(page_record(engine, page + (uint32_t)i)) == PAGE_SHARED;
+        length = 1;
+        while (i + length < n &&
+               shared ==
+                   (page_state(page_record(engine, page + (uint32_t)(i + length))) == PAGE_SHARED))
+            length++;
+        if (shared)
+            track_overlays(engine, page + (uint32_t)i, length);
+    }
 }
 
 static void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint64_t n)

@@ -66,6 +66,12 @@ static uintptr_t in_shadow(const ksmpy_engine *engine, const struct region *regi
     return region->shadow && !engine->forked ? region->shadow + (at - region->address) : 0;
 }
 
+void mark_blind(ksmpy_engine *engine, uint32_t id, uint64_t n)
+{
+    for (uint32_t at = id; at < id + n; at = (at | (CHUNK - 1)) + 1)
+        chunk_of(engine, at)->blind = true;
+}
+
 static int unmerge_span(ksmpy_engine *engine, const struct region *region, struct span span,
                         enum page_state state)
 {
@@ -79,6 +85,9 @@ static int unmerge_span(ksmpy_engine *engine, const struct region *region, struc
             os_sleep_us(1000);
             error = freezer_unoverlay(&engine->fz, span.start, n, blank, region->vma_flags);
         }
+        if (error) /* tracking told of what was written, and will not do so again */
+            mark_blind(engine,
+                       region->base + (uint32_t)((span.start - region->address) >> PAGE_SHIFT), n);
         if (error)
             failure = failure ? failure : error;
         else
@@ -109,19 +118,16 @@ int unmerge_pages(ksmpy_engine *engine, uint32_t id, uint64_t first, uint64_t n,
     return failure;
 }
 
-/* Tracking tells of a write once: what is still an overlay after that has to be looked for. */
 bool unmerge_run(ksmpy_engine *engine, uint32_t page, uint64_t n)
 {
     uint32_t id = region_of(engine, page);
-    bool room = budget_make_room(engine, 2);
-    int error = -EDQUOT;
-    if (room) {
-        engine->vmas += 2;
-        error = unmerge_pages(engine, id, page - region_at(engine, id)->base, n, PAGE_SEEN);
+    if (!budget_make_room(engine, 2)) {
+        mark_blind(engine, page, n);
+        return false;
     }
-    for (uint32_t at = page; error && at < page + n; at = (at | (CHUNK - 1)) + 1)
-        chunk_of(engine, at)->blind = true;
-    return room;
+    engine->vmas += 2;
+    unmerge_pages(engine, id, page - region_at(engine, id)->base, n, PAGE_SEEN);
+    return true;
 }
 
 /* Placed zero pages become memory of their own, which breaking copy-on-write does in place. */

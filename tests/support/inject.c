@@ -386,24 +386,35 @@ static int kind_of_ioctl(unsigned long request)
     return type == 'f' && number == 17 ? QUERY : OTHER_IOCTL;
 }
 
+struct move { /* linux/userfaultfd.h (6.8) */
+    uint64_t to, from, length, mode;
+    int64_t moved;
+};
+
+/* Every fourth time nothing is moved, and the next time all of it, both of which is the truth. */
+static int denied(int kind, struct move *move)
+{
+    if (kind != UFFD_MOVE || !atomic_load(&understating) ||
+        atomic_fetch_add(&understatements, 1) % 4)
+        return 0;
+    move->moved = -EAGAIN;
+    errno = EAGAIN;
+    return 1;
+}
+
 /*
  * What Linux 6.18 does now and then under load: all pages are moved, and the
  * answer is an error, or a part of them.
  */
-static int understated(int kind, void *argument, int result)
+static int understated(int kind, struct move *move, int result)
 {
-    struct {
-        uint64_t to, from, length, mode;
-        int64_t moved;
-    } *move = argument;
-
     if (kind != UFFD_MOVE || result < 0 || !atomic_load(&understating))
         return result;
-    switch (atomic_fetch_add(&understatements, 1) % 3) {
-    case 0:
+    switch (atomic_load(&understatements) % 4) {
+    case 3:
         move->moved = -EAGAIN;
         break;
-    case 1:
+    case 0:
         move->moved = 4096;
         break;
     default:
@@ -423,6 +434,8 @@ int ioctl(int fd, unsigned long request, ...)
     argument = va_arg(rest, void *);
     va_end(rest);
     FAIL_IF(kind_of_ioctl(request), -1);
+    if (denied(kind_of_ioctl(request), argument))
+        return -1;
     return understated(kind_of_ioctl(request), argument, real(fd, request, argument));
 }
 

@@ -1,0 +1,108 @@
+"""The owner puts other memory where registered memory was, between two passes.
+
+The engine finds it anonymous and writable, as its own would be, but it is registered for nothing:
+who touches a page that is taken away would not wait. So it must be left alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from typing import Any
+
+import pytest
+
+from conftest import Mode
+from support import memory
+from support.memory import Bytes
+from support.oracle import PAGE
+from support.procs import python_ok
+
+pytestmark = pytest.mark.timeout(60)
+
+_RW = mmap.PROT_READ | mmap.PROT_WRITE
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+_MAP_FIXED = 0x10
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def _replace(array: Bytes, *, huge: bool = False) -> None:
+    """Other anonymous memory in the place of an array, with the same bytes."""
+    wanted = array.tobytes()
+    address, nbytes = memory.span(array)
+    assert _libc.mmap(address, nbytes, _RW, _PRIVATE | _MAP_FIXED, -1, 0) == address
+    if huge:
+        assert _libc.madvise(address, nbytes, mmap.MADV_HUGEPAGE) == 0
+    ctypes.memmove(address, wanted, nbytes)
+
+
+def _tracked_only(array: Bytes) -> bool:
+    """Whether any of it is registered for write tracking (uw), and not for missing pages (um)."""
+    start, nbytes = memory.span(array)
+    inside = False
+    with open("/proc/self/smaps", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            head, *rest = line.split()
+            if "-" in head and not head.endswith(":"):
+                low, high = (int(part, 16) for part in head.split("-"))
+                inside = low < start + nbytes and start < high
+            elif inside and head == "VmFlags:" and "uw" in rest and "um" not in rest:
+                return True
+    return False
+
+
+def test_replaced_memory_is_tracked_only_with_the_rest(engine: Any) -> None:
+    """What was refused is not registered by half, which would make it look like our own."""
+    one = memory.distinct(64, seed=11)
+    two = memory.twin(one)
+    wanted = one.tobytes()
+    for array in (one, two):
+        engine.register(array)
+    _replace(two)
+    for _ in range(4):
+        engine.scan(eager=True)
+        one[::PAGE] = one[::PAGE]  # a write that changes nothing, so that it is looked at again
+        two[::PAGE] = two[::PAGE]
+        assert one.tobytes() == wanted == two.tobytes()
+        assert engine.freeze == "signal" or not _tracked_only(two)
+    engine.check()
+
+
+BESIDE = """
+import ctypes, mmap, sys
+import ksmpy
+from support import memory
+from support.oracle import PAGE
+from support.procs import python_ok
+from test_replaced import _libc, _PRIVATE, _RW, _replace
+
+gap, block = 128 * PAGE, memory.HUGE * PAGE
+small = memory.filled([1, 1])
+one = memory.huge_pages(2 * memory.HUGE)
+pool = _libc.mmap(None, 24 * (gap + block), _RW, _PRIVATE, -1, 0)
+ctypes.memset(pool, 0x42, 24 * (gap + block))
+starts = range(pool, pool + 24 * (gap + block), gap + block)
+for start in starts:
+    assert _libc.munmap(start, gap) == 0  # the engine puts its window into one of these
+with ksmpy.Engine(freeze=sys.argv[1], tracking=sys.argv[2]) as engine:
+    one[:block] = memory.distinct(memory.HUGE, seed=12)
+    one[block:] = one[:block]
+    wanted = one.tobytes()
+    engine.register(small)
+    engine.register(one)
+    _replace(one, huge=True)
+    for _ in range(3):
+        engine.scan(eager=True)
+        assert one.tobytes() == wanted
+        assert all(ctypes.string_at(start + gap, block) == bytes([0x42]) * block for start in starts)
+    engine.check()
+"""
+
+
+def test_replaced_by_huge_pages_nobody_else_is_touched(mode: Mode) -> None:
+    """A huge page that is refused: only our own window is cleared, and not what lies beside it."""
+    python_ok("-c", BESIDE, mode.freeze, mode.tracking)
