@@ -155,9 +155,7 @@ static void slide_stage(struct freezer *fz, uint64_t n)
 int signal_init(struct freezer *fz)
 {
     bool kernel_mode;
-    int error = open_stage(fz);
-    if (error)
-        return error;
+    open_stage(fz); /* without it the small stage stays, and costs mappings */
     if (fz->tracked) {
         fz->uffd = os_uffd_open(OS_UFFD_WP_ASYNC, &kernel_mode);
         if (fz->uffd < 0)

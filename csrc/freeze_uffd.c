@@ -345,11 +345,14 @@ int uffd_zero(struct freezer *fz, uintptr_t address, uint64_t n)
     return 0;
 }
 
-/* Whoever waits for these pages goes on; messages about them that were read before are void. */
+/*
+ * Whoever waits for these pages goes on; messages about them that were read before are void.  The
+ * count moves last: until they are woken, what they wait for can still be read.
+ */
 static void wake(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    atomic_fetch_add(&fz->thaws, 1);
     os_uffd_wake(fz->uffd, address, n);
+    atomic_fetch_add(&fz->thaws, 1);
 }
 
 void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n)

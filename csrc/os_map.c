@@ -105,12 +105,17 @@ bool os_can_map(uint64_t n)
     return trial != NULL;
 }
 
+static bool is_limited(int what)
+{
+    struct rlimit limit;
+    return getrlimit(what, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY;
+}
+
 /* Strict overcommit: vm.overcommit_memory 2 (Documentation/mm/overcommit-accounting). */
 bool os_is_rationed(void)
 {
-    struct rlimit space;
     char mode = 0;
-    if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY)
+    if (is_limited(RLIMIT_AS) || is_limited(RLIMIT_DATA))
         return true;
     int fd = open("/proc/sys/vm/overcommit_memory", O_RDONLY | O_CLOEXEC);
     if (fd < 0)

@@ -139,7 +139,8 @@ static void remove_region(ksmpy_engine *engine, uint32_t id)
         page_become(engine, region->base + (uint32_t)i, PAGE_NEW, NO_INDEX);
     }
     freezer_detach(&engine->fz, region->address, region->n);
-    os_unmap((void *)region->shadow, bytes_of(region->n + 1));
+    if (!engine->forked) /* a child may not have it, if its owner keeps the memory from children */
+        os_unmap((void *)region->shadow, bytes_of(region->n + 1));
     take_out(engine, id);
     give_pages(engine, region);
     region->used = false;
