@@ -150,7 +150,8 @@ def test_an_unknown_knob_changes_nothing(unchanged: dict[str, kernel.Value]) -> 
 def test_settings_are_restored_when_the_process_is_ended(number: signal.Signals) -> None:
     """SIGTERM and SIGHUP end the process in the usual way, but not before the settings are back."""
     code = (
-        "import time; from ksmpy import kernel\n"
+        "import signal, time; from ksmpy import kernel\n"
+        f"signal.signal({int(number)}, signal.SIG_DFL)\n"  # nohup has children ignore SIGHUP
         "with kernel.settings(sleep_millisecs=11):\n"
         "    print('inside', flush=True)\n"
         "    time.sleep(60)\n"
