@@ -10,7 +10,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from ksmpy._native import FREEZES, TRACKINGS
 from ksmpy.errors import Unsupported
@@ -22,6 +23,9 @@ from .trouble import Trouble
 
 #: Without one of each, nothing was proven.
 NEEDED = ("switches", "refused", "forks", "merges", "increments", "moves")
+#: Likewise where there is a swap area, in a run of at least so many seconds.
+SWAP_NEEDED = ("swapped", "swapoffs")
+SWAPS_AFTER = 20
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -71,19 +75,16 @@ def _swap_file(folder: str, wanted: bool) -> Iterator[str]:
         print(f"no swap area of its own: {reason}", flush=True)
         yield ""
         return
-    with tempfile.TemporaryDirectory(prefix="ksmpy-soak-", dir=folder) as inside:
-        path = os.path.join(inside, "swap")
+    with (
+        tempfile.TemporaryDirectory(prefix="ksmpy-soak-", dir=folder) as inside,
+        ExitStack() as end,
+    ):
+        path = ""
         try:
-            with swap.swapping(path):
-                pass
+            path = end.enter_context(swap.place(Path(inside)))
         except (OSError, swap.Failed) as error:
             print(f"no swap area of its own: {error}", flush=True)
-            path = ""
-        try:
-            yield path
-        finally:
-            if path:
-                swap.stop(path)
+        yield path
 
 
 class Reporter:
@@ -120,7 +121,8 @@ class Reporter:
     def proven(self) -> None:
         """AssertionError when a thing never happened."""
         counts = {**self._soak.count, **self._trouble.done}
-        never = [name for name in NEEDED if not counts.get(name)]
+        swaps = self._plan.swap_path and self._plan.seconds >= SWAPS_AFTER
+        never = [name for name in NEEDED + (SWAP_NEEDED if swaps else ()) if not counts.get(name)]
         assert not never, f"never happened, so this proves nothing: {never}"
 
 

@@ -111,8 +111,9 @@ class Trouble:
                     swap.evict(*span)
                 except OSError:  # it died meanwhile
                     continue
-        self.done["swapped"] = max(self.done["swapped"], swap.swapped_pages())
         if self._area is not None and self._rng.random() < 0.3:
+            swapped = swap.swapped_frames() + swap.swapped_copies(self._spans())
+            self.done["swapped"] = max(self.done["swapped"], swapped)
             try:
                 self._area.off()
             except swap.Failed:  # the kernel gives up for a moment: it stays for now

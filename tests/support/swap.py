@@ -94,12 +94,22 @@ def place(folder: Path) -> Iterator[str]:
             _make(path)
         yield path
     finally:
-        if path in _areas():
-            _run("swapoff", path)
         if lent:
+            _off(path)
             _run("swapon", path)
-        elif os.path.exists(path):
-            os.unlink(path)
+        else:
+            stop(path)
+
+
+def stop(path: str) -> None:
+    """Take a swap file away, used or not; also one that a killed process left."""
+    _off(path)
+    Path(path).unlink(missing_ok=True)
+
+
+def _off(path: str) -> None:
+    if path in _areas():
+        _run("swapoff", path)
 
 
 def _make(path: str) -> None:
