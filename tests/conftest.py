@@ -67,6 +67,12 @@ def capabilities() -> dict[str, int]:
 
 
 MODES = [Mode(freeze, tracking) for freeze in FREEZES for tracking in TRACKINGS]
+#: For tests that take long: each way of freezing once.
+EACH_FREEZE = [
+    Mode("uffd-move", "wp-async"),
+    Mode("uffd-remap", "checksum"),
+    Mode("signal", "checksum"),
+]
 
 
 @pytest.fixture(params=MODES, ids=str)

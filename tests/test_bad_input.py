@@ -19,6 +19,7 @@ import pytest
 import ksmpy
 from conftest import MakeEngine, Mode
 from support import memory, oracle
+from support.knobs import refused
 from support.oracle import PAGE
 
 pytestmark = pytest.mark.timeout(60)
@@ -642,11 +643,7 @@ def test_knobs_want_integers(auto: Any, value: Any) -> None:
 )  # fmt: skip
 def test_knobs_refuse_what_the_kernel_refuses(auto: Any, knob: str, value: int) -> None:
     """OSError with EINVAL, and the old value stays."""
-    before = getattr(auto.knobs, knob)
-    with pytest.raises(OSError) as caught:
-        setattr(auto.knobs, knob, value)
-    assert caught.value.errno == errno.EINVAL
-    assert getattr(auto.knobs, knob) == before
+    refused(auto, knob, value, errno.EINVAL)
 
 
 def test_unknown_knobs_are_attribute_errors(auto: Any) -> None:

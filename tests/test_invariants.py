@@ -15,7 +15,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import mmap
-import os
 import threading
 import time
 from typing import Any
@@ -45,19 +44,6 @@ def _settle(engine: Any) -> None:
 def _pair(count: int = 32, seed: int = 1) -> tuple[Bytes, Bytes]:
     one = memory.distinct(count, seed=seed)
     return one, memory.twin(one)
-
-
-def _store_bytes() -> int:
-    """Memory that the memfds of all stores of this process hold, in bytes."""
-    inodes = {}
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{fd}").startswith(oracle.STORE_PREFIX):
-                info = os.stat(f"/proc/self/fd/{fd}")
-                inodes[info.st_ino] = info.st_blocks * 512
-        except OSError:
-            continue
-    return sum(inodes.values())
 
 
 # ---- 1 -------------------------------------------------------------------------------------
@@ -219,9 +205,9 @@ def test_invariant_3_a_frame_nobody_maps_is_freed(engine: Any) -> None:
     engine.register(one)
     engine.register(two)
     _settle(engine)
-    assert _store_bytes() >= one.nbytes
+    assert oracle.store_bytes() >= one.nbytes
     engine.unmerge()
-    assert _store_bytes() <= 16 * PAGE
+    assert oracle.store_bytes() <= 16 * PAGE
     assert engine.stats().pages_shared == 0
 
 
@@ -238,7 +224,7 @@ def test_invariant_3_frames_of_a_dead_child_are_freed(engine: Any) -> None:
     for _ in range(3):
         _settle(engine)
     engine.unmerge()
-    assert _store_bytes() <= one.nbytes, "frames of children that are gone pile up"
+    assert oracle.store_bytes() <= one.nbytes, "frames of children that are gone pile up"
 
 
 # ---- 4 -------------------------------------------------------------------------------------

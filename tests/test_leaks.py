@@ -10,7 +10,8 @@ import ctypes
 import gc
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ksmpy._ksmpy import ffi, lib
 import ksmpy
 from conftest import Mode
 from support import memory, oracle
+from support.memory import Bytes
 from support.procs import in_child
 
 pytestmark = pytest.mark.timeout(120)
@@ -279,13 +281,20 @@ def test_python_lives_leak_nothing(mode: Mode) -> None:
     _nothing_grows(life)
 
 
+@contextmanager
+def _merging(mode: Mode, count: int) -> Iterator[tuple[ksmpy.Engine, tuple[Bytes, Bytes]]]:
+    """An engine with two equal arrays of so many pages."""
+    one = memory.distinct(count)
+    pair = one, memory.twin(one)
+    with ksmpy.Engine(**mode.options) as engine:  # type: ignore[arg-type]
+        for array in pair:
+            engine.register(array)
+        yield engine, pair
+
+
 def test_forks_leak_nothing(mode: Mode) -> None:
     """An engine that goes on while children come and go keeps nothing for each of them."""
-    one = memory.distinct(16)
-    two = memory.twin(one)
-    with ksmpy.Engine(**mode.options) as engine:  # type: ignore[arg-type]
-        engine.register(one)
-        engine.register(two)
+    with _merging(mode, 16) as (engine, _):
 
         def work() -> None:
             engine.scan(2, eager=True)
@@ -298,15 +307,11 @@ def test_forks_leak_nothing(mode: Mode) -> None:
 
 def test_ranges_of_several_mappings_leak_nothing(mode: Mode) -> None:
     """Pages side by side in two mappings cannot be frozen at once; to find out costs no window."""
-    one = memory.distinct(64)
-    two = memory.twin(one)
-    with ksmpy.Engine(**mode.options) as engine:  # type: ignore[arg-type]
-        engine.register(one)
-        engine.register(two)
+    with _merging(mode, 64) as (engine, pair):
         libc = ctypes.CDLL(None)
 
         def work() -> None:
-            for array in (one, two):
+            for array in pair:
                 address = ctypes.c_void_p(memory.address_of(array) + 24 * oracle.PAGE)
                 assert libc.madvise(address, ctypes.c_size_t(16 * oracle.PAGE), _DONTDUMP) == 0
             engine.scan(2, eager=True)

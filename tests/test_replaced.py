@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import Mode
-from support import memory
+from support import memory, oracle
 from support.memory import Bytes
 from support.oracle import PAGE
 from support.procs import python_ok
@@ -42,17 +42,11 @@ def _replace(array: Bytes, *, huge: bool = False) -> None:
 
 def _tracked_only(array: Bytes) -> bool:
     """Whether any of it is registered for write tracking (uw), and not for missing pages (um)."""
-    start, nbytes = memory.span(array)
-    inside = False
-    with open("/proc/self/smaps", encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            head, *rest = line.split()
-            if "-" in head and not head.endswith(":"):
-                low, high = (int(part, 16) for part in head.split("-"))
-                inside = low < start + nbytes and start < high
-            elif inside and head == "VmFlags:" and "uw" in rest and "um" not in rest:
-                return True
-    return False
+    return any(
+        "uw" in fields["VmFlags"] and "um" not in fields["VmFlags"]
+        for mapping, fields in oracle.details()
+        if mapping.overlaps(*memory.span(array))
+    )
 
 
 def test_replaced_memory_is_tracked_only_with_the_rest(engine: Any) -> None:

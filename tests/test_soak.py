@@ -11,20 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Mode
+from conftest import EACH_FREEZE, Mode
 from support import swap
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 1
-CHOSEN = [
-    Mode("uffd-move", "wp-async"),
-    Mode("uffd-remap", "checksum"),
-    Mode("signal", "checksum"),
-]
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("chosen", CHOSEN, ids=str)
+@pytest.mark.parametrize("chosen", EACH_FREEZE, ids=str)
 def test_switching_without_end(chosen: Mode, tmp_path: Path) -> None:
     """Writers, forks, swap, migration: no byte is lost, no frame is left, EBUSY is the worst."""
     reason = chosen.missing()

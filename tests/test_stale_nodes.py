@@ -18,30 +18,22 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 
-from conftest import Mode
+from conftest import EACH_FREEZE, Mode
 from ksmpy.numa import SystemTopology
 from support import memory, oracle, pause, swap
 from support.inject import preloaded
 from support.knobs import both_refused
 from support.memory import Bytes
+from support.nodes import move, page_addresses
 from support.oracle import PAGE
 from support.patience import patience
 from support.procs import Child, python, python_ok
 
-#: Each way of freezing once.
-CHOSEN = [
-    Mode("uffd-move", "wp-async"),
-    Mode("uffd-remap", "checksum"),
-    Mode("signal", "checksum"),
-]
-
 pytestmark = [
     pytest.mark.timeout(300),
-    pytest.mark.parametrize("mode", CHOSEN, indirect=True, ids=str),
+    pytest.mark.parametrize("mode", EACH_FREEZE, indirect=True, ids=str),
 ]
 
 
@@ -263,25 +255,6 @@ def _real_nodes() -> tuple[int, ...]:
     return nodes
 
 
-def _addresses(array: Bytes) -> npt.NDArray[np.uint64]:
-    address, nbytes = memory.span(array)
-    return np.arange(address, address + nbytes, PAGE, dtype=np.uint64)
-
-
-def _move(arrays: list[Bytes], node: int) -> None:
-    """All present pages of some arrays, overlays included, to a node."""
-    pages = np.concatenate([_addresses(array) for array in arrays])
-    nodes = np.full(len(pages), node, np.int32)
-    status = np.zeros(len(pages), np.int32)
-    libc = ctypes.CDLL(None)
-    number, all_of_them = 279, 4  # move_pages on x86-64; MPOL_MF_MOVE_ALL
-    libc.syscall(
-        ctypes.c_long(number), ctypes.c_long(0), ctypes.c_ulong(len(pages)),
-        ctypes.c_void_p(pages.ctypes.data), ctypes.c_void_p(nodes.ctypes.data),
-        ctypes.c_void_p(status.ctypes.data), ctypes.c_long(all_of_them),
-    )  # fmt: skip
-
-
 @contextmanager
 def _moving(arrays: list[Bytes], nodes: tuple[int, ...]) -> Iterator[Counter[int]]:
     """Pages and frames are moved to and fro by another thread; counts how often."""
@@ -291,7 +264,7 @@ def _moving(arrays: list[Bytes], nodes: tuple[int, ...]) -> Iterator[Counter[int
     def work() -> None:
         while not stop:
             for node in nodes:
-                _move(arrays, node)
+                move(map(memory.span, arrays), node)
                 rounds[node] += 1
 
     worker = pause.Worker(work)
@@ -335,12 +308,17 @@ def _set_policy(mode: int) -> None:
     assert not failed, f"memory policy {mode} is refused"
 
 
+def _lies_on(array: Bytes, node: int) -> bool:
+    nodes = SystemTopology().node_of_pages(page_addresses(*memory.span(array)))
+    return bool((nodes == node).all())
+
+
 def _settle(array: Bytes, node: int) -> None:
     """Move an array to a node, again and again while pages are refused for a moment."""
     deadline = time.monotonic() + patience(10)
-    while (SystemTopology().node_of_pages(_addresses(array)) != node).any():
+    while not _lies_on(array, node):
         assert time.monotonic() < deadline, f"the kernel does not move pages to node {node}"
-        _move([array], node)
+        move([memory.span(array)], node)
 
 
 def test_frames_lie_on_their_node(engine: Any, unbalanced: None) -> None:
@@ -358,7 +336,7 @@ def test_frames_lie_on_their_node(engine: Any, unbalanced: None) -> None:
     assert oracle.true_saved_pages(map(memory.span, arrays)) == 64 * len(nodes)
     for array, node in zip(arrays, homes, strict=True):
         assert (array == one).all()  # and every page is present
-        assert (SystemTopology().node_of_pages(_addresses(array)) == node).all()
+        assert _lies_on(array, node)
 
 
 # ---- cause 5: swapoff ------------------------------------------------------------------------

@@ -13,28 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from conftest import MakeEngine, Mode
+from conftest import EACH_FREEZE, MakeEngine
 from support import memory, oracle
 from support.knobs import both_refused
 from support.memory import Bytes
+from support.nodes import page_addresses
 from support.oracle import PAGE
-
-#: Each way of freezing once.
-CHOSEN = [
-    Mode("uffd-move", "wp-async"),
-    Mode("uffd-remap", "checksum"),
-    Mode("signal", "checksum"),
-]
 
 pytestmark = [
     pytest.mark.timeout(120),
-    pytest.mark.parametrize("mode", CHOSEN, indirect=True, ids=str),
+    pytest.mark.parametrize("mode", EACH_FREEZE, indirect=True, ids=str),
 ]
-
-
-def _addresses(array: Bytes) -> npt.NDArray[np.uint64]:
-    address, nbytes = memory.span(array)
-    return np.arange(address, address + nbytes, PAGE, dtype=np.uint64)
 
 
 # ---- chains ----------------------------------------------------------------------------------
@@ -133,9 +122,9 @@ class Topology:
 def _pages_by_node(arrays: list[Bytes], topology: Topology) -> dict[oracle.Frame, Counter[int]]:
     found: dict[oracle.Frame, Counter[int]] = {}
     for array in arrays:
-        address, nbytes = memory.span(array)
-        nodes = topology.node_of_pages(_addresses(array))
-        for frame, node in zip(oracle.frames_of(address, nbytes), nodes, strict=True):
+        span = memory.span(array)
+        nodes = topology.node_of_pages(page_addresses(*span))
+        for frame, node in zip(oracle.frames_of(*span), nodes, strict=True):
             if frame is not None:
                 found.setdefault(frame, Counter())[int(node)] += 1
     return found

@@ -1,4 +1,4 @@
-"""What a process has: threads, descriptors, mappings, memory in stores."""
+"""What a process has: threads, descriptors, mappings."""
 
 from __future__ import annotations
 
@@ -13,19 +13,6 @@ from tests.support import oracle
 #: Mappings that libraries, thread stacks and malloc's arenas are made of, once for all (26 here).
 SLACK = 64
 PATIENCE = 10.0
-
-
-def store_bytes() -> int:
-    """Memory that the memfds of all stores of this process hold, swapped out or not, in bytes."""
-    held = {}
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{fd}").startswith(oracle.STORE_PREFIX):
-                info = os.stat(f"/proc/self/fd/{fd}")
-                held[info.st_ino] = info.st_blocks * 512
-        except OSError:  # the descriptor of the listing itself
-            continue
-    return sum(held.values())
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from tests.support.nodes import Wandering
 from tests.support.torture import Torture
 
 from .children import Nursery
-from .house import store_bytes
 from .memory import Herd, constant_words, wrong_pages
 
 #: Children alive at a time; every second round waits for all of them.
@@ -186,7 +185,7 @@ class Soak:
         assert lingering or (across and most), "refused, and no frame is left"
         self.count["switches"] += across
         if across:
-            assert store_bytes() == 0, f"changed over {store_bytes()} bytes of frames"
+            assert oracle.store_bytes() == 0, f"changed over {oracle.store_bytes()} bytes of frames"
         self.engine.check()
 
     def end(self) -> None:
@@ -195,7 +194,7 @@ class Soak:
         self._unmerge()
         assert self._try_both() == (True, True), "refused in the end"
         stats = self.engine.stats()
-        left = (stats.stale_frames, stats.frame_bytes, store_bytes())
+        left = (stats.stale_frames, stats.frame_bytes, oracle.store_bytes())
         assert not any(left), f"frames are left: {left}"
         self.herd.verify()
         self.engine.close()

@@ -22,11 +22,17 @@ def _cache() -> Path:
     return path
 
 
+def _digest(source: Path) -> str:
+    """Of the source and of every header beside it, which it may include."""
+    files = [source, *sorted(source.parent.glob("*.h"))]
+    text = b"".join(file.read_bytes() for file in files) + " ".join(FLAGS).encode()
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
 def shared_library(name: str) -> Path:
     """The path of the shared library built from ``support/<name>.c``; skips without a compiler."""
     source = Path(__file__).with_name(f"{name}.c")
-    digest = hashlib.sha256(source.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
-    target = _cache() / f"{name}-{digest}.so"
+    target = _cache() / f"{name}-{_digest(source)}.so"
     if target.exists():
         return target
     compiler = shutil.which("cc")

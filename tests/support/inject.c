@@ -12,7 +12,6 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <link.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -27,6 +26,8 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "target.h"
 
 enum { MAX_LOG = 1 << 16, MAX_VARIANTS = 4, PASS = -1 };
 
@@ -112,7 +113,6 @@ static const struct kind kinds[KINDS] = {
     [POLL] = {"poll", {EINTR}},
 };
 
-static uintptr_t target_start, target_end;
 static atomic_int armed;
 static atomic_uint_fast64_t calls;
 static uint64_t fail_at;
@@ -130,27 +130,9 @@ static struct {
 
 /* ---- control ------------------------------------------------------------------------------ */
 
-static int find_object(struct dl_phdr_info *info, size_t size, void *part)
-{
-    (void)size;
-    if (!strstr(info->dlpi_name, part))
-        return 0;
-    for (int i = 0; i < info->dlpi_phnum; i++) {
-        const ElfW(Phdr) *segment = &info->dlpi_phdr[i];
-        uintptr_t end = info->dlpi_addr + segment->p_vaddr + segment->p_memsz;
-
-        if (segment->p_type == PT_LOAD && end > target_end)
-            target_end = end;
-    }
-    target_start = info->dlpi_addr;
-    return 1;
-}
-
-/* Chooses the shared object by a part of its path; 1 if it is loaded. */
 int inject_target(const char *part)
 {
-    target_start = target_end = 0;
-    return dl_iterate_phdr(find_object, (void *)part);
+    return choose_target(part);
 }
 
 /* Numbers calls from 1 again; fails the nth (0: none), or it and all later ones of its kind. */
@@ -263,7 +245,7 @@ static int verdict(int kind, void *return_address)
     uintptr_t site = (uintptr_t)return_address;
     uint64_t number;
 
-    if (!atomic_load(&armed) || site < target_start || site >= target_end || kind == PASS)
+    if (!atomic_load(&armed) || !in_target(site) || kind == PASS)
         return 0;
     number = atomic_fetch_add(&calls, 1) + 1;
     if (number <= MAX_LOG) {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from . import oracle
 from .oracle import PAGE
 
 Bytes = npt.NDArray[np.uint8]
@@ -37,17 +38,11 @@ def huge_pages(count: int) -> Bytes:
 
 def are_huge(array: Bytes) -> bool:
     """Whether any of an array's memory lies on huge pages now."""
-    start, nbytes = span(array)
-    inside = False
-    with open("/proc/self/smaps", encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            head = line.split(maxsplit=1)[0]
-            if "-" in head and not head.endswith(":"):
-                low, high = (int(part, 16) for part in head.split("-"))
-                inside = low < start + nbytes and start < high
-            elif inside and head == "AnonHugePages:" and int(line.split()[1]):
-                return True
-    return False
+    return any(
+        int(fields["AnonHugePages"][0])
+        for mapping, fields in oracle.details()
+        if mapping.overlaps(*span(array))
+    )
 
 
 def address_of(array: npt.NDArray[Any]) -> int:

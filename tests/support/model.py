@@ -117,8 +117,6 @@ def frames_by_page(buffers: list[Buffer]) -> dict[int, tuple[Buffer, Frame]]:
     found = {}
     for buffer in buffers:
         if buffer.region is not None:
-            address, nbytes = buffer.span()
-            for index, frame in enumerate(oracle.frames_of(address, nbytes)):
-                if frame is not None:
-                    found[address + index * PAGE] = buffer, frame
+            for page, frame in oracle.pages_on_frames(*buffer.span()).items():
+                found[page] = buffer, frame
     return found

@@ -14,14 +14,14 @@ _MOVE_PAGES = 279  # x86-64
 _MPOL_MF_MOVE_ALL = 4
 
 
-def addresses(address: int, nbytes: int) -> npt.NDArray[np.uint64]:
+def page_addresses(address: int, nbytes: int) -> npt.NDArray[np.uint64]:
     """The address of each page of a range."""
     return np.arange(address, address + nbytes, PAGE, dtype=np.uint64)
 
 
 def move(spans: Iterable[tuple[int, int]], node: int) -> None:
     """All present pages of some ranges, overlays included, to a real node; as far as it goes."""
-    pages = np.concatenate([addresses(*span) for span in spans])
+    pages = np.concatenate([page_addresses(*span) for span in spans])
     nodes = np.full(len(pages), node, np.int32)
     status = np.zeros(len(pages), np.int32)
     ctypes.CDLL(None).syscall(

@@ -1,8 +1,8 @@
 """What really shares memory, as the kernel sees it.
 
-Everything here is read from ``/proc/self/maps`` and ``/proc/self/pagemap``; no counter and no
-structure of the engine is believed. A page shares memory with others when a private mapping of a
-store's memfd is in its place and no copy was made of it:
+Everything here is what ``/proc/self`` shows in ``maps``, ``smaps``, ``pagemap`` and ``fd``; no
+counter and no structure of the engine is believed. A page shares memory with others when a private
+mapping of a store's memfd is in its place and no copy was made of it:
 
 ===============================================  ===========================================
 pagemap entry of a page under a store mapping    the page reads
@@ -23,7 +23,7 @@ import mmap
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -61,24 +61,48 @@ class Mapping:
         """Whether this maps a store (its data, or whatever else is kept in a ksmpy memfd)."""
         return self.path.startswith(STORE_PREFIX)
 
+    def overlaps(self, address: int, nbytes: int) -> bool:
+        """Whether any byte of a range lies in it."""
+        return self.start < address + nbytes and address < self.end
+
+    @classmethod
+    def parse(cls, line: str) -> Mapping:
+        """From a line of ``maps``, or one that begins a mapping in ``smaps``."""
+        fields = line.split(maxsplit=5)
+        start, end = (int(part, 16) for part in fields[0].split("-"))
+        path = fields[5].rstrip("\n") if len(fields) > 5 else ""
+        return cls(start, end, fields[1], int(fields[2], 16), int(fields[4]), path)
+
 
 def mappings(pid: int | str = "self", *, containing: str = "") -> list[Mapping]:
     """All mappings of a process whose line contains a text, in address order."""
-    found = []
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as lines:
+        return [Mapping.parse(line) for line in lines if containing in line]
+
+
+def details() -> Iterator[tuple[Mapping, dict[str, list[str]]]]:
+    """All mappings of this process in address order, each with what ``smaps`` says: words by name.
+
+    The numbers among them are KiB.
+    """
+    with open("/proc/self/smaps", encoding="utf-8", errors="replace") as lines:
+        mapping: Mapping | None = None
+        fields: dict[str, list[str]] = {}
         for line in lines:
-            if containing not in line:
+            name, *words = line.split()
+            if name.endswith(":"):
+                fields[name[:-1]] = words
                 continue
-            fields = line.split(maxsplit=5)
-            start, end = (int(part, 16) for part in fields[0].split("-"))
-            path = fields[5].rstrip("\n") if len(fields) > 5 else ""
-            found.append(Mapping(start, end, fields[1], int(fields[2], 16), int(fields[4]), path))
-    return found
+            if mapping is not None:
+                yield mapping, fields
+            mapping, fields = Mapping.parse(line), {}
+        if mapping is not None:
+            yield mapping, fields
 
 
 def overlapping(address: int, nbytes: int, pid: int | str = "self") -> list[Mapping]:
     """The mappings that touch a range of addresses."""
-    return [m for m in mappings(pid) if m.start < address + nbytes and address < m.end]
+    return [mapping for mapping in mappings(pid) if mapping.overlaps(address, nbytes)]
 
 
 def pagemap(address: int, nbytes: int, pid: int | str = "self") -> list[int]:
@@ -112,15 +136,34 @@ def frames_of(address: int, nbytes: int, pid: int | str = "self") -> list[Frame 
     return frames
 
 
+def pages_on_frames(address: int, nbytes: int) -> dict[int, Frame]:
+    """The pages of a range that read a frame, by their addresses."""
+    pages = range(address, address + nbytes, PAGE)
+    found = zip(pages, frames_of(address, nbytes), strict=True)
+    return {page: frame for page, frame in found if frame is not None}
+
+
 def maps_store(address: int, nbytes: int, pid: int | str = "self") -> bool:
     """Whether any byte of a range lies in a mapping of a store, read or not, copied or not."""
-    end = address + nbytes
-    return any(mapping.start < end and address < mapping.end for mapping in store_mappings(pid))
+    return any(mapping.overlaps(address, nbytes) for mapping in store_mappings(pid))
 
 
 def store_mappings(pid: int | str = "self") -> list[Mapping]:
     """Every mapping of any store in a process."""
     return [mapping for mapping in mappings(pid, containing=STORE_PREFIX) if mapping.is_store]
+
+
+def store_bytes() -> int:
+    """Memory that the memfds of all stores of this process hold, swapped out or not, in bytes."""
+    held = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{fd}").startswith(STORE_PREFIX):
+                info = os.stat(f"/proc/self/fd/{fd}")
+                held[info.st_ino] = info.st_blocks * 512
+        except OSError:  # the descriptor of the listing itself
+            continue
+    return sum(held.values())
 
 
 def shared_pages(regions: Iterable[tuple[int, int]], pid: int | str = "self") -> Counter[Frame]:

@@ -8,7 +8,6 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
-#include <link.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdarg.h>
@@ -19,35 +18,19 @@
 #include <time.h>
 #include <unistd.h>
 
-static uintptr_t target_start, target_end;
+#include "target.h"
+
 static const char *function;
 static pid_t thread;
 static int limit;
 static atomic_int_fast64_t left;
 static sem_t reached, go;
 
-static int find_object(struct dl_phdr_info *info, size_t size, void *part)
-{
-    (void)size;
-    if (!strstr(info->dlpi_name, part))
-        return 0;
-    for (int i = 0; i < info->dlpi_phnum; i++) {
-        const ElfW(Phdr) *segment = &info->dlpi_phdr[i];
-        uintptr_t end = info->dlpi_addr + segment->p_vaddr + segment->p_memsz;
-
-        if (segment->p_type == PT_LOAD && end > target_end)
-            target_end = end;
-    }
-    target_start = info->dlpi_addr;
-    return 1;
-}
-
 int pause_target(const char *part)
 {
-    target_start = target_end = 0;
     sem_init(&reached, 0, 0);
     sem_init(&go, 0, 0);
-    return dl_iterate_phdr(find_object, (void *)part);
+    return choose_target(part);
 }
 
 static int wait_for(sem_t *semaphore, int milliseconds)
@@ -91,8 +74,8 @@ static void maybe_stop(const char *name, void *return_address)
 {
     uintptr_t site = (uintptr_t)return_address;
 
-    if (atomic_load(&left) <= 0 || site < target_start || site >= target_end ||
-        gettid() != thread || strcmp(name, function) != 0 || atomic_fetch_sub(&left, 1) != 1)
+    if (atomic_load(&left) <= 0 || !in_target(site) || gettid() != thread ||
+        strcmp(name, function) != 0 || atomic_fetch_sub(&left, 1) != 1)
         return;
     sem_post(&reached);
     while (wait_for(&go, limit) < 0 && errno == EINTR)

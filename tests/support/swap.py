@@ -12,6 +12,7 @@ import os
 import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from . import oracle
@@ -125,16 +126,11 @@ def _make(path: str) -> None:
 
 def swapped_frames() -> int:
     """How many frames of all stores of this process are in swap."""
-    starts = {mapping.start for mapping in oracle.store_mappings() if mapping.perms.endswith("s")}
-    found, counts = 0, False
-    with open("/proc/self/smaps", encoding="utf-8") as lines:
-        for line in lines:
-            name, *values = line.split()
-            if not name.endswith(":"):
-                counts = int(name.split("-")[0], 16) in starts
-            elif name == "Swap:" and counts:
-                found += int(values[0]) * 1024 // mmap.PAGESIZE
-    return found
+    return sum(
+        int(fields["Swap"][0]) * 1024 // mmap.PAGESIZE
+        for mapping, fields in oracle.details()
+        if mapping.is_store and mapping.perms.endswith("s")
+    )
 
 
 def swapped_copies(spans: Iterable[tuple[int, int]]) -> int:
@@ -164,21 +160,15 @@ def frames_to_swap(spans: Iterable[tuple[int, int]]) -> None:
     the overlays, wherever no copy has been made yet. Then one overlay of each frame is read again,
     which also maps its neighbours: hence region by region.
     """
-    frames = [(address, oracle.frames_of(address, nbytes)) for address, nbytes in spans]
-    everywhere = [
-        address + index * mmap.PAGESIZE
-        for address, found in frames
-        for index, frame in enumerate(found)
-        if frame is not None
-    ]
+    regions = [oracle.pages_on_frames(*span) for span in spans]
     seen: set[oracle.Frame] = set()
-    for address, found in frames:
-        _forget(everywhere)
+    for overlays in regions:
+        _forget(chain(*regions))
         pages = []
-        for index, frame in enumerate(found):
-            if frame is not None and frame not in seen:
+        for page, frame in overlays.items():
+            if frame not in seen:
                 seen.add(frame)
-                pages.append(address + index * mmap.PAGESIZE)
+                pages.append(page)
         for advice in (_MADV_POPULATE_READ, _MADV_PAGEOUT):
             for page in pages:
                 _advise(page, mmap.PAGESIZE, advice)
@@ -194,12 +184,6 @@ def _forget(overlays: Iterable[int]) -> None:
 
 def make_absent(spans: Iterable[tuple[int, int]]) -> int:
     """No page table knows the pages that read frames, until they are touched; says how many."""
-    frames = [(address, oracle.frames_of(address, nbytes)) for address, nbytes in spans]
-    pages = [
-        address + index * mmap.PAGESIZE
-        for address, found in frames
-        for index, frame in enumerate(found)
-        if frame is not None
-    ]
+    pages = [page for span in spans for page in oracle.pages_on_frames(*span)]
     _forget(pages)
     return len(pages)
