@@ -5,6 +5,7 @@
 #include "os.h"
 
 #define COMMIT_STEP ((size_t)256 << 10)
+#define FILE_STEP ((size_t)32 << 10) /* file systems in memory may be small */
 
 static size_t round_up(size_t bytes, size_t step)
 {
@@ -18,9 +19,21 @@ int arena_init(struct arena *arena, size_t stride, uint64_t limit)
     return arena->base ? 0 : -ENOMEM;
 }
 
+void arena_in_file(struct arena *arena, size_t stride, uint64_t limit, void *base, int fd,
+                   uint64_t offset)
+{
+    *arena = (struct arena){.base = base,
+                            .stride = stride,
+                            .limit = limit,
+                            .in_file = true,
+                            .fd = fd,
+                            .offset = offset};
+}
+
 void arena_destroy(struct arena *arena)
 {
-    os_unmap(arena->base, round_up(arena->stride * arena->limit, COMMIT_STEP));
+    if (!arena->in_file)
+        os_unmap(arena->base, round_up(arena->stride * arena->limit, COMMIT_STEP));
     arena->base = NULL;
 }
 
@@ -30,10 +43,13 @@ int arena_grow(struct arena *arena, uint64_t count)
         return 0;
     if (count > arena->limit)
         return -ENOMEM;
-    size_t old_end = round_up(arena->stride * arena->committed, COMMIT_STEP);
-    size_t new_end = round_up(arena->stride * count, COMMIT_STEP);
+    size_t step = arena->in_file ? FILE_STEP : COMMIT_STEP;
+    size_t old_end = round_up(arena->stride * arena->committed, step);
+    size_t new_end = round_up(arena->stride * count, step);
     if (new_end > old_end) {
-        int error = os_commit(arena->base + old_end, new_end - old_end);
+        size_t more = new_end - old_end;
+        int error = arena->in_file ? os_allocate(arena->fd, arena->offset + old_end, more)
+                                   : os_commit(arena->base + old_end, more);
         if (error)
             return error;
     }
@@ -53,13 +69,13 @@ static uint64_t *word_of(const struct ids *ids, uint64_t id)
 
 bool ids_has(const struct ids *ids, uint32_t id)
 {
-    return id < ids->high && (*word_of(ids, id) >> (id % WORD_BITS) & 1);
+    return id < ids->state->high && (*word_of(ids, id) >> (id % WORD_BITS) & 1);
 }
 
-int ids_init(struct ids *ids, uint64_t limit)
+int ids_init(struct ids *ids, uint64_t limit, struct ids_state *state)
 {
-    *ids = (struct ids){.limit = limit};
-    return arena_init(&ids->words, sizeof(uint64_t), limit / WORD_BITS + 1);
+    *ids = (struct ids){.limit = limit, .state = state};
+    return arena_init(&ids->words, sizeof(uint64_t), ids_words(limit));
 }
 
 void ids_destroy(struct ids *ids)
@@ -70,21 +86,22 @@ void ids_destroy(struct ids *ids)
 /* The first free id at or after from, below the high mark; or the high mark. */
 static uint64_t next_free(const struct ids *ids, uint64_t from)
 {
-    while (from < ids->high) {
+    while (from < ids->state->high) {
         uint64_t rest = ~*word_of(ids, from) >> (from % WORD_BITS);
         if (rest) {
             from += (uint64_t)__builtin_ctzll(rest);
-            return from < ids->high ? from : ids->high;
+            return from < ids->state->high ? from : ids->state->high;
         }
         from = (from / WORD_BITS + 1) * WORD_BITS;
     }
-    return ids->high;
+    return ids->state->high;
 }
 
 static uint64_t run_length(const struct ids *ids, uint64_t first, uint64_t n)
 {
     uint64_t length = 0;
-    while (length < n && first + length < ids->high && !ids_has(ids, (uint32_t)(first + length)))
+    while (length < n && first + length < ids->state->high &&
+           !ids_has(ids, (uint32_t)(first + length)))
         length++;
     return length;
 }
@@ -98,7 +115,7 @@ static void mark(struct ids *ids, uint64_t first, uint64_t n, bool used)
         else
             *word_of(ids, id) &= ~bit;
     }
-    ids->used = used ? ids->used + n : ids->used - n;
+    ids->state->used = used ? ids->state->used + n : ids->state->used - n;
 }
 
 /*
@@ -132,23 +149,24 @@ static uint64_t min(uint64_t a, uint64_t b)
 uint32_t ids_take(struct ids *ids, uint64_t *n)
 {
     uint64_t found = 0, where = NO_INDEX;
-    if (ids->high - ids->used >= *n)
-        where = search(ids, ids->cursor, min(ids->high, ids->cursor + SEARCH_WORDS * WORD_BITS), *n,
+    if (ids->state->high - ids->state->used >= *n)
+        where = search(ids, ids->state->cursor,
+                       min(ids->state->high, ids->state->cursor + SEARCH_WORDS * WORD_BITS), *n,
                        &found);
-    if (found < *n && ids->high < ids->limit) {
-        where = ids->high;
-        found = min(*n, ids->limit - ids->high);
+    if (found < *n && ids->state->high < ids->limit) {
+        where = ids->state->high;
+        found = min(*n, ids->limit - ids->state->high);
         if (arena_grow(&ids->words, (where + found) / WORD_BITS + 1) < 0)
             found = 0;
         else
-            ids->high += found;
+            ids->state->high += found;
     }
     if (!found)
-        where = search(ids, 0, ids->high, *n, &found);
+        where = search(ids, 0, ids->state->high, *n, &found);
     if (!found)
         return NO_INDEX;
     mark(ids, where, found, true);
-    ids->cursor = where + found;
+    ids->state->cursor = where + found;
     *n = found;
     return (uint32_t)where;
 }
@@ -156,6 +174,18 @@ uint32_t ids_take(struct ids *ids, uint64_t *n)
 void ids_give(struct ids *ids, uint32_t first, uint64_t n)
 {
     mark(ids, first, n, false);
-    if (first < ids->cursor)
-        ids->cursor = first;
+    if (first < ids->state->cursor)
+        ids->state->cursor = first;
+}
+
+void ids_clear(struct ids *ids)
+{
+    for (uint64_t id = 0; id < ids->state->high; id += WORD_BITS)
+        *word_of(ids, id) = 0;
+    ids->state->used = ids->state->cursor = 0;
+}
+
+void ids_mark(struct ids *ids, uint32_t id)
+{
+    mark(ids, id, 1, true);
 }

@@ -1,7 +1,8 @@
 /*
  * Arrays that grow in place: address space for the largest size is reserved
  * once, and committed as far as it is used.  Elements are named by 32-bit
- * index, never by pointer, and never move.
+ * index, never by pointer, and never move.  An array may be a part of a file
+ * that several processes map; what one of them has committed all may use.
  *
  * An arena of ids also hands out runs of consecutive indices, because a run of
  * pages mapped onto a run of frames is one mapping instead of many.
@@ -20,30 +21,48 @@ struct arena {
     size_t stride;
     uint64_t limit;     /* elements there is address space for */
     uint64_t committed; /* elements there is memory for */
+    bool in_file;
+    int fd;             /* of that file, which is mapped at base from offset on */
+    uint64_t offset;
 };
 
 int arena_init(struct arena *arena, size_t stride, uint64_t limit);
+/* As a part of a file, which is mapped already; it is the caller's to unmap. */
+void arena_in_file(struct arena *arena, size_t stride, uint64_t limit, void *base, int fd,
+                   uint64_t offset);
 void arena_destroy(struct arena *arena);
-/* Makes elements below count usable (zero filled at first use); -ENOMEM. */
+/* Makes elements below count usable (zero filled at first use); -ENOMEM, -ENOSPC. */
 int arena_grow(struct arena *arena, uint64_t count);
 static inline void *arena_at(const struct arena *arena, uint64_t index)
 {
     return arena->base + arena->stride * index;
 }
 
+struct ids_state {
+    uint64_t high;   /* ids at and above were never used */
+    uint64_t used;
+    uint64_t cursor; /* where the next search begins */
+};
+
 struct ids {
     struct arena words; /* one bit an id: in use */
     uint64_t limit;     /* ids are below this */
-    uint64_t high;      /* ids at and above were never used */
-    uint64_t used;
-    uint64_t cursor;    /* where the next search begins */
+    struct ids_state *state;
 };
 
-int ids_init(struct ids *ids, uint64_t limit);
+static inline uint64_t ids_words(uint64_t limit)
+{
+    return limit / 64 + 1;
+}
+
+/* state: zeros, or that of ids which are shared. */
+int ids_init(struct ids *ids, uint64_t limit, struct ids_state *state);
 void ids_destroy(struct ids *ids);
 /* A run of *n consecutive ids, or a shorter one (then *n says so); NO_INDEX when there is none. */
 uint32_t ids_take(struct ids *ids, uint64_t *n);
 void ids_give(struct ids *ids, uint32_t first, uint64_t n);
 bool ids_has(const struct ids *ids, uint32_t id);
+void ids_clear(struct ids *ids); /* none is in use; which ones ever were stays known */
+void ids_mark(struct ids *ids, uint32_t id);
 
 #endif

@@ -41,6 +41,11 @@ static bool has_room_recounted(ksmpy_engine *engine, uint64_t more)
     return budget_has_room(engine, more);
 }
 
+void budget_recount(ksmpy_engine *engine, uint64_t more)
+{
+    has_room_recounted(engine, more);
+}
+
 bool budget_allows(ksmpy_engine *engine, uint64_t n, uint64_t more)
 {
     return has_room_recounted(engine, more + held_back(engine, n));

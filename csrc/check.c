@@ -46,7 +46,7 @@ static void count_region(const ksmpy_engine *engine, uint32_t id, struct census 
         own.state[page_state(page)]++;
         if (region_of(engine, region->base + (uint32_t)i) != id)
             complain(report, "owner of a page", region_of(engine, region->base + (uint32_t)i), id);
-        if (page_state(page) == PAGE_SHARED && !frame_at(&engine->store, page->link)->live)
+        if (page_state(page) == PAGE_SHARED && !frame_is_live(&engine->store, page->link))
             complain(report, "shared page's frame is in no tree", page->link, 0);
     }
     expect(report, "merging pages of a region", region->merging, own.state[PAGE_SHARED]);
@@ -111,21 +111,26 @@ static void check_unstable(const ksmpy_engine *engine, struct report *report)
 
 struct frames_seen {
     struct report *report;
+    bool bytes; /* are looked at as well */
     uint64_t live, shared, stale, sharers, chains, dups;
 };
 
-static void see_chain(const ksmpy_engine *engine, uint32_t head, int tree, void *argument)
+/* Indices that a file says may lead anywhere: a chain has no more frames than there are. */
+static void see_chain(const struct store *store, uint32_t head, int tree, void *argument)
 {
     struct frames_seen *seen = argument;
     struct report *report = seen->report;
     uint64_t length = 0;
     uint32_t before = NO_FRAME;
-    for (uint32_t at = head; at != NO_FRAME; at = frame_at(&engine->store, at)->dup_next) {
-        const struct frame *frame = frame_at(&engine->store, at);
+    for (uint32_t at = head; at != NO_FRAME; at = frame_at(store, at)->dup_next) {
+        if (!frame_is_live(store, at) || seen->live + length >= store->head->live_frames) {
+            complain(report, "frame of a chain is not live", at, head);
+            return;
+        }
+        const struct frame *frame = frame_at(store, at);
         expect(report, "frame before in its chain", frame->dup_prev, before);
         expect(report, "tree of a frame", frame->tree, (uint64_t)tree);
-        expect(report, "frame is live", frame->live, 1);
-        if (cut_sum(ksmpy_checksum(frame_bytes(&engine->store, at), PAGE_SIZE)) != frame->sum)
+        if (seen->bytes && cut_sum(ksmpy_checksum(frame_bytes(store, at), PAGE_SIZE)) != frame->sum)
             complain(report, "frame's bytes have another checksum", at, frame->sum);
         seen->sharers += frame->sharers;
         seen->shared += frame->sharers != 0;
@@ -138,19 +143,57 @@ static void see_chain(const ksmpy_engine *engine, uint32_t head, int tree, void 
     seen->dups += length > 1 ? length : 0;
 }
 
-static void check_frames(const ksmpy_engine *engine, struct report *report)
+/* Frames that are being filled have sharers before they are in a tree. */
+static void see_new_frames(const struct store *store, struct frames_seen *seen)
 {
-    struct frames_seen seen = {.report = report};
-    for (int tree = 0; tree < engine->nodes; tree++)
-        if (stable_walk(engine, tree, see_chain, &seen) < 0)
+    for (int node = 0; node < store->nodes; node++) {
+        uint64_t used = 0, high = store->ids[node].state->high;
+        for (uint64_t i = 0; i < high; i++) {
+            const struct frame *frame = frame_at(store, (uint32_t)i + first_frame(store, node));
+            bool in_use = ids_has(&store->ids[node], (uint32_t)i);
+            used += in_use;
+            if ((frame->state != FRAME_FREE) != in_use)
+                complain(seen->report, "state of a frame", frame->state, in_use);
+            if (frame->state != FRAME_FILLING)
+                continue;
+            seen->sharers += frame->sharers;
+            seen->shared += frame->sharers != 0;
+        }
+        expect(seen->report, "frames in use", store->ids[node].state->used, used);
+    }
+}
+
+static void check_frames(const struct store *store, struct frames_seen *seen)
+{
+    const struct store_head *head = store->head;
+    struct report *report = seen->report;
+    for (int tree = 0; tree < store->nodes; tree++)
+        if (stable_walk(store, tree, see_chain, seen) < 0)
             complain(report, "stable tree is no red-black tree", (uint64_t)tree, 0);
-    expect(report, "live frames", engine->live_frames, seen.live);
-    expect(report, "shared frames", engine->shared_frames, seen.shared);
-    expect(report, "stale frames", engine->stale_frames, seen.stale);
-    expect(report, "chains", engine->chains, seen.chains);
-    expect(report, "frames in chains", engine->dups, seen.dups);
-    if (seen.sharers < engine->shared_pages) /* more: pages whose memory could not be discarded */
-        complain(report, "sharers of all frames", seen.sharers, engine->shared_pages);
+    see_new_frames(store, seen);
+    expect(report, "live frames", head->live_frames, seen->live);
+    expect(report, "shared frames", head->shared_frames, seen->shared);
+    expect(report, "stale frames", head->stale_frames, seen->stale);
+    expect(report, "chains", head->chains, seen->chains);
+    expect(report, "frames in chains", head->dups, seen->dups);
+    expect(report, "sharers of all frames", head->shared_pages, seen->sharers);
+}
+
+static void check_counts(const struct store *store, struct report *report)
+{
+    uint64_t pages = 0;
+    for (unsigned i = 0; i < MAX_SLOTS; i++)
+        pages += store->head->slots[i].kind == SLOT_ENGINE ? store->head->slots[i].pages : 0;
+    expect(report, "pages of all slots", store->head->shared_pages, pages);
+}
+
+int store_check(const struct store *store)
+{
+    struct report report = {0};
+    struct frames_seen seen = {.report = &report};
+    check_frames(store, &seen);
+    check_counts(store, &report);
+    return report.error ? report.error : wanted_check(store);
 }
 
 int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)
@@ -162,7 +205,14 @@ int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)
     check_pages(engine, &report);
     check_buckets(engine, &report);
     check_unstable(engine, &report);
-    check_frames(engine, &report);
+    store_lock(&engine->store);
+    struct frames_seen seen = {.report = &report, .bytes = true};
+    check_frames(&engine->store, &seen);
+    if (engine->store.shared)
+        check_counts(&engine->store, &report);
+    else /* more: pages whose memory could not be discarded */
+        expect(&report, "sharers of all frames", seen.sharers, engine->shared_pages);
+    store_unlock(&engine->store);
     engine_unlock(engine);
     return report.error;
 }

@@ -51,4 +51,10 @@ uint64_t ksmpy_checksum_portable(const void *data, size_t length);
 uint64_t ksmpy_read_only(const void *data, size_t length);
 uint64_t ksmpy_read_only_portable(const void *data, size_t length);
 
+/* The 48 bits of the checksum that records have room for. */
+static inline uint64_t cut_sum(uint64_t sum)
+{
+    return sum & 0xffffffffffff;
+}
+
 #endif

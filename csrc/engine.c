@@ -56,9 +56,6 @@ static int choose_tracking(const struct ksmpy_caps *caps, int wanted)
 
 static void default_knobs(uint64_t *knobs)
 {
-    knobs[KSMPY_KNOB_MERGE_ACROSS_NODES] = 1;
-    knobs[KSMPY_KNOB_MAX_PAGE_SHARING] = 256;
-    knobs[KSMPY_KNOB_USE_ZERO_PAGES] = 0;
     knobs[KSMPY_KNOB_SMART_SCAN] = 1;
     knobs[KSMPY_KNOB_CHAINS_PRUNE_MILLISECS] = 2000;
     knobs[KSMPY_KNOB_VMA_SHARE_PERCENT] = 50;
@@ -80,9 +77,7 @@ static int open_arrays(ksmpy_engine *engine)
     if (!error)
         error = arena_init(&engine->chunk_records, sizeof(struct chunk), chunks);
     if (!error)
-        error = ids_init(&engine->chunks, chunks);
-    if (!error)
-        error = stable_init(engine);
+        error = ids_init(&engine->chunks, chunks, &engine->chunk_state);
     return error ? error : unstable_init(engine);
 }
 
@@ -92,14 +87,13 @@ static void close_arrays(ksmpy_engine *engine)
     arena_destroy(&engine->pages);
     arena_destroy(&engine->chunk_records);
     ids_destroy(&engine->chunks);
-    stable_destroy(engine);
     unstable_destroy(engine);
 }
 
 static void close_engine(ksmpy_engine *engine)
 {
     os_maps_close(&engine->maps);
-    if (engine->store.nodes)
+    if (engine->store.head || engine->store.write_fd >= 0)
         store_destroy(&engine->store);
     close_arrays(engine);
     pthread_mutex_destroy(&engine->lock);
@@ -112,16 +106,31 @@ static uint64_t checksum_of_zeros(const struct freezer *fz)
     return cut_sum(ksmpy_checksum(fz->zeros, PAGE_SIZE));
 }
 
-static int start(ksmpy_engine *engine, int freeze_mode)
+static int open_store(ksmpy_engine *engine, int fd)
+{
+    struct store *store = &engine->store;
+    const int *node_ids = engine->injected_nodes ? NULL : engine->node_ids;
+    if (fd <= 0)
+        return store_init(store, engine->nodes, node_ids);
+    fork_hold();
+    int error = store_attach(store, fd, engine->nodes, node_ids);
+    fork_let_go();
+    if (!error)
+        engine->news = store->head->news;
+    return error;
+}
+
+static int start(ksmpy_engine *engine, int freeze_mode, int store_fd)
 {
     int error = os_maps_open(&engine->maps);
     if (!error)
         error = open_arrays(engine);
     if (!error)
-        error = store_init(&engine->store, engine->nodes,
-                           engine->injected_nodes ? NULL : engine->node_ids);
+        error = open_store(engine, store_fd);
     if (error)
         return error;
+    memcpy(engine->knobs, engine->store.head->knobs, sizeof engine->store.head->knobs);
+    engine->rule_changes = engine->store.head->rule_changes;
     error = freezer_init(&engine->fz, freeze_mode, engine->tracked);
     if (error)
         return error;
@@ -151,6 +160,7 @@ int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
     pthread_mutex_init(&engine->lock, NULL);
     pthread_mutex_init(&engine->pass, NULL);
     engine->maps.fd = -1;
+    store_forget_files(&engine->store);
     engine->tracked = tracking == KSMPY_TRACKING_WP_ASYNC;
     engine->nodes = options->nodes;
     engine->injected_nodes = !options->node_ids;
@@ -158,7 +168,7 @@ int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
     for (int i = 0; i < engine->nodes; i++)
         engine->node_ids[i] = options->node_ids ? options->node_ids[i] : -1;
     default_knobs(engine->knobs);
-    int error = start(engine, freeze_mode);
+    int error = start(engine, freeze_mode, options->store_fd);
     if (error)
         close_engine(engine);
     else
@@ -198,28 +208,39 @@ void ksmpy_interrupt(ksmpy_engine *engine)
 
 /* ---- knobs ---- */
 
-/* Candidates are where the old rule put them. */
-static void forget_candidates(ksmpy_engine *engine)
-{
-    for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next)
-        for (uint64_t i = 0; i < region_at(engine, id)->n; i++)
-            page_withdraw(engine, region_at(engine, id)->base + (uint32_t)i);
-}
-
 /* Frames of the old rule must be gone: EBUSY while one is shared, or may be mapped by a child. */
 static int change_rule(ksmpy_engine *engine, int knob, uint64_t value)
 {
-    if (engine->knobs[knob] == value)
+    struct store *store = &engine->store;
+    int error = 0;
+    if (store->head->knobs[knob] == value)
         return 0;
-    bool gone = frames_reap(engine);
-    if (!gone || engine->shared_frames)
-        return -EBUSY;
-    forget_candidates(engine);
-    engine->knobs[knob] = value;
-    return 0;
+    store_reap(store);
+    store_lock(store);
+    if (store->head->live_frames || store->head->shared_frames) {
+        error = -EBUSY;
+    } else {
+        store->head->knobs[knob] = value;
+        store->head->rule_changes++;
+    }
+    store_unlock(store);
+    return error;
 }
 
-static int check_value(int knob, uint64_t value)
+static int set_knob(ksmpy_engine *engine, int knob, uint64_t value)
+{
+    int error = 0;
+    if (knob == KSMPY_KNOB_MERGE_ACROSS_NODES || knob == KSMPY_KNOB_MAX_PAGE_SHARING)
+        error = change_rule(engine, knob, value);
+    else if (knob == KSMPY_KNOB_USE_ZERO_PAGES)
+        engine->store.head->knobs[knob] = value;
+    else
+        engine->knobs[knob] = value;
+    follow_rules(engine);
+    return error;
+}
+
+int knob_check(int knob, uint64_t value)
 {
     switch (knob) {
     case KSMPY_KNOB_MERGE_ACROSS_NODES:
@@ -239,18 +260,12 @@ static int check_value(int knob, uint64_t value)
 
 int ksmpy_knob_set(ksmpy_engine *engine, int knob, uint64_t value)
 {
-    int error = check_value(knob, value);
+    int error = knob_check(knob, value);
     if (error)
         return error;
     pass_lock(engine);
     engine_lock(engine);
-    if (knob == KSMPY_KNOB_MERGE_ACROSS_NODES || knob == KSMPY_KNOB_MAX_PAGE_SHARING)
-        error = change_rule(engine, knob, value);
-    else
-        engine->knobs[knob] = value;
-    if (knob == KSMPY_KNOB_USE_ZERO_PAGES && value)
-        for (int tree = 0; tree < engine->nodes; tree++)
-            unstable_wake(engine, tree, engine->sum_of_zeros);
+    error = engine->forked ? -EPERM : set_knob(engine, knob, value);
     engine_unlock(engine);
     pthread_mutex_unlock(&engine->pass);
     check_step(engine);
@@ -262,7 +277,8 @@ int ksmpy_knob_get(ksmpy_engine *engine, int knob, uint64_t *value)
     if (knob < 0 || knob >= KSMPY_KNOB_COUNT)
         return -EINVAL;
     engine_lock(engine);
-    *value = engine->knobs[knob];
+    bool rule = knob < STORE_KNOBS && !engine->forked;
+    *value = rule ? engine->store.head->knobs[knob] : engine->knobs[knob];
     engine_unlock(engine);
     return 0;
 }

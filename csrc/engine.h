@@ -27,7 +27,8 @@
  *   lock    all of the structures below; held for a slice of a pass (under a
  *           millisecond or so), so that a fork or a dying owner need not wait
  *   freezer's own lock, while pages are frozen
- * fork() takes the last two, so it never sees a frozen page or half a change.
+ *   a shared store's lock, for microseconds: never while anything is frozen
+ * fork() takes the second and the third, so it never sees a frozen page or half a change.
  */
 #ifndef KSMPY_ENGINE_H
 #define KSMPY_ENGINE_H
@@ -97,12 +98,6 @@ PAGE_FIELD(age, 3, 15)
 PAGE_FIELD(skip, 7, 15)
 PAGE_FIELD(node, 11, 31)
 
-/* The 48 bits of the checksum that records have room for. */
-static inline uint64_t cut_sum(uint64_t sum)
-{
-    return sum & 0xffffffffffff;
-}
-
 struct region {
     bool used;
     bool lost;      /* its memory is no longer (all) the owner's: left alone */
@@ -124,12 +119,6 @@ struct chunk { /* of page ids */
 struct unode { /* node of an unstable tree */
     struct rb_node rb;
     uint32_t page; /* or the next free node */
-};
-
-struct forest { /* a stable tree without its top: see stable.c */
-    struct arena roots; /* struct rb_tree */
-    uint64_t trees;
-    uint64_t heads; /* frames in the trees; the others of their chains hang on them */
 };
 
 struct cursor {
@@ -162,7 +151,7 @@ struct ahead {
  * last one ended, which is where its kind would go on best.
  */
 struct run {
-    enum { RUN_NONE, RUN_FRAME, RUN_PAGE, RUN_ZERO, RUN_UNMERGE } kind;
+    enum { RUN_NONE, RUN_FRAME, RUN_PAGE, RUN_ALONE, RUN_ZERO, RUN_UNMERGE } kind;
     uint32_t page; /* id of the first */
     uint32_t target; /* RUN_FRAME: frame of the first; RUN_PAGE: its equal */
     uint64_t n;
@@ -188,6 +177,7 @@ struct ksmpy_engine {
     uint32_t region_count; /* records in use or free */
     uint32_t first_region, last_region;
     struct ids chunks;
+    struct ids_state chunk_state;
     struct arena chunk_records; /* struct chunk */
     struct arena pages; /* struct page */
     uint64_t registered;
@@ -195,13 +185,14 @@ struct ksmpy_engine {
     uint64_t calm_since; /* full_scans when the last region came, or mappings were last scarce */
 
     struct store store;
-    struct forest stable[MAX_NODES]; /* as many as there are nodes */
+    uint64_t rule_changes; /* that this engine has followed */
+    uint64_t news; /* that it has read */
     struct rb_tree unstable[MAX_NODES];
     struct arena unodes;
     uint32_t unode_count, unode_free;
     uint32_t *page_heads; /* buckets of the pages that wait */
     uint64_t page_buckets;
-    uint64_t waiting_pages, paired_pages, live_frames;
+    uint64_t waiting_pages, paired_pages;
 
     struct cursor cursor;
     struct ahead ahead;
@@ -209,9 +200,8 @@ struct ksmpy_engine {
     struct ksmpy_scan_result *result; /* of the call under way */
     uint64_t sum_of_zeros;
 
-    uint64_t shared_frames, shared_pages; /* frames with sharers; pages on them */
-    uint64_t zero_pages, seen_pages, stale_frames;
-    uint64_t chains, dups;
+    uint64_t shared_pages; /* its own */
+    uint64_t zero_pages, seen_pages;
     uint64_t scanned, skipped, full_scans;
     uint64_t busy, no_budget, no_memory, differed, lost;
     uint64_t vmas, vmas_counted, vma_limit; /* estimate; at the last count; allowed */
@@ -246,6 +236,7 @@ static inline int tree_of(const ksmpy_engine *engine, unsigned node)
 
 /* ---- engine.c ---- */
 
+int knob_check(int knob, uint64_t value); /* -EINVAL */
 void engine_lock(ksmpy_engine *engine); /* ahead of a pass under way */
 void engine_unlock(ksmpy_engine *engine);
 void pass_lock(ksmpy_engine *engine); /* a pass under way ends at its next slice */
@@ -268,28 +259,6 @@ void page_unshare(ksmpy_engine *engine, uint32_t id, enum page_state state);
  */
 void page_abandon(ksmpy_engine *engine, uint32_t id, enum page_state state);
 
-/* Live memory: a hint until it is compared again while frozen. */
-int compare_live(const void *a, const void *b);
-
-/* ---- stable.c: the stable trees ---- */
-
-int stable_init(ksmpy_engine *engine);
-void stable_destroy(ksmpy_engine *engine);
-uint64_t stable_metadata_bytes(const ksmpy_engine *engine);
-/*
- * The frame with these bytes that has room for a sharer, or NO_FRAME. The preferred one is taken
- * if it has their checksum.
- */
-uint32_t stable_find(ksmpy_engine *engine, int tree, uint64_t sum, const void *bytes,
-                     uint32_t preferred);
-/* The checksum will be asked for soon. */
-void stable_prefetch(const ksmpy_engine *engine, int tree, uint64_t sum);
-void stable_add(ksmpy_engine *engine, uint32_t frame, int tree);
-void stable_remove(ksmpy_engine *engine, uint32_t frame);
-/* Visits the head of each chain; how many there are, or -EUCLEAN. */
-typedef void stable_visit(const ksmpy_engine *engine, uint32_t head, int tree, void *argument);
-int64_t stable_walk(const ksmpy_engine *engine, int tree, stable_visit *visit, void *argument);
-
 /* ---- unstable.c: the unstable trees, and the pages that wait for an equal one ---- */
 
 int unstable_init(ksmpy_engine *engine);
@@ -309,14 +278,17 @@ void unstable_prefetch_page(const ksmpy_engine *engine, uint64_t sum); /* some t
 void unstable_add(ksmpy_engine *engine, uint32_t id);
 void unstable_remove(ksmpy_engine *engine, uint32_t id);
 
-/* ---- frames.c: when a frame may go ---- */
+/* ---- frames.c ---- */
 
-void frame_leave(ksmpy_engine *engine, uint32_t frame); /* one sharer less */
-bool frame_is_live(const ksmpy_engine *engine, uint32_t frame); /* of any number */
-/* Frees the stale frames that nobody can map any more; true: none is left. */
-bool frames_reap(ksmpy_engine *engine);
 /* A frame whose memory lies on another node now goes to that node's tree, as in the kernel. */
 void frames_follow_nodes(ksmpy_engine *engine);
+
+/* ---- neighbours.c: engines of other processes on the same store ---- */
+
+/* At the start of a slice: the store's rules may have been changed. */
+void follow_rules(ksmpy_engine *engine);
+/* At the start of a pass: pages that wait, and of which others have made frames, are looked up. */
+void follow_news(ksmpy_engine *engine);
 
 /* ---- run.c ---- */
 
@@ -367,6 +339,8 @@ void budget_survey(ksmpy_engine *engine);
 void budget_find_lost(ksmpy_engine *engine);
 /* May a run of n pages take so many mappings more? */
 bool budget_allows(ksmpy_engine *engine, uint64_t n, uint64_t more);
+/* Counts anew if there seems to be no room for so many. */
+void budget_recount(ksmpy_engine *engine, uint64_t more);
 /* The same for what must be done whatever comes later; never counts. */
 bool budget_has_room(const ksmpy_engine *engine, uint64_t more);
 /* Takes the shortest overlays apart for it, if need be. */
@@ -399,6 +373,9 @@ static inline void check_step(ksmpy_engine *engine)
 
 /* ---- fork.c ---- */
 
+/* No fork happens in between. Taken before any lock of an engine's. */
+void fork_hold(void);
+void fork_let_go(void);
 int fork_watch(ksmpy_engine *engine);
 void fork_unwatch(ksmpy_engine *engine);
 /* In a child: makes the inherited engine able to unmerge memory of this process. */

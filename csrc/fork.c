@@ -3,7 +3,8 @@
  * change, and a lease that tells how long the child may map our frames.  In the
  * child the memory stays as it is (overlays are copy-on-write for it as well),
  * but the engine is only a shell: its threads are gone, its descriptors act on
- * the parent.  It can still give memory back, with a freezer of its own.
+ * the parent.  It can still give memory back, with a freezer of its own.  On a
+ * shared store it can become a whole engine again (ksmpy_revive).
  */
 #include "engine.h"
 
@@ -21,28 +22,26 @@ static void prepare(void)
         engine_lock(engine);
         pthread_mutex_lock(&engine->fz.lock);
         if (!engine->forked)
-            store_lease_prepare(&engine->store);
+            store_fork_prepare(&engine->store);
     }
 }
 
 static void in_parent(void)
 {
     for (ksmpy_engine *engine = all; engine; engine = engine->next) {
-        store_lease_parent(&engine->store);
+        store_fork_parent(&engine->store);
         pthread_mutex_unlock(&engine->fz.lock);
         engine_unlock(engine);
     }
     pthread_mutex_unlock(&all_lock);
 }
 
-/* The store's writable mapping was not inherited; its address may be another's by now. */
 static void let_go(ksmpy_engine *engine)
 {
     freezer_abandon(&engine->fz);
     os_maps_close(&engine->maps);
-    store_close_files(&engine->store);
-    engine->store.memory = NULL;
-    engine->store.leases.taking = NULL; /* stays mapped: it is this child's lease */
+    if (!engine->forked) /* a child's child goes on with its parent's lease */
+        store_abandon(&engine->store);
     engine->forked = true;
     engine->run = (struct run){.kind = RUN_NONE};
     atomic_store(&engine->waiting, 0);
@@ -61,6 +60,17 @@ static void in_child(void)
 static void set_up(void)
 {
     atfork_error = -pthread_atfork(prepare, in_parent, in_child);
+}
+
+void fork_hold(void)
+{
+    pthread_once(&once, set_up);
+    pthread_mutex_lock(&all_lock);
+}
+
+void fork_let_go(void)
+{
+    pthread_mutex_unlock(&all_lock);
 }
 
 int fork_watch(ksmpy_engine *engine)
@@ -96,5 +106,74 @@ int fork_revive(ksmpy_engine *engine)
     error = freezer_init(&engine->fz, engine->fz.mode, false);
     if (error)
         os_maps_close(&engine->maps);
+    return error;
+}
+
+/* ---- becoming an engine of the child's own ---- */
+
+/* What the child cannot register, its parent's owner has kept from it: the next pass lets go. */
+static void attach_regions(ksmpy_engine *engine)
+{
+    for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next) {
+        struct region *region = region_at(engine, id);
+        region->shadow = 0; /* where it was not inherited, its place may be another's */
+        mark_blind(engine, region->base, region->n);
+        freezer_attach(&engine->fz, region->address, region->n);
+    }
+}
+
+/* All that the records say: nobody can tell which of it is really mapped here. */
+static void rejoin_frames(ksmpy_engine *engine)
+{
+    for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next)
+        for (uint64_t i = 0; i < region_at(engine, id)->n; i++) {
+            const struct page *page =
+                page_record(engine, region_at(engine, id)->base + (uint32_t)i);
+            if (page_state(page) == PAGE_SHARED)
+                store_rejoin(&engine->store, page->link);
+        }
+}
+
+static int renew_freezer(ksmpy_engine *engine)
+{
+    int error = 0;
+    if (engine->fz.pagemap_fd >= 0) /* fork_revive() made one */
+        freezer_destroy(&engine->fz);
+    else
+        error = os_maps_open(&engine->maps);
+    return error ? error : freezer_init(&engine->fz, engine->fz.mode, engine->tracked);
+}
+
+/* The child's lease keeps its frames until it has joined them. */
+static int revive(ksmpy_engine *engine)
+{
+    struct store *store = &engine->store;
+    int error = store->shared ? renew_freezer(engine) : -EPERM;
+    if (error)
+        return error;
+    error = store_attach_again(store);
+    if (error)
+        return error;
+    store_lock(store);
+    rejoin_frames(engine);
+    store_unlock(store);
+    store_part_from_parent(store);
+    engine->forked = false;
+    engine->news = UINT64_MAX; /* so that its pages are made known as its own */
+    attach_regions(engine);
+    cursor_reset(engine);
+    return 0;
+}
+
+int ksmpy_revive(ksmpy_engine *engine)
+{
+    int error = 0;
+    fork_hold();
+    engine_lock(engine);
+    if (engine->forked)
+        error = revive(engine);
+    engine_unlock(engine);
+    fork_let_go();
+    check_step(engine);
     return error;
 }

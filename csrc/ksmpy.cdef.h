@@ -58,21 +58,22 @@ struct ksmpy_options {
     int tracking; /* enum ksmpy_tracking */
     int nodes;    /* how many NUMA nodes, 1 to 32 */
     const int *node_ids; /* their numbers for mbind, or NULL: no placement */
+    int store_fd; /* of the file that engines share, open for reading and writing; 0: a private store */
 };
 
 struct ksmpy_scan_result {
-    uint64_t scanned;   /* pages looked at */
-    uint64_t skipped;   /* pages passed over: unchanged and settled, or by smart_scan */
-    uint64_t merged;    /* pages mapped onto a frame */
-    uint64_t zeroed;    /* pages mapped to the kernel's zero page */
-    uint64_t unmerged;  /* pages found written since they were merged */
+    uint64_t scanned; /* pages looked at */
+    uint64_t skipped; /* pages passed over: unchanged and settled, or by smart_scan */
+    uint64_t merged; /* pages mapped onto a frame */
+    uint64_t zeroed; /* pages mapped to the kernel's zero page */
+    uint64_t unmerged; /* pages found written since they were merged */
     uint64_t volatiles; /* pages written since the previous pass */
-    uint64_t differed;  /* pages whose bytes changed before they could be frozen */
-    uint64_t busy;      /* pages the kernel would not let go (pinned for I/O) */
+    uint64_t differed; /* pages whose bytes changed before they could be frozen */
+    uint64_t busy; /* pages the kernel would not let go (pinned for I/O) */
     uint64_t no_budget; /* pages left alone because mappings are scarce */
     uint64_t no_memory; /* pages left alone because the store could not grow */
-    uint64_t lost;      /* registered pages whose memory is no longer the owner's */
-    uint64_t full;      /* 1 when this call reached the end of the pass */
+    uint64_t lost; /* registered pages whose memory is no longer the owner's */
+    uint64_t full; /* 1 when this call reached the end of the pass */
 };
 
 struct ksmpy_stats {
@@ -86,13 +87,14 @@ struct ksmpy_stats {
     uint64_t ksm_zero_pages;
     uint64_t stable_node_chains;
     uint64_t stable_node_dups;
-    uint64_t stale_frames;    /* frames without a sharer that a forked child may still map */
+    uint64_t stale_frames; /* frames without a sharer that a forked child may still map */
     uint64_t registered_pages;
+    uint64_t merging_pages; /* of this engine's; pages_shared + pages_sharing are the store's */
     uint64_t metadata_bytes;
-    uint64_t frame_bytes;     /* memory that the store's memfd holds */
-    uint64_t vmas;            /* mappings of the whole process */
-    uint64_t vma_limit;       /* how many the engine lets it have */
-    uint64_t pages_busy;      /* totals of the refusals that ksmpy_scan reports */
+    uint64_t frame_bytes; /* memory that the store's memfd holds */
+    uint64_t vmas; /* mappings of the whole process */
+    uint64_t vma_limit; /* how many the engine lets it have */
+    uint64_t pages_busy; /* totals of the refusals that ksmpy_scan reports */
     uint64_t pages_no_budget;
     uint64_t pages_no_memory;
     uint64_t pages_differed;
@@ -100,27 +102,68 @@ struct ksmpy_stats {
 };
 
 struct ksmpy_region_stats {
-    uint64_t rmap_items;    /* pages seen by the scanner */
+    uint64_t rmap_items; /* pages seen by the scanner */
     uint64_t merging_pages; /* pages on a frame, the first included */
-    uint64_t zero_pages;    /* pages on the kernel's zero page, placed by the engine */
-    uint64_t saved_pages;   /* this region's part of pages_sharing */
+    uint64_t zero_pages; /* pages on the kernel's zero page, placed by the engine */
+    uint64_t saved_pages; /* this region's part of pages_sharing */
 };
 
 struct ksmpy_share {
     uint32_t region_a; /* a <= b */
     uint32_t region_b;
-    uint64_t pages;    /* pages of a and b that lie on common frames: min of the two per frame */
+    uint64_t pages; /* pages of a and b that lie on common frames: min of the two per frame */
 };
 
 int ksmpy_probe(struct ksmpy_caps *caps);
 
+/*
+ * On a shared store also: EUCLEAN its file is damaged; EPROTO not a store, or of another layout;
+ * ESTALE it was retired; EXDEV it has another number of nodes; EUSERS no slot is left; ENOSPC the
+ * file system is full; ETIMEDOUT somebody holds its lock for long.
+ */
 int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out);
 /* Stops the fault thread and frees everything. EBUSY while regions are registered. */
 int ksmpy_engine_close(ksmpy_engine *engine);
-int ksmpy_engine_freeze(ksmpy_engine *engine);   /* what "auto" chose */
+int ksmpy_engine_freeze(ksmpy_engine *engine); /* what "auto" chose */
 int ksmpy_engine_tracking(ksmpy_engine *engine);
 /* 1 in a child that inherited the engine by fork: everything but release and close gives EPERM. */
 int ksmpy_engine_forked(ksmpy_engine *engine);
+/*
+ * Makes it an engine of the child's own, with the same regions, on the store that it shares with
+ * its parent. EPERM: the store is private.
+ */
+int ksmpy_revive(ksmpy_engine *engine);
+
+/* A shared store as a whole; fd is open for reading and writing. */
+struct ksmpy_store_stats {
+    uint64_t pages_shared;
+    uint64_t pages_sharing;
+    uint64_t stale_frames;
+    uint64_t stable_node_chains;
+    uint64_t stable_node_dups;
+    uint64_t frame_bytes;
+    uint64_t metadata_bytes;
+    uint64_t merge_across_nodes;
+    uint64_t max_page_sharing;
+    uint64_t use_zero_pages;
+    uint64_t deaths; /* processes that ended without leaving, as far as noticed */
+    uint64_t rebuilds; /* how often the index was made anew after one died inside it */
+    uint64_t lock_waits; /* how often a process waited for the lock, and how long in all */
+    uint64_t lock_wait_ns;
+    uint64_t lock_hold_max_ns; /* longest time it was held, of a sample */
+};
+
+struct ksmpy_store_process {
+    uint32_t pid;
+    uint32_t inherited; /* a forked child that has not used its engine */
+    uint64_t merging_pages; /* its pages on frames */
+};
+
+int ksmpy_store_stats(int fd, struct ksmpy_store_stats *out);
+/* Writes up to max entries; returns how many there are. */
+int64_t ksmpy_store_processes(int fd, struct ksmpy_store_process *out, int64_t max);
+/* From now on nobody can attach. EBUSY while any process does. */
+int ksmpy_store_retire(int fd);
 
 /* Both page aligned, in bytes. EEXIST: overlaps a region; EBUSY: another userfaultfd owns it. */
 int ksmpy_register(ksmpy_engine *engine, uintptr_t address, size_t length, int vma_flags,

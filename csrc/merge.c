@@ -70,8 +70,8 @@ static int exchange(ksmpy_engine *engine, struct piece *piece)
         n = same_length(piece, i);
         int error = piece->equal[i] ? -EDQUOT : -ECANCELED;
         if (piece->equal[i] && budget_has_room(engine, 2))
-            error =
-                freeze_overlay(&engine->fz, i, n, engine->store.memfd, bytes_of(piece->frame + i));
+            error = freeze_overlay(&engine->fz, i, n, engine->store.memfd,
+                                   frame_offset(&engine->store, piece->frame + (uint32_t)i));
         if (error)
             freeze_restore(&engine->fz, i, n);
         else
@@ -86,12 +86,14 @@ static int exchange(ksmpy_engine *engine, struct piece *piece)
 static void settle(ksmpy_engine *engine, const struct piece *piece, int error)
 {
     uint64_t left = 0;
+    store_lock(&engine->store);
     for (uint64_t i = 0; i < piece->n; i++) {
         if (i + PREFETCH < piece->n) {
             uint32_t later = piece->page + (uint32_t)i + PREFETCH;
             unstable_prefetch(engine, page_sum(page_record(engine, later)));
         }
         if (!piece->mapped[i]) {
+            store_leave(&engine->store, piece->frame + (uint32_t)i);
             left++;
             continue;
         }
@@ -99,6 +101,7 @@ static void settle(ksmpy_engine *engine, const struct piece *piece, int error)
         cursor_page_shared(engine, piece->page + (uint32_t)i);
         engine->result->merged++;
     }
+    store_unlock(&engine->store);
     if (left)
         count_refusal(engine, error, left);
 }
@@ -122,27 +125,60 @@ static void need_shadow(ksmpy_engine *engine, uint32_t page)
     engine->vmas += region->shadow != 0;
 }
 
+static uint64_t refuse_one(ksmpy_engine *engine, struct piece *piece, int error)
+{
+    piece->n = 1;
+    piece->mapped[0] = false;
+    count_refusal(engine, error, 1);
+    return 1;
+}
+
+static void leave_frames(ksmpy_engine *engine, uint32_t first, uint64_t n)
+{
+    store_lock(&engine->store);
+    for (uint64_t i = 0; i < n; i++)
+        store_leave(&engine->store, first + (uint32_t)i);
+    store_unlock(&engine->store);
+}
+
+/*
+ * The frames are joined before anything is frozen: from then on no other process frees them, and
+ * if this one dies everybody knows what it may have mapped.
+ */
+static int64_t join(ksmpy_engine *engine, const struct piece *piece, uint64_t n)
+{
+    struct store *store = &engine->store;
+    int64_t joined = -ESTALE;
+    store_lock(store);
+    if (engine->rule_changes == store->head->rule_changes)
+        joined = store_join(store, piece->frame, n);
+    store_unlock(store);
+    return joined;
+}
+
 /* One piece from the start of a run; returns how many pages it dealt with, mapped or refused. */
 static uint64_t merge_piece(ksmpy_engine *engine, struct piece *piece, uint64_t n)
 {
     const uint8_t *view;
-    uint64_t own = own_memory(engine, piece->page, n);
-    budget_allows(engine, n, 2); /* counts anew if need be, which exchange() cannot */
+    uint64_t own = own_memory(engine, piece->page, n < FREEZE_HUGE ? n : FREEZE_HUGE);
+    budget_recount(engine, 2); /* exchange() cannot */
     need_shadow(engine, piece->page);
-    int64_t got =
-        own ? freeze(&engine->fz, page_address(engine, piece->page), own, &view) : -ECANCELED;
-    if (got < 0) {
-        piece->n = 1;
-        piece->mapped[0] = false;
-        count_refusal(engine, (int)got, 1);
-        return 1;
+    if (!own)
+        return refuse_one(engine, piece, -ECANCELED);
+    int64_t joined = join(engine, piece, own);
+    if (joined < 0)
+        return refuse_one(engine, piece, (int)joined);
+    int64_t got = freeze(&engine->fz, page_address(engine, piece->page), (uint64_t)joined, &view);
+    uint64_t frozen = got < 0 ? 0 : (uint64_t)got;
+    if (frozen) {
+        piece->n = frozen;
+        compare(engine, piece, view);
+        int error = exchange(engine, piece);
+        thaw(&engine->fz);
+        settle(engine, piece, error);
     }
-    piece->n = (uint64_t)got;
-    compare(engine, piece, view);
-    int error = exchange(engine, piece);
-    thaw(&engine->fz);
-    settle(engine, piece, error);
-    return piece->n;
+    leave_frames(engine, piece->frame + (uint32_t)frozen, (uint64_t)joined - frozen);
+    return frozen ? frozen : refuse_one(engine, piece, (int)got);
 }
 
 /*
@@ -196,18 +232,27 @@ static void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t fram
 /* New frames get their place in the index once they have a sharer, or go back. */
 static void adopt_frames(ksmpy_engine *engine, const struct piece *piece, uint64_t n)
 {
+    struct store *store = &engine->store;
     int tree = tree_of(engine, page_node(page_record(engine, piece->page)));
     for (uint64_t i = 0; i < n; i++) {
-        const uint8_t *bytes = frame_bytes(&engine->store, piece->frame + (uint32_t)i);
+        if (!piece->mapped[i])
+            continue;
+        const uint8_t *bytes = frame_bytes(store, piece->frame + (uint32_t)i);
         uint64_t sum = cut_sum(ksmpy_checksum(bytes, PAGE_SIZE));
-        frame_at(&engine->store, piece->frame + (uint32_t)i)->sum = sum;
-        stable_prefetch(engine, tree, sum);
+        frame_at(store, piece->frame + (uint32_t)i)->sum = sum;
+        stable_prefetch(store, tree, sum);
     }
-    for (uint64_t i = 0; i < n; i++)
-        if (piece->mapped[i])
-            stable_add(engine, piece->frame + (uint32_t)i, tree);
-        else
-            store_free(&engine->store, piece->frame + (uint32_t)i);
+    store_lock(store);
+    for (uint64_t i = 0; i < n; i++) {
+        uint32_t frame = piece->frame + (uint32_t)i;
+        if (!piece->mapped[i]) {
+            store_free(store, frame);
+            continue;
+        }
+        stable_add(store, frame, tree);
+        news_add(store, tree, frame_at(store, frame)->sum);
+    }
+    store_unlock(store);
 }
 
 /* Pages become the first sharers of n filled frames. Those that failed leave a free one behind. */
@@ -234,8 +279,10 @@ static uint64_t to_next_huge(const ksmpy_engine *engine, uint32_t page, uint64_t
 
 static void free_frames(ksmpy_engine *engine, uint32_t first, uint64_t n)
 {
+    store_lock(&engine->store);
     for (uint64_t i = 0; i < n; i++)
         store_free(&engine->store, first + (uint32_t)i);
+    store_unlock(&engine->store);
 }
 
 /*
@@ -299,6 +346,28 @@ static void merge_pages(ksmpy_engine *engine, struct run run)
         run.page += (uint32_t)part.n;
         run.target += (uint32_t)part.n;
         run.n -= part.n;
+    }
+}
+
+/* ---- pages that others wait for ---- */
+
+/* Made frames of, whoever comes first; whoever waits elsewhere hears of it. */
+static void promote_alone(ksmpy_engine *engine, struct run run)
+{
+    struct store *store = &engine->store;
+    for (uint64_t n; run.n; run.page += (uint32_t)n, run.n -= n) {
+        n = run.n;
+        if (promote(engine, run.page, &n) == NO_FRAME) {
+            count_refusal(engine, -ENOMEM, run.n);
+            n = run.n;
+        }
+        store_lock(store);
+        for (uint64_t i = 0; i < n; i++) {
+            const struct page *page = page_record(engine, run.page + (uint32_t)i);
+            wanted_settle(store, tree_of(engine, page_node(page)), page_sum(page),
+                          page_state(page) == PAGE_SHARED);
+        }
+        store_unlock(store);
     }
 }
 
@@ -391,6 +460,8 @@ void merge_run(ksmpy_engine *engine)
         count_refusal(engine, -EDQUOT, run.n);
     } else if (run.kind == RUN_FRAME) {
         merge_onto_frames(engine, run.page, run.target, run.n);
+    } else if (run.kind == RUN_ALONE) {
+        promote_alone(engine, run);
     } else {
         merge_pages(engine, run);
     }

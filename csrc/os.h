@@ -102,7 +102,9 @@ int os_drop(uintptr_t address, uint64_t n); /* MADV_DONTNEED */
 int os_populate(uintptr_t address, uint64_t n, bool write);
 
 int os_memfd(const char *name, size_t bytes);
-void *os_map_shared(int memfd, size_t bytes);
+void *os_map_shared(int fd, uint64_t offset, size_t bytes, bool writable);
+/* Another description of the same file: its locks and its rights are its own. */
+int os_reopen(int fd, int flags);
 /*
  * No change of size, and nobody can open it for writing again. A read-only descriptor of it, or
  * -errno.
@@ -112,9 +114,22 @@ int os_seal(int memfd);
  * Copies memory into a file; how many leading pages, or -errno when none. The memory may be live.
  */
 int64_t os_write(int fd, uint64_t offset, const void *from, uint64_t n);
-/* Gives the memory under a part of a shared mapping back to the system. */
-int os_punch(void *address, uint64_t n);
+/* Memory for a part of a file now, so that touching it cannot fail; -ENOSPC. */
+int os_allocate(int fd, uint64_t offset, uint64_t bytes);
+/* Gives the memory under a part of a file back to the system. */
+int os_punch(int fd, uint64_t offset, uint64_t bytes);
+/* All of it, or -ENODATA. */
+int os_pread(int fd, uint64_t offset, void *to, size_t bytes);
+/* Some bytes that are there already are written over; no harm if that fails. */
+void os_put(int fd, uint64_t offset, const void *from, size_t bytes);
+/* The first stretch of a file at or after *offset that has memory; false: none, or nobody knows. */
+bool os_next_data(int fd, uint64_t *offset, uint64_t *end);
+int64_t os_file_size(int fd);
+int os_set_size(int fd, uint64_t bytes);
 int os_identify(int fd, uint64_t *inode, uint64_t *dev);
+
+/* Locks one byte for the open file description, as long as that is open; -EAGAIN: it is taken. */
+int os_try_lock(int fd, uint64_t number, bool exclusive);
 
 /* A lease: a lock that lives as long as somebody maps it (a forked child does). */
 void *os_lease_take(int lease_fd, uint64_t number);

@@ -188,12 +188,13 @@ int os_memfd(const char *name, size_t bytes)
     return fd;
 }
 
-void *os_map_shared(int memfd, size_t bytes)
+void *os_map_shared(int fd, uint64_t offset, size_t bytes, bool writable)
 {
-    return mapped(mmap(NULL, bytes, RW, MAP_SHARED | MAP_NORESERVE, memfd, 0));
+    int rights = writable ? RW : PROT_READ;
+    return mapped(mmap(NULL, bytes, rights, MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset));
 }
 
-static int reopen(int fd, int flags)
+int os_reopen(int fd, int flags)
 {
     char path[32];
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
@@ -210,7 +211,44 @@ int os_seal(int memfd)
     int error = status(fcntl(memfd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL));
     if (!error)
         error = status(fchmod(memfd, S_IRUSR));
-    return error ? error : reopen(memfd, O_RDONLY);
+    return error ? error : os_reopen(memfd, O_RDONLY);
+}
+
+int os_pread(int fd, uint64_t offset, void *to, size_t bytes)
+{
+    ssize_t done;
+    do
+        done = pread(fd, to, bytes, (off_t)offset);
+    while (done < 0 && errno == EINTR);
+    return done < 0 ? -errno : done < (ssize_t)bytes ? -ENODATA : 0;
+}
+
+void os_put(int fd, uint64_t offset, const void *from, size_t bytes)
+{
+    while (pwrite(fd, from, bytes, (off_t)offset) < 0 && errno == EINTR)
+        ;
+}
+
+bool os_next_data(int fd, uint64_t *offset, uint64_t *end)
+{
+    off_t start = lseek(fd, (off_t)*offset, SEEK_DATA);
+    off_t stop = start < 0 ? start : lseek(fd, start, SEEK_HOLE);
+    if (stop < 0)
+        return false;
+    *offset = (uint64_t)start;
+    *end = (uint64_t)stop;
+    return true;
+}
+
+int64_t os_file_size(int fd)
+{
+    struct stat info;
+    return fstat(fd, &info) < 0 ? -errno : (int64_t)info.st_size;
+}
+
+int os_set_size(int fd, uint64_t bytes)
+{
+    return status(ftruncate(fd, (off_t)bytes));
 }
 
 int64_t os_write(int fd, uint64_t offset, const void *from, uint64_t n)
@@ -221,9 +259,23 @@ int64_t os_write(int fd, uint64_t offset, const void *from, uint64_t n)
     return done < (ssize_t)PAGE_SIZE ? -ENOSPC : (int64_t)(done >> PAGE_SHIFT);
 }
 
-int os_punch(void *address, uint64_t n)
+static int allocate(int fd, int mode, uint64_t offset, uint64_t bytes)
 {
-    return status(madvise(address, bytes_of(n), MADV_REMOVE));
+    int result;
+    do
+        result = fallocate(fd, mode, (off_t)offset, (off_t)bytes);
+    while (result < 0 && errno == EINTR);
+    return status(result);
+}
+
+int os_allocate(int fd, uint64_t offset, uint64_t bytes)
+{
+    return allocate(fd, 0, offset, bytes);
+}
+
+int os_punch(int fd, uint64_t offset, uint64_t bytes)
+{
+    return allocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes);
 }
 
 int os_identify(int fd, uint64_t *inode, uint64_t *dev)
@@ -236,6 +288,18 @@ int os_identify(int fd, uint64_t *inode, uint64_t *dev)
     return 0;
 }
 
+static struct flock one_byte(short type, uint64_t number)
+{
+    return (struct flock){
+        .l_type = type, .l_whence = SEEK_SET, .l_start = (off_t)number, .l_len = 1};
+}
+
+int os_try_lock(int fd, uint64_t number, bool exclusive)
+{
+    struct flock lock = one_byte(exclusive ? F_WRLCK : F_RDLCK, number);
+    return status(fcntl(fd, F_OFD_SETLK, &lock));
+}
+
 /*
  * An open-file-description lock goes when the last reference to the
  * description goes, and a mapping is such a reference: a child that closes
@@ -243,13 +307,11 @@ int os_identify(int fd, uint64_t *inode, uint64_t *dev)
  */
 void *os_lease_take(int lease_fd, uint64_t number)
 {
-    int fd = reopen(lease_fd, O_RDWR);
+    int fd = os_reopen(lease_fd, O_RDWR);
     if (fd < 0)
         return NULL;
-    struct flock lock = {
-        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)number, .l_len = 1};
     void *lease = NULL;
-    if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
+    if (os_try_lock(fd, number, true) == 0)
         lease = mapped(mmap(NULL, PAGE_SIZE, PROT_NONE, MAP_SHARED, fd, 0));
     close(fd);
     return lease;
@@ -262,8 +324,7 @@ void os_lease_drop(void *lease)
 
 bool os_lease_held(int lease_fd, uint64_t number)
 {
-    struct flock lock = {
-        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)number, .l_len = 1};
+    struct flock lock = one_byte(F_WRLCK, number);
     if (fcntl(lease_fd, F_OFD_GETLK, &lock) < 0)
         return true;
     return lock.l_type != F_UNLCK;

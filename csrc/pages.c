@@ -3,11 +3,6 @@
 
 #include <string.h>
 
-KSMPY_READS_LIVE_MEMORY int compare_live(const void *a, const void *b)
-{
-    return memcmp(a, b, PAGE_SIZE);
-}
-
 int node_index(const ksmpy_engine *engine, int node_id)
 {
     for (int node = 0; node < engine->nodes; node++)
@@ -64,26 +59,30 @@ void page_withdraw(ksmpy_engine *engine, uint32_t id)
 
 void page_share(ksmpy_engine *engine, uint32_t id, uint32_t frame)
 {
-    struct frame *record = frame_at(&engine->store, frame);
     page_withdraw(engine, id);
     page_become(engine, id, PAGE_SHARED, frame);
     page_set_age(page_record(engine, id), 0);
-    if (record->sharers++ == 0) {
-        engine->shared_frames++;
-        engine->stale_frames -=
-            record->live; /* a new frame comes into the index after its first sharer */
-    }
 }
 
+/* In a forked child the store is the parent's; what the child maps, its lease keeps. */
 void page_abandon(ksmpy_engine *engine, uint32_t id, enum page_state state)
 {
-    frame_at(&engine->store, page_record(engine, id)->link)->pinned = 1;
+    if (!engine->forked)
+        store_pin(&engine->store, page_record(engine, id)->link);
     page_unshare(engine, id, state);
 }
 
 void page_unshare(ksmpy_engine *engine, uint32_t id, enum page_state state)
 {
+    struct store *store = &engine->store;
     uint32_t frame = page_record(engine, id)->link;
     page_become(engine, id, state, NO_INDEX);
-    frame_leave(engine, frame);
+    if (engine->forked)
+        return;
+    store_lock(store);
+    const struct frame *record = frame_at(store, frame);
+    if (record->sharers == store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING])
+        unstable_wake(engine, record->tree, record->sum);
+    store_leave(store, frame);
+    store_unlock(store);
 }

@@ -192,7 +192,7 @@ int ksmpy_unmerge(ksmpy_engine *engine)
         failure = failure ? failure : error;
     }
     engine_lock(engine);
-    frames_reap(engine);
+    store_reap(&engine->store);
     cursor_reset(engine);
     engine_unlock(engine);
     pthread_mutex_unlock(&engine->pass);

@@ -37,6 +37,8 @@ bool run_extends(const ksmpy_engine *engine, int kind, uint32_t id, uint32_t tar
         return false;
     if (kind == RUN_ZERO || kind == RUN_UNMERGE)
         return true;
+    if (kind == RUN_ALONE)
+        return !engine->run.n || same_tree(engine, id, engine->run.page);
     if (target != run_wanted(engine, kind, id))
         return false;
     return kind == RUN_FRAME || !engine->run.n ||

@@ -34,10 +34,19 @@ static bool is_shared(const ksmpy_engine *engine, uint32_t id)
     return page_state(page_record(engine, id)) == PAGE_SHARED;
 }
 
-static bool try_frame(ksmpy_engine *engine, uint32_t id, uint64_t sum, const void *bytes)
+static uint32_t find_frame(ksmpy_engine *engine, uint32_t id, uint64_t sum, const void *bytes,
+                           uint32_t preferred)
 {
     int tree = tree_of(engine, page_node(page_record(engine, id)));
-    uint32_t frame = stable_find(engine, tree, sum, bytes, run_wanted(engine, RUN_FRAME, id));
+    store_lock(&engine->store);
+    uint32_t frame = stable_find(&engine->store, tree, sum, bytes, preferred);
+    store_unlock(&engine->store);
+    return frame;
+}
+
+static bool try_frame(ksmpy_engine *engine, uint32_t id, uint64_t sum, const void *bytes)
+{
+    uint32_t frame = find_frame(engine, id, sum, bytes, run_wanted(engine, RUN_FRAME, id));
     if (frame == NO_FRAME)
         return false;
     if (run_extends(engine, RUN_FRAME, id, frame)) {
@@ -47,7 +56,7 @@ static bool try_frame(ksmpy_engine *engine, uint32_t id, uint64_t sum, const voi
     merge_run(engine); /* it may have filled that frame, or made a better one */
     if (is_shared(engine, id))
         return true;
-    frame = stable_find(engine, tree, sum, bytes, NO_FRAME);
+    frame = find_frame(engine, id, sum, bytes, NO_FRAME);
     if (frame == NO_FRAME)
         return false;
     run_start(engine, RUN_FRAME, id, frame);
@@ -74,6 +83,28 @@ static bool try_candidate(ksmpy_engine *engine, uint32_t id, uint64_t sum, const
         return false;
     run_start(engine, RUN_PAGE, id, other);
     return true;
+}
+
+/*
+ * Nobody here has these bytes.  A page of another process may: then this one
+ * becomes a frame's first sharer.  Else it waits.
+ */
+static void wait_or_go_ahead(ksmpy_engine *engine, uint32_t id, uint64_t sum, const void *bytes)
+{
+    struct store *store = &engine->store;
+    int tree = tree_of(engine, page_node(page_record(engine, id)));
+    enum wanted wanted = wanted_add(store, tree, sum);
+    if (wanted == WANTED_HERE && engine->run.kind == RUN_ALONE && engine->run.n) {
+        merge_run(engine); /* perhaps it is the pending run that will have made its frame */
+        if (is_shared(engine, id) || try_frame(engine, id, sum, bytes))
+            return;
+    }
+    if (wanted == WANTED_ELSEWHERE) {
+        wanted_claim(store, tree, sum);
+        run_add(engine, RUN_ALONE, id, NO_INDEX);
+    } else {
+        unstable_add(engine, id);
+    }
 }
 
 /* Will this page of the window be looked up? Wrong guesses cost time only. */
@@ -105,7 +136,7 @@ static void sum_ahead(ksmpy_engine *engine, uint32_t id, bool eager)
     do {
         const void *bytes = (const void *)page_address(engine, id++);
         uint64_t sum = cut_sum(ksmpy_checksum(bytes, PAGE_SIZE));
-        stable_prefetch(engine, tree, sum);
+        stable_prefetch(&engine->store, tree, sum);
         unstable_prefetch(engine, sum);
         ahead->sums[ahead->n++] = sum;
     } while (ahead->n < AHEAD && ++at < cursor->window_n && id < ahead->end &&
@@ -153,7 +184,7 @@ static void look_up(ksmpy_engine *engine, uint32_t id, bool changed, bool eager)
     if (to_zero_page)
         run_add(engine, RUN_ZERO, id, NO_INDEX);
     else if (!try_candidate(engine, id, sum, bytes))
-        unstable_add(engine, id);
+        wait_or_go_ahead(engine, id, sum, bytes);
 }
 
 /* Visits to skip by age: the kernel's skip_age(), admin-guide/mm/ksm "smart_scan". */
@@ -266,7 +297,7 @@ static void end_pass(ksmpy_engine *engine)
 {
     engine->full_scans++;
     engine->result->full = 1;
-    frames_reap(engine);
+    store_reap(&engine->store);
     frames_follow_nodes(engine);
     cursor_reset(engine);
 }
@@ -318,8 +349,11 @@ static void begin_if_at_start(ksmpy_engine *engine)
 {
     if (engine->cursor.region == NO_REGION)
         cursor_reset(engine);
-    if (engine->cursor.region == engine->first_region && engine->cursor.page == 0)
-        budget_survey(engine);
+    follow_rules(engine);
+    if (engine->cursor.region != engine->first_region || engine->cursor.page)
+        return;
+    budget_survey(engine);
+    follow_news(engine);
 }
 
 /* Threads that need the lock at once (fork, a dying owner, stats) go first. */

@@ -13,17 +13,19 @@
  *   trees = 6   | 0 | 1 | 2 | 3 | 4 | 5 |     a checksum's last 3 bits name its tree
  *                 ^split  ^next   ^from 0     if there is such a tree, else its last 2
  */
-#include "engine.h"
+#include "store.h"
 
 #include <errno.h>
 #include <string.h>
 
+#include "checksum.h"
+
 #define FIRST_TREES 64
 #define PREFETCH 8 /* splits ahead; always below the number of trees */
 
-static struct rb_arena frame_arena(const ksmpy_engine *engine)
+static struct rb_arena frame_arena(const struct store *store)
 {
-    return (struct rb_arena){.base = engine->store.frames, .stride = sizeof(struct frame)};
+    return (struct rb_arena){.base = store->frames, .stride = sizeof(struct frame)};
 }
 
 static struct rb_tree *tree_at(const struct forest *forest, uint64_t tree)
@@ -39,14 +41,24 @@ static uint64_t level(uint64_t trees)
 
 static uint64_t tree_for(const struct forest *forest, uint64_t sum)
 {
-    uint64_t below = level(forest->trees), tree = sum & (2 * below - 1);
-    return tree < forest->trees ? tree : tree & (below - 1);
+    uint64_t below = level(forest->state->trees), tree = sum & (2 * below - 1);
+    return tree < forest->state->trees ? tree : tree & (below - 1);
 }
 
-void stable_prefetch(const ksmpy_engine *engine, int tree, uint64_t sum)
+void stable_prefetch(const struct store *store, int tree, uint64_t sum)
 {
-    const struct forest *forest = &engine->stable[tree];
+    const struct forest *forest = &store->stable[tree];
     __builtin_prefetch(tree_at(forest, tree_for(forest, sum)), 1);
+}
+
+KSMPY_READS_LIVE_MEMORY int compare_live(const void *a, const void *b)
+{
+    return memcmp(a, b, PAGE_SIZE);
+}
+
+static int compare_u64(uint64_t a, uint64_t b)
+{
+    return a < b ? -1 : a > b;
 }
 
 struct place {
@@ -55,17 +67,16 @@ struct place {
 };
 
 /* Where a frame with these bytes is in the tree, or would be linked. */
-static struct place descend(const ksmpy_engine *engine, const struct rb_tree *tree, uint64_t sum,
+static struct place descend(const struct store *store, const struct rb_tree *tree, uint64_t sum,
                             const void *bytes)
 {
-    struct rb_arena arena = frame_arena(engine);
+    struct rb_arena arena = frame_arena(store);
     struct place place = {.found = NO_FRAME, .parent = RB_NONE, .side = RB_LEFT};
     uint32_t at = tree->root;
     while (at != RB_NONE) {
-        uint64_t other = frame_at(&engine->store, at)->sum;
-        int order = sum < other   ? -1
-                    : sum > other ? 1
-                                  : compare_live(bytes, frame_bytes(&engine->store, at));
+        int order = compare_u64(sum, frame_at(store, at)->sum);
+        if (order == 0)
+            order = compare_live(bytes, frame_bytes(store, at));
         if (order == 0) {
             place.found = at;
             return place;
@@ -78,186 +89,185 @@ static struct place descend(const ksmpy_engine *engine, const struct rb_tree *tr
 }
 
 /* Of a chain: the fullest frame that has room, as the kernel does. */
-static uint32_t choose_dup(const ksmpy_engine *engine, uint32_t head)
+static uint32_t choose_dup(const struct store *store, uint32_t head)
 {
-    uint64_t limit = engine->knobs[KSMPY_KNOB_MAX_PAGE_SHARING];
+    uint64_t limit = store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING];
     uint32_t best = NO_FRAME;
-    for (uint32_t at = head; at != NO_FRAME; at = frame_at(&engine->store, at)->dup_next) {
-        const struct frame *frame = frame_at(&engine->store, at);
+    for (uint32_t at = head; at != NO_FRAME; at = frame_at(store, at)->dup_next) {
+        const struct frame *frame = frame_at(store, at);
         if (frame->sharers >= limit)
             continue;
-        if (best == NO_FRAME || frame->sharers > frame_at(&engine->store, best)->sharers)
+        if (best == NO_FRAME || frame->sharers > frame_at(store, best)->sharers)
             best = at;
     }
     return best;
 }
 
 /* The frozen comparison decides; a frame that makes a run longer is taken at its checksum's word. */
-static bool suits(const ksmpy_engine *engine, uint32_t frame, int tree, uint64_t sum)
+static bool suits(const struct store *store, uint32_t frame, int tree, uint64_t sum)
 {
-    if (!frame_is_live(engine, frame))
+    if (!frame_is_live(store, frame))
         return false;
-    const struct frame *record = frame_at(&engine->store, frame);
+    const struct frame *record = frame_at(store, frame);
     return record->sum == sum && record->tree == tree &&
-           record->sharers < engine->knobs[KSMPY_KNOB_MAX_PAGE_SHARING];
+           record->sharers < store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING];
 }
 
-uint32_t stable_find(ksmpy_engine *engine, int tree, uint64_t sum, const void *bytes,
+uint32_t stable_find(const struct store *store, int tree, uint64_t sum, const void *bytes,
                      uint32_t preferred)
 {
-    if (suits(engine, preferred, tree, sum))
+    if (suits(store, preferred, tree, sum))
         return preferred;
-    const struct forest *forest = &engine->stable[tree];
-    struct place place = descend(engine, tree_at(forest, tree_for(forest, sum)), sum, bytes);
-    return place.found == NO_FRAME ? NO_FRAME : choose_dup(engine, place.found);
+    const struct forest *forest = &store->stable[tree];
+    struct place place = descend(store, tree_at(forest, tree_for(forest, sum)), sum, bytes);
+    return place.found == NO_FRAME ? NO_FRAME : choose_dup(store, place.found);
 }
 
-static void chain_add(ksmpy_engine *engine, uint32_t head, uint32_t frame)
+bool stable_knows(const struct store *store, int tree, uint64_t sum)
 {
-    struct frame *first = frame_at(&engine->store, head), *record = frame_at(&engine->store, frame);
-    if (first->dup_next == NO_FRAME) {
-        engine->chains++;
-        engine->dups++;
+    struct rb_arena arena = frame_arena(store);
+    const struct forest *forest = &store->stable[tree];
+    uint32_t at = tree_at(forest, tree_for(forest, sum))->root;
+    while (at != RB_NONE) {
+        int order = compare_u64(sum, frame_at(store, at)->sum);
+        if (order == 0 && choose_dup(store, at) != NO_FRAME)
+            return true;
+        at = rb_child(rb_at(&arena, at), order < 0 ? RB_LEFT : RB_RIGHT);
     }
-    engine->dups++;
+    return false;
+}
+
+static void chain_add(struct store *store, uint32_t head, uint32_t frame)
+{
+    struct frame *first = frame_at(store, head), *record = frame_at(store, frame);
+    if (first->dup_next == NO_FRAME) {
+        store->head->chains++;
+        store->head->dups++;
+    }
+    store->head->dups++;
     record->dup_prev = head;
     record->dup_next = first->dup_next;
     if (first->dup_next != NO_FRAME)
-        frame_at(&engine->store, first->dup_next)->dup_prev = frame;
+        frame_at(store, first->dup_next)->dup_prev = frame;
     first->dup_next = frame;
 }
 
 /* The next tree whose turn it is gives those that belong there to a new one. */
-static void split_a_tree(ksmpy_engine *engine, struct forest *forest)
+static void split_a_tree(struct store *store, struct forest *forest)
 {
-    struct rb_arena arena = frame_arena(engine);
-    if (arena_grow(&forest->roots, forest->trees + 1) < 0)
+    struct rb_arena arena = frame_arena(store);
+    if (arena_grow(&forest->roots, forest->state->trees + 1) < 0)
         return; /* higher trees are slower, not wrong */
-    struct rb_tree *old = tree_at(forest, forest->trees - level(forest->trees));
+    struct rb_tree *old = tree_at(forest, forest->state->trees - level(forest->state->trees));
     struct rb_tree whole = *old, later = old[PREFETCH];
     if (later.root != RB_NONE)
-        __builtin_prefetch(frame_at(&engine->store, later.root), 1);
-    *tree_at(forest, forest->trees++) = *old = RB_EMPTY;
+        __builtin_prefetch(frame_at(store, later.root), 1);
+    *tree_at(forest, forest->state->trees++) = *old = RB_EMPTY;
     for (uint32_t at; (at = rb_first(&arena, &whole)) != RB_NONE;) {
-        struct rb_tree *to = tree_at(forest, tree_for(forest, frame_at(&engine->store, at)->sum));
+        struct rb_tree *to = tree_at(forest, tree_for(forest, frame_at(store, at)->sum));
         rb_erase(&arena, &whole, at);
         rb_link(&arena, to, at, rb_last(&arena, to), RB_RIGHT);
     }
 }
 
-void stable_add(ksmpy_engine *engine, uint32_t frame, int tree)
+void stable_add(struct store *store, uint32_t frame, int tree)
 {
-    struct frame *record = frame_at(&engine->store, frame);
-    struct forest *forest = &engine->stable[tree];
-    struct rb_arena arena = frame_arena(engine);
+    struct frame *record = frame_at(store, frame);
+    struct forest *forest = &store->stable[tree];
+    struct rb_arena arena = frame_arena(store);
     struct rb_tree *home = tree_at(forest, tree_for(forest, record->sum));
-    struct place place = descend(engine, home, record->sum, frame_bytes(&engine->store, frame));
+    struct place place = descend(store, home, record->sum, frame_bytes(store, frame));
     record->tree = (uint8_t)tree;
-    record->live = 1;
-    engine->live_frames++;
+    record->state = FRAME_LIVE;
+    store->head->live_frames++;
     if (place.found != NO_FRAME) {
-        chain_add(engine, place.found, frame);
+        chain_add(store, place.found, frame);
         return;
     }
     rb_link(&arena, home, frame, place.parent, place.side);
-    if (++forest->heads > forest->trees)
-        split_a_tree(engine, forest);
+    if (++forest->state->heads > forest->state->trees)
+        split_a_tree(store, forest);
 }
 
-static void chain_remove(ksmpy_engine *engine, uint32_t frame, struct rb_tree *home)
+static void chain_remove(struct store *store, uint32_t frame, struct rb_tree *home)
 {
-    struct frame *record = frame_at(&engine->store, frame);
+    struct frame *record = frame_at(store, frame);
     if (record->dup_prev == NO_FRAME) { /* the head: the next one takes its place in the tree */
-        struct rb_arena arena = frame_arena(engine);
+        struct rb_arena arena = frame_arena(store);
         rb_replace(&arena, home, frame, record->dup_next);
     } else {
-        frame_at(&engine->store, record->dup_prev)->dup_next = record->dup_next;
+        frame_at(store, record->dup_prev)->dup_next = record->dup_next;
     }
     if (record->dup_next != NO_FRAME)
-        frame_at(&engine->store, record->dup_next)->dup_prev = record->dup_prev;
+        frame_at(store, record->dup_next)->dup_prev = record->dup_prev;
 }
 
-static uint32_t chain_head(const ksmpy_engine *engine, uint32_t frame)
+static uint32_t chain_head(const struct store *store, uint32_t frame)
 {
-    while (frame_at(&engine->store, frame)->dup_prev != NO_FRAME)
-        frame = frame_at(&engine->store, frame)->dup_prev;
+    while (frame_at(store, frame)->dup_prev != NO_FRAME)
+        frame = frame_at(store, frame)->dup_prev;
     return frame;
 }
 
-void stable_remove(ksmpy_engine *engine, uint32_t frame)
+void stable_remove(struct store *store, uint32_t frame)
 {
-    struct frame *record = frame_at(&engine->store, frame);
-    struct forest *forest = &engine->stable[record->tree];
+    struct frame *record = frame_at(store, frame);
+    struct forest *forest = &store->stable[record->tree];
     struct rb_tree *home = tree_at(forest, tree_for(forest, record->sum));
     bool alone = record->dup_prev == NO_FRAME && record->dup_next == NO_FRAME;
     if (alone) {
-        struct rb_arena arena = frame_arena(engine);
+        struct rb_arena arena = frame_arena(store);
         rb_erase(&arena, home, frame);
-        forest->heads--;
+        forest->state->heads--;
     } else {
-        uint32_t head = chain_head(engine, frame);
+        uint32_t head = chain_head(store, frame);
         uint32_t rest = head == frame ? record->dup_next : head;
-        chain_remove(engine, frame, home);
-        engine->dups--;
-        if (frame_at(&engine->store, rest)->dup_next == NO_FRAME) {
-            engine->chains--;
-            engine->dups--;
+        chain_remove(store, frame, home);
+        store->head->dups--;
+        if (frame_at(store, rest)->dup_next == NO_FRAME) {
+            store->head->chains--;
+            store->head->dups--;
         }
     }
-    record->live = 0;
     record->dup_prev = record->dup_next = NO_FRAME;
-    engine->live_frames--;
+    store->head->live_frames--;
 }
 
-int stable_init(ksmpy_engine *engine)
+int forest_init(struct forest *forest, uint64_t limit, struct forest_state *state)
 {
-    uint64_t limit = engine->pages.limit; /* no more frames than pages */
-    for (int i = 0; i < engine->nodes; i++) {
-        struct forest *forest = &engine->stable[i];
-        int error = arena_init(&forest->roots, sizeof(struct rb_tree), limit);
-        if (!error)
-            error = arena_grow(&forest->roots, FIRST_TREES);
-        if (error)
-            return error;
-        while (forest->trees < FIRST_TREES)
-            *tree_at(forest, forest->trees++) = RB_EMPTY;
-    }
-    return 0;
+    forest->state = state;
+    int error = arena_init(&forest->roots, sizeof(struct rb_tree), limit);
+    return error ? error : forest_clear(forest);
 }
 
-void stable_destroy(ksmpy_engine *engine)
+int forest_clear(struct forest *forest)
 {
-    for (int i = 0; i < engine->nodes; i++)
-        arena_destroy(&engine->stable[i].roots);
-}
-
-uint64_t stable_metadata_bytes(const ksmpy_engine *engine)
-{
-    uint64_t bytes = 0;
-    for (int i = 0; i < engine->nodes; i++)
-        bytes += engine->stable[i].roots.committed * sizeof(struct rb_tree);
-    return bytes;
+    int error = arena_grow(&forest->roots, FIRST_TREES);
+    *forest->state = (struct forest_state){.trees = error ? 0 : FIRST_TREES};
+    for (uint64_t i = 0; i < forest->state->trees; i++)
+        *tree_at(forest, i) = RB_EMPTY;
+    return error;
 }
 
 /* ---- for check.c ---- */
 
-int64_t stable_walk(const ksmpy_engine *engine, int tree, stable_visit *visit, void *argument)
+int64_t stable_walk(const struct store *store, int tree, stable_visit *visit, void *argument)
 {
-    struct rb_arena arena = frame_arena(engine);
-    const struct forest *forest = &engine->stable[tree];
-    uint32_t limit = (uint32_t)engine->store.nodes << engine->store.span_shift;
+    struct rb_arena arena = frame_arena(store);
+    const struct forest *forest = &store->stable[tree];
+    uint32_t limit = (uint32_t)frame_limit(store);
     int64_t heads = 0;
-    for (uint64_t i = 0; i < forest->trees; i++) {
+    for (uint64_t i = 0; i < forest->state->trees; i++) {
         int64_t count = rb_check(&arena, tree_at(forest, i), limit);
         if (count < 0)
             return count;
         heads += count;
         uint32_t at = rb_first(&arena, tree_at(forest, i));
         for (; at != RB_NONE; at = rb_next(&arena, at)) {
-            if (tree_for(forest, frame_at(&engine->store, at)->sum) != i)
+            if (tree_for(forest, frame_at(store, at)->sum) != i)
                 return -EUCLEAN;
-            visit(engine, at, tree, argument);
+            visit(store, at, tree, argument);
         }
     }
-    return heads == (int64_t)forest->heads ? heads : -EUCLEAN;
+    return heads == (int64_t)forest->state->heads ? heads : -EUCLEAN;
 }

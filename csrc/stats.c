@@ -24,8 +24,8 @@ static uint64_t metadata_bytes(const ksmpy_engine *engine)
     return sizeof *engine + engine->regions.committed * sizeof(struct region) +
            engine->pages.committed * sizeof(struct page) +
            engine->chunk_records.committed * sizeof(struct chunk) +
-           engine->chunks.words.committed * sizeof(uint64_t) + stable_metadata_bytes(engine) +
-           unstable_metadata_bytes(engine) + store_metadata_bytes(&engine->store);
+           engine->chunks.words.committed * sizeof(uint64_t) + unstable_metadata_bytes(engine) +
+           store_metadata_bytes(&engine->store);
 }
 
 /* The kernel's definition: seen, and in none of the other three. */
@@ -37,20 +37,22 @@ static uint64_t volatile_pages(const ksmpy_engine *engine)
 
 static void fill(ksmpy_engine *engine, struct ksmpy_stats *out)
 {
+    const struct store_head *head = engine->store.head;
     int64_t vmas = os_maps_count(&engine->maps);
     *out = (struct ksmpy_stats){
-        .pages_shared = engine->shared_frames,
-        .pages_sharing = engine->shared_pages - engine->shared_frames,
+        .pages_shared = head->shared_frames,
+        .pages_sharing = head->shared_pages - head->shared_frames,
         .pages_unshared = engine->waiting_pages + engine->paired_pages,
         .pages_volatile = volatile_pages(engine),
         .pages_scanned = engine->scanned,
         .pages_skipped = engine->skipped,
         .full_scans = engine->full_scans,
         .ksm_zero_pages = engine->zero_pages,
-        .stable_node_chains = engine->chains,
-        .stable_node_dups = engine->dups,
-        .stale_frames = engine->stale_frames,
+        .stable_node_chains = head->chains,
+        .stable_node_dups = head->dups,
+        .stale_frames = head->stale_frames,
         .registered_pages = engine->registered,
+        .merging_pages = engine->shared_pages,
         .metadata_bytes = metadata_bytes(engine),
         .frame_bytes = store_bytes(&engine->store),
         .vmas = vmas > 0 ? (uint64_t)vmas : 0,
@@ -68,7 +70,9 @@ int ksmpy_stats(ksmpy_engine *engine, struct ksmpy_stats *out)
     if (engine->forked)
         return -EPERM;
     engine_lock(engine);
+    store_lock(&engine->store);
     fill(engine, out);
+    store_unlock(&engine->store);
     engine_unlock(engine);
     return 0;
 }

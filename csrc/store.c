@@ -9,7 +9,7 @@
 #define MAX_SPAN_SHIFT 30
 
 /* Enough frames for all memory there is, on each node; the trees' indices have 31 bits. */
-static unsigned choose_span(int nodes)
+unsigned store_choose_span(int nodes)
 {
     unsigned shift = MIN_SPAN_SHIFT, node_bits = 0;
     while ((1 << node_bits) < nodes)
@@ -19,31 +19,32 @@ static unsigned choose_span(int nodes)
     return shift;
 }
 
-static uint64_t all_frames(const struct store *store)
+void store_default_rules(struct store_head *head)
 {
-    return (uint64_t)store->nodes << store->span_shift;
+    head->knobs[KSMPY_KNOB_MERGE_ACROSS_NODES] = 1;
+    head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING] = 256;
+    head->knobs[KSMPY_KNOB_USE_ZERO_PAGES] = 0;
 }
 
-/* A node whose memory cannot be asked for is no error: the frames are only placed less well. */
-static void place(struct store *store, const int *node_ids)
+void store_place(const struct store *store, const int *node_ids)
 {
     size_t span = bytes_of((uint64_t)1 << store->span_shift);
     for (int node = 0; node_ids && store->nodes > 1 && node < store->nodes; node++)
-        os_bind(store->memory + span * (size_t)node, span, node_ids[node]);
+        os_bind((uint8_t *)(uintptr_t)store->memory + span * (size_t)node, span, node_ids[node]);
 }
 
 static int open_files(struct store *store)
 {
-    store->write_fd = os_memfd("ksmpy", bytes_of(all_frames(store)));
+    store->write_fd = os_memfd("ksmpy", bytes_of(frame_limit(store)));
     if (store->write_fd < 0)
         return store->write_fd;
-    store->lease_fd = os_memfd("ksmpy-lease", PAGE_SIZE);
-    if (store->lease_fd < 0)
-        return store->lease_fd;
-    store->memory = os_map_shared(store->write_fd, bytes_of(all_frames(store)));
+    store->lock_fd = os_memfd("ksmpy-lease", PAGE_SIZE);
+    if (store->lock_fd < 0)
+        return store->lock_fd;
+    store->memory = os_map_shared(store->write_fd, 0, bytes_of(frame_limit(store)), false);
     if (!store->memory)
         return -ENOMEM;
-    int error = os_dont_fork(store->memory, bytes_of(all_frames(store)));
+    int error = os_dont_fork((void *)(uintptr_t)store->memory, bytes_of(frame_limit(store)));
     if (error)
         return error;
     store->memfd = os_seal(store->write_fd);
@@ -53,16 +54,21 @@ static int open_files(struct store *store)
 static int open_records(struct store *store)
 {
     uint64_t span = (uint64_t)1 << store->span_shift;
-    store->frames = os_reserve(sizeof(struct frame) * all_frames(store));
-    if (!store->frames)
+    store->frames = os_reserve(sizeof(struct frame) * frame_limit(store));
+    store->head = os_alloc(sizeof *store->head);
+    if (!store->frames || !store->head)
         return -ENOMEM;
-    int error = arena_init(&store->dead, sizeof(uint32_t), all_frames(store));
+    store_default_rules(store->head);
+    int error = arena_init(&store->dead, sizeof(uint32_t), frame_limit(store));
     for (int node = 0; node < store->nodes && !error; node++) {
         store->records[node] =
-            (struct arena){.base = (uint8_t *)(store->frames + span * (uint64_t)node),
+            (struct arena){.base = (uint8_t *)(store->frames + first_frame(store, node)),
                            .stride = sizeof(struct frame),
                            .limit = span};
-        error = ids_init(&store->ids[node], span);
+        error = ids_init(&store->ids[node], span, &store->head->node[node].ids);
+        if (!error)
+            error = forest_init(&store->stable[node], frame_limit(store),
+                                &store->head->node[node].stable);
     }
     return error;
 }
@@ -70,63 +76,203 @@ static int open_records(struct store *store)
 int store_init(struct store *store, int nodes, const int *node_ids)
 {
     memset(store, 0, sizeof *store);
-    store->memfd = store->write_fd = store->lease_fd = -1;
+    store_forget_files(store);
+    store->slot = NO_SLOT;
     store->nodes = nodes;
-    store->span_shift = choose_span(nodes);
+    store->span_shift = store_choose_span(nodes);
     int error = open_files(store);
     if (!error)
         error = open_records(store);
     if (error)
         store_destroy(store);
     else
-        place(store, node_ids);
+        store_place(store, node_ids);
     return error;
 }
 
 void store_destroy(struct store *store)
 {
-    os_unmap(store->memory, bytes_of(all_frames(store)));
-    os_unmap(store->frames, sizeof(struct frame) * all_frames(store));
-    for (int node = 0; node < store->nodes; node++)
+    if (store->shared) {
+        store_detach(store);
+        return;
+    }
+    os_unmap((void *)(uintptr_t)store->memory, bytes_of(frame_limit(store)));
+    os_unmap(store->frames, sizeof(struct frame) * frame_limit(store));
+    for (int node = 0; node < store->nodes; node++) {
         ids_destroy(&store->ids[node]);
+        arena_destroy(&store->stable[node].roots);
+    }
     arena_destroy(&store->dead);
+    os_unmap(store->head, sizeof *store->head);
     store_close_files(store);
     store->memory = NULL;
     store->frames = NULL;
+    store->head = NULL;
+}
+
+void store_forget_files(struct store *store)
+{
+    store->memfd = store->write_fd = store->lock_fd = -1;
 }
 
 void store_close_files(struct store *store)
 {
-    int *files[] = {&store->memfd, &store->write_fd, &store->lease_fd};
-    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
-        if (*files[i] >= 0)
-            close(*files[i]);
-        *files[i] = -1;
+    int files[] = {store->memfd, store->write_fd, store->lock_fd};
+    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++)
+        if (files[i] >= 0)
+            close(files[i]);
+    store_forget_files(store);
+}
+
+/*
+ * What was mapped with MADV_DONTFORK is not here, and its address may be
+ * another's by now.  The descriptors of a shared store stay, to attach again.
+ */
+void store_abandon(struct store *store)
+{
+    store->memory = NULL;
+    store->dead_count = 0;
+    store->lease = store->taking; /* stays mapped: it is this child's lease */
+    store->slot = store->taking_slot;
+    store->taking = NULL;
+    if (!store->shared) {
+        store_close_files(store);
+        return;
     }
+    if (store->lease)
+        slot_sign(store);
+    store->index = NULL;
+    store->head = NULL;
+    store->frames = NULL;
+    store->depth = 0;
 }
 
 /* ---- frames ---- */
 
+/* Whose it is comes first: the process may die in between. */
+static void set_state(struct store *store, uint32_t frame, enum frame_state state)
+{
+    frame_at(store, frame)->owner = (uint16_t)store->slot;
+    atomic_signal_fence(memory_order_seq_cst);
+    frame_at(store, frame)->state = (uint8_t)state;
+}
+
 uint32_t store_take(struct store *store, int node, uint64_t *n)
 {
-    uint32_t local = ids_take(&store->ids[node], n);
-    if (local == NO_INDEX)
-        return NO_FRAME;
-    uint32_t first = local + ((uint32_t)node << store->span_shift);
-    if (arena_grow(&store->records[node], local + *n) < 0) {
+    store_lock(store);
+    uint32_t local = ids_take(&store->ids[node], n), first = NO_FRAME;
+    if (local != NO_INDEX && arena_grow(&store->records[node], local + *n) < 0)
         ids_give(&store->ids[node], local, *n);
-        return NO_FRAME;
-    }
-    for (uint64_t i = 0; i < *n; i++)
+    else if (local != NO_INDEX)
+        first = local + first_frame(store, node);
+    for (uint64_t i = 0; i < *n && first != NO_FRAME; i++) {
         *frame_at(store, first + (uint32_t)i) =
-            (struct frame){.dup_next = NO_FRAME, .dup_prev = NO_FRAME, .born = store->leases.forks};
+            (struct frame){.dup_next = NO_FRAME, .dup_prev = NO_FRAME, .born = store->head->forks};
+        set_state(store, first + (uint32_t)i, FRAME_FILLING);
+    }
+    store_unlock(store);
     return first;
 }
 
 /* Writing is a third cheaper than mapping fresh pages and copying: they are not cleared first. */
 int64_t store_fill(struct store *store, uint32_t first, const void *pages, uint64_t n)
 {
-    return os_write(store->write_fd, bytes_of(first), pages, n);
+    return os_write(store->write_fd, frame_offset(store, first), pages, n);
+}
+
+/* How many of a frame's sharers are this process's; a private store's all are, and go uncounted. */
+static uint32_t *count_of(const struct store *store, uint32_t frame)
+{
+    return arena_at(&store->counts[frame_node(store, frame)], frame_local(store, frame));
+}
+
+static bool may_join(const struct store *store, uint32_t frame)
+{
+    if (!store->shared)
+        return true;
+    const struct frame *record = frame_at(store, frame);
+    if (record->state == FRAME_FILLING)
+        return record->owner == store->slot;
+    return record->state == FRAME_LIVE &&
+           record->sharers < store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING];
+}
+
+void store_rejoin(struct store *store, uint32_t frame)
+{
+    struct store_head *head = store->head;
+    struct frame *record = frame_at(store, frame);
+    if (store->shared) {
+        ++*count_of(store, frame);
+        head->slots[store->slot].pages++;
+    }
+    head->shared_pages++;
+    if (record->sharers++ == 0) {
+        head->shared_frames++;
+        head->stale_frames -= record->state == FRAME_LIVE;
+    }
+}
+
+int64_t store_join(struct store *store, uint32_t first, uint64_t n)
+{
+    int error = 0;
+    uint64_t i = 0;
+    store_lock(store);
+    if (store->shared)
+        error = arena_grow(&store->counts[frame_node(store, first)], frame_local(store, first) + n);
+    for (; !error && i < n && may_join(store, first + (uint32_t)i); i++)
+        store_rejoin(store, first + (uint32_t)i);
+    store_unlock(store);
+    return error ? error : i ? (int64_t)i : -ESTALE;
+}
+
+/* Nobody of this process maps it any more, and it is in a tree. */
+static void bury_frame(struct store *store, uint32_t frame)
+{
+    stable_remove(store, frame);
+    store_free(store, frame);
+}
+
+void store_drop(struct store *store, uint32_t frame, uint32_t n)
+{
+    struct frame *record = frame_at(store, frame);
+    store->head->shared_pages -= n;
+    record->sharers -= n;
+    if (record->sharers || !n)
+        return;
+    store->head->shared_frames--;
+    record->left = store->head->forks;
+    if (record->state != FRAME_LIVE)
+        return; /* its maker will free it */
+    if (store_leased(store, record))
+        store->head->stale_frames++;
+    else
+        bury_frame(store, frame);
+}
+
+void store_leave(struct store *store, uint32_t frame)
+{
+    store_lock(store);
+    if (store->shared) {
+        --*count_of(store, frame);
+        store->head->slots[store->slot].pages--;
+        if (frame_at(store, frame)->sharers == store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING])
+            news_add(store, frame_at(store, frame)->tree, frame_at(store, frame)->sum);
+    }
+    store_drop(store, frame, 1);
+    store_unlock(store);
+}
+
+void store_pin(struct store *store, uint32_t frame)
+{
+    store_lock(store);
+    uint16_t *pins = &frame_at(store, frame)->pins;
+    if (!store->shared)
+        *pins = 1;
+    else if (!(*count_of(store, frame) & PINNED)) {
+        *count_of(store, frame) |= PINNED;
+        ++*pins;
+    }
+    store_unlock(store);
 }
 
 /*
@@ -135,6 +281,7 @@ int64_t store_fill(struct store *store, uint32_t first, const void *pages, uint6
  */
 void store_free(struct store *store, uint32_t frame)
 {
+    set_state(store, frame, FRAME_DEAD);
     if (arena_grow(&store->dead, store->dead_count + 1) == 0)
         *(uint32_t *)arena_at(&store->dead, store->dead_count++) = frame;
 }
@@ -147,14 +294,19 @@ static int by_index(const void *a, const void *b)
 
 static void punch(struct store *store, uint32_t first, uint64_t n)
 {
-    uint32_t mask = ((uint32_t)1 << store->span_shift) - 1;
-    if (os_punch(frame_bytes(store, first), n) == 0)
-        ids_give(&store->ids[frame_node(store, first)], first & mask, n);
-    else
-        for (uint64_t i = 0; i < n; i++) /* tried again at the next flush */
-            store_free(store, first + (uint32_t)i);
+    bool done = os_punch(store->write_fd, frame_offset(store, first), bytes_of(n)) == 0;
+    store_lock(store);
+    for (uint64_t i = 0; i < n; i++)
+        if (done)
+            frame_at(store, first + (uint32_t)i)->state = FRAME_FREE;
+        else
+            store_free(store, first + (uint32_t)i); /* tried again at the next flush */
+    if (done)
+        ids_give(&store->ids[frame_node(store, first)], frame_local(store, first), n);
+    store_unlock(store);
 }
 
+/* Some may be added meanwhile: where the lock's last owner died, or a hole could not be punched. */
 void store_flush(struct store *store)
 {
     uint64_t count = store->dead_count;
@@ -162,7 +314,6 @@ void store_flush(struct store *store)
     if (!count || !store->memory) /* a forked child has no part in the store's memory */
         return;
     qsort(dead, count, sizeof *dead, by_index);
-    store->dead_count = 0; /* punch() may put some back, never more than were read */
     for (uint64_t i = 0, end; i < count; i = end) {
         uint32_t first = dead[i];
         for (end = i + 1; end < count && dead[end] == first + (end - i); end++)
@@ -170,66 +321,63 @@ void store_flush(struct store *store)
                 break;
         punch(store, first, end - i);
     }
+    store->dead_count -= count;
+    memmove(dead, dead + count, store->dead_count * sizeof *dead);
+}
+
+/* Freed frames may have no record behind them. */
+bool frame_is_live(const struct store *store, uint32_t frame)
+{
+    if (frame >> store->span_shift >= (uint32_t)store->nodes)
+        return false;
+    return ids_has(&store->ids[frame_node(store, frame)], frame_local(store, frame)) &&
+           frame_at(store, frame)->state == FRAME_LIVE;
+}
+
+#define REAP_STEP 4096 /* frames that are looked at before others get the lock */
+
+static void reap_some(struct store *store, int node, uint64_t local, uint64_t end)
+{
+    store_lock(store);
+    for (; local < end; local++) {
+        uint32_t frame = (uint32_t)local + first_frame(store, node);
+        const struct frame *record = frame_at(store, frame);
+        if (!frame_is_live(store, frame) || record->sharers || store_leased(store, record))
+            continue;
+        store->head->stale_frames--;
+        bury_frame(store, frame);
+    }
+    store_unlock(store);
+}
+
+bool store_reap(struct store *store)
+{
+    slots_bury(store);
+    for (int node = 0; node < store->nodes && store->head->stale_frames; node++) {
+        uint64_t high = store->ids[node].state->high;
+        for (uint64_t at = 0; at < high; at += REAP_STEP)
+            reap_some(store, node, at, high - at < REAP_STEP ? high : at + REAP_STEP);
+    }
+    store_flush(store);
+    return store->head->stale_frames == 0;
 }
 
 uint64_t store_bytes(const struct store *store)
 {
     uint64_t frames = 0;
     for (int node = 0; node < store->nodes; node++)
-        frames += store->ids[node].used;
+        frames += store->ids[node].state->used;
     return bytes_of(frames);
 }
 
 uint64_t store_metadata_bytes(const struct store *store)
 {
-    uint64_t bytes = store->dead.committed * store->dead.stride;
-    for (int node = 0; node < store->nodes; node++)
-        bytes += store->records[node].committed * sizeof(struct frame) +
-                 store->ids[node].words.committed * sizeof(uint64_t);
-    return bytes;
-}
-
-/* ---- leases ---- */
-
-void store_update_leases(struct store *store)
-{
-    uint32_t kept = 0;
-    for (uint32_t i = 0; i < store->leases.count; i++)
-        if (os_lease_held(store->lease_fd, store->leases.held[i]))
-            store->leases.held[kept++] = store->leases.held[i];
-    store->leases.count = kept;
-}
-
-/* A stale frame cannot have come to children forked after its last sharer left. */
-bool store_leased(const struct store *store, const struct frame *frame)
-{
-    uint32_t until = frame->sharers ? store->leases.forks : frame->left;
-    if (frame->pinned || frame->born < store->leases.lost)
-        return true;
-    for (uint32_t i = 0; i < store->leases.count; i++)
-        if (store->leases.held[i] > frame->born && store->leases.held[i] <= until)
-            return true;
-    return false;
-}
-
-void store_lease_prepare(struct store *store)
-{
-    store->leases.taking = NULL;
-    if (!store_bytes(store))
-        return; /* the child inherits no frame */
-    if (store->leases.count == MAX_LEASES)
-        store_update_leases(store);
-    uint32_t number = ++store->leases.forks;
-    if (store->leases.count < MAX_LEASES)
-        store->leases.taking = os_lease_take(store->lease_fd, number);
-    if (store->leases.taking)
-        store->leases.held[store->leases.count++] = number;
-    else
-        store->leases.lost = number;
-}
-
-void store_lease_parent(struct store *store)
-{
-    os_lease_drop(store->leases.taking);
-    store->leases.taking = NULL;
+    uint64_t bytes = store->dead.committed * store->dead.stride + sizeof *store->head;
+    for (int node = 0; node < store->nodes; node++) {
+        uint64_t high = store->ids[node].state->high;
+        bytes += high * sizeof(struct frame) + ids_words(high) * sizeof(uint64_t) +
+                 store->stable[node].state->trees * sizeof(struct rb_tree) +
+                 store->counts[node].committed * sizeof(uint32_t);
+    }
+    return bytes + (2 * store->head->wanted_size + store->news.committed) * sizeof(uint64_t);
 }

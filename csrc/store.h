@@ -1,19 +1,32 @@
 /*
- * The store: one sealed memfd with the frames, and a record for each.
+ * The store: one file in memory with the frames, a record for each, and the
+ * index that finds them by their bytes.
+ *
+ * A private store is a sealed memfd that one engine fills, with its index in
+ * memory of its own.  A shared store is a file that engines of several
+ * processes attach to: it holds the index too, behind a lock that survives
+ * whoever dies with it.  Nothing in an index is a pointer, so the same code
+ * serves both; what only a shared store needs is in share.c, slots.c and
+ * wanted.c.
  *
  * A frame's index is its place in the file.  Every NUMA node has a span of the
  * file to itself, whose memory is asked for on that node, so the index tells
  * the node a frame was made for.
  *
- *   file   | node 0: frames 0 .. span-1 | node 1: span .. 2*span-1 | ...
+ *   frames | node 0: frames 0 .. span-1 | node 1: span .. 2*span-1 | ...
  *
  * Life of a frame:
- *   store_take() -> store_fill(), never written again -> sharers map it -> the
- *   last one leaves -> freed, or kept ("stale") while a forked child may map it ->
- *   store_free() -> hole punched by store_flush() -> the index may be used again
+ *   store_take(): FILLING, its maker's alone -> store_fill(), never written
+ *   again -> LIVE, in a stable tree -> sharers join before they map it, and
+ *   leave after they have unmapped it -> the last one leaves: kept ("stale")
+ *   while a forked child may map it -> store_free(): DEAD -> hole punched by
+ *   store_flush() -> FREE
  */
 #ifndef KSMPY_STORE_H
 #define KSMPY_STORE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
 
 #include "arena.h"
 #include "os.h"
@@ -21,77 +34,272 @@
 
 #define MAX_NODES 32
 #define NO_FRAME NO_INDEX
-#define MAX_LEASES 1024
+#define MAX_SLOTS 1024
+#define NO_SLOT MAX_SLOTS
+#define STORE_NEWS ((uint64_t)1 << 16) /* how many are kept */
+#define STORE_KNOBS 3 /* the first ones of enum ksmpy_knob are rules that all sharers follow */
+
+/* In a process's count of its sharers of a frame: it may map the frame for ever. */
+#define PINNED 0x80000000u
+
+enum frame_state { FRAME_FREE, FRAME_FILLING, FRAME_LIVE, FRAME_DEAD };
 
 struct frame {
-    struct rb_node rb;  /* in a stable tree, if it heads its chain */
-    uint32_t sharers;   /* pages of this process mapped onto it */
-    uint64_t sum;       /* checksum of its bytes, as page_sum() cuts it */
-    uint32_t dup_next;  /* chain of frames with equal bytes; the head is the one in the tree */
-    uint32_t dup_prev;  /* NO_FRAME: head */
-    uint8_t tree;       /* which stable tree */
-    uint8_t live;       /* in the index */
-    uint8_t pinned;     /* never freed: a mapping of it went out of sight */
-    uint32_t born;      /* forks that had happened when it was made */
-    uint32_t left;      /* the same when its last sharer left it, while it is stale */
+    struct rb_node rb; /* in a stable tree, if it heads its chain */
+    uint32_t sharers;  /* pages that are, or are about to be, mapped onto it */
+    uint64_t sum;      /* checksum of its bytes, as page_sum() cuts it */
+    uint32_t dup_next; /* chain of frames with equal bytes; the head is the one in the tree */
+    uint32_t dup_prev; /* NO_FRAME: head */
+    uint32_t born;     /* forks that had happened when it was made */
+    uint32_t left;     /* the same when its last sharer left it, while it is stale */
+    uint16_t owner;    /* FILLING, DEAD: the slot of the process that does so */
+    uint16_t pins;     /* sharers whose mapping of it went out of sight, which keeps it */
+    uint8_t tree;      /* which stable tree */
+    uint8_t state;     /* enum frame_state */
+};
+
+/* Who may map frames.  A lock on a slot's byte of the lock file lasts as long as its process. */
+enum slot_kind { SLOT_FREE, SLOT_ENGINE, SLOT_CHILD };
+
+struct slot {
+    _Atomic uint32_t kind;
+    uint32_t pid;
+    uint32_t fork;  /* SLOT_CHILD: the number of the fork that made it */
+    uint64_t pages; /* SLOT_ENGINE: its pages on frames */
+};
+
+/* What must be the same for all who map the file. */
+struct store_shape {
+    uint64_t magic;
+    uint32_t version, page_size;
+    uint64_t checksum; /* of a known page: which checksum it is */
+    uint32_t nodes, span_shift, slots, record_size;
+    uint64_t file_size;
+    uint64_t sum; /* of all of the above */
+};
+
+struct forest_state {
+    uint64_t trees;
+    uint64_t heads; /* frames in the trees; the others of their chains hang on them */
+};
+
+struct store_head {
+    struct store_shape shape;
+    pthread_mutex_t mutex;
+    uint64_t knobs[STORE_KNOBS];
+    uint64_t rule_changes; /* how often merge_across_nodes or max_page_sharing was changed */
+
+    uint64_t live_frames;
+    uint64_t shared_frames, shared_pages; /* frames with sharers; sharers */
+    uint64_t stale_frames;
+    uint64_t chains, dups;
+    struct {
+        struct ids_state ids;
+        struct forest_state stable;
+    } node[MAX_NODES];
+
+    _Atomic uint32_t forks; /* how many there were; each child is named by its number */
+    _Atomic uint32_t lost;  /* the last one that got no slot, and so never ends; or 0 */
+    _Atomic uint32_t slots_end; /* slots from here on were never used */
+    struct slot slots[MAX_SLOTS];
+
+    uint64_t wanted_size, wanted_count; /* see wanted.c */
+    uint64_t news;                      /* how many there ever were */
+
+    uint64_t deaths, rebuilds;
+    uint64_t lock_waits, lock_wait_ns, lock_hold_max_ns;
+};
+
+struct forest { /* a stable tree without its top: see stable.c */
+    struct arena roots; /* struct rb_tree */
+    struct forest_state *state;
 };
 
 struct store {
-    int memfd;             /* read-only: what overlays are mapped from */
-    int write_fd;          /* ours alone: fills frames */
-    int lease_fd;
-    uint64_t inode, dev;   /* as /proc/self/maps names the memfd */
+    int memfd;           /* read-only: what overlays are mapped from */
+    int write_fd;        /* fills frames */
+    int lock_fd;         /* the slots' locks */
+    uint64_t inode, dev; /* as /proc/self/maps names the file */
+    uint64_t offset;     /* of frame 0 in the file */
     int nodes;
-    unsigned span_shift;   /* log2 of frames per node */
-    uint8_t *memory;       /* the whole file, for comparing and for punching holes; ours alone */
-    struct frame *frames;  /* reserved for the whole file */
+    unsigned span_shift; /* log2 of frames per node */
+    bool shared;
+    const uint8_t *memory; /* all frames, for comparing */
+    struct store_head *head;
+    struct frame *frames;
     struct arena records[MAX_NODES];
     struct ids ids[MAX_NODES];
+    struct forest stable[MAX_NODES];
     struct arena dead;     /* frames waiting for store_flush() */
     uint64_t dead_count;
+    void *taking;          /* during a fork: the child's lease */
+    unsigned taking_slot;
 
-    struct {             /* forked children that may still map frames */
-        uint32_t forks;  /* how many leases were ever taken; a lease is named by its number */
-        uint32_t count;  /* of the held ones: those not known to have ended, ascending */
-        uint32_t held[MAX_LEASES];
-        uint32_t lost;   /* the last one that could not be taken, which never ends; or 0 */
-        void *taking;    /* during a fork */
-    } leases;
+    /* of a shared store */
+    void *index;           /* the file up to the sharers' counts */
+    void *lease;           /* holds the slot, or in a forked child what its parent mapped */
+    void *gift;            /* that lease, while the child takes a slot of its own */
+    unsigned slot;         /* or NO_SLOT */
+    unsigned depth;        /* of store_lock() */
+    uint64_t locks, locked_at;
+    struct arena counts[MAX_NODES]; /* uint32_t for each frame: how many sharers are ours */
+    struct arena wanted, news;      /* uint64_t, see wanted.c */
 };
-
-int store_init(struct store *store, int nodes, const int *node_ids);
-void store_destroy(struct store *store);
-void store_close_files(struct store *store);
 
 static inline struct frame *frame_at(const struct store *store, uint32_t frame)
 {
     return &store->frames[frame];
 }
-static inline uint8_t *frame_bytes(const struct store *store, uint32_t frame)
+static inline const uint8_t *frame_bytes(const struct store *store, uint32_t frame)
 {
     return store->memory + bytes_of(frame);
+}
+static inline uint64_t frame_offset(const struct store *store, uint32_t frame)
+{
+    return store->offset + bytes_of(frame);
 }
 static inline int frame_node(const struct store *store, uint32_t frame)
 {
     return (int)(frame >> store->span_shift);
 }
+static inline uint32_t frame_local(const struct store *store, uint32_t frame)
+{
+    return frame & (((uint32_t)1 << store->span_shift) - 1);
+}
+static inline uint32_t first_frame(const struct store *store, int node)
+{
+    return (uint32_t)node << store->span_shift;
+}
+static inline uint64_t frame_limit(const struct store *store)
+{
+    return (uint64_t)store->nodes << store->span_shift;
+}
+
+/* ---- store.c ---- */
+
+int store_init(struct store *store, int nodes, const int *node_ids);
+void store_destroy(struct store *store);
+/* In a forked child: nothing of the store is mapped here but overlays. */
+void store_abandon(struct store *store);
+void store_default_rules(struct store_head *head);
+unsigned store_choose_span(int nodes);
+/* A node whose memory cannot be asked for is no error: the frames are only placed less well. */
+void store_place(const struct store *store, const int *node_ids);
+void store_forget_files(struct store *store); /* none is open */
+void store_close_files(struct store *store);
 
 /* Up to *n consecutive empty frames; *n says how many. NO_FRAME: out of them. */
 uint32_t store_take(struct store *store, int node, uint64_t *n);
 /* Copies n pages, which may be live, into frames; how many leading ones, or -errno when none. */
 int64_t store_fill(struct store *store, uint32_t first, const void *pages, uint64_t n);
+/*
+ * Before n pages are mapped onto the frames: how many leading ones may be, which nobody frees from
+ * now on; or -errno when none.  They are live and have room, or are this process's new ones.
+ */
+int64_t store_join(struct store *store, uint32_t first, uint64_t n);
+/* The same for one that is mapped already, with the lock held. */
+void store_rejoin(struct store *store, uint32_t frame);
+void store_leave(struct store *store, uint32_t frame); /* one sharer less */
+void store_pin(struct store *store, uint32_t frame);   /* its mapping lives on somewhere */
+/* n sharers of a frame have left it. */
+void store_drop(struct store *store, uint32_t frame, uint32_t n);
 void store_free(struct store *store, uint32_t frame);
 /* Gives the memory of freed frames back. */
 void store_flush(struct store *store);
+bool frame_is_live(const struct store *store, uint32_t frame); /* of any number */
+/* Frees the stale frames that nobody can map any more; true: none is left. */
+bool store_reap(struct store *store);
 uint64_t store_bytes(const struct store *store);
 uint64_t store_metadata_bytes(const struct store *store);
 
+/* ---- slots.c: who uses a store, and who has died ---- */
+
+/* One holds the lock at a time; free for a private store. May be nested. */
+void store_lock(struct store *store);
+void store_unlock(struct store *store);
+int store_lock_patiently(struct store *store); /* -ETIMEDOUT after some seconds */
+/* The lock's owner may have died in the middle of anything: all but the frames is made anew. */
+void store_rebuild(struct store *store);
+int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot, void **lease);
+bool slot_is_held(const struct store *store, unsigned slot);
+/* In a forked child: says in its slot who it is. */
+void slot_sign(const struct store *store);
+/* Takes back what processes held that are no more. */
+void slots_bury(struct store *store);
+
 /* Around fork(): the child will hold a lease on all frames there are. */
-void store_lease_prepare(struct store *store);
-void store_lease_parent(struct store *store);
-/* Forgets leases that have ended. */
-void store_update_leases(struct store *store);
-/* May a child forked after a frame was born and before now map it? As of the last update. */
+void store_fork_prepare(struct store *store);
+void store_fork_parent(struct store *store);
+/* May a child forked after a frame was born and before now map it? As of the last burial. */
 bool store_leased(const struct store *store, const struct frame *frame);
+
+/* ---- share.c: shared stores ---- */
+
+/*
+ * Attaches to the store in a file, which is laid out if nobody uses it; takes a slot.  Here and
+ * below, between fork_hold() and fork_let_go(): a child must not inherit what is made meanwhile.
+ */
+int store_attach(struct store *store, int fd, int nodes, const int *node_ids);
+/*
+ * In a forked child: the same, for the store that its parent was attached to.  Its lease stays
+ * until it parts from its parent, having joined the frames that it maps.
+ */
+int store_attach_again(struct store *store);
+void store_part_from_parent(struct store *store);
+void store_detach(struct store *store);
+/* Where the sharers of a slot are counted, in the file: uint32_t for each frame. */
+uint64_t counts_offset(const struct store *store, unsigned slot);
+uint64_t counts_bytes(const struct store *store);
+
+/* ---- check.c ---- */
+
+/* Of a store with its lock held, before anything in it is believed: 0 or -EUCLEAN. */
+int store_check(const struct store *store);
+
+/* ---- wanted.c: what processes tell each other ---- */
+
+enum wanted { WANTED_NOWHERE, WANTED_HERE, WANTED_ELSEWHERE };
+/* A page waits for an equal one, unless a page of another process does so already. */
+enum wanted wanted_add(struct store *store, int tree, uint64_t sum);
+/* A page of ours does so no more. */
+void wanted_remove(struct store *store, int tree, uint64_t sum);
+/* Of another process's page that waits we made a frame's sharer, or failed to. */
+void wanted_settle(struct store *store, int tree, uint64_t sum, bool shared);
+void wanted_claim(struct store *store, int tree, uint64_t sum);
+void wanted_forget_slot(struct store *store, unsigned slot);
+int wanted_reset(struct store *store);
+int wanted_check(const struct store *store); /* 0 or -EUCLEAN */
+
+struct news { /* a frame came, or has room again */
+    uint64_t sum;
+    int tree;
+};
+void news_add(struct store *store, int tree, uint64_t sum);
+/* Up to max of those that came since *read, by others; -EOVERFLOW: some were missed. */
+int64_t news_read(struct store *store, uint64_t *read, struct news *out, int64_t max);
+void news_reset(struct store *store);
+
+/* ---- stable.c: the stable trees ---- */
+
+/* Live memory: a hint until it is compared again while frozen. */
+int compare_live(const void *a, const void *b);
+
+int forest_init(struct forest *forest, uint64_t limit, struct forest_state *state);
+int forest_clear(struct forest *forest); /* -ENOMEM, -ENOSPC: it has no trees at all yet */
+/*
+ * The frame with these bytes that has room for a sharer, or NO_FRAME. The preferred one is taken
+ * if it has their checksum.
+ */
+uint32_t stable_find(const struct store *store, int tree, uint64_t sum, const void *bytes,
+                     uint32_t preferred);
+/* Is there a frame with this checksum that has room? */
+bool stable_knows(const struct store *store, int tree, uint64_t sum);
+/* The checksum will be asked for soon. */
+void stable_prefetch(const struct store *store, int tree, uint64_t sum);
+void stable_add(struct store *store, uint32_t frame, int tree);
+void stable_remove(struct store *store, uint32_t frame);
+/* Visits the head of each chain; how many there are, or -EUCLEAN. */
+typedef void stable_visit(const struct store *store, uint32_t head, int tree, void *argument);
+int64_t stable_walk(const struct store *store, int tree, stable_visit *visit, void *argument);
 
 #endif

@@ -61,6 +61,8 @@ class Stats:
     vma_limit: int
     """How many mappings the engine lets the process have."""
     registered_pages: int
+    merging_pages: int
+    """This engine's pages on frames, the first of each included."""
     stale_frames: int
     """Frames without a sharer that a forked child may still map."""
     pages_busy: int
@@ -88,7 +90,7 @@ class RegionStats:
 
     rmap_items: int
     """Pages that the scanner has seen."""
-    merging_pages: int
+
     """Pages on a frame, the first of each frame included."""
     zero_pages: int
     """Pages on the kernel's zero page, placed there by the engine."""

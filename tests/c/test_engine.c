@@ -319,8 +319,9 @@ static void children_keep_their_bytes(void)
 
 static void runs_of_ids_are_found_again(void)
 {
+    struct ids_state state = {0};
     struct ids ids;
-    REQUIRE(ids_init(&ids, 100000) == 0);
+    REQUIRE(ids_init(&ids, 100000, &state) == 0);
     uint64_t n = 1000;
     uint32_t first = ids_take(&ids, &n);
     CHECK(first == 0 && n == 1000);
@@ -337,7 +338,7 @@ static void runs_of_ids_are_found_again(void)
     CHECK(ids_take(&ids, &n) == 100 && n == 50); /* the only piece there is */
     n = 1;
     CHECK(ids_take(&ids, &n) == NO_INDEX);
-    CHECK(ids.used == 100000);
+    CHECK(state.used == 100000);
     ids_destroy(&ids);
 }
 

@@ -1,0 +1,331 @@
+/*
+ * Who uses a store, and what becomes of the dead.
+ *
+ * A slot is held by a lock on its byte of the lock file, through a description
+ * that only a mapping refers to; so it ends with the last process that has the
+ * mapping, however that ends, and nobody needs to be told.  Whoever looks next
+ * takes back what the dead one held:
+ *
+ *   SLOT_ENGINE  its sharers, as it counted them itself, the frames that it was
+ *                filling or freeing, the pages that it waited with
+ *   SLOT_CHILD   a forked child's: frames that were there at the fork stay, stale,
+ *                until it is gone.  A child gets its slot before the fork.
+ *
+ * Who dies with the store's lock in his hand may leave any structure half
+ * changed.  The next one makes all of it anew, from the frames that are live
+ * and the counts of those who are alive: they are changed one word at a time.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "checksum.h"
+#include "store.h"
+
+#define PATIENCE_MS 5000
+#define TIMED 16 /* one in so many times is the lock's holding measured */
+
+/* ---- the lock ---- */
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+static void locked(struct store *store, int error)
+{
+    if (error == EOWNERDEAD) {
+        store_rebuild(store);
+        store->head->rebuilds++;
+        pthread_mutex_consistent(&store->head->mutex);
+    } else if (error) { /* somebody wrote over it: nothing here can be believed */
+        fprintf(stderr, "ksmpy: the lock of a shared store is not sound: %s\n", strerror(error));
+        abort();
+    }
+    if (store->locks++ % TIMED == 0)
+        store->locked_at = now_ns();
+}
+
+void store_lock(struct store *store)
+{
+    if (!store->shared || store->depth++)
+        return;
+    int error = pthread_mutex_trylock(&store->head->mutex);
+    if (error != EBUSY) {
+        locked(store, error);
+        return;
+    }
+    uint64_t begin = now_ns();
+    locked(store, pthread_mutex_lock(&store->head->mutex));
+    store->head->lock_waits++;
+    store->head->lock_wait_ns += now_ns() - begin;
+}
+
+int store_lock_patiently(struct store *store)
+{
+    int error = 0;
+    for (int tries = 0; tries < PATIENCE_MS; tries++) {
+        error = pthread_mutex_trylock(&store->head->mutex);
+        if (error != EBUSY)
+            break;
+        os_sleep_us(1000);
+    }
+    if (error && error != EOWNERDEAD)
+        return error == EBUSY ? -ETIMEDOUT : -EUCLEAN;
+    store->depth++;
+    locked(store, error);
+    return 0;
+}
+
+void store_unlock(struct store *store)
+{
+    if (!store->shared || --store->depth)
+        return;
+    if (store->locked_at) {
+        uint64_t held = now_ns() - store->locked_at;
+        store->locked_at = 0;
+        if (held > store->head->lock_hold_max_ns)
+            store->head->lock_hold_max_ns = held;
+    }
+    pthread_mutex_unlock(&store->head->mutex);
+}
+
+/* ---- slots ---- */
+
+bool slot_is_held(const struct store *store, unsigned slot)
+{
+    return os_lease_held(store->lock_fd, 1 + slot);
+}
+
+/* The lock comes first, and decides between two that want the same slot. */
+int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot, void **lease)
+{
+    for (unsigned i = 0; i < MAX_SLOTS; i++) {
+        if (atomic_load(&store->head->slots[i].kind) != SLOT_FREE)
+            continue;
+        *lease = os_lease_take(store->lock_fd, 1 + i);
+        if (!*lease)
+            continue;
+        store->head->slots[i].pid = 0;
+        store->head->slots[i].pages = 0;
+        store->head->slots[i].fork = store->head->forks;
+        atomic_store(&store->head->slots[i].kind, kind);
+        if (store->head->slots_end <= i)
+            store->head->slots_end = i + 1;
+        *slot = i;
+        return 0;
+    }
+    return -EUSERS;
+}
+
+void slot_sign(const struct store *store)
+{
+    uint32_t pid = (uint32_t)getpid();
+    os_put(store->lock_fd,
+           offsetof(struct store_head, slots) + store->slot * sizeof(struct slot) +
+               offsetof(struct slot, pid),
+           &pid, sizeof pid);
+}
+
+typedef void visit_count(struct store *store, uint32_t frame, uint32_t count);
+
+/* The counts that a slot has in the file, without touching what was never written there. */
+static void each_count(struct store *store, unsigned slot, visit_count *visit)
+{
+    uint32_t counts[PAGE_SIZE / sizeof(uint32_t)];
+    uint64_t start = counts_offset(store, slot), end = start + counts_bytes(store);
+    uint64_t at = start, stop;
+    while (at < end && os_next_data(store->lock_fd, &at, &stop))
+        for (; at < stop && at < end; at += PAGE_SIZE) {
+            if (os_pread(store->lock_fd, at, counts, sizeof counts) < 0)
+                return;
+            uint32_t frame = (uint32_t)((at - start) / sizeof(uint32_t));
+            for (size_t i = 0; i < PAGE_SIZE / sizeof(uint32_t); i++)
+                if (counts[i])
+                    visit(store, frame + (uint32_t)i, counts[i]);
+        }
+}
+
+static void take_back(struct store *store, uint32_t frame, uint32_t count)
+{
+    struct frame *record = frame_at(store, frame);
+    if (record->sharers == store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING])
+        news_add(store, record->tree, record->sum);
+    record->pins = (uint16_t)(record->pins - (count & PINNED ? 1 : 0));
+    store_drop(store, frame, count & ~PINNED);
+}
+
+/* What a dead process was filling or freeing. */
+static void free_orphans(struct store *store, unsigned slot)
+{
+    for (int node = 0; node < store->nodes; node++)
+        for (uint64_t i = 0; i < store->ids[node].state->high; i++) {
+            uint32_t frame = (uint32_t)i + first_frame(store, node);
+            const struct frame *record = frame_at(store, frame);
+            bool half = record->state == FRAME_FILLING || record->state == FRAME_DEAD;
+            if (half && record->owner == slot)
+                store_free(store, frame);
+        }
+}
+
+static void clear_counts(struct store *store, unsigned slot)
+{
+    os_punch(store->lock_fd, counts_offset(store, slot), counts_bytes(store));
+}
+
+static void bury(struct store *store, unsigned slot)
+{
+    struct slot *dead = &store->head->slots[slot];
+    if (store->shared && dead->kind == SLOT_ENGINE) {
+        each_count(store, slot, take_back);
+        free_orphans(store, slot);
+        wanted_forget_slot(store, slot);
+        clear_counts(store, slot);
+        store->head->deaths++;
+    }
+    atomic_store(&dead->kind, SLOT_FREE);
+}
+
+void slots_bury(struct store *store)
+{
+    for (unsigned i = 0; i < MAX_SLOTS; i++) {
+        if (atomic_load(&store->head->slots[i].kind) == SLOT_FREE || slot_is_held(store, i))
+            continue;
+        store_lock(store);
+        if (atomic_load(&store->head->slots[i].kind) != SLOT_FREE && !slot_is_held(store, i))
+            bury(store, i);
+        store_unlock(store);
+    }
+}
+
+/* ---- making the index anew ---- */
+
+static void count_sharers(struct store *store, uint32_t frame, uint32_t count)
+{
+    struct frame *record = frame_at(store, frame);
+    store->head->shared_frames += !record->sharers && (count & ~PINNED);
+    store->head->shared_pages += count & ~PINNED;
+    record->sharers += count & ~PINNED;
+    record->pins = (uint16_t)(record->pins + (count & PINNED ? 1 : 0));
+}
+
+/* Records may have been promised for which there was no memory any more. */
+static void trust_records(struct store *store, int node)
+{
+    struct ids_state *state = store->ids[node].state;
+    uint64_t start = store->records[node].offset, at = start, stop = start;
+    if (!os_next_data(store->lock_fd, &at, &stop) || at != start)
+        stop = start;
+    uint64_t there = (stop - start) / sizeof(struct frame);
+    state->high = state->high < there ? state->high : there;
+}
+
+static void begin_anew(struct store *store)
+{
+    struct store_head *head = store->head;
+    head->live_frames = head->shared_frames = head->shared_pages = head->stale_frames = 0;
+    head->chains = head->dups = 0;
+    for (int node = 0; node < store->nodes; node++) {
+        trust_records(store, node);
+        ids_clear(&store->ids[node]);
+        forest_clear(&store->stable[node]);
+        for (uint64_t i = 0; i < store->ids[node].state->high; i++) {
+            struct frame *record = frame_at(store, (uint32_t)i + first_frame(store, node));
+            record->sharers = record->pins = 0;
+            record->dup_next = record->dup_prev = NO_FRAME;
+        }
+    }
+    wanted_reset(store);
+    news_reset(store);
+}
+
+static void bring_back(struct store *store, uint32_t frame)
+{
+    struct frame *record = frame_at(store, frame);
+    if (record->state == FRAME_FREE)
+        return;
+    ids_mark(&store->ids[frame_node(store, frame)], frame_local(store, frame));
+    if (record->state == FRAME_LIVE) {
+        record->sum = cut_sum(ksmpy_checksum(frame_bytes(store, frame), PAGE_SIZE));
+        stable_add(store, frame, record->tree < store->nodes ? record->tree : 0);
+        store->head->stale_frames += !record->sharers; /* the next reaping decides */
+    } else if (record->owner >= MAX_SLOTS ||
+               store->head->slots[record->owner].kind != SLOT_ENGINE) {
+        store_free(store, frame);
+    }
+}
+
+/*
+ * Counts of the dead go first; then those of the living are all there are.  A
+ * process that takes a frame, or dies, during this waits for the lock, or is
+ * found by the next burial.
+ */
+void store_rebuild(struct store *store)
+{
+    begin_anew(store);
+    for (unsigned i = 0; i < MAX_SLOTS; i++) {
+        struct slot *slot = &store->head->slots[i];
+        if (slot->kind != SLOT_FREE && !slot_is_held(store, i)) {
+            clear_counts(store, i);
+            store->head->deaths += slot->kind == SLOT_ENGINE;
+            atomic_store(&slot->kind, SLOT_FREE);
+        }
+        if (slot->kind != SLOT_ENGINE)
+            continue;
+        uint64_t before = store->head->shared_pages;
+        each_count(store, i, count_sharers);
+        slot->pages = store->head->shared_pages - before;
+    }
+    for (int node = 0; node < store->nodes; node++)
+        for (uint64_t i = 0; i < store->ids[node].state->high; i++)
+            bring_back(store, (uint32_t)i + first_frame(store, node));
+}
+
+/* ---- fork ---- */
+
+/* A stale frame cannot have come to children forked after its last sharer left. */
+bool store_leased(const struct store *store, const struct frame *frame)
+{
+    const struct store_head *head = store->head;
+    uint32_t until = frame->sharers ? head->forks : frame->left;
+    if (frame->pins || frame->born < head->lost)
+        return true;
+    for (unsigned i = 0; i < head->slots_end; i++) {
+        const struct slot *slot = &head->slots[i];
+        if (slot->kind == SLOT_CHILD && slot->fork > frame->born && slot->fork <= until)
+            return true;
+    }
+    return false;
+}
+
+/*
+ * Without the lock, which another process may hold for long: a frame that the
+ * child will map is one that we map, and nobody frees it before we have left it
+ * and have seen our own slot.
+ */
+void store_fork_prepare(struct store *store)
+{
+    struct store_head *head = store->head;
+    store->taking = NULL;
+    if (!head || !store_bytes(store))
+        return; /* the child inherits no frame */
+    uint32_t number = atomic_fetch_add(&head->forks, 1) + 1;
+    if (slot_claim(store, SLOT_CHILD, &store->taking_slot, &store->taking) < 0) {
+        slots_bury(store);
+        if (slot_claim(store, SLOT_CHILD, &store->taking_slot, &store->taking) < 0)
+            atomic_store(&head->lost, number);
+    }
+    if (store->taking)
+        head->slots[store->taking_slot].fork = number;
+}
+
+void store_fork_parent(struct store *store)
+{
+    os_lease_drop(store->taking);
+    store->taking = NULL;
+}
