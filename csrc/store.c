@@ -157,14 +157,24 @@ static void set_state(struct store *store, uint32_t frame, enum frame_state stat
     frame_at(store, frame)->state = (uint8_t)state;
 }
 
+/* Below the high mark every id has a record, so it goes back where there is no memory for one. */
+static uint32_t take_ids(struct store *store, int node, uint64_t *n)
+{
+    struct ids *ids = &store->ids[node];
+    uint64_t high = ids->state->high;
+    uint32_t local = ids_take(ids, n);
+    if (local != NO_INDEX && arena_grow(&store->records[node], local + *n) < 0) {
+        ids_give(ids, local, *n);
+        ids->state->high = high;
+        return NO_FRAME;
+    }
+    return local == NO_INDEX ? NO_FRAME : local + first_frame(store, node);
+}
+
 uint32_t store_take(struct store *store, int node, uint64_t *n)
 {
     store_lock(store);
-    uint32_t local = ids_take(&store->ids[node], n), first = NO_FRAME;
-    if (local != NO_INDEX && arena_grow(&store->records[node], local + *n) < 0)
-        ids_give(&store->ids[node], local, *n);
-    else if (local != NO_INDEX)
-        first = local + first_frame(store, node);
+    uint32_t first = take_ids(store, node, n);
     for (uint64_t i = 0; i < *n && first != NO_FRAME; i++) {
         *frame_at(store, first + (uint32_t)i) =
             (struct frame){.dup_next = NO_FRAME, .dup_prev = NO_FRAME, .born = store->head->forks};
