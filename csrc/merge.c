@@ -351,24 +351,29 @@ static void merge_pages(ksmpy_engine *engine, struct run run)
 
 /* ---- pages that others wait for ---- */
 
-/* Made frames of, whoever comes first; whoever waits elsewhere hears of it. */
+/* They become frames' first sharers; whoever waits elsewhere hears of it. */
 static void promote_alone(ksmpy_engine *engine, struct run run)
 {
-    struct store *store = &engine->store;
     for (uint64_t n; run.n; run.page += (uint32_t)n, run.n -= n) {
         n = run.n;
-        if (promote(engine, run.page, &n) == NO_FRAME) {
-            count_refusal(engine, -ENOMEM, run.n);
-            n = run.n;
-        }
-        store_lock(store);
-        for (uint64_t i = 0; i < n; i++) {
-            const struct page *page = page_record(engine, run.page + (uint32_t)i);
-            wanted_settle(store, tree_of(engine, page_node(page)), page_sum(page),
-                          page_state(page) == PAGE_SHARED);
-        }
-        store_unlock(store);
+        if (promote(engine, run.page, &n) != NO_FRAME)
+            continue;
+        count_refusal(engine, -ENOMEM, run.n);
+        return;
     }
+}
+
+/* Whatever came of it: nobody may go on waiting for these pages. */
+static void settle_claims(ksmpy_engine *engine, const struct run *run)
+{
+    struct store *store = &engine->store;
+    store_lock(store);
+    for (uint64_t i = 0; i < run->n; i++) {
+        const struct page *page = page_record(engine, run->page + (uint32_t)i);
+        wanted_settle(store, tree_of(engine, page_node(page)), page_sum(page),
+                      page_state(page) == PAGE_SHARED);
+    }
+    store_unlock(store);
 }
 
 /* ---- zero pages ---- */
@@ -436,6 +441,21 @@ static void leave_moved_pages(ksmpy_engine *engine, struct run *run)
         count_refusal(engine, -ECANCELED, wanted - run->n);
 }
 
+static void merge_onto(ksmpy_engine *engine, struct run run)
+{
+    leave_moved_pages(engine, &run);
+    if (!run.n)
+        return;
+    if (!budget_allows(engine, run.n, run.kind == RUN_PAGE ? 4 : 2))
+        count_refusal(engine, -EDQUOT, run.n);
+    else if (run.kind == RUN_FRAME)
+        merge_onto_frames(engine, run.page, run.target, run.n);
+    else if (run.kind == RUN_ALONE)
+        promote_alone(engine, run);
+    else
+        merge_pages(engine, run);
+}
+
 void merge_run(ksmpy_engine *engine)
 {
     struct run run = engine->run;
@@ -447,22 +467,11 @@ void merge_run(ksmpy_engine *engine)
     if (run.kind == RUN_UNMERGE) {
         if (!unmerge_run(engine, run.page, run.n))
             count_refusal(engine, -EDQUOT, run.n);
-        return;
-    }
-    if (run.kind == RUN_ZERO) {
+    } else if (run.kind == RUN_ZERO) {
         merge_zeros(engine, run.page, run.n);
-        return;
-    }
-    leave_moved_pages(engine, &run);
-    if (!run.n)
-        return;
-    if (!budget_allows(engine, run.n, run.kind == RUN_PAGE ? 4 : 2)) {
-        count_refusal(engine, -EDQUOT, run.n);
-    } else if (run.kind == RUN_FRAME) {
-        merge_onto_frames(engine, run.page, run.target, run.n);
-    } else if (run.kind == RUN_ALONE) {
-        promote_alone(engine, run);
     } else {
-        merge_pages(engine, run);
+        merge_onto(engine, run);
     }
+    if (run.kind == RUN_ALONE)
+        settle_claims(engine, &run);
 }

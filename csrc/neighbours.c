@@ -44,7 +44,9 @@ static void look_for_all(ksmpy_engine *engine)
             int tree = tree_of(engine, page_node(record));
             store_lock(store);
             bool known = stable_knows(store, tree, page_sum(record)) ||
-                         wanted_add(store, tree, page_sum(record)) == WANTED_ELSEWHERE;
+                         wanted_is_elsewhere(store, tree, page_sum(record));
+            if (!known)
+                wanted_add(store, tree, page_sum(record));
             store_unlock(store);
             if (known)
                 page_withdraw(engine, page);

@@ -99,12 +99,10 @@ static void wait_or_go_ahead(ksmpy_engine *engine, uint32_t id, uint64_t sum, co
         if (is_shared(engine, id) || try_frame(engine, id, sum, bytes))
             return;
     }
-    if (wanted == WANTED_ELSEWHERE) {
-        wanted_claim(store, tree, sum);
+    if (wanted == WANTED_ELSEWHERE)
         run_add(engine, RUN_ALONE, id, NO_INDEX);
-    } else {
+    else
         unstable_add(engine, id);
-    }
 }
 
 /* Will this page of the window be looked up? Wrong guesses cost time only. */

@@ -258,14 +258,19 @@ int store_check(const struct store *store);
 
 /* ---- wanted.c: what processes tell each other ---- */
 
-enum wanted { WANTED_NOWHERE, WANTED_HERE, WANTED_ELSEWHERE };
-/* A page waits for an equal one, unless a page of another process does so already. */
+enum wanted {
+    WANTED_NOWHERE,   /* now a page of ours waits with it */
+    WANTED_HERE,      /* one does already */
+    WANTED_ELSEWHERE, /* one of another process; we are to make the frame */
+    WANTED_SOON       /* somebody does so */
+};
 enum wanted wanted_add(struct store *store, int tree, uint64_t sum);
-/* A page of ours does so no more. */
+/* Would it be WANTED_ELSEWHERE? With the lock held. */
+bool wanted_is_elsewhere(const struct store *store, int tree, uint64_t sum);
+/* A page of ours waits no more. */
 void wanted_remove(struct store *store, int tree, uint64_t sum);
-/* Of another process's page that waits we made a frame's sharer, or failed to. */
+/* The page that we were to make a frame of is its sharer now, or is not. */
 void wanted_settle(struct store *store, int tree, uint64_t sum, bool shared);
-void wanted_claim(struct store *store, int tree, uint64_t sum);
 void wanted_forget_slot(struct store *store, unsigned slot);
 int wanted_reset(struct store *store);
 int wanted_check(const struct store *store); /* 0 or -EUCLEAN */

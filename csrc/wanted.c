@@ -3,12 +3,12 @@
  * reads another's memory.
  *
  * Wanted: the checksums of pages that wait for an equal one, and who has them.
- * Whoever sees a checksum that another process waits with makes a frame of its
- * own page.  A hash table with linear probing, at most half full: the table of
+ * Whoever sees a checksum that another process waits with claims it, and makes
+ * a frame of its own page; others that come meanwhile wait for that.  A hash table with linear probing, at most half full: the table of
  * size N is the entries N .. 2N-1 of its part of the file, so that a bigger one
  * is filled beside it and the old one's memory goes back.
  *
- *   entry   | checksum and tree: 48 bits | slot + 1: 16 bits |     0: empty
+ *   entry   | checksum and tree: 48 bits | claimed: 1 bit | slot + 1: 15 bits |     0: empty
  *
  * News: the checksums of frames that came, or have room again.  The process
  * that waits reads them when its next pass begins, and looks those pages up
@@ -23,14 +23,19 @@
 #define SMALLEST 4096
 #define SUM_BITS 48
 #define SLOT_MASK 0xffff
-#define ANYBODY 0xffff /* a page waits, it is not known whose */
+#define CLAIMED 0x8000
+#define ANYBODY 0x7fff /* a page waits, it is not known whose */
 #define TREE_BITS 5
 #define SLOT_BITS 11 /* room for NO_SLOT */
 
+static uint64_t spread(int tree)
+{
+    return (uint64_t)tree * 0x9e3779b97f4a7c15 >> (64 - SUM_BITS);
+}
+
 static uint64_t key_of(int tree, uint64_t sum)
 {
-    uint64_t spread = (uint64_t)tree * 0x9e3779b97f4a7c15 >> (64 - SUM_BITS);
-    return (sum ^ spread) << 16;
+    return (sum ^ spread(tree)) << 16;
 }
 
 static uint64_t *entry_at(const struct store *store, uint64_t i)
@@ -94,6 +99,21 @@ int wanted_reset(struct store *store)
     return error;
 }
 
+static enum wanted meaning(const struct store *store, uint64_t entry)
+{
+    if ((entry & SLOT_MASK & ~CLAIMED) == store->slot + 1)
+        return WANTED_HERE;
+    return entry & CLAIMED ? WANTED_SOON : WANTED_ELSEWHERE;
+}
+
+bool wanted_is_elsewhere(const struct store *store, int tree, uint64_t sum)
+{
+    if (!store->head->wanted_size)
+        return false;
+    uint64_t entry = *entry_at(store, place_of(store, key_of(tree, sum)));
+    return entry && meaning(store, entry) == WANTED_ELSEWHERE;
+}
+
 enum wanted wanted_add(struct store *store, int tree, uint64_t sum)
 {
     struct store_head *head = store->head;
@@ -105,7 +125,9 @@ enum wanted wanted_add(struct store *store, int tree, uint64_t sum)
     if (head->wanted_size && (2 * head->wanted_count < head->wanted_size || grow(store))) {
         uint64_t *entry = entry_at(store, place_of(store, key));
         if (*entry) {
-            found = *entry == entry_for(key, store->slot) ? WANTED_HERE : WANTED_ELSEWHERE;
+            found = meaning(store, *entry);
+            if (found == WANTED_ELSEWHERE)
+                *entry = entry_for(key, store->slot) | CLAIMED;
         } else {
             *entry = entry_for(key, store->slot);
             head->wanted_count++;
@@ -130,55 +152,56 @@ static void erase(struct store *store, uint64_t hole)
     store->head->wanted_count--;
 }
 
-void wanted_remove(struct store *store, int tree, uint64_t sum)
+static void remove_entry(struct store *store, uint64_t entry)
 {
-    uint64_t key = key_of(tree, sum);
-    if (!store->shared || !store->index)
-        return;
     store_lock(store);
     if (store->head->wanted_size) {
-        uint64_t i = place_of(store, key);
-        if (*entry_at(store, i) == entry_for(key, store->slot))
+        uint64_t i = place_of(store, entry);
+        if (*entry_at(store, i) == entry)
             erase(store, i);
     }
     store_unlock(store);
 }
 
-static void set_slot(struct store *store, int tree, uint64_t sum, unsigned slot)
+void wanted_remove(struct store *store, int tree, uint64_t sum)
 {
-    uint64_t key = key_of(tree, sum);
-    store_lock(store);
-    if (store->head->wanted_size) {
-        uint64_t *entry = entry_at(store, place_of(store, key));
-        if (*entry)
-            *entry = key | slot;
-    }
-    store_unlock(store);
+    if (store->shared)
+        remove_entry(store, entry_for(key_of(tree, sum), store->slot));
 }
 
-void wanted_claim(struct store *store, int tree, uint64_t sum)
+/* Those that wait for nothing now are told to look again. */
+static void give_up(struct store *store, int tree, uint64_t sum, uint64_t claim)
 {
-    set_slot(store, tree, sum, store->slot + 1);
+    store_lock(store);
+    if (store->head->wanted_size) {
+        uint64_t *entry = entry_at(store, place_of(store, claim));
+        if (*entry == claim)
+            *entry = key_of(tree, sum) | ANYBODY;
+    }
+    news_add(store, tree, sum);
+    store_unlock(store);
 }
 
 void wanted_settle(struct store *store, int tree, uint64_t sum, bool shared)
 {
-    if (!store->shared)
-        return;
+    uint64_t claim = entry_for(key_of(tree, sum), store->slot) | CLAIMED;
     if (shared)
-        wanted_remove(store, tree, sum);
+        remove_entry(store, claim);
     else
-        set_slot(store, tree, sum, ANYBODY);
+        give_up(store, tree, sum, claim);
 }
 
 void wanted_forget_slot(struct store *store, unsigned slot)
 {
     for (uint64_t i = 0; i < store->head->wanted_size;) {
         uint64_t entry = *entry_at(store, i);
-        if (entry && (entry & SLOT_MASK) == slot + 1)
-            erase(store, i); /* another one may be here now */
-        else
+        if ((entry & SLOT_MASK & ~CLAIMED) != slot + 1) {
             i++;
+            continue;
+        }
+        erase(store, i); /* another one may be here now */
+        for (int tree = 0; entry & CLAIMED && tree < store->nodes; tree++)
+            news_add(store, tree, entry >> 16 ^ spread(tree));
     }
 }
 
