@@ -111,14 +111,30 @@ int fork_revive(ksmpy_engine *engine)
 
 /* ---- becoming an engine of the child's own ---- */
 
-/* What the child cannot register, its parent's owner has kept from it: the next pass lets go. */
+/* Overlays are registered only to track them. What is not here the next pass finds lost. */
+static void attach_region(ksmpy_engine *engine, const struct region *region)
+{
+    uintptr_t at = region->address, end = at + bytes_of(region->n);
+    struct os_vma vma;
+    while (at < end && os_maps_find(&engine->maps, at, &vma) > 0 && vma.start < end) {
+        uintptr_t start = vma.start > at ? vma.start : at;
+        uint64_t n = ((vma.end < end ? vma.end : end) - start) >> PAGE_SHIFT;
+        if (is_overlay(engine, &vma))
+            freezer_track_overlay(&engine->fz, start, n);
+        else
+            freezer_attach(&engine->fz, start, n);
+        at = vma.end;
+    }
+}
+
 static void attach_regions(ksmpy_engine *engine)
 {
     for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next) {
         struct region *region = region_at(engine, id);
+        os_maps_refresh(&engine->maps);
         region->shadow = 0; /* where it was not inherited, its place may be another's */
         mark_blind(engine, region->base, region->n);
-        freezer_attach(&engine->fz, region->address, region->n);
+        attach_region(engine, region);
     }
 }
 

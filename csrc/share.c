@@ -478,6 +478,7 @@ void store_part_from_parent(struct store *store)
 void store_detach(struct store *store)
 {
     if (store->index) {
+        store_reap(store); /* perhaps nobody comes after us */
         leave_store(store);
         unmap(store);
     }
@@ -535,6 +536,7 @@ static int stats_of(struct store *store, const struct store_shape *shape, int er
         store_default_rules(&head);
         store->head = &head;
         fill_stats(store, out);
+        ((struct ksmpy_store_stats *)out)->metadata_bytes = 0;
         return 0;
     }
     if (!error)

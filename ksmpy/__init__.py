@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from ksmpy.errors import KsmpyError, RegionError, StoreError, Unsupported
     from ksmpy.integrations import disable, enable, worker_init
     from ksmpy.region import Region
-    from ksmpy.stats import Check, Estimate, RegionStats, ScanResult, Share, Stats
+    from ksmpy.stats import Check, Estimate, RegionStats, ScanResult, Share, Stats, StoreStats
+    from ksmpy.store import Store, StoreProcess
 
     __version__: str
 
@@ -35,7 +36,10 @@ _EXPORTS = {
     "ScanResult": "stats",
     "Share": "stats",
     "Stats": "stats",
+    "Store": "store",
     "StoreError": "errors",
+    "StoreProcess": "store",
+    "StoreStats": "stats",
     "Unsupported": "errors",
     "analyze": "analyze",
     "copy": "arrays",
@@ -61,7 +65,10 @@ __all__ = [
     "ScanResult",
     "Share",
     "Stats",
+    "Store",
     "StoreError",
+    "StoreProcess",
+    "StoreStats",
     "Unsupported",
     "analyze",
     "copy",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
 
 from ksmpy._native import VMA_DONTDUMP, VMA_HUGEPAGE, VMA_NOHUGEPAGE
+from ksmpy.errors import RegionError
+from ksmpy.store_files import is_store
 
-__all__ = ["OVERLAY_PREFIX", "AddressSpace", "Mapping", "refusal", "vma_flags"]
-
-# The store's memfd is named so; a mapping of it is an overlay, a merged page or a run of them.
-OVERLAY_PREFIX = "/memfd:ksmpy"
+__all__ = ["AddressSpace", "Mapping", "refusal", "register_error", "vma_flags"]
 
 _HEADER = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) ([rwxsp-]{4}) [0-9a-f]+ \S+ \d+ *(.*)$", re.MULTILINE
@@ -124,7 +124,7 @@ def _mapping_refusal(mapping: Mapping) -> str | None:
     flags = mapping.flags or frozenset()
     if "ht" in flags:
         return _REFUSED["ht"]
-    if mapping.path.startswith(OVERLAY_PREFIX):
+    if is_store(mapping.path):
         return "it is merged already, by an engine"
     if mapping.perms[3] == "s":
         # Anonymous shared memory is a deleted /dev/zero in the kernel's eyes.
@@ -144,3 +144,14 @@ def vma_flags(mappings: list[Mapping]) -> int:
         flags = mapping.flags or frozenset()
         common &= sum(bit for letter, bit in _ENGINE_FLAGS.items() if letter in flags)
     return max(common, 0)
+
+
+def register_error(error: OSError) -> Exception:
+    """What the native engine's refusal of memory that looked right means."""
+    if error.errno == errno.EEXIST:
+        return RegionError("the buffer overlaps a registered region")
+    if error.errno == errno.EBUSY:
+        return RegionError(
+            "the buffer cannot be merged: another userfaultfd of this process has registered it"
+        )
+    return error

@@ -99,15 +99,46 @@ def read_only(data: object) -> int:
     return int(lib.ksmpy_read_only(view, len(view)))
 
 
+def store_stats(fd: int) -> dict[str, int]:
+    """The fields of struct ksmpy_store_stats, for the store behind a descriptor."""
+    out = ffi.new("struct ksmpy_store_stats *")
+    check(lib.ksmpy_store_stats(fd, out), "ksmpy_store_stats")
+    return _fields(out)
+
+
+def store_processes(fd: int) -> list[tuple[int, int, int]]:
+    """(pid, inherited, pages on frames) for each process that uses a store."""
+    room = 64
+    while True:
+        out = ffi.new("struct ksmpy_store_process[]", room)
+        count = check(lib.ksmpy_store_processes(fd, out, room), "ksmpy_store_processes")
+        if count <= room:
+            rows = (out[i] for i in range(count))
+            return [(row.pid, row.inherited, int(row.merging_pages)) for row in rows]
+        room = count + count // 4
+
+
+def store_retire(fd: int) -> bool:
+    """Keep everybody from using a store from now on; False when somebody uses it."""
+    rc = lib.ksmpy_store_retire(fd)
+    return rc != -errno.EBUSY and check(rc, "ksmpy_store_retire") == 0
+
+
 class NativeEngine:
     """One `ksmpy_engine *` and the calls on it."""
 
     def __init__(
-        self, freeze: str, tracking: str, nodes: int = 1, node_ids: Sequence[int] | None = None
+        self,
+        freeze: str,
+        tracking: str,
+        nodes: int = 1,
+        node_ids: Sequence[int] | None = None,
+        store_fd: int = -1,
     ) -> None:
-        """Make the engine.
+        """Make the engine, on the store behind a descriptor or, with -1, on one of its own.
 
-        Raises Unsupported when the machine lacks the way of freezing or tracking asked for.
+        Raises Unsupported when the machine lacks the way of freezing or tracking asked for,
+        OSError with the native engine's errno for a store that cannot be used.
         """
         require()
         options = ffi.new("struct ksmpy_options *")
@@ -116,6 +147,7 @@ class NativeEngine:
         options.tracking = TRACKINGS.index(tracking)
         options.nodes = nodes
         options.node_ids = ids
+        options.store_fd = store_fd
         out = ffi.new("ksmpy_engine **")
         rc = lib.ksmpy_engine_new(options, out)
         if rc in (-errno.ENOSYS, -errno.EOPNOTSUPP, -errno.EPERM):
@@ -170,6 +202,10 @@ class NativeEngine:
     def forked(self) -> bool:
         """Whether this process inherited the engine by fork."""
         return self._call(lib.ksmpy_engine_forked) != 0
+
+    def revive(self) -> None:
+        """Make an engine on a shared store, inherited by fork, one of this process."""
+        check(self._call(lib.ksmpy_revive), "ksmpy_revive")
 
     def register(self, address: int, length: int, vma_flags: int) -> int:
         """Adopt page-aligned memory; returns the region's number."""

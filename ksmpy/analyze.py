@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ksmpy._native import PAGE_SIZE
 from ksmpy.errors import KsmpyError, Unsupported
 from ksmpy.stats import BufferEstimate, Estimate
+from ksmpy.store_files import is_store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +38,6 @@ _FILE = 1 << 61  # file-backed or shared anonymous: an overlay of a memfd, too
 _EXCLUSIVE = 1 << 56
 
 _MAPS_LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) [0-9a-f]+ \S+ (\d+) *(.*)")
-_STORE = "/memfd:ksmpy"
 
 Progress = Callable[[int, int], None]
 
@@ -98,7 +98,7 @@ def _parse_maps(text: str) -> list[_Mapping]:
             continue
         start, end = int(match[1], 16), int(match[2], 16)
         permissions, inode, name = match[3], int(match[4]), match[5]
-        overlay = name.startswith(_STORE)
+        overlay = is_store(name)
         if not permissions.startswith("r") or permissions[3] != "p":
             continue
         if (inode and not overlay) or name in ("[vvar]", "[vdso]", "[vsyscall]", "[vvar_vclock]"):

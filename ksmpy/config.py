@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ksmpy._native import FREEZES, KNOB_NUMBERS, TRACKINGS
 from ksmpy.advisor import Limits
 
-__all__ = ["ADVISOR_MODES", "KNOBS", "OPTIONS", "Knobs", "environment"]
+__all__ = ["ADVISOR_MODES", "KNOBS", "OPTIONS", "Knobs", "check_modes", "environment"]
 
 UINT_MAX = 2**32 - 1
 ULONG_MAX = 2**64 - 1
@@ -94,6 +94,13 @@ def _parse(variable: str, text: str, kind: tuple[str, ...] | type[int] | type[st
         raise ValueError(f"{variable}={text!r}: must be a whole number") from None
 
 
+def check_modes(freeze: str, tracking: str) -> None:
+    """ValueError for words that are no way of freezing, or of tracking."""
+    for option, word, words in (("freeze", freeze, FREEZES), ("tracking", tracking, TRACKINGS)):
+        if word not in words:
+            raise ValueError(f"{option} must be one of {', '.join(words)}, not {word!r}")
+
+
 class Backend(Protocol):
     """What the knobs act upon: an engine."""
 
@@ -110,7 +117,7 @@ class Backend(Protocol):
         """Set a knob that the native engine keeps."""
 
     def require_open(self) -> None:
-        """Raise KsmpyError when closed, or inherited by fork."""
+        """Raise KsmpyError when closed, or inherited by fork with a private store."""
 
 
 @dataclass(slots=True)

@@ -9,13 +9,15 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from ksmpy import _native, numa, registry
-from ksmpy.errors import KsmpyError
-from ksmpy.stats import Check
+from ksmpy import _native, numa, registry, store_files
+from ksmpy.errors import KsmpyError, StoreError
+from ksmpy.stats import Check, human_bytes
 
 __all__ = ["doctor"]
 
 _KSM = "/sys/kernel/mm/ksm"
+# Docker gives a container 64 MiB of /dev/shm.
+_STORE_ROOM = 256 << 20
 _THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
@@ -37,6 +39,7 @@ def doctor() -> list[Check]:
         *_userfaultfd(caps),
         *_features(caps),
         _auto(),
+        _stores(),
         _mappings(),
         _budget(),
         _numa(),
@@ -114,6 +117,21 @@ def _auto() -> Check:
     return Check("engine", True, f"auto chooses {detail}")
 
 
+def _stores() -> Check:
+    """Whether processes can share named stores, and how much memory these may take."""
+    try:
+        path, room = store_files.look()
+    except StoreError as error:
+        return Check("named stores", False, error.strerror or str(error), "or leave store=None")
+    ok = room >= _STORE_ROOM
+    return Check(
+        "named stores",
+        ok,
+        f"in {path}, {human_bytes(room)} free",
+        "" if ok else "mount it larger: mount -o remount,size=..., docker run --shm-size=...",
+    )
+
+
 def _mappings() -> Check:
     limit = int(_read("/proc/sys/vm/max_map_count") or 0)
     with open("/proc/self/maps", "rb") as file:
@@ -135,9 +153,11 @@ def _budget() -> Check:
     told, left_out = [], 0
     for engine in registry.live_engines():
         try:
+            if engine.inherited:
+                continue
             share = engine.knobs.vma_share_percent
             stats = engine.stats()
-        except KsmpyError:  # closed, or inherited by fork
+        except KsmpyError:  # closed
             continue
         left_out += stats.pages_no_budget
         told.append(

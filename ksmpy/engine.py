@@ -17,15 +17,16 @@ from types import TracebackType
 from typing import Any
 
 from ksmpy import _native, numa, registry
-from ksmpy._maps import AddressSpace, refusal, vma_flags
+from ksmpy._maps import AddressSpace, refusal, register_error, vma_flags
 from ksmpy._native import NativeEngine
 from ksmpy.buffers import Buffer, Held, lifetime, locate
-from ksmpy.config import Knobs, Settings
-from ksmpy.errors import KsmpyError, RegionError, Unsupported
+from ksmpy.config import Knobs, Settings, check_modes
+from ksmpy.errors import KsmpyError, RegionError
 from ksmpy.ksmd import Daemon
 from ksmpy.region import Region
 from ksmpy.registry import Ranges
 from ksmpy.stats import RegionStats, ScanResult, Share, Stats
+from ksmpy.store import Store, attach
 from ksmpy.walk import Found, find_buffers, merge_ranges
 
 __all__ = ["Engine"]
@@ -39,39 +40,35 @@ _SLICE = 8192
 class Engine:
     """Merges equal pages of registered buffers, in place.
 
-    `store`: None for a private store. `topology`: None for the machine's own NUMA nodes, or
+    `store`: None for a private store; a Store, or the name of one (made if it is missing), to
+    share frames with other processes. `topology`: None for the machine's own NUMA nodes, or
     an object with `.nodes` and `.node_of_pages(addresses)`. `freeze`: "auto", "uffd-move",
     "uffd-remap" or "signal"; `tracking`: "auto", "wp-async" or "checksum".
 
     A context manager: close() at the end unmerges everything. An engine inherited by fork
-    lets regions be released and closes, everything else raises KsmpyError.
+    lets regions be released and closes. On a shared store its first other use makes it one of the
+    child's own, with the same regions and knobs, run being 0; on a private store everything else
+    raises KsmpyError.
 
-    Raises Unsupported when the machine lacks what was asked for, ValueError for other words.
+    Raises Unsupported when the machine lacks what was asked for, StoreError for a store that
+    cannot be used, ValueError for other words.
     """
 
     def __init__(
         self,
         *,
-        store: object = None,
+        store: str | Store | None = None,
         topology: numa.Topology | None = None,
         freeze: str = "auto",
         tracking: str = "auto",
     ) -> None:
-        _one_of("freeze", freeze, _native.FREEZES)
-        _one_of("tracking", tracking, _native.TRACKINGS)
+        check_modes(freeze, tracking)
         _native.require()
-        if store is not None:
-            raise Unsupported("this version of ksmpy has private stores only: leave store=None")
-        self._topology = topology
-        if topology is None:
-            self._nodes = numa.SystemTopology().nodes
-            if len(self._nodes) > _native.MAX_NODES:
-                raise Unsupported(f"ksmpy knows {_native.MAX_NODES} NUMA nodes at most")
-            node_ids = self._nodes if len(self._nodes) > 1 else None
-        else:
-            self._nodes = numa.checked_nodes(topology)
-            node_ids = None
-        self._native = NativeEngine(freeze, tracking, len(self._nodes), node_ids)
+        placement = self._placement = numa.Placement(topology)
+        self._native, self._store = attach(
+            store,
+            partial(NativeEngine, freeze, tracking, len(placement.nodes), placement.node_ids),
+        )
         self._daemon = Daemon(weakref.ref(self), self._native.interrupt)
         self._settings = Settings()
         self._lock = threading.RLock()
@@ -227,6 +224,7 @@ class Engine:
 
     def check(self) -> None:
         """Walk all of the engine's structures; KsmpyError naming the first that is wrong."""
+        self.require_open()
         self._native.check()
 
     def close(self) -> None:
@@ -252,6 +250,8 @@ class Engine:
                 raise first_error
             registry.leave(self._serial)
             self._native.close()
+            if self._store is not None:
+                self._store.close()
 
     def __enter__(self) -> Engine:
         self.require_open()
@@ -272,12 +272,19 @@ class Engine:
     # ---- for Region, Knobs and the daemon -----------------------------------------------
 
     def require_open(self) -> None:
-        """Raise KsmpyError when closed, or inherited by fork."""
+        """Raise KsmpyError when closed, or inherited by fork with a private store.
+
+        An inherited engine on a shared store becomes this process's own; StoreError when it
+        cannot (EUSERS, ETIMEDOUT, ...), to be tried again.
+        """
         if self._inherited or self._native.forked():
             self.inherit()
-            raise KsmpyError(
-                "this engine belongs to the parent process: make an Engine of its own in the child"
-            )
+            if self._store is None:
+                raise KsmpyError(
+                    "this engine belongs to the parent process:"
+                    " make an Engine of its own in the child, or share a store"
+                )
+            self._revive(self._store)
 
     def get_run(self) -> int:
         """The knob run."""
@@ -306,17 +313,18 @@ class Engine:
 
     def set_native(self, knob: int, value: int) -> None:
         """Set a knob of the native engine's."""
-        self._native.knob_set(knob, value)
+        try:
+            self._native.knob_set(knob, value)
+        except OSError as error:
+            if self._store is None or error.errno != errno.EBUSY:
+                raise
+            raise self._store.held(knob) or error from None
 
     def region_stats(self, region: Region) -> RegionStats:
         """A region's counters."""
         self._settle()
         values = self._native.region_stats(region._number)
-        whole = self._native.stats()
-        per_page = whole["metadata_bytes"] / max(whole["registered_pages"], 1)
-        gained = (values["merging_pages"] + values["zero_pages"]) * _native.PAGE_SIZE
-        profit = gained - int(values["rmap_items"] * per_page)
-        return RegionStats(**values, process_profit=profit)
+        return RegionStats.from_native(values, self._native.stats())
 
     def unmerge_region(self, region: Region) -> None:
         """Give one region its own pages back."""
@@ -347,7 +355,7 @@ class Engine:
 
     @property
     def inherited(self) -> bool:
-        """Whether this process got the engine by fork."""
+        """Whether this process got the engine by fork, and has not made it its own."""
         return self._inherited or self._native.forked()
 
     def inherit(self) -> None:
@@ -402,11 +410,11 @@ class Engine:
         reason = refusal(mappings, start, end)
         if reason is not None:
             raise RegionError(f"the buffer cannot be merged: {reason}")
-        nodes = self._ask_topology(start, (end - start) // _native.PAGE_SIZE)
+        nodes = self._placement.ask(start, (end - start) // _native.PAGE_SIZE)
         try:
             number = self._native.register(start, end - start, vma_flags(mappings))
         except OSError as error:
-            raise _refused(error) from error
+            raise register_error(error) from error
         if nodes is not None:  # a pass under way comes by before the next one asks
             self._native.set_nodes(number, nodes)
         life = lifetime(buffer, anchor)
@@ -458,7 +466,7 @@ class Engine:
     def _slice(self, pages: int, flags: int) -> ScanResult:
         if self._pass_begins:
             self._pass_begins = False
-            self._place_pages()
+            self._placement.tell(self._native, list(self._regions))
         result = ScanResult(**self._native.scan(pages, flags))
         if result.full:
             self._pass_begins = True
@@ -466,44 +474,21 @@ class Engine:
             self.drop_lost()
         return result
 
+    def _revive(self, store: Store) -> None:
+        with self._lock:
+            if self._inherited:  # by another thread, it may not be any more
+                try:
+                    self._native.revive()
+                except OSError as error:
+                    raise store.refusal(error) from None
+                self._pass_begins = True
+                self._inherited = False
+
     def _settle(self) -> None:
         """Make the counters exact: dead owners' regions end, written pages come apart."""
         self.require_open()
         self.sweep()
         self._native.refresh()
-
-    def _place_pages(self) -> None:
-        """Tell the native engine where an injected topology says that the pages are."""
-        for region in list(self._regions):
-            nodes = self._ask_topology(region.address, region.pages)
-            if nodes is None:
-                return
-            try:
-                self._native.set_nodes(region._number, nodes)
-            except OSError:
-                if not region.released:
-                    raise
-
-    def _ask_topology(self, start: int, pages: int) -> bytes | None:
-        """The node of each page as an injected topology has it; None without a choice."""
-        if self._topology is None or len(self._nodes) == 1:
-            return None
-        return numa.node_indices(self._topology, self._nodes, start, pages)
-
-
-def _refused(error: OSError) -> Exception:
-    if error.errno == errno.EEXIST:
-        return RegionError("the buffer overlaps a registered region")
-    if error.errno == errno.EBUSY:
-        return RegionError(
-            "the buffer cannot be merged: another userfaultfd of this process has registered it"
-        )
-    return error
-
-
-def _one_of(option: str, value: str, words: tuple[str, ...]) -> None:
-    if value not in words:
-        raise ValueError(f"{option} must be one of {', '.join(words)}, not {value!r}")
 
 
 def _finalize(serial: int, native: NativeEngine, daemon: Daemon) -> None:

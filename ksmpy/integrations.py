@@ -10,6 +10,8 @@ from ksmpy import config
 from ksmpy.adopt import Adopter
 from ksmpy.engine import Engine
 from ksmpy.errors import KsmpyError
+from ksmpy.store import Store
+from ksmpy.store_files import store_path
 
 __all__ = ["disable", "enable", "worker_init"]
 
@@ -66,10 +68,17 @@ def enable(**options: Any) -> Engine:
         if engine is None:
             return _start({"run": 1, **config.environment(), **options})
         for option in _ENGINE_OPTIONS:
-            if option in options and options[option] != _state.options.get(option):
+            if option in options and not _same(options[option], _state.options.get(option)):
                 raise KsmpyError(f"already enabled with another {option}: disable() first")
         _set_knobs(engine, options)
         return engine
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether an option is as it was; a store may be named once, and be given as itself then."""
+    if {type(one), type(other)} == {str, Store}:
+        one, other = (store_path(s) if isinstance(s, str) else s.path for s in (one, other))
+    return bool(one == other)
 
 
 def _start(options: dict[str, Any]) -> Engine:

@@ -8,12 +8,16 @@ import platform
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ksmpy._native import MAX_NODES
+from ksmpy.errors import Unsupported
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["SystemTopology", "Topology", "libnuma", "node_indices"]
+    from ksmpy._native import NativeEngine
+    from ksmpy.region import Region
+
+__all__ = ["Placement", "SystemTopology", "Topology", "libnuma", "node_indices"]
 
 _SYSFS = "/sys/devices/system/node"
 _MOVE_PAGES = {"x86_64": 279, "aarch64": 239, "riscv64": 239, "ppc64le": 301, "s390x": 310}
@@ -134,3 +138,42 @@ def node_indices(topology: Topology, nodes: tuple[int, ...], start: int, pages: 
         strange = answer[known[place] != answer][0]
         raise ValueError(f"topology.node_of_pages returned node {strange}, which is not in {nodes}")
     return order[place].astype(np.uint8).tobytes()
+
+
+class Placement:
+    """The nodes of one engine, and where its pages lie on them."""
+
+    def __init__(self, topology: Topology | None) -> None:
+        """As the injected topology has it, or with None as the machine has it.
+
+        Raises Unsupported on a machine of too many nodes, and as checked_nodes() does.
+        """
+        self._topology = topology
+        self.nodes: tuple[int, ...]
+        self.node_ids: tuple[int, ...] | None = None
+        """The numbers for the kernel; None where memory cannot, or need not, be placed."""
+        if topology is not None:
+            self.nodes = checked_nodes(topology)
+            return
+        self.nodes = SystemTopology().nodes
+        if len(self.nodes) > MAX_NODES:
+            raise Unsupported(f"ksmpy knows {MAX_NODES} NUMA nodes at most")
+        self.node_ids = self.nodes if len(self.nodes) > 1 else None
+
+    def ask(self, start: int, pages: int) -> bytes | None:
+        """The node of each page as an injected topology has it; None without a choice."""
+        if self._topology is None or len(self.nodes) == 1:
+            return None
+        return node_indices(self._topology, self.nodes, start, pages)
+
+    def tell(self, native: NativeEngine, regions: list[Region]) -> None:
+        """Tell the native engine where an injected topology says that the pages are."""
+        for region in regions:
+            nodes = self.ask(region.address, region.pages)
+            if nodes is None:
+                return
+            try:
+                native.set_nodes(region._number, nodes)
+            except OSError:
+                if not region.released:
+                    raise

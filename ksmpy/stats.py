@@ -14,7 +14,16 @@ from ksmpy._native import PAGE_SIZE
 if TYPE_CHECKING:
     from ksmpy.region import Region
 
-__all__ = ["BufferEstimate", "Check", "Estimate", "RegionStats", "ScanResult", "Share", "Stats"]
+__all__ = [
+    "BufferEstimate",
+    "Check",
+    "Estimate",
+    "RegionStats",
+    "ScanResult",
+    "Share",
+    "Stats",
+    "StoreStats",
+]
 
 
 def human_bytes(count: float) -> str:
@@ -30,6 +39,10 @@ def human_bytes(count: float) -> str:
 class Stats:
     """An engine's counters.
 
+    On a store that several processes share, `pages_shared`, `pages_sharing`, the chains and
+    dups, `stale_frames`, `frame_bytes` and `metadata_bytes` are the whole store's, as the kernel's
+    are the machine's; the profit is reckoned from them. The rest is the engine's own.
+
     `pages_sharing` is the number of pages saved: it counts how many *more* pages use the
     `pages_shared` frames. The `pages_busy`, `pages_no_budget`, `pages_no_memory`,
     `pages_differed` and `pages_lost` are totals of what was refused: pinned for I/O, mappings
@@ -41,6 +54,9 @@ class Stats:
 
     pages_shared: int
     pages_sharing: int
+    merging_pages: int
+    """This engine's pages on frames, the first of each included: over all processes of a store
+    they are pages_shared + pages_sharing."""
     pages_unshared: int
     pages_volatile: int
     pages_scanned: int
@@ -61,8 +77,6 @@ class Stats:
     vma_limit: int
     """How many mappings the engine lets the process have."""
     registered_pages: int
-    merging_pages: int
-    """This engine's pages on frames, the first of each included."""
     stale_frames: int
     """Frames without a sharer that a forked child may still map."""
     pages_busy: int
@@ -85,12 +99,50 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreStats:
+    """The counters of a whole store, of all its processes together."""
+
+    pages_shared: int
+    pages_sharing: int
+    stale_frames: int
+    """Frames without a sharer that a forked child may still map."""
+    stable_node_chains: int
+    stable_node_dups: int
+    frame_bytes: int
+    """Memory that the frames take."""
+    metadata_bytes: int
+    saved_bytes: int
+    """Net gain in bytes: pages_sharing * 4096 - metadata_bytes, or 0 where that is negative."""
+    merge_across_nodes: int
+    max_page_sharing: int
+    use_zero_pages: int
+    deaths: int
+    """Processes that ended without leaving the store, and were noticed."""
+    rebuilds: int
+    """How often the index was made anew, because a process died while it changed it."""
+    lock_waits: int
+    """How often the store's lock was another's, and had to be waited for."""
+    lock_wait_ns: int
+    lock_hold_max_ns: int
+
+    @classmethod
+    def from_native(cls, values: Mapping[str, int]) -> StoreStats:
+        """The record for what the store reports."""
+        profit = values["pages_sharing"] * PAGE_SIZE - values["metadata_bytes"]
+        known = {field.name for field in fields(cls)}
+        return cls(
+            **{name: value for name, value in values.items() if name in known},
+            saved_bytes=max(0, profit),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class RegionStats:
     """One region's counters, in pages, and its profit in bytes."""
 
     rmap_items: int
     """Pages that the scanner has seen."""
-
+    merging_pages: int
     """Pages on a frame, the first of each frame included."""
     zero_pages: int
     """Pages on the kernel's zero page, placed there by the engine."""
@@ -99,6 +151,16 @@ class RegionStats:
     process_profit: int
     """(merging_pages + zero_pages) * 4096 - the metadata of rmap_items pages, as the kernel
     reckons it for a process: the frames themselves are not taken off."""
+
+    @classmethod
+    def from_native(cls, values: Mapping[str, int], engine: Mapping[str, int]) -> RegionStats:
+        """The record for what the engine reports of a region, and of itself."""
+        # On a shared store the metadata is of all processes' pages.
+        merged = engine["pages_shared"] + engine["pages_sharing"]
+        per_page = engine["metadata_bytes"] / max(engine["registered_pages"], merged, 1)
+        gained = (values["merging_pages"] + values["zero_pages"]) * PAGE_SIZE
+        profit = gained - int(values["rmap_items"] * per_page)
+        return cls(**values, process_profit=profit)
 
 
 @dataclass(frozen=True, slots=True)

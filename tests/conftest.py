@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ FREEZES = ("uffd-move", "uffd-remap", "signal")
 TRACKINGS = ("wp-async", "checksum")
 #: How long threads and descriptors may take to go after a test, in seconds.
 PATIENCE = patience(5)
+SHM = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,24 @@ def auto() -> Iterator[Any]:
 
     with ksmpy.Engine() as engine:
         yield engine
+
+
+@pytest.fixture
+def above() -> Iterator[Path]:
+    """A directory on tmpfs for the named stores' own directory."""
+    if not os.access(SHM, os.W_OK):
+        pytest.skip("this user may make nothing in /dev/shm")
+    path = Path(tempfile.mkdtemp(dir=SHM, prefix="ksmpy-test-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def place(above: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The named stores' directory in this test; not there yet."""
+    path = above / "stores"
+    monkeypatch.setenv("KSMPY_STORE_DIR", str(path))
+    return path
 
 
 def _threads() -> dict[int, str]:

@@ -207,15 +207,14 @@ def test_stats_without_any_user_of_ksmpy() -> None:
     assert json.loads(told.stdout)["saved_bytes"] == 0
 
 
-def test_named_stores_are_refused_clearly() -> None:
-    """--store says that there are none in this version, unless there are."""
-    import ksmpy as package
-
-    if hasattr(package, "Store"):
-        pytest.skip("this version has named stores")
-    told = ksmpy("stats", "--store", "name")
+@needs_engine
+def test_a_store_that_is_not_there_is_one_line_and_exit_1(tmp_path: Path) -> None:
+    """--store names what is missing, and does not make it."""
+    folder = tmp_path / "stores"
+    told = ksmpy("stats", "--store", "name", env={"KSMPY_STORE_DIR": str(folder)})
     assert told.returncode == 1
-    assert "named stores are not available" in one_line(told.stderr)
+    assert f"there is no store 'name' in {folder}" in one_line(told.stderr)
+    assert not folder.exists()
 
 
 @needs_engine

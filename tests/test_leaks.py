@@ -7,6 +7,7 @@ malloc's own books, after a warm-up that fills the caches of both.
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import os
 import re
@@ -228,6 +229,49 @@ class _Native:
         text = ffi.new("char[]", 200)
         assert lib.ksmpy_check(self.engine, text, 200) == 0, ffi.string(text)
 
+    @contextmanager
+    def on_a_store(self) -> Iterator[tuple[int, Any]]:
+        """A descriptor of a shared store, and an engine that is attached to it."""
+        fd = os.memfd_create("ksmpy-store")
+        options = ffi.new("struct ksmpy_options *")
+        options.nodes, options.node_ids, options.store_fd = 1, ffi.NULL, fd
+        out = ffi.new("ksmpy_engine **")
+        assert lib.ksmpy_engine_new(options, out) == 0
+        yield fd, out[0]
+        assert lib.ksmpy_engine_close(out[0]) == 0
+        os.close(fd)
+
+    def ksmpy_store_stats(self) -> None:
+        """Counters of a store in use."""
+        with self.on_a_store() as (fd, _):
+            assert lib.ksmpy_store_stats(fd, ffi.new("struct ksmpy_store_stats *")) == 0
+
+    def ksmpy_store_processes(self) -> None:
+        """The one process that there is."""
+        out = ffi.new("struct ksmpy_store_process[2]")
+        with self.on_a_store() as (fd, _):
+            assert lib.ksmpy_store_processes(fd, out, 2) == 1 and out[0].pid == os.getpid()
+
+    def ksmpy_store_retire(self) -> None:
+        """Refused while the store is used, done on an empty one."""
+        with self.on_a_store() as (fd, _):
+            assert lib.ksmpy_store_retire(fd) == -errno.EBUSY
+        fd = os.memfd_create("ksmpy-store")
+        assert lib.ksmpy_store_retire(fd) == 0
+        os.close(fd)
+
+    def ksmpy_revive(self) -> None:
+        """A child makes the engine its own; the parent has it already."""
+
+        def revive() -> None:
+            assert lib.ksmpy_revive(self.engine) == -errno.EPERM, "a private store"
+            assert lib.ksmpy_revive(engine) == 0
+            assert lib.ksmpy_engine_forked(engine) == 0
+
+        with self.on_a_store() as (_, engine):
+            assert lib.ksmpy_revive(engine) == 0
+            in_child(revive)
+
     def ksmpy_checksum(self) -> None:
         """A pure function."""
         lib.ksmpy_checksum(ffi.from_buffer(self.model), 4096)
@@ -279,6 +323,27 @@ def test_python_lives_leak_nothing(mode: Mode) -> None:
             engine.knobs.run = 2
 
     _nothing_grows(life)
+
+
+def test_python_lives_on_a_store_leak_nothing(mode: Mode, place: Path) -> None:
+    """Engines that come and go on a named store, with children that go on with them."""
+    model = memory.distinct(64)
+
+    with ksmpy.Store.open("name") as store:
+
+        def life() -> None:
+            with ksmpy.Engine(store="name", **mode.options) as engine:  # type: ignore[arg-type]
+                arrays = [memory.twin(model) for _ in range(2)]
+                for array in arrays:
+                    engine.register(array)
+                engine.scan(2, eager=True)
+                in_child(lambda: engine.stats() and None)
+                assert len(store.processes()) == 1
+
+        _nothing_grows(life)
+        with ksmpy.Engine(store=store) as engine:
+            engine.scan()  # takes back what the last child held, which ended without a close()
+            assert store.stats().frame_bytes == 0
 
 
 @contextmanager

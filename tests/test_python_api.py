@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import ksmpy
-from ksmpy import KsmpyError, RegionError, Unsupported, _native, integrations, numa
+from ksmpy import KsmpyError, RegionError, _native, integrations, numa
 from support import memory, oracle, procs
 
 MIB = 1 << 20
@@ -376,12 +376,6 @@ def test_system_topology() -> None:
     assert set(found.tolist()) <= set(topology.nodes)
     assert numa.parse_list("0-2,5\n") == (0, 1, 2, 5)
     assert numa.parse_list("") == ()
-
-
-def test_named_stores_are_not_ignored() -> None:
-    """Asking for a shared store is refused rather than answered with a private one."""
-    with pytest.raises(Unsupported, match="store"):
-        ksmpy.Engine(store="name")
 
 
 # ---- dedup and estimate ------------------------------------------------------------------

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ksmpy.cli.command import CommandError
+from ksmpy.store_files import is_shared_store, is_store
 
 __all__ = ["Observation", "observe", "users"]
 
-_HEADER = re.compile(r"[0-9a-f]+-[0-9a-f]+ (\S{4}) \S+ \S+ (\d+) *(.*)")
-_STORE = "/memfd:ksmpy"
+_HEADER = re.compile(r"[0-9a-f]+-[0-9a-f]+ (\S{4}) \S+ (\S+) (\d+) *(.*)")
 
 
 @dataclass
@@ -25,8 +25,8 @@ class Observation:
     uss_bytes: int = 0
     merged_bytes: int = 0  # memory mapped onto frames, what was written since included
     written_bytes: int = 0  # the part of it that was written since: it has memory of its own again
-    frame_bytes: int = 0  # what the stores hold
-    saved_bytes: int = 0  # merged, less written, less frames
+    frame_bytes: int = 0  # what the stores hold; shared ones are counted by each process
+    saved_bytes: int = 0  # merged, less written, less frames; of shared frames its part (PSS)
     vmas: int = 0
     vma_limit: int = 0
     merged_vmas: int = 0
@@ -43,30 +43,49 @@ def _refusal(pid: int, error: OSError) -> CommandError:
     return CommandError(f"process {pid}: {error.strerror}")
 
 
-def _frame_bytes(pid: int, stores: set[int]) -> int:
-    """Memory held by the files with these inode numbers, found by the descriptors the process has
-    on them.
-    """
-    sizes: dict[int, int] = {}
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            if os.readlink(entry).startswith(_STORE):
-                status = entry.stat()
-                sizes[status.st_ino] = status.st_blocks * 512
-        except OSError:
-            continue  # closed meanwhile
-    return sum(size for inode, size in sizes.items() if inode in stores)
+# Of a file: its device, as /proc writes it, and its inode number.
+_File = tuple[str, int]
+
+
+@dataclass
+class _Stores:
+    """The stores that a process has mapped."""
+
+    shared: dict[_File, bool] = field(default_factory=dict)
+    part_bytes: int = 0  # the process's part of the shared ones' frames
+
+    def frame_bytes(self, pid: int) -> tuple[int, int]:
+        """Memory held by the private ones, and by the shared ones, found by the descriptors that
+        the process has on them.
+        """
+        sizes: dict[_File, int] = {}
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                if is_store(os.readlink(entry)):
+                    status = entry.stat()
+                    major, minor = os.major(status.st_dev), os.minor(status.st_dev)
+                    sizes[f"{major:02x}:{minor:02x}", status.st_ino] = status.st_blocks * 512
+            except OSError:
+                continue  # closed meanwhile
+        total = [0, 0]
+        for file, shared in self.shared.items():
+            total[shared] += sizes.get(file, 0)
+        return total[False], total[True]
 
 
 def _add_mapping(
-    seen: Observation, stores: set[int], header: re.Match[str], sizes: dict[str, int]
+    seen: Observation, stores: _Stores, header: re.Match[str], sizes: dict[str, int]
 ) -> None:
     seen.vmas += 1
     seen.pss_bytes += sizes.get("Pss", 0)
     seen.uss_bytes += sizes.get("Private_Clean", 0) + sizes.get("Private_Dirty", 0)
-    if not header[3].startswith(_STORE):
+    path = header[4]
+    if not is_store(path):
         return
-    stores.add(int(header[2]))
+    shared = is_shared_store(path)
+    stores.shared[header[2], int(header[3])] = shared
+    if shared:
+        stores.part_bytes += max(0, sizes.get("Pss", 0) - sizes.get("Anonymous", 0))
     if header[1][3] == "p":
         seen.merged_vmas += 1
         seen.merged_bytes += sizes.get("Size", 0)
@@ -78,7 +97,7 @@ def observe(pid: int) -> Observation:
     try:
         seen = Observation(pid, Path(f"/proc/{pid}/comm").read_text().strip())
         text = Path(f"/proc/{pid}/smaps").read_text(errors="surrogateescape")
-        stores: set[int] = set()
+        stores = _Stores()
         header: re.Match[str] | None = None
         sizes: dict[str, int] = {}
         for line in text.splitlines():
@@ -94,15 +113,19 @@ def observe(pid: int) -> Observation:
             header, sizes = match, {}
         if header is not None:
             _add_mapping(seen, stores, header, sizes)
-        seen.frame_bytes = _frame_bytes(pid, stores)
+        private, shared = stores.frame_bytes(pid)
         seen.vma_limit = int(Path("/proc/sys/vm/max_map_count").read_text())
     except OSError as error:
         raise _refusal(pid, error) from None
-    seen.stores = sorted(stores)
-    seen.saved_bytes = (
-        max(0, seen.merged_bytes - seen.written_bytes - seen.frame_bytes) if stores else 0
-    )
+    seen.stores = sorted(inode for _, inode in stores.shared)
+    seen.frame_bytes = private + shared
+    frames = private + min(shared, stores.part_bytes)
+    seen.saved_bytes = max(0, seen.merged_bytes - seen.written_bytes - frames)
     return seen
+
+
+def _path(line: str) -> str:
+    return line.rstrip("\n").split(maxsplit=5)[-1]
 
 
 def users() -> list[int]:
@@ -113,7 +136,7 @@ def users() -> list[int]:
             continue
         try:
             with open(entry / "maps", errors="surrogateescape") as file:
-                if any(_STORE in line for line in file):
+                if any("ksmpy" in line and is_store(_path(line)) for line in file):
                     found.append(int(entry.name))
         except OSError:
             continue  # gone, or not ours to look at

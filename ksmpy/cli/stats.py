@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ksmpy.cli.command import Command, CommandError, Parser, at_least
 from ksmpy.cli.observe import Observation, observe, users
 from ksmpy.cli.output import human_bytes, print_json, table
 
+if TYPE_CHECKING:
+    from ksmpy.store import StoreProcess
+
 
 class Stats(Command):
-    """what is merged in a process, seen from outside
+    """what is merged in a process or in a named store, seen from outside
 
-    With a PID that process, without one all that can be seen. The engine's own counters are in the
-    program itself: Engine.stats(), or ksmpy run --report.
+    With a PID that process, without one all that can be seen; with --store the counters of a named
+    store, and the processes that use it. The engine's own counters are in the program itself:
+    Engine.stats(), or ksmpy run --report.
     """
 
     name = "stats"
@@ -40,21 +47,35 @@ class Stats(Command):
     def _store(options: argparse.Namespace) -> int:
         import ksmpy
 
-        store_class = getattr(ksmpy, "Store", None)
-        if store_class is None:
-            raise CommandError(
-                "named stores are not available in this version", "give a PID instead"
-            )
-        store = store_class.open(options.store, create=False)
-        try:
-            report = {"name": store.name, "processes": store.processes(), "stats": store.stats()}
-        finally:
-            store.close()
+        with ksmpy.Store.open(options.store, create=False) as store:
+            stats, processes = store.stats(), store.processes()
         if options.json:
-            print_json(report)
-        else:
-            table("", ("name", "value"), [(name, str(value)) for name, value in report.items()])
+            each = [vars(process) for process in processes]
+            print_json({"name": store.name, "path": store.path, "stats": stats, "processes": each})
+            return 0
+        rows = [(name, _figure(name, value)) for name, value in asdict(stats).items()]
+        table("", ("name", "value"), [("path", store.path), *rows])
+        if processes:
+            print()
+            table("", PROCESS_COLUMNS, [_process(process) for process in processes])
         return 0
+
+
+PROCESS_COLUMNS = ("PID", "command", "pages merged", "state")
+
+
+def _figure(name: str, value: int) -> str:
+    return human_bytes(value) if name.endswith("_bytes") else str(value)
+
+
+def _process(process: StoreProcess) -> tuple[str, str, str, str]:
+    """One line of the table for a process that uses the store."""
+    try:
+        command = Path(f"/proc/{process.pid}/comm").read_text().strip()
+    except OSError:  # it ended, or is of another container
+        command = "?"
+    state = "forked, inherits" if process.inherited else "attached"
+    return str(process.pid), command, str(process.merging_pages), state
 
 
 COLUMNS = ("PID", "command", "merged", "written since", "frames", "saved", "PSS", "mappings")

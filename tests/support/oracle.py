@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 PAGE = mmap.PAGESIZE
 STORE_PREFIX = "/memfd:ksmpy"
+STORE_SUFFIX = ".ksmpy"
 _PRESENT = 1 << 63
 _SWAPPED = 1 << 62
 _FILE = 1 << 61
@@ -43,6 +44,11 @@ class Frame(NamedTuple):
 
     inode: int
     offset: int
+
+
+def _names_store(path: str) -> bool:
+    named = path.removesuffix(" (deleted)").endswith(STORE_SUFFIX)
+    return named or path.startswith(STORE_PREFIX)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Mapping:
     @property
     def is_store(self) -> bool:
         """Whether this maps a store (its data, or whatever else is kept in a ksmpy memfd)."""
-        return self.path.startswith(STORE_PREFIX)
+        return _names_store(self.path)
 
     def overlaps(self, address: int, nbytes: int) -> bool:
         """Whether any byte of a range lies in it."""
@@ -150,7 +156,7 @@ def maps_store(address: int, nbytes: int, pid: int | str = "self") -> bool:
 
 def store_mappings(pid: int | str = "self") -> list[Mapping]:
     """Every mapping of any store in a process."""
-    return [mapping for mapping in mappings(pid, containing=STORE_PREFIX) if mapping.is_store]
+    return [mapping for mapping in mappings(pid, containing="ksmpy") if mapping.is_store]
 
 
 def store_bytes() -> int:
@@ -158,7 +164,7 @@ def store_bytes() -> int:
     held = {}
     for fd in os.listdir("/proc/self/fd"):
         try:
-            if os.readlink(f"/proc/self/fd/{fd}").startswith(STORE_PREFIX):
+            if _names_store(os.readlink(f"/proc/self/fd/{fd}")):
                 info = os.stat(f"/proc/self/fd/{fd}")
                 held[info.st_ino] = info.st_blocks * 512
         except OSError:  # the descriptor of the listing itself
