@@ -271,7 +271,7 @@ int unstable_resize(ksmpy_engine *engine, uint64_t pages);
  * checksum.
  */
 uint32_t unstable_find(ksmpy_engine *engine, uint32_t id, uint32_t preferred);
-/* A full frame has room again: candidates of its checksum are looked up anew. */
+/* A frame came, or has room again: candidates of its checksum are looked up in the next pass. */
 void unstable_wake(ksmpy_engine *engine, int tree, uint64_t sum);
 void unstable_prefetch(const ksmpy_engine *engine, uint64_t sum);
 void unstable_prefetch_page(const ksmpy_engine *engine, uint64_t sum); /* some time after that */

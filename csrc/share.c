@@ -354,7 +354,9 @@ static int take_slot(struct store *store)
     slots_bury(store);
     void *lease;
     unsigned slot;
+    store_lock(store); /* a rebuild asks whose slots are taken */
     int error = slot_claim(store, SLOT_ENGINE, &slot, &lease);
+    store_unlock(store);
     if (error)
         return error;
     error = os_dont_fork(lease, PAGE_SIZE);

@@ -161,7 +161,10 @@ void unstable_wake(ksmpy_engine *engine, int tree, uint64_t sum)
         uint32_t at = lower_bound(engine, tree, sum);
         if (at == RB_NONE || page_sum(page_record(engine, unode_at(engine, at)->page)) != sum)
             return;
-        page_withdraw(engine, unode_at(engine, at)->page);
+        uint32_t id = unode_at(engine, at)->page;
+        page_withdraw(engine, id);
+        page_set_age(page_record(engine, id), 0);
+        page_set_skip(page_record(engine, id), 0);
     }
 }
 
