@@ -65,7 +65,7 @@ bench: $(VENV)/.installed-test ## run the benchmarks beside the kernel's KSM (BE
 	$(BIN)/pytest bench --benchmark-json=build/bench.json $(BENCH_ARGS)
 	$(BIN)/python -m bench.report build/bench.json
 
-demo: $(VENV)/.installed-demo ## merge real model weights and show the memory that comes back
+demo: $(VENV)/.installed-demo ## four workers share the weights of a real model, before and after (DEMO_ARGS="--workers 8")
 	$(BIN)/ksmpy demo $(DEMO_ARGS)
 
 asan: ## the C tests under the address sanitizer

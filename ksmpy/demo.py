@@ -1,7 +1,7 @@
-"""The main job on real input: a process that serves several variants of one model gets its memory
-back.
+"""The main job on real input: several worker processes that have loaded the same model keep it
+once, while they go on answering.
 
-Every figure is looked at twice: as the engine counts it, and as the kernel accounts for it (PSS).
+Every figure is looked at twice: as the store counts it, and as the kernel accounts for it (PSS).
 RSS is not shown: it counts a shared page once for each place it is mapped at, so merging does not
 change it.
 """
@@ -9,50 +9,63 @@ change it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import quantiles
+from typing import TYPE_CHECKING
 
-from ksmpy._minilm import Layout, Weights, load, read_layout
+from ksmpy._fleet import SENTENCES, Fleet, Member
+from ksmpy._minilm import Layout, read_layout
 from ksmpy._native import PAGE_SIZE
+from ksmpy._proof import Memory
 from ksmpy.errors import KsmpyError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ksmpy.engine import Engine
+    from ksmpy.store import Store
 
 __all__ = ["TOLERANCE", "Result", "Step", "run"]
 
 TOLERANCE = 0.02
-_BATCH_PAGES = 4096
-_PIECE = 1 << 20  # bytes of the file compared at a time: the check itself must not need memory
-_FILE_PAGE = (
-    1 << 61
-)  # pagemap: not anonymous, so on a frame (Documentation/admin-guide/mm/pagemap.rst)
+_QUIET = 5.0  # seconds without one more page saved, after which no more are waited for
+_LOOK = 0.1  # seconds between two looks at what the engines count
+_NOTICE = 5.0  # seconds in which a death must be noticed
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Step:
-    """The process after one step, in bytes.
-
-    `uss` leaves out frames that two places of this very process share, so it falls further than
-    memory does: `pss` is the one that tells. `pss_files` is the part of it that is program code
-    and libraries: it changes with every other process that starts or ends.
-    """
+    """The workers after one step, all together, in bytes; and how they answered during it."""
 
     name: str
+    workers: int
     seconds: float
+    """What the step took, without the comparing afterwards."""
     pss: int
-    pss_files: int
     uss: int
+    pss_saved: int
+    """How much less the kernel accounts for than when these workers had loaded the model, program
+    code and libraries left out."""
     engine_saved: int
+    """The same as ksmpy counts it: pages_sharing pages, without the tables of the store and of
+    its engines."""
     pages_shared: int
     pages_sharing: int
+    frame_bytes: int
+    requests: int
+    median_ms: float
+    """Half of the answers took less, in milliseconds."""
+    slow_ms: float
+    """Of a hundred answers one took longer."""
+
+    def disagreement(self, least: int) -> float:
+        """How far the two savings are apart, as a part of the store's figure or, where there is
+        little to save, of `least` bytes.
+        """
+        return abs(self.pss_saved - self.engine_saved) / max(self.engine_saved, least)
 
 
 @dataclass
@@ -61,240 +74,190 @@ class Result:
 
     model: str
     model_bytes: int
-    variants: int
+    workers: int
     freeze: str = ""
     tracking: str = ""
     steps: list[Step] = field(default_factory=list)
-    pss_saved: int = 0
-    engine_saved: int = 0
     disagreement: float = 0.0
+    """The largest of all steps."""
     compared_bytes: int = 0
+    requests: int = 0
+    copies: float = 0.0
+    """How many copies of the weights were left when all had merged."""
     tuned_pages: int = 0
-    shares: list[tuple[str, str, int]] = field(default_factory=list)
+    deaths: int = 0
+    """Workers that the store noticed to have died."""
     problems: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Whether every byte was right and the two accounts agree."""
+        """Whether every byte and every answer was right and the two accounts agree."""
         return not self.problems
 
 
-def memory() -> tuple[int, int, int]:
-    """(PSS, the files' part of it, USS) of this process in bytes, from /proc/self/smaps_rollup."""
-    sizes: dict[str, int] = {}
-    with open("/proc/self/smaps_rollup") as file:
-        for line in file:
-            key, _, rest = line.partition(":")
-            if rest.endswith("kB\n"):
-                sizes[key] = int(rest.split()[0]) * 1024
-    uss = sizes["Private_Clean"] + sizes["Private_Dirty"]
-    return sizes["Pss"], sizes.get("Pss_File", 0), uss
-
-
-class _PageMap:
-    """Which whole pages of an array lie on frames, as the kernel sees it; all must be present."""
-
-    def __init__(self, data: NDArray[np.uint8]) -> None:
-        import numpy as np
-
-        first = -(-data.ctypes.data // PAGE_SIZE)
-        self.offset = first * PAGE_SIZE - data.ctypes.data  # of the first whole page, in the array
-        count = (data.nbytes - self.offset) // PAGE_SIZE
-        with open("/proc/self/pagemap", "rb", buffering=0) as file:
-            file.seek(first * 8)
-            entries = np.frombuffer(file.read(count * 8), np.uint64)
-        self.merged = (entries & np.uint64(_FILE_PAGE)) != 0
-
-    def touched(self, ranges: list[tuple[int, int]]) -> NDArray[np.bool_]:
-        """The pages that hold at least one byte of any of the ranges (first, end) of the array."""
-        import numpy as np
-
-        pages = np.zeros(self.merged.size, np.bool_)
-        for first, end in ranges:
-            low = (first - self.offset) // PAGE_SIZE
-            pages[max(0, low) : max(0, -((self.offset - end) // PAGE_SIZE))] = True
-        return pages
-
-
 class _Demo:
-    def __init__(self, layout: Layout, variants: int, progress: Progress) -> None:
-        self.layout = layout
+    def __init__(self, fleet: Fleet, store: Store, layout: Layout, progress: Progress) -> None:
+        self.fleet = fleet
+        self.store = store
         self.progress = progress
-        self.result = Result(str(layout.path), layout.nbytes, variants)
-        self.models: list[Weights] = []
-        self.tuned: dict[str, NDArray[Any]] = {}
+        self.result = Result(str(layout.path), layout.nbytes, len(fleet.members))
+        self.loaded: dict[Member, Memory] = {}
 
-    def step(self, name: str, seconds: float, engine: Engine | None = None) -> Step:
-        sizes = memory()
-        counts = (0, 0, 0)
-        if engine is not None:
-            stats = engine.stats()
-            counts = (stats.saved_bytes, stats.pages_shared, stats.pages_sharing)
-        step = Step(name, seconds, *sizes, *counts)
-        self.result.steps.append(step)
-        return step
-
-    def load(self) -> Step:
+    def load(self) -> None:
         started = time.perf_counter()
-        for done in range(self.result.variants):
-            self.progress("loading", done, self.result.variants)
-            self.models.append(load(self.layout))
-        self.progress("loading", self.result.variants, self.result.variants)
+        self.fleet.replies(partial(self.progress, "loading"))
         seconds = time.perf_counter() - started
         self.compare("loaded")
-        return self.step("loaded", seconds)
+        self.step("loaded", seconds)
 
-    def merge(self, engine: Engine) -> Step:
-        started = time.perf_counter()
-        regions = [
-            engine.register(model.data, name=f"variant {number}")
-            for number, model in enumerate(self.models)
-        ]
-        total = sum(region.pages for region in regions)
-        seen, full = 0, False
-        while not full:
-            scanned = engine.scan(eager=True, max_pages=_BATCH_PAGES)
-            seen += scanned.scanned + scanned.skipped
-            full = bool(scanned.full)
-            self.progress("merging", min(seen, total), total)
-        seconds = time.perf_counter() - started
-        # Read all before measuring: a merged page that nobody has looked at yet is in nobody's PSS.
+    def merge(self) -> None:
+        """All join the store, and go on answering until one copy is left, or nothing moves."""
+        started = changed = time.perf_counter()
+        joined = self.fleet.everybody("share")
+        self.result.freeze, self.result.tracking, _ = joined[0]
+        total = sum(pages for _, _, pages in joined)
+        goal = total - total // len(joined)
+        saved = 0
+        while saved < goal and time.perf_counter() < changed + _QUIET:
+            before, saved = saved, self.store.stats().pages_sharing
+            now = time.perf_counter()
+            changed = now if saved != before else changed
+            self.progress("merging", min(saved, goal), goal)
+            while time.perf_counter() < now + _LOOK:
+                self.fleet.turn()
+        self.progress("merging", goal, goal)
+        seconds = changed - started
         self.compare("merged")
-        step = self.step("merged", seconds, engine)
-        self.result.shares = [(*share.names, share.pages) for share in engine.shares()]
-        return step
+        step = self.step("merged", seconds, sharing=True)
+        self.result.copies = (total - step.pages_sharing) * len(joined) / total
+        self.agree(step)
+        if not saved:
+            # Above 32 MiB malloc always maps; below, equal arrays may lie at unequal offsets.
+            small = ": equal arrays below 32 MiB may begin at different places in their pages"
+            self.problem(
+                "nothing was merged" + (small if self.result.model_bytes < 32 << 20 else "")
+            )
 
-    def compare(self, when: str) -> None:
-        """Every byte of every variant against the file; what was fine-tuned against what it should
-        be now.
-        """
-        import numpy as np
-
-        size = self.layout.nbytes
-        for number, model in enumerate(self.models):
-            wrong = 0
-            for at, piece in self._pieces(self.tuned if number == 0 else {}):
-                wrong += int(np.count_nonzero(model.data[at : at + piece.size] != piece))
-                self.result.compared_bytes += piece.size
-                done = number * size + at + piece.size
-                self.progress("comparing", done, size * len(self.models))
-            if wrong:
-                self.problem(
-                    f"{when}: {wrong} bytes of variant {number} are not what they should be"
-                )
-
-    def _pieces(self, tuned: dict[str, NDArray[Any]]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """(offset, bytes) of the file, one piece after the other in the same memory, with the
-        tuned tensors put in.
-        """
-        import numpy as np
-
-        buffer = np.empty(_PIECE, np.uint8)
-        with self.layout.path.open("rb", buffering=0) as file:
-            at = 0
-            while got := file.readinto(buffer.data):
-                piece = buffer[:got]
-                for name, values in tuned.items():
-                    _, _, first, end = self.layout.tensors[name]
-                    low, high = max(first, at), min(end, at + got)
-                    if low < high:
-                        flat = values.reshape(-1).view(np.uint8)
-                        piece[low - at : high - at] = flat[low - first : high - first]
-                yield at, piece
-                at += got
-
-    def last_layer(self) -> list[str]:
-        """The tensors of the last numbered layer; where none is numbered, of the last tenth of the
-        file.
-        """
-        numbered = [
-            (int(part), name)
-            for name in self.layout.tensors
-            for part in name.split(".")
-            if part.isdigit()
-        ]
-        if numbered:
-            last = max(number for number, _ in numbered)
-            return sorted({name for number, name in numbered if number == last})
-        limit = self.layout.nbytes * 9 // 10
-        return sorted(name for name, place in self.layout.tensors.items() if place[2] >= limit)
-
-    def fine_tune(self, engine: Engine) -> Step:
-        """One step of gradient descent on the last layer of variant 0, in place, as an optimizer
-        does it.
-        """
-        import numpy as np
-
-        names = self.last_layer()
-        generator = np.random.default_rng(0)
-        before = [_PageMap(model.data) for model in self.models]
-        sharing = engine.stats().pages_sharing
+    def fine_tune(self) -> None:
+        """The first worker changes its copy in place: what it writes comes apart, there only."""
+        tuned = self.fleet.members[0]
+        self.fleet.everybody("mark")
+        merged = self.fleet.one(tuned, "merged")
         started = time.perf_counter()
-        for done, name in enumerate(names):
-            weights = self.models[0].tensors[name]
-            if weights.dtype.kind == "f":
-                change = generator.normal(0.0, 0.01, weights.shape).astype(weights.dtype)
-            else:
-                change = generator.integers(0, 2, weights.shape).astype(weights.dtype)
-            self.tuned[name] = weights + change
-            weights += change
-            self.progress("fine-tuning", done + 1, len(names))
-        engine.scan(eager=True)
+        self.progress("fine-tuning", 0, 1)
+        self.fleet.one(tuned, "tune")
+        tuned.model = "fine-tuned"
+        self.progress("fine-tuning", 1, 1)
         seconds = time.perf_counter() - started
         self.compare("fine-tuned")
-        step = self.step("one fine-tuned", seconds, engine)
-        self._check_apart(names, before, sharing - step.pages_sharing)
-        return step
-
-    def _check_apart(self, names: list[str], before: list[_PageMap], noticed: int) -> None:
-        """What was written came apart, all of it and nothing else, and the engine noticed."""
-        import numpy as np
-
-        after = [_PageMap(model.data) for model in self.models]
-        ranges = [self.layout.tensors[name][2:] for name in names]
-        apart = before[0].merged & before[0].touched(ranges)
-        self.result.tuned_pages = int(apart.sum())
-        if not np.array_equal(after[0].merged, before[0].merged & ~apart):
-            self.problem(
-                "fine-tuned: other pages of variant 0 came apart than those that were written"
-            )
-        for number in range(1, len(self.models)):
-            if not np.array_equal(after[number].merged, before[number].merged):
+        for member, (apart, wrong) in zip(
+            list(self.fleet.members), self.fleet.everybody("came_apart"), strict=True
+        ):
+            self.result.tuned_pages += apart
+            if wrong:
                 self.problem(
-                    f"fine-tuned: pages of variant {number} came apart, which nobody wrote"
+                    f"fine-tuned: {wrong} pages of worker {member.number} came apart that nobody"
+                    " wrote, or stayed merged when written"
                 )
+        noticed = merged - self.fleet.one(tuned, "merged")
         if noticed != self.result.tuned_pages:
             self.problem(
                 f"fine-tuned: {self.result.tuned_pages} pages came apart,"
                 f" the engine counts {noticed}"
             )
+        self.agree(self.step("one fine-tuned", seconds, sharing=True))
 
-    def release(self, engine: Engine) -> Step:
+    def kill(self) -> None:
+        """The last worker dies in the middle of an answer: the others go on, the store notices."""
+        victim = self.fleet.members[-1]
+        deaths = self.store.stats().deaths
         started = time.perf_counter()
-        engine.close()
+        self.progress("killing", 0, 1)
+        self.fleet.kill(victim)
+        while victim.pid in self.store.processes() or self.store.stats().deaths == deaths:
+            self.fleet.turn()
+            if time.perf_counter() > started + _NOTICE:
+                self.problem(f"killed: in {_NOTICE:.0f} s the store did not notice it")
+                break
+        self.progress("killing", 1, 1)
+        seconds = time.perf_counter() - started
+        self.result.deaths = self.store.stats().deaths - deaths
+        self.compare("killed")
+        self.agree(self.step("one killed", seconds, sharing=True))
+
+    def release(self) -> None:
+        """All leave the store, each with memory of its own again."""
+        started = time.perf_counter()
+        left = self.fleet.everybody("release", progress=partial(self.progress, "releasing"))
         seconds = time.perf_counter() - started
         self.compare("released")
-        left = sum(int(_PageMap(model.data).merged.sum()) for model in self.models)
-        if left:
-            self.problem(f"released: {left} pages still lie in the store")
-        return self.step("released", seconds)
+        if sum(left):
+            self.problem(f"released: {sum(left)} pages still lie in the store")
+        if self.store.processes():
+            self.problem(f"released: the store is still used by {self.store.processes()}")
+        self.step("released", seconds)
+        self.result.problems += self.fleet.problems
 
-    def agree(self, loaded: Step, merged: Step) -> None:
-        """Hold the engine's figure against the kernel's."""
+    def compare(self, when: str) -> None:
+        """Every byte of every worker against the file; what was fine-tuned against what it should
+        be now.
+        """
+        replies = self.fleet.everybody("compare", progress=partial(self.progress, "comparing"))
+        for member, (compared, wrong) in zip(self.fleet.members, replies, strict=True):
+            self.result.compared_bytes += compared
+            if wrong:
+                self.problem(
+                    f"{when}: {wrong} bytes of worker {member.number} are not what they should be"
+                )
+
+    def step(self, name: str, seconds: float, *, sharing: bool = False) -> Step:
+        """Measure, when every worker has answered every sentence once more."""
+        self.fleet.answer(len(SENTENCES))
+        tables = sum(self.fleet.everybody("metadata")) if sharing else 0
+        self.fleet.quiet()
+        members = self.fleet.members
+        memory = {member: Memory.of(member.pid) for member in members}
+        self.loaded = self.loaded or memory
+        now = reduce(add, memory.values())
+        loaded = reduce(add, (self.loaded[member] for member in members))
+        stats = self.store.stats()
+        tables += stats.metadata_bytes if sharing else 0
+        latencies, self.fleet.latencies = self.fleet.latencies, []
+        marks = quantiles(latencies, n=100, method="inclusive")
+        step = Step(
+            name,
+            len(members),
+            seconds,
+            pss=now.pss,
+            uss=now.uss,
+            pss_saved=loaded.data - now.data,
+            engine_saved=stats.pages_sharing * PAGE_SIZE - tables,
+            pages_shared=stats.pages_shared,
+            pages_sharing=stats.pages_sharing,
+            frame_bytes=stats.frame_bytes,
+            requests=len(latencies),
+            median_ms=marks[49] * 1000,
+            slow_ms=marks[98] * 1000,
+        )
+        self.result.steps.append(step)
+        self.result.requests += step.requests
+        return step
+
+    def agree(self, step: Step) -> None:
+        """Hold the store's figures against the kernel's, and against its processes' own."""
         result = self.result
-        result.pss_saved = (loaded.pss - loaded.pss_files) - (merged.pss - merged.pss_files)
-        result.engine_saved = merged.engine_saved
-        if merged.engine_saved <= 0:
-            result.disagreement = 1.0
-            # Above 32 MiB malloc always maps; below, equal arrays may lie at unequal offsets.
-            small = ": equal arrays below 32 MiB may begin at different places in their pages"
-            self.problem("nothing was merged" + (small if self.layout.nbytes < 32 << 20 else ""))
-            return
-        result.disagreement = abs(result.pss_saved - merged.engine_saved) / merged.engine_saved
-        if result.disagreement > TOLERANCE:
+        apart = step.disagreement(result.model_bytes)
+        result.disagreement = max(result.disagreement, apart)
+        if apart > TOLERANCE:
             self.problem(
-                f"PSS fell by {result.pss_saved} bytes, the engine says {merged.engine_saved}: "
-                f"{result.disagreement:.1%} apart"
+                f"{step.name}: PSS fell by {step.pss_saved} bytes, the store says"
+                f" {step.engine_saved}: {apart:.1%} apart"
+            )
+        merged, counted = sum(self.fleet.everybody("merged")), self.store.stats()
+        if merged != counted.pages_shared + counted.pages_sharing:
+            self.problem(
+                f"{step.name}: the workers have {merged} merged pages, the store counts"
+                f" {counted.pages_shared} + {counted.pages_sharing}"
             )
 
     def problem(self, text: str) -> None:
@@ -308,31 +271,30 @@ def _silent(_what: str, _done: int, _total: int) -> None:
 def run(
     model: str | Path,
     *,
-    variants: int = 4,
+    workers: int = 4,
     freeze: str = "auto",
     tracking: str = "auto",
     progress: Progress = _silent,
 ) -> Result:
-    """Load a safetensors file `variants` times, merge, check, fine-tune one, check, release,
-    check.
+    """Start worker processes that each load a model; merge, fine-tune one, kill one, release,
+    and check every byte and every answer all the while.
 
-    `progress` is called with (what is being done, done, total). What goes wrong with the bytes or
-    the figures is in the result's `problems`; what keeps the demo from running is raised:
-    KsmpyError, OSError.
+    `model`: a BERT sentence encoder in the safetensors format, its config.json and vocab.txt
+    beside it. `progress` is called with (what is being done, done, total). What goes wrong with
+    the bytes, the answers or the figures is in the result's `problems`; what keeps the demo from
+    running is raised: KsmpyError, OSError.
     """
-    import numpy.random  # noqa: F401  (before anything is measured)
+    if workers < 2:
+        raise KsmpyError("one worker has nobody to share with: take two or more")
+    layout = read_layout(model)
+    from ksmpy.store import Store
 
-    from ksmpy.engine import Engine
-
-    if variants < 2:
-        raise KsmpyError("one variant has nothing to share: take two or more")
-    demo = _Demo(read_layout(model), variants, progress)
-    with Engine(freeze=freeze, tracking=tracking) as engine:
-        demo.result.freeze, demo.result.tracking = engine.freeze, engine.tracking
-        demo.step("start", 0.0)
-        loaded = demo.load()
-        merged = demo.merge(engine)
-        demo.agree(loaded, merged)
-        demo.fine_tune(engine)
-        demo.release(engine)
+    options = {"freeze": freeze, "tracking": tracking}
+    with Store.anonymous() as store, Fleet(workers, layout.path, store, options) as fleet:
+        demo = _Demo(fleet, store, layout, progress)
+        demo.load()
+        demo.merge()
+        demo.fine_tune()
+        demo.kill()
+        demo.release()
     return demo.result

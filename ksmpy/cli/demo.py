@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 class Demo(Command):
     """the main job on real model weights, before and after
 
-    Loads the MiniLM weights several times, as a process that serves several variants of a model
-    does, merges them, checks every byte against the file, fine-tunes one variant in place, and
-    gives everything back. The exit code is 1 when a byte is wrong or when the engine's figures and
-    the kernel's PSS disagree.
+    Starts several worker processes that each load the MiniLM sentence encoder, has them share one
+    store while they answer requests, fine-tunes one of them in place, kills one, and gives
+    everything back; every byte is compared with the file, and every answer with the one before.
+    The exit code is 1 when a byte or an answer is wrong, or when the store's figures and the
+    kernel's PSS disagree.
     """
 
     name = "demo"
@@ -26,9 +27,13 @@ class Demo(Command):
     def arguments(self, parser: Parser) -> None:
         super().arguments(parser)
         parser.option(
-            "--variants", type=at_least(2), default=4, metavar="N", help="how many are loaded (4)"
+            "--workers", type=at_least(2), default=4, metavar="N", help="how many processes (4)"
         )
-        parser.option("--model", metavar="FILE", help="another safetensors file")
+        parser.option(
+            "--model",
+            metavar="FILE",
+            help="another BERT encoder: safetensors, with config.json and vocab.txt beside it",
+        )
         engine_options(parser)
 
     def run(self, options: argparse.Namespace) -> int:
@@ -40,7 +45,7 @@ class Demo(Command):
         with progress(quiet=options.json) as update:
             result = demo.run(
                 model,
-                variants=options.variants,
+                workers=options.workers,
                 freeze=options.freeze,
                 tracking=options.tracking,
                 progress=update,
@@ -68,15 +73,16 @@ def _model() -> str:
 
 def _show(result: Result) -> None:
     table(
-        f"{result.variants} variants of {human_bytes(result.model_bytes)}"
+        f"{result.workers} workers with a model of {human_bytes(result.model_bytes)} each"
         f" ({result.freeze}, {result.tracking})",
-        ("step", "seconds", "PSS", "USS", "engine: saved", "shared", "sharing"),
+        ("step", "workers", "PSS", "USS", "PSS saved", "ksmpy says", "shared", "sharing"),
         [
             (
                 step.name,
-                f"{step.seconds:.3f}",
+                step.workers,
                 human_bytes(step.pss),
                 human_bytes(step.uss),
+                human_bytes(step.pss_saved),
                 human_bytes(step.engine_saved),
                 step.pages_shared,
                 step.pages_sharing,
@@ -84,10 +90,28 @@ def _show(result: Result) -> None:
             for step in result.steps
         ],
     )
-    print(
-        f"PSS fell by {human_bytes(result.pss_saved)}, the engine counts"
-        f" {human_bytes(result.engine_saved)}: {result.disagreement:.2%} apart"
+    print()
+    table(
+        "what they answered during each step",
+        ("step", "took s", "answers", "median ms", "99 % ms"),
+        [
+            (
+                step.name,
+                f"{step.seconds:.2f}",
+                step.requests,
+                f"{step.median_ms:.1f}",
+                f"{step.slow_ms:.1f}",
+            )
+            for step in result.steps
+        ],
     )
-    print(f"fine-tuning one variant took {result.tuned_pages} of its pages apart")
+    print()
+    print(f"of {result.workers} copies of the weights {result.copies:.2f} were left")
+    print(f"the kernel and the store are {result.disagreement:.2%} apart at most")
     if result.ok:
-        print(f"{human_bytes(result.compared_bytes)} compared with the file, and no byte differs")
+        print(f"fine-tuning one worker took {result.tuned_pages} of its pages apart, no others")
+        print("the store noticed the worker that was killed, and the others went on")
+        print(
+            f"{human_bytes(result.compared_bytes)} compared with the file, {result.requests}"
+            " answers with those before: none differs"
+        )
