@@ -1,0 +1,225 @@
+/*
+ * Engines on one shared store: as neighbours in one process, where the
+ * sanitizers see both, and as processes of which one is killed.
+ */
+#include "engine.h"
+
+#include "check.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { PAGES = 200, ROUNDS = 60, DEATHS = 40 };
+
+struct neighbour {
+    ksmpy_engine *engine;
+    uint8_t *memory;
+    uint32_t region;
+    pthread_t thread;
+    bool right;
+};
+
+static void fill(uint8_t *memory, uint32_t seed)
+{
+    for (uint32_t page = 0; page < PAGES; page++)
+        for (uint32_t word = 0; word < PAGE_SIZE / 4; word++)
+            ((uint32_t *)(void *)page_at((uintptr_t)memory, page))[word] =
+                (page + seed) * 2654435761u + word;
+}
+
+static bool filled(const uint8_t *memory, uint32_t seed)
+{
+    for (uint32_t page = 0; page < PAGES; page++)
+        for (uint32_t word = 0; word < PAGE_SIZE / 4; word++)
+            if (((const uint32_t *)(const void *)page_at((uintptr_t)memory, page))[word] !=
+                (page + seed) * 2654435761u + word)
+                return false;
+    return true;
+}
+
+static bool arrive(struct neighbour *neighbour, int store)
+{
+    struct ksmpy_options options = {.nodes = 1, .store_fd = store};
+    neighbour->memory = os_alloc(bytes_of(PAGES));
+    if (!neighbour->memory || ksmpy_engine_new(&options, &neighbour->engine) < 0)
+        return false;
+    fill(neighbour->memory, 1);
+    return ksmpy_register(neighbour->engine, (uintptr_t)neighbour->memory, bytes_of(PAGES), 0,
+                          &neighbour->region) == 0;
+}
+
+static void leave(struct neighbour *neighbour)
+{
+    CHECK(ksmpy_release(neighbour->engine, neighbour->region, 0) == 0);
+    CHECK(ksmpy_engine_close(neighbour->engine) == 0);
+    os_unmap(neighbour->memory, bytes_of(PAGES));
+}
+
+static void pass(ksmpy_engine *engine)
+{
+    struct ksmpy_scan_result result;
+    int flags = KSMPY_SCAN_EAGER | KSMPY_SCAN_RESTART;
+    do {
+        ksmpy_scan(engine, 1 << 20, flags, &result);
+        flags = KSMPY_SCAN_EAGER;
+    } while (!result.full);
+}
+
+static struct ksmpy_store_stats stats(int store)
+{
+    struct ksmpy_store_stats out = {0};
+    CHECK(ksmpy_store_stats(store, &out) == 0);
+    return out;
+}
+
+static bool sound(ksmpy_engine *engine)
+{
+    char text[200] = "";
+    if (ksmpy_check(engine, text, sizeof text) == 0)
+        return true;
+    printf("%s\n", text);
+    return false;
+}
+
+static void neighbours_come_to_share(void)
+{
+    struct neighbour one, two;
+    int store = os_memfd("ksmpy-store", 0);
+    REQUIRE(store >= 0 && arrive(&one, store) && arrive(&two, store));
+    pass(one.engine);
+    pass(two.engine);
+    CHECK(stats(store).pages_shared == PAGES && stats(store).pages_sharing == 0);
+    pass(one.engine);
+    CHECK(stats(store).pages_shared == PAGES && stats(store).pages_sharing == PAGES);
+    CHECK(sound(one.engine) && sound(two.engine));
+    two.memory[0] ^= 1;
+    CHECK(filled(one.memory, 1));
+    two.memory[0] ^= 1;
+    CHECK(filled(two.memory, 1));
+    leave(&one);
+    CHECK(stats(store).pages_shared == PAGES);
+    leave(&two);
+    CHECK(stats(store).frame_bytes == 0);
+    CHECK(ksmpy_store_retire(store) == 0);
+    CHECK(!arrive(&one, store));
+    close(store);
+}
+
+/* Merged, written, taken apart and looked at, over and over. */
+static void *live(void *argument)
+{
+    struct neighbour *me = argument;
+    me->right = true;
+    for (uint32_t round = 0; round < ROUNDS && me->right; round++) {
+        fill(me->memory, 1 + round % 3 * 7);
+        pass(me->engine);
+        pass(me->engine);
+        me->right = filled(me->memory, 1 + round % 3 * 7);
+        if (round % 4 == 3)
+            me->right = me->right && ksmpy_unmerge(me->engine) == 0;
+    }
+    return NULL;
+}
+
+static void neighbours_do_not_disturb_each_other(void)
+{
+    struct neighbour some[3];
+    int store = os_memfd("ksmpy-store", 0);
+    REQUIRE(store >= 0);
+    for (int i = 0; i < 3; i++)
+        REQUIRE(arrive(&some[i], store));
+    for (int i = 0; i < 3; i++)
+        REQUIRE(pthread_create(&some[i].thread, NULL, live, &some[i]) == 0);
+    for (int i = 0; i < 3; i++) {
+        pthread_join(some[i].thread, NULL);
+        CHECK(some[i].right);
+    }
+    CHECK(sound(some[0].engine));
+    for (int i = 0; i < 3; i++)
+        leave(&some[i]);
+    CHECK(stats(store).frame_bytes == 0);
+    close(store);
+}
+
+#ifdef __SANITIZE_THREAD__
+enum { CHILDREN_START_THREADS = 0 }; /* the sanitizer ends those that do */
+#else
+enum { CHILDREN_START_THREADS = 1 };
+#endif
+
+static void live_until_killed(int store)
+{
+    struct neighbour me;
+    if (!arrive(&me, store))
+        _exit(1);
+    for (;;)
+        live(&me);
+}
+
+/* Whoever dies at any moment is taken out of the store, and the other one goes on. */
+static void the_dead_are_buried(void)
+{
+    struct neighbour one;
+    if (!CHILDREN_START_THREADS)
+        SKIP("the thread sanitizer allows no threads in children");
+    int store = os_memfd("ksmpy-store", 0);
+    REQUIRE(store >= 0 && arrive(&one, store));
+    for (int i = 0; i < DEATHS; i++) {
+        pid_t pid = fork();
+        REQUIRE(pid >= 0);
+        if (pid == 0)
+            live_until_killed(store);
+        os_sleep_us(2000 + (unsigned)(i * 1237 % 20000));
+        pass(one.engine);
+        kill(pid, SIGKILL);
+        CHECK(waitpid(pid, NULL, 0) == pid);
+        pass(one.engine);
+        CHECK(filled(one.memory, 1));
+        CHECK(sound(one.engine));
+    }
+    leave(&one);
+    CHECK(stats(store).frame_bytes == 0);
+    close(store);
+}
+
+static void a_child_goes_on_with_its_engine(void)
+{
+    struct neighbour one;
+    if (!CHILDREN_START_THREADS)
+        SKIP("the thread sanitizer allows no threads in children");
+    int status, store = os_memfd("ksmpy-store", 0);
+    REQUIRE(store >= 0 && arrive(&one, store));
+    pass(one.engine);
+    struct neighbour two;
+    REQUIRE(arrive(&two, store));
+    pass(two.engine);
+    pass(one.engine);
+    pid_t pid = fork();
+    REQUIRE(pid >= 0);
+    if (pid == 0) {
+        bool right = filled(one.memory, 1) && ksmpy_revive(one.engine) == 0;
+        one.memory[5] ^= 1;
+        pass(one.engine);
+        one.memory[5] ^= 1;
+        right = right && filled(one.memory, 1) && sound(one.engine);
+        _exit(right && ksmpy_unmerge(one.engine) == 0 && filled(one.memory, 1) ? 0 : 1);
+    }
+    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    leave(&one);
+    leave(&two);
+    CHECK(stats(store).frame_bytes == 0);
+    close(store);
+}
+
+int main(void)
+{
+    RUN(neighbours_come_to_share);
+    RUN(neighbours_do_not_disturb_each_other);
+    RUN(the_dead_are_buried);
+    RUN(a_child_goes_on_with_its_engine);
+    return finish();
+}
