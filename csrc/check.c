@@ -146,12 +146,14 @@ static void see_chain(const struct store *store, uint32_t head, int tree, void *
 /* Frames that are being filled have sharers before they are in a tree. */
 static void see_new_frames(const struct store *store, struct frames_seen *seen)
 {
+    uint64_t live = 0;
     for (int node = 0; node < store->nodes; node++) {
         uint64_t used = 0, high = store->ids[node].state->high;
         for (uint64_t i = 0; i < high; i++) {
             const struct frame *frame = frame_at(store, (uint32_t)i + first_frame(store, node));
             bool in_use = ids_has(&store->ids[node], (uint32_t)i);
             used += in_use;
+            live += frame->state == FRAME_LIVE;
             if ((frame->state != FRAME_FREE) != in_use)
                 complain(seen->report, "state of a frame", frame->state, in_use);
             if (frame->state != FRAME_FILLING)
@@ -161,6 +163,7 @@ static void see_new_frames(const struct store *store, struct frames_seen *seen)
         }
         expect(seen->report, "frames in use", store->ids[node].state->used, used);
     }
+    expect(seen->report, "live frames that are in a tree", seen->live, live);
 }
 
 static void check_frames(const struct store *store, struct frames_seen *seen)
@@ -182,8 +185,15 @@ static void check_frames(const struct store *store, struct frames_seen *seen)
 static void check_counts(const struct store *store, struct report *report)
 {
     uint64_t pages = 0;
-    for (unsigned i = 0; i < MAX_SLOTS; i++)
-        pages += store->head->slots[i].kind == SLOT_ENGINE ? store->head->slots[i].pages : 0;
+    uint32_t used = 0;
+    for (unsigned i = 0; i < MAX_SLOTS; i++) {
+        const struct slot *slot = &store->head->slots[i];
+        pages += slot->kind == SLOT_ENGINE ? slot->pages : 0;
+        used = slot->kind != SLOT_FREE ? i + 1 : used;
+    }
+    uint32_t end = store->head->slots_end; /* after the slots: others may take some meanwhile */
+    if (end < used || end > MAX_SLOTS)
+        complain(report, "slots in use", end, used);
     expect(report, "pages of all slots", store->head->shared_pages, pages);
 }
 

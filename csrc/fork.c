@@ -157,7 +157,12 @@ static int renew_freezer(ksmpy_engine *engine)
         freezer_destroy(&engine->fz);
     else
         error = os_maps_open(&engine->maps);
-    return error ? error : freezer_init(&engine->fz, engine->fz.mode, engine->tracked);
+    if (!error) {
+        error = freezer_init(&engine->fz, engine->fz.mode, engine->tracked);
+        if (error)
+            os_maps_close(&engine->maps);
+    }
+    return error;
 }
 
 /* The child's lease keeps its frames until it has joined them. */

@@ -70,6 +70,7 @@ void *os_reserve(size_t bytes);
 int os_commit(void *address, size_t bytes);
 void os_unmap(void *address, size_t bytes);
 int os_dont_fork(void *address, size_t bytes);
+void os_do_fork(void *address, size_t bytes); /* again */
 /* Zero-filled private memory, NULL when out of it. */
 void *os_alloc(size_t bytes);
 

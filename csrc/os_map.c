@@ -53,6 +53,11 @@ int os_dont_fork(void *address, size_t bytes)
     return status(madvise(address, bytes, MADV_DONTFORK));
 }
 
+void os_do_fork(void *address, size_t bytes)
+{
+    madvise(address, bytes, MADV_DOFORK);
+}
+
 void *os_alloc(size_t bytes)
 {
     return mapped(mmap(NULL, bytes, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));

@@ -272,6 +272,15 @@ static bool rules_are_sound(const uint64_t *knobs)
     return true;
 }
 
+/* The magic comes last: its maker may die in between. */
+static void write_shape(struct store *store, struct store_shape shape)
+{
+    shape.magic = 0;
+    store->head->shape = shape;
+    atomic_signal_fence(memory_order_seq_cst);
+    store->head->shape.magic = MAGIC;
+}
+
 /* Nobody uses it; what was there is gone, but for its rules. The shape is written last. */
 static int lay_out(struct store *store, int nodes)
 {
@@ -300,7 +309,7 @@ static int lay_out(struct store *store, int nodes)
         os_set_size(fd, 0);
         return error;
     }
-    memcpy(&store->head->shape, &shape, sizeof shape);
+    write_shape(store, shape);
     return 0;
 }
 
@@ -318,6 +327,7 @@ static int join_in(struct store *store, const struct store_shape *shape, int nod
         error = allocate_used(store);
         if (!error)
             error = store_check(store);
+        store_flush(store); /* what a rebuild has freed: nobody's, once others have the lock */
         store_unlock(store);
     }
     if (error)
@@ -351,7 +361,10 @@ static int need_counts(struct store *store)
 
 static int take_slot(struct store *store)
 {
+    store_lock(store);
     slots_bury(store);
+    store_flush(store); /* no slot yet: these frames are nobody's, once others have the lock */
+    store_unlock(store);
     void *lease;
     unsigned slot;
     store_lock(store); /* a rebuild asks whose slots are taken */
@@ -444,6 +457,7 @@ static bool has_pins(struct store *store)
 static void leave_store(struct store *store)
 {
     store_lock(store);
+    store_flush(store); /* nobody knows of these frames once the slot is free */
     if (!has_pins(store)) {
         os_punch(store->lock_fd, counts_offset(store, store->slot), counts_bytes(store));
         atomic_store(&store->head->slots[store->slot].kind, SLOT_FREE);
@@ -548,8 +562,8 @@ static int stats_of(struct store *store, const struct store_shape *shape, int er
     error = store_lock_patiently(store);
     if (!error) {
         fill_stats(store, out);
+        store_flush(store); /* what a rebuild has freed: nobody's, once others have the lock */
         store_unlock(store);
-        store_flush(store); /* what a rebuild has freed */
     }
     unmap(store);
     return error;

@@ -102,7 +102,18 @@ bool slot_is_held(const struct store *store, unsigned slot)
     return os_lease_held(store->lock_fd, 1 + slot);
 }
 
-/* The lock comes first, and decides between two that want the same slot. */
+/* Others may do so at the same time. */
+static void raise_to(_Atomic uint32_t *mark, uint32_t value)
+{
+    uint32_t old = atomic_load(mark);
+    while (old < value && !atomic_compare_exchange_weak(mark, &old, value))
+        ;
+}
+
+/*
+ * The lock comes first, and decides between two that want the same slot.  Who had it meanwhile
+ * may have died in it: then it is to be buried.
+ */
 int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot, void **lease)
 {
     for (unsigned i = 0; i < MAX_SLOTS; i++) {
@@ -111,16 +122,25 @@ int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot, void **
         *lease = os_lease_take(store->lock_fd, 1 + i);
         if (!*lease)
             continue;
+        if (atomic_load(&store->head->slots[i].kind) != SLOT_FREE) {
+            os_lease_drop(*lease);
+            continue;
+        }
         store->head->slots[i].pid = 0;
         store->head->slots[i].pages = 0;
         store->head->slots[i].fork = store->head->forks;
+        raise_to(&store->head->slots_end, i + 1);
         atomic_store(&store->head->slots[i].kind, kind);
-        if (store->head->slots_end <= i)
-            store->head->slots_end = i + 1;
         *slot = i;
         return 0;
     }
     return -EUSERS;
+}
+
+void store_bequeath(const struct store *store)
+{
+    if (store->lease)
+        os_do_fork(store->lease, PAGE_SIZE);
 }
 
 void slot_sign(const struct store *store)
@@ -155,7 +175,7 @@ static void take_back(struct store *store, uint32_t frame, uint32_t count)
 {
     struct frame *record = frame_at(store, frame);
     if (record->sharers == store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING])
-        news_add(store, record->tree, record->sum);
+        news_add_for_all(store, record->tree, record->sum);
     record->pins = (uint16_t)(record->pins - (count & PINNED ? 1 : 0));
     store_drop(store, frame, count & ~PINNED);
 }
@@ -222,6 +242,7 @@ static void trust_records(struct store *store, int node)
     if (!os_next_data(store->lock_fd, &at, &stop) || at != start)
         stop = start;
     uint64_t there = (stop - start) / sizeof(struct frame);
+    there = there < store->ids[node].limit ? there : store->ids[node].limit;
     state->high = state->high < there ? state->high : there;
 }
 
@@ -253,7 +274,10 @@ static void bring_back(struct store *store, uint32_t frame)
     if (record->state == FRAME_LIVE) {
         record->sum = cut_sum(ksmpy_checksum(frame_bytes(store, frame), PAGE_SIZE));
         stable_add(store, frame, record->tree < store->nodes ? record->tree : 0);
-        store->head->stale_frames += !record->sharers; /* the next reaping decides */
+        if (record->sharers == 0) { /* the next reaping decides; nobody knows since when */
+            record->left = store->head->forks;
+            store->head->stale_frames++;
+        }
     } else if (record->owner >= MAX_SLOTS ||
                store->head->slots[record->owner].kind != SLOT_ENGINE) {
         store_free(store, frame);
@@ -303,22 +327,35 @@ bool store_leased(const struct store *store, const struct frame *frame)
     return false;
 }
 
+/* What a rebuild under way in another process has no part in. */
+static bool maps_frames(const struct store *store)
+{
+    return store->shared ? store->head->slots[store->slot].pages : store_bytes(store);
+}
+
+static void lose(struct store *store, uint32_t number)
+{
+    raise_to(&store->head->lost, number);
+    store_bequeath(store);
+}
+
 /*
  * Without the lock, which another process may hold for long: a frame that the
  * child will map is one that we map, and nobody frees it before we have left it
- * and have seen our own slot.
+ * and have seen our own slot.  A child for whom there is no slot holds ours:
+ * what it maps must outlast us.
  */
 void store_fork_prepare(struct store *store)
 {
     struct store_head *head = store->head;
     store->taking = NULL;
-    if (!head || !store_bytes(store))
+    if (!head || !maps_frames(store))
         return; /* the child inherits no frame */
     uint32_t number = atomic_fetch_add(&head->forks, 1) + 1;
     if (slot_claim(store, SLOT_CHILD, &store->taking_slot, &store->taking) < 0) {
         slots_bury(store);
         if (slot_claim(store, SLOT_CHILD, &store->taking_slot, &store->taking) < 0)
-            atomic_store(&head->lost, number);
+            lose(store, number);
     }
     if (store->taking)
         head->slots[store->taking_slot].fork = number;

@@ -257,6 +257,8 @@ int64_t stable_walk(const struct store *store, int tree, stable_visit *visit, vo
     const struct forest *forest = &store->stable[tree];
     uint32_t limit = (uint32_t)frame_limit(store);
     int64_t heads = 0;
+    if (forest->state->trees < FIRST_TREES)
+        return -EUCLEAN;
     for (uint64_t i = 0; i < forest->state->trees; i++) {
         int64_t count = rb_check(&arena, tree_at(forest, i), limit);
         if (count < 0)

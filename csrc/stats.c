@@ -97,8 +97,10 @@ int ksmpy_region_stats(ksmpy_engine *engine, uint32_t id, struct ksmpy_region_st
     engine_lock(engine);
     if (id < engine->region_count && region_at(engine, id)->used) {
         const struct region *region = region_at(engine, id);
+        store_lock(&engine->store);
         *out = (struct ksmpy_region_stats){region->seen, region->merging, region->zeros,
                                            saved_pages(engine, region)};
+        store_unlock(&engine->store);
         error = 0;
     }
     engine_unlock(engine);

@@ -141,9 +141,11 @@ void store_abandon(struct store *store)
     }
     if (store->lease)
         slot_sign(store);
+    arena_destroy(&store->dead);
     store->index = NULL;
     store->head = NULL;
     store->frames = NULL;
+    store->counts[0].base = NULL;
     store->depth = 0;
 }
 
@@ -281,6 +283,7 @@ void store_pin(struct store *store, uint32_t frame)
     else if (!(*count_of(store, frame) & PINNED)) {
         *count_of(store, frame) |= PINNED;
         ++*pins;
+        store_bequeath(store); /* children inherit that mapping, and nobody knows of it */
     }
     store_unlock(store);
 }

@@ -222,6 +222,8 @@ int store_lock_patiently(struct store *store); /* -ETIMEDOUT after some seconds 
 void store_rebuild(struct store *store);
 int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot, void **lease);
 bool slot_is_held(const struct store *store, unsigned slot);
+/* From now on this process's slot is held until its children are gone too. */
+void store_bequeath(const struct store *store);
 /* In a forked child: says in its slot who it is. */
 void slot_sign(const struct store *store);
 /* Takes back what processes held that are no more. */
@@ -280,6 +282,8 @@ struct news { /* a frame came, or has room again */
     int tree;
 };
 void news_add(struct store *store, int tree, uint64_t sum);
+/* The same of a dead process: we are to hear of it too. */
+void news_add_for_all(struct store *store, int tree, uint64_t sum);
 /* Up to max of those that came since *read, by others; -EOVERFLOW: some were missed. */
 int64_t news_read(struct store *store, uint64_t *read, struct news *out, int64_t max);
 void news_reset(struct store *store);

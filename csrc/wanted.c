@@ -66,8 +66,7 @@ static uint64_t entry_for(uint64_t key, unsigned slot)
 /* Not as the arena remembers it: another process may have begun anew with a small table. */
 static int allocate(const struct store *store, uint64_t size)
 {
-    return os_allocate(store->wanted.fd, store->wanted.offset + size * sizeof(uint64_t),
-                       size * sizeof(uint64_t));
+    return arena_allocate(&store->wanted, size * sizeof(uint64_t), size * sizeof(uint64_t));
 }
 
 /* Twice the size; where there is no memory for it, it fills up further. */
@@ -201,7 +200,7 @@ void wanted_forget_slot(struct store *store, unsigned slot)
         }
         erase(store, i); /* another one may be here now */
         for (int tree = 0; entry & CLAIMED && tree < store->nodes; tree++)
-            news_add(store, tree, entry >> 16 ^ spread(tree));
+            news_add_for_all(store, tree, entry >> 16 ^ spread(tree));
     }
 }
 
@@ -220,7 +219,7 @@ int wanted_check(const struct store *store)
 
 /* ---- news ---- */
 
-void news_add(struct store *store, int tree, uint64_t sum)
+static void add_news(struct store *store, int tree, uint64_t sum, unsigned slot)
 {
     uint64_t at = store->head->news % STORE_NEWS;
     if (!store->shared)
@@ -230,8 +229,18 @@ void news_add(struct store *store, int tree, uint64_t sum)
         return;
     }
     *(uint64_t *)arena_at(&store->news, at) =
-        sum << (TREE_BITS + SLOT_BITS) | (uint64_t)tree << SLOT_BITS | store->slot;
+        sum << (TREE_BITS + SLOT_BITS) | (uint64_t)tree << SLOT_BITS | slot;
     store->head->news++;
+}
+
+void news_add(struct store *store, int tree, uint64_t sum)
+{
+    add_news(store, tree, sum, store->slot);
+}
+
+void news_add_for_all(struct store *store, int tree, uint64_t sum)
+{
+    add_news(store, tree, sum, NO_SLOT);
 }
 
 /* To the next round: everybody has missed some, and nothing of this round will be read. */
