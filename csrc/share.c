@@ -386,7 +386,6 @@ static int take_slot(struct store *store)
     }
     os_lease_drop(store->lease);
     store->lease = lease;
-    store->head->slots[slot].pid = (uint32_t)getpid();
     return 0;
 }
 

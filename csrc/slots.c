@@ -126,7 +126,7 @@ int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot, void **
             os_lease_drop(*lease);
             continue;
         }
-        store->head->slots[i].pid = 0;
+        store->head->slots[i].pid = (uint32_t)getpid(); /* a child signs for itself */
         store->head->slots[i].pages = 0;
         store->head->slots[i].fork = store->head->forks;
         raise_to(&store->head->slots_end, i + 1);

@@ -16,10 +16,12 @@ from ksmpy.store_files import store_path
 __all__ = ["disable", "enable", "worker_init"]
 
 _ENGINE_OPTIONS = ("store", "topology", "freeze", "tracking")
+# What enable() gives each process anew, also where it goes on with an inherited engine.
+_PROCESS_OPTIONS = ("run", "adopt", "min_bytes")
 
 
 class _State:
-    """The process's engine. A forked child finds its parent's here and lets it go untouched."""
+    """The process's engine; in a forked child the parent's, until enable() is called there."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -29,22 +31,38 @@ class _State:
         self.adopter: Adopter | None = None
 
     def present(self) -> Engine | None:
-        """The engine, if this very process made it and it is open."""
-        if self.engine is None or self.pid != os.getpid() or self.engine.closed:
-            return None
-        return self.engine
+        """The engine, if this very process enabled it and it is open."""
+        return self._open() if self.pid == os.getpid() else None
+
+    def inherited(self) -> Engine | None:
+        """The parent's engine, if this process can make it its own: it is on a shared store."""
+        shared = self.pid != os.getpid() and self.options.get("store") is not None
+        return self._open() if shared else None
+
+    def differing(self, options: dict[str, Any]) -> str | None:
+        """The first option that an engine is made with and that is not as it was then."""
+        for name in _ENGINE_OPTIONS:
+            if name in options and not _same(options[name], self.options.get(name)):
+                return name
+        return None
+
+    def _open(self) -> Engine | None:
+        return None if self.engine is None or self.engine.closed else self.engine
 
 
 _state = _State()
 
 
-def _fresh_state() -> None:
+def _in_child() -> None:
+    """A private engine is let go untouched. The lock and the adopter stay behind in any case."""
     global _state
-    _state = _State()
+    parents, _state = _state, _State()
+    if parents.options.get("store") is not None:
+        _state.engine, _state.options = parents.engine, parents.options
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_fresh_state)
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def enable(**options: Any) -> Engine:
@@ -54,7 +72,8 @@ def enable(**options: Any) -> Engine:
     unless given); `adopt` (True): find the numpy arrays and torch tensors of at least
     `min_bytes` (1 MiB) bytes that the program holds on to, and register them. KSMPY_*
     variables give the defaults. Idempotent: a second call sets the knobs it names on the same
-    engine. In a forked child it makes a new engine.
+    engine. In a forked child it goes on with the parent's engine, its regions and knobs, if that
+    is on a shared store and no other engine is asked for; else it makes a new one.
 
     Raises TypeError for an unknown option, ValueError for a bad KSMPY_* value, OSError as the
     knob does, KsmpyError when the engine is there already with another freeze or the like.
@@ -66,10 +85,10 @@ def enable(**options: Any) -> Engine:
     with _state.lock:
         engine = _state.present()
         if engine is None:
-            return _start({"run": 1, **config.environment(), **options})
-        for option in _ENGINE_OPTIONS:
-            if option in options and not _same(options[option], _state.options.get(option)):
-                raise KsmpyError(f"already enabled with another {option}: disable() first")
+            return _begin(options)
+        differing = _state.differing(options)
+        if differing is not None:
+            raise KsmpyError(f"already enabled with another {differing}: disable() first")
         _set_knobs(engine, options)
         return engine
 
@@ -81,20 +100,47 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+def _begin(options: dict[str, Any]) -> Engine:
+    defaults = {"run": 1, **config.environment()}
+    engine = _state.inherited()
+    if engine is None or _state.differing(options) is not None:
+        return _start({**defaults, **options})
+    # The parent has set the other knobs; to set them again could even be refused.
+    chosen = {name: defaults[name] for name in _PROCESS_OPTIONS if name in defaults}
+    return _go_on(engine, {**chosen, **options})
+
+
 def _start(options: dict[str, Any]) -> Engine:
     made = {name: options[name] for name in _ENGINE_OPTIONS if name in options}
     engine = Engine(**made)
     try:
-        _set_knobs(engine, options)
-        adopter = None
-        if options.get("adopt", True):
-            adopter = Adopter(engine, options.get("min_bytes", 1 << 20))
-            adopter.start()
+        _run(engine, options)
     except BaseException:
         engine.close()
         raise
-    _state.pid, _state.engine, _state.options, _state.adopter = os.getpid(), engine, made, adopter
+    _state.options = made
     return engine
+
+
+def _go_on(engine: Engine, options: dict[str, Any]) -> Engine:
+    """With an inherited engine. After an error it stands still, and enable() can be tried again."""
+    engine.require_open()
+    try:
+        _run(engine, options)
+    except BaseException:
+        engine.knobs.run = 0
+        raise
+    return engine
+
+
+def _run(engine: Engine, options: dict[str, Any]) -> None:
+    """Start the engine's threads; from then on it is the process's."""
+    _set_knobs(engine, options)
+    adopter = None
+    if options.get("adopt", True):
+        adopter = Adopter(engine, options.get("min_bytes", 1 << 20))
+        adopter.start()
+    _state.pid, _state.engine, _state.adopter = os.getpid(), engine, adopter
 
 
 def _set_knobs(engine: Engine, options: dict[str, Any]) -> None:

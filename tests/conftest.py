@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from support import oracle
+from support import oracle, swap
 from support.patience import patience
 
 FREEZES = ("uffd-move", "uffd-remap", "signal")
@@ -56,6 +57,9 @@ class Mode:
             if not capabilities()[need]:
                 return f"this machine has no {need}"
         return None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((self.freeze, self.tracking))
 
     def __str__(self) -> str:
         return f"{self.freeze}+{self.tracking}"
@@ -139,6 +143,22 @@ def place(above: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = above / "stores"
     monkeypatch.setenv("KSMPY_STORE_DIR", str(path))
     return path
+
+
+@pytest.fixture
+def swap_area(tmp_path: Path) -> Iterator[str]:
+    """A place to swap to, which is not in use before the test and after it."""
+    reason = swap.refusal()
+    if reason is not None:
+        pytest.skip(reason)
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(swap.place(tmp_path))
+        except OSError as error:
+            pytest.skip(f"no swap area on this file system: {error}")
+        except swap.Failed as error:
+            pytest.skip(f"no swap area on this file system: {error.stderr!r}")
+        yield path
 
 
 def _threads() -> dict[int, str]:

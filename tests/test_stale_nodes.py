@@ -14,8 +14,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -29,7 +28,7 @@ from support.memory import Bytes
 from support.nodes import move, page_addresses
 from support.oracle import PAGE
 from support.patience import patience
-from support.procs import Child, python, python_ok
+from support.procs import Child, python_ok
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -58,29 +57,6 @@ def _switched(engine: Any) -> None:
     assert (stats.pages_shared, stats.pages_sharing, stats.stale_frames) == (0, 0, 0)
     assert (stats.stable_node_chains, stats.stable_node_dups, stats.frame_bytes) == (0, 0, 0)
     engine.check()
-
-
-def _stopped_at_every_call(scenario: str, mode: Mode, *more: str) -> None:
-    """Run a scenario of support/stale.py in a process of its own."""
-    arguments = ["-X", "faulthandler", "-m", "support.stale", scenario, mode.freeze, mode.tracking]
-    done = python(*arguments, *more, env=pause.preloaded({}), seconds=200)
-    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr[-4000:]}"
-
-
-@pytest.fixture
-def swap_area(tmp_path: Path) -> Iterator[str]:
-    """A place to swap to, which is not in use before the test and after it."""
-    reason = swap.refusal()
-    if reason is not None:
-        pytest.skip(reason)
-    with ExitStack() as stack:
-        try:
-            path = stack.enter_context(swap.place(tmp_path))
-        except OSError as error:
-            pytest.skip(f"no swap area on this file system: {error}")
-        except swap.Failed as error:
-            pytest.skip(f"no swap area on this file system: {error.stderr!r}")
-        yield path
 
 
 # ---- cause 1: frames that linger -------------------------------------------------------------
@@ -189,12 +165,12 @@ def _splice(pipe: int, array: Bytes) -> None:
 
 def test_cause_2_registration_during_unmerge(mode: Mode) -> None:
     """Regions that come behind the unmerging thread are not merged before it is done."""
-    _stopped_at_every_call("registration", mode)
+    pause.stopped_at_every_call("stale", "registration", *mode)
 
 
 def test_cause_2_fork_during_unmerge(mode: Mode) -> None:
     """A child born in the middle has its bytes; its frames keep the rule, and nothing else does."""
-    _stopped_at_every_call("fork", mode)
+    pause.stopped_at_every_call("stale", "fork", *mode)
 
 
 # ---- cause 3: merged pages in swap -----------------------------------------------------------
@@ -202,7 +178,7 @@ def test_cause_2_fork_during_unmerge(mode: Mode) -> None:
 
 def test_cause_3_swapped_out_during_unmerge(mode: Mode, swap_area: str) -> None:
     """Frames and copies come back from swap in the middle of an unmerge, and after it."""
-    _stopped_at_every_call("swap", mode, swap_area)
+    pause.stopped_at_every_call("stale", "swap", *mode, swap_area)
 
 
 def test_cause_3_written_copies_in_swap_are_found(engine: Any, swap_area: str) -> None:
@@ -233,19 +209,19 @@ def test_cause_3_written_copies_in_swap_are_found(engine: Any, swap_area: str) -
 
 def test_cause_4_frozen_pages_are_waited_for(mode: Mode) -> None:
     """Our own kind of migration entry: an unmerge waits for pages that a scan has frozen."""
-    _stopped_at_every_call("frozen", mode)
+    pause.stopped_at_every_call("stale", "frozen", *mode)
 
 
 def test_cause_4_absent_pages_are_unmerged(mode: Mode) -> None:
     """What a migration shows to an unmerge, held still: pages that no page table knows."""
-    _stopped_at_every_call("absent", mode)
+    pause.stopped_at_every_call("stale", "absent", *mode)
 
 
 def test_cause_4_compaction_during_unmerge(mode: Mode) -> None:
     """The kernel moves pages and frames to other places while a thread unmerges."""
     if not os.access("/proc/sys/vm/compact_memory", os.W_OK):
         pytest.skip("/proc/sys/vm/compact_memory cannot be written")
-    _stopped_at_every_call("migration", mode)
+    pause.stopped_at_every_call("stale", "migration", *mode)
 
 
 def _real_nodes() -> tuple[int, ...]:
@@ -344,7 +320,7 @@ def test_frames_lie_on_their_node(engine: Any, unbalanced: None) -> None:
 
 def test_cause_5_swapoff_during_unmerge(mode: Mode, swap_area: str) -> None:
     """All merged pages are brought back by swapoff, in the middle of an unmerge."""
-    _stopped_at_every_call("swapoff", mode, swap_area)
+    pause.stopped_at_every_call("stale", "swapoff", *mode, swap_area)
 
 
 # ---- run = 2 under trouble -------------------------------------------------------------------

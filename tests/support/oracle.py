@@ -186,6 +186,20 @@ def shared_pages(regions: Iterable[tuple[int, int]], pid: int | str = "self") ->
     return users
 
 
+def users_of_store(inode: int, pid: int | str = "self") -> Counter[Frame]:
+    """How many pages of a whole process read each frame of one store."""
+    users: Counter[Frame] = Counter()
+    for mapping in store_mappings(pid):
+        if mapping.inode == inode and mapping.perms.endswith("p"):
+            entries = pagemap(mapping.start, mapping.end - mapping.start, pid)
+            users.update(
+                Frame(inode, mapping.offset + page * PAGE)
+                for page, entry in enumerate(entries)
+                if _reads_file(entry)
+            )
+    return users
+
+
 def true_saved_pages(regions: Iterable[tuple[int, int]], pid: int | str = "self") -> int:
     """How many pages of memory the ranges do without: pages on frames, less the frames."""
     users = shared_pages(regions, pid)

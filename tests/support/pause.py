@@ -11,6 +11,7 @@ from typing import Any
 
 from .build import shared_library
 from .patience import patience
+from .procs import python
 
 #: How long a thread may take to get to the call, or to its end, in seconds.
 PATIENCE = patience(30)
@@ -88,3 +89,10 @@ class Pauser:
         finally:
             self._lib.pause_go()
             worker.result()
+
+
+def stopped_at_every_call(module: str, scenario: str, *arguments: str) -> None:
+    """Run a scenario of ``support/MODULE.py`` in a process of its own, which it must survive."""
+    command = ["-X", "faulthandler", "-m", f"support.{module}", scenario, *arguments]
+    done = python(*command, env=preloaded({}), seconds=200)
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr[-4000:]}"

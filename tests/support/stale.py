@@ -9,9 +9,9 @@ from __future__ import annotations
 import faulthandler
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from typing import Any, TypeVar
 
 import ksmpy
 
@@ -35,8 +35,8 @@ PAGES = 150  # more than are unmerged at once
 class Merged:
     """Three equal arrays on common frames, some pages of them written since."""
 
-    def __init__(self, freeze: str, tracking: str) -> None:
-        self.engine = ksmpy.Engine(freeze=freeze, tracking=tracking)
+    def __init__(self, freeze: str, tracking: str, store: ksmpy.Store | None = None) -> None:
+        self.engine = ksmpy.Engine(store=store, freeze=freeze, tracking=tracking)
         one = memory.distinct(PAGES, seed=31)
         self.arrays: list[Bytes] = [one, memory.twin(one), memory.twin(one)]
         self.regions = [self.engine.register(array) for array in self.arrays]
@@ -63,6 +63,10 @@ class Merged:
     def unmerge(self) -> None:
         """What is stopped in the middle."""
         self.engine.knobs.run = 2
+
+    def forget(self) -> int:
+        """No page table knows the pages that read frames; says how many there are."""
+        return make_absent(self.spans())
 
     def maps_store(self) -> list[int]:
         """Which arrays have an overlay, or a part of one."""
@@ -199,6 +203,7 @@ def swapoff(pauser: Pauser, make: Callable[[], Merged], nth: int) -> None:
 
 
 def _to_swap(merged: Merged) -> None:
+    merged.forget()
     frames_to_swap(merged.spans())
     frames = swapped_frames()
     assert frames > PAGES // 2, f"only {frames} frames were swapped out"
@@ -220,44 +225,51 @@ def migration(pauser: Pauser, make: Callable[[], Merged], nth: int) -> None:
 def absent(pauser: Pauser, make: Callable[[], Merged], nth: int) -> None:
     """Pages are not present, as while they migrate: none is passed over, or taken for unmerged."""
     merged = make()
-    assert make_absent(merged.spans()) > 2 * PAGES
+    assert merged.forget() > 2 * PAGES
     with pauser.at("mremap", nth, merged.unmerge):
-        make_absent(merged.spans())
+        merged.forget()
     assert not merged.maps_store()
     merged.finish()
 
 
 WORKS = (registration, fork, frozen, swap, swapoff, migration, absent)
 SCENARIOS = {work.__name__: work for work in WORKS}
+_Kind = TypeVar("_Kind", bound=Merged)
 
 
-def _calls(name: str) -> Iterator[int]:
-    """All calls; where there are many, ever fewer of them."""
-    nth = 1
+def at_every_call(
+    work: Callable[[Pauser, Callable[[], _Kind], int], None],
+    make: Callable[[], _Kind],
+    *,
+    sparse: bool = False,
+) -> int:
+    """Stop at the first call, the second and so on, until there is none; says how many.
+
+    `sparse`: at ever fewer of them. AssertionError if there are so few that it proves nothing.
+    """
+    ksmpy.Engine().close()  # loads the extension
+    pauser = Pauser()
+    done, nth = 0, 1
     while True:
-        yield nth
-        nth += 1 + (nth if name == "frozen" else 0)
+        try:
+            work(pauser, make, nth)
+        except LookupError:
+            break
+        done += 1
+        nth += 1 + (nth if sparse else 0)
+    assert done >= 3, f"{done} calls only: this proves nothing"
+    return done
 
 
 def main(argv: list[str]) -> None:
-    """Stop at the first call, the second and so on, until there is none."""
+    """Run the scenario that the arguments name."""
     faulthandler.dump_traceback_later(patience(100), exit=True)
     name, freeze, tracking = argv[:3]
-    stack = ExitStack()
-    if name == "swap":
-        stack.enter_context(swapping(argv[3]))
-    with stack:
-        ksmpy.Engine(freeze=freeze, tracking=tracking).close()  # loads the extension
-        pauser = Pauser()
-        done = 0
-        for nth in _calls(name):
-            try:
-                SCENARIOS[name](pauser, lambda: Merged(freeze, tracking), nth)
-            except LookupError:
-                break
-            done += 1
-        assert done >= 3, f"{done} calls only: this proves nothing"
-        print(done, flush=True)
+    with swapping(argv[3]) if name == "swap" else nullcontext():
+        done = at_every_call(
+            SCENARIOS[name], lambda: Merged(freeze, tracking), sparse=name == "frozen"
+        )
+    print(done, flush=True)
 
 
 if __name__ == "__main__":
