@@ -1,0 +1,213 @@
+"""Processes on one store die at bad moments; what others map stays as it was."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(120)
+
+PAGES = 200
+#: Offset of the mutex in the store's file, behind its shape.
+MUTEX = 56
+
+_PRELUDE = f"""
+import ctypes, mmap, os, resource, signal, sys, time
+import numpy as np
+from ksmpy._ksmpy import ffi, lib
+LIBC = ctypes.CDLL(None, use_errno=True)
+SIZE, MUTEX = {PAGES} * 4096, {MUTEX}
+fd = os.memfd_create("store")
+data = np.random.default_rng(1).integers(0, 256, SIZE, dtype=np.uint8)
+
+def engine():
+    options = ffi.new("struct ksmpy_options *")
+    options.nodes, options.store_fd = 1, fd
+    out = ffi.new("ksmpy_engine **")
+    assert lib.ksmpy_engine_new(options, out) == 0
+    return out[0]
+
+def scan(e):
+    result = ffi.new("struct ksmpy_scan_result *")
+    for _ in range(1000):
+        assert lib.ksmpy_scan(e, 1 << 20, 1, result) == 0
+        if result.full:
+            return
+    raise AssertionError("no pass ends")
+
+def buffer(e, content):
+    memory = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    array = np.frombuffer(memory, np.uint8)
+    array[:] = content
+    region = ffi.new("uint32_t *")
+    assert lib.ksmpy_register(e, array.ctypes.data, SIZE, 0, region) == 0
+    return array
+
+def pair(e, content):
+    both = buffer(e, content), buffer(e, content)
+    scan(e), scan(e)
+    stats = ffi.new("struct ksmpy_stats *")
+    assert lib.ksmpy_stats(e, stats) == 0 and stats.merging_pages == 2 * {PAGES}
+    return both
+
+def spawn(work):
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        signal.alarm(60)
+        work()
+        os._exit(0)
+    except BaseException:
+        import traceback; traceback.print_exc()
+        os._exit(1)
+
+def die_in_lock():
+    head = mmap.mmap(fd, 4096)
+    at = ctypes.addressof(ctypes.c_char.from_buffer(head)) + MUTEX
+    assert LIBC.pthread_mutex_lock(ctypes.c_void_p(at)) == 0
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def status(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+class Gate:
+    def __init__(self):
+        self.ends = os.pipe()
+    def open(self):
+        os.write(self.ends[1], b".")
+    def wait(self):
+        assert os.read(self.ends[0], 1) == b"."
+"""
+
+
+def _run(script: str) -> None:
+    """In an interpreter of its own: it dies in the store's lock, and runs out of descriptors."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PRELUDE + script],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_rebuild_keeps_what_a_child_of_the_dead_maps() -> None:
+    """A parent dies with the lock: its frames had their last sharer in it, and its child stays."""
+    _run("""
+ready, die, look, seen = Gate(), Gate(), Gate(), Gate()
+def parent():
+    e = engine()
+    a, b = pair(e, data)
+    def child():
+        ready.open(), look.wait()
+        if (a == data).all() and (b == data).all():
+            seen.open()
+    spawn(child)
+    die.wait()
+    die_in_lock()
+pid = spawn(parent)
+ready.wait()
+e = engine()
+die.open()
+assert status(pid) == -signal.SIGKILL
+scan(e), scan(e)
+look.open()
+os.close(seen.ends[1])
+seen.wait()
+""")
+
+
+def test_a_child_without_a_slot_keeps_the_store() -> None:
+    """No descriptor is left for a child's lease: the store is not laid out anew beneath it."""
+    _run("""
+ready, look, seen = Gate(), Gate(), Gate()
+def parent():
+    e = engine()
+    a, b = pair(e, data)
+    def child():
+        ready.open(), look.wait()
+        if (a == data).all() and (b == data).all():
+            seen.open()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+    try:
+        while True:
+            os.dup(0)
+    except OSError:
+        spawn(child)
+assert status(spawn(parent)) == 0
+ready.wait()
+scan(engine())
+look.open()
+os.close(seen.ends[1])
+seen.wait()
+""")
+
+
+def test_a_revive_that_fails_unmaps_nothing_of_the_child() -> None:
+    """What lies in the child where the parent's counts were is the child's."""
+    _run("""
+e = engine()
+pair(e, data)
+inode = str(os.fstat(fd).st_ino)
+lines = [line.split() for line in open("/proc/self/maps")]
+counts = max((int(l[2], 16), l[0]) for l in lines if l[4] == inode and l[1] == "rw-s")[1]
+start, end = (int(x, 16) for x in counts.split("-"))
+def child():
+    LIBC.mmap.restype = ctypes.c_void_p
+    noreplace = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100000
+    size = ctypes.c_size_t(end - start)
+    at = LIBC.mmap(ctypes.c_void_p(start), size, 3, noreplace, -1, ctypes.c_long(0))
+    assert at == start
+    live_frames = 128
+    os.pwrite(fd, b"\\1" * 8, live_frames)
+    assert lib.ksmpy_revive(e) < 0
+    ctypes.memset(at, 1, 4096)
+assert status(spawn(child)) == 0
+""")
+
+
+def test_frames_that_a_newcomer_freed_are_not_freed_again() -> None:
+    """It attaches after a death, then another rebuilds the index and uses those frames anew."""
+    _run("""
+merge, merged, attach, attached, lock, finish, finished = (Gate() for _ in range(7))
+def victim():
+    merge.wait()
+    e = engine()
+    keep = pair(e, data)
+    merged.open()
+    time.sleep(60)
+def holder():
+    lock.wait()
+    die_in_lock()
+def newcomer():
+    attach.wait()
+    e = engine()
+    attached.open(), finish.wait()
+    buffer(e, data)
+    scan(e)
+    finished.open()
+first, second, third = spawn(victim), spawn(holder), spawn(newcomer)
+e = engine()
+merge.open(), merged.wait()
+os.kill(first, signal.SIGKILL)
+status(first)
+attach.open(), attached.wait()
+lock.open()
+status(second)
+scan(e)
+other = data ^ 255
+a, b = pair(e, other)
+finish.open()
+os.close(finished.ends[1])
+finished.wait()
+assert (a == other).all() and (b == other).all()
+assert status(third) == 0
+text = ffi.new("char[]", 256)
+assert lib.ksmpy_check(e, text, 256) == 0, ffi.string(text)
+""")
