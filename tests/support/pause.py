@@ -1,4 +1,4 @@
-"""Python's side of ``pause.c``: stops a thread at one call of the extension, from inside."""
+"""Python's side of ``pause.c``: stops a thread or its process at one call of the extension."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from .build import shared_library
@@ -54,12 +55,25 @@ class Worker:
         return self._value
 
 
+@dataclass(frozen=True)
+class Call:
+    """What the extension calls, from which place of its code, and whether with a store's lock."""
+
+    function: str
+    site: int
+    locked: bool
+
+
 class Pauser:
     """Controls the library in a process that was started with :func:`preloaded`."""
 
     def __init__(self, target: str = "/_ksmpy.") -> None:
         self._lib: Any = ctypes.CDLL(None)
-        self._lib.pause_arm.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int, ctypes.c_int]
+        numbers = [ctypes.c_int64, ctypes.c_int, ctypes.c_int]
+        self._lib.pause_arm.argtypes = [ctypes.c_char_p, *numbers]
+        self._lib.pause_arm_process.argtypes = [ctypes.c_char_p, *numbers]
+        self._lib.pause_calls.restype = ctypes.c_uint64
+        self._lib.pause_call.restype = ctypes.c_char_p
         self._names: list[bytes] = []  # the library keeps a pointer
         assert self._lib.pause_target(target.encode()), f"no object {target!r} is loaded"
 
@@ -89,6 +103,28 @@ class Pauser:
         finally:
             self._lib.pause_go()
             worker.result()
+
+    def stop_process(self, function: str, nth: int, *, locked: bool = False) -> None:
+        """Let this thread's nth call from now on stop the whole process, before it is made.
+
+        `function` is the beginning of its name: "" is any that can be stopped at. `locked` leaves
+        out calls that are made without the lock of a store. SIGCONT lets the process go on.
+        """
+        self._names.append(function.encode())
+        self._lib.pause_arm_process(self._names[-1], nth, threading.get_native_id(), locked)
+
+    def calls(self) -> list[Call]:
+        """The calls of that kind that this thread made since then, as far as the log goes."""
+        site, locked = ctypes.c_uint64(), ctypes.c_int()
+        found = []
+        for n in range(self._lib.pause_calls()):
+            name = self._lib.pause_call(
+                ctypes.c_uint64(n), ctypes.byref(site), ctypes.byref(locked)
+            )
+            if name is None:
+                break
+            found.append(Call(name.decode(), site.value, bool(locked.value)))
+        return found
 
 
 def stopped_at_every_call(module: str, scenario: str, *arguments: str) -> None:

@@ -1,0 +1,293 @@
+"""Stores that cannot be used, or only in part: no crash, no wrong bytes, nothing left behind."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from conftest import EACH_FREEZE
+from ksmpy import Store, StoreError, _native
+from support.damage import frame_memory
+from support.nursery import Nursery, Peer
+from support.oracle import PAGE
+from support.patience import patience
+from support.procs import python
+from support.sharer import PAGES
+
+pytestmark = pytest.mark.timeout(200)
+OPTIONS = next(mode for mode in EACH_FREEZE if not mode.missing()).options
+SECONDS = float(os.environ.get("KSMPY_FUZZ_SECONDS", "0"))
+SHAPE = "<QIIQIIIIQ"  # struct store_shape, up to its own checksum
+SLOTS = 1024
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    """Where the processes of these tests come from."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def store(nursery: Nursery) -> Iterator[Store]:
+    """A store without a name; its processes end with the test."""
+    with Store.anonymous() as store:
+        yield store
+        nursery.bury_all()
+
+
+def sharer(nursery: Nursery, store: Store, seed: int = 1) -> Peer:
+    """A process with merged pages."""
+    peer = nursery.born(store)
+    peer.call("attach", OPTIONS)
+    peer.call("add", seed)
+    peer.call("scan", 3)
+    peer.call("check")
+    return peer
+
+
+# ---- bytes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(300 + SECONDS)
+@pytest.mark.parametrize("neighbour", ["alive", "dead"])
+def test_any_byte_may_be_wrong(neighbour: str) -> None:
+    """In the header or the index: a refused store, or right bytes for everybody.
+
+    KSMPY_FUZZ_SECONDS makes it longer, with other bytes each time.
+    """
+    seed = time.time_ns() % 10**6 if SECONDS else 1
+    arguments = [str(seed), "75", str(SECONDS), neighbour]
+    done = python("-m", "support.damage", *arguments, seconds=280 + SECONDS)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert not seen["problems"], (seed, seen, done.stderr)
+    assert seen["right"] and (seen["refused"] or neighbour == "dead"), seen
+
+
+def _shape_with(store: Store, index: int, change: Callable[[int], int], *, summed: bool) -> None:
+    fields = list(struct.unpack(SHAPE, os.pread(store.fileno(), 48, 0)))
+    fields[index] = change(fields[index])
+    text = struct.pack(SHAPE, *fields)
+    os.pwrite(store.fileno(), text, 0)
+    if summed:
+        os.pwrite(store.fileno(), struct.pack("<Q", _native.checksum(text.ljust(64, b"\0"))), 48)
+
+
+FIELDS = ["magic", "version", "page size", "checksum", "nodes", "span", "slots", "record", "size"]
+
+
+@pytest.mark.parametrize("field", range(len(FIELDS)), ids=FIELDS)
+def test_another_layout_is_refused(nursery: Nursery, store: Store, field: int) -> None:
+    """By EPROTO, if its maker says so; what nobody would have written is damaged: EUCLEAN."""
+    first = sharer(nursery, store)
+    newcomer = nursery.born(store)
+    shape = os.pread(store.fileno(), 56, 0)
+    _shape_with(store, field, lambda value: value ^ 1, summed=False)
+    damaged = errno.EPROTO if field == 0 else errno.EUCLEAN
+    assert newcomer.call("refusal", OPTIONS) == damaged
+    for change in (lambda value: value ^ 1, lambda value: value * 2, lambda value: 0):
+        os.pwrite(store.fileno(), shape, 0)
+        _shape_with(store, field, change, summed=True)
+        if field or os.pread(store.fileno(), 8, 0) != bytes(8):
+            assert newcomer.call("refusal", OPTIONS) == errno.EPROTO
+    os.pwrite(store.fileno(), shape, 0)
+    assert newcomer.call("refusal", OPTIONS) == 0
+    first.call("scan", 2)
+    first.call("check")
+
+
+@pytest.mark.parametrize("used", [True, False])
+@pytest.mark.parametrize("size", [10, PAGE, 1 << 20, -PAGE, 0], ids=str)
+def test_another_size_is_refused(nursery: Nursery, store: Store, used: bool, size: int) -> None:
+    """A file that was cut, or made longer (0); once nobody uses it, it can be removed."""
+    first = sharer(nursery, store)
+    if not used:
+        first.kill()
+    whole = os.fstat(store.fileno()).st_size
+    os.ftruncate(store.fileno(), size if size > 0 else whole + (size or PAGE))
+    newcomer = nursery.born(store)
+    assert newcomer.call("refusal", OPTIONS) in (errno.EUCLEAN, errno.EPROTO)
+    with pytest.raises(StoreError):
+        store.stats()
+    first.kill()
+    assert store.unlink(unused_only=True)
+    assert newcomer.call("refusal", OPTIONS) == errno.ESTALE
+
+
+# ---- no room ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def small_tmpfs(path: Path, size: str) -> Iterator[Path]:
+    """A file system of that size, gone afterwards; skips where it cannot be mounted."""
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(path)]
+    if os.geteuid() != 0 or subprocess.run(command, check=False).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@pytest.mark.parametrize("size", ["16k", "64k", "128k", "256k", "1m", "5m"])
+def test_a_full_file_system(nursery: Nursery, tmp_path: Path, size: str) -> None:
+    """ENOSPC to who comes, or as many frames as there is room for; never a SIGBUS."""
+    with ExitStack() as stack:
+        place = stack.enter_context(small_tmpfs(tmp_path / "small", size))
+        store = stack.enter_context(Store.open("name", directory=place / "stores"))
+        stack.callback(nursery.bury_all)
+        first, second = nursery.born(store), nursery.born(store)
+        refused = first.call("refusal", OPTIONS)
+        assert refused in ((0, errno.ENOSPC) if size != "5m" else (0,))
+        if refused:
+            return
+        first.call("add", 5, 2, 2000)
+        first.call("scan", 3)
+        first.call("check")
+        if second.call("refusal", OPTIONS) == 0:
+            second.call("add", 5, 2, 2000)
+            second.call("scan", 3)
+            second.call("check")
+            second.call("close")
+        frames, pages = first.call("on_frames")
+        assert frames < 2000 and (pages > 0 or size != "5m")
+        first.call("unmerge")
+        first.call("scan", 1)
+        first.call("close")
+        first.call("compare")
+        assert store.stats().frame_bytes == 0 == frame_memory(store.fileno())
+
+
+def test_no_descriptors(nursery: Nursery, store: Store) -> None:
+    """Attaching with ever more of them is EMFILE until it works, and leaves nothing behind."""
+    first = sharer(nursery, store)
+    newcomer = nursery.born(store)
+    seen = newcomer.call("refusals_without_descriptors", OPTIONS)
+    assert len(seen) > 4 and set(seen) <= {errno.EMFILE, errno.EUSERS, errno.EOPNOTSUPP}, seen
+    assert store.processes() == [first.pid, newcomer.pid]
+    newcomer.call("add", 1)
+    newcomer.call("scan", 3)
+    assert store.stats().pages_sharing == 3 * PAGES
+
+
+def test_ten_thousand_stores(place: Path) -> None:
+    """They cost a file each, and no descriptor once closed."""
+    before = len(os.listdir("/proc/self/fd"))
+    begin = time.monotonic()
+    for number in range(10_000):
+        with Store.open(f"store-{number}") as store:
+            if number % 100 == 0:
+                assert store.stats().frame_bytes == 0
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir(place)) == 10_000
+    for number in range(10_000):
+        with Store.open(f"store-{number}", create=False) as store:
+            assert store.unlink()
+    assert os.listdir(place) == []
+    assert time.monotonic() - begin < patience(60)
+
+
+@contextmanager
+def all_slots_taken(store: Store) -> Iterator[None]:
+    """The slots that are free are held by their locks, as by processes that just come."""
+    fd = os.open(f"/proc/self/fd/{store.fileno()}", os.O_RDWR)
+    held = 0
+    try:
+        for slot in range(SLOTS):
+            lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 1 + slot, 1, 0)
+            try:
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
+                held += 1
+            except BlockingIOError:
+                continue
+        assert held >= SLOTS - 3
+        yield
+    finally:
+        os.close(fd)
+
+
+def test_no_slot_is_left(nursery: Nursery, store: Store) -> None:
+    """Newcomers are refused by EUSERS, who is there goes on; room is used once there is some."""
+    first = sharer(nursery, store)
+    newcomer = nursery.born(store)
+    with all_slots_taken(store):
+        assert newcomer.call("refusal", OPTIONS) == errno.EUSERS
+        assert store.processes() == [first.pid]
+        first.call("add", 2)
+        first.call("scan", 2)
+        first.call("check")
+    assert newcomer.call("refusal", OPTIONS) == 0
+
+
+def test_a_fork_with_no_slot_left(nursery: Nursery, store: Store, tmp_path: Path) -> None:
+    """The child cannot be waited for: the frames of that time are kept, later ones are freed."""
+    first = sharer(nursery, store)
+    told = tmp_path / "told"
+    with all_slots_taken(store):
+        first.call("fork", str(told))
+    first.call("unmerge")
+    first.call("scan", 1)
+    first.call("unmerge")
+    assert store.stats().stale_frames == PAGES
+    assert frame_memory(store.fileno()) == PAGES * PAGE
+    told.touch()
+    deadline = time.monotonic() + patience(20)
+    while not told.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert told.read_text() == "right"
+    first.call("add", 2)
+    first.call("scan", 3)
+    first.call("unmerge")
+    first.call("check")
+    assert store.stats().frame_bytes == PAGES * PAGE
+    first.call("close")
+    again = sharer(nursery, store)
+    assert store.stats().frame_bytes == PAGES * PAGE == frame_memory(store.fileno())
+    again.call("close")
+    assert frame_memory(store.fileno()) == 0
+
+
+# ---- names and clocks -------------------------------------------------------------------------
+
+
+def test_a_store_is_removed_while_in_use(nursery: Nursery, place: Path) -> None:
+    """Two go on merging with each other; who opens the name from now on gets a new store."""
+    with ExitStack() as stack:
+        store = stack.enter_context(Store.open("name"))
+        stack.callback(nursery.bury_all)
+        first, second = sharer(nursery, store), sharer(nursery, store)
+        assert not store.unlink(unused_only=True)
+        assert store.unlink() and os.listdir(place) == []
+        new = stack.enter_context(Store.open("name"))
+        assert new != store
+        third = sharer(nursery, new, seed=2)
+        for peer in (first, second, first, second):
+            peer.call("add", 2, 1)
+            peer.call("scan", 2)
+            peer.call("check")
+        seen = store.stats()
+        assert (seen.pages_shared, seen.pages_sharing) == (2 * PAGES, 6 * PAGES)
+        assert new.processes() == [third.pid] and new.stats().pages_shared == PAGES
+        first.call("close")
+        second.call("close")
+        assert frame_memory(store.fileno()) == 0
+
+
+def test_no_clock_that_jumps_is_asked(nursery: Nursery, store: Store) -> None:
+    """Setting the time of day changes nothing: a whole life looks at CLOCK_MONOTONIC only."""
+    sharer(nursery, store)
+    assert nursery.born(store).call("clocks", "live", OPTIONS) == {"clock monotonic"}
