@@ -37,16 +37,6 @@ void arena_destroy(struct arena *arena)
     arena->base = NULL;
 }
 
-/*
- * Touched at once: a later fallocate() over the same pages that fails takes back all of them that
- * nobody has touched yet, whoever asked for them (shmem_fallocate() of the kernel).
- */
-int arena_allocate(const struct arena *arena, uint64_t at, uint64_t bytes)
-{
-    int error = os_allocate(arena->fd, arena->offset + at, bytes);
-    return error ? error : os_populate((uintptr_t)arena->base + at, bytes >> PAGE_SHIFT, true);
-}
-
 int arena_grow(struct arena *arena, uint64_t count)
 {
     if (count <= arena->committed)
@@ -58,7 +48,7 @@ int arena_grow(struct arena *arena, uint64_t count)
     size_t new_end = round_up(arena->stride * count, step);
     if (new_end > old_end) {
         size_t more = new_end - old_end;
-        int error = arena->in_file ? arena_allocate(arena, old_end, more)
+        int error = arena->in_file ? os_allocate(arena->fd, arena->offset + old_end, more)
                                    : os_commit(arena->base + old_end, more);
         if (error)
             return error;

@@ -33,8 +33,6 @@ void arena_in_file(struct arena *arena, size_t stride, uint64_t limit, void *bas
 void arena_destroy(struct arena *arena);
 /* Makes elements below count usable (zero filled at first use); -ENOMEM, -ENOSPC. */
 int arena_grow(struct arena *arena, uint64_t count);
-/* Bytes [at, +bytes), whole pages, of an array in a file. */
-int arena_allocate(const struct arena *arena, uint64_t at, uint64_t bytes);
 static inline void *arena_at(const struct arena *arena, uint64_t index)
 {
     return arena->base + arena->stride * index;

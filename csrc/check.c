@@ -212,10 +212,10 @@ int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)
     if (engine->forked)
         return -EPERM;
     engine_lock(engine);
+    store_lock(&engine->store); /* or the index may be made anew by somebody else meanwhile */
     check_pages(engine, &report);
     check_buckets(engine, &report);
     check_unstable(engine, &report);
-    store_lock(&engine->store);
     struct frames_seen seen = {.report = &report, .bytes = true};
     check_frames(&engine->store, &seen);
     if (engine->store.shared)

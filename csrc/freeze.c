@@ -137,8 +137,7 @@ static int64_t freeze_some(struct freezer *fz, uintptr_t address, uint64_t n, co
     }
 }
 
-/* No further than the next huge page, which is then frozen as one. */
-static uint64_t at_once(const struct freezer *fz, uintptr_t address, uint64_t n)
+uint64_t freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n)
 {
     uint64_t rest = HUGE_PAGES - (address >> PAGE_SHIFT) % HUGE_PAGES;
     if (rest == HUGE_PAGES && n >= HUGE_PAGES && os_is_huge(fz->pagemap_fd, address))
@@ -154,7 +153,7 @@ static uint64_t at_once(const struct freezer *fz, uintptr_t address, uint64_t n)
  */
 int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
-    n = at_once(fz, address, n);
+    n = freeze_reach(fz, address, n);
     pthread_mutex_lock(&fz->lock);
     int64_t got = freeze_some(fz, address, n, view);
     if (got == -EBUSY && fz->mode == KSMPY_FREEZE_UFFD_MOVE) {

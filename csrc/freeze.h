@@ -80,6 +80,11 @@ void freezer_abandon(struct freezer *fz);
 int freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n);
 void freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n);
 
+/*
+ * How many leading pages freeze() would try to freeze: no further than the next huge page, which
+ * is then frozen as one.
+ */
+uint64_t freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n);
 /* How many leading pages are frozen (1 to n), with the lock held; or -errno without it. */
 int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view);
 void freeze_restore(struct freezer *fz, uint64_t first, uint64_t n);

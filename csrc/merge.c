@@ -160,7 +160,8 @@ static int64_t join(ksmpy_engine *engine, const struct piece *piece, uint64_t n)
 static uint64_t merge_piece(ksmpy_engine *engine, struct piece *piece, uint64_t n)
 {
     const uint8_t *view;
-    uint64_t own = own_memory(engine, piece->page, n < FREEZE_HUGE ? n : FREEZE_HUGE);
+    uint64_t reach = freeze_reach(&engine->fz, page_address(engine, piece->page), n);
+    uint64_t own = own_memory(engine, piece->page, reach);
     budget_recount(engine, 2); /* exchange() cannot */
     need_shadow(engine, piece->page);
     if (!own)

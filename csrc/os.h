@@ -133,7 +133,7 @@ int os_identify(int fd, uint64_t *inode, uint64_t *dev);
 int os_try_lock(int fd, uint64_t number, bool exclusive);
 
 /* A lease: a lock that lives as long as somebody maps it (a forked child does). */
-void *os_lease_take(int lease_fd, uint64_t number);
+int os_lease_take(int lease_fd, uint64_t number, void **lease); /* -EAGAIN: it is held */
 void os_lease_drop(void *lease);
 bool os_lease_held(int lease_fd, uint64_t number);
 

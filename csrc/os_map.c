@@ -310,16 +310,15 @@ int os_try_lock(int fd, uint64_t number, bool exclusive)
  * description goes, and a mapping is such a reference: a child that closes
  * every descriptor still holds it until it exits or calls exec.
  */
-void *os_lease_take(int lease_fd, uint64_t number)
+int os_lease_take(int lease_fd, uint64_t number, void **lease)
 {
     int fd = os_reopen(lease_fd, O_RDWR);
     if (fd < 0)
-        return NULL;
-    void *lease = NULL;
-    if (os_try_lock(fd, number, true) == 0)
-        lease = mapped(mmap(NULL, PAGE_SIZE, PROT_NONE, MAP_SHARED, fd, 0));
+        return fd;
+    int error = os_try_lock(fd, number, true);
+    *lease = error ? NULL : mapped(mmap(NULL, PAGE_SIZE, PROT_NONE, MAP_SHARED, fd, 0));
     close(fd);
-    return lease;
+    return error ? error : *lease ? 0 : -ENOMEM;
 }
 
 void os_lease_drop(void *lease)

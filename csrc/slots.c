@@ -116,14 +116,18 @@ static void raise_to(_Atomic uint32_t *mark, uint32_t value)
  */
 int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot, void **lease)
 {
+    *lease = NULL;
     for (unsigned i = 0; i < MAX_SLOTS; i++) {
         if (atomic_load(&store->head->slots[i].kind) != SLOT_FREE)
             continue;
-        *lease = os_lease_take(store->lock_fd, 1 + i);
-        if (!*lease)
+        int error = os_lease_take(store->lock_fd, 1 + i, lease);
+        if (error == -EAGAIN)
             continue;
+        if (error)
+            return error;
         if (atomic_load(&store->head->slots[i].kind) != SLOT_FREE) {
             os_lease_drop(*lease);
+            *lease = NULL;
             continue;
         }
         store->head->slots[i].pid = (uint32_t)getpid(); /* a child signs for itself */
