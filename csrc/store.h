@@ -235,6 +235,26 @@ void store_fork_parent(struct store *store);
 /* May a child forked after a frame was born and before now map it? As of the last burial. */
 bool store_leased(const struct store *store, const struct frame *frame);
 
+/* ---- shape.c: the file of a shared store ---- */
+
+#define STORE_MAGIC 0x65726f747379706bu /* "kpystore" */
+#define STORE_RETIRED 0x656e6f677379706bu
+
+/* Offsets in bytes, wherever nothing else is said. */
+struct store_layout {
+    uint64_t ids, trees, records, wanted, news, counts, frames, end;
+    uint64_t ids_stride, trees_stride; /* from node to node */
+    uint64_t wanted_size, span;        /* entries; frames of a node */
+};
+
+struct store_layout store_layout_of(unsigned nodes, unsigned span_shift);
+struct store_shape store_shape_for(int nodes);
+/* -ENODATA: none there yet; -ESTALE: retired; -EPROTO: of another kind; -EUCLEAN: damaged. */
+int store_read_shape(int fd, struct store_shape *shape);
+/* Where the sharers of a slot are counted, in the file: uint32_t for each frame. */
+uint64_t counts_offset(const struct store *store, unsigned slot);
+uint64_t counts_bytes(const struct store *store);
+
 /* ---- share.c: shared stores ---- */
 
 /*
@@ -249,9 +269,15 @@ int store_attach(struct store *store, int fd, int nodes, const int *node_ids);
 int store_attach_again(struct store *store);
 void store_part_from_parent(struct store *store);
 void store_detach(struct store *store);
-/* Where the sharers of a slot are counted, in the file: uint32_t for each frame. */
-uint64_t counts_offset(const struct store *store, unsigned slot);
-uint64_t counts_bytes(const struct store *store);
+/* The file's descriptors, without looking into it; it is not mapped, and no slot is taken. */
+int store_open(struct store *store, int fd);
+/* A description of its own, which holds the gate until it is closed; or -errno. */
+int store_close_gate(int fd, bool exclusive);
+bool store_is_used(const struct store *store); /* has anybody a slot? */
+int store_map(struct store *store, const struct store_shape *shape);
+void store_unmap(struct store *store);
+/* Behind the gate: from now on nobody can attach. */
+int store_retire(struct store *store);
 
 /* ---- check.c ---- */
 
