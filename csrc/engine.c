@@ -147,8 +147,6 @@ int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
     os_probe(&caps);
     if (options->nodes < 1 || options->nodes > MAX_NODES)
         return -EINVAL;
-    if (caps.uffd_errno == EMFILE || caps.uffd_errno == ENFILE)
-        return -caps.uffd_errno; /* this does not tell what the machine offers */
     if (!caps.memfd || !caps.madv_populate)
         return -EOPNOTSUPP;
     int freeze_mode = choose_freeze(&caps, options->freeze);
