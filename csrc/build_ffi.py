@@ -27,9 +27,15 @@ def debug_wanted() -> bool:
 
 ffi = FFI()
 ffi.cdef((HERE / "ksmpy.cdef.h").read_text(encoding="utf-8"))
+# The pointers are PyObject *, which cffi does not know.
+ffi.cdef("""
+    void ksmpy_collection(void *phase, void *info);
+    void ksmpy_sweep_by(void *function);
+    int ksmpy_collecting(void);
+""")
 ffi.set_source(
     "ksmpy._ksmpy",
-    '#include "ksmpy.h"',
+    '#include "ksmpy.h"\n#include "collector.h"',
     sources=SOURCES,
     depends=HEADERS,
     include_dirs=["csrc"],

@@ -107,17 +107,16 @@ class Fleet:
         resource_tracker.ensure_running()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            for number in range(count):
-                self._start(number, (model, store, options, threads))
-        except BaseException:
+            try:
+                for number in range(count):
+                    self._start(number, (model, store, options, threads))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        except BaseException:  # also the Ctrl-C that had to wait
             self.close()
             raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def everybody(
-        self, *order: Any, progress: Callable[[int, int], None] | None = None
-    ) -> list[Any]:
+    def everybody(self, *order: Any, progress: Count | None = None) -> list[Any]:
         """Have every worker do this, and return what each replies. Who is not at it answers
         requests.
         """

@@ -7,6 +7,7 @@ memory that a running call still uses.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import sys
@@ -122,6 +123,27 @@ def store_retire(fd: int) -> bool:
     """Keep everybody from using a store from now on; False when somebody uses it."""
     rc = lib.ksmpy_store_retire(fd)
     return rc != -errno.EBUSY and check(rc, "ksmpy_store_retire") == 0
+
+
+def collector_callback(sweep: Callable[[bool], object]) -> Callable[[str, dict[str, int]], object]:
+    """What goes into gc.callbacks to have `sweep` called some time after each collection, with
+    whether all objects were looked at. What `sweep` raises is raised out of the code that runs
+    then. There is one `sweep` at a time.
+    """
+
+    def function(name: str, *arguments: Any) -> Callable[..., object]:
+        address = int(ffi.cast("uintptr_t", ffi.addressof(lib, name)))
+        return ctypes.PYFUNCTYPE(None, *arguments)(address)
+
+    function("ksmpy_sweep_by", ctypes.py_object)(sweep)
+    return function("ksmpy_collection", ctypes.py_object, ctypes.py_object)
+
+
+def collecting() -> bool:
+    """Whether the garbage collector is at work in this thread, and called what called this. Known
+    from when collector_callback()'s was installed.
+    """
+    return bool(lib.ksmpy_collecting())
 
 
 class NativeEngine:

@@ -11,16 +11,15 @@ from __future__ import annotations
 import array
 import ctypes
 import functools
-import gc
 import mmap
 import pickle
 import sys
-import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ksmpy import _native
 from ksmpy._native import PAGE_SIZE
 from ksmpy.errors import RegionError
 
@@ -194,20 +193,6 @@ class Lifetime(Protocol):
         """Let go of the owner."""
 
 
-# The thread in which the garbage collector runs, if it does.
-_collector: list[int] = []
-
-
-def _note_collection(phase: str, info: dict[str, int]) -> None:
-    if phase == "start":
-        _collector[:] = [threading.get_ident()]
-    else:
-        _collector.clear()
-
-
-gc.callbacks.append(_note_collection)
-
-
 class Watched:
     """An owner that is watched by a weak reference.
 
@@ -228,8 +213,7 @@ class Watched:
     @property
     def discard(self) -> bool:
         """Not when the collector of this very thread may have found the owner."""
-        collecting = self._collectable and threading.get_ident() in _collector
-        return self._discard and not collecting
+        return self._discard and not (self._collectable and _native.collecting())
 
     def watch(self, ended: Callable[[], None]) -> None:
         """Call `ended` when the owner is about to be freed."""

@@ -12,6 +12,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from ksmpy import _native
+
 if TYPE_CHECKING:
     from ksmpy.buffers import Buffer
     from ksmpy.engine import Engine
@@ -91,11 +93,9 @@ _SWEEP_FACTOR = 50
 _next_sweep = [0.0]
 
 
-def _on_collection(phase: str, info: dict[str, int]) -> None:
-    if phase != "stop":
-        return
+def _sweep_all(at_once: bool) -> None:
     begin = time.monotonic()
-    if begin >= _next_sweep[0] or info["generation"] == 2:
+    if at_once or begin >= _next_sweep[0]:
         for engine in live_engines():
             engine.sweep()
         end = time.monotonic()
@@ -119,6 +119,6 @@ _hooked: list[bool] = []
 def _install_hooks() -> None:
     if not _hooked:
         _hooked.append(True)
-        gc.callbacks.append(_on_collection)
+        gc.callbacks.append(_native.collector_callback(_sweep_all))
         atexit.register(_stop_all)
         os.register_at_fork(after_in_child=_inherit_all)

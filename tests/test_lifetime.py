@@ -6,6 +6,7 @@ import array
 import gc
 import mmap
 import os
+import signal
 import threading
 import time
 import weakref
@@ -17,6 +18,7 @@ import pytest
 import ksmpy
 from ksmpy import KsmpyError, RegionError
 from support import memory, oracle, procs
+from support.patience import patience
 
 MIB = 1 << 20
 
@@ -222,6 +224,41 @@ def test_abandoned_buffers_are_noticed_by_the_collector(auto: Any) -> None:
     """A collection of the garbage collector's ends abandoned regions, without any call of ours."""
     region = auto.register(bytearray(MIB))
     gc.collect()
+    assert region.released
+
+
+class Interrupted(Exception):
+    """What the signal handler raises."""
+
+
+def test_an_interrupt_during_a_collection_arrives(auto: Any) -> None:
+    """Ctrl-C, or a timeout, that comes while the garbage collector is at work is not lost in a
+    callback of ours.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    auto.register(bytearray(MIB))
+    much = [[number] for number in range(200_000)]  # some 10 ms to look through
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(10):
+            with pytest.raises(Interrupted):
+                signal.setitimer(signal.ITIMER_REAL, 0.002)
+                gc.collect()
+                time.sleep(patience(10))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert len(much) == 200_000
+
+
+def test_abandoned_buffers_are_noticed_in_any_thread(auto: Any) -> None:
+    """By a collection in another thread too, and at once though the main thread waits."""
+    region = auto.register(bytearray(MIB))
+    thread = threading.Thread(target=gc.collect)
+    thread.start()
+    thread.join()
     assert region.released
 
 
