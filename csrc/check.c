@@ -220,7 +220,7 @@ int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)
     check_frames(&engine->store, &seen);
     if (engine->store.shared)
         check_counts(&engine->store, &report);
-    else /* more: pages whose memory could not be discarded */
+    else
         expect(&report, "sharers of all frames", seen.sharers, engine->shared_pages);
     store_unlock(&engine->store);
     engine_unlock(engine);

@@ -129,8 +129,7 @@ static int start(ksmpy_engine *engine, int freeze_mode, int store_fd)
         error = open_store(engine, store_fd);
     if (error)
         return error;
-    memcpy(engine->knobs, engine->store.head->knobs, sizeof engine->store.head->knobs);
-    engine->rule_changes = engine->store.head->rule_changes;
+    follow_rules(engine);
     error = freezer_init(&engine->fz, freeze_mode, engine->tracked);
     if (error)
         return error;

@@ -96,17 +96,22 @@ void fork_unwatch(ksmpy_engine *engine)
     pthread_mutex_unlock(&all_lock);
 }
 
-int fork_revive(ksmpy_engine *engine)
+/* The one it has is its parent's, or not there. */
+static int open_freezer(ksmpy_engine *engine, bool tracked)
 {
-    if (!engine->forked || engine->fz.pagemap_fd >= 0)
-        return 0;
     int error = os_maps_open(&engine->maps);
     if (error)
         return error;
-    error = freezer_init(&engine->fz, engine->fz.mode, false);
+    error = freezer_init(&engine->fz, engine->fz.mode, tracked);
     if (error)
         os_maps_close(&engine->maps);
     return error;
+}
+
+int fork_revive(ksmpy_engine *engine)
+{
+    bool has_one = !engine->forked || engine->fz.pagemap_fd >= 0;
+    return has_one ? 0 : open_freezer(engine, false);
 }
 
 /* ---- becoming an engine of the child's own ---- */
@@ -150,26 +155,17 @@ static void rejoin_frames(ksmpy_engine *engine)
         }
 }
 
-static int renew_freezer(ksmpy_engine *engine)
-{
-    int error = 0;
-    if (engine->fz.pagemap_fd >= 0) /* fork_revive() made one */
-        freezer_destroy(&engine->fz);
-    else
-        error = os_maps_open(&engine->maps);
-    if (!error) {
-        error = freezer_init(&engine->fz, engine->fz.mode, engine->tracked);
-        if (error)
-            os_maps_close(&engine->maps);
-    }
-    return error;
-}
-
 /* The child's lease keeps its frames until it has joined them. */
 static int revive(ksmpy_engine *engine)
 {
     struct store *store = &engine->store;
-    int error = store->shared ? renew_freezer(engine) : -EPERM;
+    if (!store->shared)
+        return -EPERM;
+    if (engine->fz.pagemap_fd >= 0) { /* fork_revive() made one, which tracks nothing */
+        freezer_destroy(&engine->fz);
+        os_maps_close(&engine->maps);
+    }
+    int error = open_freezer(engine, engine->tracked);
     if (error)
         return error;
     error = store_attach_again(store);

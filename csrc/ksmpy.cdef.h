@@ -58,7 +58,7 @@ struct ksmpy_options {
     int tracking; /* enum ksmpy_tracking */
     int nodes;    /* how many NUMA nodes, 1 to 32 */
     const int *node_ids; /* their numbers for mbind, or NULL: no placement */
-    int store_fd; /* of the file that engines share, open for reading and writing; 0: a private store */
+    int store_fd; /* of the file that engines share, open for reading and writing; 0 or less: a private store */
 };
 
 struct ksmpy_scan_result {

@@ -3,6 +3,7 @@
  * engine on it.  Behind the gate, so that it is not laid out anew meanwhile.
  */
 #include <errno.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "engine.h"
@@ -27,6 +28,13 @@ static int look(int fd, bool exclusive, look_at *at, void *out)
     return error;
 }
 
+static void tell_rules(const uint64_t *knobs, struct ksmpy_store_stats *out)
+{
+    out->merge_across_nodes = knobs[KSMPY_KNOB_MERGE_ACROSS_NODES];
+    out->max_page_sharing = knobs[KSMPY_KNOB_MAX_PAGE_SHARING];
+    out->use_zero_pages = knobs[KSMPY_KNOB_USE_ZERO_PAGES];
+}
+
 static void fill_stats(const struct store *store, struct ksmpy_store_stats *out)
 {
     const struct store_head *head = store->head;
@@ -38,25 +46,22 @@ static void fill_stats(const struct store *store, struct ksmpy_store_stats *out)
         .stable_node_dups = head->dups,
         .frame_bytes = store_bytes(store),
         .metadata_bytes = store_metadata_bytes(store),
-        .merge_across_nodes = head->knobs[KSMPY_KNOB_MERGE_ACROSS_NODES],
-        .max_page_sharing = head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING],
-        .use_zero_pages = head->knobs[KSMPY_KNOB_USE_ZERO_PAGES],
         .deaths = head->deaths,
         .rebuilds = head->rebuilds,
         .lock_waits = head->lock_waits,
         .lock_wait_ns = head->lock_wait_ns,
         .lock_hold_max_ns = head->lock_hold_max_ns,
     };
+    tell_rules(head->knobs, out);
 }
 
 static int stats_of(struct store *store, const struct store_shape *shape, int error, void *out)
 {
     if (error == -ENODATA) {
-        struct store_head head = {0};
-        store_default_rules(&head);
-        store->head = &head;
-        fill_stats(store, out);
-        ((struct ksmpy_store_stats *)out)->metadata_bytes = 0;
+        uint64_t rules[STORE_KNOBS];
+        store_default_rules(rules);
+        memset(out, 0, sizeof(struct ksmpy_store_stats));
+        tell_rules(rules, out);
         return 0;
     }
     if (!error)

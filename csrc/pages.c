@@ -81,7 +81,7 @@ void page_unshare(ksmpy_engine *engine, uint32_t id, enum page_state state)
         return;
     store_lock(store);
     const struct frame *record = frame_at(store, frame);
-    if (record->sharers == store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING])
+    if (is_full(store, record))
         unstable_wake(engine, record->tree, record->sum);
     store_leave(store, frame);
     store_unlock(store);

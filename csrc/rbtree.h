@@ -73,6 +73,12 @@ static inline struct rb_node *rb_at(const struct rb_arena *arena, uint32_t index
     return (struct rb_node *)(void *)((char *)arena->base + arena->stride * index);
 }
 
+/* For descending: the order of two keys, below, equal to or above 0. */
+static inline int compare_u64(uint64_t a, uint64_t b)
+{
+    return a < b ? -1 : a > b;
+}
+
 static inline uint32_t rb_parent(const struct rb_node *node)
 {
     uint32_t parent = node->parent_color >> 1;

@@ -25,7 +25,6 @@
 #include "engine.h"
 
 #define GATE 0
-#define PATIENCE_MS 5000
 
 /* ---- the gate ---- */
 
@@ -180,11 +179,11 @@ static void write_shape(struct store *store, struct store_shape shape)
 static int lay_out(struct store *store, int nodes)
 {
     struct store_shape shape = store_shape_for(nodes);
-    struct store_head old = {.knobs = {0}};
+    uint64_t rules[STORE_KNOBS];
     int fd = store->write_fd;
-    bool keep =
-        os_pread(fd, offsetof(struct store_head, knobs), old.knobs, sizeof old.knobs) == 0 &&
-        rules_are_sound(old.knobs);
+    if (os_pread(fd, offsetof(struct store_head, knobs), rules, sizeof rules) < 0 ||
+        !rules_are_sound(rules))
+        store_default_rules(rules);
     int error = os_set_size(fd, 0);
     if (!error)
         error = os_set_size(fd, shape.file_size);
@@ -193,9 +192,7 @@ static int lay_out(struct store *store, int nodes)
     if (!error)
         error = store_map(store, &shape);
     if (!error) {
-        store_default_rules(store->head);
-        if (keep)
-            memcpy(store->head->knobs, old.knobs, sizeof old.knobs);
+        memcpy(store->head->knobs, rules, sizeof rules);
         error = fill_head(store);
         if (error)
             store_unmap(store);
@@ -230,9 +227,9 @@ static int join_in(struct store *store, const struct store_shape *shape, int nod
     return error;
 }
 
-static int own_counts(struct store *store)
+static int own_counts(struct store *store, unsigned slot)
 {
-    uint64_t offset = counts_offset(store, store->slot);
+    uint64_t offset = counts_offset(store, slot);
     uint64_t span = (uint64_t)1 << store->span_shift;
     uint8_t *base = map(store->write_fd, offset, counts_bytes(store), true);
     if (!base)
@@ -259,21 +256,15 @@ static int take_slot(struct store *store)
     store_lock(store);
     slots_bury(store);
     store_flush(store); /* no slot yet: these frames are nobody's, once others have the lock */
-    store_unlock(store);
     void *lease;
     unsigned slot;
-    store_lock(store); /* a rebuild asks whose slots are taken */
-    int error = slot_claim(store, SLOT_ENGINE, &slot, &lease);
+    int error = slot_claim(store, SLOT_ENGINE, &slot, &lease); /* a rebuild asks whose they are */
     store_unlock(store);
     if (error)
         return error;
     error = os_dont_fork(lease, PAGE_SIZE);
-    if (!error) {
-        unsigned before = store->slot;
-        store->slot = slot;
-        error = own_counts(store);
-        store->slot = error ? before : slot;
-    }
+    if (!error)
+        error = own_counts(store, slot);
     if (error) {
         atomic_store(&store->head->slots[slot].kind, SLOT_FREE);
         os_lease_drop(lease);
@@ -281,6 +272,7 @@ static int take_slot(struct store *store)
     }
     os_lease_drop(store->lease);
     store->lease = lease;
+    store->slot = slot;
     return 0;
 }
 

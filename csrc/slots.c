@@ -25,7 +25,6 @@
 #include "checksum.h"
 #include "store.h"
 
-#define PATIENCE_MS 5000
 #define TIMED 16 /* one in so many times is the lock's holding measured */
 
 /* ---- the lock ---- */
@@ -178,7 +177,7 @@ static void each_count(struct store *store, unsigned slot, visit_count *visit)
 static void take_back(struct store *store, uint32_t frame, uint32_t count)
 {
     struct frame *record = frame_at(store, frame);
-    if (record->sharers == store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING])
+    if (is_full(store, record))
         news_add_for_all(store, record->tree, record->sum);
     record->pins = (uint16_t)(record->pins - (count & PINNED ? 1 : 0));
     store_drop(store, frame, count & ~PINNED);

@@ -56,11 +56,6 @@ KSMPY_READS_LIVE_MEMORY int compare_live(const void *a, const void *b)
     return memcmp(a, b, PAGE_SIZE);
 }
 
-static int compare_u64(uint64_t a, uint64_t b)
-{
-    return a < b ? -1 : a > b;
-}
-
 struct place {
     uint32_t found, parent;
     enum rb_side side;
@@ -91,13 +86,11 @@ static struct place descend(const struct store *store, const struct rb_tree *tre
 /* Of a chain: the fullest frame that has room, as the kernel does. */
 static uint32_t choose_dup(const struct store *store, uint32_t head)
 {
-    uint64_t limit = store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING];
     uint32_t best = NO_FRAME;
     for (uint32_t at = head; at != NO_FRAME; at = frame_at(store, at)->dup_next) {
         const struct frame *frame = frame_at(store, at);
-        if (frame->sharers >= limit)
-            continue;
-        if (best == NO_FRAME || frame->sharers > frame_at(store, best)->sharers)
+        if (has_room(store, frame) &&
+            (best == NO_FRAME || frame->sharers > frame_at(store, best)->sharers))
             best = at;
     }
     return best;
@@ -109,8 +102,7 @@ static bool suits(const struct store *store, uint32_t frame, int tree, uint64_t 
     if (!frame_is_live(store, frame))
         return false;
     const struct frame *record = frame_at(store, frame);
-    return record->sum == sum && record->tree == tree &&
-           record->sharers < store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING];
+    return record->sum == sum && record->tree == tree && has_room(store, record);
 }
 
 uint32_t stable_find(const struct store *store, int tree, uint64_t sum, const void *bytes,

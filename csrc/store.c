@@ -19,11 +19,11 @@ unsigned store_choose_span(int nodes)
     return shift;
 }
 
-void store_default_rules(struct store_head *head)
+void store_default_rules(uint64_t *knobs)
 {
-    head->knobs[KSMPY_KNOB_MERGE_ACROSS_NODES] = 1;
-    head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING] = 256;
-    head->knobs[KSMPY_KNOB_USE_ZERO_PAGES] = 0;
+    knobs[KSMPY_KNOB_MERGE_ACROSS_NODES] = 1;
+    knobs[KSMPY_KNOB_MAX_PAGE_SHARING] = 256;
+    knobs[KSMPY_KNOB_USE_ZERO_PAGES] = 0;
 }
 
 void store_place(const struct store *store, const int *node_ids)
@@ -58,7 +58,7 @@ static int open_records(struct store *store)
     store->head = os_alloc(sizeof *store->head);
     if (!store->frames || !store->head)
         return -ENOMEM;
-    store_default_rules(store->head);
+    store_default_rules(store->head->knobs);
     int error = arena_init(&store->dead, sizeof(uint32_t), frame_limit(store));
     for (int node = 0; node < store->nodes && !error; node++) {
         store->records[node] =
@@ -205,8 +205,7 @@ static bool may_join(const struct store *store, uint32_t frame)
     const struct frame *record = frame_at(store, frame);
     if (record->state == FRAME_FILLING)
         return record->owner == store->slot;
-    return record->state == FRAME_LIVE &&
-           record->sharers < store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING];
+    return record->state == FRAME_LIVE && has_room(store, record);
 }
 
 void store_rejoin(struct store *store, uint32_t frame)
@@ -267,7 +266,7 @@ void store_leave(struct store *store, uint32_t frame)
     if (store->shared) {
         --*count_of(store, frame);
         store->head->slots[store->slot].pages--;
-        if (frame_at(store, frame)->sharers == store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING])
+        if (is_full(store, frame_at(store, frame)))
             news_add(store, frame_at(store, frame)->tree, frame_at(store, frame)->sum);
     }
     store_drop(store, frame, 1);

@@ -37,6 +37,7 @@
 #define MAX_SLOTS 1024
 #define NO_SLOT MAX_SLOTS
 #define STORE_NEWS ((uint64_t)1 << 16) /* how many are kept */
+#define PATIENCE_MS 5000 /* with who holds the gate or the lock, when a caller waits for it */
 #define STORE_KNOBS 3 /* the first ones of enum ksmpy_knob are rules that all sharers follow */
 
 /* In a process's count of its sharers of a frame: it may map the frame for ever. */
@@ -174,6 +175,16 @@ static inline uint64_t frame_limit(const struct store *store)
 {
     return (uint64_t)store->nodes << store->span_shift;
 }
+/* May a frame have one more sharer? */
+static inline bool has_room(const struct store *store, const struct frame *frame)
+{
+    return frame->sharers < store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING];
+}
+/* Will it have room again when somebody leaves it? */
+static inline bool is_full(const struct store *store, const struct frame *frame)
+{
+    return frame->sharers == store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING];
+}
 
 /* ---- store.c ---- */
 
@@ -181,7 +192,7 @@ int store_init(struct store *store, int nodes, const int *node_ids);
 void store_destroy(struct store *store);
 /* In a forked child: nothing of the store is mapped here but overlays. */
 void store_abandon(struct store *store);
-void store_default_rules(struct store_head *head);
+void store_default_rules(uint64_t *knobs); /* STORE_KNOBS of them */
 unsigned store_choose_span(int nodes);
 /* A node whose memory cannot be asked for is no error: the frames are only placed less well. */
 void store_place(const struct store *store, const int *node_ids);

@@ -16,11 +16,6 @@
 
 #define FIRST_BUCKETS 1024
 
-static int compare_u64(uint64_t a, uint64_t b)
-{
-    return a < b ? -1 : a > b;
-}
-
 static uint32_t *bucket(const ksmpy_engine *engine, uint64_t sum)
 {
     return &engine->page_heads[(uint64_t)(((unsigned __int128)sum * engine->page_buckets) >> 48)];

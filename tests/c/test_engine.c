@@ -5,6 +5,7 @@
 #include "engine.h"
 
 #include "check.h"
+#include "pages.h"
 
 #include <errno.h>
 #include <string.h>
@@ -22,44 +23,11 @@ static uint8_t *new_pages(unsigned n)
     return got == MAP_FAILED ? NULL : got;
 }
 
-/* Every page unlike the others, and beginning with its number. */
-static void fill(uint8_t *memory, unsigned n, uint32_t seed)
-{
-    for (uint32_t page = 0; page < n; page++)
-        for (uint32_t word = 0; word < PAGE_SIZE / 4; word++)
-            ((uint32_t *)(void *)page_at((uintptr_t)memory, page))[word] =
-                (page + seed) * 2654435761u + word;
-}
-
-static bool filled(const uint8_t *memory, unsigned n, uint32_t seed)
-{
-    for (uint32_t page = 0; page < n; page++)
-        for (uint32_t word = 0; word < PAGE_SIZE / 4; word++)
-            if (((const uint32_t *)(const void *)page_at((uintptr_t)memory, page))[word] !=
-                (page + seed) * 2654435761u + word)
-                return false;
-    return true;
-}
-
 static ksmpy_engine *new_engine(int nodes)
 {
     struct ksmpy_options options = {.freeze = way, .tracking = tracking, .nodes = nodes};
     ksmpy_engine *engine = NULL;
     return ksmpy_engine_new(&options, &engine) == 0 ? engine : NULL;
-}
-
-static struct ksmpy_scan_result scan(ksmpy_engine *engine, int flags)
-{
-    struct ksmpy_scan_result result, total = {0};
-    flags |= KSMPY_SCAN_RESTART;
-    do {
-        ksmpy_scan(engine, 100000, flags, &result);
-        flags &= ~KSMPY_SCAN_RESTART;
-        total.merged += result.merged;
-        total.zeroed += result.zeroed;
-        total.unmerged += result.unmerged;
-    } while (!result.full);
-    return total;
 }
 
 static struct ksmpy_stats stats(ksmpy_engine *engine)
@@ -68,15 +36,6 @@ static struct ksmpy_stats stats(ksmpy_engine *engine)
     ksmpy_refresh(engine);
     ksmpy_stats(engine, &out);
     return out;
-}
-
-static bool sound(ksmpy_engine *engine)
-{
-    char text[200] = "";
-    if (ksmpy_check(engine, text, sizeof text) == 0)
-        return true;
-    printf("%s\n", text);
-    return false;
 }
 
 struct pair {

@@ -5,6 +5,7 @@
 #include "engine.h"
 
 #include "check.h"
+#include "pages.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -23,31 +24,13 @@ struct neighbour {
     bool right;
 };
 
-static void fill(uint8_t *memory, uint32_t seed)
-{
-    for (uint32_t page = 0; page < PAGES; page++)
-        for (uint32_t word = 0; word < PAGE_SIZE / 4; word++)
-            ((uint32_t *)(void *)page_at((uintptr_t)memory, page))[word] =
-                (page + seed) * 2654435761u + word;
-}
-
-static bool filled(const uint8_t *memory, uint32_t seed)
-{
-    for (uint32_t page = 0; page < PAGES; page++)
-        for (uint32_t word = 0; word < PAGE_SIZE / 4; word++)
-            if (((const uint32_t *)(const void *)page_at((uintptr_t)memory, page))[word] !=
-                (page + seed) * 2654435761u + word)
-                return false;
-    return true;
-}
-
 static bool arrive(struct neighbour *neighbour, int store)
 {
     struct ksmpy_options options = {.nodes = 1, .store_fd = store};
     neighbour->memory = os_alloc(bytes_of(PAGES));
     if (!neighbour->memory || ksmpy_engine_new(&options, &neighbour->engine) < 0)
         return false;
-    fill(neighbour->memory, 1);
+    fill(neighbour->memory, PAGES, 1);
     return ksmpy_register(neighbour->engine, (uintptr_t)neighbour->memory, bytes_of(PAGES), 0,
                           &neighbour->region) == 0;
 }
@@ -59,16 +42,6 @@ static void leave(struct neighbour *neighbour)
     os_unmap(neighbour->memory, bytes_of(PAGES));
 }
 
-static void pass(ksmpy_engine *engine)
-{
-    struct ksmpy_scan_result result;
-    int flags = KSMPY_SCAN_EAGER | KSMPY_SCAN_RESTART;
-    do {
-        ksmpy_scan(engine, 1 << 20, flags, &result);
-        flags = KSMPY_SCAN_EAGER;
-    } while (!result.full);
-}
-
 static struct ksmpy_store_stats stats(int store)
 {
     struct ksmpy_store_stats out = {0};
@@ -76,30 +49,21 @@ static struct ksmpy_store_stats stats(int store)
     return out;
 }
 
-static bool sound(ksmpy_engine *engine)
-{
-    char text[200] = "";
-    if (ksmpy_check(engine, text, sizeof text) == 0)
-        return true;
-    printf("%s\n", text);
-    return false;
-}
-
 static void neighbours_come_to_share(void)
 {
     struct neighbour one, two;
     int store = os_memfd("ksmpy-store", 0);
     REQUIRE(store >= 0 && arrive(&one, store) && arrive(&two, store));
-    pass(one.engine);
-    pass(two.engine);
+    scan(one.engine, KSMPY_SCAN_EAGER);
+    scan(two.engine, KSMPY_SCAN_EAGER);
     CHECK(stats(store).pages_shared == PAGES && stats(store).pages_sharing == 0);
-    pass(one.engine);
+    scan(one.engine, KSMPY_SCAN_EAGER);
     CHECK(stats(store).pages_shared == PAGES && stats(store).pages_sharing == PAGES);
     CHECK(sound(one.engine) && sound(two.engine));
     two.memory[0] ^= 1;
-    CHECK(filled(one.memory, 1));
+    CHECK(filled(one.memory, PAGES, 1));
     two.memory[0] ^= 1;
-    CHECK(filled(two.memory, 1));
+    CHECK(filled(two.memory, PAGES, 1));
     leave(&one);
     CHECK(stats(store).pages_shared == PAGES);
     leave(&two);
@@ -115,10 +79,10 @@ static void *live(void *argument)
     struct neighbour *me = argument;
     me->right = true;
     for (uint32_t round = 0; round < ROUNDS && me->right; round++) {
-        fill(me->memory, 1 + round % 3 * 7);
-        pass(me->engine);
-        pass(me->engine);
-        me->right = filled(me->memory, 1 + round % 3 * 7);
+        fill(me->memory, PAGES, 1 + round % 3 * 7);
+        scan(me->engine, KSMPY_SCAN_EAGER);
+        scan(me->engine, KSMPY_SCAN_EAGER);
+        me->right = filled(me->memory, PAGES, 1 + round % 3 * 7);
         if (round % 4 == 3)
             me->right = me->right && ksmpy_unmerge(me->engine) == 0;
     }
@@ -174,11 +138,11 @@ static void the_dead_are_buried(void)
         if (pid == 0)
             live_until_killed(store);
         os_sleep_us(2000 + (unsigned)(i * 1237 % 20000));
-        pass(one.engine);
+        scan(one.engine, KSMPY_SCAN_EAGER);
         kill(pid, SIGKILL);
         CHECK(waitpid(pid, NULL, 0) == pid);
-        pass(one.engine);
-        CHECK(filled(one.memory, 1));
+        scan(one.engine, KSMPY_SCAN_EAGER);
+        CHECK(filled(one.memory, PAGES, 1));
         CHECK(sound(one.engine));
     }
     leave(&one);
@@ -193,20 +157,20 @@ static void a_child_goes_on_with_its_engine(void)
         SKIP("the thread sanitizer allows no threads in children");
     int status, store = os_memfd("ksmpy-store", 0);
     REQUIRE(store >= 0 && arrive(&one, store));
-    pass(one.engine);
+    scan(one.engine, KSMPY_SCAN_EAGER);
     struct neighbour two;
     REQUIRE(arrive(&two, store));
-    pass(two.engine);
-    pass(one.engine);
+    scan(two.engine, KSMPY_SCAN_EAGER);
+    scan(one.engine, KSMPY_SCAN_EAGER);
     pid_t pid = fork();
     REQUIRE(pid >= 0);
     if (pid == 0) {
-        bool right = filled(one.memory, 1) && ksmpy_revive(one.engine) == 0;
+        bool right = filled(one.memory, PAGES, 1) && ksmpy_revive(one.engine) == 0;
         one.memory[5] ^= 1;
-        pass(one.engine);
+        scan(one.engine, KSMPY_SCAN_EAGER);
         one.memory[5] ^= 1;
-        right = right && filled(one.memory, 1) && sound(one.engine);
-        _exit(right && ksmpy_unmerge(one.engine) == 0 && filled(one.memory, 1) ? 0 : 1);
+        right = right && filled(one.memory, PAGES, 1) && sound(one.engine);
+        _exit(right && ksmpy_unmerge(one.engine) == 0 && filled(one.memory, PAGES, 1) ? 0 : 1);
     }
     CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
     leave(&one);

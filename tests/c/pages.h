@@ -1,0 +1,52 @@
+/* Pages with a known content, and what the tests of whole engines do with an engine. */
+#ifndef KSMPY_TESTS_PAGES_H
+#define KSMPY_TESTS_PAGES_H
+
+#include "engine.h"
+
+#include <stdio.h>
+
+/* Every page unlike the others, and beginning with its number. */
+static inline void fill(uint8_t *memory, unsigned n, uint32_t seed)
+{
+    for (uint32_t page = 0; page < n; page++)
+        for (uint32_t word = 0; word < PAGE_SIZE / 4; word++)
+            ((uint32_t *)(void *)page_at((uintptr_t)memory, page))[word] =
+                (page + seed) * 2654435761u + word;
+}
+
+static inline bool filled(const uint8_t *memory, unsigned n, uint32_t seed)
+{
+    for (uint32_t page = 0; page < n; page++)
+        for (uint32_t word = 0; word < PAGE_SIZE / 4; word++)
+            if (((const uint32_t *)(const void *)page_at((uintptr_t)memory, page))[word] !=
+                (page + seed) * 2654435761u + word)
+                return false;
+    return true;
+}
+
+/* One whole pass. */
+static inline struct ksmpy_scan_result scan(ksmpy_engine *engine, int flags)
+{
+    struct ksmpy_scan_result result, total = {0};
+    flags |= KSMPY_SCAN_RESTART;
+    do {
+        ksmpy_scan(engine, 100000, flags, &result);
+        flags &= ~KSMPY_SCAN_RESTART;
+        total.merged += result.merged;
+        total.zeroed += result.zeroed;
+        total.unmerged += result.unmerged;
+    } while (!result.full);
+    return total;
+}
+
+static inline bool sound(ksmpy_engine *engine)
+{
+    char text[200] = "";
+    if (ksmpy_check(engine, text, sizeof text) == 0)
+        return true;
+    printf("%s\n", text);
+    return false;
+}
+
+#endif
