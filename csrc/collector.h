@@ -20,12 +20,15 @@ enum { NOT_DUE, DUE, DUE_AFTER_ALL }; /* after a collection of the young, or of 
 
 static _Thread_local int collecting;
 static _Atomic int sweep_due;
-static PyObject *sweep; /* a function of one argument: whether all objects were looked at */
+/* A function of one argument, whether all objects were looked at; NULL as the interpreter ends. */
+static PyObject *sweep;
 
 static int run_sweep(void *unused)
 {
     (void)unused;
     int due = atomic_exchange(&sweep_due, NOT_DUE);
+    if (sweep == NULL)
+        return 0;
     PyObject *result = PyObject_CallFunction(sweep, "i", due == DUE_AFTER_ALL);
     int rc = result == NULL ? -1 : 0;
     Py_XDECREF(result);

@@ -125,18 +125,24 @@ def store_retire(fd: int) -> bool:
     return rc != -errno.EBUSY and check(rc, "ksmpy_store_retire") == 0
 
 
+def _holding_the_gil(name: str, *arguments: Any) -> Callable[..., object]:
+    """A native function that takes Python objects."""
+    address = int(ffi.cast("uintptr_t", ffi.addressof(lib, name)))
+    return ctypes.PYFUNCTYPE(None, *arguments)(address)
+
+
 def collector_callback(sweep: Callable[[bool], object]) -> Callable[[str, dict[str, int]], object]:
     """What goes into gc.callbacks to have `sweep` called some time after each collection, with
     whether all objects were looked at. What `sweep` raises is raised out of the code that runs
     then. There is one `sweep` at a time.
     """
+    _holding_the_gil("ksmpy_sweep_by", ctypes.py_object)(sweep)
+    return _holding_the_gil("ksmpy_collection", ctypes.py_object, ctypes.py_object)
 
-    def function(name: str, *arguments: Any) -> Callable[..., object]:
-        address = int(ffi.cast("uintptr_t", ffi.addressof(lib, name)))
-        return ctypes.PYFUNCTYPE(None, *arguments)(address)
 
-    function("ksmpy_sweep_by", ctypes.py_object)(sweep)
-    return function("ksmpy_collection", ctypes.py_object, ctypes.py_object)
+def sweep_no_more() -> None:
+    """From now on collections are only noted."""
+    _holding_the_gil("ksmpy_sweep_by", ctypes.c_void_p)(None)
 
 
 def collecting() -> bool:

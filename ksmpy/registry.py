@@ -103,7 +103,10 @@ def _sweep_all(at_once: bool) -> None:
 
 
 def _stop_all() -> None:
-    """At exit only the threads stop: giving all pages back could take more memory than there is."""
+    """At exit only the threads stop: giving all pages back could take more memory than there is.
+    Collections go on until the modules are gone, the sweeps do not.
+    """
+    _native.sweep_no_more()
     for engine in live_engines():
         engine.stop_thread()
 

@@ -547,6 +547,23 @@ def test_exit_is_quiet(mode: Any, after: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "merged\n", "")
 
 
+def test_collections_at_the_very_end_are_quiet() -> None:
+    """A finalizer that collects when our modules are empty already."""
+    program = """
+import gc, os
+import ksmpy
+class Late:
+    def __del__(self, collect=gc.collect, write=os.write):
+        collect()
+        write(1, b"late")
+engine = ksmpy.Engine()
+engine.register(bytearray(1 << 20))
+os.late = Late()  # modules are emptied in the order opposite to that of their import
+"""
+    done = procs.python("-c", program)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "late", "")
+
+
 def test_os_exit_in_a_child(engine: Any) -> None:
     """A child that ends by os._exit leaves its parent's engine alone."""
     first, second = merged_pair(engine, lambda: ksmpy.copy(pattern(16)))
