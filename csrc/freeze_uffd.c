@@ -206,15 +206,12 @@ static int64_t freeze_by_remap(struct freezer *fz, uintptr_t address, uint64_t n
  */
 static int64_t truly_moved(struct freezer *fz, uint64_t n, int64_t answer)
 {
-    uint8_t kinds[FREEZE_HUGE];
-    while (os_pages(fz->pagemap_fd, *fz->window, n, kinds) < 0)
+    while (find_holes(fz, n) < 0)
         os_sleep_us(50);
-    uint64_t end = 0;
-    for (uint64_t i = 0; i < n; i++) {
-        fz->hole[i] = kinds[i] == OS_PAGE_NONE;
-        end = fz->hole[i] ? end : i + 1;
-    }
-    return end ? (int64_t)end : answer < 0 ? answer : -EAGAIN;
+    for (uint64_t end = n; end; end--)
+        if (!fz->hole[end - 1])
+            return (int64_t)end;
+    return answer < 0 ? answer : -EAGAIN;
 }
 
 static int64_t freeze_by_move(struct freezer *fz, uintptr_t address, uint64_t n)
