@@ -7,18 +7,21 @@ import os
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from support import oracle, swap
-from support.patience import patience
+from support.patience import patience, until
+
+if TYPE_CHECKING:
+    from ksmpy import Store
+    from support.nursery import Nursery
 
 FREEZES = ("uffd-move", "uffd-remap", "signal")
 TRACKINGS = ("wp-async", "checksum")
@@ -145,6 +148,26 @@ def place(above: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    """The interpreter that gives birth to the processes of a module's tests."""
+    from support.nursery import Nursery
+
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def store(nursery: Nursery) -> Iterator[Store]:
+    """A store without a name, for the nursery's processes, which end with the test."""
+    from ksmpy import Store
+
+    with Store.anonymous() as store:
+        yield store
+        nursery.bury_all()
+
+
 @pytest.fixture
 def swap_area(tmp_path: Path) -> Iterator[str]:
     """A place to swap to, which is not in use before the test and after it."""
@@ -195,11 +218,13 @@ def nothing_left_behind() -> Iterator[None]:
     looks = (_threads, _descriptors, _stores)
     before = [look() for look in looks]
     yield
-    gc.collect()
-    deadline = time.monotonic() + PATIENCE
-    while left := [
-        new for look, old in zip(looks, before, strict=True) if (new := _new(look, old))
-    ]:
-        assert time.monotonic() < deadline, f"left behind: {left}; {threading.enumerate()}"
-        time.sleep(0.02)
+
+    def left() -> list[dict[int, str]]:
         gc.collect()
+        return [new for look, old in zip(looks, before, strict=True) if (new := _new(look, old))]
+
+    until(
+        lambda: not left(),
+        lambda: f"left behind: {left()}; {threading.enumerate()}",
+        limit=PATIENCE,
+    )

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 
 import ksmpy
 from ksmpy.analyze import MappingEstimate, _parse_maps
+from support.patience import until
 
 pytest.importorskip("mmh3")
 pytest.importorskip("numpy")  # here, as it starts threads of its own when it is imported first
@@ -292,7 +292,4 @@ tell(a)
 
             start = counter()
             ksmpy.analyze(process.pid)
-            deadline = time.monotonic() + 10
-            while counter() == start and time.monotonic() < deadline:
-                time.sleep(0.01)
-            assert counter() != start
+            until(lambda: counter() != start, "the process does not go on")

@@ -17,10 +17,10 @@ import pytest
 
 from conftest import EACH_FREEZE
 from ksmpy import Store, StoreError, _native
-from support.damage import frame_memory
+from support.layout import frame_memory
 from support.nursery import Nursery, Peer
 from support.oracle import PAGE
-from support.patience import patience
+from support.patience import patience, until
 from support.procs import python
 from support.sharer import PAGES
 
@@ -29,22 +29,6 @@ OPTIONS = next(mode for mode in EACH_FREEZE if not mode.missing()).options
 SECONDS = float(os.environ.get("KSMPY_FUZZ_SECONDS", "0"))
 SHAPE = "<QIIQIIIIQ"  # struct store_shape, up to its own checksum
 SLOTS = 1024
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    """Where the processes of these tests come from."""
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
-
-
-@pytest.fixture
-def store(nursery: Nursery) -> Iterator[Store]:
-    """A store without a name; its processes end with the test."""
-    with Store.anonymous() as store:
-        yield store
-        nursery.bury_all()
 
 
 def sharer(nursery: Nursery, store: Store, seed: int = 1) -> Peer:
@@ -168,7 +152,7 @@ def test_a_full_file_system(nursery: Nursery, tmp_path: Path, size: str) -> None
         first.call("scan", 1)
         first.call("close")
         first.call("compare")
-        assert store.stats().frame_bytes == 0 == frame_memory(store.fileno())
+        assert store.stats().frame_bytes == 0 == frame_memory(store)
 
 
 def test_no_descriptors(nursery: Nursery, store: Store) -> None:
@@ -242,12 +226,9 @@ def test_a_fork_with_no_slot_left(nursery: Nursery, store: Store, tmp_path: Path
     first.call("scan", 1)
     first.call("unmerge")
     assert store.stats().stale_frames == PAGES
-    assert frame_memory(store.fileno()) == PAGES * PAGE
+    assert frame_memory(store) == PAGES * PAGE
     told.touch()
-    deadline = time.monotonic() + patience(20)
-    while not told.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(lambda: told.read_text() != "", "the child says nothing", limit=patience(20))
     assert told.read_text() == "right"
     first.call("add", 2)
     first.call("scan", 3)
@@ -256,9 +237,9 @@ def test_a_fork_with_no_slot_left(nursery: Nursery, store: Store, tmp_path: Path
     assert store.stats().frame_bytes == PAGES * PAGE
     first.call("close")
     again = sharer(nursery, store)
-    assert store.stats().frame_bytes == PAGES * PAGE == frame_memory(store.fileno())
+    assert store.stats().frame_bytes == PAGES * PAGE == frame_memory(store)
     again.call("close")
-    assert frame_memory(store.fileno()) == 0
+    assert frame_memory(store) == 0
 
 
 # ---- names and clocks -------------------------------------------------------------------------
@@ -284,7 +265,7 @@ def test_a_store_is_removed_while_in_use(nursery: Nursery, place: Path) -> None:
         assert new.processes() == [third.pid] and new.stats().pages_shared == PAGES
         first.call("close")
         second.call("close")
-        assert frame_memory(store.fileno()) == 0
+        assert frame_memory(store) == 0
 
 
 def test_no_clock_that_jumps_is_asked(nursery: Nursery, store: Store) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import random
 import struct
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +16,11 @@ import pytest
 
 from conftest import EACH_FREEZE, Mode
 from ksmpy import Store
-from support import damage, oracle
+from support import oracle
+from support.layout import extents, frame_memory
 from support.nursery import Nursery, Peer
 from support.oracle import PAGE
-from support.patience import patience
+from support.patience import patience, until
 from support.sharer import PAGES
 
 pytestmark = pytest.mark.timeout(200)
@@ -39,22 +38,6 @@ LONG = 1200
 def mode() -> Mode:
     """The first way of freezing that this machine has; tests that are marked run in each."""
     return next(mode for mode in EACH_FREEZE if not mode.missing())
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    """The interpreter that gives birth to the processes of all tests here."""
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
-
-
-@pytest.fixture
-def store(nursery: Nursery) -> Iterator[Store]:
-    """A store without a name; its processes end with the test."""
-    with Store.anonymous() as store:
-        yield store
-        nursery.bury_all()
 
 
 class Company:
@@ -101,7 +84,7 @@ class Company:
 
     def until_alone(self) -> None:
         """Wait until the others' forked children, if there are any, have ended."""
-        _comes_true(lambda: self.store.processes() == [self.neighbour.pid], self.store.processes)
+        until(lambda: self.store.processes() == [self.neighbour.pid], self.store.processes)
 
     def part(self) -> None:
         """The neighbour merges all it has and more, and leaves: nothing is left of anybody."""
@@ -123,11 +106,6 @@ def company(nursery: Nursery, store: Store, mode: Mode) -> Company:
     if reason := mode.missing():
         pytest.skip(reason)
     return Company(nursery, store, mode)
-
-
-def frame_memory(store: Store) -> int:
-    """How many bytes of memory the frames have, by the kernel's word."""
-    return damage.frame_memory(store.fileno())
 
 
 # ---- one moment after the other --------------------------------------------------------------
@@ -179,7 +157,7 @@ def test_who_waits_for_the_lock_gets_it(company: Company) -> None:
 def _garble(store: Store, start: int, end: int, size: int, stride: int) -> int:
     """Random bytes for the first `size` of every `stride`, where there is memory; how many."""
     chance, count = random.Random(5), 0
-    for first, last in list(damage.extents(store.fileno(), start, end)):
+    for first, last in list(extents(store.fileno(), start, end)):
         first += -(first - start) % stride
         for at in range(first, last - stride + 1, stride):
             os.pwrite(store.fileno(), chance.randbytes(size), at)
@@ -370,17 +348,10 @@ def test_killed_in_a_fork_when_the_child_is_there(company: Company, tmp_path: Pa
     assert company.joined(company.neighbour) == 0
     assert frame_memory(company.store) == PAGES * PAGE
     told.touch()
-    _comes_true(lambda: told.read_text() == "right", lambda: told.read_text())
+    until(lambda: told.read_text() == "right", told.read_text)
     company.until_alone()
     company.goes_on(deaths=1, rebuilds=0)
     company.part()
-
-
-def _comes_true(what: Callable[[], bool], seen: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + patience(10)
-    while not what():
-        assert time.monotonic() < deadline, seen()
-        time.sleep(0.005)
 
 
 # ---- coming, and nobody there ----------------------------------------------------------------
@@ -436,6 +407,10 @@ def test_the_last_one_is_killed(company: Company, store: Store) -> None:
 # ---- every moment ----------------------------------------------------------------------------
 
 
+def _spread(moments: list[Any], some: int) -> list[Any]:
+    return moments[:: max(1, len(moments) // some)]
+
+
 @EACH
 def test_killed_at_every_call(company: Company, store: Store) -> None:
     """A whole life, from attaching to leaving, ends early at each kind of call it makes."""
@@ -444,7 +419,10 @@ def test_killed_at_every_call(company: Company, store: Store) -> None:
     moments = whole.call("moments", "live", company.mode.options)
     whole.kill()
     if not THOROUGH:  # what happens in the store is the same in each mode
-        moments = moments[:: 3 if company.mode == EACH_FREEZE[0] else 10]
+        locked = [moment for moment in moments if moment[1].locked]
+        others = [moment for moment in moments if not moment[1].locked]
+        some = 15 if company.mode == EACH_FREEZE[0] else 5
+        moments = [*_spread(locked, some), *_spread(others, 2 * some)]
     assert len(moments) > 12 and any(call.locked for _, call in moments), moments
     killed = 0
     for number, call in moments:

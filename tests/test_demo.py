@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import resource_tracker
@@ -24,7 +23,7 @@ from ksmpy._fleet import SENTENCES, Fleet
 from ksmpy.errors import KsmpyError
 from support.bert import minilm, write_encoder
 from support.inject import preloaded
-from support.patience import patience
+from support.patience import patience, until
 from support.procs import python_ok
 from test_cli import ksmpy, needs_engine, one_line
 
@@ -133,9 +132,11 @@ def test_threads_of_the_blas_read_what_is_being_merged(
     with started(model) as fleet:
         fleet.answer(len(SENTENCES))
         pages = sum(pages for _, _, pages in fleet.everybody("share"))
-        deadline = time.monotonic() + patience(60)
-        while sum(fleet.everybody("merged")) < pages:
-            assert time.monotonic() < deadline
+        until(
+            lambda: sum(fleet.everybody("merged")) >= pages,
+            "not all of the weights are merged",
+            limit=patience(60),
+        )
         fleet.answer(len(SENTENCES))
         assert not fleet.problems
         assert fleet.everybody("compare") == [(model.stat().st_size, 0)] * 2
@@ -278,10 +279,7 @@ def test_stopped_it_leaves_no_process(
         _, told = child.communicate(timeout=patience(60))
     assert child.returncode == code, told
     assert "Traceback" not in told
-    deadline = time.monotonic() + patience(10)
-    while _group_lives(child.pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not _group_lives(child.pid), "a process stays")
 
 
 def _group_lives(group: int) -> bool:

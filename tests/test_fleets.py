@@ -27,9 +27,10 @@ import pytest
 import ksmpy
 from ksmpy import Store
 from support import memory, oracle
-from support.fleet import Member, Worker, count_outside, pages_on_store, until
+from support.fleet import Member, Worker, count_outside, pages_on_store
 from support.memory import Bytes
-from support.procs import Child, environment, in_child
+from support.patience import until
+from support.procs import PATIENCE, Child, environment, in_child
 
 PAGES = 64
 METHODS = ["fork", "forkserver", "spawn"]
@@ -139,7 +140,7 @@ def test_a_pool_gets_the_store_by_its_initializer(place: Path, method: str, kind
             said = list(pool.map(_join_in, [7] * 8))
             assert all(runs for _, _, runs in said)
             pids = {pid for pid, _, _ in said}
-            until(lambda: _shared_by(store, pids), f"{store.processes()}")
+            until(lambda: _shared_by(store, pids), store.processes, limit=PATIENCE)
         assert store.processes() == []
         with ksmpy.Engine(store=store) as engine:
             engine.scan()
@@ -151,8 +152,9 @@ def test_two_pools_at_once(store: Store) -> None:
     with _pool("fork", store) as one, _pool("spawn", store) as two:
         said = [pool.map(_join_in, [8] * 6) for pool in (one, two)]
         pids = [{pid for pid, _, _ in answers} for answers in said]
-        until(lambda: _shared_by(store, pids[0] | pids[1]), f"{store.processes()}")
-        assert pids[0] | pids[1] <= {int(process) for process in store.processes()}
+        both = pids[0] | pids[1]
+        until(lambda: _shared_by(store, both), store.processes, limit=PATIENCE)
+        assert both <= {int(process) for process in store.processes()}
     assert store.processes() == []
 
 
@@ -212,7 +214,7 @@ def test_a_preloading_server(master: Worker, store: Store) -> None:
                 new = [set(users) - wanted for users in pages_on_store(pids, store).values()]
                 return all(len(frames & new[0]) >= PAGES for frames in new)
 
-            until(merged, f"{store.stats()} {store.processes()}")
+            until(merged, lambda: f"{store.stats()} {store.processes()}", limit=PATIENCE)
             for worker in workers:
                 assert worker.ask("stop") >= 3 * PAGES - 8
             master.scan()
@@ -280,6 +282,7 @@ def test_the_child_adopts_for_itself(master: Worker) -> None:
         until(
             lambda: any(region.address == within for region in engine.regions()),
             "the array is not adopted",
+            limit=PATIENCE,
         )
         ksmpy.disable()
         assert kept[0].all()

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 
 from ksmpy import kernel
 from ksmpy.errors import KsmpyError, Unsupported
+from support.patience import patience, until
 
 readable = pytest.mark.skipif(
     not kernel.available(writable=False), reason=str(kernel.available(writable=False))
@@ -242,10 +242,7 @@ def test_the_kernel_merges_what_is_offered_and_settles(unchanged: dict[str, kern
         assert merging_pages() in (2 * pages, None)
         kernel.unmergeable(at, len(area))
         # Unmerged at once, but counted only when the scanner comes by.
-        deadline = time.monotonic() + 30
-        while merging_pages() not in (0, None) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert merging_pages() in (0, None)
+        until(lambda: merging_pages() in (0, None), merging_pages, limit=patience(30))
 
 
 @writable

@@ -29,6 +29,7 @@ from ksmpy import kernel
 from support import memory, oracle
 from support.memory import Bytes
 from support.oracle import PAGE
+from support.patience import patience, until
 
 SEEDS = int(os.environ.get("KSMPY_ORACLE_SEEDS", "2"))
 PAGES = 96
@@ -80,11 +81,12 @@ class KernelScanner:
     def scan(self) -> None:
         """One pass: changing how long ksmd sleeps wakes it."""
         begun = int(kernel.read()["full_scans"])
-        deadline = time.monotonic() + 30
         kernel.write("sleep_millisecs", next(_sleeps))
-        while int(kernel.read()["full_scans"]) == begun:
-            assert time.monotonic() < deadline, "the kernel's scanner does not run"
-            time.sleep(0.0005)
+        until(
+            lambda: int(kernel.read()["full_scans"]) != begun,
+            "the kernel's scanner does not run",
+            limit=patience(30),
+        )
 
     def unmerge(self) -> None:
         """Run 2; ksmd sleeps on."""

@@ -14,6 +14,7 @@ from ksmpy.advisor import Advisor, Limits
 from ksmpy.config import KNOBS, environment
 from support import memory
 from support.knobs import refused
+from support.patience import patience, until
 
 DEFAULTS = {
     "run": 0,
@@ -31,14 +32,8 @@ DEFAULTS = {
     "advisor_max_pages_to_scan": 30000,
     "vma_share_percent": 50,
 }
-
-
-def wait_until(condition: Any, seconds: float = 20.0) -> None:
-    """Wait for the background scanner."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.01)
+#: How long the background scanner may take, in seconds.
+PATIENCE = patience(20)
 
 
 def test_defaults(auto: Any) -> None:
@@ -111,7 +106,7 @@ def test_advisor_sets_the_rate(auto: Any) -> None:
     auto.register(data)
     auto.knobs.advisor_mode = "scan-time"
     auto.knobs.run = 1
-    wait_until(lambda: auto.knobs.pages_to_scan != 500)
+    until(lambda: auto.knobs.pages_to_scan != 500, "nobody sets the rate", limit=PATIENCE)
     assert 0 < auto.knobs.pages_to_scan <= 30000
 
 
@@ -123,7 +118,7 @@ def test_run_merges_in_the_background(engine: Any) -> None:
     engine.register(second)
     assert engine.stats().pages_sharing == 0
     engine.knobs.run = 1
-    wait_until(lambda: engine.stats().pages_sharing == 32)
+    until(lambda: engine.stats().pages_sharing == 32, engine.stats, limit=PATIENCE)
     engine.knobs.run = 0
     assert engine.stats() == engine.stats()
     assert engine.stats().pages_sharing == 32
@@ -171,7 +166,7 @@ def test_a_failing_scanner_says_so(
     with monkeypatch.context() as patch:
         patch.setattr(auto._native, "scan", fail)
         auto.knobs.run = 1
-        wait_until(lambda: auto.knobs.run == 0)
+        until(lambda: auto.knobs.run == 0, "the scanner goes on", limit=PATIENCE)
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert "ksmd stops" in caplog.text and "broken" in caplog.text
     auto.knobs.run = 1

@@ -18,7 +18,7 @@ import pytest
 import ksmpy
 from ksmpy import KsmpyError, RegionError
 from support import memory, oracle, procs
-from support.patience import patience
+from support.patience import patience, until
 
 MIB = 1 << 20
 
@@ -40,14 +40,6 @@ def merged_pair(engine: Any, make: Any) -> tuple[Any, Any]:
 def still_there(region: Any) -> bool:
     """Whether memory is mapped at a region's place."""
     return bool(oracle.overlapping(region.address, region.nbytes))
-
-
-def soon(condition: Any) -> None:
-    """What the background thread still holds goes when its batch ends."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 # ---- arrays ------------------------------------------------------------------------------
@@ -446,7 +438,8 @@ def test_forgotten_engine_lives_for_its_regions(mode: Any) -> None:
     gc.collect()
     assert alive() is not None and np.array_equal(second, pattern(12))
     del second
-    soon(lambda: alive() is None and native.closed)
+    # What the background thread still holds goes when its batch ends.
+    until(lambda: alive() is None and native.closed, "the engine lives on")
 
 
 def test_forgotten_engine_without_regions(mode: Any) -> None:
@@ -455,7 +448,7 @@ def test_forgotten_engine_without_regions(mode: Any) -> None:
     engine.knobs.run = 1
     native = engine._native
     del engine
-    soon(lambda: native.closed)
+    until(lambda: native.closed, "the engine lives on")
 
 
 # ---- fork --------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections import Counter
 from typing import Any
 
@@ -38,6 +37,7 @@ from support import memory, oracle
 from support.knobs import refused
 from support.model import GOOD, RULES, Buffer, Lodger, Places, frames_by_page
 from support.oracle import PAGE, Frame
+from support.patience import until
 from support.procs import PATIENCE, in_child
 
 EXAMPLES = int(os.environ.get("KSMPY_MACHINE_EXAMPLES", "25"))
@@ -170,10 +170,11 @@ class Machine(RuleBasedStateMachine):
         """The background thread, for a pass or more."""
         before = self.engine.stats().full_scans
         self.engine.knobs.run = 1
-        deadline = time.monotonic() + PATIENCE
-        while self.engine.stats().full_scans == before:
-            assert time.monotonic() < deadline, "the background thread does nothing"
-            time.sleep(0.001)
+        until(
+            lambda: self.engine.stats().full_scans != before,
+            "the background thread does nothing",
+            limit=PATIENCE,
+        )
         self.engine.knobs.run = 0
         self.settled = False
 

@@ -6,7 +6,6 @@ import gc
 import multiprocessing
 import pickle
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import forkserver, resource_tracker
@@ -18,6 +17,7 @@ import pytest
 import ksmpy
 from ksmpy import KsmpyError, RegionError, _native, integrations, numa
 from support import memory, oracle, procs
+from support.patience import patience, until
 
 MIB = 1 << 20
 PAGE = oracle.PAGE
@@ -570,17 +570,11 @@ def test_enable_adopts_arrays(enabled: Any) -> None:
     held = {"a": pattern(1), "b": [pattern(1)]}
     other = [pattern(1)]
     engine = enabled()
-    deadline = time.monotonic() + 30
-    while engine.stats().pages_sharing < 512:
-        assert time.monotonic() < deadline, engine.regions()
-        time.sleep(0.05)
+    until(lambda: engine.stats().pages_sharing >= 512, engine.regions, limit=patience(30))
     assert np.array_equal(other[0], held["a"])
     region = next(r for r in engine.regions() if r.address == memory.address_of(held["a"]))
     held.clear()
-    while not region.released:
-        assert time.monotonic() < deadline
-        engine.regions()
-        time.sleep(0.05)
+    until(lambda: region not in engine.regions() and region.released, engine.regions)
     assert np.array_equal(other[0], pattern(1))
 
 
@@ -589,14 +583,9 @@ def test_enable_adopts_local_arrays(enabled: Any) -> None:
     """Arrays that only local variables hold are found as well, where that leaves no trace."""
     one, two = pattern(1), pattern(1)
     engine = enabled()
-    deadline = time.monotonic() + 30
-    while engine.stats().pages_sharing < 256:
-        assert time.monotonic() < deadline, engine.regions()
-        time.sleep(0.05)
+    until(lambda: engine.stats().pages_sharing >= 256, engine.regions, limit=patience(30))
     del one
-    while len(engine.regions()) > 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: len(engine.regions()) <= 1, engine.regions)
     assert np.array_equal(two, pattern(1))
 
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from support.layout import LOCK_AT
+from support.procs import python
 
 pytestmark = pytest.mark.timeout(120)
 
 PAGES = 200
-#: Offset of the mutex in the store's file, behind its shape.
-MUTEX = 56
 
 _PRELUDE = f"""
 import ctypes, mmap, os, resource, signal, sys, time
 import numpy as np
 from ksmpy._ksmpy import ffi, lib
 LIBC = ctypes.CDLL(None, use_errno=True)
-SIZE, MUTEX = {PAGES} * 4096, {MUTEX}
+SIZE, LOCK_AT = {PAGES} * 4096, {LOCK_AT}
 fd = os.memfd_create("store")
 data = np.random.default_rng(1).integers(0, 256, SIZE, dtype=np.uint8)
 
@@ -67,7 +64,7 @@ def spawn(work):
 
 def die_in_lock():
     head = mmap.mmap(fd, 4096)
-    at = ctypes.addressof(ctypes.c_char.from_buffer(head)) + MUTEX
+    at = ctypes.addressof(ctypes.c_char.from_buffer(head)) + LOCK_AT
     assert LIBC.pthread_mutex_lock(ctypes.c_void_p(at)) == 0
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -81,71 +78,65 @@ class Gate:
         os.write(self.ends[1], b".")
     def wait(self):
         assert os.read(self.ends[0], 1) == b"."
+    def wait_for_others(self):  # fails when nobody is left who could open it
+        os.close(self.ends[1])
+        self.wait()
+
+class Witness:
+    # A child that inherits arrays, and looks at them when it is asked to.
+    def __init__(self):
+        self.there, self.asked, self.right = Gate(), Gate(), Gate()
+    def testify(self, arrays):
+        self.there.open(), self.asked.wait()
+        if all((array == data).all() for array in arrays):
+            self.right.open()
+    def ask(self):
+        self.asked.open()
+        self.right.wait_for_others()
 """
 
 
 def _run(script: str) -> None:
     """In an interpreter of its own: it dies in the store's lock, and runs out of descriptors."""
-    done = subprocess.run(
-        [sys.executable, "-c", _PRELUDE + script],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    done = python("-c", _PRELUDE + script, seconds=100)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_rebuild_keeps_what_a_child_of_the_dead_maps() -> None:
     """A parent dies with the lock: its frames had their last sharer in it, and its child stays."""
     _run("""
-ready, die, look, seen = Gate(), Gate(), Gate(), Gate()
+witness, die = Witness(), Gate()
 def parent():
-    e = engine()
-    a, b = pair(e, data)
-    def child():
-        ready.open(), look.wait()
-        if (a == data).all() and (b == data).all():
-            seen.open()
-    spawn(child)
+    both = pair(engine(), data)
+    spawn(lambda: witness.testify(both))
     die.wait()
     die_in_lock()
 pid = spawn(parent)
-ready.wait()
+witness.there.wait()
 e = engine()
 die.open()
 assert status(pid) == -signal.SIGKILL
 scan(e), scan(e)
-look.open()
-os.close(seen.ends[1])
-seen.wait()
+witness.ask()
 """)
 
 
 def test_a_child_without_a_slot_keeps_the_store() -> None:
     """No descriptor is left for a child's lease: the store is not laid out anew beneath it."""
     _run("""
-ready, look, seen = Gate(), Gate(), Gate()
+witness = Witness()
 def parent():
-    e = engine()
-    a, b = pair(e, data)
-    def child():
-        ready.open(), look.wait()
-        if (a == data).all() and (b == data).all():
-            seen.open()
+    both = pair(engine(), data)
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
     try:
         while True:
             os.dup(0)
     except OSError:
-        spawn(child)
+        spawn(lambda: witness.testify(both))
 assert status(spawn(parent)) == 0
-ready.wait()
+witness.there.wait()
 scan(engine())
-look.open()
-os.close(seen.ends[1])
-seen.wait()
+witness.ask()
 """)
 
 
@@ -204,8 +195,7 @@ scan(e)
 other = data ^ 255
 a, b = pair(e, other)
 finish.open()
-os.close(finished.ends[1])
-finished.wait()
+finished.wait_for_others()
 assert (a == other).all() and (b == other).all()
 assert status(third) == 0
 text = ffi.new("char[]", 256)

@@ -24,6 +24,7 @@ from ksmpy._native import FREEZES, TRACKINGS
 from ksmpy.errors import Unsupported
 from ksmpy.stats import StoreStats
 from tests.support.oracle import PAGE
+from tests.support.patience import until
 
 from .cargo import Cargo
 from .diary import Diary
@@ -275,10 +276,8 @@ class Fleet:
         self._home.enough.touch()
         if self._rng.random() < 0.5:
             self._kill(len(family()))
-        deadline = time.monotonic() + PATIENCE
-        while not self._reap():  # a process without a leader may have threads that still end
-            assert time.monotonic() < deadline, f"they do not end: {family()}"
-            time.sleep(0.02)
+        # A process without a leader may have threads that still end.
+        until(self._reap, lambda: f"they do not end: {family()}", limit=PATIENCE)
         self._home.enough.unlink()
         self._diary.look()
 

@@ -16,18 +16,14 @@ from pathlib import Path
 
 from ksmpy import Store
 from tests.support import oracle
+from tests.support.layout import LOCK_AT, extents
 from tests.support.oracle import PAGE
+from tests.support.procs import state_and_parent
 
-#: Where the store's lock is in its file, and what its first word holds: pthread_mutex_t of glibc.
-LOCK_AT = 56
+#: What the first word of a store's lock holds: pthread_mutex_t of glibc.
 TID_MASK = 0x3FFFFFFF
 #: How long all processes may take to come to rest, in seconds.
 PATIENCE = 2.0
-
-
-def _state_and_parent(stat: str) -> tuple[str, int]:
-    fields = stat.rpartition(")")[2].split()
-    return fields[0], int(fields[1])
 
 
 def family() -> set[int]:
@@ -35,7 +31,7 @@ def family() -> set[int]:
     children: dict[int, list[int]] = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            state, parent = _state_and_parent(Path("/proc", name, "stat").read_text())
+            state, parent = state_and_parent(name)
         except OSError:  # it is gone
             continue
         if state not in "ZX":
@@ -52,10 +48,11 @@ def family() -> set[int]:
 def _rests(pid: int) -> bool:
     """Whether every thread of a process has stopped, or is gone."""
     try:
-        stats = [Path(task, "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+        threads = [f"{pid}/task/{tid}" for tid in os.listdir(f"/proc/{pid}/task")]
+        states = [state_and_parent(thread)[0] for thread in threads]
     except OSError:
         return not Path(f"/proc/{pid}").exists()
-    return all(_state_and_parent(stat)[0] in "TZX" for stat in stats)
+    return all(state in "TZX" for state in states)
 
 
 def send(pid: int, number: int) -> None:
@@ -109,17 +106,9 @@ def lock_holder(store: Store, pids: set[int]) -> int | None:
 
 def held(store: Store, start: int) -> set[int]:
     """The offsets of the pages from `start` on for which the store's file has memory."""
-    fd, found = store.fileno(), set[int]()
-    size = os.fstat(fd).st_size
-    while start < size:
-        try:
-            start = os.lseek(fd, start, os.SEEK_DATA)
-        except OSError:  # ENXIO: none behind it
-            break
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        found.update(range(start, end, PAGE))
-        start = end
-    return found
+    fd = store.fileno()
+    parts = extents(fd, start, os.fstat(fd).st_size)
+    return {offset for begin, end in parts for offset in range(begin, end, PAGE)}
 
 
 class View:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -172,11 +171,3 @@ def count_outside(store: ksmpy.Store, pids: Iterable[int]) -> int:
     assert stats.pages_shared == len(total)
     assert stats.pages_shared + stats.pages_sharing == total.total()
     return len(total)
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    """Wait for something that others bring about."""
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)

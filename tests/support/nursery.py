@@ -13,16 +13,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import traceback
-from pathlib import Path
 from typing import Any
 
 from ksmpy import Engine, Store
 
 from . import pause
-from .patience import patience
-from .procs import PATIENCE, environment
+from .patience import patience, until
+from .procs import PATIENCE, environment, state_and_parent
 from .sharer import Sharer
 
 BIGGEST = 1 << 20
@@ -63,12 +61,15 @@ class Peer:
         See Sharer.stopped_at. LookupError when there was no such call.
         """
         self.start("stopped_at", function, nth, locked, work, *args)
-        deadline = time.monotonic() + PATIENCE
-        while self._state() != "T":
+
+        def stopped() -> bool:
+            if self._state() == "T":
+                return True
             if self.answered(0):
                 raise LookupError(f"there were only {self.answer()} calls of {function!r}")
-            assert time.monotonic() < deadline, f"process {self.pid} hangs"
-            time.sleep(0.001)
+            return False
+
+        until(stopped, f"process {self.pid} hangs", limit=PATIENCE)
 
     def go_on(self) -> Any:
         """Continue after a stop; what the stopped method returned."""
@@ -81,19 +82,15 @@ class Peer:
             os.kill(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        deadline = time.monotonic() + PATIENCE
-        while self._state():
-            assert time.monotonic() < deadline, f"process {self.pid} survives SIGKILL"
-            time.sleep(0.001)
+        until(lambda: not self._state(), f"process {self.pid} survives SIGKILL", limit=PATIENCE)
         self._connection.close()
 
     def _state(self) -> str:
-        """The letter in /proc/PID/stat; empty when there is no such process."""
+        """The letter of its state; empty when there is no such process."""
         try:
-            text = Path(f"/proc/{self.pid}/stat").read_text()
+            return state_and_parent(self.pid)[0]
         except (FileNotFoundError, ProcessLookupError):
             return ""
-        return text.rpartition(")")[2].split()[0]
 
 
 class Nursery:

@@ -19,6 +19,17 @@ TESTS = Path(__file__).parent.parent
 PATIENCE = patience(30)
 
 
+def state_and_parent(process: int | str) -> tuple[str, int]:
+    """The letter of a process's state, and its parent's id; OSError when it is gone.
+
+    Of a thread, when that is "PID/task/TID".
+    """
+    # Bytes, as the name in brackets may have any, brackets among them.
+    stat = Path(f"/proc/{process}/stat").read_bytes()
+    state, parent = stat.rpartition(b")")[2].split()[:2]
+    return state.decode(), int(parent)
+
+
 def _reap(pid: int, seconds: float) -> int:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

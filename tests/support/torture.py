@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import time
 from collections.abc import Sequence
 from functools import cache
 from types import TracebackType
@@ -13,7 +12,7 @@ from typing import Any
 from .build import shared_library
 from .memory import Bytes, address_of, huge_pages, pages
 from .oracle import PAGE
-from .patience import patience
+from .patience import patience, until
 
 MAX_BUFFERS = 8
 #: How long a thread may take to come back before it counts as stuck, in seconds.
@@ -203,10 +202,11 @@ class Torture:
     def assert_alive(self) -> None:
         """Every thread gets on within PATIENCE seconds."""
         before = self.progress()
-        deadline = time.monotonic() + PATIENCE
-        while any(new == old for new, old in zip(self.progress(), before, strict=True)):
-            assert time.monotonic() < deadline, f"stuck: {before} -> {self.progress()}"
-            time.sleep(0.01)
+
+        def all_got_on() -> bool:
+            return all(new != old for new, old in zip(self.progress(), before, strict=True))
+
+        until(all_got_on, lambda: f"stuck: {before} -> {self.progress()}", limit=PATIENCE)
 
 
 def fork_and_verify(buffers: Sequence[Bytes], forks: int) -> None:
