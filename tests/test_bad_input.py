@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -386,9 +386,22 @@ def test_many_mappings_in_one_buffer(engine: Any) -> None:
 # ---- behind our back ----------------------------------------------------------------------------
 
 
+class Victim(NamedTuple):
+    """Registered memory that is about to be mistreated, its twin, and memory that will be.
+
+    The last is there before, or it could come to lie where the first had been.
+    """
+
+    engine: Any
+    raw: Raw
+    twin: memory.Bytes
+    other: memory.Bytes
+
+
 @pytest.fixture(params=[False, True], ids=["plain", "merged"])
-def victim(request: pytest.FixtureRequest, engine: Any) -> Iterator[tuple[Any, Raw, Any]]:
-    """Registered memory that is about to be mistreated, and its twin."""
+def victim(request: pytest.FixtureRequest, engine: Any) -> Iterator[Victim]:
+    """For the memory of each test."""
+    other = memory.pages(32)
     raw = Raw(32)
     raw.array[:] = memory.distinct(32, seed=2)
     twin = memory.twin(raw.array)
@@ -397,12 +410,12 @@ def victim(request: pytest.FixtureRequest, engine: Any) -> Iterator[tuple[Any, R
     if request.param:
         engine.scan(2, eager=True)
         assert oracle.true_saved_pages([(raw.address, raw.nbytes), memory.span(twin)]) == 32
-    yield engine, raw, twin
+    yield Victim(engine, raw, twin, other)
 
 
-def _goes_on(engine: Any, twin: Any, wanted: bytes) -> None:
+def _goes_on(victim: Victim, wanted: bytes) -> None:
     """The rest of the engine works: other buffers merge, unmerge and keep their bytes."""
-    other = memory.pages(twin.nbytes // PAGE)
+    engine, _, twin, other = victim
     other[:] = twin
     engine.register(other)
     for _ in range(3):
@@ -415,20 +428,20 @@ def _goes_on(engine: Any, twin: Any, wanted: bytes) -> None:
     assert not oracle.maps_store(*memory.span(twin)) and not oracle.maps_store(*memory.span(other))
 
 
-def test_unmapped_behind_our_back(victim: tuple[Any, Raw, Any]) -> None:
+def test_unmapped_behind_our_back(victim: Victim) -> None:
     """Munmap of registered memory: counted as lost, and nothing is mapped there by us."""
-    engine, raw, twin = victim
+    engine, raw, twin, _ = victim
     wanted = twin.tobytes()
     raw.unmap()
     result = engine.scan(2, eager=True)
     assert not oracle.overlapping(raw.address, raw.nbytes), "something of ours is in the hole"
     assert result.lost and engine.stats().pages_lost
-    _goes_on(engine, twin, wanted)
+    _goes_on(victim, wanted)
 
 
-def test_lost_memory_may_be_registered_again(victim: tuple[Any, Raw, Any]) -> None:
+def test_lost_memory_may_be_registered_again(victim: Victim) -> None:
     """Addresses that were lost belong to whoever maps them next, and merge again for them."""
-    engine, raw, twin = victim
+    engine, raw, twin, _ = victim
     wanted = twin.tobytes()
     raw.unmap()
     engine.scan(2, eager=True)
@@ -443,12 +456,12 @@ def test_lost_memory_may_be_registered_again(victim: tuple[Any, Raw, Any]) -> No
     raw.unmap()
 
 
-def test_partly_unmapped_behind_our_back(victim: tuple[Any, Raw, Any]) -> None:
+def test_partly_unmapped_behind_our_back(victim: Victim) -> None:
     """A hole in the middle; the pages on both sides stay what they are."""
-    engine, raw, twin = victim
+    engine, raw, twin, _ = victim
     wanted = twin.tobytes()
     raw.unmap(8, 8)
-    _goes_on(engine, twin, wanted)
+    _goes_on(victim, wanted)
     assert raw.array[: 8 * PAGE].tobytes() == wanted[: 8 * PAGE]
     assert raw.array[16 * PAGE :].tobytes() == wanted[16 * PAGE :]
     assert not oracle.overlapping(raw.address + 8 * PAGE, 8 * PAGE)
@@ -457,9 +470,9 @@ def test_partly_unmapped_behind_our_back(victim: tuple[Any, Raw, Any]) -> None:
     raw.unmap(16)
 
 
-def test_other_memory_in_the_place(victim: tuple[Any, Raw, Any]) -> None:
+def test_other_memory_in_the_place(victim: Victim) -> None:
     """Unmapped and mapped anew by somebody else: their bytes and their mapping stay theirs."""
-    engine, raw, twin = victim
+    engine, raw, twin, _ = victim
     wanted = twin.tobytes()
     raw.unmap()
     raw.map_again(0, 32)
@@ -467,22 +480,22 @@ def test_other_memory_in_the_place(victim: tuple[Any, Raw, Any]) -> None:
     raw.array[:] = strange
     raw.array[: 4 * PAGE] = twin[: 4 * PAGE]
     theirs = raw.array.tobytes()
-    _goes_on(engine, twin, wanted)
+    _goes_on(victim, wanted)
     assert raw.array.tobytes() == theirs
     engine.close()
     assert raw.array.tobytes() == theirs
     raw.unmap()
 
 
-def test_a_shared_file_in_the_place(victim: tuple[Any, Raw, Any]) -> None:
+def test_a_shared_file_in_the_place(victim: Victim) -> None:
     """A shared mapping of a file in the place of registered pages is never replaced."""
-    engine, raw, twin = victim
+    engine, raw, twin, _ = victim
     wanted = twin.tobytes()
     fd = os.memfd_create("theirs")
     os.ftruncate(fd, 8 * PAGE)
     raw.map_again(8, 8, fd)
     raw.array[8 * PAGE : 16 * PAGE] = twin[8 * PAGE : 16 * PAGE]
-    _goes_on(engine, twin, wanted)
+    _goes_on(victim, wanted)
     raw.array[9 * PAGE] = 0x42
     assert os.pread(fd, 1, PAGE) == b"\x42", "the mapping of their file was replaced"
     kinds = {m.perms[3] for m in oracle.overlapping(raw.address + 8 * PAGE, 8 * PAGE)}
@@ -492,39 +505,39 @@ def test_a_shared_file_in_the_place(victim: tuple[Any, Raw, Any]) -> None:
     raw.unmap()
 
 
-def test_protected_behind_our_back(victim: tuple[Any, Raw, Any]) -> None:
+def test_protected_behind_our_back(victim: Victim) -> None:
     """Mprotect to read-only: the bytes stay, and no page becomes writable by us."""
-    engine, raw, twin = victim
+    engine, raw, twin, _ = victim
     wanted = twin.tobytes()
     assert _libc.mprotect(raw.address + 8 * PAGE, 8 * PAGE, mmap.PROT_READ) == 0
     engine.scan(2, eager=True)
     assert raw.array.tobytes() == wanted
-    _goes_on(engine, twin, wanted)
+    _goes_on(victim, wanted)
     assert raw.array.tobytes() == wanted
     engine.close()
     assert raw.array.tobytes() == wanted
     raw.unmap()
 
 
-def test_discarded_behind_our_back(victim: tuple[Any, Raw, Any]) -> None:
+def test_discarded_behind_our_back(victim: Victim) -> None:
     """MADV_DONTNEED on registered memory: zeros, or the frame's bytes, and the engine goes on."""
-    engine, raw, twin = victim
+    engine, raw, twin, _ = victim
     wanted = twin.tobytes()
     assert _libc.madvise(raw.address, 16 * PAGE, mmap.MADV_DONTNEED) == 0
     seen = raw.array[: 16 * PAGE].tobytes()
     for at in range(0, 16 * PAGE, PAGE):
         assert seen[at : at + PAGE] in (bytes(PAGE), wanted[at : at + PAGE])
     assert raw.array[16 * PAGE :].tobytes() == wanted[16 * PAGE :]
-    _goes_on(engine, twin, wanted)
+    _goes_on(victim, wanted)
     assert raw.array.tobytes() == seen + wanted[16 * PAGE :]
     engine.close()
     assert raw.array.tobytes() == seen + wanted[16 * PAGE :]
     raw.unmap()
 
 
-def test_moved_behind_our_back(victim: tuple[Any, Raw, Any]) -> None:
+def test_moved_behind_our_back(victim: Victim) -> None:
     """Mremap of registered memory to another place: the bytes go along, the old place is lost."""
-    engine, raw, twin = victim
+    engine, raw, twin, _ = victim
     wanted = twin.tobytes()
     half = 16 * PAGE
     moved = Raw(16)
@@ -534,7 +547,7 @@ def test_moved_behind_our_back(victim: tuple[Any, Raw, Any]) -> None:
     ):  # merged pages need not be one mapping
         pytest.skip(f"mremap: {os.strerror(ctypes.get_errno())}")
     assert moved.array.tobytes() == wanted[:half]
-    _goes_on(engine, twin, wanted)
+    _goes_on(victim, wanted)
     assert moved.array.tobytes() == wanted[:half]
     assert raw.array[half:].tobytes() == wanted[half:]
     engine.close()

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -249,7 +248,16 @@ assert state == "unsupported" and "uffd-move" in text, (state, text)
     python_ok("-c", code, env=preloaded({}))
 
 
+@pytest.fixture
+def heard_ctrl_c() -> Iterator[None]:
+    """What is started hears SIGINT, also where it is ignored, as in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @needs_engine
+@pytest.mark.usefixtures("heard_ctrl_c")
 @pytest.mark.parametrize("at", ["loading", "merging", "killing"])
 @pytest.mark.parametrize(
     ("stop", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)], ids=["interrupted", "killed"]
@@ -267,8 +275,6 @@ def test_stopped_it_leaves_no_process(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Whoever runs the tests in the background may have it ignored.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as child:
         assert child.stderr is not None
         assert any(line.startswith(at) for line in child.stderr)

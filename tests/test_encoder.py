@@ -17,6 +17,15 @@ from ksmpy.errors import KsmpyError
 from support.bert import WIDTH, minilm, write_encoder, write_model
 
 
+@pytest.fixture(scope="module", autouse=True)
+def blas() -> None:
+    """Threads that numpy's BLAS starts again after a fork are there before a test counts what it
+    left behind.
+    """
+    square = np.ones((512, 512), np.float32)
+    np.matmul(square, square)
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder of 10 MB."""
