@@ -149,7 +149,9 @@ uint64_t freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n)
 /*
  * After any fork, and for ever, a page that existed then is "shared" in the
  * kernel's eyes and cannot be moved (EBUSY).  Breaking copy-on-write makes it
- * exclusive again; that must happen unlocked, as it may fault.
+ * exclusive again; that must happen unlocked, as it may fault.  Of what was a
+ * huge page before the fork only the first page is asked (seen on Linux 6.18),
+ * which may not be among ours: so such pages are parted.
  */
 int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
@@ -160,6 +162,7 @@ int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t 
         pthread_mutex_unlock(&fz->lock);
         n = n < FREEZE_MAX ? n : FREEZE_MAX;
         os_populate(address, n, true);
+        os_split(address, n);
         pthread_mutex_lock(&fz->lock);
         got = freeze_some(fz, address, n, view);
     }

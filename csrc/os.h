@@ -101,6 +101,8 @@ int os_protect(uintptr_t address, uint64_t n, bool writable);
 int os_drop(uintptr_t address, uint64_t n); /* MADV_DONTNEED */
 /* Faults a range in, for reading or (breaking copy-on-write) for writing. */
 int os_populate(uintptr_t address, uint64_t n, bool write);
+/* Parts the pages from others that they are one folio with, where the kernel can do so. */
+void os_split(uintptr_t address, uint64_t n);
 
 int os_memfd(const char *name, size_t bytes);
 void *os_map_shared(int fd, uint64_t offset, size_t bytes, bool writable);

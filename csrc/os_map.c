@@ -177,6 +177,12 @@ int os_populate(uintptr_t address, uint64_t n, bool write)
     return status(result);
 }
 
+/* MADV_COLD, of which this is a side effect, else says only that they are the first to swap out. */
+void os_split(uintptr_t address, uint64_t n)
+{
+    madvise((void *)address, bytes_of(n), MADV_COLD);
+}
+
 int os_memfd(const char *name, size_t bytes)
 {
     unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;

@@ -247,6 +247,23 @@ def test_the_parent_merges_on_after_many_forks(engine: Any) -> None:
     merged.compare()
 
 
+def test_what_was_a_huge_page_before_a_fork_is_merged(engine: Any) -> None:
+    """A part of it, the rest of which the kernel still takes for shared with a child that is gone."""
+    whole = memory.huge_pages(memory.HUGE)
+    whole[:] = 1
+    if not memory.are_huge(whole):
+        pytest.skip("no huge page is to be had")
+    child = Child(lambda: None).ready()
+    whole[300 * PAGE] = 2  # comes apart, and with it what the page tables say of all
+    child.finish()
+    part = whole[100 * PAGE : 164 * PAGE]
+    part[:] = np.tile(memory.distinct(32, seed=9), 2)
+    engine.register(part)
+    engine.scan(2, eager=True)
+    assert oracle.true_saved_pages([memory.span(part)]) == 32
+    assert engine.stats().pages_busy == 0
+
+
 def test_the_inherited_engine_is_the_parents(engine: Any) -> None:
     """In the child it merges nothing; releasing and closing work, and cost no byte."""
     merged = Merged(engine)
