@@ -248,7 +248,7 @@ def test_the_parent_merges_on_after_many_forks(engine: Any) -> None:
 
 
 def test_what_was_a_huge_page_before_a_fork_is_merged(engine: Any) -> None:
-    """A part of it, the rest of which the kernel still takes for shared with a child that is gone."""
+    """A part of it; the rest the kernel still takes for shared with a child that is gone."""
     whole = memory.huge_pages(memory.HUGE)
     whole[:] = 1
     if not memory.are_huge(whole):
