@@ -17,19 +17,18 @@
 #include <string.h>
 #include <time.h>
 
-#include "engine.h"
+#include "ksmpy.h"
 
-/* ---- what stable.c takes from the rest of the engine ---- */
+/* ---- stable.c, with what it takes from the rest of the engine ---- */
 
-int compare_live(const void *a, const void *b)
+/* No two keys are equal, so it is the frame that is looked for; and frames have no bytes here. */
+#define memcmp(a, b, n) ((void)(a), (void)(b), 0)
+#include "../csrc/stable.c"
+#undef memcmp
+
+bool frame_is_live(const struct store *store, uint32_t frame)
 {
-    (void)a, (void)b;
-    return 0; /* no two keys are equal, so it is the frame that is looked for */
-}
-
-bool frame_is_live(const ksmpy_engine *engine, uint32_t frame)
-{
-    return frame != NO_FRAME && frame_at(&engine->store, frame)->live;
+    return frame != NO_FRAME && frame_at(store, frame)->state == FRAME_LIVE;
 }
 
 /* ---- red-black tree ---- */
@@ -109,35 +108,35 @@ static double tree_bytes(const void *index, uint32_t count)
 
 static void *stable_new(uint32_t count)
 {
-    ksmpy_engine *engine = calloc(1, sizeof *engine);
-    engine->nodes = 1;
-    engine->pages.limit = count;
-    engine->knobs[KSMPY_KNOB_MAX_PAGE_SHARING] = 256;
-    engine->store.frames = calloc(count, sizeof(struct frame));
-    stable_init(engine);
-    return engine;
+    struct store *store = calloc(1, sizeof *store);
+    store->head = calloc(1, sizeof *store->head);
+    store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING] = 256;
+    store->frames = calloc(count, sizeof(struct frame));
+    forest_init(&store->stable[0], count, &store->head->node[0].stable);
+    return store;
 }
 
 static void stable_free(void *index)
 {
-    ksmpy_engine *engine = index;
-    stable_destroy(engine);
-    free(engine->store.frames);
-    free(engine);
+    struct store *store = index;
+    arena_destroy(&store->stable[0].roots);
+    free(store->frames);
+    free(store->head);
+    free(store);
 }
 
 static void stable_insert(void *index, uint64_t key, uint32_t value)
 {
-    ksmpy_engine *engine = index;
-    struct frame *frame = frame_at(&engine->store, value);
+    struct store *store = index;
+    struct frame *frame = frame_at(store, value);
     frame->sum = key;
     frame->dup_next = frame->dup_prev = NO_FRAME;
-    stable_add(engine, value, 0);
+    stable_add(store, value, 0);
 }
 
 static uint32_t stable_lookup(const void *index, uint64_t key)
 {
-    return stable_find((ksmpy_engine *)index, 0, key, NULL, NO_FRAME);
+    return stable_find(index, 0, key, NULL, NO_FRAME);
 }
 
 static void stable_take(void *index, uint64_t key)
@@ -150,7 +149,8 @@ static double stable_bytes(const void *index, uint32_t count)
 {
     const struct frame *frame = NULL;
     size_t record = sizeof frame->rb + sizeof frame->sum + 2 * sizeof frame->dup_next;
-    return (double)record * count + (double)stable_metadata_bytes(index);
+    const struct arena *roots = &((const struct store *)index)->stable[0].roots;
+    return (double)record * count + (double)(roots->committed * roots->stride);
 }
 
 /* ---- hash table ---- */
