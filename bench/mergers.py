@@ -48,6 +48,10 @@ class Merger(ABC):
         """Let it work in the background, with these knobs beside its defaults."""
 
     @abstractmethod
+    def pause(self) -> None:
+        """Stop that; nothing is unmerged."""
+
+    @abstractmethod
     def cpu(self) -> tuple[float, float]:
         """Seconds of processor time its work has cost so far: user and system."""
 
@@ -87,6 +91,9 @@ class Ksmpy(Merger):
         for name, value in knobs.items():
             setattr(self.engine.knobs, name, value)
         self.engine.knobs.run = 1
+
+    def pause(self) -> None:
+        self.engine.knobs.run = 0
 
     def cpu(self) -> tuple[float, float]:
         usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -157,6 +164,9 @@ class Kernel(Merger):
         for name, value in knobs.items():
             kernel.write(name, value)
         kernel.write("run", 1)
+
+    def pause(self) -> None:
+        kernel.write("run", 0)
 
     def cpu(self) -> tuple[float, float]:
         # Nanoseconds on a processor come first in schedstat; ksmd is all system time.

@@ -48,8 +48,8 @@ def _ratio(value: float) -> str:
     return f"1/{1 / value:.3g}" if 0 < value < 0.8 else f"{value:.3g}"
 
 
-def _picked(row: Row, side: str | None, found: Figures) -> float | None:
-    values = found.get((row.group, side or "", row.metric))
+def _picked(row: Row, side: str | None, metric: str, found: Figures) -> float | None:
+    values = found.get((row.group, side or "", metric))
     if not values:
         return None
     return max(values) if row.pick == "max" else statistics.median(values)
@@ -81,14 +81,16 @@ def _met(row: Row, ours: float, theirs: float | None) -> str:
 
 def line(row: Row, found: Figures) -> str | None:
     """One line of the table, or None when the row was not measured."""
-    ours, theirs = _picked(row, row.ours, found), _picked(row, row.theirs, found)
+    ours = _picked(row, row.ours, row.metric, found)
     if ours is None:
         return None
+    other = (row.ours, row.beside) if row.beside else (row.theirs, row.metric)
+    theirs = _picked(row, *other, found)
     ratio = ours / theirs if theirs else None
     cells = (
         row.title,
         show(ours, row.unit),
-        f"{show(theirs, row.unit)} ({row.theirs})" if theirs is not None else "-",
+        f"{show(theirs, row.unit)} ({row.beside or row.theirs})" if theirs is not None else "-",
         _ratio(ratio) if ratio is not None else "-",
         _goal(row),
         _met(row, ours, theirs),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -20,6 +20,8 @@ Scale = Callable[[int], int]
 
 # A read that takes longer than this was held up; undisturbed ones take 0.1 us.
 _HELD_UP_NS = 5_000
+# Writes of about half a second, so that there are many of a scanner's batches in it.
+_WORDS = 50_000_000
 
 
 @pytest.mark.benchmark(group="first_write")
@@ -126,30 +128,23 @@ def test_stall_without_merging(who: str, meter: Meter, scale: Scale) -> None:
     meter.run(lambda: _note_latencies(meter, _while_touching(array, busy)))
 
 
-@pytest.fixture
-def background(side: Merger) -> Iterator[Merger]:
-    """A side that works in the background with its default knobs."""
-    side.run()
-    yield side
-
-
 @pytest.mark.benchmark(group="writer")
 @pytest.mark.knobs(tuned=False)
-def test_writer(background: Merger, meter: Meter, scale: Scale) -> None:
-    """A thread that writes words all over 256 MiB which the other side scans with its defaults."""
-    array = unique(scale(256 * MIB))
-    background.offer(array)
-    _write_for_a_while(meter, array)
+def test_writer(side: Merger, meter: Meter, scale: Scale) -> None:
+    """A thread that writes words all over 256 MiB which the side scans with its defaults.
 
+    In turn with the same writes to memory that is not registered, while nobody scans.
+    """
+    array, other = unique(scale(256 * MIB)), unique(scale(256 * MIB))
+    side.offer(array)
 
-@pytest.mark.benchmark(group="writer")
-@pytest.mark.parametrize("who", ["nobody"])
-def test_writer_undisturbed(who: str, meter: Meter, scale: Scale) -> None:
-    """The same writes to memory that nobody scans."""
-    _write_for_a_while(meter, unique(scale(256 * MIB)))
+    def alone() -> None:
+        side.pause()
+        begin = time.perf_counter()
+        write_words(other, _WORDS)
+        meter.note("alone", time.perf_counter() - begin)
+        side.run()
 
-
-def _write_for_a_while(meter: Meter, array: Bytes) -> None:
-    """Rounds of about a second, so that each holds many of a scanner's batches."""
-    write_words(array, 1_000_000)
-    meter.run(lambda: write_words(array, 50_000_000), rounds=5)
+    side.run()
+    write_words(array, _WORDS)
+    meter.run(lambda: write_words(array, _WORDS), before=alone, rounds=9)

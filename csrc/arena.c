@@ -140,22 +140,17 @@ static uint64_t search(const struct ids *ids, uint64_t from, uint64_t to, uint64
     return where;
 }
 
-static uint64_t min(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
-
 /* Old space first, if it has a whole run nearby; then fresh space; then any piece there is. */
 uint32_t ids_take(struct ids *ids, uint64_t *n)
 {
     uint64_t found = 0, where = NO_INDEX;
     if (ids->state->high - ids->state->used >= *n)
         where = search(ids, ids->state->cursor,
-                       min(ids->state->high, ids->state->cursor + SEARCH_WORDS * WORD_BITS), *n,
+                       least(ids->state->high, ids->state->cursor + SEARCH_WORDS * WORD_BITS), *n,
                        &found);
     if (found < *n && ids->state->high < ids->limit) {
         where = ids->state->high;
-        found = min(*n, ids->limit - ids->state->high);
+        found = least(*n, ids->limit - ids->state->high);
         if (arena_grow(&ids->words, (where + found) / WORD_BITS + 1) < 0)
             found = 0;
         else

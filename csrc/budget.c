@@ -84,7 +84,7 @@ static void count_pages(ksmpy_engine *engine, uint32_t region, uint64_t first, u
 {
     struct shortest *shortest = data;
     (void)engine, (void)region, (void)first;
-    shortest->pages[n < RUN_MAX ? n : RUN_MAX] += n;
+    shortest->pages[least(n, RUN_MAX)] += n;
 }
 
 static void take_apart(ksmpy_engine *engine, uint32_t region, uint64_t first, uint64_t n,
@@ -93,7 +93,7 @@ static void take_apart(ksmpy_engine *engine, uint32_t region, uint64_t first, ui
     struct shortest *shortest = data;
     if (n > shortest->longest || !shortest->wanted)
         return;
-    shortest->wanted -= n < shortest->wanted ? n : shortest->wanted;
+    shortest->wanted -= least(n, shortest->wanted);
     unmerge_pages(engine, region, first, n, PAGE_SEEN);
 }
 

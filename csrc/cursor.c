@@ -74,7 +74,7 @@ static void set_bits_of_copies(const ksmpy_engine *engine, uintptr_t address, ui
 {
     uint8_t kinds[CHUNK];
     for (uint64_t part; first < end; first += part, address += bytes_of(part)) {
-        part = end - first < CHUNK ? end - first : CHUNK;
+        part = least(end - first, CHUNK);
         bool known = os_pages(engine->fz.pagemap_fd, address, part, kinds) == 0;
         for (uint64_t i = 0; i < part; i++)
             if (!known || kinds[i] == OS_PAGE_ANON)
@@ -141,15 +141,57 @@ static void ask_private(ksmpy_engine *engine, const struct region *region, bool 
     }
 }
 
+static bool all_written(const struct cursor *cursor, uint64_t at, uint64_t n)
+{
+    for (uint64_t i = at; i < at + n; i++)
+        if (!has_bit(cursor->written, i) || has_bit(cursor->zero, i))
+            return false;
+    return true;
+}
+
+/* They have been what they are for a pass; what is known of their older bytes is to be forgotten. */
+static void forget_written(ksmpy_engine *engine, uint32_t id, uint64_t at, uint64_t n)
+{
+    struct cursor *cursor = &engine->cursor;
+    for (uint64_t i = 0; i < n; i++)
+        if (page_state(page_record(engine, id + (uint32_t)i)) <= PAGE_SEEN &&
+            !has_bit(cursor->zero, at + i))
+            cursor->written[(at + i) / 64] &= ~((uint64_t)1 << ((at + i) % 64));
+}
+
+/* Asks about the window's chunks, except for those that are better left alone. */
+static void ask_chunks(ksmpy_engine *engine, const struct region *region, bool eager)
+{
+    struct cursor *cursor = &engine->cursor;
+    enum chunk_look looks[WINDOW / CHUNK];
+    uint64_t end = cursor->window + cursor->window_n, from = cursor->window;
+    for (uint64_t at = 0; at < cursor->window_n; at += CHUNK) {
+        uint64_t first = cursor->window + at, n = least(end - first, CHUNK);
+        looks[at / CHUNK] = chunk_look(engine, region->base + (uint32_t)first, n, eager);
+        if (looks[at / CHUNK] != CHUNK_REST)
+            continue;
+        set_bits(cursor->written, at, at + n);
+        ask(engine, os_written, region->address, from, first, cursor->written, cursor->zero);
+        from = first + n;
+    }
+    ask(engine, os_written, region->address, from, end, cursor->written, cursor->zero);
+    for (uint64_t at = 0; at < cursor->window_n; at += CHUNK) {
+        uint64_t first = cursor->window + at, n = least(end - first, CHUNK);
+        uint32_t id = region->base + (uint32_t)first;
+        if (looks[at / CHUNK] == CHUNK_SETTLED)
+            forget_written(engine, id, at, n);
+        if (looks[at / CHUNK] != CHUNK_REST)
+            chunk_asked(engine, id, n, all_written(cursor, at, n));
+    }
+}
+
 /*
  * What tracking says of overlays is a hint: which of their pages are copies by
  * now the kernel finds out by looking at each, which takes ten times longer.
  */
-static void ask_tracking(ksmpy_engine *engine, const struct region *region)
+static void ask_tracking(ksmpy_engine *engine, const struct region *region, bool eager)
 {
-    struct cursor *cursor = &engine->cursor;
-    uint64_t end = cursor->window + cursor->window_n;
-    ask(engine, os_written, region->address, cursor->window, end, cursor->written, cursor->zero);
+    ask_chunks(engine, region, eager);
     if (region->merging)
         ask_private(engine, region, region->unsure || overlay_written(engine, region));
 }
@@ -159,7 +201,7 @@ static void ask_page_tables(ksmpy_engine *engine, uintptr_t address, uint64_t n)
     struct cursor *cursor = &engine->cursor;
     uint8_t kinds[CHUNK];
     for (uint64_t at = 0; at < n; at += CHUNK) {
-        uint64_t part = n - at < CHUNK ? n - at : CHUNK;
+        uint64_t part = least(n - at, CHUNK);
         if (os_pages(engine->fz.pagemap_fd, address + bytes_of(at), part, kinds) < 0)
             return;
         for (uint64_t i = 0; i < part; i++) {
@@ -185,7 +227,7 @@ static void ask_nodes(ksmpy_engine *engine, const struct region *region, uint64_
 {
     int found[CHUNK];
     for (uint64_t at = 0; at < n; at += CHUNK) {
-        uint64_t part = n - at < CHUNK ? n - at : CHUNK;
+        uint64_t part = least(n - at, CHUNK);
         if (os_nodes(region->address + bytes_of(first + at), part, found) < 0)
             return;
         for (uint64_t i = 0; i < part; i++) {
@@ -197,18 +239,18 @@ static void ask_nodes(ksmpy_engine *engine, const struct region *region, uint64_
     }
 }
 
-void cursor_open_window(ksmpy_engine *engine, const struct region *region)
+void cursor_open_window(ksmpy_engine *engine, const struct region *region, bool eager)
 {
     struct cursor *cursor = &engine->cursor;
     uint64_t rest = region->n - cursor->page;
     cursor->window = cursor->page;
-    cursor->window_n = rest < WINDOW ? rest : WINDOW;
+    cursor->window_n = least(rest, WINDOW);
     memset(cursor->written, 0, sizeof cursor->written);
     memset(cursor->zero, 0, sizeof cursor->zero);
     memset(cursor->copied, 0, sizeof cursor->copied);
     uintptr_t address = region->address + bytes_of(cursor->window);
     if (engine->tracked)
-        ask_tracking(engine, region);
+        ask_tracking(engine, region, eager);
     else
         ask_page_tables(engine, address, cursor->window_n);
     if (engine->nodes > 1 && !engine->injected_nodes)
@@ -226,7 +268,7 @@ bool cursor_at_hole(ksmpy_engine *engine, uint32_t id)
         const struct region *region = region_at(engine, region_of(engine, id));
         uint64_t rest = region->n - (id - region->base);
         cursor->holes_first = id;
-        cursor->holes_n = rest < CHUNK ? rest : CHUNK;
+        cursor->holes_n = least(rest, CHUNK);
         if (os_pages(engine->fz.pagemap_fd, page_address(engine, id), cursor->holes_n,
                      cursor->kinds) < 0)
             cursor->holes_n = 0;

@@ -47,6 +47,7 @@
 #define NO_REGION NO_INDEX
 #define CHUNK_SHIFT 9 /* page ids are given to regions in chunks of 512 */
 #define CHUNK ((uint64_t)1 << CHUNK_SHIFT)
+#define SAMPLES 4 /* pages of a chunk that are read to see whether it is written all over */
 #define AHEAD 16     /* pages that are read before the first of them is looked up */
 #define WINDOW 8192   /* pages that one question for written pages covers: 32 MiB */
 
@@ -114,6 +115,11 @@ struct region {
 struct chunk { /* of page ids */
     uint32_t region;
     bool blind; /* some of its overlays are not tracked */
+    bool visited;
+    bool sampled; /* at the last visit, whose pass had this number */
+    uint8_t restless; /* visits in a row that found all of its pages written */
+    uint32_t sampled_in;
+    uint32_t samples[SAMPLES]; /* checksums */
 };
 
 struct unode { /* node of an unstable tree */
@@ -349,7 +355,7 @@ bool budget_make_room(ksmpy_engine *engine, uint64_t more);
 /* ---- cursor.c ---- */
 
 /* What the page tables say about the pages from the cursor on. */
-void cursor_open_window(ksmpy_engine *engine, const struct region *region);
+void cursor_open_window(ksmpy_engine *engine, const struct region *region, bool eager);
 void cursor_reset(ksmpy_engine *engine);
 /* What was known of the page when the window was opened is out of date. */
 void cursor_page_shared(ksmpy_engine *engine, uint32_t id);
@@ -358,6 +364,18 @@ bool cursor_at_hole(ksmpy_engine *engine, uint32_t id);
 /* A region is about to go: the pass goes on with the next one. */
 void cursor_leave(ksmpy_engine *engine, uint32_t region);
 void page_move_to_node(ksmpy_engine *engine, uint32_t id, unsigned node);
+
+/* ---- sample.c ---- */
+
+enum chunk_look {
+    CHUNK_ASK, /* ask what was written */
+    CHUNK_SETTLED, /* ask, but what was written is unchanged since the last visit */
+    CHUNK_REST, /* do not ask: it is written all over, or may be */
+};
+/* How to learn what was written to the chunk of n pages that begins with page id. */
+enum chunk_look chunk_look(const ksmpy_engine *engine, uint32_t id, uint64_t n, bool eager);
+/* The answer. */
+void chunk_asked(const ksmpy_engine *engine, uint32_t id, uint64_t n, bool all_written);
 
 /* ---- check.c ---- */
 

@@ -29,6 +29,6 @@ void frames_follow_nodes(ksmpy_engine *engine)
         for (uint64_t at = 0; at < store->ids[node].state->high; at += CHUNK) {
             uint64_t rest = store->ids[node].state->high - at;
             uint32_t first = (uint32_t)at + first_frame(store, node);
-            follow_chunk(engine, first, rest < CHUNK ? rest : CHUNK);
+            follow_chunk(engine, first, least(rest, CHUNK));
         }
 }

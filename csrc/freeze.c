@@ -142,8 +142,8 @@ uint64_t freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n)
     uint64_t rest = HUGE_PAGES - (address >> PAGE_SHIFT) % HUGE_PAGES;
     if (rest == HUGE_PAGES && n >= HUGE_PAGES && os_is_huge(fz->pagemap_fd, address))
         return HUGE_PAGES;
-    n = n < rest ? n : rest;
-    return n < FREEZE_MAX ? n : FREEZE_MAX;
+    n = least(n, rest);
+    return least(n, FREEZE_MAX);
 }
 
 /*
@@ -160,7 +160,7 @@ int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t 
     int64_t got = freeze_some(fz, address, n, view);
     if (got == -EBUSY && fz->mode == KSMPY_FREEZE_UFFD_MOVE) {
         pthread_mutex_unlock(&fz->lock);
-        n = n < FREEZE_MAX ? n : FREEZE_MAX;
+        n = least(n, FREEZE_MAX);
         os_populate(address, n, true);
         os_split(address, n);
         pthread_mutex_lock(&fz->lock);

@@ -275,7 +275,7 @@ static void promote_piece(ksmpy_engine *engine, uint32_t page, uint32_t frame, u
 static uint64_t to_next_huge(const ksmpy_engine *engine, uint32_t page, uint64_t n)
 {
     uint64_t rest = HUGE_PAGES - (page_address(engine, page) >> PAGE_SHIFT) % HUGE_PAGES;
-    return n < rest ? n : rest;
+    return least(n, rest);
 }
 
 static void free_frames(ksmpy_engine *engine, uint32_t first, uint64_t n)

@@ -24,6 +24,11 @@
 #define HUGE_PAGES                                                                                 \
     ((uint64_t)512) /* pages of a transparent huge page, which is aligned to its size */
 
+static inline uint64_t least(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
 static inline size_t bytes_of(uint64_t pages)
 {
     return (size_t)pages << PAGE_SHIFT;

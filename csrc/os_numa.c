@@ -12,7 +12,7 @@ int os_nodes(uintptr_t address, uint64_t n, int *nodes)
 {
     void *pages[BATCH];
     while (n) {
-        uint64_t part = n < BATCH ? n : BATCH;
+        uint64_t part = least(n, BATCH);
         for (uint64_t i = 0; i < part; i++)
             pages[i] = page_at(address, i);
         if (syscall(SYS_move_pages, 0, part, pages, NULL, nodes, 0) < 0)

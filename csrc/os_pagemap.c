@@ -30,7 +30,7 @@ static int64_t ask(int pagemap_fd, struct scan_request request, struct os_range 
     struct scan_range found[RANGES];
     request.size = sizeof request;
     request.vec = (uintptr_t)found;
-    request.vec_len = (uint64_t)(max < RANGES ? max : RANGES);
+    request.vec_len = least((uint64_t)max, RANGES);
     int count = ioctl(pagemap_fd, SCAN_IOCTL, &request);
     if (count < 0)
         return -errno;
@@ -102,7 +102,7 @@ int os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds)
 {
     uint64_t words[WORDS];
     while (n) {
-        uint64_t part = n < WORDS ? n : WORDS;
+        uint64_t part = least(n, WORDS);
         off_t at = (off_t)(address >> PAGE_SHIFT) * 8;
         ssize_t got = pread(pagemap_fd, words, part * 8, at);
         if (got != (ssize_t)(part * 8))

@@ -15,7 +15,7 @@ uint64_t pages_on_their_node(const ksmpy_engine *engine, uint32_t id, uint64_t n
 {
     int found[CHUNK];
     for (uint64_t i = 0; i < n; i++) {
-        uint64_t rest = n - i < CHUNK ? n - i : CHUNK;
+        uint64_t rest = least(n - i, CHUNK);
         if (i % CHUNK == 0 && os_nodes(page_address(engine, id + (uint32_t)i), rest, found) < 0)
             return i;
         if (node_index(engine, found[i % CHUNK]) !=

@@ -45,7 +45,7 @@ static uint32_t take_pages(ksmpy_engine *engine, uint32_t region, uint64_t n)
     }
     for (uint64_t i = 0; i < chunks; i++)
         *(struct chunk *)arena_at(&engine->chunk_records, first + i) =
-            (struct chunk){region, false};
+            (struct chunk){.region = region};
     uint32_t base = first << CHUNK_SHIFT;
     for (uint64_t i = 0; i < n; i++)
         *page_record(engine, base + (uint32_t)i) = (struct page){.link = NO_INDEX};

@@ -21,11 +21,6 @@
 #define SLICE_SCANNED RUN_MAX /* pages looked at before other threads get the lock */
 #define SLICE_VISITED 8192    /* the same for pages passed over */
 
-static uint64_t least(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
-
 /* ---- one page ---- */
 
 /* A page may be what the pending run waits to merge with: carrying it out can share the page. */
@@ -333,7 +328,7 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
             break;
         if (cursor->page >= cursor->window + cursor->window_n || cursor->page < cursor->window ||
             !cursor->window_n)
-            cursor_open_window(engine, region);
+            cursor_open_window(engine, region, eager);
         visit(engine, region, cursor->page, eager);
         cursor->page++;
     }

@@ -78,7 +78,7 @@ static int unmerge_span(ksmpy_engine *engine, const struct region *region, struc
     int failure = 0;
     while (span.start < span.end) {
         uint64_t n = (span.end - span.start) >> PAGE_SHIFT;
-        n = n < FREEZE_MAX ? n : FREEZE_MAX;
+        n = least(n, FREEZE_MAX);
         uintptr_t blank = in_shadow(engine, region, span.start);
         int error = freezer_unoverlay(&engine->fz, span.start, n, blank, region->vma_flags);
         for (int tries = 0; error == -EBUSY && state == PAGE_NEW && tries < IO_TRIES; tries++) {
@@ -217,7 +217,7 @@ void unmerge_written(ksmpy_engine *engine, uint32_t id)
     if (region->lost || (!region->merging && !region->zeros))
         return;
     for (uint64_t at = 0; at < region->n; at += CHUNK)
-        unmerge_written_chunk(engine, id, at, region->n - at < CHUNK ? region->n - at : CHUNK);
+        unmerge_written_chunk(engine, id, at, least(region->n - at, CHUNK));
 }
 
 /*
