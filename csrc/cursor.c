@@ -25,8 +25,7 @@ static void remember_written(ksmpy_engine *engine)
         uint32_t id = region->base + (uint32_t)i;
         region->unsure |= has_bit(cursor->copied, i - cursor->window);
         if (!has_bit(cursor->written, i - cursor->window) ||
-            has_bit(cursor->zero, i - cursor->window) ||
-            page_state(page_record(engine, id)) == PAGE_SHARED)
+            has_bit(cursor->zero, i - cursor->window) || is_shared(engine, id))
             continue;
         page_withdraw(engine, id);
         page_become(engine, id, PAGE_SEEN, NO_INDEX);
@@ -123,8 +122,7 @@ static bool overlay_written(const ksmpy_engine *engine, const struct region *reg
     for (uint64_t i = 0; i < cursor->window_n; i++)
         if (i % 64 == 0 && !cursor->written[i / 64])
             i += 63;
-        else if (has_bit(cursor->written, i) &&
-                 page_state(page_record(engine, id + (uint32_t)i)) == PAGE_SHARED)
+        else if (has_bit(cursor->written, i) && is_shared(engine, id + (uint32_t)i))
             return true;
     return false;
 }

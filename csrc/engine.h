@@ -217,6 +217,10 @@ static inline struct page *page_record(const ksmpy_engine *engine, uint32_t id)
 {
     return arena_at(&engine->pages, id);
 }
+static inline bool is_shared(const ksmpy_engine *engine, uint32_t id)
+{
+    return page_state(page_record(engine, id)) == PAGE_SHARED;
+}
 static inline struct region *region_at(const ksmpy_engine *engine, uint32_t region)
 {
     return arena_at(&engine->regions, region);

@@ -62,6 +62,16 @@ static uint64_t same_length(const struct piece *piece, uint64_t first)
     return end - first;
 }
 
+/* Mappings that an overlay of n pages adds: one for each end that touches no other overlay. */
+static uint64_t new_mappings(const ksmpy_engine *engine, uint32_t page, uint64_t n)
+{
+    const struct region *region = region_at(engine, region_of(engine, page));
+    uint64_t first = page - region->base, end = first + n;
+    bool left = first > 0 && is_shared(engine, page - 1);
+    bool right = end < region->n && is_shared(engine, page + (uint32_t)n);
+    return 2 - (uint64_t)left - (uint64_t)right;
+}
+
 /* Frozen: equal pages onto their frames, the others back. 0 or the last error. */
 static int exchange(ksmpy_engine *engine, struct piece *piece)
 {
@@ -78,7 +88,7 @@ static int exchange(ksmpy_engine *engine, struct piece *piece)
             memset(piece->mapped + i, true, n);
         if (error && piece->equal[i])
             failure = error;
-        engine->vmas += error ? 0 : 2;
+        engine->vmas += error ? 0 : new_mappings(engine, piece->page + (uint32_t)i, n);
     }
     return failure;
 }
@@ -110,7 +120,7 @@ static void settle(ksmpy_engine *engine, const struct piece *piece, int error)
 static uint64_t own_memory(const ksmpy_engine *engine, uint32_t page, uint64_t n)
 {
     uint64_t own = 0;
-    while (own < n && page_state(page_record(engine, page + (uint32_t)own)) != PAGE_SHARED)
+    while (own < n && !is_shared(engine, page + (uint32_t)own))
         own++;
     return own;
 }
@@ -205,11 +215,9 @@ static void settle_run(ksmpy_engine *engine, uint32_t page, uint64_t n)
 {
     fault_in(page_address(engine, page), n);
     for (uint64_t i = 0, length; i < n; i += length) {
-        bool shared = page_state(page_record(engine, page + (uint32_t)i)) == PAGE_SHARED;
+        bool shared = is_shared(engine, page + (uint32_t)i);
         length = 1;
-        while (i + length < n &&
-               shared ==
-                   (page_state(page_record(engine, page + (uint32_t)(i + length))) == PAGE_SHARED))
+        while (i + length < n && shared == is_shared(engine, page + (uint32_t)(i + length)))
             length++;
         if (shared)
             track_overlays(engine, page + (uint32_t)i, length);

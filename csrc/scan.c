@@ -23,12 +23,6 @@
 
 /* ---- one page ---- */
 
-/* A page may be what the pending run waits to merge with: carrying it out can share the page. */
-static bool is_shared(const ksmpy_engine *engine, uint32_t id)
-{
-    return page_state(page_record(engine, id)) == PAGE_SHARED;
-}
-
 static uint32_t find_frame(ksmpy_engine *engine, uint32_t id, uint64_t sum, const void *bytes,
                            uint32_t preferred)
 {
@@ -268,7 +262,7 @@ static void visit(ksmpy_engine *engine, const struct region *region, uint64_t i,
     const struct cursor *cursor = &engine->cursor;
     uint64_t at = i - cursor->window;
     bool written = has_bit(cursor->written, at), zero = has_bit(cursor->zero, at);
-    if (page_state(page_record(engine, id)) == PAGE_SHARED) {
+    if (is_shared(engine, id)) {
         if (has_bit(cursor->copied, at)) {
             engine->scanned++;
             engine->result->scanned++;

@@ -42,7 +42,7 @@ static void forget(ksmpy_engine *engine, const struct region *region, struct spa
 {
     uint32_t id = region->base + (uint32_t)((span.start - region->address) >> PAGE_SHIFT);
     for (uintptr_t at = span.start; at < span.end; at += PAGE_SIZE, id++)
-        if (page_state(page_record(engine, id)) == PAGE_SHARED)
+        if (is_shared(engine, id))
             how(engine, id, state);
 }
 
@@ -203,8 +203,7 @@ static void unmerge_written_chunk(ksmpy_engine *engine, uint32_t id, uint64_t fi
             page_become(engine, page, PAGE_SEEN, NO_INDEX);
             continue;
         }
-        while (i + length < n &&
-               page_state(page_record(engine, page + (uint32_t)length)) == PAGE_SHARED &&
+        while (i + length < n && is_shared(engine, page + (uint32_t)length) &&
                was_written(engine, page + (uint32_t)length, kinds[i + length]))
             length++;
         unmerge_run(engine, page, length);
