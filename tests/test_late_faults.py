@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from conftest import Mode
@@ -45,5 +43,4 @@ def test_a_late_answer_puts_no_zeros(freeze: str) -> None:
     mode = Mode(freeze, "wp-async")
     if reason := mode.missing():
         pytest.skip(reason)
-    environ = {**os.environ, "LD_PRELOAD": str(shared_library("late"))}
-    python_ok("-c", LATE, freeze, env=environ)
+    python_ok("-c", LATE, freeze, env={"LD_PRELOAD": str(shared_library("late"))})
