@@ -315,7 +315,10 @@ void store_rebuild(struct store *store)
 
 /* ---- fork ---- */
 
-/* A stale frame cannot have come to children forked after its last sharer left. */
+/*
+ * A stale frame cannot have come to children forked after its last sharer left. One that is shared
+ * again counts as theirs, too: it does not remember when it was stale.
+ */
 bool store_leased(const struct store *store, const struct frame *frame)
 {
     const struct store_head *head = store->head;

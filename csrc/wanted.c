@@ -4,9 +4,10 @@
  *
  * Wanted: the checksums of pages that wait for an equal one, and who has them.
  * Whoever sees a checksum that another process waits with claims it, and makes
- * a frame of its own page; others that come meanwhile wait for that.  A hash table with linear probing, at most half full: the table of
- * size N is the entries N .. 2N-1 of its part of the file, so that a bigger one
- * is filled beside it and the old one's memory goes back.
+ * a frame of its own page; others that come meanwhile wait for that.  A hash
+ * table with linear probing, at most half full: the table of size N is the
+ * entries N .. 2N-1 of its part of the file, so that a bigger one is filled
+ * beside it and the old one's memory goes back.
  *
  *   entry   | checksum and tree: 48 bits | claimed: 1 bit | slot + 1: 15 bits |     0: empty
  *

@@ -101,10 +101,15 @@ class Places:
 
 
 class Lodger:
-    """A child that lives on, and the frames that it was born with: they stay as long as it does."""
+    """A child that lives on, and the frames that it was born with: they stay as long as it does.
 
-    def __init__(self, work: Callable[[], None], frames: set[Frame]) -> None:
+    So do, of the `stale` frames that were there then and which it does not map, those that are
+    shared again afterwards: a frame does not remember when it was stale.
+    """
+
+    def __init__(self, work: Callable[[], None], frames: set[Frame], stale: int) -> None:
         self.frames = frames
+        self.stale = stale
         self._child = Child(work).ready()
 
     def leave(self) -> None:
