@@ -62,7 +62,7 @@ static void each_overlay(ksmpy_engine *engine, visit *visit, void *data)
         const struct region *region = region_at(engine, id);
         uintptr_t at = region->address, end = at + bytes_of(region->n);
         struct os_vma vma;
-        while (!region->lost && region->merging && at < end &&
+        while (!region->lost && region->pages_in[PAGE_SHARED] && at < end &&
                os_maps_find(&engine->maps, at, &vma) > 0 && vma.start < end) {
             uintptr_t start = vma.start > at ? vma.start : at;
             at = vma.end < end ? vma.end : end;

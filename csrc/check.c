@@ -31,11 +31,27 @@ static void expect(struct report *report, const char *what, uint64_t is, uint64_
         complain(report, what, is, should_be);
 }
 
+/* Pages by state, as their records say. */
 struct census {
-    uint64_t state[8], merging, zeros, seen;
+    uint64_t pages_in[PAGE_STATES];
 };
 
-/* Counts sharers in an array of the frames' own, so that they can be compared with the records. */
+static const char *const kinds_of_pages[PAGE_STATES] = {
+    [PAGE_NEW] = "new pages",
+    [PAGE_SEEN] = "seen pages",
+    [PAGE_WAITING] = "waiting pages",
+    [PAGE_PAIRED] = "paired pages",
+    [PAGE_SHARED] = "shared pages",
+    [PAGE_ZERO] = "zero pages",
+    [PAGE_HOLE] = "holes",
+};
+
+static void expect_census(struct report *report, const uint64_t *is, const struct census *census)
+{
+    for (int state = 0; state < PAGE_STATES; state++)
+        expect(report, kinds_of_pages[state], is[state], census->pages_in[state]);
+}
+
 static void count_region(const ksmpy_engine *engine, uint32_t id, struct census *census,
                          struct report *report)
 {
@@ -43,20 +59,15 @@ static void count_region(const ksmpy_engine *engine, uint32_t id, struct census 
     struct census own = {0};
     for (uint64_t i = 0; i < region->n; i++) {
         const struct page *page = page_record(engine, region->base + (uint32_t)i);
-        own.state[page_state(page)]++;
+        own.pages_in[page_state(page)]++;
         if (region_of(engine, region->base + (uint32_t)i) != id)
             complain(report, "owner of a page", region_of(engine, region->base + (uint32_t)i), id);
         if (page_state(page) == PAGE_SHARED && !frame_is_live(&engine->store, page->link))
             complain(report, "shared page's frame is in no tree", page->link, 0);
     }
-    expect(report, "merging pages of a region", region->merging, own.state[PAGE_SHARED]);
-    expect(report, "zero pages of a region", region->zeros, own.state[PAGE_ZERO]);
-    expect(report, "rmap items of a region", region->seen,
-           region->n - own.state[PAGE_NEW] - own.state[PAGE_ZERO] - own.state[PAGE_HOLE]);
-    for (int i = 0; i < 8; i++)
-        census->state[i] += own.state[i];
-    census->merging += region->merging;
-    census->seen += region->seen;
+    expect_census(report, region->pages_in, &own);
+    for (int state = 0; state < PAGE_STATES; state++)
+        census->pages_in[state] += own.pages_in[state];
 }
 
 static void check_pages(const ksmpy_engine *engine, struct report *report)
@@ -68,24 +79,20 @@ static void check_pages(const ksmpy_engine *engine, struct report *report)
         registered += region_at(engine, id)->n;
     }
     expect(report, "registered pages", engine->registered, registered);
-    expect(report, "shared pages", engine->shared_pages, census.state[PAGE_SHARED]);
-    expect(report, "zero pages", engine->zero_pages, census.state[PAGE_ZERO]);
-    expect(report, "waiting pages", engine->waiting_pages, census.state[PAGE_WAITING]);
-    expect(report, "paired pages", engine->paired_pages, census.state[PAGE_PAIRED]);
-    expect(report, "seen pages", engine->seen_pages, census.seen);
+    expect_census(report, engine->pages_in, &census);
 }
 
 static void check_buckets(const ksmpy_engine *engine, struct report *report)
 {
     uint64_t waiting = 0;
     for (uint64_t i = 0; i < engine->page_buckets; i++)
-        for (uint32_t id = engine->page_heads[i]; id != NO_PAGE && waiting <= engine->waiting_pages;
-             waiting++) {
+        for (uint32_t id = engine->page_heads[i];
+             id != NO_PAGE && waiting <= engine->pages_in[PAGE_WAITING]; waiting++) {
             expect(report, "state of a page in a bucket", page_state(page_record(engine, id)),
                    PAGE_WAITING);
             id = page_record(engine, id)->link;
         }
-    expect(report, "pages in buckets", waiting, engine->waiting_pages);
+    expect(report, "pages in buckets", waiting, engine->pages_in[PAGE_WAITING]);
 }
 
 static void check_unstable(const ksmpy_engine *engine, struct report *report)
@@ -106,7 +113,7 @@ static void check_unstable(const ksmpy_engine *engine, struct report *report)
                    at);
         }
     }
-    expect(report, "pages in unstable trees", (uint64_t)paired, engine->paired_pages);
+    expect(report, "pages in unstable trees", (uint64_t)paired, engine->pages_in[PAGE_PAIRED]);
 }
 
 struct frames_seen {
@@ -221,7 +228,7 @@ int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)
     if (engine->store.shared)
         check_counts(&engine->store, &report);
     else
-        expect(&report, "sharers of all frames", seen.sharers, engine->shared_pages);
+        expect(&report, "sharers of all frames", seen.sharers, engine->pages_in[PAGE_SHARED]);
     store_unlock(&engine->store);
     engine_unlock(engine);
     return report.error;

@@ -190,7 +190,7 @@ static void ask_chunks(ksmpy_engine *engine, const struct region *region, bool e
 static void ask_tracking(ksmpy_engine *engine, const struct region *region, bool eager)
 {
     ask_chunks(engine, region, eager);
-    if (region->merging)
+    if (region->pages_in[PAGE_SHARED])
         ask_private(engine, region, region->unsure || overlay_written(engine, region));
 }
 

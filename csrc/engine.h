@@ -48,7 +48,7 @@
 #define CHUNK_SHIFT 9 /* page ids are given to regions in chunks of 512 */
 #define CHUNK ((uint64_t)1 << CHUNK_SHIFT)
 #define SAMPLES 4 /* pages of a chunk that are read to see whether it is written all over */
-#define AHEAD 16     /* pages that are read before the first of them is looked up */
+#define AHEAD 16     /* pages that are read before the first of them is looked up; a power of 2 */
 #define WINDOW 8192   /* pages that one question for written pages covers: 32 MiB */
 
 enum page_state {
@@ -59,6 +59,7 @@ enum page_state {
     PAGE_SHARED,  /* link: its frame */
     PAGE_ZERO,    /* the engine put it on the kernel's zero page */
     PAGE_HOLE,    /* on the zero page by itself: never written by its owner */
+    PAGE_STATES,
 };
 
 struct page {
@@ -109,7 +110,7 @@ struct region {
     uint64_t n;
     uint32_t base;  /* id of its first page */
     uint32_t next, previous; /* in order of registration */
-    uint64_t merging, zeros, seen; /* pages SHARED; ZERO; with an rmap_item */
+    uint64_t pages_in[PAGE_STATES];
 };
 
 struct chunk { /* of page ids */
@@ -145,11 +146,11 @@ static inline bool has_bit(const uint64_t *bits, uint64_t i)
     return bits[i / 64] >> (i % 64) & 1;
 }
 
-/* Checksums of the next pages; forgotten whenever others get the lock. */
+/* Checksums of pages [first, +n); forgotten whenever others get the lock. */
 struct ahead {
-    uint32_t first, end; /* page ids: of sums[0]; none at or after */
+    uint32_t first, end; /* page ids; none at or after end */
     uint64_t n;
-    uint64_t sums[AHEAD];
+    uint64_t sums[AHEAD]; /* by the last bits of the id */
 };
 
 /*
@@ -198,7 +199,6 @@ struct ksmpy_engine {
     uint32_t unode_count, unode_free;
     uint32_t *page_heads; /* buckets of the pages that wait */
     uint64_t page_buckets;
-    uint64_t waiting_pages, paired_pages;
 
     struct cursor cursor;
     struct ahead ahead;
@@ -206,8 +206,7 @@ struct ksmpy_engine {
     struct ksmpy_scan_result *result; /* of the call under way */
     uint64_t sum_of_zeros;
 
-    uint64_t shared_pages; /* its own */
-    uint64_t zero_pages, seen_pages;
+    uint64_t pages_in[PAGE_STATES]; /* of all regions */
     uint64_t scanned, skipped, full_scans;
     uint64_t busy, no_budget, no_memory, differed, lost;
     uint64_t vmas, vmas_counted, vma_limit; /* estimate; at the last count; allowed */
@@ -284,7 +283,8 @@ uint32_t unstable_find(ksmpy_engine *engine, uint32_t id, uint32_t preferred);
 /* A frame came, or has room again: candidates of its checksum are looked up in the next pass. */
 void unstable_wake(ksmpy_engine *engine, int tree, uint64_t sum);
 void unstable_prefetch(const ksmpy_engine *engine, uint64_t sum);
-void unstable_prefetch_page(const ksmpy_engine *engine, uint64_t sum); /* some time after that */
+/* The page at that place of its bucket, some time after the one before it, or the bucket. */
+void unstable_prefetch_page(const ksmpy_engine *engine, uint64_t sum, int place);
 void unstable_add(ksmpy_engine *engine, uint32_t id);
 void unstable_remove(ksmpy_engine *engine, uint32_t id);
 

@@ -129,7 +129,7 @@ static uint64_t own_memory(const ksmpy_engine *engine, uint32_t page, uint64_t n
 static void need_shadow(ksmpy_engine *engine, uint32_t page)
 {
     struct region *region = region_at(engine, region_of(engine, page));
-    if (region->merging || region->shadow || region->n < SHADOWED)
+    if (region->pages_in[PAGE_SHARED] || region->shadow || region->n < SHADOWED)
         return;
     region->shadow = freezer_shadow(&engine->fz, region->address, region->n);
     engine->vmas += region->shadow != 0;

@@ -25,27 +25,15 @@ uint64_t pages_on_their_node(const ksmpy_engine *engine, uint32_t id, uint64_t n
     return n;
 }
 
-static bool has_rmap_item(enum page_state state)
-{
-    return state != PAGE_NEW && state != PAGE_HOLE && state != PAGE_ZERO;
-}
-
 void page_become(ksmpy_engine *engine, uint32_t id, enum page_state state, uint32_t link)
 {
     struct page *page = page_record(engine, id);
     struct region *region = region_at(engine, region_of(engine, id));
     enum page_state old = page_state(page);
-    int seen = has_rmap_item(state) - has_rmap_item(old);
-    int zero = (state == PAGE_ZERO) - (old == PAGE_ZERO);
-    int merging = (state == PAGE_SHARED) - (old == PAGE_SHARED);
-    engine->seen_pages += (uint64_t)seen;
-    region->seen += (uint64_t)seen;
-    engine->zero_pages += (uint64_t)zero;
-    region->zeros += (uint64_t)zero;
-    engine->shared_pages += (uint64_t)merging;
-    region->merging += (uint64_t)merging;
-    engine->waiting_pages += (uint64_t)((state == PAGE_WAITING) - (old == PAGE_WAITING));
-    engine->paired_pages += (uint64_t)((state == PAGE_PAIRED) - (old == PAGE_PAIRED));
+    engine->pages_in[old]--;
+    engine->pages_in[state]++;
+    region->pages_in[old]--;
+    region->pages_in[state]++;
     page_set_state(page, state);
     page->link = link;
 }

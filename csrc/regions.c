@@ -68,6 +68,7 @@ static void append(ksmpy_engine *engine, uint32_t id)
         region_at(engine, engine->last_region)->next = id;
     engine->last_region = id;
     engine->registered += region->n;
+    engine->pages_in[PAGE_NEW] += region->n;
     engine->calm_since = engine->full_scans;
 }
 
@@ -84,6 +85,7 @@ static void take_out(ksmpy_engine *engine, uint32_t id)
     else
         region_at(engine, region->next)->previous = region->previous;
     engine->registered -= region->n;
+    engine->pages_in[PAGE_NEW] -= region->n;
 }
 
 static int add_region(ksmpy_engine *engine, uintptr_t address, uint64_t n, int vma_flags,
@@ -100,6 +102,7 @@ static int add_region(ksmpy_engine *engine, uintptr_t address, uint64_t n, int v
     struct region *region = region_at(engine, id);
     *region = (struct region){
         .used = true, .vma_flags = vma_flags, .address = address, .n = n, .base = base};
+    region->pages_in[PAGE_NEW] = n;
     int error = freezer_attach(&engine->fz, address, n);
     if (error) {
         give_pages(engine, region);

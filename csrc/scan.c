@@ -20,6 +20,7 @@
 
 #define SLICE_SCANNED RUN_MAX /* pages looked at before other threads get the lock */
 #define SLICE_VISITED 8192    /* the same for pages passed over */
+#define LINES 8 /* cache lines of the next page that are asked for at the end of this one */
 
 /* ---- one page ---- */
 
@@ -108,36 +109,40 @@ static bool wants_sum(const ksmpy_engine *engine, uint32_t id, uint64_t at, bool
 }
 
 /*
- * Checksums of this page and the next ones, whose places in the index can come
- * from memory while the first of them are dealt with.
+ * The page after those whose checksums are known.  Its place in the index, and then the pages that
+ * wait there, come from memory while pages before it are dealt with.
  */
-static void sum_ahead(ksmpy_engine *engine, uint32_t id, bool eager)
+static void sum_one_more(ksmpy_engine *engine, uint32_t id)
 {
-    const struct cursor *cursor = &engine->cursor;
-    const struct region *region = region_at(engine, cursor->region);
     struct ahead *ahead = &engine->ahead;
-    uint64_t at = id - region->base - cursor->window;
-    int tree = tree_of(engine, page_node(page_record(engine, id)));
-    ahead->first = id;
-    ahead->n = 0;
-    do {
-        const void *bytes = (const void *)page_address(engine, id++);
-        uint64_t sum = cut_sum(ksmpy_checksum(bytes, PAGE_SIZE));
-        stable_prefetch(&engine->store, tree, sum);
-        unstable_prefetch(engine, sum);
-        ahead->sums[ahead->n++] = sum;
-    } while (ahead->n < AHEAD && ++at < cursor->window_n && id < ahead->end &&
-             wants_sum(engine, id, at, eager));
-    for (uint64_t i = 0; i < ahead->n; i++)
-        unstable_prefetch_page(engine, ahead->sums[i]);
+    uintptr_t address = page_address(engine, id);
+    uint64_t sum = cut_sum(ksmpy_checksum((const void *)address, PAGE_SIZE));
+    stable_prefetch(&engine->store, tree_of(engine, page_node(page_record(engine, id))), sum);
+    unstable_prefetch(engine, sum);
+    for (int line = 0; line < LINES; line++) /* by itself the processor stops where a page ends */
+        __builtin_prefetch((const char *)address + PAGE_SIZE + 64 * line);
+    ahead->sums[id % AHEAD] = sum;
+    ahead->n++;
+    for (uint32_t place = 0, back = AHEAD / 2; place < 2; place++, back += AHEAD / 4)
+        if (ahead->n > back)
+            unstable_prefetch_page(engine, ahead->sums[(id - back) % AHEAD], (int)place);
 }
 
 static uint64_t sum_of(ksmpy_engine *engine, uint32_t id, bool eager)
 {
+    const struct cursor *cursor = &engine->cursor;
     struct ahead *ahead = &engine->ahead;
-    if (id - ahead->first >= ahead->n)
-        sum_ahead(engine, id, eager);
-    return ahead->sums[id - ahead->first];
+    uint32_t window = region_at(engine, cursor->region)->base + (uint32_t)cursor->window;
+    uint64_t past = id - ahead->first, end = least(ahead->end, window + cursor->window_n);
+    ahead->n = past < ahead->n ? ahead->n - past : 0;
+    ahead->first = id;
+    while (ahead->n < AHEAD) {
+        uint32_t next = id + (uint32_t)ahead->n;
+        if (ahead->n && (next >= end || !wants_sum(engine, next, next - window, eager)))
+            break;
+        sum_one_more(engine, next);
+    }
+    return ahead->sums[id % AHEAD];
 }
 
 /* changed: its checksum is not that of the last visit, or there was none. */

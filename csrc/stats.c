@@ -28,13 +28,6 @@ static uint64_t metadata_bytes(const ksmpy_engine *engine)
            store_metadata_bytes(&engine->store);
 }
 
-/* The kernel's definition: seen, and in none of the other three. */
-static uint64_t volatile_pages(const ksmpy_engine *engine)
-{
-    uint64_t settled = engine->shared_pages + engine->waiting_pages + engine->paired_pages;
-    return engine->seen_pages > settled ? engine->seen_pages - settled : 0;
-}
-
 static void fill(ksmpy_engine *engine, struct ksmpy_stats *out)
 {
     const struct store_head *head = engine->store.head;
@@ -42,17 +35,17 @@ static void fill(ksmpy_engine *engine, struct ksmpy_stats *out)
     *out = (struct ksmpy_stats){
         .pages_shared = head->shared_frames,
         .pages_sharing = head->shared_pages - head->shared_frames,
-        .pages_unshared = engine->waiting_pages + engine->paired_pages,
-        .pages_volatile = volatile_pages(engine),
+        .pages_unshared = engine->pages_in[PAGE_WAITING] + engine->pages_in[PAGE_PAIRED],
+        .pages_volatile = engine->pages_in[PAGE_SEEN],
         .pages_scanned = engine->scanned,
         .pages_skipped = engine->skipped,
         .full_scans = engine->full_scans,
-        .ksm_zero_pages = engine->zero_pages,
+        .ksm_zero_pages = engine->pages_in[PAGE_ZERO],
         .stable_node_chains = head->chains,
         .stable_node_dups = head->dups,
         .stale_frames = head->stale_frames,
         .registered_pages = engine->registered,
-        .merging_pages = engine->shared_pages,
+        .merging_pages = engine->pages_in[PAGE_SHARED],
         .metadata_bytes = metadata_bytes(engine),
         .frame_bytes = store_bytes(&engine->store),
         .vmas = vmas > 0 ? (uint64_t)vmas : 0,
@@ -89,6 +82,13 @@ static uint64_t saved_pages(const ksmpy_engine *engine, const struct region *reg
     return (uint64_t)(saved + 0.5);
 }
 
+/* As the kernel counts them: pages of their owner's that were visited. */
+static uint64_t rmap_items(const struct region *region)
+{
+    return region->n - region->pages_in[PAGE_NEW] - region->pages_in[PAGE_ZERO] -
+           region->pages_in[PAGE_HOLE];
+}
+
 int ksmpy_region_stats(ksmpy_engine *engine, uint32_t id, struct ksmpy_region_stats *out)
 {
     int error = -ENOENT;
@@ -98,8 +98,9 @@ int ksmpy_region_stats(ksmpy_engine *engine, uint32_t id, struct ksmpy_region_st
     if (id < engine->region_count && region_at(engine, id)->used) {
         const struct region *region = region_at(engine, id);
         store_lock(&engine->store);
-        *out = (struct ksmpy_region_stats){region->seen, region->merging, region->zeros,
-                                           saved_pages(engine, region)};
+        *out =
+            (struct ksmpy_region_stats){rmap_items(region), region->pages_in[PAGE_SHARED],
+                                        region->pages_in[PAGE_ZERO], saved_pages(engine, region)};
         store_unlock(&engine->store);
         error = 0;
     }

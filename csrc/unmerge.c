@@ -162,7 +162,7 @@ static void reset_pages(ksmpy_engine *engine, const struct region *region)
         page_set_age(page_record(engine, id), 0);
         page_set_skip(page_record(engine, id), 0);
     }
-    for (uint64_t i = 0; i < region->n && !region->merging; i += CHUNK)
+    for (uint64_t i = 0; i < region->n && !region->pages_in[PAGE_SHARED]; i += CHUNK)
         chunk_of(engine, region->base + (uint32_t)i)->blind = false;
 }
 
@@ -170,7 +170,7 @@ int unmerge_region(ksmpy_engine *engine, uint32_t id)
 {
     const struct region *region = region_at(engine, id);
     int error = unmerge_pages(engine, id, 0, region->n, PAGE_NEW);
-    int zeros = region->zeros && !region->lost ? unmerge_zeros(engine, region) : 0;
+    int zeros = region->pages_in[PAGE_ZERO] && !region->lost ? unmerge_zeros(engine, region) : 0;
     reset_pages(engine, region);
     store_flush(&engine->store);
     return error ? error : zeros;
@@ -213,7 +213,7 @@ static void unmerge_written_chunk(ksmpy_engine *engine, uint32_t id, uint64_t fi
 void unmerge_written(ksmpy_engine *engine, uint32_t id)
 {
     const struct region *region = region_at(engine, id);
-    if (region->lost || (!region->merging && !region->zeros))
+    if (region->lost || (!region->pages_in[PAGE_SHARED] && !region->pages_in[PAGE_ZERO]))
         return;
     for (uint64_t at = 0; at < region->n; at += CHUNK)
         unmerge_written_chunk(engine, id, at, least(region->n - at, CHUNK));
@@ -229,7 +229,7 @@ void discard_region(ksmpy_engine *engine, uint32_t id)
     uintptr_t at = region->address, end = at + bytes_of(region->n);
     struct span span;
     os_maps_refresh(&engine->maps);
-    while (region->merging && next_overlay(engine, at, end, &span) > 0) {
+    while (region->pages_in[PAGE_SHARED] && next_overlay(engine, at, end, &span) > 0) {
         forget_lost(engine, region, (struct span){at, span.start}, PAGE_NEW);
         if (os_map_anonymous(span.start, (span.end - span.start) >> PAGE_SHIFT,
                              region->vma_flags) == 0)
@@ -238,7 +238,7 @@ void discard_region(ksmpy_engine *engine, uint32_t id)
             forget_lost(engine, region, span, PAGE_NEW);
         at = span.end;
     }
-    if (region->merging)
+    if (region->pages_in[PAGE_SHARED])
         forget_lost(engine, region, (struct span){at, end}, PAGE_NEW);
     store_flush(&engine->store);
 }

@@ -168,9 +168,11 @@ void unstable_prefetch(const ksmpy_engine *engine, uint64_t sum)
     __builtin_prefetch(bucket(engine, sum), 1);
 }
 
-void unstable_prefetch_page(const ksmpy_engine *engine, uint64_t sum)
+void unstable_prefetch_page(const ksmpy_engine *engine, uint64_t sum, int place)
 {
     uint32_t id = *bucket(engine, sum);
+    while (place-- && id != NO_PAGE)
+        id = page_record(engine, id)->link;
     if (id != NO_PAGE)
         __builtin_prefetch(page_record(engine, id));
 }
