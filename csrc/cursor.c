@@ -241,6 +241,7 @@ void cursor_open_window(ksmpy_engine *engine, const struct region *region, bool 
 {
     struct cursor *cursor = &engine->cursor;
     uint64_t rest = region->n - cursor->page;
+    cursor->eager = eager;
     cursor->window = cursor->page;
     cursor->window_n = least(rest, WINDOW);
     memset(cursor->written, 0, sizeof cursor->written);
@@ -253,6 +254,16 @@ void cursor_open_window(ksmpy_engine *engine, const struct region *region, bool 
         ask_page_tables(engine, address, cursor->window_n);
     if (engine->nodes > 1 && !engine->injected_nodes)
         ask_nodes(engine, region, cursor->window, cursor->window_n);
+}
+
+/* What it makes of chunks that were left alone has to be asked about in the next pass. */
+void cursor_turn_eager(ksmpy_engine *engine)
+{
+    struct cursor *cursor = &engine->cursor;
+    uint32_t base = region_at(engine, cursor->region)->base;
+    for (uint64_t at = 0; at < cursor->window_n; at += CHUNK)
+        chunk_of(engine, base + (uint32_t)(cursor->window + at))->sampled = false;
+    cursor->eager = true;
 }
 
 /*

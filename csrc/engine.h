@@ -130,6 +130,7 @@ struct unode { /* node of an unstable tree */
 
 struct cursor {
     uint32_t region;
+    bool eager;                 /* the window was opened, or gone on with, by an eager call */
     uint64_t page;              /* within the region */
     uint64_t window, window_n;  /* pages [window, +n) of the region were asked about */
     uint64_t
@@ -210,6 +211,7 @@ struct ksmpy_engine {
     uint64_t scanned, skipped, full_scans;
     uint64_t busy, no_budget, no_memory, differed, lost;
     uint64_t vmas, vmas_counted, vma_limit; /* estimate; at the last count; allowed */
+    bool memory_locked; /* each overlay would be filled with copies of its frames at once */
 };
 
 static inline struct page *page_record(const ksmpy_engine *engine, uint32_t id)
@@ -361,6 +363,8 @@ bool budget_make_room(ksmpy_engine *engine, uint64_t more);
 /* What the page tables say about the pages from the cursor on. */
 void cursor_open_window(ksmpy_engine *engine, const struct region *region, bool eager);
 void cursor_reset(ksmpy_engine *engine);
+/* An eager call goes on in a window that another one opened. */
+void cursor_turn_eager(ksmpy_engine *engine);
 /* What was known of the page when the window was opened is out of date. */
 void cursor_page_shared(ksmpy_engine *engine, uint32_t id);
 /* Is there no memory of its own behind a page of the slice at hand? */

@@ -227,16 +227,18 @@ static bool copy_out(struct freezer *fz, uintptr_t address, uint64_t n)
 
 /*
  * A failed mremap that has unmapped its target leaves nothing but our copy.
- * os_can_map() makes that unlikely; here it is made good.
+ * os_can_map() makes that unlikely; here it is made good.  With userfaultfd
+ * nobody may find it empty: it is registered before it is committed.
  */
 static int rebuild(struct freezer *fz, uintptr_t address, uint64_t n, int error)
 {
     if (os_claim(address, n) != 0)
         return error; /* it is still mapped */
-    if (by_signal(fz))
+    bool filled_later =
+        !by_signal(fz) && os_uffd_register(fz->uffd, address, n, attach_mode(fz)) == 0;
+    os_commit((void *)address, bytes_of(n));
+    if (!filled_later)
         memcpy((void *)address, (const void *)fz->stage, bytes_of(n));
-    else
-        os_uffd_register(fz->uffd, address, n, attach_mode(fz));
     return 0;
 }
 

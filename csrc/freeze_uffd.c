@@ -166,15 +166,21 @@ void uffd_destroy(struct freezer *fz)
  */
 static void reclaim_window(struct freezer *fz, uint64_t n)
 {
-    if (os_claim(*fz->window, n) != 0)
+    if (os_claim(*fz->window, n) || os_commit((void *)*fz->window, bytes_of(n)))
         *fz->window = 0;
 }
 
+/*
+ * Empty: what lies in it will be taken for the owner's pages.  mlockall() may have filled it, and
+ * kept it full at the last thaw; another process that looks at our memory has the fault thread
+ * fill it, unless that waits for the lock we hold.
+ */
 static int need_window(struct freezer *fz, uint64_t n)
 {
     bool huge = n > FREEZE_MAX;
     fz->window = &fz->windows[huge];
-    return *fz->window ? 0 : open_window(fz, huge ? FREEZE_HUGE : FREEZE_MAX);
+    int error = *fz->window ? 0 : open_window(fz, huge ? FREEZE_HUGE : FREEZE_MAX);
+    return error ? error : os_drop(*fz->window, n);
 }
 
 static int find_holes(struct freezer *fz, uint64_t n)
@@ -281,6 +287,8 @@ static void put_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t
                             : os_uffd_copy(fz->uffd, to, (void *)from, n);
         if (done == -EEXIST || done == -ESRCH)
             done = 1;
+        if (done == -EINVAL) /* only one of the two is locked in memory */
+            move = false;
         if (done > 0) {
             to += bytes_of((uint64_t)done);
             from += bytes_of((uint64_t)done);
@@ -393,6 +401,7 @@ uintptr_t uffd_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
     for (int tries = 0; os_remap(address, at, 1, true); tries++) {
         if (tries > RETRIES) {
             put_pages(fz, address, at, 1);
+            os_drop(at, 1); /* a copy may have been made; what is lent later has to be empty */
             break;
         }
         os_sleep_us(50);
@@ -474,6 +483,9 @@ int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t 
                    int vma_flags)
 {
     int error = blank ? 0 : blank_for(fz, vma_flags, &blank);
+    if (!error)
+        error =
+            os_drop(blank, n); /* as with the window: pages of its own would go in their place */
     if (error)
         return error;
     error = take_over(fz, address, n);

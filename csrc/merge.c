@@ -78,8 +78,9 @@ static int exchange(ksmpy_engine *engine, struct piece *piece)
     int failure = 0;
     for (uint64_t i = 0, n; i < piece->n; i += n) {
         n = same_length(piece, i);
+        uint64_t more = new_mappings(engine, piece->page + (uint32_t)i, n);
         int error = piece->equal[i] ? -EDQUOT : -ECANCELED;
-        if (piece->equal[i] && budget_has_room(engine, 2))
+        if (piece->equal[i] && budget_has_room(engine, more))
             error = freeze_overlay(&engine->fz, i, n, engine->store.memfd,
                                    frame_offset(&engine->store, piece->frame + (uint32_t)i));
         if (error)
@@ -88,7 +89,7 @@ static int exchange(ksmpy_engine *engine, struct piece *piece)
             memset(piece->mapped + i, true, n);
         if (error && piece->equal[i])
             failure = error;
-        engine->vmas += error ? 0 : new_mappings(engine, piece->page + (uint32_t)i, n);
+        engine->vmas += error ? 0 : more;
     }
     return failure;
 }
@@ -476,6 +477,8 @@ void merge_run(ksmpy_engine *engine)
     if (run.kind == RUN_UNMERGE) {
         if (!unmerge_run(engine, run.page, run.n))
             count_refusal(engine, -EDQUOT, run.n);
+    } else if (engine->memory_locked) {
+        count_refusal(engine, -EBUSY, run.n);
     } else if (run.kind == RUN_ZERO) {
         merge_zeros(engine, run.page, run.n);
     } else {

@@ -88,13 +88,15 @@ int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset);
  * Replaces whatever is mapped by fresh anonymous memory with the same flags (enum ksmpy_vma_flag).
  */
 int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags);
-/* Maps fresh memory at an address only if nothing is there. */
+/* Fresh memory at an address, to be committed, only if nothing is there. */
 int os_claim(uintptr_t address, uint64_t n);
 /*
  * Would the limits on address space and commitment allow n pages more?  mremap
  * asks that only after it has unmapped its target.
  */
 bool os_can_map(uint64_t n);
+/* Is all that is mapped from now on to be filled at once, and stay in memory (MCL_FUTURE)? */
+bool os_locks_new_memory(void);
 /* Does address space that is never touched count against a limit of the program's? */
 bool os_is_rationed(void);
 int os_set_vma_flags(uintptr_t address, uint64_t n, int vma_flags);
@@ -103,13 +105,19 @@ uintptr_t os_grow(uintptr_t from, uint64_t n);
 /* mremap onto an address, replacing what is there; keep: the old mapping stays, empty. */
 int os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep);
 int os_protect(uintptr_t address, uint64_t n, bool writable);
-int os_drop(uintptr_t address, uint64_t n); /* MADV_DONTNEED */
+/* MADV_DONTNEED, also of memory that mlockall() has locked: then that lock ends. */
+int os_drop(uintptr_t address, uint64_t n);
 /* Faults a range in, for reading or (breaking copy-on-write) for writing. */
 int os_populate(uintptr_t address, uint64_t n, bool write);
 /* Parts the pages from others that they are one folio with, where the kernel can do so. */
 void os_split(uintptr_t address, uint64_t n);
 
 int os_memfd(const char *name, size_t bytes);
+/*
+ * To be read later, a part at a time (os_protect). mlockall() and core dumps would read all of it,
+ * and so fill the file.
+ */
+void *os_map_hidden(int fd, uint64_t offset, size_t bytes);
 void *os_map_shared(int fd, uint64_t offset, size_t bytes, bool writable);
 /* Another description of the same file: its locks and its rights are its own. */
 int os_reopen(int fd, int flags);

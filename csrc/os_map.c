@@ -96,11 +96,25 @@ int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags)
     return 0;
 }
 
+/* mlockall(MCL_FUTURE) would fill it when it is committed. */
 int os_claim(uintptr_t address, uint64_t n)
 {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
-    void *got = mmap((void *)address, bytes_of(n), RW, flags, -1, 0);
-    return got == MAP_FAILED ? -errno : 0;
+    void *got = mmap((void *)address, bytes_of(n), PROT_NONE, flags, -1, 0);
+    if (got == MAP_FAILED)
+        return -errno;
+    munlock((void *)address, bytes_of(n));
+    return 0;
+}
+
+bool os_locks_new_memory(void)
+{
+    unsigned char there = 0;
+    void *trial = os_alloc(PAGE_SIZE);
+    if (trial && mincore(trial, PAGE_SIZE, &there) < 0)
+        there = 0;
+    os_unmap(trial, PAGE_SIZE);
+    return there & 1;
 }
 
 bool os_can_map(uint64_t n)
@@ -162,8 +176,12 @@ int os_protect(uintptr_t address, uint64_t n, bool writable)
     return status(mprotect((void *)address, bytes_of(n), writable ? RW : PROT_READ));
 }
 
+/* What mlockall() has locked is not dropped (EINVAL). */
 int os_drop(uintptr_t address, uint64_t n)
 {
+    if (madvise((void *)address, bytes_of(n), MADV_DONTNEED) == 0)
+        return 0;
+    munlock((void *)address, bytes_of(n));
     return status(madvise((void *)address, bytes_of(n), MADV_DONTNEED));
 }
 
@@ -197,6 +215,15 @@ int os_memfd(const char *name, size_t bytes)
         return -error;
     }
     return fd;
+}
+
+void *os_map_hidden(int fd, uint64_t offset, size_t bytes)
+{
+    void *got = mapped(mmap(NULL, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset));
+    if (got && os_dont_fork(got, bytes) == 0 && madvise(got, bytes, MADV_DONTDUMP) == 0)
+        return got;
+    os_unmap(got, bytes);
+    return NULL;
 }
 
 void *os_map_shared(int fd, uint64_t offset, size_t bytes, bool writable)

@@ -34,9 +34,13 @@ static int64_t ask(int pagemap_fd, struct scan_request request, struct os_range 
     int count = ioctl(pagemap_fd, SCAN_IOCTL, &request);
     if (count < 0)
         return -errno;
-    for (int i = 0; i < count; i++)
-        ranges[i] = (struct os_range){found[i].start, found[i].end, found[i].categories & IS_ZERO,
-                                      found[i].categories & IS_SWAPPED};
+    for (int i = 0; i < count; i++) {
+        uint64_t is = found[i].categories;
+        ranges[i] = (struct os_range){.start = found[i].start,
+                                      .end = found[i].end,
+                                      .zero = is & IS_ZERO || !(is & (IS_PRESENT | IS_SWAPPED)),
+                                      .swapped = is & IS_SWAPPED};
+    }
     *next = (uintptr_t)request.walk_end;
     return count;
 }
@@ -49,7 +53,7 @@ int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
         .start = address,
         .end = address + bytes_of(n),
         .category_mask = IS_WRITTEN,
-        .return_mask = IS_WRITTEN | IS_ZERO,
+        .return_mask = IS_WRITTEN | IS_ZERO | IS_PRESENT | IS_SWAPPED,
     };
     return ask(pagemap_fd, request, ranges, max, next);
 }
@@ -68,7 +72,7 @@ int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
         .category_inverted = IS_FILE,
         .category_mask = IS_FILE,
         .category_anyof_mask = IS_PRESENT | IS_SWAPPED,
-        .return_mask = IS_SWAPPED,
+        .return_mask = IS_PRESENT | IS_SWAPPED,
     };
     return ask(pagemap_fd, request, ranges, max, next);
 }

@@ -66,7 +66,10 @@ enum chunk_look chunk_look(const ksmpy_engine *engine, uint32_t id, uint64_t n, 
 void chunk_asked(const ksmpy_engine *engine, uint32_t id, uint64_t n, bool all_written)
 {
     struct chunk *chunk = chunk_of(engine, id);
-    chunk->restless = all_written ? chunk->restless + 1 : 0;
+    if (!all_written)
+        chunk->restless = 0;
+    else if (chunk->restless < RESTLESS)
+        chunk->restless++;
     if (chunk->restless == RESTLESS)
         take_samples(engine, id, n);
 }

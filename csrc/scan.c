@@ -319,6 +319,8 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
     uint64_t before = engine->result->scanned;
     engine->ahead.n = engine->cursor.holes_n = 0;
     engine->ahead.end = region->base + (uint32_t)least(cursor->page + max_pages, region->n);
+    if (eager && !cursor->eager)
+        cursor_turn_eager(engine);
     for (uint64_t visited = 0; visited < SLICE_VISITED; visited++) {
         uint64_t scanned = engine->result->scanned - before;
         bool at_start = run_starts_at(region->address + bytes_of(cursor->page));

@@ -109,8 +109,8 @@ int store_map(struct store *store, const struct store_shape *shape)
     store->span_shift = shape->span_shift;
     store->offset = at.frames;
     store->index = map(store->write_fd, 0, at.counts, true);
-    store->memory = map(store->memfd, at.frames, at.end - at.frames, false);
-    if (!store->index || !store->memory ||
+    store->memory = os_map_hidden(store->memfd, at.frames, at.end - at.frames);
+    if (!store->index || !store->memory || store_begin_to_show(store) < 0 ||
         arena_init(&store->dead, sizeof(uint32_t), frame_limit(store)) < 0) {
         store_unmap(store);
         return -ENOMEM;

@@ -38,6 +38,7 @@ static uint64_t now_ns(void)
 
 static void locked(struct store *store, int error)
 {
+    store_show(store);
     if (error == EOWNERDEAD) {
         store_rebuild(store);
         store->head->rebuilds++;

@@ -33,6 +33,40 @@ void store_place(const struct store *store, const int *node_ids)
         os_bind((uint8_t *)(uintptr_t)store->memory + span * (size_t)node, span, node_ids[node]);
 }
 
+/* ---- the part of its memory that can be read ---- */
+
+#define SHOW_STEP ((uint64_t)1 << 8) /* frames: 1 MiB */
+
+static int show(struct store *store, int node, uint64_t high)
+{
+    uint64_t known = store->readable[node], span = (uint64_t)1 << store->span_shift;
+    uint64_t n = least(high + high / 16 + SHOW_STEP, span) - known;
+    uintptr_t address = (uintptr_t)frame_bytes(store, first_frame(store, node)) + bytes_of(known);
+    int error = os_protect(address, n, false);
+    if (!error)
+        store->readable[node] = known + n;
+    return error;
+}
+
+int store_begin_to_show(struct store *store)
+{
+    int error = 0;
+    memset(store->readable, 0, sizeof store->readable);
+    for (int node = 0; node < store->nodes && !error; node++)
+        error = show(store, node, 0);
+    return error;
+}
+
+/* It grows, which takes no mapping and next to no memory: that is waited for. */
+void store_show(struct store *store)
+{
+    for (int node = 0; node < store->nodes && store->memory; node++) {
+        uint64_t high = least(store->ids[node].state->high, (uint64_t)1 << store->span_shift);
+        while (high > store->readable[node] && show(store, node, high) < 0)
+            os_sleep_us(50);
+    }
+}
+
 static int open_files(struct store *store)
 {
     store->write_fd = os_memfd("ksmpy", bytes_of(frame_limit(store)));
@@ -41,12 +75,9 @@ static int open_files(struct store *store)
     store->lock_fd = os_memfd("ksmpy-lease", PAGE_SIZE);
     if (store->lock_fd < 0)
         return store->lock_fd;
-    store->memory = os_map_shared(store->write_fd, 0, bytes_of(frame_limit(store)), false);
-    if (!store->memory)
+    store->memory = os_map_hidden(store->write_fd, 0, bytes_of(frame_limit(store)));
+    if (!store->memory || store_begin_to_show(store) < 0)
         return -ENOMEM;
-    int error = os_dont_fork((void *)(uintptr_t)store->memory, bytes_of(frame_limit(store)));
-    if (error)
-        return error;
     store->memfd = os_seal(store->write_fd);
     return store->memfd < 0 ? store->memfd : os_identify(store->memfd, &store->inode, &store->dev);
 }
@@ -182,6 +213,7 @@ uint32_t store_take(struct store *store, int node, uint64_t *n)
             (struct frame){.dup_next = NO_FRAME, .dup_prev = NO_FRAME, .born = store->head->forks};
         set_state(store, first + (uint32_t)i, FRAME_FILLING);
     }
+    store_show(store);
     store_unlock(store);
     return first;
 }

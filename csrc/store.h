@@ -126,25 +126,26 @@ struct store {
     unsigned span_shift; /* log2 of frames per node */
     bool shared;
     const uint8_t *memory; /* all frames, for comparing */
+    uint64_t readable[MAX_NODES]; /* so many of each node's: those that were ever taken, and more */
     struct store_head *head;
     struct frame *frames;
     struct arena records[MAX_NODES];
     struct ids ids[MAX_NODES];
     struct forest stable[MAX_NODES];
-    struct arena dead;     /* frames waiting for store_flush() */
+    struct arena dead; /* frames waiting for store_flush() */
     uint64_t dead_count;
-    void *taking;          /* during a fork: the child's lease */
+    void *taking; /* during a fork: the child's lease */
     unsigned taking_slot;
 
     /* of a shared store */
-    void *index;           /* the file up to the sharers' counts */
-    void *lease;           /* holds the slot, or in a forked child what its parent mapped */
-    void *gift;            /* that lease, while the child takes a slot of its own */
-    unsigned slot;         /* or NO_SLOT */
-    unsigned depth;        /* of store_lock() */
+    void *index; /* the file up to the sharers' counts */
+    void *lease; /* holds the slot, or in a forked child what its parent mapped */
+    void *gift; /* that lease, while the child takes a slot of its own */
+    unsigned slot; /* or NO_SLOT */
+    unsigned depth; /* of store_lock() */
     uint64_t locks, locked_at;
     struct arena counts[MAX_NODES]; /* uint32_t for each frame: how many sharers are ours */
-    struct arena wanted, news;      /* uint64_t, see wanted.c */
+    struct arena wanted, news; /* uint64_t, see wanted.c */
 };
 
 static inline struct frame *frame_at(const struct store *store, uint32_t frame)
@@ -188,6 +189,10 @@ static inline bool is_full(const struct store *store, const struct frame *frame)
 
 /* ---- store.c ---- */
 
+/* Some frames of each node's, to begin with. */
+int store_begin_to_show(struct store *store);
+/* All that were ever taken, by any process: whenever the lock, or frames, were taken. */
+void store_show(struct store *store);
 int store_init(struct store *store, int nodes, const int *node_ids);
 void store_destroy(struct store *store);
 /* In a forked child: nothing of the store is mapped here but overlays. */
@@ -211,7 +216,7 @@ int64_t store_join(struct store *store, uint32_t first, uint64_t n);
 /* The same for one that is mapped already, with the lock held. */
 void store_rejoin(struct store *store, uint32_t frame);
 void store_leave(struct store *store, uint32_t frame); /* one sharer less */
-void store_pin(struct store *store, uint32_t frame);   /* its mapping lives on somewhere */
+void store_pin(struct store *store, uint32_t frame); /* its mapping lives on somewhere */
 /* n sharers of a frame have left it. */
 void store_drop(struct store *store, uint32_t frame, uint32_t n);
 void store_free(struct store *store, uint32_t frame);
@@ -255,7 +260,7 @@ bool store_leased(const struct store *store, const struct frame *frame);
 struct store_layout {
     uint64_t ids, trees, records, wanted, news, counts, frames, end;
     uint64_t ids_stride, trees_stride; /* from node to node */
-    uint64_t wanted_size, span;        /* entries; frames of a node */
+    uint64_t wanted_size, span; /* entries; frames of a node */
 };
 
 struct store_layout store_layout_of(unsigned nodes, unsigned span_shift);
@@ -298,10 +303,10 @@ int store_check(const struct store *store);
 /* ---- wanted.c: what processes tell each other ---- */
 
 enum wanted {
-    WANTED_NOWHERE,   /* now a page of ours waits with it */
-    WANTED_HERE,      /* one does already */
+    WANTED_NOWHERE, /* now a page of ours waits with it */
+    WANTED_HERE, /* one does already */
     WANTED_ELSEWHERE, /* one of another process; we are to make the frame */
-    WANTED_SOON       /* somebody does so */
+    WANTED_SOON /* somebody does so */
 };
 enum wanted wanted_add(struct store *store, int tree, uint64_t sum);
 /* Would it be WANTED_ELSEWHERE? With the lock held. */

@@ -94,6 +94,39 @@ def test_a_part_of_it_rests(engine: Any) -> None:
     engine.check()
 
 
+def test_it_is_left_alone_again_after_an_eager_pass(mode: Mode, engine: Any) -> None:
+    """An eager pass that finds it written all over is one more of the passes that did."""
+    if mode.tracking == "checksum":
+        pytest.skip("without write tracking nothing takes faults")
+    array = memory.distinct(512)
+    engine.register(array)
+    _keep_writing(engine, array)
+    _write_all(array, 0)
+    engine.scan(eager=True)
+    for seed in range(WARM_UP):
+        _write_all(array, seed)
+        engine.scan()
+    assert _faults_of(array, 1) < 32
+
+
+def test_an_eager_call_goes_on_where_another_one_stopped(engine: Any) -> None:
+    """In memory that was to be left alone: what it puts on the zero page stays counted."""
+    engine.knobs.use_zero_pages = 1
+    array = memory.distinct(512)
+    engine.register(array)
+    _keep_writing(engine, array)
+    engine.scan(max_pages=1)
+    zeros = array[256 * PAGE : 320 * PAGE]
+    zeros[:] = 0
+    assert engine.scan(eager=True).zeroed == 64
+    for seed in range(WARM_UP):
+        _write_all(array[: 256 * PAGE], seed)
+        _write_all(array[320 * PAGE :], seed)
+        engine.scan()
+        assert engine.stats().ksm_zero_pages == 64
+    engine.check()
+
+
 def test_an_eager_pass_reads_everything(mode: Mode, engine: Any) -> None:
     """Whatever was known of it; and asks, so that with write tracking the next need not read."""
     array = memory.distinct(PAGES)

@@ -1,0 +1,257 @@
+"""The engine's own memory: windows, stages and shadows that have to be empty when they are used.
+
+What lies in them would be taken for pages of the owner's. mlockall() fills them and keeps them
+full, whoever looks at the process from outside makes the fault thread fill them, and a call that
+fails may leave something behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ksmpy
+from conftest import EACH_FREEZE, Mode
+from support import memory, oracle
+from support.build import shared_library
+from support.oracle import PAGE
+from support.procs import in_child, python_ok
+from support.torture import Torture, duration
+
+MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
+MIB = 1 << 20
+
+libc = ctypes.CDLL(None, use_errno=True)
+pytestmark = pytest.mark.timeout(120 + 4 * duration())
+needs_locking = pytest.mark.skipif(os.geteuid() != 0, reason="only root may lock all memory")
+
+
+def _lock(what: int) -> None:
+    """All memory of this process; a child that grows too big by it is the one to be killed."""
+    Path("/proc/self/oom_score_adj").write_text("1000")
+    assert libc.mlockall(what) == 0, os.strerror(ctypes.get_errno())
+
+
+def _engine(mode: Mode) -> Any:
+    return ksmpy.Engine(**mode.options)  # type: ignore[arg-type]
+
+
+@needs_locking
+@pytest.mark.parametrize("count", [8, 64])
+def test_unmerging_while_new_memory_is_locked(count: int, mode: Mode) -> None:
+    """The memory that takes an overlay's place was filled with zeros: the bytes come all the same.
+
+    Nothing is merged meanwhile, as each new overlay would be filled with copies, and that is said.
+    """
+
+    def child() -> None:
+        one = memory.distinct(count)
+        two, wanted = memory.twin(one), one.tobytes()
+        with _engine(mode) as engine:
+            for array in (one, two):
+                engine.register(array)
+            assert engine.scan(eager=True).merged == 2 * count
+            _lock(MCL_FUTURE)
+            engine.unmerge()
+            assert one.tobytes() == wanted == two.tobytes()
+            result = engine.scan(2, eager=True)
+            assert result.merged == 0 and result.busy >= count
+            libc.munlockall()
+            assert engine.scan(2, eager=True).merged == 2 * count
+            assert one.tobytes() == wanted == two.tobytes()
+            engine.check()
+
+    in_child(child)
+
+
+@needs_locking
+@pytest.mark.parametrize(
+    ("what", "count"),
+    [(MCL_CURRENT | MCL_ONFAULT, 31), (MCL_CURRENT, 192)],
+    ids=["onfault", "all"],
+)
+def test_no_increment_is_lost_once_memory_is_locked(what: int, count: int, mode: Mode) -> None:
+    """Of what was frozen before nothing is left where the next pages go."""
+
+    def child() -> None:
+        merged = 0
+        end = time.monotonic() + duration() / 2
+        while time.monotonic() < end:
+            with _engine(mode) as engine, Torture(efault_ok=mode.efault_ok, count=count) as torture:
+                for buffer in torture.buffers:
+                    engine.register(buffer)
+                merged += engine.scan(eager=True).merged
+                _lock(what)
+                for _ in range(8):
+                    engine.scan(eager=True)
+                    engine.check()
+                libc.munlockall()
+                engine.unmerge()
+                torture.assert_alive()
+        assert merged, "nothing was merged: this proves nothing"
+
+    in_child(child)
+
+
+@needs_locking
+@pytest.mark.parametrize("future", [False, True], ids=["current", "future"])
+def test_locking_memory_does_not_fill_the_store(future: bool) -> None:
+    """The store has room for frames as big as all memory; what was never one takes none."""
+
+    def child() -> None:
+        if future:
+            _lock(MCL_FUTURE)
+        one = memory.distinct(64)
+        wanted = one.tobytes()
+        with ksmpy.Engine() as engine:
+            if not future:
+                for array in (one, memory.twin(one)):
+                    engine.register(array)
+                engine.scan(eager=True)
+            assert _readable_store() <= 16 * MIB
+            _lock(MCL_CURRENT)
+            assert _store_memory() <= 16 * MIB
+            engine.unmerge()
+            engine.check()
+            assert one.tobytes() == wanted
+            libc.munlockall()
+
+    in_child(child)
+
+
+def _readable_store() -> int:
+    """Bytes of the store's memory that a lock, or a core dump, would read."""
+    pattern = re.compile(r"^(\w+)-(\w+) r.*memfd:ksmpy ", re.MULTILINE)
+    maps = Path("/proc/self/maps").read_text()
+    return sum(int(end, 16) - int(start, 16) for start, end in pattern.findall(maps))
+
+
+def _store_memory() -> int:
+    """Bytes that the store's file takes."""
+    files = [file for file in Path("/proc/self/fd").iterdir() if "memfd:ksmpy " in _target(file)]
+    assert files
+    return max(file.stat().st_blocks * 512 for file in files)
+
+
+def _target(link: Path) -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink(link)
+    return ""
+
+
+class _Part(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("bytes", ctypes.c_size_t)]
+
+
+def _read_all_memory(stop: threading.Event) -> int:
+    """Each page of this process's anonymous memory once, as a monitoring program reads it."""
+    buffer = ctypes.create_string_buffer(PAGE)
+    here, count = _Part(ctypes.addressof(buffer), PAGE), 0
+    libc.process_vm_readv.restype = ctypes.c_ssize_t
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if " rw-p 00000000 00:00 0" not in line or end - start > 4 * MIB:
+            continue
+        for page in range(start, end, PAGE):
+            if stop.is_set():
+                return count
+            there = _Part(page, PAGE)
+            count += libc.process_vm_readv(
+                os.getpid(), ctypes.byref(here), 1, ctypes.byref(there), 1, 0
+            ) == PAGE  # fmt: skip
+    return count
+
+
+@contextlib.contextmanager
+def _onlooker() -> Iterator[None]:
+    stop = threading.Event()
+    count = 0
+
+    def look() -> None:
+        nonlocal count
+        while not stop.is_set():
+            count += _read_all_memory(stop)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    assert count > 100
+
+
+@pytest.mark.parametrize("count", [8, 64])
+def test_an_onlooker_changes_nothing(count: int, engine: Any) -> None:
+    """Another program reads all of our memory between merging and unmerging."""
+    one = memory.distinct(count)
+    two, wanted = memory.twin(one), one.tobytes()
+    for array in (one, two):
+        engine.register(array)
+    for _ in range(3):
+        assert engine.scan(eager=True).merged == 2 * count
+        assert _read_all_memory(threading.Event()) > 100
+        engine.unmerge()
+        assert one.tobytes() == wanted == two.tobytes()
+    assert not oracle.maps_store(*memory.span(one))
+
+
+def test_no_increment_is_lost_under_an_onlooker(mode: Mode, engine: Any) -> None:
+    """It reads all of our memory all the time."""
+    merged = 0
+    end = time.monotonic() + duration() / 2
+    with Torture(efault_ok=mode.efault_ok, count=64) as torture, _onlooker():
+        for buffer in torture.buffers:
+            engine.register(buffer)
+        while time.monotonic() < end:
+            merged += engine.scan(eager=True).merged
+            engine.unmerge()
+            engine.check()
+        torture.assert_alive()
+    assert merged, "nothing was merged: this proves nothing"
+
+
+STUBBORN = """
+import ctypes
+import sys
+import ksmpy
+from support import memory
+
+stubborn = ctypes.CDLL(None)
+stubborn.stubborn_arm.argtypes = [ctypes.c_void_p, ctypes.c_int]
+one = memory.distinct(64)
+two = memory.twin(one)
+with ksmpy.Engine(freeze=sys.argv[1], tracking=sys.argv[2]) as engine:
+    for array in (one, two):
+        engine.register(array)
+    stubborn.stubborn_arm(memory.address_of(one), 66)
+    engine.scan(eager=True)
+    assert stubborn.stubborn_left() == 0, "the call never failed: this proves nothing"
+    assert engine.stats().pages_sharing == 64
+    one[100] ^= 1
+    wanted = two.copy()
+    wanted[100] ^= 1
+    engine.unmerge()
+    assert (one == wanted).all()
+    engine.check()
+"""
+
+
+@pytest.mark.parametrize(
+    "chosen", [mode for mode in EACH_FREEZE if mode.freeze != "signal"], ids=str
+)
+def test_a_shadow_keeps_nothing_of_its_region(chosen: Mode) -> None:
+    """The page that casts it cannot be moved back for a while, and is copied."""
+    if reason := chosen.missing():
+        pytest.skip(reason)
+    python_ok("-c", STUBBORN, *chosen, env={"LD_PRELOAD": str(shared_library("stubborn"))})
