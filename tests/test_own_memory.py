@@ -23,7 +23,7 @@ import ksmpy
 from conftest import EACH_FREEZE, Mode
 from support import memory, oracle
 from support.build import shared_library
-from support.oracle import PAGE
+from support.onlooker import read_all_memory
 from support.procs import in_child, python_ok
 from support.torture import Torture, duration
 
@@ -148,29 +148,6 @@ def _target(link: Path) -> str:
     return ""
 
 
-class _Part(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_void_p), ("bytes", ctypes.c_size_t)]
-
-
-def _read_all_memory(stop: threading.Event) -> int:
-    """Each page of this process's anonymous memory once, as a monitoring program reads it."""
-    buffer = ctypes.create_string_buffer(PAGE)
-    here, count = _Part(ctypes.addressof(buffer), PAGE), 0
-    libc.process_vm_readv.restype = ctypes.c_ssize_t
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        start, end = (int(part, 16) for part in line.split()[0].split("-"))
-        if " rw-p 00000000 00:00 0" not in line or end - start > 4 * MIB:
-            continue
-        for page in range(start, end, PAGE):
-            if stop.is_set():
-                return count
-            there = _Part(page, PAGE)
-            count += libc.process_vm_readv(
-                os.getpid(), ctypes.byref(here), 1, ctypes.byref(there), 1, 0
-            ) == PAGE  # fmt: skip
-    return count
-
-
 @contextlib.contextmanager
 def _onlooker() -> Iterator[None]:
     stop = threading.Event()
@@ -179,7 +156,7 @@ def _onlooker() -> Iterator[None]:
     def look() -> None:
         nonlocal count
         while not stop.is_set():
-            count += _read_all_memory(stop)
+            count += read_all_memory(stop)
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -200,7 +177,7 @@ def test_an_onlooker_changes_nothing(count: int, engine: Any) -> None:
         engine.register(array)
     for _ in range(3):
         assert engine.scan(eager=True).merged == 2 * count
-        assert _read_all_memory(threading.Event()) > 100
+        assert read_all_memory() > 100
         engine.unmerge()
         assert one.tobytes() == wanted == two.tobytes()
     assert not oracle.maps_store(*memory.span(one))

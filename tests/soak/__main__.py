@@ -22,7 +22,7 @@ from .life import GENERATION, Plan, Soak
 from .trouble import Trouble
 
 #: Without one of each, nothing was proven.
-NEEDED = ("switches", "refused", "forks", "merges", "increments", "moves")
+NEEDED = ("switches", "refused", "forks", "merges", "increments", "moves", "looks")
 #: Likewise where there is a swap area, in a run of at least so many seconds.
 SWAP_NEEDED = ("swapped", "swapoffs")
 SWAPS_AFTER = 20

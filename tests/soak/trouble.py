@@ -1,4 +1,4 @@
-"""What the kernel does to pages meanwhile: threads that swap, compact and move."""
+"""What the kernel does to pages meanwhile: threads that swap, compact, move and look at them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from ksmpy.numa import SystemTopology
 from tests.support import swap
 from tests.support.nodes import Wandering, move
+from tests.support.onlooker import read_all_memory
 
 COMPACT = "/proc/sys/vm/compact_memory"
 Spans = Callable[[], tuple[tuple[int, int], ...]]
@@ -61,7 +62,10 @@ class Trouble:
         self._area: swap.Area | None = None
         self.done: Counter[str] = Counter()
         self.missing: list[str] = []
-        self._threads = [Thread("nodes", self._move, 0.02)]
+        self._threads = [
+            Thread("nodes", self._move, 0.02),
+            Thread("onlooker", self._look_at_all, 1),
+        ]
         if os.access(COMPACT, os.W_OK):
             self._threads.append(Thread("compaction", self._compact, 0.2))
         else:
@@ -95,6 +99,9 @@ class Trouble:
             nodes = SystemTopology().nodes
             move(self._spans(), self._rng.choice(nodes))
         self.done["moves"] += 1
+
+    def _look_at_all(self) -> None:
+        self.done["looks"] += read_all_memory() > 0
 
     def _compact(self) -> None:
         with open(COMPACT, "w") as file:
