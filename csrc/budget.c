@@ -158,7 +158,6 @@ void budget_survey(ksmpy_engine *engine)
 {
     uint64_t before = engine->lost;
     count(engine);
-    engine->memory_locked = os_locks_new_memory();
     budget_find_lost(engine);
     engine->result->lost += engine->lost - before;
 }

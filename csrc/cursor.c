@@ -101,7 +101,7 @@ static void ask(const ksmpy_engine *engine, question *about, uintptr_t region, u
         for (int64_t i = 0; i < count; i++) {
             uint64_t from = (ranges[i].start - address) >> PAGE_SHIFT,
                      to = (ranges[i].end - address) >> PAGE_SHIFT;
-            if (ranges[i].swapped)
+            if (ranges[i].swapped && about == os_private)
                 set_bits_of_copies(engine, ranges[i].start, bits, from, to);
             else
                 set_bits(bits, from, to);

@@ -236,7 +236,8 @@ static int rebuild(struct freezer *fz, uintptr_t address, uint64_t n, int error)
         return error; /* it is still mapped */
     bool filled_later =
         !by_signal(fz) && os_uffd_register(fz->uffd, address, n, attach_mode(fz)) == 0;
-    os_commit((void *)address, bytes_of(n));
+    while (os_commit((void *)address, bytes_of(n)) < 0)
+        os_sleep_us(50);
     if (!filled_later)
         memcpy((void *)address, (const void *)fz->stage, bytes_of(n));
     return 0;

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #define SLOTS 64
+#define RETRIES 64 /* 50 us apart */
 #define STAGES ((uint64_t)1 << 18) /* pages: 1 GiB of address space */
 
 static struct slot {
@@ -198,11 +199,22 @@ int64_t signal_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const u
     return (int64_t)n;
 }
 
-/* Splitting a mapping can fail for a moment; the writers wait meanwhile. */
+/*
+ * Splitting a mapping can fail for a moment; the writers wait meanwhile.  The same error says that
+ * the owner has unmapped a part: then pages go one by one, and those that are gone are passed over.
+ */
 void signal_restore(uintptr_t address, uint64_t n)
 {
-    while (os_protect(address, n, true) == -ENOMEM)
-        os_sleep_us(50);
+    uint64_t part = n;
+    for (int tries = 0; n; tries++) {
+        part = tries < RETRIES ? n : 1;
+        if (os_protect(address, part, true) == -ENOMEM && (part > 1 || os_is_mapped(address))) {
+            os_sleep_us(50);
+        } else {
+            address += bytes_of(part);
+            n -= part;
+        }
+    }
 }
 
 /* Memory that could not be registered looks unwritten for ever, which costs merges and no byte. */

@@ -274,32 +274,39 @@ int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uin
 
 /*
  * Moves or copies n pages to where they belong.  Moving is refused for a page
- * that somebody else pins for a moment (a debugger reading memory); after a
- * while the bytes are copied instead.  Out of memory is waited for: the threads
- * that need the pages wait as well, which is better than to give them zeros.
+ * that somebody else pins for a moment (a debugger reading memory), or where
+ * the rights or a lock are other ones by now; then the bytes are copied.  Both
+ * take a range of one mapping only, and the owner may have cut it in several
+ * (madvise, mprotect, mlock of a part, munmap): then they go one by one.  Out
+ * of memory is waited for: the threads that need the pages wait as well, which
+ * is better than to give them zeros.
  */
 static void put_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
 {
     bool move = moves(fz);
+    uint64_t part = n;
     int tries = 0;
     while (n) {
-        int64_t done = move ? os_uffd_move(fz->uffd, to, from, n)
-                            : os_uffd_copy(fz->uffd, to, (void *)from, n);
-        if (done == -EEXIST || done == -ESRCH)
+        part = least(part, n);
+        int64_t done = move ? os_uffd_move(fz->uffd, to, from, part)
+                            : os_uffd_copy(fz->uffd, to, (void *)from, part);
+        if ((done == -EINVAL || done == -ENOENT) && part > 1) {
+            part /= 2;
+            continue;
+        }
+        if (done > 0)
+            tries = 0;
+        bool unmapped = done == -ENOENT && tries > 4 * RETRIES; /* there is nothing to give it to */
+        if (done == -EEXIST || done == -ESRCH || unmapped)
             done = 1;
-        if (done == -EINVAL) /* only one of the two is locked in memory */
-            move = false;
         if (done > 0) {
             to += bytes_of((uint64_t)done);
             from += bytes_of((uint64_t)done);
             n -= (uint64_t)done;
-            tries = 0;
             continue;
         }
-        if (++tries > RETRIES)
+        if (done == -EINVAL || ++tries > RETRIES)
             move = false;
-        if (tries > 4 * RETRIES && done == -ENOENT)
-            return; /* the owner unmapped it behind our back: there is nothing to give back to */
         os_sleep_us(50);
     }
 }

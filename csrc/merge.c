@@ -136,12 +136,12 @@ static void need_shadow(ksmpy_engine *engine, uint32_t page)
     engine->vmas += region->shadow != 0;
 }
 
-static uint64_t refuse_one(ksmpy_engine *engine, struct piece *piece, int error)
+static uint64_t refuse(ksmpy_engine *engine, struct piece *piece, uint64_t n, int error)
 {
-    piece->n = 1;
-    piece->mapped[0] = false;
-    count_refusal(engine, error, 1);
-    return 1;
+    piece->n = n;
+    memset(piece->mapped, false, n);
+    count_refusal(engine, error, n);
+    return n;
 }
 
 static void leave_frames(ksmpy_engine *engine, uint32_t first, uint64_t n)
@@ -176,10 +176,10 @@ static uint64_t merge_piece(ksmpy_engine *engine, struct piece *piece, uint64_t 
     budget_recount(engine, 2); /* exchange() cannot */
     need_shadow(engine, piece->page);
     if (!own)
-        return refuse_one(engine, piece, -ECANCELED);
+        return refuse(engine, piece, 1, -ECANCELED);
     int64_t joined = join(engine, piece, own);
     if (joined < 0)
-        return refuse_one(engine, piece, (int)joined);
+        return refuse(engine, piece, 1, (int)joined);
     int64_t got = freeze(&engine->fz, page_address(engine, piece->page), (uint64_t)joined, &view);
     uint64_t frozen = got < 0 ? 0 : (uint64_t)got;
     if (frozen) {
@@ -190,7 +190,9 @@ static uint64_t merge_piece(ksmpy_engine *engine, struct piece *piece, uint64_t 
         settle(engine, piece, error);
     }
     leave_frames(engine, piece->frame + (uint32_t)frozen, (uint64_t)joined - frozen);
-    return frozen ? frozen : refuse_one(engine, piece, (int)got);
+    if (got == -EINVAL) /* its memory is locked; not even one page could be moved */
+        return refuse(engine, piece, (uint64_t)joined, -EBUSY);
+    return frozen ? frozen : refuse(engine, piece, 1, (int)got);
 }
 
 /*
@@ -466,6 +468,15 @@ static void merge_onto(ksmpy_engine *engine, struct run run)
         merge_pages(engine, run);
 }
 
+/* After mlockall(MCL_FUTURE) an overlay would be filled with copies of its frames at once. */
+static bool memory_is_locked(ksmpy_engine *engine)
+{
+    if (!engine->lock_known)
+        engine->memory_locked = os_locks_new_memory();
+    engine->lock_known = true;
+    return engine->memory_locked;
+}
+
 void merge_run(ksmpy_engine *engine)
 {
     struct run run = engine->run;
@@ -477,7 +488,7 @@ void merge_run(ksmpy_engine *engine)
     if (run.kind == RUN_UNMERGE) {
         if (!unmerge_run(engine, run.page, run.n))
             count_refusal(engine, -EDQUOT, run.n);
-    } else if (engine->memory_locked) {
+    } else if (memory_is_locked(engine)) {
         count_refusal(engine, -EBUSY, run.n);
     } else if (run.kind == RUN_ZERO) {
         merge_zeros(engine, run.page, run.n);

@@ -95,6 +95,7 @@ int os_claim(uintptr_t address, uint64_t n);
  * asks that only after it has unmapped its target.
  */
 bool os_can_map(uint64_t n);
+bool os_is_mapped(uintptr_t page);
 /* Is all that is mapped from now on to be filled at once, and stay in memory (MCL_FUTURE)? */
 bool os_locks_new_memory(void);
 /* Does address space that is never touched count against a limit of the program's? */

@@ -107,6 +107,12 @@ int os_claim(uintptr_t address, uint64_t n)
     return 0;
 }
 
+bool os_is_mapped(uintptr_t page)
+{
+    unsigned char there;
+    return mincore((void *)page, PAGE_SIZE, &there) == 0 || errno != ENOMEM;
+}
+
 bool os_locks_new_memory(void)
 {
     unsigned char there = 0;

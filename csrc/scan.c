@@ -318,6 +318,7 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
     const struct region *region = region_at(engine, cursor->region);
     uint64_t before = engine->result->scanned;
     engine->ahead.n = engine->cursor.holes_n = 0;
+    engine->lock_known = false;
     engine->ahead.end = region->base + (uint32_t)least(cursor->page + max_pages, region->n);
     if (eager && !cursor->eager)
         cursor_turn_eager(engine);

@@ -1,6 +1,7 @@
 #include "store.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -62,8 +63,13 @@ void store_show(struct store *store)
 {
     for (int node = 0; node < store->nodes && store->memory; node++) {
         uint64_t high = least(store->ids[node].state->high, (uint64_t)1 << store->span_shift);
-        while (high > store->readable[node] && show(store, node, high) < 0)
+        int error = 0;
+        while (high > store->readable[node] && (error = show(store, node, high)) == -ENOMEM)
             os_sleep_us(50);
+        if (error) {
+            fprintf(stderr, "ksmpy: frames cannot be read: %s\n", strerror(-error));
+            abort();
+        }
     }
 }
 

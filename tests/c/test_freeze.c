@@ -1,0 +1,121 @@
+/* What the owner does to a part of a range while all of it is frozen, or on its way back. */
+#include "freeze.h"
+
+#include <fcntl.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "pages.h"
+
+#define N 16
+#define FIRST 8 /* the part that is changed: pages [FIRST, END) */
+#define END 12
+
+static enum { DONTDUMP, DONTFORK, READ_ONLY, LOCK, UNMAP, CHANGES } change;
+static int way;
+static uintptr_t awaited; /* the change is made when something was moved to this address */
+
+static void change_a_part(uintptr_t range)
+{
+    void *part = page_at(range, FIRST);
+    size_t bytes = bytes_of(END - FIRST);
+    if (change == DONTDUMP)
+        madvise(part, bytes, MADV_DONTDUMP);
+    else if (change == DONTFORK)
+        madvise(part, bytes, MADV_DONTFORK);
+    else if (change == READ_ONLY)
+        mprotect(part, bytes, PROT_READ);
+    else if (change == LOCK)
+        mlock2(part, bytes, MLOCK_ONFAULT);
+    else
+        munmap(part, bytes);
+}
+
+void *mremap(void *from, size_t before, size_t after, int flags, ...)
+{
+    va_list rest;
+    va_start(rest, flags);
+    void *to = flags & MREMAP_FIXED ? va_arg(rest, void *) : NULL;
+    va_end(rest);
+    void *got = (void *)syscall(SYS_mremap, from, before, after, flags, to);
+    if (to && (uintptr_t)to == awaited) {
+        awaited = 0;
+        change_a_part((uintptr_t)to);
+    }
+    return got;
+}
+
+/* Every mapped page of the range still has its bytes. */
+static bool intact(uintptr_t range)
+{
+    if (change != UNMAP)
+        return filled((const uint8_t *)range, N, 1);
+    return filled((const uint8_t *)range, FIRST, 1) &&
+           filled(page_at(range, END), N - END, 1 + END);
+}
+
+/* Between guard pages, so that no change can make it one mapping with others. */
+static uintptr_t new_range(void)
+{
+    uintptr_t base = (uintptr_t)os_reserve(bytes_of(N + 2));
+    if (!base || os_commit(page_at(base, 1), bytes_of(N)) < 0)
+        return 0;
+    fill(page_at(base, 1), N, 1);
+    return base + PAGE_SIZE;
+}
+
+static void give_back(struct freezer *fz, uintptr_t range)
+{
+    os_unmap((void *)(range - PAGE_SIZE), bytes_of(N + 2));
+    freezer_destroy(fz);
+}
+
+static void frozen_pages_come_back(void)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    uintptr_t range = new_range();
+    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
+    REQUIRE(freeze(&fz, range, N, &view) == N);
+    change_a_part(range);
+    freeze_restore(&fz, 0, N);
+    thaw(&fz);
+    CHECK(intact(range));
+    give_back(&fz, range);
+}
+
+static void overlays_come_back(void)
+{
+    struct freezer fz;
+    uintptr_t range = new_range();
+    int memfd = os_memfd("frames", bytes_of(N));
+    REQUIRE(range && memfd >= 0 && freezer_init(&fz, way, false) == 0);
+    REQUIRE(freezer_attach(&fz, range, N) == 0 && os_write(memfd, 0, (void *)range, N) == N);
+    REQUIRE(os_map_frames(range, N, memfd, 0) == 0);
+    awaited = range;
+    CHECK(freezer_unoverlay(&fz, range, N, 0, 0) == 0 && !awaited);
+    CHECK(intact(range));
+    give_back(&fz, range);
+    close(memfd);
+}
+
+int main(void)
+{
+    for (way = KSMPY_FREEZE_UFFD_MOVE; way <= KSMPY_FREEZE_SIGNAL; way++) {
+        struct freezer fz;
+        bool here = freezer_init(&fz, way, false) == 0;
+        printf("freeze %d%s\n", way, here ? "" : ": not here");
+        if (!here)
+            continue;
+        freezer_destroy(&fz);
+        for (change = 0; change < CHANGES; change++) {
+            RUN(frozen_pages_come_back);
+            RUN(overlays_come_back);
+        }
+    }
+    return finish();
+}
