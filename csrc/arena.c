@@ -28,6 +28,8 @@ void arena_in_file(struct arena *arena, size_t stride, uint64_t limit, void *bas
                             .in_file = true,
                             .fd = fd,
                             .offset = offset};
+    uint64_t dev;
+    os_identify(fd, &arena->inode, &dev);
 }
 
 void arena_destroy(struct arena *arena)
@@ -35,6 +37,14 @@ void arena_destroy(struct arena *arena)
     if (!arena->in_file)
         os_unmap(arena->base, round_up(arena->stride * arena->limit, COMMIT_STEP));
     arena->base = NULL;
+}
+
+static int allocate(const struct arena *arena, size_t offset, size_t bytes)
+{
+    uint64_t inode, dev;
+    if (os_identify(arena->fd, &inode, &dev) < 0 || inode != arena->inode)
+        return -EBADF;
+    return os_allocate(arena->fd, arena->offset + offset, bytes);
 }
 
 int arena_grow(struct arena *arena, uint64_t count)
@@ -48,7 +58,7 @@ int arena_grow(struct arena *arena, uint64_t count)
     size_t new_end = round_up(arena->stride * count, step);
     if (new_end > old_end) {
         size_t more = new_end - old_end;
-        int error = arena->in_file ? os_allocate(arena->fd, arena->offset + old_end, more)
+        int error = arena->in_file ? allocate(arena, old_end, more)
                                    : os_commit(arena->base + old_end, more);
         if (error)
             return error;

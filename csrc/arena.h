@@ -23,6 +23,7 @@ struct arena {
     uint64_t committed; /* elements there is memory for */
     bool in_file;
     int fd;             /* of that file, which is mapped at base from offset on */
+    uint64_t inode;     /* its number, as another file may have that descriptor by now */
     uint64_t offset;
 };
 

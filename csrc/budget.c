@@ -133,7 +133,7 @@ static bool intact(ksmpy_engine *engine, const struct region *region)
             return true; /* nobody knows; the next pass asks again */
         if (!found || vma.start > at)
             return false;
-        if (!is_overlay(engine, &vma) && !vma.private_anonymous_rw)
+        if (!is_overlay(engine, &vma) && !(vma.private_rw && !vma.inode))
             return false;
         at = vma.end;
     }

@@ -325,10 +325,10 @@ void merge_run(ksmpy_engine *engine); /* carries engine->run out; it is empty th
 
 /* ---- unmerge.c ---- */
 
-/* Does this mapping show the store? */
+/* Does this mapping show the store, and do its owner's threads still have their way with it? */
 static inline bool is_overlay(const ksmpy_engine *engine, const struct os_vma *vma)
 {
-    return vma->inode == engine->store.inode && vma->dev == engine->store.dev;
+    return vma->private_rw && vma->inode == engine->store.inode && vma->dev == engine->store.dev;
 }
 
 /* Pages of one region whose memory is an overlay become anonymous memory; 0 or the first error. */

@@ -18,19 +18,42 @@ static void forget(struct freezer *fz)
     fz->helped = false;
 }
 
-static void close_fd(int fd)
+static int file_of(const struct freezer *fz, int i)
 {
-    if (fd >= 0)
-        close(fd);
+    const int files[FREEZER_FILES] = {fz->uffd, fz->wp_fd, fz->stop_fd, fz->pagemap_fd,
+                                      fz->tasks_fd};
+    return files[i];
+}
+
+static void know_files(struct freezer *fz)
+{
+    uint64_t dev;
+    for (int i = 0; i < FREEZER_FILES; i++)
+        if (file_of(fz, i) >= 0)
+            os_identify(file_of(fz, i), &fz->inodes[i], &dev);
+}
+
+static bool has_file(const struct freezer *fz, int i)
+{
+    uint64_t inode, dev;
+    int fd = file_of(fz, i);
+    return fd >= 0 && os_identify(fd, &inode, &dev) == 0 &&
+           (!fz->inodes[i] || inode == fz->inodes[i]);
+}
+
+bool freezer_has(const struct freezer *fz, int fd)
+{
+    for (int i = 0; i < FREEZER_FILES; i++)
+        if (file_of(fz, i) == fd)
+            return has_file(fz, i);
+    return false;
 }
 
 static void close_all(struct freezer *fz)
 {
-    close_fd(fz->uffd);
-    close_fd(fz->wp_fd);
-    close_fd(fz->stop_fd);
-    close_fd(fz->pagemap_fd);
-    close_fd(fz->tasks_fd);
+    for (int i = 0; i < FREEZER_FILES; i++)
+        if (has_file(fz, i))
+            close(file_of(fz, i));
     forget(fz);
 }
 
@@ -62,6 +85,9 @@ int freezer_init(struct freezer *fz, int mode, bool tracked)
                                            : 0;
     if (!error)
         error = by_signal(fz) ? signal_init(fz) : uffd_init(fz);
+    know_files(fz);
+    if (!error && !by_signal(fz))
+        error = uffd_start(fz);
     if (error)
         freezer_destroy(fz);
     return error;

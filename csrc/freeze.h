@@ -45,6 +45,8 @@
 /* A huge page is frozen, mapped over and freed as one; to split it would take longer than that. */
 #define FREEZE_HUGE HUGE_PAGES
 
+#define FREEZER_FILES 5
+
 struct freezer {
     int mode;      /* enum ksmpy_freeze, never AUTO */
     bool tracked;  /* regions are registered for asynchronous write protection */
@@ -60,6 +62,7 @@ struct freezer {
     int stop_fd;   /* tells the fault thread to end */
     int pagemap_fd;
     int tasks_fd;  /* what other threads do */
+    uint64_t inodes[FREEZER_FILES]; /* of these descriptors, in their order; 0: not yet known */
     pthread_t thread;
     uintptr_t windows[2]; /* for small pages, for a huge one; 0: none */
     uintptr_t *window;  /* where the frozen pages are kept, one of the two */
@@ -76,6 +79,12 @@ int freezer_init(struct freezer *fz, int mode, bool tracked);
 void freezer_destroy(struct freezer *fz);
 /* In a forked child: lets go of what belongs to the parent, without touching its memory. */
 void freezer_abandon(struct freezer *fz);
+
+/*
+ * Is this descriptor of the freezer's still what it was?  The program may have closed all it found,
+ * and opened files of its own that have their numbers now.
+ */
+bool freezer_has(const struct freezer *fz, int fd);
 
 int freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n);
 void freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n);
@@ -124,6 +133,7 @@ int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint6
 /* ---- the two families (freeze_uffd.c, freeze_signal.c) ---- */
 
 int uffd_init(struct freezer *fz);
+int uffd_start(struct freezer *fz); /* the fault thread */
 void uffd_destroy(struct freezer *fz);
 int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view);
 void uffd_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n);

@@ -72,7 +72,7 @@ static void *fault_thread(void *argument)
     for (;;) {
         if (poll(wait, 2, -1) < 0)
             continue;
-        if (wait[1].revents)
+        if (wait[1].revents || !freezer_has(fz, fz->uffd))
             return NULL;
         uint32_t thaws = atomic_load(&fz->thaws);
         read_all(fz, faults, &count);
@@ -82,7 +82,7 @@ static void *fault_thread(void *argument)
 }
 
 /* Signals are for the program's own threads. */
-static int start_thread(struct freezer *fz)
+int uffd_start(struct freezer *fz)
 {
     sigset_t all, before;
     sigfillset(&all);
@@ -143,7 +143,7 @@ int uffd_init(struct freezer *fz)
         error = os_dont_fork((void *)fz->stage, bytes_of(FREEZE_MAX));
     if (!error)
         error = open_window(fz, FREEZE_MAX);
-    return error ? error : start_thread(fz);
+    return error;
 }
 
 void uffd_destroy(struct freezer *fz)
@@ -151,8 +151,11 @@ void uffd_destroy(struct freezer *fz)
     if (!fz->helped)
         return;
     uint64_t one = 1;
-    while (write(fz->stop_fd, &one, sizeof one) < 0 && errno == EINTR)
-        ;
+    if (!freezer_has(fz, fz->stop_fd))
+        pthread_cancel(fz->thread); /* the program has closed it; in poll() it holds nothing */
+    else
+        while (write(fz->stop_fd, &one, sizeof one) < 0 && errno == EINTR)
+            ;
     pthread_join(fz->thread, NULL);
     fz->helped = false;
 }

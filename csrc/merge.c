@@ -75,7 +75,7 @@ static uint64_t new_mappings(const ksmpy_engine *engine, uint32_t page, uint64_t
 /* Frozen: equal pages onto their frames, the others back. 0 or the last error. */
 static int exchange(ksmpy_engine *engine, struct piece *piece)
 {
-    int failure = 0;
+    int failure = 0, vma_flags = region_at(engine, region_of(engine, piece->page))->vma_flags;
     for (uint64_t i = 0, n; i < piece->n; i += n) {
         n = same_length(piece, i);
         uint64_t more = new_mappings(engine, piece->page + (uint32_t)i, n);
@@ -87,6 +87,9 @@ static int exchange(ksmpy_engine *engine, struct piece *piece)
             freeze_restore(&engine->fz, i, n);
         else
             memset(piece->mapped + i, true, n);
+        if (!error && vma_flags & KSMPY_VMA_DONTDUMP)
+            os_set_vma_flags(page_address(engine, piece->page + (uint32_t)i), n,
+                             KSMPY_VMA_DONTDUMP);
         if (error && piece->equal[i])
             failure = error;
         engine->vmas += error ? 0 : more;

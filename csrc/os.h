@@ -158,11 +158,12 @@ bool os_lease_held(int lease_fd, uint64_t number);
 struct os_vma {
     uintptr_t start, end;
     uint64_t inode, dev; /* of the mapped file; 0 without one */
-    bool private_anonymous_rw;
+    bool private_rw;
 };
 
 struct os_maps {
     int fd;
+    uint64_t inode;   /* behind fd, unless the program has closed it */
     bool query;       /* PROCMAP_QUERY works (Linux 6.11) */
     char *buffer;     /* the text way: what was read, and the last answer */
     size_t fill, at;

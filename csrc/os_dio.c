@@ -2,11 +2,18 @@
  * Is a device writing into these pages?
  *
  * A read from a file opened with O_DIRECT lets the device write to memory
- * behind the page tables, where no freezing can see it.  The kernel tells only
- * UFFDIO_MOVE about it.  For everything else we look what the other threads
- * are doing: one that waits in a read of that kind shows the system call and
- * its arguments in /proc/self/task/TID/syscall.  Called when the pages can no
- * longer be written (frozen, or protected), so no new read can begin on them.
+ * behind the page tables, where no freezing can see it; some file systems read
+ * so without being asked (FUSE, 9p).  The kernel tells only UFFDIO_MOVE about
+ * it.  For everything else we look what the other threads are doing: one that
+ * waits in a read shows the system call and its arguments in
+ * /proc/self/task/TID/syscall.  Called when the pages can no longer be written
+ * (frozen, or protected), so no new read can begin on them.
+ *
+ * A thread that copies what it has read into such a page waits for us, in the
+ * fault that /proc/self/task/TID/wchan names: no device is writing for it.
+ *
+ * A process that has changed its user may not look at its own system calls.
+ * Whether a thread waits for a disk it still may (TID/stat).
  *
  * A thread on a processor shows only "running".  It may be about to wait for
  * such a read, so it is looked at again for a while; one that runs all that
@@ -23,13 +30,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #define LOOKS 6
 #define BETWEEN_LOOKS_US 20
 
-enum activity { ELSEWHERE, RUNNING, READING_INTO };
+enum activity { ELSEWHERE, RUNNING, READING_INTO, UNKNOWN }; /* the worst comes last */
 
 struct entry { /* struct linux_dirent64 */
     uint64_t inode;
@@ -39,14 +47,41 @@ struct entry { /* struct linux_dirent64 */
     char name[];
 };
 
-static bool is_direct(int fd)
+/* What a file of a thread's in /proc says: its length, or -errno. */
+static int tell(int tasks_fd, const char *thread, const char *what, char *text, size_t size)
 {
+    char path[32];
+    snprintf(path, sizeof path, "%.16s/%s", thread, what);
+    int fd = openat(tasks_fd, path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    ssize_t got = read(fd, text, size - 1);
+    close(fd);
+    text[got > 0 ? got : 0] = 0;
+    return got < 0 ? -errno : (int)got;
+}
+
+static bool waits_in_our_fault(int tasks_fd, const char *thread)
+{
+    char text[64];
+    return tell(tasks_fd, thread, "wchan", text, sizeof text) > 0 &&
+           strcmp(text, "handle_userfault") == 0;
+}
+
+/* May a device, or another process, answer this read by writing into its buffer? */
+static bool is_direct(int tasks_fd, const char *thread, int fd)
+{
+    struct stat info;
     int flags = fcntl(fd, F_GETFL);
-    return flags >= 0 && (flags & O_DIRECT);
+    if (flags < 0 || (flags & O_DIRECT))
+        return flags >= 0;
+    return fstat(fd, &info) == 0 && (S_ISREG(info.st_mode) || S_ISBLK(info.st_mode)) &&
+           !waits_in_our_fault(tasks_fd, thread);
 }
 
 /* "nr arg0 arg1 ..." of a thread that waits in a system call. */
-static enum activity judge(const char *text, uintptr_t start, uintptr_t end)
+static enum activity judge(int tasks_fd, const char *thread, const char *text, uintptr_t start,
+                           uintptr_t end)
 {
     char *at;
     if (strncmp(text, "running", 7) == 0)
@@ -55,32 +90,34 @@ static enum activity judge(const char *text, uintptr_t start, uintptr_t end)
     int fd = (int)strtoul(at, &at, 16);
     uintptr_t buffer = strtoul(at, &at, 16);
     size_t length = strtoul(at, &at, 16);
-    switch (number) {
-    case SYS_read:
-    case SYS_pread64:
-        return buffer < end && start < buffer + length && is_direct(fd) ? READING_INTO : ELSEWHERE;
-    case SYS_readv: /* its list of buffers may lie in memory that must not be touched now */
-    case SYS_preadv:
-    case SYS_preadv2:
-        return is_direct(fd) ? READING_INTO : ELSEWHERE;
-    default:
+    bool reads = number == SYS_read || number == SYS_pread64;
+    bool scatters = number == SYS_readv || number == SYS_preadv || number == SYS_preadv2;
+    if (reads && (buffer >= end || start >= buffer + length))
         return ELSEWHERE;
-    }
+    /* Of those that scatter the list of buffers may lie in memory that must not be touched now. */
+    return (reads || scatters) && is_direct(tasks_fd, thread, fd) ? READING_INTO : ELSEWHERE;
+}
+
+/* "tid (name) state ..." */
+static enum activity judge_state(const char *text)
+{
+    const char *name_end = strrchr(text, ')');
+    char state = name_end && name_end[1] ? name_end[2] : 0;
+    return state == 'D' ? READING_INTO : state == 'R' ? RUNNING : ELSEWHERE;
 }
 
 static enum activity look_at(int tasks_fd, const char *thread, uintptr_t start, uintptr_t end)
 {
-    char path[32], text[256];
-    snprintf(path, sizeof path, "%.16s/syscall", thread);
-    int fd = openat(tasks_fd, path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return errno == ENOENT ? ELSEWHERE : RUNNING; /* gone, or unknown */
-    ssize_t got = read(fd, text, sizeof text - 1);
-    close(fd);
-    if (got <= 0)
-        return ELSEWHERE;
-    text[got] = 0;
-    return judge(text, start, end);
+    char text[256];
+    int got = tell(tasks_fd, thread, "syscall", text, sizeof text);
+    if (got >= 0)
+        return judge(tasks_fd, thread, text, start, end);
+    if (got == -EACCES || got == -EPERM) {
+        got = tell(tasks_fd, thread, "stat", text, sizeof text);
+        if (got > 0)
+            return judge_state(text);
+    }
+    return got == -ENOENT || got == -ESRCH ? ELSEWHERE : UNKNOWN;
 }
 
 /* The worst of what the threads but this one do. */
@@ -98,10 +135,10 @@ static enum activity look(int tasks_fd, uintptr_t start, uintptr_t end)
                 continue;
             enum activity activity = look_at(tasks_fd, entry->name, start, end);
             worst = activity > worst ? activity : worst;
-            if (worst == READING_INTO)
+            if (worst >= READING_INTO)
                 return worst;
         }
-    return worst;
+    return got < 0 ? UNKNOWN : worst;
 }
 
 int os_tasks_open(void)
@@ -115,7 +152,7 @@ bool os_direct_io(int tasks_fd, uintptr_t address, uint64_t n)
     for (int i = 0; i < LOOKS; i++) {
         enum activity activity = look(tasks_fd, address, address + bytes_of(n));
         if (activity != RUNNING)
-            return activity == READING_INTO;
+            return activity >= READING_INTO;
         os_sleep_us(BETWEEN_LOOKS_US);
     }
     return false;

@@ -40,7 +40,7 @@ static int find_by_query(struct os_maps *maps, uintptr_t address, struct os_vma 
         .end = query.vma_end,
         .inode = query.inode,
         .dev = makedev(query.dev_major, query.dev_minor),
-        .private_anonymous_rw = query.inode == 0 && access == (QUERY_READABLE | QUERY_WRITABLE),
+        .private_rw = access == (QUERY_READABLE | QUERY_WRITABLE),
     };
     return 1;
 }
@@ -91,7 +91,7 @@ static void parse(char *line, struct os_vma *out)
     unsigned long minor_number = strtoul(p + 1, &p, 16);
     out->dev = makedev(major_number, minor_number);
     out->inode = strtoul(p, NULL, 10);
-    out->private_anonymous_rw = out->inode == 0 && strncmp(access, "rw-p", 4) == 0;
+    out->private_rw = strncmp(access, "rw-p", 4) == 0;
 }
 
 /* Reads on from the last answer while addresses ascend, which is how every caller asks. */
@@ -125,15 +125,17 @@ int os_maps_open(struct os_maps *maps)
         return -ENOMEM;
     }
     struct os_vma vma;
+    uint64_t dev;
     maps->query = find_by_query(maps, 0, &vma) >= 0;
-    return 0;
+    return os_identify(maps->fd, &maps->inode, &dev);
 }
 
 void os_maps_close(struct os_maps *maps)
 {
+    uint64_t inode, dev;
     os_unmap(maps->buffer, BUFFER_BYTES);
     maps->buffer = NULL;
-    if (maps->fd >= 0)
+    if (maps->fd >= 0 && os_identify(maps->fd, &inode, &dev) == 0 && inode == maps->inode)
         close(maps->fd);
     maps->fd = -1;
 }

@@ -365,14 +365,17 @@ static bool stopped(const ksmpy_engine *engine)
     return atomic_load(&engine->interrupted) || atomic_load(&engine->pass_wanted);
 }
 
-static void scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
+static int scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
 {
     struct ksmpy_scan_result *result = engine->result;
     while (result->scanned < max_pages && !result->full && !stopped(engine)) {
+        if (!store_has_files(&engine->store))
+            return -EBADF;
         begin_if_at_start(engine);
         scan_slice(engine, least(max_pages - result->scanned, SLICE_SCANNED), eager);
         let_others_in(engine);
     }
+    return 0;
 }
 
 int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
@@ -387,10 +390,10 @@ int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
     engine->result = result;
     if (flags & KSMPY_SCAN_RESTART)
         cursor_reset(engine);
-    scan_until(engine, max_pages, flags & KSMPY_SCAN_EAGER);
+    int error = scan_until(engine, max_pages, flags & KSMPY_SCAN_EAGER);
     engine->result = NULL;
     pthread_mutex_unlock(&engine->lock);
     pthread_mutex_unlock(&engine->pass);
     check_step(engine);
-    return 0;
+    return error;
 }

@@ -289,7 +289,7 @@ int store_open(struct store *store, int fd)
     if (store->write_fd < 0)
         return store->write_fd;
     store->memfd = os_reopen(fd, O_RDONLY);
-    return store->memfd < 0 ? store->memfd : os_identify(store->memfd, &store->inode, &store->dev);
+    return store->memfd < 0 ? store->memfd : store_know_files(store);
 }
 
 static int enter(struct store *store, int nodes)
@@ -344,7 +344,7 @@ static void leave_store(struct store *store)
 {
     store_lock(store);
     store_flush(store); /* nobody knows of these frames once the slot is free */
-    if (!has_pins(store)) {
+    if (!has_pins(store) && store_has_files(store)) {
         os_punch(store->lock_fd, counts_offset(store, store->slot), counts_bytes(store));
         atomic_store(&store->head->slots[store->slot].kind, SLOT_FREE);
         os_lease_drop(store->lease);
@@ -355,6 +355,8 @@ static void leave_store(struct store *store)
 int store_attach_again(struct store *store)
 {
     void *gift = store->lease;
+    if (!store_has_files(store))
+        return -EBADF;
     store->lease = NULL;
     int error = enter_by_gate(store, store->nodes);
     if (!error) {

@@ -117,6 +117,8 @@ static void raise_to(_Atomic uint32_t *mark, uint32_t value)
 int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot, void **lease)
 {
     *lease = NULL;
+    if (!store_has_files(store))
+        return -EBADF;
     for (unsigned i = 0; i < MAX_SLOTS; i++) {
         if (atomic_load(&store->head->slots[i].kind) != SLOT_FREE)
             continue;
@@ -217,6 +219,8 @@ static void bury(struct store *store, unsigned slot)
 
 void slots_bury(struct store *store)
 {
+    if (!store_has_files(store))
+        return; /* everybody would look dead */
     for (unsigned i = 0; i < MAX_SLOTS; i++) {
         if (atomic_load(&store->head->slots[i].kind) == SLOT_FREE || slot_is_held(store, i))
             continue;
@@ -295,6 +299,11 @@ static void bring_back(struct store *store, uint32_t frame)
  */
 void store_rebuild(struct store *store)
 {
+    if (!store_has_files(store)) {
+        fprintf(stderr,
+                "ksmpy: the program has closed the files of a store that is to be mended\n");
+        abort();
+    }
     begin_anew(store);
     for (unsigned i = 0; i < MAX_SLOTS; i++) {
         struct slot *slot = &store->head->slots[i];

@@ -73,6 +73,25 @@ void store_show(struct store *store)
     }
 }
 
+int store_know_files(struct store *store)
+{
+    int error = os_identify(store->lock_fd, &store->lock_inode, &store->dev);
+    return error ? error : os_identify(store->memfd, &store->inode, &store->dev);
+}
+
+static bool is_file(const struct store *store, int fd, uint64_t wanted)
+{
+    uint64_t inode, dev;
+    return os_identify(fd, &inode, &dev) == 0 && inode == wanted && dev == store->dev;
+}
+
+bool store_has_files(const struct store *store)
+{
+    return is_file(store, store->memfd, store->inode) &&
+           is_file(store, store->write_fd, store->inode) &&
+           is_file(store, store->lock_fd, store->lock_inode);
+}
+
 static int open_files(struct store *store)
 {
     store->write_fd = os_memfd("ksmpy", bytes_of(frame_limit(store)));
@@ -85,7 +104,7 @@ static int open_files(struct store *store)
     if (!store->memory || store_begin_to_show(store) < 0)
         return -ENOMEM;
     store->memfd = os_seal(store->write_fd);
-    return store->memfd < 0 ? store->memfd : os_identify(store->memfd, &store->inode, &store->dev);
+    return store->memfd < 0 ? store->memfd : store_know_files(store);
 }
 
 static int open_records(struct store *store)
@@ -155,8 +174,9 @@ void store_forget_files(struct store *store)
 void store_close_files(struct store *store)
 {
     int files[] = {store->memfd, store->write_fd, store->lock_fd};
+    bool known = store->inode != 0, ours = !known || store_has_files(store);
     for (size_t i = 0; i < sizeof files / sizeof files[0]; i++)
-        if (files[i] >= 0)
+        if (files[i] >= 0 && ours)
             close(files[i]);
     store_forget_files(store);
 }
@@ -362,6 +382,8 @@ void store_flush(struct store *store)
     uint64_t count = store->dead_count;
     uint32_t *dead = (uint32_t *)(void *)store->dead.base;
     if (!count || !store->memory) /* a forked child has no part in the store's memory */
+        return;
+    if (!store_has_files(store))
         return;
     qsort(dead, count, sizeof *dead, by_index);
     for (uint64_t i = 0, end; i < count; i = end) {

@@ -121,6 +121,7 @@ struct store {
     int write_fd;        /* fills frames */
     int lock_fd;         /* the slots' locks */
     uint64_t inode, dev; /* as /proc/self/maps names the file */
+    uint64_t lock_inode; /* of lock_fd, on the same file system */
     uint64_t offset;     /* of frame 0 in the file */
     int nodes;
     unsigned span_shift; /* log2 of frames per node */
@@ -202,6 +203,12 @@ unsigned store_choose_span(int nodes);
 /* A node whose memory cannot be asked for is no error: the frames are only placed less well. */
 void store_place(const struct store *store, const int *node_ids);
 void store_forget_files(struct store *store); /* none is open */
+/*
+ * Are the descriptors still those of the store? The program may have closed them all, and opened
+ * files of its own that have their numbers.
+ */
+bool store_has_files(const struct store *store);
+int store_know_files(struct store *store); /* remembers which they are */
 void store_close_files(struct store *store);
 
 /* Up to *n consecutive empty frames; *n says how many. NO_FRAME: out of them. */

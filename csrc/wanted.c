@@ -67,6 +67,8 @@ static uint64_t entry_for(uint64_t key, unsigned slot)
 /* Not as the arena remembers it: another process may have begun anew with a small table. */
 static int allocate(const struct store *store, uint64_t size)
 {
+    if (!store_has_files(store))
+        return -EBADF;
     return os_allocate(store->wanted.fd, store->wanted.offset + size * sizeof(uint64_t),
                        size * sizeof(uint64_t));
 }

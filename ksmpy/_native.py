@@ -267,7 +267,14 @@ class NativeEngine:
     def scan(self, max_pages: int, flags: int) -> dict[str, int]:
         """Scan at most `max_pages` pages: the fields of struct ksmpy_scan_result."""
         result = ffi.new("struct ksmpy_scan_result *")
-        check(self._call(lib.ksmpy_scan, max_pages, flags, result), "ksmpy_scan")
+        rc = self._call(lib.ksmpy_scan, max_pages, flags, result)
+        if rc == -errno.EBADF:
+            raise OSError(
+                errno.EBADF,
+                "the program has closed the engine's descriptors (os.closerange?): nothing is"
+                " merged any more; make the engine after that, or leave its descriptors open",
+            )
+        check(rc, "ksmpy_scan")
         return _fields(result)
 
     def interrupt(self) -> None:

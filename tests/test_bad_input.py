@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import errno
 import gc
@@ -517,6 +518,29 @@ def test_protected_behind_our_back(victim: Victim) -> None:
     engine.close()
     assert raw.array.tobytes() == wanted
     raw.unmap()
+
+
+@pytest.mark.parametrize("rights", [0, mmap.PROT_READ], ids=["none", "read"])
+def test_merged_memory_is_protected(rights: int, engine: Any) -> None:
+    """Mprotect of merged memory: we neither die of it nor undo it, and the bytes stay."""
+    one = memory.distinct(64)
+    two, wanted = memory.twin(one), one.tobytes()
+    region = engine.register(one)
+    engine.register(two)
+    assert engine.scan(eager=True).merged == 128
+    part = memory.address_of(one) + 8 * PAGE, 8 * PAGE
+    assert _libc.mprotect(*part, rights) == 0
+    with contextlib.suppress(OSError):
+        engine.unmerge()
+    engine.scan(2, eager=True)
+    with contextlib.suppress(OSError):
+        region.release()
+    assert {found.perms for found in oracle.overlapping(*part)} == {"r--p" if rights else "---p"}
+    assert two.tobytes() == wanted
+    assert _libc.mprotect(*part, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+    assert one.tobytes() == wanted
+    engine.close()
+    assert one.tobytes() == wanted == two.tobytes()
 
 
 def test_discarded_behind_our_back(victim: Victim) -> None:

@@ -28,6 +28,7 @@ from support import memory
 from support.memory import Bytes
 from support.oracle import PAGE
 from support.patience import patience
+from support.slow_files import slow_file
 from support.torture import DirectIo, Hammer, Torture, direct_blocks, duration, library
 
 pytestmark = pytest.mark.timeout(120 + 4 * duration())
@@ -299,22 +300,30 @@ def test_one_word_hammered_by_many_threads(mode: Mode, engine: Any) -> None:
     assert one.tobytes() == wanted == two.tobytes()
 
 
-def _direct_file(path: Path) -> int:
+@pytest.fixture(params=["disk", "fuse"])
+def direct_fd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
+    """A file of 16 blocks that is read directly: O_DIRECT, or as its file system likes it."""
+    path = tmp_path / "blocks"
     path.write_bytes(direct_blocks(16, 3))
+    if request.param == "fuse":
+        with slow_file(path, tmp_path / "mount") as fd:
+            yield fd
+        return
     try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECT)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
     except OSError as error:
         pytest.skip(f"no O_DIRECT on this file system: {error}")
+    yield fd
+    os.close(fd)
 
 
-def test_direct_io_into_pages_being_merged(mode: Mode, engine: Any, tmp_path: Path) -> None:
-    """A device that writes into a page (O_DIRECT) is not cut off from it by a merge."""
-    fd = _direct_file(tmp_path / "blocks")
+def test_direct_io_into_pages_being_merged(mode: Mode, engine: Any, direct_fd: int) -> None:
+    """A device that writes into a page is not cut off from it by a merge, or by its end."""
     buffers = [memory.pages(32) for _ in range(2)]
     for buffer in buffers:
         buffer[:] = 0
     addresses = (ctypes.c_void_p * 2)(*map(memory.address_of, buffers))
-    job = DirectIo(fd, 16, 32, addresses, 3)
+    job = DirectIo(direct_fd, 16, 32, addresses, 3)
     reader = threading.Thread(target=library().direct_run, args=(ctypes.byref(job),))
     regions = [engine.register(buffer) for buffer in buffers]
     merged = 0
@@ -325,7 +334,6 @@ def test_direct_io_into_pages_being_merged(mode: Mode, engine: Any, tmp_path: Pa
         time.sleep(0.001)
     job.stop = 1
     reader.join()
-    os.close(fd)
     assert merged and job.reads, "nothing merged: this proves nothing"
     assert not job.spoiled and not job.errors, f"{job.spoiled} of {job.reads} reads were lost"
     for region in regions:

@@ -1,0 +1,128 @@
+"""The program closes every descriptor it finds, and opens files of its own that get their numbers.
+
+Daemonizers do that, and programs that fork without exec. Nothing of the program's is read, written,
+locked or closed then; what is merged stays as it is, and the engine says why it does no more.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from conftest import EACH_FREEZE, Mode
+from support.procs import python_ok
+
+RECYCLED = """
+import errno
+import os
+import sys
+from pathlib import Path
+
+import ksmpy
+from support import memory
+
+PAGE = 4096
+PAGES = 64
+folder = Path(sys.argv[1])
+engine = ksmpy.Engine(freeze=sys.argv[2], tracking=sys.argv[3])
+one, more = memory.distinct(PAGES), memory.distinct(PAGES, seed=5)
+arrays = [one, memory.twin(one), more, memory.twin(more)]
+wanted = [array.tobytes() for array in arrays]
+for array in arrays[:2]:
+    engine.register(array)
+engine.scan(eager=True)
+assert engine.stats().pages_sharing == PAGES
+for array in arrays[2:]:
+    engine.register(array)
+
+os.closerange(3, 256)
+text = b"mine" * (64 * PAGE)
+files = []
+for number in range(24):
+    path = folder / str(number)
+    path.write_bytes(text)
+    files.append(os.open(path, os.O_RDWR))
+
+
+def nothing_happened():
+    assert [array.tobytes() for array in arrays] == wanted
+    for number, file in enumerate(files):
+        assert os.fstat(file).st_size == len(text), number
+        assert os.lseek(file, 0, os.SEEK_CUR) == 0, number
+        assert (folder / str(number)).read_bytes() == text, number
+
+
+def attempt(what):
+    try:
+        what()
+    except OSError as error:
+        assert error.errno in (errno.EBADF, errno.EBUSY, errno.ENOTTY), error
+        return str(error)
+
+
+assert "closed the engine's descriptors" in attempt(lambda: engine.scan(2, eager=True))
+nothing_happened()
+one[5] ^= 1
+one[5] ^= 1
+attempt(engine.unmerge)
+nothing_happened()
+pid = os.fork()
+if not pid:
+    nothing_happened()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+attempt(engine.close)
+nothing_happened()
+os._exit(0)
+"""
+
+DAEMON = """
+import os
+import sys
+from pathlib import Path
+
+import ksmpy
+from ksmpy.store import Store
+from support import memory
+
+folder = Path(sys.argv[1])
+store = Store.anonymous()
+engine = ksmpy.Engine(store=store)
+one = memory.distinct(64)
+two, wanted = memory.twin(one), one.tobytes()
+for array in (one, two):
+    engine.register(array)
+engine.scan(eager=True)
+pid = os.fork()
+if not pid:
+    os.closerange(3, 256)
+    paths = [folder / str(number) for number in range(24)]
+    files = [os.open(path, os.O_RDWR | os.O_CREAT) for path in paths]
+    for what in (engine.stats, lambda: engine.scan(eager=True), engine.unmerge):
+        try:
+            what()
+        except (OSError, ksmpy.KsmpyError):
+            pass
+    assert not any(os.fstat(file).st_size for file in files)
+    assert one.tobytes() == wanted == two.tobytes()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+assert engine.stats().pages_sharing == 64
+engine.check()
+engine.close()
+assert one.tobytes() == wanted == two.tobytes()
+"""
+
+
+@pytest.mark.parametrize("chosen", EACH_FREEZE, ids=str)
+def test_an_engine_whose_descriptors_are_gone(chosen: Mode, tmp_path: Path) -> None:
+    """It touches no file of the program's, and loses no byte."""
+    if reason := chosen.missing():
+        pytest.skip(reason)
+    python_ok("-c", RECYCLED, str(tmp_path), *chosen)
+
+
+def test_a_daemon_that_closes_everything(tmp_path: Path) -> None:
+    """A child of a process on a shared store, whose log files get the store's numbers."""
+    python_ok("-c", DAEMON, str(tmp_path))
