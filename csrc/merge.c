@@ -471,13 +471,16 @@ static void merge_onto(ksmpy_engine *engine, struct run run)
         merge_pages(engine, run);
 }
 
-/* After mlockall(MCL_FUTURE) an overlay would be filled with copies of its frames at once. */
-static bool memory_is_locked(ksmpy_engine *engine)
+/*
+ * After mlockall(MCL_FUTURE) an overlay would be filled with copies of its frames at once, and
+ * without its own descriptors the engine would write into other files.
+ */
+static bool merging_is_barred(ksmpy_engine *engine)
 {
-    if (!engine->lock_known)
-        engine->memory_locked = os_locks_new_memory();
-    engine->lock_known = true;
-    return engine->memory_locked;
+    if (!engine->bar_known)
+        engine->merging_barred = os_locks_new_memory() || !store_has_files(&engine->store);
+    engine->bar_known = true;
+    return engine->merging_barred;
 }
 
 void merge_run(ksmpy_engine *engine)
@@ -491,7 +494,7 @@ void merge_run(ksmpy_engine *engine)
     if (run.kind == RUN_UNMERGE) {
         if (!unmerge_run(engine, run.page, run.n))
             count_refusal(engine, -EDQUOT, run.n);
-    } else if (memory_is_locked(engine)) {
+    } else if (merging_is_barred(engine)) {
         count_refusal(engine, -EBUSY, run.n);
     } else if (run.kind == RUN_ZERO) {
         merge_zeros(engine, run.page, run.n);

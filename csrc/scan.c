@@ -318,7 +318,7 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
     const struct region *region = region_at(engine, cursor->region);
     uint64_t before = engine->result->scanned;
     engine->ahead.n = engine->cursor.holes_n = 0;
-    engine->lock_known = false;
+    engine->bar_known = false;
     engine->ahead.end = region->base + (uint32_t)least(cursor->page + max_pages, region->n);
     if (eager && !cursor->eager)
         cursor_turn_eager(engine);
@@ -365,17 +365,14 @@ static bool stopped(const ksmpy_engine *engine)
     return atomic_load(&engine->interrupted) || atomic_load(&engine->pass_wanted);
 }
 
-static int scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
+static void scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
 {
     struct ksmpy_scan_result *result = engine->result;
     while (result->scanned < max_pages && !result->full && !stopped(engine)) {
-        if (!store_has_files(&engine->store))
-            return -EBADF;
         begin_if_at_start(engine);
         scan_slice(engine, least(max_pages - result->scanned, SLICE_SCANNED), eager);
         let_others_in(engine);
     }
-    return 0;
 }
 
 int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
@@ -390,7 +387,9 @@ int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
     engine->result = result;
     if (flags & KSMPY_SCAN_RESTART)
         cursor_reset(engine);
-    int error = scan_until(engine, max_pages, flags & KSMPY_SCAN_EAGER);
+    int error = store_has_files(&engine->store) ? 0 : -EBADF;
+    if (!error)
+        scan_until(engine, max_pages, flags & KSMPY_SCAN_EAGER);
     engine->result = NULL;
     pthread_mutex_unlock(&engine->lock);
     pthread_mutex_unlock(&engine->pass);
