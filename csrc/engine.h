@@ -212,6 +212,7 @@ struct ksmpy_engine {
     uint64_t busy, no_budget, no_memory, differed, lost;
     uint64_t vmas, vmas_counted, vma_limit; /* estimate; at the last count; allowed */
     bool bar_known, merging_barred; /* see merge.c; not known when a slice begins */
+    int io_tries; /* that are left, see unmerge.c */
 };
 
 static inline struct page *page_record(const ksmpy_engine *engine, uint32_t id)

@@ -7,7 +7,7 @@
 
 #include <errno.h>
 
-#define IO_TRIES 500 /* times a millisecond, for direct I/O into the pages to end */
+#define IO_TRIES 500 /* times a millisecond, for direct I/O into a region's pages to end */
 
 struct span {
     uintptr_t start, end;
@@ -81,7 +81,7 @@ static int unmerge_span(ksmpy_engine *engine, const struct region *region, struc
         n = least(n, FREEZE_MAX);
         uintptr_t blank = in_shadow(engine, region, span.start);
         int error = freezer_unoverlay(&engine->fz, span.start, n, blank, region->vma_flags);
-        for (int tries = 0; error == -EBUSY && state == PAGE_NEW && tries < IO_TRIES; tries++) {
+        for (; error == -EBUSY && state == PAGE_NEW && engine->io_tries; engine->io_tries--) {
             os_sleep_us(1000);
             error = freezer_unoverlay(&engine->fz, span.start, n, blank, region->vma_flags);
         }
@@ -169,6 +169,7 @@ static void reset_pages(ksmpy_engine *engine, const struct region *region)
 int unmerge_region(ksmpy_engine *engine, uint32_t id)
 {
     const struct region *region = region_at(engine, id);
+    engine->io_tries = IO_TRIES;
     int error = unmerge_pages(engine, id, 0, region->n, PAGE_NEW);
     int zeros = region->pages_in[PAGE_ZERO] && !region->lost ? unmerge_zeros(engine, region) : 0;
     reset_pages(engine, region);

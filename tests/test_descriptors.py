@@ -6,12 +6,19 @@ locked or closed then; what is merged stays as it is, and the engine says why it
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
+import threading
 from pathlib import Path
 
 import pytest
 
+import ksmpy
 from conftest import EACH_FREEZE, Mode
-from support.procs import python_ok
+from support import memory
+from support.oracle import PAGE
+from support.procs import in_child, python_ok
 
 RECYCLED = """
 import errno
@@ -126,3 +133,35 @@ def test_an_engine_whose_descriptors_are_gone(chosen: Mode, tmp_path: Path) -> N
 def test_a_daemon_that_closes_everything(tmp_path: Path) -> None:
     """A child of a process on a shared store, whose log files get the store's numbers."""
     python_ok("-c", DAEMON, str(tmp_path))
+
+
+@pytest.mark.parametrize("chosen", EACH_FREEZE, ids=str)
+def test_no_descriptor_is_left(chosen: Mode) -> None:
+    """What threads read cannot be seen then: written pages stay merged until it can."""
+    if reason := chosen.missing():
+        pytest.skip(reason)
+
+    def child() -> None:
+        one = memory.distinct(1024)
+        two, wanted = memory.twin(one), one.tobytes()
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        with ksmpy.Engine(**chosen.options) as engine:  # type: ignore[arg-type]
+            for array in (one, two):
+                engine.register(array)
+            engine.scan(eager=True)
+            for _ in range(2):
+                one[::PAGE] ^= 1
+            resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+            held = []
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(os.dup(0))
+            with pytest.raises(OSError, match="busy"):
+                engine.unmerge()
+            assert one.tobytes() == wanted == two.tobytes()
+            for fd in held:
+                os.close(fd)
+            engine.unmerge()
+            assert one.tobytes() == wanted == two.tobytes()
+
+    in_child(child)
