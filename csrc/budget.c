@@ -140,24 +140,31 @@ static bool intact(ksmpy_engine *engine, const struct region *region)
     return true;
 }
 
+void lose_region(ksmpy_engine *engine, uint32_t id)
+{
+    struct region *region = region_at(engine, id);
+    if (region->lost)
+        return;
+    region->lost = true;
+    for (uint64_t i = 0; i < region->n; i++) /* nobody may look at its bytes any more */
+        page_withdraw(engine, region->base + (uint32_t)i);
+    engine->lost += region->n;
+}
+
 void budget_find_lost(ksmpy_engine *engine)
 {
     os_maps_refresh(&engine->maps);
     for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next) {
-        struct region *region = region_at(engine, id);
-        if (region->lost || intact(engine, region))
-            continue;
-        region->lost = true;
-        for (uint64_t i = 0; i < region->n; i++) /* nobody may look at its bytes any more */
-            page_withdraw(engine, region->base + (uint32_t)i);
-        engine->lost += region->n;
+        const struct region *region = region_at(engine, id);
+        if (!region->lost && !intact(engine, region))
+            lose_region(engine, id);
     }
 }
 
 void budget_survey(ksmpy_engine *engine)
 {
-    uint64_t before = engine->lost;
     count(engine);
     budget_find_lost(engine);
-    engine->result->lost += engine->lost - before;
+    engine->result->lost += engine->lost - engine->lost_told;
+    engine->lost_told = engine->lost;
 }

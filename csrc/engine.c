@@ -239,6 +239,11 @@ static int set_knob(ksmpy_engine *engine, int knob, uint64_t value)
     return error;
 }
 
+bool engine_has_files(const ksmpy_engine *engine)
+{
+    return store_has_files(&engine->store) && freezer_has_files(&engine->fz);
+}
+
 int knob_check(int knob, uint64_t value)
 {
     switch (knob) {

@@ -210,9 +210,10 @@ struct ksmpy_engine {
     uint64_t pages_in[PAGE_STATES]; /* of all regions */
     uint64_t scanned, skipped, full_scans;
     uint64_t busy, no_budget, no_memory, differed, lost;
+    uint64_t lost_told; /* of those in lost: in the result of a pass */
     uint64_t vmas, vmas_counted, vma_limit; /* estimate; at the last count; allowed */
     bool bar_known, merging_barred; /* see merge.c; not known when a slice begins */
-    int io_tries; /* that are left, see unmerge.c */
+    int io_tries; /* times a millisecond that unmerging may wait for direct I/O to end */
 };
 
 static inline struct page *page_record(const ksmpy_engine *engine, uint32_t id)
@@ -248,6 +249,8 @@ static inline int tree_of(const ksmpy_engine *engine, unsigned node)
 
 /* ---- engine.c ---- */
 
+/* Has the program left its descriptors alone? */
+bool engine_has_files(const ksmpy_engine *engine);
 int knob_check(int knob, uint64_t value); /* -EINVAL */
 void engine_lock(ksmpy_engine *engine); /* ahead of a pass under way */
 void engine_unlock(ksmpy_engine *engine);
@@ -326,12 +329,17 @@ void merge_run(ksmpy_engine *engine); /* carries engine->run out; it is empty th
 
 /* ---- unmerge.c ---- */
 
-/* Does this mapping show the store, and do its owner's threads still have their way with it? */
+static inline bool shows_store(const ksmpy_engine *engine, const struct os_vma *vma)
+{
+    return vma->inode == engine->store.inode && vma->dev == engine->store.dev;
+}
+/* Does this mapping show the store, and has its owner not protected it? */
 static inline bool is_overlay(const ksmpy_engine *engine, const struct os_vma *vma)
 {
-    return vma->private_rw && vma->inode == engine->store.inode && vma->dev == engine->store.dev;
+    return vma->private_rw && shows_store(engine, vma);
 }
 
+#define IO_TRIES 500
 /* Pages of one region whose memory is an overlay become anonymous memory; 0 or the first error. */
 int unmerge_pages(ksmpy_engine *engine, uint32_t region, uint64_t first, uint64_t n,
                   enum page_state state);
@@ -350,6 +358,8 @@ void discard_region(ksmpy_engine *engine, uint32_t region);
 /* At the start of a pass: counts mappings, and finds regions whose memory was taken away. */
 void budget_survey(ksmpy_engine *engine);
 void budget_find_lost(ksmpy_engine *engine);
+/* Its memory is not, or not all, what we know: it is left alone from now on. */
+void lose_region(ksmpy_engine *engine, uint32_t region);
 /* May a run of n pages take so many mappings more? */
 bool budget_allows(ksmpy_engine *engine, uint64_t n, uint64_t more);
 /* Counts anew if there seems to be no room for so many. */

@@ -49,6 +49,14 @@ bool freezer_has(const struct freezer *fz, int fd)
     return false;
 }
 
+bool freezer_has_files(const struct freezer *fz)
+{
+    for (int i = 0; i < FREEZER_FILES; i++)
+        if (file_of(fz, i) >= 0 && !has_file(fz, i))
+            return false;
+    return true;
+}
+
 static void close_all(struct freezer *fz)
 {
     for (int i = 0; i < FREEZER_FILES; i++)

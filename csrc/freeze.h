@@ -85,6 +85,7 @@ void freezer_abandon(struct freezer *fz);
  * and opened files of its own that have their numbers now.
  */
 bool freezer_has(const struct freezer *fz, int fd);
+bool freezer_has_files(const struct freezer *fz); /* all of them */
 
 int freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n);
 void freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n);

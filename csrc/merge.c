@@ -478,7 +478,7 @@ static void merge_onto(ksmpy_engine *engine, struct run run)
 static bool merging_is_barred(ksmpy_engine *engine)
 {
     if (!engine->bar_known)
-        engine->merging_barred = os_locks_new_memory() || !store_has_files(&engine->store);
+        engine->merging_barred = os_locks_new_memory() || !engine_has_files(engine);
     engine->bar_known = true;
     return engine->merging_barred;
 }

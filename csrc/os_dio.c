@@ -4,13 +4,11 @@
  * A read from a file opened with O_DIRECT lets the device write to memory
  * behind the page tables, where no freezing can see it; some file systems read
  * so without being asked (FUSE, 9p).  The kernel tells only UFFDIO_MOVE about
- * it.  For everything else we look what the other threads are doing: one that
- * waits in a read shows the system call and its arguments in
+ * it, and nobody about 9p, which does not pin its pages for good.  For
+ * everything else we look what the other threads are doing: one that waits in
+ * a read shows the system call and its arguments in
  * /proc/self/task/TID/syscall.  Called when the pages can no longer be written
  * (frozen, or protected), so no new read can begin on them.
- *
- * A thread that copies what it has read into such a page waits for us, in the
- * fault that /proc/self/task/TID/wchan names: no device is writing for it.
  *
  * A process that has changed its user may not look at its own system calls.
  * Whether a thread waits for a disk it still may (TID/stat).
@@ -31,6 +29,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -61,27 +60,36 @@ static int tell(int tasks_fd, const char *thread, const char *what, char *text, 
     return got < 0 ? -errno : (int)got;
 }
 
-static bool waits_in_our_fault(int tasks_fd, const char *thread)
+/* File systems that read through the page cache unless they are told otherwise (linux/magic.h). */
+static bool has_page_cache(long type)
 {
-    char text[64];
-    return tell(tasks_fd, thread, "wchan", text, sizeof text) > 0 &&
-           strcmp(text, "handle_userfault") == 0;
+    static const unsigned cached[] = {
+        0xef53 /* ext2, 3, 4 */,   0x58465342 /* xfs */,   0x9123683e /* btrfs */,
+        0xf2f52010 /* f2fs */,     0x01021994 /* tmpfs */, 0x858458f6 /* ramfs */,
+        0x73717368 /* squashfs */, 0xe0f5e1e2 /* erofs */, 0x9660 /* iso9660 */,
+        0x4d44 /* vfat */,         0x2011bab0 /* exfat */, 0x9fa0 /* proc */,
+        0x62656572 /* sysfs */,
+    };
+    for (size_t i = 0; i < sizeof cached / sizeof cached[0]; i++)
+        if ((unsigned)type == cached[i])
+            return true;
+    return false;
 }
 
 /* May a device, or another process, answer this read by writing into its buffer? */
-static bool is_direct(int tasks_fd, const char *thread, int fd)
+static bool is_direct(int fd)
 {
     struct stat info;
+    struct statfs system;
     int flags = fcntl(fd, F_GETFL);
     if (flags < 0 || (flags & O_DIRECT))
         return flags >= 0;
-    return fstat(fd, &info) == 0 && (S_ISREG(info.st_mode) || S_ISBLK(info.st_mode)) &&
-           !waits_in_our_fault(tasks_fd, thread);
+    return fstat(fd, &info) == 0 && S_ISREG(info.st_mode) &&
+           (fstatfs(fd, &system) < 0 || !has_page_cache(system.f_type));
 }
 
 /* "nr arg0 arg1 ..." of a thread that waits in a system call. */
-static enum activity judge(int tasks_fd, const char *thread, const char *text, uintptr_t start,
-                           uintptr_t end)
+static enum activity judge(const char *text, uintptr_t start, uintptr_t end)
 {
     char *at;
     if (strncmp(text, "running", 7) == 0)
@@ -95,7 +103,7 @@ static enum activity judge(int tasks_fd, const char *thread, const char *text, u
     if (reads && (buffer >= end || start >= buffer + length))
         return ELSEWHERE;
     /* Of those that scatter the list of buffers may lie in memory that must not be touched now. */
-    return (reads || scatters) && is_direct(tasks_fd, thread, fd) ? READING_INTO : ELSEWHERE;
+    return (reads || scatters) && is_direct(fd) ? READING_INTO : ELSEWHERE;
 }
 
 /* "tid (name) state ..." */
@@ -111,7 +119,7 @@ static enum activity look_at(int tasks_fd, const char *thread, uintptr_t start, 
     char text[256];
     int got = tell(tasks_fd, thread, "syscall", text, sizeof text);
     if (got >= 0)
-        return judge(tasks_fd, thread, text, start, end);
+        return judge(text, start, end);
     if (got == -EACCES || got == -EPERM) {
         got = tell(tasks_fd, thread, "stat", text, sizeof text);
         if (got > 0)

@@ -45,12 +45,21 @@ static int find_by_query(struct os_maps *maps, uintptr_t address, struct os_vma 
     return 1;
 }
 
+/* The program may have closed it, and opened a file that has its number now. */
+static bool is_ours(const struct os_maps *maps)
+{
+    uint64_t inode, dev;
+    return maps->fd >= 0 && os_identify(maps->fd, &inode, &dev) == 0 && inode == maps->inode;
+}
+
 /* More of the text: 1, 0 at its end, or -errno. */
 static int refill(struct os_maps *maps)
 {
     memmove(maps->buffer, maps->buffer + maps->at, maps->fill - maps->at);
     maps->fill -= maps->at;
     maps->at = 0;
+    if (!is_ours(maps))
+        return -EBADF;
     ssize_t got = read(maps->fd, maps->buffer + maps->fill, BUFFER_BYTES - 1 - maps->fill);
     if (got < 0)
         return -errno;
@@ -75,7 +84,8 @@ static int next_line(struct os_maps *maps, char **line)
 
 static void rewind_text(struct os_maps *maps)
 {
-    lseek(maps->fd, 0, SEEK_SET);
+    if (is_ours(maps))
+        lseek(maps->fd, 0, SEEK_SET);
     maps->fill = maps->at = 0;
     maps->last = (struct os_vma){0};
 }
@@ -132,10 +142,9 @@ int os_maps_open(struct os_maps *maps)
 
 void os_maps_close(struct os_maps *maps)
 {
-    uint64_t inode, dev;
     os_unmap(maps->buffer, BUFFER_BYTES);
     maps->buffer = NULL;
-    if (maps->fd >= 0 && os_identify(maps->fd, &inode, &dev) == 0 && inode == maps->inode)
+    if (is_ours(maps))
         close(maps->fd);
     maps->fd = -1;
 }

@@ -155,6 +155,7 @@ int ksmpy_release(ksmpy_engine *engine, uint32_t region, int discard)
     engine_lock(engine);
     if (known(engine, region)) {
         error = fork_revive(engine);
+        engine->io_tries = IO_TRIES;
         if (discard && !error)
             discard_region(engine, region);
         else if (!error)
@@ -172,6 +173,7 @@ int ksmpy_unmerge_region(ksmpy_engine *engine, uint32_t region)
     if (engine->forked)
         return -EPERM;
     engine_lock(engine);
+    engine->io_tries = IO_TRIES;
     int error = known(engine, region) ? unmerge_region(engine, region) : -ENOENT;
     engine_unlock(engine);
     check_step(engine);
@@ -188,6 +190,9 @@ int ksmpy_unmerge(ksmpy_engine *engine)
     if (engine->forked)
         return -EPERM;
     pass_lock(engine);
+    engine_lock(engine);
+    engine->io_tries = IO_TRIES;
+    engine_unlock(engine);
     for (uint32_t id = 0; id < engine->region_count; id++) {
         engine_lock(engine);
         int error = known(engine, id) ? unmerge_region(engine, id) : 0;

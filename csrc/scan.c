@@ -387,7 +387,7 @@ int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
     engine->result = result;
     if (flags & KSMPY_SCAN_RESTART)
         cursor_reset(engine);
-    int error = store_has_files(&engine->store) ? 0 : -EBADF;
+    int error = engine_has_files(engine) ? 0 : -EBADF;
     if (!error)
         scan_until(engine, max_pages, flags & KSMPY_SCAN_EAGER);
     engine->result = NULL;

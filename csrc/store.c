@@ -174,9 +174,9 @@ void store_forget_files(struct store *store)
 void store_close_files(struct store *store)
 {
     int files[] = {store->memfd, store->write_fd, store->lock_fd};
-    bool known = store->inode != 0, ours = !known || store_has_files(store);
+    const uint64_t inodes[] = {store->inode, store->inode, store->lock_inode};
     for (size_t i = 0; i < sizeof files / sizeof files[0]; i++)
-        if (files[i] >= 0 && ours)
+        if (files[i] >= 0 && (!inodes[i] || is_file(store, files[i], inodes[i])))
             close(files[i]);
     store_forget_files(store);
 }

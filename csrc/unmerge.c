@@ -7,14 +7,17 @@
 
 #include <errno.h>
 
-#define IO_TRIES 500 /* times a millisecond, for direct I/O into a region's pages to end */
-
 struct span {
     uintptr_t start, end;
 };
 
-/* The next stretch of overlay mappings in [at, end): 1 found, 0 none, or -errno. */
-static int next_overlay(ksmpy_engine *engine, uintptr_t at, uintptr_t end, struct span *span)
+/*
+ * The next stretch of overlay mappings of a region in [at, end): 1 found, 0 none, or -errno.  One
+ * that its owner has protected is none, and the region is left alone from then on: its pages are
+ * about to be forgotten, and when they are writable again they would be taken for memory of its own.
+ */
+static int next_overlay(ksmpy_engine *engine, uint32_t region, uintptr_t at, uintptr_t end,
+                        struct span *span)
 {
     struct os_vma vma;
     *span = (struct span){0, 0};
@@ -23,6 +26,8 @@ static int next_overlay(ksmpy_engine *engine, uintptr_t at, uintptr_t end, struc
         if (found < 0)
             return found;
         bool more = found && vma.start < end && (!span->end || vma.start <= span->end);
+        if (more && shows_store(engine, &vma) && !is_overlay(engine, &vma))
+            lose_region(engine, region);
         if (more && is_overlay(engine, &vma)) {
             if (!span->end)
                 span->start = vma.start > at ? vma.start : at;
@@ -106,7 +111,7 @@ int unmerge_pages(ksmpy_engine *engine, uint32_t id, uint64_t first, uint64_t n,
     struct span span;
     int failure = 0, found;
     os_maps_refresh(&engine->maps);
-    while ((found = next_overlay(engine, at, end, &span)) > 0) {
+    while ((found = next_overlay(engine, id, at, end, &span)) > 0) {
         forget_lost(engine, region, (struct span){at, span.start}, state);
         int error = unmerge_span(engine, region, span, state);
         failure = failure ? failure : error;
@@ -169,7 +174,6 @@ static void reset_pages(ksmpy_engine *engine, const struct region *region)
 int unmerge_region(ksmpy_engine *engine, uint32_t id)
 {
     const struct region *region = region_at(engine, id);
-    engine->io_tries = IO_TRIES;
     int error = unmerge_pages(engine, id, 0, region->n, PAGE_NEW);
     int zeros = region->pages_in[PAGE_ZERO] && !region->lost ? unmerge_zeros(engine, region) : 0;
     reset_pages(engine, region);
@@ -230,7 +234,7 @@ void discard_region(ksmpy_engine *engine, uint32_t id)
     uintptr_t at = region->address, end = at + bytes_of(region->n);
     struct span span;
     os_maps_refresh(&engine->maps);
-    while (region->pages_in[PAGE_SHARED] && next_overlay(engine, at, end, &span) > 0) {
+    while (region->pages_in[PAGE_SHARED] && next_overlay(engine, id, at, end, &span) > 0) {
         forget_lost(engine, region, (struct span){at, span.start}, PAGE_NEW);
         if (os_map_anonymous(span.start, (span.end - span.start) >> PAGE_SHIFT,
                              region->vma_flags) == 0)

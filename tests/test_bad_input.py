@@ -54,6 +54,7 @@ RW = mmap.PROT_READ | mmap.PROT_WRITE
 ANON = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 MAP_FIXED, MAP_HUGETLB, FAILED = 0x10, 0x40000, 2**64 - 1
 MAYMOVE_FIXED = 3
+MADV_PAGEOUT = 21
 
 
 class Raw:
@@ -541,6 +542,27 @@ def test_merged_memory_is_protected(rights: int, engine: Any) -> None:
     assert one.tobytes() == wanted
     engine.close()
     assert one.tobytes() == wanted == two.tobytes()
+
+
+def test_merged_memory_is_protected_for_a_moment(engine: Any) -> None:
+    """While it is unmerged: it stays an overlay then, and is not taken for memory of its own."""
+    one = memory.distinct(64)
+    two = memory.twin(one)
+    regions = [engine.register(array) for array in (one, two)]
+    assert engine.scan(eager=True).merged == 128
+    one[5] ^= 1
+    wanted, others = one.tobytes(), two.tobytes()
+    part = memory.address_of(one), one.nbytes
+    assert _libc.mprotect(*part, mmap.PROT_READ) == 0
+    with contextlib.suppress(OSError):
+        regions[0].unmerge()
+    assert _libc.mprotect(*part, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+    assert _libc.madvise(*part, MADV_PAGEOUT) == 0
+    assert engine.scan(3, eager=True).merged == 0
+    assert len(engine.regions()) == 1
+    assert one.tobytes() == wanted and two.tobytes() == others
+    engine.close()
+    assert one.tobytes() == wanted and two.tobytes() == others
 
 
 def test_discarded_behind_our_back(victim: Victim) -> None:
