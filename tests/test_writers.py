@@ -328,7 +328,7 @@ def test_direct_io_into_pages_being_merged(mode: Mode, engine: Any, direct_fd: i
     regions = [engine.register(buffer) for buffer in buffers]
     merged = 0
     reader.start()
-    end = time.monotonic() + duration()
+    end = time.monotonic() + duration() / 2
     while time.monotonic() < end:
         merged += engine.scan(2, eager=True).merged
         time.sleep(0.001)

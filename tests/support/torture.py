@@ -123,7 +123,7 @@ def library() -> Any:
     return lib
 
 
-def duration(default: float = 3.0) -> float:
+def duration(default: float = 2.0) -> float:
     """How long one torture lasts, in seconds: KSMPY_TORTURE_SECONDS, or the default."""
     return float(os.environ.get("KSMPY_TORTURE_SECONDS", default))
 
