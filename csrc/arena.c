@@ -41,8 +41,7 @@ void arena_destroy(struct arena *arena)
 
 static int allocate(const struct arena *arena, size_t offset, size_t bytes)
 {
-    uint64_t inode, dev;
-    if (os_identify(arena->fd, &inode, &dev) < 0 || inode != arena->inode)
+    if (!os_is_file(arena->fd, arena->inode))
         return -EBADF;
     return os_allocate(arena->fd, arena->offset + offset, bytes);
 }

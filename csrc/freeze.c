@@ -35,10 +35,8 @@ static void know_files(struct freezer *fz)
 
 static bool has_file(const struct freezer *fz, int i)
 {
-    uint64_t inode, dev;
     int fd = file_of(fz, i);
-    return fd >= 0 && os_identify(fd, &inode, &dev) == 0 &&
-           (!fz->inodes[i] || inode == fz->inodes[i]);
+    return fd >= 0 && (!fz->inodes[i] || os_is_file(fd, fz->inodes[i]));
 }
 
 bool freezer_has(const struct freezer *fz, int fd)

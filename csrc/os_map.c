@@ -332,6 +332,16 @@ int os_identify(int fd, uint64_t *inode, uint64_t *dev)
     return 0;
 }
 
+/* Twice: who gives up for good on a descriptor is to be sure. */
+bool os_is_file(int fd, uint64_t inode)
+{
+    uint64_t now, dev;
+    int error = os_identify(fd, &now, &dev);
+    if (error)
+        error = os_identify(fd, &now, &dev);
+    return error ? error != -EBADF : now == inode;
+}
+
 static struct flock one_byte(short type, uint64_t number)
 {
     return (struct flock){

@@ -48,8 +48,7 @@ static int find_by_query(struct os_maps *maps, uintptr_t address, struct os_vma 
 /* The program may have closed it, and opened a file that has its number now. */
 static bool is_ours(const struct os_maps *maps)
 {
-    uint64_t inode, dev;
-    return maps->fd >= 0 && os_identify(maps->fd, &inode, &dev) == 0 && inode == maps->inode;
+    return maps->fd >= 0 && os_is_file(maps->fd, maps->inode);
 }
 
 /* More of the text: 1, 0 at its end, or -errno. */

@@ -79,17 +79,10 @@ int store_know_files(struct store *store)
     return error ? error : os_identify(store->memfd, &store->inode, &store->dev);
 }
 
-static bool is_file(const struct store *store, int fd, uint64_t wanted)
-{
-    uint64_t inode, dev;
-    return os_identify(fd, &inode, &dev) == 0 && inode == wanted && dev == store->dev;
-}
-
 bool store_has_files(const struct store *store)
 {
-    return is_file(store, store->memfd, store->inode) &&
-           is_file(store, store->write_fd, store->inode) &&
-           is_file(store, store->lock_fd, store->lock_inode);
+    return os_is_file(store->memfd, store->inode) && os_is_file(store->write_fd, store->inode) &&
+           os_is_file(store->lock_fd, store->lock_inode);
 }
 
 static int open_files(struct store *store)
@@ -176,7 +169,7 @@ void store_close_files(struct store *store)
     int files[] = {store->memfd, store->write_fd, store->lock_fd};
     const uint64_t inodes[] = {store->inode, store->inode, store->lock_inode};
     for (size_t i = 0; i < sizeof files / sizeof files[0]; i++)
-        if (files[i] >= 0 && (!inodes[i] || is_file(store, files[i], inodes[i])))
+        if (files[i] >= 0 && (!inodes[i] || os_is_file(files[i], inodes[i])))
             close(files[i]);
     store_forget_files(store);
 }
