@@ -39,7 +39,7 @@ void arena_destroy(struct arena *arena)
     arena->base = NULL;
 }
 
-static int allocate(const struct arena *arena, size_t offset, size_t bytes)
+int arena_allocate(const struct arena *arena, size_t offset, size_t bytes)
 {
     if (!os_is_file(arena->fd, arena->inode))
         return -EBADF;
@@ -57,7 +57,7 @@ int arena_grow(struct arena *arena, uint64_t count)
     size_t new_end = round_up(arena->stride * count, step);
     if (new_end > old_end) {
         size_t more = new_end - old_end;
-        int error = arena->in_file ? allocate(arena, old_end, more)
+        int error = arena->in_file ? arena_allocate(arena, old_end, more)
                                    : os_commit(arena->base + old_end, more);
         if (error)
             return error;

@@ -34,6 +34,8 @@ void arena_in_file(struct arena *arena, size_t stride, uint64_t limit, void *bas
 void arena_destroy(struct arena *arena);
 /* Makes elements below count usable (zero filled at first use); -ENOMEM, -ENOSPC. */
 int arena_grow(struct arena *arena, uint64_t count);
+/* Memory for a part of one that is in a file; -ENOSPC; -EBADF: the program has closed that. */
+int arena_allocate(const struct arena *arena, size_t offset, size_t bytes);
 static inline void *arena_at(const struct arena *arena, uint64_t index)
 {
     return arena->base + arena->stride * index;

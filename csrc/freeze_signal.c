@@ -205,9 +205,8 @@ int64_t signal_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const u
  */
 void signal_restore(uintptr_t address, uint64_t n)
 {
-    uint64_t part = n;
     for (int tries = 0; n; tries++) {
-        part = tries < RETRIES ? n : 1;
+        uint64_t part = tries < RETRIES ? n : 1;
         if (os_protect(address, part, true) == -ENOMEM && (part > 1 || os_is_mapped(address))) {
             os_sleep_us(50);
         } else {

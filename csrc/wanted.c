@@ -67,10 +67,7 @@ static uint64_t entry_for(uint64_t key, unsigned slot)
 /* Not as the arena remembers it: another process may have begun anew with a small table. */
 static int allocate(const struct store *store, uint64_t size)
 {
-    if (!store_has_files(store))
-        return -EBADF;
-    return os_allocate(store->wanted.fd, store->wanted.offset + size * sizeof(uint64_t),
-                       size * sizeof(uint64_t));
+    return arena_allocate(&store->wanted, size * sizeof(uint64_t), size * sizeof(uint64_t));
 }
 
 /* Twice the size; where there is no memory for it, it fills up further. */

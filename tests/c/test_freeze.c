@@ -2,12 +2,12 @@
 #include "freeze.h"
 
 #include <fcntl.h>
-#include <stdarg.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "../support/mremap.h"
 #include "check.h"
 #include "pages.h"
 
@@ -37,10 +37,8 @@ static void change_a_part(uintptr_t range)
 
 void *mremap(void *from, size_t before, size_t after, int flags, ...)
 {
-    va_list rest;
-    va_start(rest, flags);
-    void *to = flags & MREMAP_FIXED ? va_arg(rest, void *) : NULL;
-    va_end(rest);
+    void *to;
+    MREMAP_TARGET(to, flags);
     void *got = (void *)syscall(SYS_mremap, from, before, after, flags, to);
     if (to && (uintptr_t)to == awaited) {
         awaited = 0;

@@ -24,6 +24,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "mremap.h"
+
 #define PAGE 4096
 #define READ_AT 3         /* the page that the reader wants */
 #define MOVE 0xc028aa05ul /* UFFDIO_MOVE, which is newer than some headers */
@@ -156,10 +158,8 @@ static bool expects(int wanted, uintptr_t address, size_t bytes)
 void *mremap(void *from, size_t before, size_t after, int flags, ...)
 {
     void *(*real)(void *, size_t, size_t, int, ...) = dlsym(RTLD_NEXT, "mremap");
-    va_list rest;
-    va_start(rest, flags);
-    void *to = flags & MREMAP_FIXED ? va_arg(rest, void *) : NULL;
-    va_end(rest);
+    void *to;
+    MREMAP_TARGET(to, flags);
     void *result = real(from, before, after, flags, to);
     if (result != MAP_FAILED && expects(ARMED, (uintptr_t)from, before))
         on_freeze();

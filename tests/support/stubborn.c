@@ -5,11 +5,10 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
-#include <stdarg.h>
 #include <stdatomic.h>
-#include <stddef.h>
 #include <stdint.h>
-#include <sys/mman.h>
+
+#include "mremap.h"
 
 #define PAGE 4096
 
@@ -30,10 +29,8 @@ int stubborn_left(void)
 void *mremap(void *from, size_t before, size_t after, int flags, ...)
 {
     void *(*real)(void *, size_t, size_t, int, ...) = dlsym(RTLD_NEXT, "mremap");
-    va_list rest;
-    va_start(rest, flags);
-    void *to = flags & MREMAP_FIXED ? va_arg(rest, void *) : NULL;
-    va_end(rest);
+    void *to;
+    MREMAP_TARGET(to, flags);
     if (to && (uintptr_t)to == target && before == PAGE && atomic_load(&failures) > 0) {
         atomic_fetch_sub(&failures, 1);
         errno = ENOMEM;
