@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from conftest import Mode
-from ksmpy import _native, demo
-from ksmpy._fleet import SENTENCES, Fleet
+from ksmpy import _native
+from ksmpy.demo import story as demo
+from ksmpy.demo.fleet import SENTENCES, Fleet
 from ksmpy.errors import KsmpyError
 from support.bert import minilm, write_encoder
 from support.inject import preloaded
@@ -234,7 +235,7 @@ def test_what_the_machine_lacks_is_told_as_such(small: Path) -> None:
     code = f"""
 import multiprocessing
 from pathlib import Path
-from ksmpy._worker import serve
+from ksmpy.demo.worker import serve
 from ksmpy.store import Store
 from support.inject import Injector
 ours, theirs = multiprocessing.Pipe()

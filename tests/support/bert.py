@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ksmpy import _minilm
+from ksmpy.demo.weights import find_model
 from ksmpy.errors import KsmpyError
 
 #: Numbers in each vector.
@@ -19,7 +19,7 @@ WIDTH = 384
 def minilm() -> Path:
     """The weights of all-MiniLM-L6-v2; skips the test where its package is missing."""
     try:
-        return _minilm.find_model()
+        return find_model()
     except KsmpyError as error:
         pytest.skip(str(error))
 

@@ -14,10 +14,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ksmpy import Engine
-from ksmpy._encoder import Encoder
-from ksmpy._minilm import load, read_layout
-from ksmpy._proof import OwnPages, last_layer, wrong_bytes
+from ksmpy.demo.encoder import Encoder
+from ksmpy.demo.proof import OwnPages, last_layer, wrong_bytes
+from ksmpy.demo.weights import load, read_layout
+from ksmpy.engine import Engine
 from ksmpy.errors import KsmpyError, Unsupported
 
 if TYPE_CHECKING:

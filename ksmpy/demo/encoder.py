@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ksmpy._minilm import Weights
+    from ksmpy.demo.weights import Weights
 
     Floats = NDArray[np.float32]
 

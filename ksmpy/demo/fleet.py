@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ksmpy._worker import serve
+from ksmpy.demo.worker import serve
 from ksmpy.errors import KsmpyError, Unsupported
 
 if TYPE_CHECKING:

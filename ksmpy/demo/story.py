@@ -17,10 +17,10 @@ from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING
 
-from ksmpy._fleet import SENTENCES, Fleet, Member
-from ksmpy._minilm import Layout, read_layout
 from ksmpy._native import PAGE_SIZE
-from ksmpy._proof import Memory
+from ksmpy.demo.fleet import SENTENCES, Fleet, Member
+from ksmpy.demo.proof import Memory
+from ksmpy.demo.weights import Layout, read_layout
 from ksmpy.errors import KsmpyError
 
 if TYPE_CHECKING:
