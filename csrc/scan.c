@@ -20,6 +20,8 @@
 
 #define SLICE_SCANNED RUN_MAX /* pages looked at before other threads get the lock */
 #define SLICE_VISITED 8192    /* the same for pages passed over */
+#define ALWAYS_VISITED 3 /* visits of a page before smart_scan passes it over for the first time */
+#define AGE_MAX 15
 #define LINES 8 /* cache lines of the next page that are asked for at the end of this one */
 
 /* ---- one page ---- */
@@ -101,7 +103,7 @@ static bool wants_sum(const ksmpy_engine *engine, uint32_t id, uint64_t at, bool
     const struct cursor *cursor = &engine->cursor;
     const struct page *page = page_record(engine, id);
     enum page_state state = page_state(page);
-    if (has_bit(cursor->zero, at) || page_age(page) > 1 || state >= PAGE_SHARED)
+    if (has_bit(cursor->zero, at) || page_age(page) >= ALWAYS_VISITED || state >= PAGE_SHARED)
         return false;
     if (!engine->tracked)
         return true;
@@ -185,14 +187,15 @@ static unsigned skips_of(unsigned age)
     return age <= 3 ? 1 : age <= 5 ? 2 : age <= 8 ? 4 : 8;
 }
 
+/* The age before the visit decides, and the visit raises it. */
 static bool smart_skip(const ksmpy_engine *engine, struct page *page)
 {
     if (!engine->knobs[KSMPY_KNOB_SMART_SCAN])
         return false;
     unsigned age = page_age(page);
-    if (age < 15)
-        page_set_age(page, ++age);
-    if (age < 3)
+    if (age < AGE_MAX)
+        page_set_age(page, age + 1);
+    if (age < ALWAYS_VISITED)
         return false;
     unsigned skip = page_skip(page);
     page_set_skip(page, skip ? skip - 1 : skips_of(age));

@@ -27,6 +27,7 @@ import ksmpy
 from conftest import Mode
 from ksmpy import kernel
 from support import memory, oracle
+from support.knobs import LONE_PAGE, visits
 from support.memory import Bytes
 from support.oracle import PAGE
 from support.patience import patience, until
@@ -198,6 +199,10 @@ class World:
         ]
 
 
+def _work(counter: str) -> int:
+    return int(kernel.read()[counter])
+
+
 def _seen(counters: dict[str, int]) -> int:
     return sum(counters[name] for name in EXACT[:-1])
 
@@ -353,6 +358,21 @@ def test_same_counters(sharing: int, zero: int, seed: int) -> None:
             if number % 6 == 5:
                 world.compare()
                 world.log.append("settled")
+
+
+def test_smart_scan_skips_the_same_visits() -> None:
+    """A page that is unlike all others is passed over in the very passes in which ksmd does so."""
+    with ExitStack() as stack:
+        world = _world(256, 0, stack)
+        if "smart_scan" not in kernel.read():
+            pytest.skip("this kernel has no smart_scan")
+        kernel.write("smart_scan", 1)
+        page = memory.distinct(1)
+        kernel.mergeable(*memory.span(page))  # first: with nothing to do, ksmd would wait for it
+        kernel.unmergeable(*memory.span(world.buffers[0]))
+        stack.callback(kernel.unmergeable, *memory.span(page))
+        truth = visits(world.kernel.scan, lambda: (_work("pages_scanned"), _work("pages_skipped")))
+        assert truth == LONE_PAGE
 
 
 @pytest.mark.parametrize("before", [1, 3], ids="{}_before".format)

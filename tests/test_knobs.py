@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conftest import FREEZES, Mode
 from ksmpy import KsmpyError
 from ksmpy.advisor import Advisor, Limits
 from ksmpy.config import KNOBS, environment
 from support import memory
-from support.knobs import refused
+from support.knobs import LONE_PAGE, refused, visits
 from support.patience import patience, until
 
 DEFAULTS = {
@@ -239,3 +240,23 @@ def test_advisor_counts_a_short_pass_as_a_second() -> None:
     """A pass below a second counts as one, and no division is by zero."""
     assert Advisor().advise(0, 0, 0, Limits(0, 0, 0, 0)) == 0
     assert Advisor().advise(500, 0, 5, Limits()) == Advisor().advise(500, 1, 5, Limits())
+
+
+@pytest.mark.parametrize(
+    "mode", [Mode(freeze, "checksum") for freeze in FREEZES], indirect=True, ids=str
+)
+def test_smart_scan_skips_by_age(engine: Any) -> None:
+    """Four visits come before the first skip of a page that never merges, and then more and more.
+
+    The kernel's own KSM is asked in test_kernel_oracle.py. With write tracking such a page is not
+    looked at again at all.
+    """
+    page = memory.distinct(1)
+    engine.register(page)
+
+    def work() -> tuple[int, int]:
+        stats = engine.stats()
+        return stats.pages_scanned, stats.pages_skipped
+
+    assert visits(engine.scan, work) == LONE_PAGE
+    engine.check()
