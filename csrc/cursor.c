@@ -46,6 +46,7 @@ void cursor_reset(ksmpy_engine *engine)
 {
     remember_written(engine);
     engine->cursor.region = engine->first_region;
+    engine->cursor.begun = false;
     engine->cursor.page = 0;
     engine->cursor.window_n = 0;
 }

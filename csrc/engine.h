@@ -129,7 +129,8 @@ struct unode { /* node of an unstable tree */
 };
 
 struct cursor {
-    uint32_t region;
+    uint32_t region; /* NO_REGION: there is none any more, and a pass that has begun is over */
+    bool begun;      /* a pass is under way */
     bool eager;                 /* the window was opened, or gone on with, by an eager call */
     uint64_t page;              /* within the region */
     uint64_t window, window_n;  /* pages [window, +n) of the region were asked about */

@@ -73,7 +73,7 @@ struct ksmpy_scan_result {
     uint64_t no_budget; /* pages left alone because mappings are scarce */
     uint64_t no_memory; /* pages left alone because the store could not grow */
     uint64_t lost; /* registered pages whose memory is no longer the owner's */
-    uint64_t full; /* 1 when this call reached the end of the pass */
+    uint64_t full; /* passes that ended; 2: one by the end of its last region, before the call */
 };
 
 struct ksmpy_stats {

@@ -291,7 +291,7 @@ static void visit(ksmpy_engine *engine, const struct region *region, uint64_t i,
 static void end_pass(ksmpy_engine *engine)
 {
     engine->full_scans++;
-    engine->result->full = 1;
+    engine->result->full++;
     store_reap(&engine->store);
     frames_follow_nodes(engine);
     cursor_reset(engine);
@@ -343,13 +343,13 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
         next_region(engine);
 }
 
-static void begin_if_at_start(ksmpy_engine *engine)
+static void begin_pass_if_none(ksmpy_engine *engine)
 {
-    if (engine->cursor.region == NO_REGION)
-        cursor_reset(engine);
     follow_rules(engine);
-    if (engine->cursor.region != engine->first_region || engine->cursor.page)
+    if (engine->cursor.begun)
         return;
+    cursor_reset(engine);
+    engine->cursor.begun = true;
     budget_survey(engine);
     follow_news(engine);
 }
@@ -370,12 +370,26 @@ static bool stopped(const ksmpy_engine *engine)
 
 static void scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
 {
-    struct ksmpy_scan_result *result = engine->result;
-    while (result->scanned < max_pages && !result->full && !stopped(engine)) {
-        begin_if_at_start(engine);
+    const struct ksmpy_scan_result *result = engine->result;
+    uint64_t passes = engine->full_scans;
+    while (result->scanned < max_pages && engine->full_scans == passes && !stopped(engine)) {
+        begin_pass_if_none(engine);
         scan_slice(engine, least(max_pages - result->scanned, SLICE_SCANNED), eager);
         let_others_in(engine);
     }
+}
+
+/* The pass under way ended when its last region went, and this is the first call since. */
+static void end_pass_left_over(ksmpy_engine *engine)
+{
+    if (engine->cursor.begun && engine->cursor.region == NO_REGION)
+        end_pass(engine);
+}
+
+static void restart(ksmpy_engine *engine)
+{
+    cursor_reset(engine);
+    engine->result->full = 0;
 }
 
 int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
@@ -388,9 +402,11 @@ int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
     pthread_mutex_lock(&engine->lock);
     atomic_store(&engine->interrupted, false);
     engine->result = result;
-    if (flags & KSMPY_SCAN_RESTART)
-        cursor_reset(engine);
     int error = engine_has_files(engine) ? 0 : -EBADF;
+    if (!error)
+        end_pass_left_over(engine);
+    if (flags & KSMPY_SCAN_RESTART)
+        restart(engine);
     if (!error)
         scan_until(engine, max_pages, flags & KSMPY_SCAN_EAGER);
     engine->result = NULL;

@@ -63,6 +63,43 @@ def test_region_ends_with_its_array(engine: Any, monkeypatch: pytest.MonkeyPatch
     assert np.array_equal(second, pattern(1))
 
 
+@pytest.mark.parametrize("others", [0, 1], ids=["", "behind another"])
+def test_a_pass_ends_with_its_last_region(others: int, engine: Any) -> None:
+    """Passes whose last region goes while they are in it count, and the next one begins at once."""
+    kept = [memory.distinct(8, seed=seed) for seed in range(others)]
+    for each in kept:
+        engine.register(each)
+    for passes in range(6):
+        assert engine.stats().full_scans == max(0, passes - 1)
+        pages = memory.distinct(64, seed=9)
+        region = engine.register(pages)
+        result = engine.scan(max_pages=len(kept) * 8 + 10)
+        assert (result.full, engine.stats().full_scans) == (passes > 0, passes)
+        assert result.scanned + result.skipped >= 10
+        region.release()
+    assert engine.scan().full == 1
+    assert engine.stats().full_scans == 7
+    engine.check()
+
+
+def test_the_dead_are_reaped_though_every_pass_loses_its_last_region(engine: Any) -> None:
+    """Frames that only a child mapped are freed after it, whatever ends the passes."""
+    arrays = merged_pair(engine, lambda: memory.distinct(16))
+    child = procs.Child(lambda: None).ready()
+    for region in engine.regions():
+        region.release()
+    assert engine.stats().stale_frames == 16
+    child.finish()
+    for seed in range(2):
+        pages = memory.distinct(64, seed=seed)
+        region = engine.register(pages)
+        engine.scan(max_pages=10)
+        region.release()
+    assert engine.stats().stale_frames == 0
+    assert np.array_equal(*arrays)
+    engine.check()
+
+
 def test_memory_is_intact_when_a_region_ends(auto: Any) -> None:
     """Nothing is done to memory that malloc has back already: the heap survives many deaths."""
     for _ in range(3):
