@@ -118,7 +118,7 @@ static void check_unstable(const ksmpy_engine *engine, struct report *report)
 
 struct frames_seen {
     struct report *report;
-    bool bytes; /* are looked at as well */
+    struct store *read; /* whose bytes are looked at as well, or NULL */
     uint64_t live, shared, stale, sharers, chains, dups;
 };
 
@@ -137,7 +137,8 @@ static void see_chain(const struct store *store, uint32_t head, int tree, void *
         const struct frame *frame = frame_at(store, at);
         expect(report, "frame before in its chain", frame->dup_prev, before);
         expect(report, "tree of a frame", frame->tree, (uint64_t)tree);
-        if (seen->bytes && cut_sum(ksmpy_checksum(frame_bytes(store, at), PAGE_SIZE)) != frame->sum)
+        if (seen->read &&
+            cut_sum(ksmpy_checksum(frame_bytes(seen->read, at), PAGE_SIZE)) != frame->sum)
             complain(report, "frame's bytes have another checksum", at, frame->sum);
         seen->sharers += frame->sharers;
         seen->shared += frame->sharers != 0;
@@ -223,12 +224,13 @@ int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)
     check_pages(engine, &report);
     check_buckets(engine, &report);
     check_unstable(engine, &report);
-    struct frames_seen seen = {.report = &report, .bytes = true};
+    struct frames_seen seen = {.report = &report, .read = &engine->store};
     check_frames(&engine->store, &seen);
     if (engine->store.shared)
         check_counts(&engine->store, &report);
     else
         expect(&report, "sharers of all frames", seen.sharers, engine->pages_in[PAGE_SHARED]);
+    store_look_away(&engine->store, true);
     store_unlock(&engine->store);
     engine_unlock(engine);
     return report.error;

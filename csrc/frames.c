@@ -1,11 +1,22 @@
 /* Frames follow their memory from node to node. */
 #include "engine.h"
 
+/* Only what is in our page tables has a node; a read of what is no frame would make it one. */
+KSMPY_READS_LIVE_MEMORY static void look_at(struct store *store, uint32_t first, uint64_t n)
+{
+    store_lock(store);
+    for (uint32_t frame = first; frame < first + n; frame++)
+        if (frame_is_live(store, frame))
+            (void)*(const volatile uint8_t *)frame_bytes(store, frame);
+    store_unlock(store);
+}
+
 static void follow_chunk(ksmpy_engine *engine, uint32_t first, uint64_t n)
 {
     struct store *store = &engine->store;
     int found[CHUNK];
-    if (os_nodes((uintptr_t)frame_bytes(store, first), n, found) < 0)
+    look_at(store, first, n);
+    if (os_nodes((uintptr_t)store->memory + bytes_of(first), n, found) < 0)
         return;
     for (uint64_t i = 0; i < n; i++) {
         uint32_t frame = first + (uint32_t)i;
@@ -17,6 +28,7 @@ static void follow_chunk(ksmpy_engine *engine, uint32_t first, uint64_t n)
         }
         store_unlock(store);
     }
+    store_look_away(store, true);
 }
 
 void frames_follow_nodes(ksmpy_engine *engine)

@@ -12,8 +12,6 @@
 #include <errno.h>
 #include <string.h>
 
-#define FAULT_AROUND ((uintptr_t)64 << 10) /* the kernel maps so much of a file at one fault */
-
 #define TRACKED_RUN 32 /* shortest run whose overlays are tracked */
 #define SHADOWED 32 /* pages of the smallest region that gets a shadow: it costs a mapping */
 #define PREFETCH 8 /* pages ahead that the index is told of */
@@ -45,7 +43,7 @@ static void count_refusal(ksmpy_engine *engine, int error, uint64_t pages)
 }
 
 /* Frozen: which pages may be mapped. */
-static void compare(const ksmpy_engine *engine, struct piece *piece, const uint8_t *view)
+static void compare(ksmpy_engine *engine, struct piece *piece, const uint8_t *view)
 {
     for (uint64_t i = 0; i < piece->n; i++) {
         const uint8_t *frame = frame_bytes(&engine->store, piece->frame + (uint32_t)i);
@@ -204,7 +202,7 @@ static uint64_t merge_piece(ksmpy_engine *engine, struct piece *piece, uint64_t 
 KSMPY_READS_LIVE_MEMORY static void fault_in(uintptr_t address, uint64_t n)
 {
     uintptr_t end = address + bytes_of(n);
-    for (uintptr_t at = address; at < end; at = (at | (FAULT_AROUND - 1)) + 1)
+    for (uintptr_t at = address; at < end; at = (at | (bytes_of(FAULT_AROUND) - 1)) + 1)
         (void)*(const volatile uint8_t *)at;
 }
 

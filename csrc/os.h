@@ -21,6 +21,8 @@
 #define PAGE_SHIFT 12
 #define PAGE_SIZE ((size_t)1 << PAGE_SHIFT)
 
+#define FAULT_AROUND 16 /* pages of a file that the kernel maps at one fault */
+
 #define HUGE_PAGES                                                                                 \
     ((uint64_t)512) /* pages of a transparent huge page, which is aligned to its size */
 
@@ -108,6 +110,8 @@ int os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep);
 int os_protect(uintptr_t address, uint64_t n, bool writable);
 /* MADV_DONTNEED, also of memory that mlockall() has locked: then that lock ends. */
 int os_drop(uintptr_t address, uint64_t n);
+/* Pages of a file leave our page tables; touched again, they come back. No harm if that fails. */
+void os_look_away(uintptr_t address, uint64_t n);
 /* Faults a range in, for reading or (breaking copy-on-write) for writing. */
 int os_populate(uintptr_t address, uint64_t n, bool write);
 /* Parts the pages from others that they are one folio with, where the kernel can do so. */

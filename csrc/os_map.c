@@ -191,6 +191,11 @@ int os_drop(uintptr_t address, uint64_t n)
     return status(madvise((void *)address, bytes_of(n), MADV_DONTNEED));
 }
 
+void os_look_away(uintptr_t address, uint64_t n)
+{
+    madvise((void *)address, bytes_of(n), MADV_DONTNEED);
+}
+
 int os_populate(uintptr_t address, uint64_t n, bool write)
 {
     int result;

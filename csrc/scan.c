@@ -294,6 +294,7 @@ static void end_pass(ksmpy_engine *engine)
     engine->result->full++;
     store_reap(&engine->store);
     frames_follow_nodes(engine);
+    store_look_away(&engine->store, true);
     cursor_reset(engine);
 }
 
@@ -338,6 +339,7 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
         cursor->page++;
     }
     merge_run(engine);
+    store_look_away(&engine->store, false);
     store_flush(&engine->store);
     if (cursor->page >= region->n || region->lost)
         next_region(engine);

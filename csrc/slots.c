@@ -321,6 +321,7 @@ void store_rebuild(struct store *store)
     for (int node = 0; node < store->nodes; node++)
         for (uint64_t i = 0; i < store->ids[node].state->high; i++)
             bring_back(store, (uint32_t)i + first_frame(store, node));
+    store_look_away(store, true);
 }
 
 /* ---- fork ---- */

@@ -62,7 +62,7 @@ struct place {
 };
 
 /* Where a frame with these bytes is in the tree, or would be linked. */
-static struct place descend(const struct store *store, const struct rb_tree *tree, uint64_t sum,
+static struct place descend(struct store *store, const struct rb_tree *tree, uint64_t sum,
                             const void *bytes)
 {
     struct rb_arena arena = frame_arena(store);
@@ -105,7 +105,7 @@ static bool suits(const struct store *store, uint32_t frame, int tree, uint64_t 
     return record->sum == sum && record->tree == tree && has_room(store, record);
 }
 
-uint32_t stable_find(const struct store *store, int tree, uint64_t sum, const void *bytes,
+uint32_t stable_find(struct store *store, int tree, uint64_t sum, const void *bytes,
                      uint32_t preferred)
 {
     if (suits(store, preferred, tree, sum))

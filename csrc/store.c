@@ -42,8 +42,8 @@ static int show(struct store *store, int node, uint64_t high)
 {
     uint64_t known = store->readable[node], span = (uint64_t)1 << store->span_shift;
     uint64_t n = least(high + high / 16 + SHOW_STEP, span) - known;
-    uintptr_t address = (uintptr_t)frame_bytes(store, first_frame(store, node)) + bytes_of(known);
-    int error = os_protect(address, n, false);
+    uintptr_t address = (uintptr_t)store->memory;
+    int error = os_protect(address + bytes_of(first_frame(store, node) + known), n, false);
     if (!error)
         store->readable[node] = known + n;
     return error;
@@ -71,6 +71,20 @@ void store_show(struct store *store)
             abort();
         }
     }
+}
+
+#define LOOK_AWAY 256 /* pieces: 16 MiB */
+
+/* The kernel may have mapped a whole huge page on either side. */
+void store_look_away(struct store *store, bool at_once)
+{
+    struct frames_read *read = &store->read;
+    if (!store->memory || !read->pieces || (!at_once && read->pieces < LOOK_AWAY))
+        return;
+    uint64_t first = read->first > HUGE_PAGES ? read->first - HUGE_PAGES : 0;
+    uint64_t end = least(read->end + HUGE_PAGES, frame_limit(store));
+    os_look_away((uintptr_t)store->memory + bytes_of(first), end - first);
+    read->pieces = 0;
 }
 
 int store_know_files(struct store *store)

@@ -116,6 +116,13 @@ struct forest { /* a stable tree without its top: see stable.c */
     struct forest_state *state;
 };
 
+/* Frames that may be in our page tables, where each counts in our RSS once more. */
+struct frames_read {
+    uint32_t first, end; /* and some on either side */
+    uint32_t last;
+    uint32_t pieces; /* of FAULT_AROUND pages */
+};
+
 struct store {
     int memfd;           /* read-only: what overlays are mapped from */
     int write_fd;        /* fills frames */
@@ -126,7 +133,8 @@ struct store {
     int nodes;
     unsigned span_shift; /* log2 of frames per node */
     bool shared;
-    const uint8_t *memory; /* all frames, for comparing */
+    const uint8_t *memory; /* all frames, for comparing: to be read through frame_bytes() */
+    struct frames_read read;
     uint64_t readable[MAX_NODES]; /* so many of each node's: those that were ever taken, and more */
     struct store_head *head;
     struct frame *frames;
@@ -153,8 +161,16 @@ static inline struct frame *frame_at(const struct store *store, uint32_t frame)
 {
     return &store->frames[frame];
 }
-static inline const uint8_t *frame_bytes(const struct store *store, uint32_t frame)
+/* To be read: store_look_away() takes it out of the page tables again. */
+static inline const uint8_t *frame_bytes(struct store *store, uint32_t frame)
 {
+    struct frames_read *read = &store->read;
+    if (!read->pieces || frame / FAULT_AROUND != read->last / FAULT_AROUND) {
+        read->first = read->pieces && read->first < frame ? read->first : frame;
+        read->end = read->pieces && read->end > frame ? read->end : frame;
+        read->last = frame;
+        read->pieces++;
+    }
     return store->memory + bytes_of(frame);
 }
 static inline uint64_t frame_offset(const struct store *store, uint32_t frame)
@@ -194,6 +210,8 @@ static inline bool is_full(const struct store *store, const struct frame *frame)
 int store_begin_to_show(struct store *store);
 /* All that were ever taken, by any process: whenever the lock, or frames, were taken. */
 void store_show(struct store *store);
+/* What was read of the frames counts in our RSS no more; at_once: however little it is. */
+void store_look_away(struct store *store, bool at_once);
 int store_init(struct store *store, int nodes, const int *node_ids);
 void store_destroy(struct store *store);
 /* In a forked child: nothing of the store is mapped here but overlays. */
@@ -348,7 +366,7 @@ int forest_clear(struct forest *forest); /* -ENOMEM, -ENOSPC: it has no trees at
  * The frame with these bytes that has room for a sharer, or NO_FRAME. The preferred one is taken
  * if it has their checksum.
  */
-uint32_t stable_find(const struct store *store, int tree, uint64_t sum, const void *bytes,
+uint32_t stable_find(struct store *store, int tree, uint64_t sum, const void *bytes,
                      uint32_t preferred);
 /* Is there a frame with this checksum that has room? */
 bool stable_knows(const struct store *store, int tree, uint64_t sum);
