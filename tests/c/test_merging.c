@@ -1,0 +1,224 @@
+/*
+ * What merging, and coming apart, must verify: each time the thing happens that the check is for,
+ * in every way of freezing and of tracking.
+ */
+#include "engine.h"
+
+#include "check.h"
+#include "pages.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { PAGES = 64, SEEN = 64 /* bytes of a page that the weak checksum looks at */ };
+
+static int way, tracking; /* of the functions that follow */
+static bool weak, no_memory;
+static uint64_t max_maps;
+static void (*before_freeze)(void); /* once */
+
+uint64_t __real_ksmpy_checksum(const void *data, size_t length);
+uint64_t __wrap_ksmpy_checksum(const void *data, size_t length)
+{
+    return __real_ksmpy_checksum(data, weak ? SEEN : length);
+}
+
+int64_t __real_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view);
+int64_t __wrap_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
+{
+    void (*act)(void) = before_freeze;
+    before_freeze = NULL;
+    if (act)
+        act();
+    return __real_freeze(fz, address, n, view);
+}
+
+int __real_os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags);
+int __wrap_os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags)
+{
+    return no_memory ? -ENOMEM : __real_os_map_anonymous(address, n, vma_flags);
+}
+
+uint64_t __real_os_max_map_count(void);
+uint64_t __wrap_os_max_map_count(void)
+{
+    return max_maps ? max_maps : __real_os_max_map_count();
+}
+
+static ksmpy_engine *engine;
+static uint8_t *a, *b;
+static uint32_t region_a, region_b;
+
+static ksmpy_engine *new_engine(void)
+{
+    struct ksmpy_options options = {.freeze = way, .tracking = tracking, .nodes = 1};
+    ksmpy_engine *made = NULL;
+    return ksmpy_engine_new(&options, &made) == 0 ? made : NULL;
+}
+
+/* Two equal arrays. */
+static bool open_pair(void)
+{
+    engine = new_engine();
+    a = os_alloc(bytes_of(PAGES));
+    b = os_alloc(bytes_of(PAGES));
+    if (!engine || !a || !b)
+        return false;
+    fill(a, PAGES, 1);
+    fill(b, PAGES, 1);
+    return true;
+}
+
+static bool watch_pair(void)
+{
+    return ksmpy_register(engine, (uintptr_t)a, bytes_of(PAGES), 0, &region_a) == 0 &&
+           ksmpy_register(engine, (uintptr_t)b, bytes_of(PAGES), 0, &region_b) == 0;
+}
+
+static void close_pair(void)
+{
+    max_maps = 0;
+    CHECK(sound(engine));
+    CHECK(ksmpy_release(engine, region_a, 0) == 0);
+    CHECK(ksmpy_release(engine, region_b, 0) == 0);
+    CHECK(ksmpy_engine_close(engine) == 0);
+    weak = false;
+    os_unmap(a, bytes_of(PAGES));
+    os_unmap(b, bytes_of(PAGES));
+}
+
+/* Where the checksum does not look. */
+static void make_collide(uint8_t *memory, unsigned page)
+{
+    memory[bytes_of(page) + SEEN] ^= 1;
+}
+
+/* ---- what is mapped onto a frame ---- */
+
+static void pages_that_collide_stay_apart(void)
+{
+    weak = true;
+    REQUIRE(open_pair());
+    for (unsigned page = 1; page < PAGES; page++)
+        make_collide(b, page);
+    REQUIRE(watch_pair());
+    scan(engine, KSMPY_SCAN_EAGER);
+    scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(is_shared(engine, region_at(engine, region_b)->base));
+    for (unsigned page = 1; page < PAGES; page++)
+        make_collide(b, page);
+    CHECK(filled(a, PAGES, 1) && filled(b, PAGES, 1));
+    close_pair();
+}
+
+/* The limit is met in the middle of a run, of which every other page is equal. */
+static void a_run_in_pieces_keeps_to_the_budget(void)
+{
+    weak = true;
+    REQUIRE(open_pair());
+    for (unsigned page = 1; page < PAGES; page += 2)
+        make_collide(b, page);
+    REQUIRE(watch_pair());
+    uint64_t limit = (uint64_t)os_maps_count(&engine->maps) + PAGES / 4;
+    max_maps = 2 * limit; /* of which the engine takes a half */
+    scan(engine, KSMPY_SCAN_EAGER);
+    scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(is_shared(engine, region_at(engine, region_b)->base));
+    /* The index takes some, too, when it is used for the first time. */
+    CHECK((uint64_t)os_maps_count(&engine->maps) <= limit + PAGES / 8);
+    close_pair();
+}
+
+static void write_into_zeros(void)
+{
+    a[bytes_of(3) + 5] = 1;
+}
+
+static void a_zero_page_is_zero_when_it_is_exchanged(void)
+{
+    REQUIRE(open_pair());
+    memset(a, 0, bytes_of(PAGES));
+    REQUIRE(watch_pair());
+    CHECK(ksmpy_knob_set(engine, KSMPY_KNOB_USE_ZERO_PAGES, 1) == 0);
+    before_freeze = write_into_zeros;
+    scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(!before_freeze && engine->pages_in[PAGE_ZERO]);
+    CHECK(a[bytes_of(3) + 5] == 1);
+    close_pair();
+}
+
+/* ---- what leaves its frame ---- */
+
+static bool shows_no_frame(const uint8_t *memory)
+{
+    struct os_vma vma;
+    uintptr_t at = (uintptr_t)memory, end = at + bytes_of(PAGES);
+    os_maps_refresh(&engine->maps);
+    while (at < end && os_maps_find(&engine->maps, at, &vma) > 0 && vma.start < end) {
+        if (shows_store(engine, &vma))
+            return false;
+        at = vma.end;
+    }
+    return true;
+}
+
+/* As after a migration, or when the kernel took them: no page table knows any of these pages. */
+static void absent_pages_leave_their_frames(void)
+{
+    REQUIRE(open_pair() && watch_pair());
+    scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(is_shared(engine, region_at(engine, region_a)->base));
+    CHECK(madvise(a, bytes_of(PAGES), MADV_DONTNEED) == 0);
+    CHECK(madvise(b, bytes_of(PAGES), MADV_DONTNEED) == 0);
+    CHECK(ksmpy_unmerge(engine) == 0);
+    CHECK(shows_no_frame(a) && shows_no_frame(b));
+    CHECK(filled(a, PAGES, 1) && filled(b, PAGES, 1));
+    close_pair();
+}
+
+/* Its overlays stay where they are, so their frames are nobody else's for ever. */
+static void frames_stay_under_what_could_not_be_discarded(void)
+{
+    REQUIRE(open_pair() && watch_pair());
+    scan(engine, KSMPY_SCAN_EAGER);
+    no_memory = true;
+    CHECK(ksmpy_release(engine, region_a, 1) == 0);
+    no_memory = false;
+    REQUIRE(!shows_no_frame(a));
+    uint8_t *overlays = a;
+    a = os_alloc(bytes_of(PAGES));
+    REQUIRE(a != NULL);
+    fill(a, PAGES, 1000);
+    fill(b, PAGES, 1000);
+    CHECK(ksmpy_register(engine, (uintptr_t)a, bytes_of(PAGES), 0, &region_a) == 0);
+    scan(engine, KSMPY_SCAN_EAGER);
+    scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(is_shared(engine, region_at(engine, region_a)->base));
+    CHECK(filled(overlays, PAGES, 1));
+    os_unmap(overlays, bytes_of(PAGES));
+    close_pair();
+}
+
+static void run_all(void)
+{
+    RUN(pages_that_collide_stay_apart);
+    RUN(a_run_in_pieces_keeps_to_the_budget);
+    RUN(a_zero_page_is_zero_when_it_is_exchanged);
+    RUN(absent_pages_leave_their_frames);
+    RUN(frames_stay_under_what_could_not_be_discarded);
+}
+
+int main(void)
+{
+    for (way = KSMPY_FREEZE_UFFD_MOVE; way <= KSMPY_FREEZE_SIGNAL; way++)
+        for (tracking = KSMPY_TRACKING_WP_ASYNC; tracking <= KSMPY_TRACKING_CHECKSUM; tracking++) {
+            engine = new_engine();
+            printf("freeze %d, tracking %d%s\n", way, tracking, engine ? "" : ": not here");
+            if (!engine)
+                continue;
+            ksmpy_engine_close(engine);
+            run_all();
+        }
+    return finish();
+}

@@ -1,0 +1,1 @@
+"""Safeguards of the engine, each taken out once: the tests that hold it must fail then."""

@@ -1,0 +1,1 @@
+"""The list: one module for each C file, with its ``MUTANTS``."""

@@ -1,0 +1,31 @@
+"""csrc/merge.c."""
+
+from __future__ import annotations
+
+from ..mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        "bytes are compared, not checksums",
+        file="csrc/merge.c",
+        old="memcmp(frame, view + bytes_of(i), PAGE_SIZE) == 0",
+        new="ksmpy_checksum(frame, PAGE_SIZE) == ksmpy_checksum(view + bytes_of(i), PAGE_SIZE)",
+        tests=("c/test_merging.c::pages_that_collide_stay_apart",),
+        quick=True,
+    ),
+    Mutant(
+        "the budget holds within a run",
+        file="csrc/merge.c",
+        old="if (piece->equal[i] && budget_has_room(engine, more))",
+        new="if (piece->equal[i])",
+        tests=("c/test_merging.c::a_run_in_pieces_keeps_to_the_budget",),
+    ),
+    Mutant(
+        "zero pages are looked at while frozen",
+        file="csrc/merge.c",
+        old="piece.equal[i] = !engine->fz.hole[i] && is_zero(view + bytes_of(i));",
+        new="piece.equal[i] = !engine->fz.hole[i];",
+        tests=("c/test_merging.c::a_zero_page_is_zero_when_it_is_exchanged",),
+        quick=True,
+    ),
+]
