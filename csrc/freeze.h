@@ -36,6 +36,7 @@
 #define KSMPY_FREEZE_H
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 
 #include "os.h"
@@ -151,5 +152,14 @@ void signal_restore(uintptr_t address, uint64_t n);
 int signal_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
 void signal_thaw(struct freezer *fz);
 int signal_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
+
+/* In the signal handler: true: this was a fault of ours, and is over; or else it is not ours. */
+bool signal_claims(const siginfo_t *info);
+/*
+ * A handler of the program's is about to run with SIGSEGV blocked: from now on nothing is frozen.
+ * true: signal_leave_guest() is to be called when it returns.
+ */
+bool signal_enter_guest(void);
+void signal_leave_guest(void);
 
 #endif

@@ -2,22 +2,32 @@
  * Freezing without userfaultfd: the range is made read-only, its readers go
  * on, and a writer waits in a SIGSEGV handler until the range is thawed.
  *
- * The handler serves every freezer of the process through one table, and hands
- * on what is not its own to the handler that was there before.  A fault may be
- * delivered after the thaw that ended its reason, so the first fault of a
- * thread at an address is always retried; the same fault again, with nothing
- * thawed in between, is somebody else's.
+ * The handler (handlers.c) serves every freezer of the process through one
+ * table.  A fault may be delivered after the thaw that ended its reason, so the
+ * first fault of a thread at an address is always retried; the same fault
+ * again, with nothing thawed in between, is somebody else's.
+ *
+ * While a handler of the program's runs, SIGSEGV is blocked as a rule, and the
+ * kernel kills a thread that faults then.  Such a thread is a guest: it is
+ * noted after it has blocked the signal, and waits until nothing is frozen;
+ * nothing is frozen while there is one.  Whoever left the handler by siglongjmp
+ * was not seen to leave, but blocks the signal no more.
  */
 #include "freeze.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "handlers.h"
 
 #define SLOTS 64
 #define RETRIES 64 /* 50 us apart */
@@ -28,31 +38,41 @@ static struct slot {
     _Atomic uintptr_t start, end;
 } slots[SLOTS];
 
-static _Atomic uint32_t thaws;        /* counts up; the word that writers wait on */
-static struct sigaction previous;     /* who had SIGSEGV before us */
-static pthread_mutex_t install_lock = PTHREAD_MUTEX_INITIALIZER;
+static _Atomic uint32_t thaws; /* counts up; the word that writers wait on */
+
+/* Thread, and how many times it has come: a guest that comes again is not taken for one that left. */
+#define GUESTS 64
+static _Atomic uint64_t guests[GUESTS];
+static _Atomic uint32_t visits;
 
 /* Of the kind that needs no allocation at its first use, which may be in the handler. */
 #define IN_HANDLER static __thread __attribute__((tls_model("initial-exec")))
 IN_HANDLER uintptr_t retried_address;
 IN_HANDLER uint32_t retried_thaws;
-IN_HANDLER bool chaining;
+IN_HANDLER bool freezing; /* this thread: it does not wait for itself */
 
-static bool is_frozen(uintptr_t address)
+static bool is_frozen(uintptr_t start, uintptr_t end)
 {
     for (int i = 0; i < SLOTS; i++)
-        if (atomic_load(&slots[i].used) && address >= atomic_load(&slots[i].start) &&
-            address < atomic_load(&slots[i].end))
+        if (atomic_load(&slots[i].used) && end > atomic_load(&slots[i].start) &&
+            start < atomic_load(&slots[i].end))
             return true;
     return false;
 }
 
-/* Waits while frozen. false: this fault is not ours. */
-static bool handled(uintptr_t address)
+static void wait_for_thaw(uint32_t count)
 {
+    syscall(SYS_futex, &thaws, FUTEX_WAIT_PRIVATE, count, NULL, NULL, 0);
+}
+
+bool signal_claims(const siginfo_t *info)
+{
+    uintptr_t address = (uintptr_t)info->si_addr;
     uint32_t count = atomic_load(&thaws);
-    if (is_frozen(address)) {
-        syscall(SYS_futex, &thaws, FUTEX_WAIT_PRIVATE, count, NULL, NULL, 0);
+    if (info->si_code != SEGV_ACCERR)
+        return false;
+    if (is_frozen(address, address + 1)) {
+        wait_for_thaw(count);
         return true;
     }
     if (retried_address == address && retried_thaws == count)
@@ -62,51 +82,95 @@ static bool handled(uintptr_t address)
     return true;
 }
 
-/* Back to the default action: the instruction faults again and ends the process. */
-static void give_up(int number)
+/* ---- guests ---- */
+
+/* Nobody can tell: it does. */
+static bool blocks_sigsegv(uint32_t thread)
 {
-    struct sigaction fatal = {.sa_handler = SIG_DFL};
-    sigaction(number, &fatal, NULL);
+    char path[48], text[4096];
+    snprintf(path, sizeof path, "/proc/self/task/%u/status", thread);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return errno != ENOENT;
+    ssize_t got = read(fd, text, sizeof text - 1);
+    int error = errno;
+    close(fd);
+    text[got > 0 ? got : 0] = 0;
+    const char *mask = strstr(text, "SigBlk:");
+    if (!mask)
+        return got >= 0 || error != ESRCH;
+    return strtoull(mask + strlen("SigBlk:"), NULL, 16) >> (SIGSEGV - 1) & 1;
 }
 
-static void chain(int number, siginfo_t *info, void *context)
+static bool has_guests(void)
 {
-    bool plain = !(previous.sa_flags & SA_SIGINFO);
-    if (chaining || (plain && (previous.sa_handler == SIG_DFL || previous.sa_handler == SIG_IGN))) {
-        give_up(number);
-        return;
+    bool some = false;
+    for (int i = 0; i < GUESTS; i++) {
+        uint64_t guest = atomic_load(&guests[i]);
+        if (guest && (blocks_sigsegv((uint32_t)guest) ||
+                      !atomic_compare_exchange_strong(&guests[i], &guest, 0)))
+            some = true;
     }
-    chaining = true;
-    if (plain)
-        previous.sa_handler(number);
-    else
-        previous.sa_sigaction(number, info, context);
-    chaining = false;
+    return some;
 }
 
-static void on_fault(int number, siginfo_t *info, void *context)
+/* The entry of this thread, or a free one; NULL: there is none. */
+static _Atomic uint64_t *guest_entry(uint32_t thread)
 {
-    int saved = errno;
-    bool sent = info->si_code <= 0; /* by kill or raise, not by an access */
-    if (sent || info->si_code != SEGV_ACCERR || !handled((uintptr_t)info->si_addr))
-        chain(number, info, context);
-    errno = saved;
+    for (int i = 0; i < GUESTS; i++)
+        if ((uint32_t)atomic_load(&guests[i]) == thread)
+            return &guests[i];
+    for (int i = 0; i < GUESTS; i++) {
+        uint64_t nobody = 0;
+        if (atomic_compare_exchange_strong(&guests[i], &nobody, thread))
+            return &guests[i];
+    }
+    return NULL;
 }
 
-/* Somebody may have installed a handler after us: it becomes the one before us. */
-static int install(void)
+static void allow_sigsegv(void)
 {
-    struct sigaction now,
-        ours = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
-    if (sigaction(SIGSEGV, NULL, &now) < 0)
-        return -errno;
-    if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_fault)
-        return 0;
-    pthread_mutex_lock(&install_lock);
-    previous = now;
-    int error = sigaction(SIGSEGV, &ours, NULL) < 0 ? -errno : 0;
-    pthread_mutex_unlock(&install_lock);
-    return error;
+    sigset_t one;
+    sigemptyset(&one);
+    sigaddset(&one, SIGSEGV);
+    pthread_sigmask(SIG_UNBLOCK, &one, NULL);
+}
+
+/* As long as the entry is not taken by another thread meanwhile: this one's had been given up. */
+static bool note_visit(_Atomic uint64_t *entry, uint32_t thread, bool *is_new)
+{
+    uint64_t known = atomic_load(entry);
+    uint64_t visit = (uint64_t)(atomic_fetch_add(&visits, 1) + 1) << 32;
+    *is_new = known == thread;
+    return (uint32_t)known == thread &&
+           atomic_compare_exchange_strong(entry, &known, visit | thread);
+}
+
+bool signal_enter_guest(void)
+{
+    uint32_t thread = (uint32_t)syscall(SYS_gettid), count;
+    _Atomic uint64_t *entry;
+    bool is_new = true;
+    do {
+        entry = guest_entry(thread);
+        if (!entry && has_guests()) /* which has let go of those that left */
+            entry = guest_entry(thread);
+    } while (entry && !note_visit(entry, thread, &is_new));
+    if (!entry) { /* then it may write to frozen pages like any other thread */
+        allow_sigsegv();
+        return false;
+    }
+    while (!freezing && (count = atomic_load(&thaws), is_frozen(0, UINTPTR_MAX)))
+        wait_for_thaw(count);
+    return is_new;
+}
+
+void signal_leave_guest(void)
+{
+    uint32_t thread = (uint32_t)syscall(SYS_gettid);
+    for (int i = 0; i < GUESTS; i++)
+        if ((uint32_t)atomic_load(&guests[i]) == thread)
+            atomic_store(&guests[i], 0);
 }
 
 static int take_slot(void)
@@ -163,7 +227,7 @@ int signal_init(struct freezer *fz)
             return fz->uffd;
     }
     fz->slot = take_slot();
-    return fz->slot < 0 ? -EMFILE : install();
+    return fz->slot < 0 ? -EMFILE : handlers_install();
 }
 
 /* The handler stays: taking it away could take away somebody else's. */
@@ -179,12 +243,13 @@ void signal_destroy(struct freezer *fz)
 
 static int block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    int error = install();
+    int error = handlers_install();
     if (error)
         return error;
+    freezing = true;
     atomic_store(&slots[fz->slot].start, address);
     atomic_store(&slots[fz->slot].end, address + bytes_of(n));
-    return os_protect(address, n, false);
+    return has_guests() ? -EBUSY : os_protect(address, n, false);
 }
 
 int64_t signal_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
@@ -237,6 +302,7 @@ int signal_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags
  */
 void signal_thaw(struct freezer *fz)
 {
+    freezing = false;
     atomic_fetch_add(&thaws, 1);
     atomic_store(&slots[fz->slot].end, 0);
     atomic_fetch_add(&thaws, 1);

@@ -10,6 +10,7 @@ import subprocess
 
 import pytest
 
+from support.build import shared_library
 from support.procs import python
 
 pytestmark = pytest.mark.timeout(60)
@@ -154,3 +155,116 @@ def test_signal_disposition_of_a_child() -> None:
         "status = os.waitpid(pid, 0)[1]\nprint(os.waitstatus_to_exitcode(status))"
     )
     assert done.stdout.strip() == str(-signal.SIGSEGV), (done.stdout, done.stderr)
+
+
+_PROGRAM = """
+lib = ctypes.CDLL({library!r})
+lib.handlers_write.argtypes = [ctypes.c_void_p, ctypes.c_double]
+PLAIN, INFO, IGNORED, DEFAULT = range(4)
+LEAP, REPAIR, UNBLOCK_AND_LEAP, FAULT_AGAIN, RETURN = range(5)
+WRITE, READ, RAISE = range(3)
+ONSTACK, RESTART, NODEFER, RESETHAND = 0x08000000, 0x10000000, 0x40000000, 0x80000000 - (1 << 32)
+def install(kind, flags=0, masked=0, leaving=LEAP):
+    lib.handlers_install_one(kind, flags, masked, leaving)
+def probe(*accesses):
+    for access in accesses:
+        lib.handlers_probe(access)
+        sys.stderr.write(f"after {{access}}: {{lib.handlers_calls()}} calls\\n")
+lib.handlers_open()
+"""
+
+
+def _program(code: str) -> subprocess.CompletedProcess[str]:
+    library = str(shared_library("handlers"))
+    return python("-c", _ENGINE + _PROGRAM.format(library=library) + code, seconds=30)
+
+
+# How a handler is installed, and what then happens.
+_HANDLERS = {
+    "leaps": ("install(INFO)", "probe(WRITE, WRITE, READ, READ, WRITE, RAISE)"),
+    "leaps-plain": ("install(PLAIN)", "probe(WRITE, WRITE, READ, RAISE)"),
+    "unblocks": ("install(INFO, 0, 0, UNBLOCK_AND_LEAP)", "probe(WRITE, WRITE, READ, READ)"),
+    "repairs": ("install(INFO, 0, 0, REPAIR)", "probe(WRITE, WRITE, WRITE)"),
+    "masks": ("install(INFO, 0, 10)", "probe(WRITE, READ)"),
+    "not-deferred": ("install(INFO, NODEFER, 10)", "probe(WRITE, READ)"),
+    "onstack": ("install(INFO, ONSTACK)", "probe(WRITE, READ, WRITE)"),
+    "once": ("install(INFO, RESETHAND)", "probe(WRITE, WRITE)"),
+    "once-raised": ("install(INFO, RESETHAND)", "probe(RAISE, RAISE)"),
+    "faults-inside": ("install(INFO, 0, 0, FAULT_AGAIN)", "probe(WRITE)"),
+    "faults-inside-not-deferred": ("install(INFO, NODEFER, 0, FAULT_AGAIN)", "probe(WRITE, READ)"),
+    "ignored-raise": ("install(IGNORED)", "probe(RAISE, RAISE)"),
+    "ignored-fault": ("install(IGNORED)", "probe(WRITE)"),
+    "ignored-wild": ("install(IGNORED)", "probe(READ)"),
+    "default-raise": ("install(DEFAULT)", "probe(RAISE)"),
+    "default-fault": ("install(DEFAULT)", "probe(WRITE)"),
+}
+_ORDERS = (
+    "engine = merge(); {install}; {probe}",
+    "{install}; engine = merge(); {probe}",
+    "engine = merge(); {install}; engine.unmerge(); engine.scan(2, eager=True); {probe}",
+)
+
+
+@pytest.mark.parametrize(("install", "probe"), _HANDLERS.values(), ids=_HANDLERS.keys())
+def test_a_handler_is_called_as_the_kernel_would(install: str, probe: str) -> None:
+    """A handler sees what it sees without an engine: each call, its mask, its stack, its death."""
+    alone = _program(f"{install}; {probe}")
+    for order in _ORDERS:
+        beside = _program(order.format(install=install, probe=probe))
+        seen = (beside.returncode, beside.stdout)
+        assert seen == (alone.returncode, alone.stdout), (order, beside.stderr)
+
+
+def test_a_handler_may_be_installed_again_and_again() -> None:
+    """One that is called once (SA_RESETHAND), and installed anew each time, never runs out."""
+    done = _program("""
+engine = merge()
+for round in range(40):
+    install(INFO, RESETHAND)
+    engine.unmerge()
+    engine.scan(2, eager=True)
+    probe(WRITE)
+assert lib.handlers_calls() == 40
+""")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_handler_that_is_called_may_write_to_regions() -> None:
+    """While it runs SIGSEGV is blocked, and a page that were frozen then would kill it."""
+    done = _program("""
+engine = merge()
+install(INFO)
+busy = memory.distinct(64); equal = memory.twin(busy)
+engine.register(busy); engine.register(equal)
+assert engine.scan(2, eager=True).merged, "the engine's handler is before the other one"
+stop = threading.Event()
+def scan():
+    while not stop.is_set():
+        engine.scan(2, eager=True)
+        equal[::4096] = busy[::4096]
+scanner = threading.Thread(target=scan); scanner.start()
+lib.handlers_write(busy.ctypes.data, 0.5)
+probe(WRITE, READ)
+lib.handlers_write(None, 0)
+stop.set(); scanner.join()
+engine.unmerge()
+assert engine.scan(3, eager=True).merged, "merging goes on once the handler was left"
+""")
+    assert done.returncode == 0, (done.returncode, done.stderr)
+
+
+def test_too_many_handlers_cost_merges_and_nothing_else() -> None:
+    """A program that never ends installing other handlers keeps its bytes, and its handlers."""
+    done = _program("""
+engine = merge()
+for number in range(1, 31):
+    if number in (9, 11, 19):
+        continue
+    install(INFO, NODEFER, number)
+    one[7] ^= 1
+    engine.scan(2, eager=True)
+    probe(WRITE, READ)
+assert engine.stats().pages_busy
+assert bytes(one[:4096]) == bytes(two[:4096]) or one[7] != two[7]
+""")
+    assert done.returncode == 0, (done.returncode, done.stderr)
