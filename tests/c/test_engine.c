@@ -123,6 +123,28 @@ static void full_frames_form_chains(void)
     close_pair(&pair);
 }
 
+/* Frames in a row of which one is full, as a page elsewhere has its bytes too. */
+static void a_run_passes_over_a_full_frame(void)
+{
+    enum { N = 8, FULL = 1, SHARING = 3 };
+    struct pair pair;
+    REQUIRE(open_pair(&pair, 1));
+    fill(pair.b, PAGES, 1000);
+    for (unsigned block = 1; block <= 3; block++)
+        if (block == 2)
+            memcpy(page_at((uintptr_t)pair.a, block * N + 5), page_at((uintptr_t)pair.a, FULL),
+                   PAGE_SIZE);
+        else
+            memcpy(page_at((uintptr_t)pair.a, block * N), pair.a, bytes_of(N));
+    CHECK(ksmpy_knob_set(pair.engine, KSMPY_KNOB_MAX_PAGE_SHARING, SHARING) == 0);
+    scan(pair.engine, KSMPY_SCAN_EAGER);
+    CHECK(stats(pair.engine).pages_shared == N && stats(pair.engine).merging_pages == N * SHARING);
+    for (uint32_t frame = 0; frame < N; frame++)
+        CHECK(frame_at(&pair.engine->store, frame)->sharers == SHARING);
+    CHECK(sound(pair.engine));
+    close_pair(&pair);
+}
+
 static void pages_stay_on_their_node(void)
 {
     struct pair pair;
@@ -276,6 +298,42 @@ static void children_keep_their_bytes(void)
     close_pair(&pair);
 }
 
+/* ---- fork ---- */
+
+static ksmpy_engine *forking; /* the engine that is looked at in the middle of a fork */
+static bool at_rest;
+
+/* Registered before the engine's own handler, and so called after it. */
+static void look_before_fork(void)
+{
+    at_rest = forking && pthread_mutex_trylock(&forking->lock) == EBUSY &&
+              pthread_mutex_trylock(&forking->fz.lock) == EBUSY;
+}
+
+static bool can_lock(pthread_mutex_t *mutex)
+{
+    return pthread_mutex_trylock(mutex) == 0 && pthread_mutex_unlock(mutex) == 0;
+}
+
+static void nothing_is_half_done_at_a_fork(void)
+{
+    struct pair pair;
+    int status;
+    REQUIRE(open_pair(&pair, 1));
+    scan(pair.engine, KSMPY_SCAN_EAGER);
+    forking = pair.engine;
+    pid_t pid = fork();
+    forking = NULL;
+    REQUIRE(pid >= 0);
+    if (pid == 0)
+        _exit(can_lock(&pair.engine->lock) && can_lock(&pair.engine->fz.lock) ? 0 : 1);
+    CHECK(at_rest);
+    CHECK(can_lock(&pair.engine->lock) && can_lock(&pair.engine->fz.lock));
+    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    scan(pair.engine, 0); /* notices that the child is gone */
+    close_pair(&pair);
+}
+
 static void runs_of_ids_are_found_again(void)
 {
     struct ids_state state = {0};
@@ -306,15 +364,18 @@ static void run_all(void)
     RUN(equal_pages_merge_and_come_apart);
     RUN(zero_pages_need_no_frame);
     RUN(full_frames_form_chains);
+    RUN(a_run_passes_over_a_full_frame);
     RUN(pages_stay_on_their_node);
     RUN(dying_owners_need_no_copy);
     RUN(bad_calls_are_refused);
     RUN(no_write_is_lost);
     RUN(children_keep_their_bytes);
+    RUN(nothing_is_half_done_at_a_fork);
 }
 
 int main(void)
 {
+    pthread_atfork(look_before_fork, NULL, NULL);
     RUN(runs_of_ids_are_found_again);
     for (way = KSMPY_FREEZE_UFFD_MOVE; way <= KSMPY_FREEZE_SIGNAL; way++)
         for (tracking = KSMPY_TRACKING_WP_ASYNC; tracking <= KSMPY_TRACKING_CHECKSUM; tracking++) {

@@ -1,6 +1,7 @@
 /* What the owner does to a part of a range while all of it is frozen, or on its way back. */
 #include "freeze.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -18,6 +19,7 @@
 static enum { DONTDUMP, DONTFORK, READ_ONLY, LOCK, UNMAP, CHANGES } change;
 static int way;
 static uintptr_t awaited; /* the change is made when something was moved to this address */
+static uintptr_t refused; /* what is moved to this address is not, and its target is unmapped */
 
 static void change_a_part(uintptr_t range)
 {
@@ -39,6 +41,12 @@ void *mremap(void *from, size_t before, size_t after, int flags, ...)
 {
     void *to;
     MREMAP_TARGET(to, flags);
+    if (to && (uintptr_t)to == refused) {
+        refused = 0;
+        munmap(to, after);
+        errno = ENOMEM;
+        return MAP_FAILED;
+    }
     void *got = (void *)syscall(SYS_mremap, from, before, after, flags, to);
     if (to && (uintptr_t)to == awaited) {
         awaited = 0;
@@ -101,6 +109,24 @@ static void overlays_come_back(void)
     close(memfd);
 }
 
+/* The kernel asks for some of its memory only after it has unmapped the target. */
+static void a_move_that_fails_halfway_is_made_good(void)
+{
+    struct freezer fz;
+    uintptr_t range = new_range();
+    int memfd = os_memfd("frames", bytes_of(N));
+    REQUIRE(range && memfd >= 0 && freezer_init(&fz, way, false) == 0);
+    REQUIRE(freezer_attach(&fz, range, N) == 0 && os_write(memfd, 0, (void *)range, N) == N);
+    REQUIRE(os_map_frames(range, N, memfd, 0) == 0);
+    refused = range;
+    freezer_unoverlay(&fz, range, N, 0, 0);
+    CHECK(!refused);
+    CHECK(os_is_mapped(range) && os_is_mapped(range + bytes_of(N - 1)));
+    CHECK(filled((const uint8_t *)range, N, 1));
+    give_back(&fz, range);
+    close(memfd);
+}
+
 int main(void)
 {
     for (way = KSMPY_FREEZE_UFFD_MOVE; way <= KSMPY_FREEZE_SIGNAL; way++) {
@@ -110,6 +136,7 @@ int main(void)
         if (!here)
             continue;
         freezer_destroy(&fz);
+        RUN(a_move_that_fails_halfway_is_made_good);
         for (change = 0; change < CHANGES; change++) {
             RUN(frozen_pages_come_back);
             RUN(overlays_come_back);

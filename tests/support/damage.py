@@ -36,7 +36,7 @@ DEBUG = os.environ.get("KSMPY_DEBUG", "0") not in ("", "0")
 #: How long a newcomer may take: it waits up to 5 seconds for a lock that looks taken.
 PATIENCE = int(patience(30))
 #: The parts of the header that there is most to say about are in its first bytes.
-HEAD, WHOLE_HEAD = 400, 26000
+HEAD, WHOLE_HEAD = 400, 7 * PAGE
 
 
 def _other(array: memory.Bytes) -> memory.Bytes:

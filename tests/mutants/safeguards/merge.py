@@ -28,4 +28,11 @@ MUTANTS = [
         tests=("c/test_merging.c::a_zero_page_is_zero_when_it_is_exchanged",),
         quick=True,
     ),
+    Mutant(
+        "a rule switched between finding and joining holds",
+        file="csrc/merge.c",
+        old="if (engine->rule_changes == store->head->rule_changes)",
+        new="if (true)",
+        tests=("c/test_between.c::a_rule_holds_for_who_looked_before_it",),
+    ),
 ]

@@ -1,0 +1,316 @@
+/*
+ * Engines on one shared store, of which one is at a bad place when another one does something:
+ * between two steps of its own, on every run.
+ */
+#include "engine.h"
+
+#include "check.h"
+#include "pages.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { PAGES = 8 };
+
+/* ---- the places ---- */
+
+static void (*before_join)(void);  /* once: frames were found, and not joined yet */
+static void (*when_dead)(void);    /* once: a slot was found to be held by nobody */
+static void (*when_laid_out)(void); /* once: the store's file is given its size */
+static bool hurry; /* nobody sleeps */
+
+uint64_t __real_freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n);
+bool __real_os_lease_held(int lease_fd, uint64_t number);
+int __real_os_set_size(int fd, uint64_t bytes);
+void __real_os_sleep_us(unsigned us);
+
+static void act(void (**action)(void))
+{
+    void (*chosen)(void) = *action;
+    *action = NULL;
+    if (chosen)
+        chosen();
+}
+
+uint64_t __wrap_freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    act(&before_join);
+    return __real_freeze_reach(fz, address, n);
+}
+
+bool __wrap_os_lease_held(int lease_fd, uint64_t number)
+{
+    bool held = __real_os_lease_held(lease_fd, number);
+    if (!held)
+        act(&when_dead);
+    return held;
+}
+
+int __wrap_os_set_size(int fd, uint64_t bytes)
+{
+    int error = __real_os_set_size(fd, bytes);
+    act(&when_laid_out);
+    return error;
+}
+
+void __wrap_os_sleep_us(unsigned us)
+{
+    if (!hurry)
+        __real_os_sleep_us(us);
+}
+
+/* ---- who is there ---- */
+
+struct member {
+    ksmpy_engine *engine;
+    uint8_t *memory;
+    uint32_t region;
+};
+
+static struct member one, two, three;
+static int store;
+
+static bool attach(struct member *member, int nodes)
+{
+    struct ksmpy_options options = {.nodes = nodes, .store_fd = store};
+    return ksmpy_engine_new(&options, &member->engine) == 0;
+}
+
+static bool bring(struct member *member, uint32_t seed)
+{
+    member->memory = os_alloc(bytes_of(PAGES));
+    if (!member->memory)
+        return false;
+    fill(member->memory, PAGES, seed);
+    return ksmpy_register(member->engine, (uintptr_t)member->memory, bytes_of(PAGES), 0,
+                          &member->region) == 0;
+}
+
+static bool arrive(struct member *member, int nodes, uint32_t seed)
+{
+    return attach(member, nodes) && bring(member, seed);
+}
+
+static void forget(struct member *member)
+{
+    CHECK(ksmpy_release(member->engine, member->region, 0) == 0);
+    os_unmap(member->memory, bytes_of(PAGES));
+}
+
+static void leave(struct member *member)
+{
+    forget(member);
+    CHECK(ksmpy_engine_close(member->engine) == 0);
+}
+
+static bool open_store(void)
+{
+    store = os_memfd("ksmpy-store", 0);
+    return store >= 0;
+}
+
+static uint64_t most_sharers(const struct store *in)
+{
+    uint64_t most = 0;
+    for (uint64_t i = 0; i < in->ids[0].state->high; i++)
+        if (frame_at(in, (uint32_t)i)->sharers > most)
+            most = frame_at(in, (uint32_t)i)->sharers;
+    return most;
+}
+
+/* ---- between finding frames and joining them ---- */
+
+static void two_takes_the_last_place(void)
+{
+    CHECK(bring(&three, 1));
+    scan(two.engine, KSMPY_SCAN_EAGER);
+}
+
+static void a_frame_has_no_sharer_too_many(void)
+{
+    REQUIRE(open_store() && arrive(&two, 1, 1) && attach(&one, 1));
+    CHECK(ksmpy_knob_set(two.engine, KSMPY_KNOB_MAX_PAGE_SHARING, 3) == 0);
+    struct member twin = {.engine = two.engine};
+    three.engine = two.engine;
+    REQUIRE(bring(&twin, 1));
+    scan(two.engine, KSMPY_SCAN_EAGER);
+    CHECK(most_sharers(&two.engine->store) == 2);
+    REQUIRE(bring(&one, 1));
+    before_join = two_takes_the_last_place;
+    scan(one.engine, KSMPY_SCAN_EAGER);
+    CHECK(!before_join && most_sharers(&two.engine->store) == 3);
+    CHECK(sound(one.engine));
+    forget(&three);
+    forget(&twin);
+    leave(&two);
+    leave(&one);
+    close(store);
+}
+
+static void two_unmerges(void)
+{
+    CHECK(ksmpy_unmerge(two.engine) == 0);
+}
+
+static bool is_zero(const uint8_t *page)
+{
+    return page[0] == 0 && memcmp(page, page + 1, PAGE_SIZE - 1) == 0;
+}
+
+/* Its memory reads as zeros by then, until somebody fills it anew. */
+static void a_frame_that_was_freed_is_not_joined(void)
+{
+    REQUIRE(open_store() && arrive(&two, 1, 1) && arrive(&one, 1, 1));
+    struct member twin = {.engine = two.engine};
+    REQUIRE(bring(&twin, 1));
+    memset(one.memory, 0, PAGE_SIZE);
+    memset(two.memory, 0, PAGE_SIZE);
+    memset(twin.memory, 0, PAGE_SIZE);
+    scan(two.engine, KSMPY_SCAN_EAGER);
+    CHECK(most_sharers(&two.engine->store) == 2);
+    before_join = two_unmerges;
+    scan(one.engine, KSMPY_SCAN_EAGER);
+    CHECK(!before_join && is_zero(one.memory));
+    fill(two.memory, PAGES, 1000);
+    fill(twin.memory, PAGES, 1000);
+    scan(two.engine, KSMPY_SCAN_EAGER);
+    CHECK(most_sharers(&two.engine->store) == 2);
+    CHECK(is_zero(one.memory));
+    CHECK(sound(one.engine) && sound(two.engine));
+    forget(&twin);
+    leave(&two);
+    leave(&one);
+    close(store);
+}
+
+/* Frames of the same places, with the same bytes, come again under the other rule. */
+static void two_switches_the_rule(void)
+{
+    CHECK(ksmpy_unmerge(two.engine) == 0);
+    CHECK(ksmpy_knob_set(two.engine, KSMPY_KNOB_MERGE_ACROSS_NODES, 0) == 0);
+    scan(two.engine, KSMPY_SCAN_EAGER);
+    CHECK(most_sharers(&two.engine->store) == 2);
+}
+
+static void a_rule_holds_for_who_looked_before_it(void)
+{
+    uint8_t nodes[PAGES];
+    REQUIRE(open_store() && arrive(&two, 2, 1) && attach(&one, 2));
+    struct member twin = {.engine = two.engine};
+    REQUIRE(bring(&twin, 1));
+    scan(two.engine, KSMPY_SCAN_EAGER);
+    REQUIRE(bring(&one, 1));
+    memset(nodes, 1, sizeof nodes); /* those of the others lie on node 0 */
+    CHECK(ksmpy_set_nodes(one.engine, one.region, nodes, PAGES) == 0);
+    before_join = two_switches_the_rule;
+    scan(one.engine, KSMPY_SCAN_EAGER);
+    CHECK(!before_join && most_sharers(&two.engine->store) == 2);
+    CHECK(sound(one.engine));
+    forget(&twin);
+    leave(&two);
+    leave(&one);
+    close(store);
+}
+
+/* ---- between finding a dead one and burying it ---- */
+
+static unsigned lost_slot;
+
+static void a_newcomer_takes_the_slot(void)
+{
+    REQUIRE(arrive(&two, 1, 1));
+    CHECK(two.engine->store.slot == lost_slot);
+    three.engine = two.engine;
+    REQUIRE(bring(&three, 1));
+    scan(two.engine, KSMPY_SCAN_EAGER);
+}
+
+static void nobody_is_buried_alive(void)
+{
+    REQUIRE(open_store() && arrive(&one, 1, 1000));
+    struct store *seen = &one.engine->store;
+    lost_slot = seen->slot + 1;
+    atomic_store(&seen->head->slots[lost_slot].kind, SLOT_ENGINE);
+    atomic_store(&seen->head->slots_end, lost_slot + 1);
+    when_dead = a_newcomer_takes_the_slot;
+    slots_bury(seen);
+    store_flush(seen);
+    CHECK(!when_dead);
+    struct member twin = {.engine = one.engine};
+    REQUIRE(bring(&twin, 1000));
+    scan(one.engine, KSMPY_SCAN_EAGER);
+    CHECK(filled(two.memory, PAGES, 1) && filled(three.memory, PAGES, 1));
+    CHECK(sound(one.engine) && sound(two.engine));
+    forget(&three);
+    leave(&two);
+    forget(&twin);
+    leave(&one);
+    close(store);
+}
+
+/* Whoever asks another file finds that nobody holds a lock. */
+static void who_lost_its_files_buries_nobody(void)
+{
+    REQUIRE(open_store() && arrive(&one, 1, 1) && arrive(&two, 1, 1));
+    scan(one.engine, KSMPY_SCAN_EAGER);
+    scan(two.engine, KSMPY_SCAN_EAGER);
+    scan(one.engine, KSMPY_SCAN_EAGER);
+    CHECK(most_sharers(&one.engine->store) == 2);
+    int lock_fd = one.engine->store.lock_fd;
+    int kept = fcntl(lock_fd, F_DUPFD_CLOEXEC, 0), other = os_memfd("other", PAGE_SIZE);
+    REQUIRE(kept >= 0 && other >= 0 && dup2(other, lock_fd) == lock_fd);
+    CHECK(ksmpy_unmerge(one.engine) == 0);
+    struct ksmpy_store_process there[4];
+    CHECK(ksmpy_store_processes(store, there, 4) == 2);
+    CHECK(most_sharers(&two.engine->store) == 1);
+    CHECK(filled(one.memory, PAGES, 1) && filled(two.memory, PAGES, 1));
+    REQUIRE(dup2(kept, lock_fd) == lock_fd);
+    close(kept);
+    close(other);
+    CHECK(sound(two.engine));
+    leave(&two);
+    leave(&one);
+    close(store);
+}
+
+/* ---- the gate ---- */
+
+static int answer;
+
+/* Not by an engine, which would wait for itself: a fork waits for either. */
+static void another_one_comes(void)
+{
+    struct store second;
+    hurry = true;
+    answer = store_attach(&second, store, 1, NULL);
+    hurry = false;
+    if (!answer)
+        store_destroy(&second);
+}
+
+static void one_at_a_time_lays_out_a_store(void)
+{
+    REQUIRE(open_store());
+    when_laid_out = another_one_comes;
+    REQUIRE(arrive(&one, 1, 1));
+    CHECK(!when_laid_out && answer == -ETIMEDOUT);
+    CHECK(sound(one.engine));
+    another_one_comes();
+    CHECK(answer == 0);
+    leave(&one);
+    close(store);
+}
+
+int main(void)
+{
+    RUN(a_frame_has_no_sharer_too_many);
+    RUN(a_frame_that_was_freed_is_not_joined);
+    RUN(a_rule_holds_for_who_looked_before_it);
+    RUN(nobody_is_buried_alive);
+    RUN(who_lost_its_files_buries_nobody);
+    RUN(one_at_a_time_lays_out_a_store);
+    return finish();
+}

@@ -1,0 +1,15 @@
+"""csrc/check.c."""
+
+from __future__ import annotations
+
+from ..mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        "a newcomer checks what others wait with",
+        file="csrc/check.c",
+        old="return report.error ? report.error : wanted_check(store);",
+        new="return report.error;",
+        tests=("c/test_store.c::a_head_that_says_too_much_is_refused",),
+    ),
+]

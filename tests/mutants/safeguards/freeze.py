@@ -1,0 +1,16 @@
+"""csrc/freeze.c."""
+
+from __future__ import annotations
+
+from ..mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        "a move that fails halfway is made good",
+        file="csrc/freeze.c",
+        old="return error ? rebuild(fz, address, n, error) : 0;",
+        new="return error;",
+        tests=("c/test_freeze.c::a_move_that_fails_halfway_is_made_good",),
+        quick=True,
+    ),
+]

@@ -1,0 +1,24 @@
+"""csrc/stable.c."""
+
+from __future__ import annotations
+
+from ..mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        "a full frame of a chain is passed over",
+        file="csrc/stable.c",
+        old="""\
+        if (has_room(store, frame) &&
+            (best""",
+        new="        if ((best",
+        tests=("c/test_engine.c::full_frames_form_chains",),
+    ),
+    Mutant(
+        "a full frame in a run is passed over",
+        file="csrc/stable.c",
+        old="record->tree == tree && has_room(store, record);",
+        new="record->tree == tree;",
+        tests=("c/test_engine.c::a_run_passes_over_a_full_frame",),
+    ),
+]
