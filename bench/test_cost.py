@@ -6,11 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
+import numpy as np
 import pytest
 
+import ksmpy
+
 from .conftest import Meter
-from .data import GIB, MIB, SHAPES, Bytes, copies, unique, whole_pages
+from .data import GIB, MIB, PAGE, SHAPES, Bytes, copies, unique, whole_pages
 from .mergers import Ksmpy, Merger
 
 Scale = Callable[[int], int]
@@ -74,6 +78,27 @@ def test_mappings(shape: str, meter: Meter, scale: Scale, engine_options: dict[s
 
     try:
         meter.run(work, before=lambda: merger.offer(*arrays), after=merger.withdraw, rounds=1)
+    finally:
+        merger.engine.close()
+
+
+@pytest.mark.benchmark(group="register")
+@pytest.mark.parametrize("count", [1000, 36_000])
+def test_register(count: int, meter: Meter, engine_options: dict[str, str]) -> None:
+    """Time of one call of register(), of many for arrays of 12 KiB; and how many are taken."""
+    arrays = [np.ones(3 * PAGE, np.uint8) for _ in range(count)]
+    merger = Ksmpy(**engine_options)
+
+    def work() -> None:
+        begin = time.perf_counter()
+        for array in arrays:
+            with suppress(ksmpy.RegionError):
+                merger.offer(array)
+        meter.note("each", (time.perf_counter() - begin) / count)
+        meter.note("taken", len(merger.regions))
+
+    try:
+        meter.run(work, after=merger.withdraw, rounds=1)
     finally:
         merger.engine.close()
 

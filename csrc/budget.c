@@ -7,14 +7,26 @@
 #include "engine.h"
 
 #define RECOUNT_AFTER 256 /* assumed mappings; a count reads all of /proc/self/maps */
+/*
+ * When there was no room for a region, the next one has the mappings counted again after so many
+ * times of what that took, or after so many regions have gone.
+ */
+#define REST 20
+#define GONE 16
 
 static void count(ksmpy_engine *engine)
 {
+    uint64_t begin = os_now_ns();
     int64_t vmas = os_maps_count(&engine->maps);
+    uint64_t end = os_now_ns();
+    engine->count_again_ns = end + REST * (end - begin);
+    engine->gone_since_count = 0;
     if (vmas < 0)
         return;
     engine->vmas = engine->vmas_counted = (uint64_t)vmas;
-    engine->vma_limit = os_max_map_count() * engine->knobs[KSMPY_KNOB_VMA_SHARE_PERCENT] / 100;
+    uint64_t most = os_max_map_count();
+    engine->vma_limit = most * engine->knobs[KSMPY_KNOB_VMA_SHARE_PERCENT] / 100;
+    engine->regions_limit = engine->vma_limit > most / 2 ? engine->vma_limit : most / 2;
 }
 
 /*
@@ -49,6 +61,24 @@ void budget_recount(ksmpy_engine *engine, uint64_t more)
 bool budget_allows(ksmpy_engine *engine, uint64_t n, uint64_t more)
 {
     return has_room_recounted(engine, more + held_back(engine, n));
+}
+
+/* Smaller regions leave room for larger ones, for which the same mappings do more. */
+static bool has_room_for_region(const ksmpy_engine *engine, uint64_t n, uint64_t more)
+{
+    return engine->vmas + more + engine->regions_limit / 4 / n <= engine->regions_limit;
+}
+
+bool budget_admits(ksmpy_engine *engine, uint64_t n, uint64_t more)
+{
+    bool room = !more || has_room_for_region(engine, n, more);
+    if (!room && (engine->gone_since_count >= GONE || os_now_ns() >= engine->count_again_ns)) {
+        count(engine);
+        room = has_room_for_region(engine, n, more);
+    }
+    if (room)
+        engine->vmas += more;
+    return room;
 }
 
 /* ---- making room ---- */

@@ -70,6 +70,26 @@ static void count_region(const ksmpy_engine *engine, uint32_t id, struct census 
         census->pages_in[state] += own.pages_in[state];
 }
 
+/* In order of addresses every region begins where the one before it has ended, or later. */
+static void check_addresses(const ksmpy_engine *engine, struct report *report)
+{
+    struct rb_arena arena = {.base = engine->regions.base, .stride = sizeof(struct region)};
+    int64_t count = rb_check(&arena, &engine->by_address, engine->region_count), regions = 0;
+    uintptr_t end = 0;
+    for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next)
+        regions++;
+    expect(report, "regions by address", (uint64_t)count, (uint64_t)regions);
+    if (report->error)
+        return;
+    for (uint32_t at = rb_first(&arena, &engine->by_address); at != RB_NONE;
+         at = rb_next(&arena, at)) {
+        if (region_at(engine, at)->address < end)
+            complain(report, "region begins inside another one", region_at(engine, at)->address,
+                     end);
+        end = region_at(engine, at)->address + bytes_of(region_at(engine, at)->n);
+    }
+}
+
 static void check_pages(const ksmpy_engine *engine, struct report *report)
 {
     struct census census = {0};
@@ -79,6 +99,7 @@ static void check_pages(const ksmpy_engine *engine, struct report *report)
         registered += region_at(engine, id)->n;
     }
     expect(report, "registered pages", engine->registered, registered);
+    check_addresses(engine, report);
     expect_census(report, engine->pages_in, &census);
 }
 

@@ -164,6 +164,8 @@ int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
     engine->nodes = options->nodes;
     engine->injected_nodes = !options->node_ids;
     engine->first_region = engine->last_region = engine->cursor.region = NO_REGION;
+    engine->free_region = NO_REGION;
+    engine->by_address = RB_EMPTY;
     for (int i = 0; i < engine->nodes; i++)
         engine->node_ids[i] = options->node_ids ? options->node_ids[i] : -1;
     default_knobs(engine->knobs);
@@ -235,6 +237,7 @@ static int set_knob(ksmpy_engine *engine, int knob, uint64_t value)
         engine->store.head->knobs[knob] = value;
     else
         engine->knobs[knob] = value;
+    engine->count_again_ns = 0;
     follow_rules(engine);
     return error;
 }

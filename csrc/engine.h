@@ -101,15 +101,16 @@ PAGE_FIELD(skip, 7, 15)
 PAGE_FIELD(node, 11, 31)
 
 struct region {
+    struct rb_node by_address;
     bool used;
     bool lost;      /* its memory is no longer (all) the owner's: left alone */
     bool unsure;    /* a pass was told what was written, and then ended before it got there */
-    int vma_flags;  /* enum ksmpy_vma_flag */
+    int vma_flags;  /* enum ksmpy_vma_flag; with UNKNOWN among them it is passed over */
     uintptr_t address;
     uintptr_t shadow; /* see freezer_shadow(), or 0 */
     uint64_t n;
     uint32_t base;  /* id of its first page */
-    uint32_t next, previous; /* in order of registration */
+    uint32_t next, previous; /* in order of registration; of a free record: the next one */
     uint64_t pages_in[PAGE_STATES];
 };
 
@@ -184,7 +185,8 @@ struct ksmpy_engine {
 
     struct arena regions; /* struct region */
     uint32_t region_count; /* records in use or free */
-    uint32_t first_region, last_region;
+    uint32_t first_region, last_region, free_region;
+    struct rb_tree by_address; /* all that are registered */
     struct ids chunks;
     struct ids_state chunk_state;
     struct arena chunk_records; /* struct chunk */
@@ -213,6 +215,9 @@ struct ksmpy_engine {
     uint64_t busy, no_budget, no_memory, differed, lost;
     uint64_t lost_told; /* of those in lost: in the result of a pass */
     uint64_t vmas, vmas_counted, vma_limit; /* estimate; at the last count; allowed */
+    uint64_t regions_limit; /* up to which regions are taken: half of the kernel's limit at least */
+    uint64_t count_again_ns; /* when a count would be worth its time again */
+    uint64_t gone_since_count; /* regions */
     bool bar_known, merging_barred; /* see merge.c; not known when a slice begins */
     int io_tries; /* times a millisecond that unmerging may wait for direct I/O to end */
 };
@@ -363,6 +368,8 @@ void budget_find_lost(ksmpy_engine *engine);
 void lose_region(ksmpy_engine *engine, uint32_t region);
 /* May a run of n pages take so many mappings more? */
 bool budget_allows(ksmpy_engine *engine, uint64_t n, uint64_t more);
+/* The same for a region of n pages that is to be registered; refusing many does not take long. */
+bool budget_admits(ksmpy_engine *engine, uint64_t n, uint64_t more);
 /* Counts anew if there seems to be no room for so many. */
 void budget_recount(ksmpy_engine *engine, uint64_t more);
 /* The same for what must be done whatever comes later; never counts. */

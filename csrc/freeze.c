@@ -139,6 +139,11 @@ int freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n)
     return mode ? os_uffd_register(fz->uffd, address, n, mode) : 0;
 }
 
+uint64_t freezer_mappings(const struct freezer *fz)
+{
+    return attach_mode(fz) ? 2 : 0;
+}
+
 void freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     if (fz->uffd >= 0)

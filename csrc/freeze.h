@@ -89,6 +89,8 @@ bool freezer_has(const struct freezer *fz, int fd);
 bool freezer_has_files(const struct freezer *fz); /* all of them */
 
 int freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n);
+/* How many mappings more that may take. */
+uint64_t freezer_mappings(const struct freezer *fz);
 void freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n);
 
 /*

@@ -32,7 +32,12 @@ enum ksmpy_knob {
 };
 
 /* VMA properties of a region that a mapping put in its place must repeat. */
-enum ksmpy_vma_flag { KSMPY_VMA_HUGEPAGE = 1, KSMPY_VMA_NOHUGEPAGE = 2, KSMPY_VMA_DONTDUMP = 4 };
+enum ksmpy_vma_flag {
+    KSMPY_VMA_HUGEPAGE = 1,
+    KSMPY_VMA_NOHUGEPAGE = 2,
+    KSMPY_VMA_DONTDUMP = 4,
+    KSMPY_VMA_UNKNOWN = 8 /* nothing of the region is merged before ksmpy_set_vma_flags() */
+};
 
 enum ksmpy_scan_flag {
     KSMPY_SCAN_EAGER = 1,  /* merge at first sight: do not wait a pass for volatile pages */
@@ -165,9 +170,16 @@ int64_t ksmpy_store_processes(int fd, struct ksmpy_store_process *out, int64_t m
 /* From now on nobody can attach. EBUSY while any process does. */
 int ksmpy_store_retire(int fd);
 
-/* Both page aligned, in bytes. EEXIST: overlaps a region; EBUSY: another userfaultfd owns it. */
+/*
+ * Both page aligned, in bytes. EEXIST: overlaps a region; EBUSY: another userfaultfd owns it; EDQUOT:
+ * it would take mappings, of which the process has as many as the engine lets it have. With
+ * KSMPY_VMA_UNKNOWN also EADDRNOTAVAIL: not all of it is private, anonymous and writable.
+ */
 int ksmpy_register(ksmpy_engine *engine, uintptr_t address, size_t length, int vma_flags,
                    uint32_t *region);
+int ksmpy_set_vma_flags(ksmpy_engine *engine, uint32_t region, int vma_flags);
+/* The lowest region with a page in that range, or -ENOENT. */
+int64_t ksmpy_find_region(ksmpy_engine *engine, uintptr_t address, size_t length);
 /* discard: the memory is about to be freed, its bytes need not be kept. */
 int ksmpy_release(ksmpy_engine *engine, uint32_t region, int discard);
 /*

@@ -226,6 +226,7 @@ bool os_direct_io(int tasks_fd, uintptr_t address, uint64_t n);
 void os_probe(struct ksmpy_caps *caps);
 uint64_t os_memory_pages(void);
 void os_sleep_us(unsigned us);
+uint64_t os_now_ns(void); /* of a clock that only goes forward */
 /* Node numbers of n pages (negative errno for a page without one). */
 int os_nodes(uintptr_t address, uint64_t n, int *nodes);
 int os_bind(void *address, size_t bytes, int node);

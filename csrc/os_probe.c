@@ -134,6 +134,13 @@ uint64_t os_memory_pages(void)
     return pages > 0 ? (uint64_t)pages : (uint64_t)1 << 20;
 }
 
+uint64_t os_now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
 void os_sleep_us(unsigned us)
 {
     struct timespec span = {.tv_nsec = (long)us * 1000};

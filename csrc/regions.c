@@ -3,25 +3,56 @@
 
 #include <errno.h>
 
-static bool overlaps(const ksmpy_engine *engine, uintptr_t address, uint64_t n)
+static struct rb_arena region_arena(const ksmpy_engine *engine)
 {
-    uintptr_t end = address + bytes_of(n);
-    for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next) {
-        const struct region *region = region_at(engine, id);
-        if (address < region->address + bytes_of(region->n) && region->address < end)
-            return true;
-    }
-    return false;
+    return (struct rb_arena){.base = engine->regions.base, .stride = sizeof(struct region)};
 }
 
-static uint32_t free_region(ksmpy_engine *engine)
+/* The lowest region with a page in the n pages at the address, or NO_REGION. */
+static uint32_t find_overlap(const ksmpy_engine *engine, uintptr_t address, uint64_t n)
 {
-    for (uint32_t id = 0; id < engine->region_count; id++)
-        if (!region_at(engine, id)->used)
-            return id;
+    uint32_t found = NO_REGION, at = engine->by_address.root;
+    while (at != RB_NONE) {
+        const struct region *region = region_at(engine, at);
+        bool ends_above = address < region->address + bytes_of(region->n);
+        if (ends_above)
+            found = at;
+        at = rb_child(&region->by_address, ends_above ? RB_LEFT : RB_RIGHT);
+    }
+    bool overlaps = found != NO_REGION && region_at(engine, found)->address < address + bytes_of(n);
+    return overlaps ? found : NO_REGION;
+}
+
+/* None that is in the tree overlaps it. */
+static void link_by_address(ksmpy_engine *engine, uint32_t id)
+{
+    struct rb_arena arena = region_arena(engine);
+    uint32_t parent = RB_NONE, at = engine->by_address.root;
+    enum rb_side side = RB_LEFT;
+    while (at != RB_NONE) {
+        parent = at;
+        side = region_at(engine, id)->address < region_at(engine, at)->address ? RB_LEFT : RB_RIGHT;
+        at = rb_child(&region_at(engine, at)->by_address, side);
+    }
+    rb_link(&arena, &engine->by_address, id, parent, side);
+}
+
+static uint32_t take_record(ksmpy_engine *engine)
+{
+    uint32_t id = engine->free_region;
+    if (id != NO_REGION) {
+        engine->free_region = region_at(engine, id)->next;
+        return id;
+    }
     if (arena_grow(&engine->regions, (uint64_t)engine->region_count + 1) < 0)
         return NO_REGION;
     return engine->region_count++;
+}
+
+static void give_record(ksmpy_engine *engine, uint32_t id)
+{
+    *region_at(engine, id) = (struct region){.next = engine->free_region};
+    engine->free_region = id;
 }
 
 static uint64_t chunks_of(uint64_t pages)
@@ -67,6 +98,7 @@ static void append(ksmpy_engine *engine, uint32_t id)
     else
         region_at(engine, engine->last_region)->next = id;
     engine->last_region = id;
+    link_by_address(engine, id);
     engine->registered += region->n;
     engine->pages_in[PAGE_NEW] += region->n;
     engine->calm_since = engine->full_scans;
@@ -84,18 +116,40 @@ static void take_out(ksmpy_engine *engine, uint32_t id)
         engine->last_region = region->previous;
     else
         region_at(engine, region->next)->previous = region->previous;
+    struct rb_arena arena = region_arena(engine);
+    rb_erase(&arena, &engine->by_address, id);
     engine->registered -= region->n;
     engine->pages_in[PAGE_NEW] -= region->n;
 }
 
-static int add_region(ksmpy_engine *engine, uintptr_t address, uint64_t n, int vma_flags,
-                      uint32_t *out)
+/* Is it all private anonymous memory that may be written? */
+static bool is_plain(ksmpy_engine *engine, uintptr_t address, uint64_t n)
 {
-    if (overlaps(engine, address, n))
+    uintptr_t at = address, end = address + bytes_of(n);
+    struct os_vma vma;
+    os_maps_refresh(&engine->maps);
+    while (at < end) {
+        int found = os_maps_find(&engine->maps, at, &vma);
+        if (found <= 0 || vma.start > at || !vma.private_rw || vma.inode)
+            return false;
+        at = vma.end;
+    }
+    return true;
+}
+
+/* What the kernel is asked before anything is taken for the region. */
+static int may_add(ksmpy_engine *engine, uintptr_t address, uint64_t n, int vma_flags)
+{
+    if (find_overlap(engine, address, n) != NO_REGION)
         return -EEXIST;
-    uint32_t id = free_region(engine);
-    if (id == NO_REGION)
-        return -ENOMEM;
+    if (vma_flags & KSMPY_VMA_UNKNOWN && !is_plain(engine, address, n))
+        return -EADDRNOTAVAIL;
+    return budget_admits(engine, n, freezer_mappings(&engine->fz)) ? 0 : -EDQUOT;
+}
+
+static int fill_record(ksmpy_engine *engine, uint32_t id, uintptr_t address, uint64_t n,
+                       int vma_flags)
+{
     uint32_t base = take_pages(engine, id, n);
     if (base == NO_PAGE)
         return -ENOMEM;
@@ -104,9 +158,23 @@ static int add_region(ksmpy_engine *engine, uintptr_t address, uint64_t n, int v
         .used = true, .vma_flags = vma_flags, .address = address, .n = n, .base = base};
     region->pages_in[PAGE_NEW] = n;
     int error = freezer_attach(&engine->fz, address, n);
-    if (error) {
+    if (error)
         give_pages(engine, region);
-        region->used = false;
+    return error;
+}
+
+static int add_region(ksmpy_engine *engine, uintptr_t address, uint64_t n, int vma_flags,
+                      uint32_t *out)
+{
+    int error = may_add(engine, address, n, vma_flags);
+    if (error)
+        return error;
+    uint32_t id = take_record(engine);
+    if (id == NO_REGION)
+        return -ENOMEM;
+    error = fill_record(engine, id, address, n, vma_flags);
+    if (error) {
+        give_record(engine, id);
         return error;
     }
     append(engine, id);
@@ -146,7 +214,8 @@ static void remove_region(ksmpy_engine *engine, uint32_t id)
         os_unmap((void *)region->shadow, bytes_of(region->n + 1));
     take_out(engine, id);
     give_pages(engine, region);
-    region->used = false;
+    give_record(engine, id);
+    engine->gone_since_count++;
 }
 
 int ksmpy_release(ksmpy_engine *engine, uint32_t region, int discard)
@@ -220,6 +289,24 @@ int64_t ksmpy_find_lost(ksmpy_engine *engine, uint32_t *regions, int64_t max)
             regions[count - 1] = id;
     engine_unlock(engine);
     return count;
+}
+
+int64_t ksmpy_find_region(ksmpy_engine *engine, uintptr_t address, size_t length)
+{
+    engine_lock(engine);
+    uint32_t id = find_overlap(engine, address, length >> PAGE_SHIFT);
+    engine_unlock(engine);
+    return id == NO_REGION ? -ENOENT : (int64_t)id;
+}
+
+int ksmpy_set_vma_flags(ksmpy_engine *engine, uint32_t region, int vma_flags)
+{
+    engine_lock(engine);
+    int error = known(engine, region) ? 0 : -ENOENT;
+    if (!error)
+        region_at(engine, region)->vma_flags = vma_flags;
+    engine_unlock(engine);
+    return error;
 }
 
 int ksmpy_set_nodes(ksmpy_engine *engine, uint32_t region, const uint8_t *nodes, uint64_t count)

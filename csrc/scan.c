@@ -311,6 +311,11 @@ static void next_region(ksmpy_engine *engine)
         end_pass(engine);
 }
 
+static bool left_alone(const struct region *region)
+{
+    return region->lost || region->vma_flags & KSMPY_VMA_UNKNOWN;
+}
+
 /* As far as the end of a run, if there was anything to look at. */
 static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
 {
@@ -329,7 +334,7 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
     for (uint64_t visited = 0; visited < SLICE_VISITED; visited++) {
         uint64_t scanned = engine->result->scanned - before;
         bool at_start = run_starts_at(region->address + bytes_of(cursor->page));
-        if (cursor->page >= region->n || region->lost || scanned >= max_pages ||
+        if (cursor->page >= region->n || left_alone(region) || scanned >= max_pages ||
             (scanned && at_start))
             break;
         if (cursor->page >= cursor->window + cursor->window_n || cursor->page < cursor->window ||
@@ -341,7 +346,7 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
     merge_run(engine);
     store_look_away(&engine->store, false);
     store_flush(&engine->store);
-    if (cursor->page >= region->n || region->lost)
+    if (cursor->page >= region->n || left_alone(region))
         next_region(engine);
 }
 

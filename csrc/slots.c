@@ -29,13 +29,6 @@
 
 /* ---- the lock ---- */
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
 static void locked(struct store *store, int error)
 {
     store_show(store);
@@ -48,7 +41,7 @@ static void locked(struct store *store, int error)
         abort();
     }
     if (store->locks++ % TIMED == 0)
-        store->locked_at = now_ns();
+        store->locked_at = os_now_ns();
 }
 
 void store_lock(struct store *store)
@@ -60,10 +53,10 @@ void store_lock(struct store *store)
         locked(store, error);
         return;
     }
-    uint64_t begin = now_ns();
+    uint64_t begin = os_now_ns();
     locked(store, pthread_mutex_lock(&store->head->mutex));
     store->head->lock_waits++;
-    store->head->lock_wait_ns += now_ns() - begin;
+    store->head->lock_wait_ns += os_now_ns() - begin;
 }
 
 int store_lock_patiently(struct store *store)
@@ -87,7 +80,7 @@ void store_unlock(struct store *store)
     if (!store->shared || --store->depth)
         return;
     if (store->locked_at) {
-        uint64_t held = now_ns() - store->locked_at;
+        uint64_t held = os_now_ns() - store->locked_at;
         store->locked_at = 0;
         if (held > store->head->lock_hold_max_ns)
             store->head->lock_hold_max_ns = held;

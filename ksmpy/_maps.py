@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import time
 from bisect import bisect_right
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from ksmpy._native import VMA_DONTDUMP, VMA_HUGEPAGE, VMA_NOHUGEPAGE
 from ksmpy.errors import RegionError
 from ksmpy.store_files import is_store
 
-__all__ = ["AddressSpace", "Mapping", "refusal", "register_error", "vma_flags"]
+__all__ = ["Allowance", "AddressSpace", "Mapping", "refusal", "register_error", "vma_flags"]
 
 _HEADER = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) ([rwxsp-]{4}) [0-9a-f]+ \S+ \d+ *(.*)$", re.MULTILINE
@@ -33,6 +34,7 @@ _REFUSED = {
     "uw": "another userfaultfd of this process has registered it",
     "ui": "another userfaultfd of this process has registered it",
 }
+_USERFAULTFD = frozenset({"um", "uw", "ui"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,37 @@ class AddressSpace:
         return found
 
 
+class Allowance:
+    """How much time one registration after the other may spend on reading the mappings.
+
+    The kernel takes 10 us for each mapping below the one in question. So a program that registers
+    thousands of buffers one by one has that read at once while it is cheap, then only as often as
+    keeps each registration at _EACH on average; what is not read at once must be read later.
+    """
+
+    _CREDIT = 0.25
+    _EACH = 0.0003
+    _SHARE = 0.02  # of the time that goes by
+
+    def __init__(self) -> None:
+        self._spent = 0.0
+        self._last = 0.0  # what the next reading is thought to take
+        self._then = 0.0
+
+    def read(self, limit: int) -> AddressSpace | None:
+        """As AddressSpace.read(), or None: too dear at the moment."""
+        begin = time.monotonic()
+        earned = self._EACH + self._SHARE * (begin - self._then)
+        self._spent, self._then = max(self._spent - earned, 0.0), begin
+        if self._spent + self._last > self._CREDIT:
+            self._last = max(self._last - earned, 0.0)
+            return None
+        space = AddressSpace.read(limit)
+        self._last = time.monotonic() - begin
+        self._spent += self._last
+        return space
+
+
 def _text(path: str, limit: int) -> bytes:
     """The file up to the end, or at least to the first mapping that begins at `limit` or above."""
     data = bytearray()
@@ -107,21 +140,26 @@ def _parse(data: bytes) -> list[Mapping]:
     return mappings
 
 
-def refusal(mappings: list[Mapping], start: int, end: int) -> str | None:
-    """Why [start, end), which `mappings` cover, cannot be a region; None when it can."""
+def refusal(
+    mappings: list[Mapping], start: int, end: int, *, registered: bool = False
+) -> str | None:
+    """Why [start, end), which `mappings` cover, cannot be a region; None when it can.
+
+    `registered`: an engine has it registered with its userfaultfd already.
+    """
     position = start
     for mapping in mappings:
         if mapping.start > position:
             break
         position = mapping.end
-        reason = _mapping_refusal(mapping)
+        reason = _mapping_refusal(mapping, _USERFAULTFD if registered else frozenset())
         if reason is not None:
             return reason
     return "part of it is not mapped" if position < end else None
 
 
-def _mapping_refusal(mapping: Mapping) -> str | None:
-    flags = mapping.flags or frozenset()
+def _mapping_refusal(mapping: Mapping, ours: frozenset[str]) -> str | None:
+    flags = (mapping.flags or frozenset()) - ours
     if "ht" in flags:
         return _REFUSED["ht"]
     if is_store(mapping.path):
@@ -150,6 +188,12 @@ def register_error(error: OSError) -> Exception:
     """What the native engine's refusal of memory that looked right means."""
     if error.errno == errno.EEXIST:
         return RegionError("the buffer overlaps a registered region")
+    if error.errno == errno.EDQUOT:
+        return RegionError(
+            "the buffer cannot be registered: that would take mappings, of which the process has"
+            " nearly as many as it may; raise vm.max_map_count, or register fewer and larger"
+            " buffers"
+        )
     if error.errno == errno.EBUSY:
         return RegionError(
             "the buffer cannot be merged: another userfaultfd of this process has registered it"

@@ -35,6 +35,7 @@ TRACKINGS = ("auto", "wp-async", "checksum")
 VMA_HUGEPAGE = 1
 VMA_NOHUGEPAGE = 2
 VMA_DONTDUMP = 4
+VMA_UNKNOWN = 8
 
 SCAN_EAGER = 1
 SCAN_RESTART = 2
@@ -241,6 +242,15 @@ class NativeEngine:
         rc = self._call(lib.ksmpy_register, address, length, vma_flags, out)
         check(rc, "ksmpy_register")
         return int(out[0])
+
+    def find_region(self, address: int, length: int) -> int | None:
+        """The lowest region with a page in that range."""
+        rc = self._call(lib.ksmpy_find_region, address, length)
+        return None if rc == -errno.ENOENT else check(rc, "ksmpy_find_region")
+
+    def set_vma_flags(self, region: int, vma_flags: int) -> None:
+        """Say what was left open by VMA_UNKNOWN when the region was registered."""
+        check(self._call(lib.ksmpy_set_vma_flags, region, vma_flags), "ksmpy_set_vma_flags")
 
     def release(self, region: int, *, discard: bool) -> None:
         """Let a region go; its bytes stay unless `discard` says that they are not needed."""

@@ -12,19 +12,19 @@ import logging
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any
 
 from ksmpy import _native, numa, registry
-from ksmpy._maps import AddressSpace, refusal, register_error, vma_flags
+from ksmpy._maps import AddressSpace, Allowance, refusal, register_error, vma_flags
 from ksmpy._native import NativeEngine
 from ksmpy.buffers import Buffer, Held, lifetime, locate
 from ksmpy.config import Knobs, Settings, check_modes
 from ksmpy.errors import KsmpyError, RegionError
 from ksmpy.ksmd import Daemon
 from ksmpy.region import Region
-from ksmpy.registry import Ranges
 from ksmpy.stats import RegionStats, ScanResult, Share, Stats
 from ksmpy.store import Store, attach
 from ksmpy.walk import Found, find_buffers, merge_ranges
@@ -32,6 +32,11 @@ from ksmpy.walk import Found, find_buffers, merge_ranges
 __all__ = ["Engine"]
 
 _log = logging.getLogger("ksmpy")
+
+# Of the held owners that each registration looks at.
+_SWEPT = 64
+
+_allowance = Allowance()
 
 # Between two slices of a scan() Ctrl-C is looked at: 8192 scattered pages merge in 80 ms.
 _SLICE = 8192
@@ -74,7 +79,11 @@ class Engine:
         self._lock = threading.RLock()
         # By identity, for the native engine gives a number again as soon as it is free.
         self._regions: dict[Region, None] = {}
+        self._numbers: dict[int, Region] = {}
         self._held: dict[Region, None] = {}
+        self._swept = 0
+        # Registered before anybody asked what their mappings are like.
+        self._unasked: dict[Region, None] = {}
         self._scanning: dict[object, None] = {}
         self._run = 0
         self._inherited = False
@@ -109,18 +118,20 @@ class Engine:
         """Adopt the whole pages of a buffer, in place, until its owner dies or release().
 
         `buffer`: any contiguous object with the buffer protocol whose memory is private,
-        anonymous and writable (the object itself may be read-only). For many buffers use
-        track(): each call here looks through all of the process's mappings.
+        anonymous and writable (the object itself may be read-only). It takes the process two
+        mappings where writes are tracked or the freeze is not "signal". Of thousands that are
+        registered one by one, those whose mapping turns out in the next pass to be locked, kept
+        from children, or the like are released then, with a warning in the log.
 
-        Raises TypeError without a buffer, RegionError saying why it cannot be merged.
+        Raises TypeError without a buffer, RegionError saying why it cannot be merged, or that no
+        mappings are left.
         """
         with self._lock:
             self.require_open()
-            self.sweep()
+            self._sweep_some()
             found = locate(buffer)
-            ranges = Ranges.collect()
-            self._make_way(found, ranges)
-            return self._adopt(found, AddressSpace.read(found.pages[1]), name, None)
+            self._make_way(found)
+            return self._adopt(found, _allowance.read(found.pages[1]), name, None)
 
     def track(self, obj: object, /, *, min_bytes: int = 1 << 20) -> list[Region]:
         """Register every buffer of at least `min_bytes` bytes that is reachable from `obj`.
@@ -139,16 +150,15 @@ class Engine:
             self.require_open()
             self.sweep()
             found, refused = find_buffers(objs, min_bytes)
-            ranges = Ranges.collect()
             regions: dict[int, Region] = {}
             wanted: list[Found] = []
             for item in merge_ranges(found):
-                known = ranges.within(item.buffer, self)
+                known = registry.within(item.buffer, self)
                 if known is not None:
                     regions[known.address] = known
                     continue
                 try:
-                    self._make_way(item.buffer, ranges)
+                    self._make_way(item.buffer)
                 except RegionError as error:
                     refused.append((item.name, str(error)))
                 else:
@@ -353,6 +363,27 @@ class Engine:
             if region._lifetime.abandoned():
                 self._ended(region)
 
+    def _sweep_some(self) -> None:
+        held = list(self._held)
+        first = self._swept if self._swept < len(held) else 0
+        self._swept = first + _SWEPT
+        for region in held[first : first + _SWEPT]:
+            if region._lifetime.abandoned():
+                self._ended(region)
+
+    def overlapping(self, start: int, end: int) -> Iterator[Region]:
+        """The regions that have a page in [start, end); page-aligned."""
+        while start < end:
+            try:
+                number = self._native.find_region(start, end - start)
+            except KsmpyError:  # closed
+                return
+            region = self._numbers.get(number) if number is not None else None
+            if region is None:
+                return
+            start = region.address + region.nbytes
+            yield region
+
     @property
     def inherited(self) -> bool:
         """Whether this process got the engine by fork, and has not made it its own."""
@@ -386,14 +417,14 @@ class Engine:
 
     # ---- inside -------------------------------------------------------------------------
 
-    def _make_way(self, buffer: Buffer, ranges: Ranges) -> None:
+    def _make_way(self, buffer: Buffer) -> None:
         """Refuse what holds no page or overlaps a region; end inherited regions under it."""
         start, end = buffer.pages
         if buffer.nbytes == 0:
             raise RegionError("the buffer is empty")
         if end <= start:
             raise RegionError(f"the buffer ({buffer.nbytes} bytes) holds no whole 4096-byte page")
-        for region in ranges.overlapping(start, end):
+        for region in registry.overlapping(start, end):
             if not region.engine.inherited:
                 region.engine.drop_lost()
                 if region.released:
@@ -402,18 +433,26 @@ class Engine:
                 raise RegionError(f"the buffer overlaps the region {region.name!r}{whose}")
             region.release()
 
-    def _adopt(
-        self, buffer: Buffer, space: AddressSpace, name: str | None, anchor: object
-    ) -> Region:
-        start, end = buffer.pages
+    def _flags(self, start: int, end: int, space: AddressSpace | None) -> int:
+        if space is None:
+            return _native.VMA_UNKNOWN
         mappings = space.covering(start, end)
         reason = refusal(mappings, start, end)
         if reason is not None:
             raise RegionError(f"the buffer cannot be merged: {reason}")
+        return vma_flags(mappings)
+
+    def _adopt(
+        self, buffer: Buffer, space: AddressSpace | None, name: str | None, anchor: object
+    ) -> Region:
+        start, end = buffer.pages
+        flags = self._flags(start, end, space)
         nodes = self._placement.ask(start, (end - start) // _native.PAGE_SIZE)
         try:
-            number = self._native.register(start, end - start, vma_flags(mappings))
+            number = self._native.register(start, end - start, flags)
         except OSError as error:
+            if space is None and error.errno == errno.EADDRNOTAVAIL:
+                return self._adopt(buffer, AddressSpace.read(end), name, anchor)
             raise register_error(error) from error
         if nodes is not None:  # a pass under way comes by before the next one asks
             self._native.set_nodes(number, nodes)
@@ -421,6 +460,9 @@ class Engine:
         label = name if name is not None else f"{type(buffer.owner).__name__}-{number}"
         region = Region(self, number, label, start, end - start, life)
         self._regions[region] = None
+        self._numbers[number] = region
+        if flags == _native.VMA_UNKNOWN:
+            self._unasked[region] = None
         if isinstance(life, Held):
             self._held[region] = None
         registry.anchor(self._serial, self)
@@ -439,16 +481,19 @@ class Engine:
         # Of several that want to end it, the one that takes it out of the dict does.
         if self._regions.pop(region, region) is region:
             return
+        self._numbers.pop(region._number, None)  # the number may be another's from here on
         try:
             self._native.release(region._number, discard=discard)
         except OSError:
             self._regions[region] = None
+            self._numbers[region._number] = region
             raise
         self._forget(region)
 
     def _forget(self, region: Region) -> None:
         self._regions.pop(region, None)
         self._held.pop(region, None)
+        self._unasked.pop(region, None)
         region._released = True
         region._lifetime.drop()
         if not self._regions:
@@ -466,6 +511,7 @@ class Engine:
     def _slice(self, pages: int, flags: int) -> ScanResult:
         if self._pass_begins:
             self._pass_begins = False
+            self._ask_for_flags()
             self._placement.tell(self._native, list(self._regions))
         result = ScanResult(**self._native.scan(pages, flags))
         if result.full:
@@ -473,6 +519,28 @@ class Engine:
         if result.lost:
             self.drop_lost()
         return result
+
+    def _ask_for_flags(self) -> None:
+        """Look at the mappings of regions that were registered without, all in one reading."""
+        regions = [region for region in list(self._unasked) if not region.released]
+        if not regions:
+            return
+        space = AddressSpace.read(max(region.address + region.nbytes for region in regions))
+        ours = (self.freeze, self.tracking) != ("signal", "checksum")
+        for region in regions:
+            start, end = region.address, region.address + region.nbytes
+            mappings = space.covering(start, end)
+            reason = refusal(mappings, start, end, registered=ours)
+            try:
+                if reason is None:
+                    self._native.set_vma_flags(region._number, vma_flags(mappings))
+                else:
+                    _log.warning("region %r was released: %s", region.name, reason)
+                    self._end(region, discard=False)
+            except OSError:
+                if not region.released:
+                    raise
+            self._unasked.pop(region, None)
 
     def _revive(self, store: Store) -> None:
         with self._lock:

@@ -8,8 +8,7 @@ import itertools
 import os
 import time
 import weakref
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ksmpy import _native
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from ksmpy.engine import Engine
     from ksmpy.region import Region
 
-__all__ = ["Ranges", "anchor", "enter", "leave", "live_engines", "let_go"]
+__all__ = ["anchor", "enter", "leave", "let_go", "live_engines", "overlapping", "within"]
 
 _numbers = itertools.count(1)
 _engines: dict[int, weakref.ref[Engine]] = {}
@@ -56,35 +55,19 @@ def live_engines() -> list[Engine]:
     return [engine for engine in engines if engine is not None]
 
 
-class Ranges:
-    """The address ranges of all engines' regions, sorted for look-up."""
+def overlapping(start: int, end: int) -> Iterator[Region]:
+    """The regions of all engines that have a page in [start, end)."""
+    for engine in live_engines():
+        yield from engine.overlapping(start, end)
 
-    def __init__(self, regions: Iterable[Region]) -> None:
-        self._regions = sorted(regions, key=lambda region: region.address)
-        self._starts = [region.address for region in self._regions]
 
-    @classmethod
-    def collect(cls) -> Ranges:
-        """The ranges as they are now."""
-        return cls(region for engine in live_engines() for region in engine.all_regions())
-
-    def overlapping(self, start: int, end: int) -> Iterator[Region]:
-        """The regions that have a byte in [start, end)."""
-        first = max(bisect_right(self._starts, start) - 1, 0)
-        for region in itertools.islice(self._regions, first, None):
-            if region.address >= end:
-                return
-            if region.address + region.nbytes > start and not region.released:
-                yield region
-
-    def within(self, buffer: Buffer, engine: Engine) -> Region | None:
-        """The engine's own region that holds all of the buffer's whole pages."""
-        start, end = buffer.pages
-        for region in self.overlapping(start, end) if start < end else ():
-            inside = region.address <= start and end <= region.address + region.nbytes
-            if inside and region.engine is engine:
-                return region
-        return None
+def within(buffer: Buffer, engine: Engine) -> Region | None:
+    """The engine's own region that holds all of the buffer's whole pages."""
+    start, end = buffer.pages
+    for region in engine.overlapping(start, end) if start < end else ():
+        if region.address <= start and end <= region.address + region.nbytes:
+            return region
+    return None
 
 
 # Collections of the youngest objects come many times a second: a sweep takes 2 % at most.
