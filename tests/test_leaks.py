@@ -156,6 +156,16 @@ class _Native:
         assert lib.ksmpy_release(self.engine, 12345, 0) < 0
         self.regions[0] = self.register(self.model)
 
+    def ksmpy_find_region(self) -> None:
+        """Where there is one, and where there is none."""
+        assert lib.ksmpy_find_region(self.engine, *memory.span(self.model)) >= 0
+        assert lib.ksmpy_find_region(self.engine, 4096, 4096) < 0
+
+    def ksmpy_set_vma_flags(self) -> None:
+        """Of a region that there is, and of one that there is not."""
+        assert lib.ksmpy_set_vma_flags(self.engine, self.regions[0], 0) == 0
+        assert lib.ksmpy_set_vma_flags(self.engine, 12345, 0) < 0
+
     def ksmpy_find_lost(self) -> None:
         """Nothing is lost."""
         assert lib.ksmpy_find_lost(self.engine, ffi.new("uint32_t[4]"), 4) == 0
