@@ -6,6 +6,11 @@
 #include <string.h>
 #include <unistd.h>
 
+/* How much of a stack is in use below and above a frame of ours, at most. */
+#define STACK_BELOW ((uintptr_t)128 << 10)
+#define STACK_ABOVE ((uintptr_t)64 << 10)
+#define THREAD_BYTES ((uintptr_t)2304) /* of what pthread_self() points to */
+
 static bool by_signal(const struct freezer *fz)
 {
     return fz->mode == KSMPY_FREEZE_SIGNAL;
@@ -174,6 +179,25 @@ static int64_t freeze_some(struct freezer *fz, uintptr_t address, uint64_t n, co
     }
 }
 
+static bool meets(uintptr_t address, uint64_t n, uintptr_t start, uintptr_t end)
+{
+    return address < end && start < address + bytes_of(n);
+}
+
+/*
+ * Does this thread itself need these pages: its stack, its thread-local data?  It would wait for
+ * itself.  Whoever finds memory to register leaves stacks out, but a thread may have been given
+ * any memory for one.
+ */
+static bool needed_here(uintptr_t address, uint64_t n)
+{
+    uintptr_t frame = (uintptr_t)__builtin_frame_address(0), self = (uintptr_t)pthread_self();
+    uintptr_t top = self > frame ? least(frame + STACK_ABOVE, self) : frame + STACK_ABOVE;
+    return meets(address, n, frame - STACK_BELOW, top) ||
+           meets(address, n, self, self + THREAD_BYTES) ||
+           meets(address, n, (uintptr_t)&errno, (uintptr_t)(&errno + 1));
+}
+
 uint64_t freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n)
 {
     uint64_t rest = HUGE_PAGES - (address >> PAGE_SHIFT) % HUGE_PAGES;
@@ -193,6 +217,8 @@ uint64_t freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n)
 int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
     n = freeze_reach(fz, address, n);
+    if (needed_here(address, n))
+        return -EBUSY;
     pthread_mutex_lock(&fz->lock);
     int64_t got = freeze_some(fz, address, n, view);
     if (got == -EBUSY && fz->mode == KSMPY_FREEZE_UFFD_MOVE) {
@@ -303,6 +329,8 @@ uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
 int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
                       int vma_flags)
 {
+    if (needed_here(address, n))
+        return -EBUSY;
     pthread_mutex_lock(&fz->lock);
     int error = os_populate(fz->stage, n, true);
     if (!error)

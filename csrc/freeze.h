@@ -65,6 +65,8 @@ struct freezer {
     int tasks_fd;  /* what other threads do */
     uint64_t inodes[FREEZER_FILES]; /* of these descriptors, in their order; 0: not yet known */
     pthread_t thread;
+    uintptr_t stack; /* the thread's */
+    size_t stack_bytes;
     uintptr_t windows[2]; /* for small pages, for a huge one; 0: none */
     uintptr_t *window;  /* where the frozen pages are kept, one of the two */
     bool torn;          /* the huge window has a page table now, so that no huge page fits in */

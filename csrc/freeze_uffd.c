@@ -81,6 +81,22 @@ static void *fault_thread(void *argument)
     }
 }
 
+/* Its stack is memory of ours: frozen, it would wait for itself. */
+static void note_stack(struct freezer *fz)
+{
+    pthread_attr_t attributes;
+    void *stack = NULL;
+    size_t bytes = 0;
+    if (pthread_getattr_np(fz->thread, &attributes) != 0)
+        return;
+    if (pthread_attr_getstack(&attributes, &stack, &bytes) == 0) {
+        fz->stack = (uintptr_t)stack;
+        fz->stack_bytes = bytes;
+        os_own(fz->stack, fz->stack_bytes);
+    }
+    pthread_attr_destroy(&attributes);
+}
+
 /* Signals are for the program's own threads. */
 int uffd_start(struct freezer *fz)
 {
@@ -90,6 +106,8 @@ int uffd_start(struct freezer *fz)
     int error = pthread_create(&fz->thread, NULL, fault_thread, fz);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     fz->helped = error == 0;
+    if (fz->helped)
+        note_stack(fz);
     return -error;
 }
 
@@ -157,6 +175,7 @@ void uffd_destroy(struct freezer *fz)
         while (write(fz->stop_fd, &one, sizeof one) < 0 && errno == EINTR)
             ;
     pthread_join(fz->thread, NULL);
+    os_disown(fz->stack, fz->stack_bytes);
     fz->helped = false;
 }
 

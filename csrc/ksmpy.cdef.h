@@ -119,7 +119,17 @@ struct ksmpy_share {
     uint64_t pages; /* pages of a and b that lie on common frames: min of the two per frame */
 };
 
+struct ksmpy_range {
+    uintptr_t start;
+    uintptr_t end;
+};
+
 int ksmpy_probe(struct ksmpy_caps *caps);
+/*
+ * The memory that the engines of this process use for themselves, their threads' stacks included:
+ * none of it may be registered. Writes up to max ranges; returns how many there are.
+ */
+int64_t ksmpy_own_memory(struct ksmpy_range *out, int64_t max);
 
 /*
  * On a shared store also: EUCLEAN its file is damaged; EPROTO not a store, or of another layout;

@@ -70,7 +70,7 @@ int os_uffd_protect(int fd, uintptr_t address, uint64_t n, bool on);
 /* The next message, without waiting; for OS_UFFD_FAULT *address is the faulting page. */
 int os_uffd_read(int fd, uintptr_t *address);
 
-/* ---- mappings (os_map.c) ---- */
+/* ---- mappings (os_map.c, os_own.c) ---- */
 
 /* Address space that costs nothing until it is committed; NULL when there is none. */
 void *os_reserve(size_t bytes);
@@ -78,6 +78,12 @@ int os_commit(void *address, size_t bytes);
 void os_unmap(void *address, size_t bytes);
 int os_dont_fork(void *address, size_t bytes);
 void os_do_fork(void *address, size_t bytes); /* again */
+/*
+ * Memory of the engine's own, as ksmpy_own_memory() tells.  What the functions here map is noted
+ * by them.
+ */
+void os_own(uintptr_t start, size_t bytes);
+void os_disown(uintptr_t start, size_t bytes);
 /* Zero-filled private memory, NULL when out of it. */
 void *os_alloc(size_t bytes);
 

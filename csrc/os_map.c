@@ -32,9 +32,18 @@ static int status(int result)
     return result < 0 ? -errno : 0;
 }
 
+/* Fresh memory of the engine's own. */
+static void *fresh(size_t bytes, int rights)
+{
+    void *got = mapped(mmap(NULL, bytes, rights, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (got)
+        os_own((uintptr_t)got, bytes);
+    return got;
+}
+
 void *os_reserve(size_t bytes)
 {
-    return mapped(mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    return fresh(bytes, PROT_NONE);
 }
 
 int os_commit(void *address, size_t bytes)
@@ -44,8 +53,10 @@ int os_commit(void *address, size_t bytes)
 
 void os_unmap(void *address, size_t bytes)
 {
-    if (address)
-        munmap(address, bytes);
+    if (!address)
+        return;
+    os_disown((uintptr_t)address, bytes); /* first: another thread may get it at once */
+    munmap(address, bytes);
 }
 
 int os_dont_fork(void *address, size_t bytes)
@@ -60,7 +71,7 @@ void os_do_fork(void *address, size_t bytes)
 
 void *os_alloc(size_t bytes)
 {
-    return mapped(mmap(NULL, bytes, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    return fresh(bytes, RW);
 }
 
 void *os_alloc_huge(void)
@@ -174,7 +185,11 @@ uintptr_t os_grow(uintptr_t from, uint64_t n)
 {
     munlock((void *)from, PAGE_SIZE);
     void *got = mremap((void *)from, PAGE_SIZE, bytes_of(n), MREMAP_MAYMOVE);
-    return got == MAP_FAILED ? 0 : (uintptr_t)got;
+    if (got == MAP_FAILED)
+        return 0;
+    os_disown(from, PAGE_SIZE);
+    os_own((uintptr_t)got, bytes_of(n));
+    return (uintptr_t)got;
 }
 
 int os_protect(uintptr_t address, uint64_t n, bool writable)

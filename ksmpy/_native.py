@@ -85,6 +85,17 @@ def probe() -> dict[str, int]:
     return _fields(caps)
 
 
+def own_memory() -> list[tuple[int, int]]:
+    """(start, end) of what the engines of this process use for themselves."""
+    room = 256
+    while True:
+        out = ffi.new("struct ksmpy_range[]", room)
+        count = check(lib.ksmpy_own_memory(out, room), "ksmpy_own_memory")
+        if count <= room:
+            return [(out[i].start, out[i].end) for i in range(count)]
+        room = count + count // 4
+
+
 def checksum(data: object) -> int:
     """The 64-bit page checksum of contiguous bytes; their number must be a multiple of 64."""
     require()

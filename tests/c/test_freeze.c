@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -15,6 +16,7 @@
 #define N 16
 #define FIRST 8 /* the part that is changed: pages [FIRST, END) */
 #define END 12
+#define STACK_PAGES 64
 
 static enum { DONTDUMP, DONTFORK, READ_ONLY, LOCK, UNMAP, CHANGES } change;
 static int way;
@@ -127,6 +129,71 @@ static void a_move_that_fails_halfway_is_made_good(void)
     close(memfd);
 }
 
+/* A thread whose stack was given to it, and is registered: it never waits for itself. */
+static void freeze_own_stack(uintptr_t stack)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    uintptr_t here = (uintptr_t)__builtin_frame_address(0) / PAGE_SIZE * PAGE_SIZE;
+    uintptr_t data = (uintptr_t)pthread_self() / PAGE_SIZE * PAGE_SIZE;
+    REQUIRE(freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, stack, STACK_PAGES) == 0);
+    CHECK(freeze(&fz, here, 1, &view) == -EBUSY && freeze(&fz, data, 1, &view) == -EBUSY);
+    CHECK(freezer_unoverlay(&fz, here, 1, 0, 0) == -EBUSY);
+    freezer_detach(&fz, stack, STACK_PAGES);
+    freezer_destroy(&fz);
+}
+
+static void *on_given_stack(void *stack)
+{
+    freeze_own_stack((uintptr_t)stack);
+    return stack;
+}
+
+static void own_stack_is_never_frozen(void)
+{
+    pthread_attr_t attributes;
+    pthread_t thread;
+    void *result = NULL, *stack = os_alloc(bytes_of(STACK_PAGES));
+    pthread_attr_init(&attributes);
+    REQUIRE(stack && pthread_attr_setstack(&attributes, stack, bytes_of(STACK_PAGES)) == 0);
+    REQUIRE(pthread_create(&thread, &attributes, on_given_stack, stack) == 0);
+    pthread_join(thread, &result);
+    CHECK(result == stack);
+    pthread_attr_destroy(&attributes);
+    os_unmap(stack, bytes_of(STACK_PAGES));
+}
+
+static bool is_own(const void *address)
+{
+    struct ksmpy_range own[64];
+    int64_t count = ksmpy_own_memory(own, 64);
+    for (int64_t i = 0; i < count && i < 64; i++)
+        if ((uintptr_t)address >= own[i].start && (uintptr_t)address < own[i].end)
+            return true;
+    return false;
+}
+
+/* What is mapped for an engine is told, to the page, as long as it is there; its threads' stacks too. */
+static void own_memory_is_told(void)
+{
+    uint8_t *memory = os_reserve(bytes_of(8));
+    REQUIRE(memory && is_own(memory) && is_own(page_at((uintptr_t)memory, 7)));
+    os_unmap(page_at((uintptr_t)memory, 3), bytes_of(2));
+    CHECK(is_own(page_at((uintptr_t)memory, 2)) && is_own(page_at((uintptr_t)memory, 5)));
+    CHECK(!is_own(page_at((uintptr_t)memory, 3)) && !is_own(page_at((uintptr_t)memory, 4)));
+    os_unmap(memory, bytes_of(3));
+    os_unmap(page_at((uintptr_t)memory, 5), bytes_of(3));
+    CHECK(!is_own(memory) && !is_own(page_at((uintptr_t)memory, 7)));
+    CHECK(is_own(&way) && !is_own(&memory));
+    struct freezer fz;
+    REQUIRE(freezer_init(&fz, way, false) == 0);
+    uintptr_t stack = fz.stack;
+    CHECK(is_own((void *)fz.stage) && is_own(fz.zeros));
+    CHECK(way == KSMPY_FREEZE_SIGNAL || (stack && is_own((void *)stack)));
+    freezer_destroy(&fz);
+    CHECK(!stack || !is_own((void *)stack));
+}
+
 int main(void)
 {
     for (way = KSMPY_FREEZE_UFFD_MOVE; way <= KSMPY_FREEZE_SIGNAL; way++) {
@@ -137,10 +204,14 @@ int main(void)
             continue;
         freezer_destroy(&fz);
         RUN(a_move_that_fails_halfway_is_made_good);
-        for (change = 0; change < CHANGES; change++) {
-            RUN(frozen_pages_come_back);
-            RUN(overlays_come_back);
-        }
     }
-    return finish();
+
+    RUN(own_stack_is_never_frozen);
+    RUN(own_memory_is_told);
+    for (change = 0; change < CHANGES; change++) {
+        RUN(frozen_pages_come_back);
+        RUN(overlays_come_back);
+    }
+}
+return finish();
 }
