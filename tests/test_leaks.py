@@ -119,6 +119,12 @@ class _Native:
         """Probing opens and closes all kinds of things."""
         assert lib.ksmpy_probe(ffi.new("struct ksmpy_caps *")) == 0
 
+    def ksmpy_own_memory(self) -> None:
+        """The list gets no longer by engines that come and go."""
+        before = lib.ksmpy_own_memory(ffi.NULL, 0)
+        self.ksmpy_engine_new()
+        assert lib.ksmpy_own_memory(ffi.NULL, 0) == before > 5
+
     def ksmpy_engine_new(self) -> None:
         """A second engine."""
         options = ffi.new("struct ksmpy_options *")

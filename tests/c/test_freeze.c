@@ -204,14 +204,12 @@ int main(void)
             continue;
         freezer_destroy(&fz);
         RUN(a_move_that_fails_halfway_is_made_good);
+        RUN(own_stack_is_never_frozen);
+        RUN(own_memory_is_told);
+        for (change = 0; change < CHANGES; change++) {
+            RUN(frozen_pages_come_back);
+            RUN(overlays_come_back);
+        }
     }
-
-    RUN(own_stack_is_never_frozen);
-    RUN(own_memory_is_told);
-    for (change = 0; change < CHANGES; change++) {
-        RUN(frozen_pages_come_back);
-        RUN(overlays_come_back);
-    }
-}
-return finish();
+    return finish();
 }
