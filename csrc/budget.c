@@ -181,14 +181,24 @@ void lose_region(ksmpy_engine *engine, uint32_t id)
     engine->lost += region->n;
 }
 
+static void look_for_loss(ksmpy_engine *engine, uint32_t id)
+{
+    const struct region *region = region_at(engine, id);
+    if (!region->lost && !intact(engine, region))
+        lose_region(engine, id);
+}
+
 void budget_find_lost(ksmpy_engine *engine)
 {
     os_maps_refresh(&engine->maps);
-    for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next) {
-        const struct region *region = region_at(engine, id);
-        if (!region->lost && !intact(engine, region))
-            lose_region(engine, id);
-    }
+    for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next)
+        look_for_loss(engine, id);
+}
+
+void budget_check_lost(ksmpy_engine *engine, uint32_t region)
+{
+    os_maps_refresh(&engine->maps);
+    look_for_loss(engine, region);
 }
 
 void budget_survey(ksmpy_engine *engine)

@@ -219,6 +219,7 @@ struct ksmpy_engine {
     uint64_t count_again_ns; /* when a count would be worth its time again */
     uint64_t gone_since_count; /* regions */
     bool bar_known, merging_barred; /* see merge.c; not known when a slice begins */
+    bool unreadable; /* a page of the slice could not be read */
     int io_tries; /* times a millisecond that unmerging may wait for direct I/O to end */
 };
 
@@ -364,6 +365,7 @@ void discard_region(ksmpy_engine *engine, uint32_t region);
 /* At the start of a pass: counts mappings, and finds regions whose memory was taken away. */
 void budget_survey(ksmpy_engine *engine);
 void budget_find_lost(ksmpy_engine *engine);
+void budget_check_lost(ksmpy_engine *engine, uint32_t region); /* this one */
 /* Its memory is not, or not all, what we know: it is left alone from now on. */
 void lose_region(ksmpy_engine *engine, uint32_t region);
 /* May a run of n pages take so many mappings more? */

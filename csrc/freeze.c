@@ -6,6 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "guard.h"
+
 /* How much of a stack is in use below and above a frame of ours, at most. */
 #define STACK_BELOW ((uintptr_t)128 << 10)
 #define STACK_ABOVE ((uintptr_t)64 << 10)
@@ -276,16 +278,15 @@ int freezer_track_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
     return fz->tracked ? os_uffd_register(fz->uffd, address, n, attach_mode(fz)) : 0;
 }
 
-static bool copy_out(struct freezer *fz, uintptr_t address, uint64_t n)
+static int copy_out(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     uint8_t kinds[FREEZE_MAX];
     bool copies = os_pages(fz->pagemap_fd, address, n, kinds) < 0;
     for (uint64_t i = 0; i < n && !copies; i++)
         copies = kinds[i] == OS_PAGE_ANON || kinds[i] == OS_PAGE_ZERO;
     if (copies && os_direct_io(fz->tasks_fd, address, n))
-        return false;
-    memcpy((void *)fz->stage, (const void *)address, bytes_of(n));
-    return true;
+        return -EBUSY;
+    return guard_copy((void *)fz->stage, (const void *)address, bytes_of(n)) ? 0 : -EFAULT;
 }
 
 /*
@@ -310,9 +311,10 @@ int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint6
 {
     if (!os_can_map(n))
         return -ENOMEM;
-    if (!copy_out(fz, address, n))
-        return -EBUSY;
-    int error = os_remap(address, from, n, true);
+    int error = copy_out(fz, address, n);
+    if (error)
+        return error;
+    error = os_remap(address, from, n, true);
     return error ? rebuild(fz, address, n, error) : 0;
 }
 

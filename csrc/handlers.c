@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "freeze.h"
+#include "guard.h"
 
 #define LEVELS 16
 #define SIGNALS 64
@@ -18,6 +19,7 @@ static struct level {
     _Atomic bool taken;
     _Atomic bool known; /* before is filled in, and never changes */
     _Atomic bool spent; /* SA_RESETHAND: it has been called */
+    int number;         /* of the signal */
     struct sigaction before;
 } levels[LEVELS];
 
@@ -68,7 +70,8 @@ static void hand_on(struct level *level, int number, siginfo_t *info, void *cont
 static void on_signal(struct level *level, int number, siginfo_t *info, void *context)
 {
     int saved = errno;
-    bool ours = signal_claims(info);
+    guard_escape(info);
+    bool ours = number == SIGSEGV && signal_claims(info);
     errno = saved;
     if (!ours)
         hand_on(level, number, info, context);
@@ -106,16 +109,18 @@ static bool is_same(const struct sigaction *one, const struct sigaction *two)
     return same;
 }
 
-static int level_before(const struct sigaction *action)
+static int level_before(int number, const struct sigaction *action)
 {
     for (int i = 0; i < LEVELS; i++)
-        if (atomic_load(&levels[i].known) && is_same(&levels[i].before, action)) {
+        if (atomic_load(&levels[i].known) && levels[i].number == number &&
+            is_same(&levels[i].before, action)) {
             atomic_store(&levels[i].spent, false);
             return i;
         }
     for (int i = 0; i < LEVELS; i++)
         if (!atomic_exchange(&levels[i].taken, true)) {
             levels[i].before = *action;
+            levels[i].number = number;
             atomic_store(&levels[i].known, true);
             return i;
         }
@@ -131,21 +136,27 @@ static struct sigaction ours_before(const struct sigaction *action, int level)
                               .sa_flags = SA_SIGINFO | SA_NODEFER | flags};
 }
 
-int handlers_install(void)
+static int install(int number)
 {
     struct sigaction found, replaced, ours;
-    if (sigaction(SIGSEGV, NULL, &found) < 0)
+    if (sigaction(number, NULL, &found) < 0)
         return -errno;
     while (!is_ours(&found)) {
-        int level = level_before(&found);
+        int level = level_before(number, &found);
         if (level < 0)
             return level;
         ours = ours_before(&found, level);
-        if (sigaction(SIGSEGV, &ours, &replaced) < 0)
+        if (sigaction(number, &ours, &replaced) < 0)
             return -errno;
         if (is_same(&replaced, &found))
             return 0;
         found = replaced; /* installed a moment ago: ours has to be before that one */
     }
     return 0;
+}
+
+int handlers_install(void)
+{
+    int error = install(SIGSEGV);
+    return error ? error : install(SIGBUS);
 }

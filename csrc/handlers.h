@@ -15,8 +15,8 @@
 #define KSMPY_HANDLERS_H
 
 /*
- * From now on SIGSEGV comes to the engine first; to be called again before each time that it has
- * to be so, as the program may have installed a handler since.  EBUSY: it has had too many.
+ * From now on SIGSEGV and SIGBUS come to the engine first; to be called again before each time that
+ * it has to be so, as the program may have installed a handler since.  EBUSY: it has had too many.
  */
 int handlers_install(void);
 

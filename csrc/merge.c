@@ -12,6 +12,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "guard.h"
+
 #define TRACKED_RUN 32 /* shortest run whose overlays are tracked */
 #define SHADOWED 32 /* pages of the smallest region that gets a shadow: it costs a mapping */
 #define PREFETCH 8 /* pages ahead that the index is told of */
@@ -48,7 +50,7 @@ static void compare(ksmpy_engine *engine, struct piece *piece, const uint8_t *vi
     for (uint64_t i = 0; i < piece->n; i++) {
         const uint8_t *frame = frame_bytes(&engine->store, piece->frame + (uint32_t)i);
         piece->mapped[i] = false;
-        piece->equal[i] = !engine->fz.hole[i] && memcmp(frame, view + bytes_of(i), PAGE_SIZE) == 0;
+        piece->equal[i] = !engine->fz.hole[i] && compare_live(frame, view + bytes_of(i)) == 0;
     }
 }
 
@@ -199,11 +201,9 @@ static uint64_t merge_piece(ksmpy_engine *engine, struct piece *piece, uint64_t 
 /*
  * Takes the faults of later readers, of whom each would find 16 pages mapped by the one before it.
  */
-KSMPY_READS_LIVE_MEMORY static void fault_in(uintptr_t address, uint64_t n)
+static void fault_in(uintptr_t address, uint64_t n)
 {
-    uintptr_t end = address + bytes_of(n);
-    for (uintptr_t at = address; at < end; at = (at | (bytes_of(FAULT_AROUND) - 1)) + 1)
-        (void)*(const volatile uint8_t *)at;
+    guard_touch(address, address + bytes_of(n), bytes_of(FAULT_AROUND));
 }
 
 /* Short overlays are not worth a call, which takes as long as to look at 50 pages. */
@@ -391,14 +391,15 @@ static void settle_claims(ksmpy_engine *engine, const struct run *run)
 
 /* ---- zero pages ---- */
 
-KSMPY_READS_LIVE_MEMORY static bool is_zero(const uint8_t *bytes)
+static bool is_zero(const void *page)
 {
-    return bytes[0] == 0 && memcmp(bytes, bytes + 1, PAGE_SIZE - 1) == 0;
+    bool zero;
+    return guard_is_zero(page, &zero) && zero;
 }
 
 bool page_is_zero(const ksmpy_engine *engine, uint32_t id)
 {
-    return is_zero((const uint8_t *)page_address(engine, id));
+    return is_zero((const void *)page_address(engine, id));
 }
 
 static uint64_t zero_piece(ksmpy_engine *engine, uint32_t page, uint64_t n)

@@ -3,6 +3,8 @@
 
 #include <errno.h>
 
+#include "guard.h"
+
 static struct rb_arena region_arena(const ksmpy_engine *engine)
 {
     return (struct rb_arena){.base = engine->regions.base, .stride = sizeof(struct region)};
@@ -221,7 +223,9 @@ static void remove_region(ksmpy_engine *engine, uint32_t id)
 int ksmpy_release(ksmpy_engine *engine, uint32_t region, int discard)
 {
     int error = -ENOENT;
+    sigset_t mask;
     engine_lock(engine);
+    guard_open(&mask);
     if (known(engine, region)) {
         error = fork_revive(engine);
         engine->io_tries = IO_TRIES;
@@ -232,6 +236,7 @@ int ksmpy_release(ksmpy_engine *engine, uint32_t region, int discard)
         if (!error)
             remove_region(engine, region);
     }
+    guard_close(&mask);
     engine_unlock(engine);
     check_step(engine);
     return error;
@@ -241,9 +246,12 @@ int ksmpy_unmerge_region(ksmpy_engine *engine, uint32_t region)
 {
     if (engine->forked)
         return -EPERM;
+    sigset_t mask;
     engine_lock(engine);
     engine->io_tries = IO_TRIES;
+    guard_open(&mask);
     int error = known(engine, region) ? unmerge_region(engine, region) : -ENOENT;
+    guard_close(&mask);
     engine_unlock(engine);
     check_step(engine);
     return error;
@@ -256,9 +264,11 @@ int ksmpy_unmerge_region(ksmpy_engine *engine, uint32_t region)
 int ksmpy_unmerge(ksmpy_engine *engine)
 {
     int failure = 0;
+    sigset_t mask;
     if (engine->forked)
         return -EPERM;
     pass_lock(engine);
+    guard_open(&mask);
     engine_lock(engine);
     engine->io_tries = IO_TRIES;
     engine_unlock(engine);
@@ -272,6 +282,7 @@ int ksmpy_unmerge(ksmpy_engine *engine)
     store_reap(&engine->store);
     cursor_reset(engine);
     engine_unlock(engine);
+    guard_close(&mask);
     pthread_mutex_unlock(&engine->pass);
     check_step(engine);
     return failure;

@@ -11,6 +11,7 @@
  * A wrong guess costs time only: pages that are not asked about count as written.
  */
 #include "engine.h"
+#include "guard.h"
 
 /* Visits in a row that found every page of a chunk written, before the next one reads samples. */
 #define RESTLESS 3
@@ -20,7 +21,8 @@ static uint32_t sample(const ksmpy_engine *engine, uint32_t id, uint64_t n, uint
 {
     uint32_t hash = (chunk_of(engine, id)->sampled_in * SAMPLES + i) * 0x9E3779B1u;
     uint32_t page = id + (uint32_t)(hash * n >> 32);
-    return (uint32_t)ksmpy_checksum((const void *)page_address(engine, page), PAGE_SIZE);
+    uint64_t sum;
+    return guard_checksum((const void *)page_address(engine, page), &sum) ? (uint32_t)sum : ~hash;
 }
 
 static void take_samples(const ksmpy_engine *engine, uint32_t id, uint64_t n)

@@ -18,10 +18,14 @@
 #include <sched.h>
 #include <string.h>
 
+#include "guard.h"
+
 #define SLICE_SCANNED RUN_MAX /* pages looked at before other threads get the lock */
 #define SLICE_VISITED 8192    /* the same for pages passed over */
 #define ALWAYS_VISITED 3 /* visits of a page before smart_scan passes it over for the first time */
 #define AGE_MAX 15
+#define UNREADABLE                                                                                 \
+    UINT64_MAX /* instead of a checksum: its owner has unmapped or protected the page */
 #define LINES 8 /* cache lines of the next page that are asked for at the end of this one */
 
 /* ---- one page ---- */
@@ -118,15 +122,19 @@ static void sum_one_more(ksmpy_engine *engine, uint32_t id)
 {
     struct ahead *ahead = &engine->ahead;
     uintptr_t address = page_address(engine, id);
-    uint64_t sum = cut_sum(ksmpy_checksum((const void *)address, PAGE_SIZE));
+    uint64_t sum;
+    bool readable = guard_checksum((const void *)address, &sum);
+    sum = readable ? cut_sum(sum) : UNREADABLE;
+    ahead->sums[id % AHEAD] = sum;
+    ahead->n++;
+    if (!readable)
+        return;
     stable_prefetch(&engine->store, tree_of(engine, page_node(page_record(engine, id))), sum);
     unstable_prefetch(engine, sum);
     for (int line = 0; line < LINES; line++) /* by itself the processor stops where a page ends */
         __builtin_prefetch((const char *)address + PAGE_SIZE + 64 * line);
-    ahead->sums[id % AHEAD] = sum;
-    ahead->n++;
     for (uint32_t place = 0, back = AHEAD / 2; place < 2; place++, back += AHEAD / 4)
-        if (ahead->n > back)
+        if (ahead->n > back && ahead->sums[(id - back) % AHEAD] != UNREADABLE)
             unstable_prefetch_page(engine, ahead->sums[(id - back) % AHEAD], (int)place);
 }
 
@@ -154,6 +162,12 @@ static void look_up(ksmpy_engine *engine, uint32_t id, bool changed, bool eager)
     const void *bytes = (const void *)page_address(engine, id);
     uint64_t sum = sum_of(engine, id, eager);
     enum page_state state = page_state(page);
+    if (sum == UNREADABLE) {
+        page_withdraw(engine, id);
+        page_become(engine, id, PAGE_NEW, NO_INDEX);
+        engine->unreadable = true;
+        return;
+    }
     bool indexed = state == PAGE_WAITING || state == PAGE_PAIRED;
     bool zero = sum == engine->sum_of_zeros;
     if (!engine->tracked)
@@ -327,7 +341,7 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
     const struct region *region = region_at(engine, cursor->region);
     uint64_t before = engine->result->scanned;
     engine->ahead.n = engine->cursor.holes_n = 0;
-    engine->bar_known = false;
+    engine->bar_known = engine->unreadable = false;
     engine->ahead.end = region->base + (uint32_t)least(cursor->page + max_pages, region->n);
     if (eager && !cursor->eager)
         cursor_turn_eager(engine);
@@ -335,7 +349,7 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
         uint64_t scanned = engine->result->scanned - before;
         bool at_start = run_starts_at(region->address + bytes_of(cursor->page));
         if (cursor->page >= region->n || left_alone(region) || scanned >= max_pages ||
-            (scanned && at_start))
+            (scanned && at_start) || engine->unreadable)
             break;
         if (cursor->page >= cursor->window + cursor->window_n || cursor->page < cursor->window ||
             !cursor->window_n)
@@ -344,6 +358,8 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
         cursor->page++;
     }
     merge_run(engine);
+    if (engine->unreadable)
+        budget_check_lost(engine, cursor->region);
     store_look_away(&engine->store, false);
     store_flush(&engine->store);
     if (cursor->page >= region->n || left_alone(region))
@@ -405,8 +421,10 @@ int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
     memset(result, 0, sizeof *result);
     if (engine->forked)
         return -EPERM;
+    sigset_t mask;
     pthread_mutex_lock(&engine->pass);
     pthread_mutex_lock(&engine->lock);
+    guard_open(&mask);
     atomic_store(&engine->interrupted, false);
     engine->result = result;
     int error = engine_has_files(engine) ? 0 : -EBADF;
@@ -417,6 +435,7 @@ int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
     if (!error)
         scan_until(engine, max_pages, flags & KSMPY_SCAN_EAGER);
     engine->result = NULL;
+    guard_close(&mask);
     pthread_mutex_unlock(&engine->lock);
     pthread_mutex_unlock(&engine->pass);
     check_step(engine);

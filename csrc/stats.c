@@ -5,10 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "guard.h"
+
 int ksmpy_refresh(ksmpy_engine *engine)
 {
     if (engine->forked)
         return -EPERM;
+    sigset_t mask;
+    guard_open(&mask);
     for (uint32_t id = 0; id < engine->region_count; id++) {
         engine_lock(engine);
         if (region_at(engine, id)->used)
@@ -16,6 +20,7 @@ int ksmpy_refresh(ksmpy_engine *engine)
         store_flush(&engine->store);
         engine_unlock(engine);
     }
+    guard_close(&mask);
     return 0;
 }
 

@@ -1,0 +1,38 @@
+/*
+ * Guarded reads: of memory that its owner may unmap or protect meanwhile.
+ *
+ * Such a read faults.  Before it begins it leaves its addresses and a place to
+ * go on in variables of its own thread; the handler of SIGSEGV and SIGBUS goes
+ * on there when the fault is at one of these addresses, and hands on every
+ * other fault.  That costs a read some nanoseconds; to let the kernel read
+ * (process_vm_readv) takes two to three times as long as to read.
+ */
+#ifndef KSMPY_GUARD_H
+#define KSMPY_GUARD_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/*
+ * Around guarded reads, once for many: the handler is in its place, and this thread does not block
+ * its signals, which would kill instead.
+ */
+void guard_open(sigset_t *before);
+void guard_close(const sigset_t *before);
+
+/* In the handler: does not come back if this was a guarded read of this thread. */
+void guard_escape(const siginfo_t *info);
+
+/* ---- false: (a part of) the memory cannot be read ---- */
+
+bool guard_checksum(const void *page, uint64_t *sum);
+bool guard_is_zero(const void *page, bool *zero);
+/* As memcmp() of two pages. */
+bool guard_compare(const void *one, const void *two, int *order);
+bool guard_copy(void *to, const void *from, size_t bytes);
+/* One byte of each address in [start, end) that is the first of a piece of so many bytes, and of start. */
+bool guard_touch(uintptr_t start, uintptr_t end, size_t piece);
+
+#endif
