@@ -8,7 +8,7 @@ MUTANTS = [
     Mutant(
         "bytes are compared, not checksums",
         file="csrc/merge.c",
-        old="memcmp(frame, view + bytes_of(i), PAGE_SIZE) == 0",
+        old="compare_live(frame, view + bytes_of(i)) == 0",
         new="ksmpy_checksum(frame, PAGE_SIZE) == ksmpy_checksum(view + bytes_of(i), PAGE_SIZE)",
         tests=("c/test_merging.c::pages_that_collide_stay_apart",),
         quick=True,
