@@ -238,10 +238,9 @@ int store_check(const struct store *store)
 int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)
 {
     struct report report = {.text = text, .size = size};
-    if (engine->forked)
-        return -EPERM;
-    engine_lock(engine);
-    store_lock(&engine->store); /* or the index may be made anew by somebody else meanwhile */
+    int error = engine_lock_with_store(engine); /* or somebody may make the index anew meanwhile */
+    if (error)
+        return error;
     check_pages(engine, &report);
     check_buckets(engine, &report);
     check_unstable(engine, &report);
@@ -252,8 +251,7 @@ int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)
     else
         expect(&report, "sharers of all frames", seen.sharers, engine->pages_in[PAGE_SHARED]);
     store_look_away(&engine->store, true);
-    store_unlock(&engine->store);
-    engine_unlock(engine);
+    engine_unlock_with_store(engine);
     return report.error;
 }
 
@@ -261,7 +259,7 @@ int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)
 void check_step(ksmpy_engine *engine)
 {
     char text[256] = "";
-    if (!engine->forked && ksmpy_check(engine, text, sizeof text) < 0) {
+    if (!engine->forked && ksmpy_check(engine, text, sizeof text) == -EUCLEAN) {
         fprintf(stderr, "ksmpy: the engine's structures are not sound: %s\n", text);
         abort();
     }

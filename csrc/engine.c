@@ -21,6 +21,25 @@ void engine_unlock(ksmpy_engine *engine)
     pthread_mutex_unlock(&engine->lock);
 }
 
+int engine_lock_with_store(ksmpy_engine *engine)
+{
+    struct patience patience = {0};
+    int error;
+    do {
+        engine_lock(engine);
+        error = engine->forked ? -EPERM : store_lock(&engine->store) ? 0 : -EAGAIN;
+        if (error)
+            engine_unlock(engine);
+    } while (try_again(&patience, &error));
+    return error;
+}
+
+void engine_unlock_with_store(ksmpy_engine *engine)
+{
+    store_unlock(&engine->store);
+    engine_unlock(engine);
+}
+
 void pass_lock(ksmpy_engine *engine)
 {
     atomic_fetch_add(&engine->pass_wanted, 1);
@@ -109,12 +128,16 @@ static uint64_t checksum_of_zeros(const struct freezer *fz)
 static int open_store(ksmpy_engine *engine, int fd)
 {
     struct store *store = &engine->store;
+    struct patience patience = {0};
     const int *node_ids = engine->injected_nodes ? NULL : engine->node_ids;
+    int error;
     if (fd <= 0)
         return store_init(store, engine->nodes, node_ids);
-    fork_hold();
-    int error = store_attach(store, fd, engine->nodes, node_ids);
-    fork_let_go();
+    do {
+        fork_hold();
+        error = store_attach(store, fd, engine->nodes, node_ids);
+        fork_let_go();
+    } while (try_again(&patience, &error));
     if (!error)
         engine->news = store->head->news;
     return error;
@@ -217,14 +240,12 @@ static int change_rule(ksmpy_engine *engine, int knob, uint64_t value)
     if (store->head->knobs[knob] == value)
         return 0;
     store_reap(store);
-    store_lock(store);
     if (store->head->live_frames || store->head->shared_frames) {
         error = -EBUSY;
     } else {
         store->head->knobs[knob] = value;
         store->head->rule_changes++;
     }
-    store_unlock(store);
     return error;
 }
 
@@ -271,9 +292,11 @@ int ksmpy_knob_set(ksmpy_engine *engine, int knob, uint64_t value)
     if (error)
         return error;
     pass_lock(engine);
-    engine_lock(engine);
-    error = engine->forked ? -EPERM : set_knob(engine, knob, value);
-    engine_unlock(engine);
+    error = engine_lock_with_store(engine);
+    if (!error) {
+        error = set_knob(engine, knob, value);
+        engine_unlock_with_store(engine);
+    }
     pthread_mutex_unlock(&engine->pass);
     check_step(engine);
     return error;

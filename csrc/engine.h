@@ -27,7 +27,8 @@
  *   lock    all of the structures below; held for a slice of a pass (under a
  *           millisecond or so), so that a fork or a dying owner need not wait
  *   freezer's own lock, while pages are frozen
- *   a shared store's lock, for microseconds: never while anything is frozen
+ *   a shared store's lock, for microseconds: never while anything is frozen.  Another process may
+ *           be stopped with it, so that it is tried for, and not waited for, by who has the others
  * fork() takes the second and the third, so it never sees a frozen page or half a change.
  */
 #ifndef KSMPY_ENGINE_H
@@ -261,6 +262,12 @@ bool engine_has_files(const ksmpy_engine *engine);
 int knob_check(int knob, uint64_t value); /* -EINVAL */
 void engine_lock(ksmpy_engine *engine); /* ahead of a pass under way */
 void engine_unlock(ksmpy_engine *engine);
+/*
+ * With the store's lock too, after a wait that nobody has to take part in.  -EPERM in a child that
+ * inherited the engine; -ETIMEDOUT: another process keeps the store locked.
+ */
+int engine_lock_with_store(ksmpy_engine *engine);
+void engine_unlock_with_store(ksmpy_engine *engine);
 void pass_lock(ksmpy_engine *engine); /* a pass under way ends at its next slice */
 
 /* ---- pages.c: records and counters; the only writer of page states ---- */
@@ -308,8 +315,8 @@ void frames_follow_nodes(ksmpy_engine *engine);
 
 /* ---- neighbours.c: engines of other processes on the same store ---- */
 
-/* At the start of a slice: the store's rules may have been changed. */
-void follow_rules(ksmpy_engine *engine);
+/* At the start of a slice: the store's rules may have been changed. false: it is locked. */
+bool follow_rules(ksmpy_engine *engine);
 /* At the start of a pass: pages that wait, and of which others have made frames, are looked up. */
 void follow_news(ksmpy_engine *engine);
 

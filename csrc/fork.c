@@ -161,17 +161,20 @@ static int revive(ksmpy_engine *engine)
     struct store *store = &engine->store;
     if (!store->shared)
         return -EPERM;
+    int error = store_attach_again(store);
+    if (error)
+        return error;
     if (engine->fz.pagemap_fd >= 0) { /* fork_revive() made one, which tracks nothing */
         freezer_destroy(&engine->fz);
         os_maps_close(&engine->maps);
     }
-    int error = open_freezer(engine, engine->tracked);
-    if (error)
+    error = open_freezer(engine, engine->tracked);
+    if (!error && !store_lock(store))
+        error = -EAGAIN;
+    if (error) {
+        store_return_to_parent(store);
         return error;
-    error = store_attach_again(store);
-    if (error)
-        return error;
-    store_lock(store);
+    }
     rejoin_frames(engine);
     store_unlock(store);
     store_part_from_parent(store);
@@ -184,13 +187,15 @@ static int revive(ksmpy_engine *engine)
 
 int ksmpy_revive(ksmpy_engine *engine)
 {
+    struct patience patience = {0};
     int error = 0;
-    fork_hold();
-    engine_lock(engine);
-    if (engine->forked)
-        error = revive(engine);
-    engine_unlock(engine);
-    fork_let_go();
+    do {
+        fork_hold();
+        engine_lock(engine);
+        error = engine->forked ? revive(engine) : 0;
+        engine_unlock(engine);
+        fork_let_go();
+    } while (try_again(&patience, &error));
     check_step(engine);
     return error;
 }

@@ -21,7 +21,8 @@ static void follow_chunk(ksmpy_engine *engine, uint32_t first, uint64_t n)
     for (uint64_t i = 0; i < n; i++) {
         uint32_t frame = first + (uint32_t)i;
         int node = node_index(engine, found[i]);
-        store_lock(store);
+        if (!store_lock(store))
+            return;
         if (node >= 0 && frame_is_live(store, frame) && node != frame_at(store, frame)->tree) {
             stable_remove(store, frame);
             stable_add(store, frame, node);

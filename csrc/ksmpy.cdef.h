@@ -134,7 +134,8 @@ int64_t ksmpy_own_memory(struct ksmpy_range *out, int64_t max);
 /*
  * On a shared store also: EUCLEAN its file is damaged; EPROTO not a store, or of another layout;
  * ESTALE it was retired; EXDEV it has another number of nodes; EUSERS no slot is left; ENOSPC the
- * file system is full; ETIMEDOUT somebody holds its lock for long.
+ * file system is full; ETIMEDOUT somebody holds its lock for long, which every call but release and
+ * close may say: they end what they are asked to, and tell the store later.
  */
 int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out);
 /* Stops the fault thread and frees everything. EBUSY while regions are registered. */
@@ -174,6 +175,8 @@ struct ksmpy_store_process {
     uint64_t merging_pages; /* its pages on frames */
 };
 
+/* The process that has the store locked just now, or 0; without waiting for anything. */
+int64_t ksmpy_store_holder(int fd);
 int ksmpy_store_stats(int fd, struct ksmpy_store_stats *out);
 /* Writes up to max entries; returns how many there are. */
 int64_t ksmpy_store_processes(int fd, struct ksmpy_store_process *out, int64_t max);

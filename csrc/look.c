@@ -15,15 +15,18 @@ static int look(int fd, bool exclusive, look_at *at, void *out)
 {
     struct store store;
     struct store_shape shape;
+    struct patience patience = {0};
     int error = store_open(&store, fd);
-    if (!error) {
-        fork_hold();
-        int gate = store_close_gate(store.lock_fd, exclusive);
-        error = gate < 0 ? gate : at(&store, &shape, store_read_shape(store.lock_fd, &shape), out);
-        if (gate >= 0)
-            close(gate);
-        fork_let_go();
-    }
+    if (!error)
+        do { /* forks need not wait for what we wait for */
+            fork_hold();
+            int gate = store_close_gate(store.lock_fd, exclusive);
+            error =
+                gate < 0 ? gate : at(&store, &shape, store_read_shape(store.lock_fd, &shape), out);
+            if (gate >= 0)
+                close(gate);
+            fork_let_go();
+        } while (try_again(&patience, &error));
     store_close_files(&store);
     return error;
 }
@@ -68,7 +71,7 @@ static int stats_of(struct store *store, const struct store_shape *shape, int er
         error = store_map(store, shape);
     if (error)
         return error;
-    error = store_lock_patiently(store);
+    error = store_lock_soundly(store);
     if (!error) {
         fill_stats(store, out);
         store_flush(store); /* what a rebuild has freed: nobody's, once others have the lock */
@@ -81,6 +84,11 @@ static int stats_of(struct store *store, const struct store_shape *shape, int er
 int ksmpy_store_stats(int fd, struct ksmpy_store_stats *out)
 {
     return look(fd, false, stats_of, out);
+}
+
+int64_t ksmpy_store_holder(int fd)
+{
+    return store_holder(fd);
 }
 
 struct listing {

@@ -29,6 +29,8 @@ struct piece {
 static void count_refusal(ksmpy_engine *engine, int error, uint64_t pages)
 {
     struct ksmpy_scan_result *result = engine->result;
+    if (engine->store.away)
+        return; /* they are not refused: the slice ends, and they are looked up again */
     if (error == -EBUSY) {
         engine->busy += pages;
         result->busy += pages;
@@ -100,7 +102,7 @@ static int exchange(ksmpy_engine *engine, struct piece *piece)
 static void settle(ksmpy_engine *engine, const struct piece *piece, int error)
 {
     uint64_t left = 0;
-    store_lock(&engine->store);
+    bool locked = store_lock(&engine->store);
     for (uint64_t i = 0; i < piece->n; i++) {
         if (i + PREFETCH < piece->n) {
             uint32_t later = piece->page + (uint32_t)i + PREFETCH;
@@ -115,7 +117,8 @@ static void settle(ksmpy_engine *engine, const struct piece *piece, int error)
         cursor_page_shared(engine, piece->page + (uint32_t)i);
         engine->result->merged++;
     }
-    store_unlock(&engine->store);
+    if (locked)
+        store_unlock(&engine->store);
     if (left)
         count_refusal(engine, error, left);
 }
@@ -149,10 +152,11 @@ static uint64_t refuse(ksmpy_engine *engine, struct piece *piece, uint64_t n, in
 
 static void leave_frames(ksmpy_engine *engine, uint32_t first, uint64_t n)
 {
-    store_lock(&engine->store);
+    bool locked = store_lock(&engine->store);
     for (uint64_t i = 0; i < n; i++)
         store_leave(&engine->store, first + (uint32_t)i);
-    store_unlock(&engine->store);
+    if (locked)
+        store_unlock(&engine->store);
 }
 
 /*
@@ -163,7 +167,8 @@ static int64_t join(ksmpy_engine *engine, const struct piece *piece, uint64_t n)
 {
     struct store *store = &engine->store;
     int64_t joined = -ESTALE;
-    store_lock(store);
+    if (!store_lock(store))
+        return -EAGAIN;
     if (engine->rule_changes == store->head->rule_changes)
         joined = store_join(store, piece->frame, n);
     store_unlock(store);
@@ -255,17 +260,14 @@ static void adopt_frames(ksmpy_engine *engine, const struct piece *piece, uint64
         frame_at(store, piece->frame + (uint32_t)i)->sum = sum;
         stable_prefetch(store, tree, sum);
     }
-    store_lock(store);
-    for (uint64_t i = 0; i < n; i++) {
-        uint32_t frame = piece->frame + (uint32_t)i;
-        if (!piece->mapped[i]) {
-            store_free(store, frame);
-            continue;
-        }
-        stable_add(store, frame, tree);
-        news_add(store, tree, frame_at(store, frame)->sum);
-    }
-    store_unlock(store);
+    bool locked = store_lock(store);
+    for (uint64_t i = 0; i < n; i++)
+        if (piece->mapped[i])
+            store_adopt(store, piece->frame + (uint32_t)i, tree);
+        else
+            store_give_back(store, piece->frame + (uint32_t)i, 1);
+    if (locked)
+        store_unlock(store);
 }
 
 /* Pages become the first sharers of n filled frames. Those that failed leave a free one behind. */
@@ -290,14 +292,6 @@ static uint64_t to_next_huge(const ksmpy_engine *engine, uint32_t page, uint64_t
     return least(n, rest);
 }
 
-static void free_frames(ksmpy_engine *engine, uint32_t first, uint64_t n)
-{
-    store_lock(&engine->store);
-    for (uint64_t i = 0; i < n; i++)
-        store_free(&engine->store, first + (uint32_t)i);
-    store_unlock(&engine->store);
-}
-
 /*
  * Makes frames of the pages, which become their first sharers: a huge page at a time, so that it
  * is still in the caches when it is compared.  Returns the first frame, and in *n how many pages
@@ -320,7 +314,7 @@ static uint32_t promote(ksmpy_engine *engine, uint32_t page, uint64_t *n)
         part = (uint64_t)filled;
         promote_piece(engine, from, frame, part);
     }
-    free_frames(engine, first + (uint32_t)*n, taken - *n);
+    store_give_back(store, first + (uint32_t)*n, taken - *n);
     settle_run(engine, page, *n);
     return *n ? first : NO_FRAME;
 }
@@ -380,13 +374,14 @@ static void promote_alone(ksmpy_engine *engine, struct run run)
 static void settle_claims(ksmpy_engine *engine, const struct run *run)
 {
     struct store *store = &engine->store;
-    store_lock(store);
+    bool locked = store_lock(store);
     for (uint64_t i = 0; i < run->n; i++) {
         const struct page *page = page_record(engine, run->page + (uint32_t)i);
         wanted_settle(store, tree_of(engine, page_node(page)), page_sum(page),
                       page_state(page) == PAGE_SHARED);
     }
-    store_unlock(store);
+    if (locked)
+        store_unlock(store);
 }
 
 /* ---- zero pages ---- */

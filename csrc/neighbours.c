@@ -13,10 +13,11 @@ static void forget_candidates(ksmpy_engine *engine)
             page_withdraw(engine, region_at(engine, id)->base + (uint32_t)i);
 }
 
-void follow_rules(ksmpy_engine *engine)
+bool follow_rules(ksmpy_engine *engine)
 {
     struct store *store = &engine->store;
-    store_lock(store);
+    if (!store_lock(store))
+        return false;
     bool changed = engine->rule_changes != store->head->rule_changes;
     bool zeros =
         store->head->knobs[KSMPY_KNOB_USE_ZERO_PAGES] && !engine->knobs[KSMPY_KNOB_USE_ZERO_PAGES];
@@ -28,6 +29,7 @@ void follow_rules(ksmpy_engine *engine)
     store_unlock(store);
     for (int tree = 0; zeros && tree < engine->nodes; tree++)
         unstable_wake(engine, tree, engine->sum_of_zeros);
+    return true;
 }
 
 /* Some news were missed: whoever waits looks itself, and says so again. */
@@ -42,7 +44,10 @@ static void look_for_all(ksmpy_engine *engine)
             if (state != PAGE_WAITING && state != PAGE_PAIRED)
                 continue;
             int tree = tree_of(engine, page_node(record));
-            store_lock(store);
+            if (!store_lock(store)) {
+                engine->news = UINT64_MAX; /* once more */
+                return;
+            }
             bool known = stable_knows(store, tree, page_sum(record)) ||
                          wanted_is_elsewhere(store, tree, page_sum(record));
             if (!known)

@@ -67,10 +67,11 @@ void page_unshare(ksmpy_engine *engine, uint32_t id, enum page_state state)
     page_become(engine, id, state, NO_INDEX);
     if (engine->forked)
         return;
-    store_lock(store);
+    bool locked = store_lock(store);
     const struct frame *record = frame_at(store, frame);
     if (is_full(store, record))
         unstable_wake(engine, record->tree, record->sum);
     store_leave(store, frame);
-    store_unlock(store);
+    if (locked)
+        store_unlock(store);
 }

@@ -264,6 +264,7 @@ int ksmpy_unmerge_region(ksmpy_engine *engine, uint32_t region)
 int ksmpy_unmerge(ksmpy_engine *engine)
 {
     int failure = 0;
+    bool more = true;
     sigset_t mask;
     if (engine->forked)
         return -EPERM;
@@ -272,8 +273,9 @@ int ksmpy_unmerge(ksmpy_engine *engine)
     engine_lock(engine);
     engine->io_tries = IO_TRIES;
     engine_unlock(engine);
-    for (uint32_t id = 0; id < engine->region_count; id++) {
+    for (uint32_t id = 0; more; id++) {
         engine_lock(engine);
+        more = id < engine->region_count;
         int error = known(engine, id) ? unmerge_region(engine, id) : 0;
         engine_unlock(engine);
         failure = failure ? failure : error;

@@ -34,7 +34,8 @@ static uint32_t find_frame(ksmpy_engine *engine, uint32_t id, uint64_t sum, cons
                            uint32_t preferred)
 {
     int tree = tree_of(engine, page_node(page_record(engine, id)));
-    store_lock(&engine->store);
+    if (!store_lock(&engine->store))
+        return NO_FRAME;
     uint32_t frame = stable_find(&engine->store, tree, sum, bytes, preferred);
     store_unlock(&engine->store);
     return frame;
@@ -97,7 +98,7 @@ static void wait_or_go_ahead(ksmpy_engine *engine, uint32_t id, uint64_t sum, co
     }
     if (wanted == WANTED_ELSEWHERE)
         run_add(engine, RUN_ALONE, id, NO_INDEX);
-    else
+    else if (wanted != WANTED_UNKNOWN)
         unstable_add(engine, id);
 }
 
@@ -184,6 +185,8 @@ static void look_up(ksmpy_engine *engine, uint32_t id, bool changed, bool eager)
     bool to_zero_page = zero && engine->knobs[KSMPY_KNOB_USE_ZERO_PAGES];
     if (!to_zero_page && try_frame(engine, id, sum, bytes))
         return;
+    if (engine->store.away)
+        return; /* it is looked up again */
     if (changed) {
         engine->result->volatiles++;
         if (!eager)
@@ -355,6 +358,8 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
             !cursor->window_n)
             cursor_open_window(engine, region, eager);
         visit(engine, region, cursor->page, eager);
+        if (engine->store.away)
+            break;
         cursor->page++;
     }
     merge_run(engine);
@@ -366,15 +371,18 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
         next_region(engine);
 }
 
-static void begin_pass_if_none(ksmpy_engine *engine)
+/* false: another process keeps the store locked. */
+static bool begin_slice(ksmpy_engine *engine)
 {
-    follow_rules(engine);
+    if (!follow_rules(engine))
+        return false;
     if (engine->cursor.begun)
-        return;
+        return true;
     cursor_reset(engine);
     engine->cursor.begun = true;
     budget_survey(engine);
     follow_news(engine);
+    return true;
 }
 
 /* Threads that need the lock at once (fork, a dying owner, stats) go first. */
@@ -391,15 +399,33 @@ static bool stopped(const ksmpy_engine *engine)
     return atomic_load(&engine->interrupted) || atomic_load(&engine->pass_wanted);
 }
 
-static void scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
+/* Nobody is kept waiting by a process that keeps the store locked. */
+static int wait_for_store(ksmpy_engine *engine, struct patience *patience)
+{
+    int error = -EAGAIN;
+    pthread_mutex_unlock(&engine->lock);
+    try_again(patience, &error);
+    pthread_mutex_lock(&engine->lock);
+    return error;
+}
+
+static int scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
 {
     const struct ksmpy_scan_result *result = engine->result;
+    struct patience patience = {0};
     uint64_t passes = engine->full_scans;
-    while (result->scanned < max_pages && engine->full_scans == passes && !stopped(engine)) {
-        begin_pass_if_none(engine);
-        scan_slice(engine, least(max_pages - result->scanned, SLICE_SCANNED), eager);
-        let_others_in(engine);
+    int error = -EAGAIN;
+    while (result->scanned < max_pages && engine->full_scans == passes && !stopped(engine) &&
+           error == -EAGAIN) {
+        if (begin_slice(engine)) {
+            scan_slice(engine, least(max_pages - result->scanned, SLICE_SCANNED), eager);
+            let_others_in(engine);
+            patience.since = 0;
+        } else {
+            error = wait_for_store(engine, &patience);
+        }
     }
+    return error == -EAGAIN ? 0 : error;
 }
 
 /* The pass under way ended when its last region went, and this is the first call since. */
@@ -433,7 +459,7 @@ int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
     if (flags & KSMPY_SCAN_RESTART)
         restart(engine);
     if (!error)
-        scan_until(engine, max_pages, flags & KSMPY_SCAN_EAGER);
+        error = scan_until(engine, max_pages, flags & KSMPY_SCAN_EAGER);
     engine->result = NULL;
     guard_close(&mask);
     pthread_mutex_unlock(&engine->lock);

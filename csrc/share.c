@@ -31,16 +31,20 @@
 int store_close_gate(int fd, bool exclusive)
 {
     int gate = os_reopen(fd, O_RDWR);
-    if (gate < 0)
+    if (gate < 0 || os_try_lock(gate, GATE, exclusive) == 0)
         return gate;
-    for (int tries = 0; os_try_lock(gate, GATE, exclusive) < 0; tries++) {
-        if (tries == PATIENCE_MS) {
-            close(gate);
-            return -ETIMEDOUT;
-        }
-        os_sleep_us(1000);
-    }
-    return gate;
+    close(gate);
+    return -EAGAIN;
+}
+
+uint32_t store_holder(int fd)
+{
+    uint64_t magic;
+    uint32_t holder;
+    if (os_pread(fd, 0, &magic, sizeof magic) < 0 || magic != STORE_MAGIC ||
+        os_pread(fd, offsetof(struct store_head, holder), &holder, sizeof holder) < 0)
+        return 0;
+    return holder;
 }
 
 bool store_is_used(const struct store *store)
@@ -108,6 +112,7 @@ int store_map(struct store *store, const struct store_shape *shape)
     store->nodes = (int)shape->nodes;
     store->span_shift = shape->span_shift;
     store->offset = at.frames;
+    store->pid = (uint32_t)getpid();
     store->index = map(store->write_fd, 0, at.counts, true);
     store->memory = os_map_hidden(store->memfd, at.frames, at.end - at.frames);
     if (!store->index || !store->memory || store_begin_to_show(store) < 0 ||
@@ -214,7 +219,7 @@ static int join_in(struct store *store, const struct store_shape *shape, int nod
     int error = store_map(store, shape);
     if (error)
         return error;
-    error = rules_are_sound(store->head->knobs) ? store_lock_patiently(store) : -EUCLEAN;
+    error = rules_are_sound(store->head->knobs) ? store_lock_soundly(store) : -EUCLEAN;
     if (!error) {
         error = allocate_used(store);
         if (!error)
@@ -253,7 +258,8 @@ static int need_counts(struct store *store)
 
 static int take_slot(struct store *store)
 {
-    store_lock(store);
+    if (!store_lock(store))
+        return -EAGAIN;
     slots_bury(store);
     store_flush(store); /* no slot yet: these frames are nobody's, once others have the lock */
     void *lease;
@@ -330,26 +336,33 @@ int store_attach(struct store *store, int fd, int nodes, const int *node_ids)
     return error;
 }
 
-/* Frames whose mappings went out of sight are kept for as long as the process lives. */
-static bool has_pins(struct store *store)
-{
-    bool pinned = false;
-    for (int node = 0; node < store->nodes; node++)
-        for (uint64_t i = 0; i < store->counts[node].committed && !pinned; i++)
-            pinned = *(uint32_t *)arena_at(&store->counts[node], i) & PINNED;
-    return pinned;
-}
+#define LEAVE_TRIES 50 /* times LOCK_TRY_MS: nobody waits for who is about to be gone */
 
-static void leave_store(struct store *store)
+/*
+ * Where the lock is not to be had, or not all that was owed could be paid, it leaves as the dead
+ * do, and is buried as they are.  Frames whose mappings went out of sight are kept for as long as
+ * the process lives.
+ */
+static void leave_store(struct store *store, int tries)
 {
-    store_lock(store);
-    store_flush(store); /* nobody knows of these frames once the slot is free */
-    if (!has_pins(store) && store_has_files(store)) {
-        os_punch(store->lock_fd, counts_offset(store, store->slot), counts_bytes(store));
-        atomic_store(&store->head->slots[store->slot].kind, SLOT_FREE);
-        os_lease_drop(store->lease);
+    bool locked = false;
+    for (; !locked && tries; tries--) {
+        store->away = false;
+        locked = store_lock(store);
     }
-    store_unlock(store);
+    bool leaves = !store->pinned && store_has_files(store);
+    if (locked) {
+        store_flush(store); /* nobody knows of these frames once the slot is free */
+        if (leaves && !store->bankrupt) {
+            os_punch(store->lock_fd, counts_offset(store, store->slot), counts_bytes(store));
+            atomic_store(&store->head->slots[store->slot].kind, SLOT_FREE);
+        }
+    }
+    if (leaves)
+        os_lease_drop(store->lease);
+    if (locked)
+        store_unlock(store);
+    store_forgive(store);
 }
 
 int store_attach_again(struct store *store)
@@ -359,18 +372,24 @@ int store_attach_again(struct store *store)
         return -EBADF;
     store->lease = NULL;
     int error = enter_by_gate(store, store->nodes);
-    if (!error) {
-        error = need_counts(store);
-        if (error) {
-            leave_store(store);
-            store_unmap(store);
-        }
-    }
-    if (error)
+    store->gift = gift;
+    if (error) {
         store->lease = gift;
-    else
-        store->gift = gift;
+        store->gift = NULL;
+        return error;
+    }
+    error = need_counts(store);
+    if (error)
+        store_return_to_parent(store);
     return error;
+}
+
+void store_return_to_parent(struct store *store)
+{
+    leave_store(store, 1);
+    store_unmap(store);
+    store->lease = store->gift;
+    store->gift = NULL;
 }
 
 void store_part_from_parent(struct store *store)
@@ -383,7 +402,7 @@ void store_detach(struct store *store)
 {
     if (store->index) {
         store_reap(store); /* perhaps nobody comes after us */
-        leave_store(store);
+        leave_store(store, LEAVE_TRIES);
         store_unmap(store);
     }
     store_close_files(store);

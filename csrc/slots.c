@@ -16,6 +16,7 @@
  * and the counts of those who are alive: they are changed one word at a time.
  */
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +32,7 @@
 
 static void locked(struct store *store, int error)
 {
+    store->depth = 1;
     store_show(store);
     if (error == EOWNERDEAD) {
         store_rebuild(store);
@@ -40,39 +42,75 @@ static void locked(struct store *store, int error)
         fprintf(stderr, "ksmpy: the lock of a shared store is not sound: %s\n", strerror(error));
         abort();
     }
+    store->head->holder = store->pid;
     if (store->locks++ % TIMED == 0)
         store->locked_at = os_now_ns();
+    store_pay(store);
 }
 
-void store_lock(struct store *store)
+#define YIELDS 64 /* most holders are done by then; after that whoever waits sleeps in between */
+#define NAP_US 50
+
+/* An error of pthread_mutex_trylock(); what it took goes to *waited. */
+static int try_for(pthread_mutex_t *mutex, uint64_t limit_ns, uint64_t *waited)
 {
-    if (!store->shared || store->depth++)
-        return;
-    int error = pthread_mutex_trylock(&store->head->mutex);
-    if (error != EBUSY) {
-        locked(store, error);
-        return;
-    }
     uint64_t begin = os_now_ns();
-    locked(store, pthread_mutex_lock(&store->head->mutex));
-    store->head->lock_waits++;
-    store->head->lock_wait_ns += os_now_ns() - begin;
+    int error = EBUSY;
+    for (unsigned tries = 0; error == EBUSY && *waited < limit_ns; tries++) {
+        if (tries < YIELDS)
+            sched_yield();
+        else
+            os_sleep_us(NAP_US);
+        error = pthread_mutex_trylock(mutex);
+        *waited = os_now_ns() - begin;
+    }
+    return error;
 }
 
-int store_lock_patiently(struct store *store)
+bool store_lock(struct store *store)
 {
-    int error = 0;
-    for (int tries = 0; tries < PATIENCE_MS; tries++) {
-        error = pthread_mutex_trylock(&store->head->mutex);
-        if (error != EBUSY)
-            break;
-        os_sleep_us(1000);
+    if (!store->shared || store->depth) {
+        store->depth += store->shared;
+        return true;
     }
+    struct store_head *head = store->head;
+    uint64_t waited = 0, limit = store->away ? 0 : LOCK_TRY_MS * 1000000;
+    int error = pthread_mutex_trylock(&head->mutex);
+    if (error == EBUSY && limit)
+        error = try_for(&head->mutex, limit, &waited);
+    store->away = error == EBUSY;
+    if (store->away)
+        return false;
+    locked(store, error);
+    head->lock_waits += waited != 0;
+    head->lock_wait_ns += waited;
+    return true;
+}
+
+int store_lock_soundly(struct store *store)
+{
+    int error = pthread_mutex_trylock(&store->head->mutex);
+    if (error == EBUSY)
+        return -EAGAIN;
     if (error && error != EOWNERDEAD)
-        return error == EBUSY ? -ETIMEDOUT : -EUCLEAN;
-    store->depth++;
+        return -EUCLEAN;
     locked(store, error);
     return 0;
+}
+
+bool try_again(struct patience *patience, int *error)
+{
+    uint64_t now = os_now_ns();
+    if (*error != -EAGAIN)
+        return false;
+    if (!patience->since)
+        patience->since = now;
+    if (now - patience->since > PATIENCE_MS * (uint64_t)1000000) {
+        *error = -ETIMEDOUT;
+        return false;
+    }
+    os_sleep_us(1000);
+    return true;
 }
 
 void store_unlock(struct store *store)
@@ -85,6 +123,7 @@ void store_unlock(struct store *store)
         if (held > store->head->lock_hold_max_ns)
             store->head->lock_hold_max_ns = held;
     }
+    store->head->holder = 0;
     pthread_mutex_unlock(&store->head->mutex);
 }
 
@@ -179,7 +218,25 @@ static void take_back(struct store *store, uint32_t frame, uint32_t count)
     store_drop(store, frame, count & ~PINNED);
 }
 
-/* What a dead process was filling or freeing. */
+/*
+ * What a dead process was filling or freeing.  It may have mapped a frame that it could not put
+ * into the index any more, which a child may have inherited.
+ */
+static void take_over(struct store *store, uint32_t frame)
+{
+    struct frame *record = frame_at(store, frame);
+    if (record->state == FRAME_FILLING && !record->sharers)
+        record->left = store->head->forks;
+    if (record->state == FRAME_DEAD || (!record->sharers && !store_leased(store, record))) {
+        store_free(store, frame);
+        return;
+    }
+    record->sum = cut_sum(ksmpy_checksum(frame_bytes(store, frame), PAGE_SIZE));
+    stable_add(store, frame,
+               store->head->knobs[KSMPY_KNOB_MERGE_ACROSS_NODES] ? 0 : frame_node(store, frame));
+    store->head->stale_frames += !record->sharers;
+}
+
 static void free_orphans(struct store *store, unsigned slot)
 {
     for (int node = 0; node < store->nodes; node++)
@@ -188,7 +245,7 @@ static void free_orphans(struct store *store, unsigned slot)
             const struct frame *record = frame_at(store, frame);
             bool half = record->state == FRAME_FILLING || record->state == FRAME_DEAD;
             if (half && record->owner == slot)
-                store_free(store, frame);
+                take_over(store, frame);
         }
 }
 
@@ -217,7 +274,8 @@ void slots_bury(struct store *store)
     for (unsigned i = 0; i < MAX_SLOTS; i++) {
         if (atomic_load(&store->head->slots[i].kind) == SLOT_FREE || slot_is_held(store, i))
             continue;
-        store_lock(store);
+        if (!store_lock(store))
+            return;
         if (atomic_load(&store->head->slots[i].kind) != SLOT_FREE && !slot_is_held(store, i))
             bury(store, i);
         store_unlock(store);
@@ -281,7 +339,7 @@ static void bring_back(struct store *store, uint32_t frame)
         }
     } else if (record->owner >= MAX_SLOTS ||
                store->head->slots[record->owner].kind != SLOT_ENGINE) {
-        store_free(store, frame);
+        take_over(store, frame);
     }
 }
 

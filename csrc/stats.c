@@ -9,13 +9,15 @@
 
 int ksmpy_refresh(ksmpy_engine *engine)
 {
+    bool more = true;
     if (engine->forked)
         return -EPERM;
     sigset_t mask;
     guard_open(&mask);
-    for (uint32_t id = 0; id < engine->region_count; id++) {
+    for (uint32_t id = 0; more; id++) {
         engine_lock(engine);
-        if (region_at(engine, id)->used)
+        more = id < engine->region_count;
+        if (more && region_at(engine, id)->used)
             unmerge_written(engine, id);
         store_flush(&engine->store);
         engine_unlock(engine);
@@ -65,13 +67,11 @@ static void fill(ksmpy_engine *engine, struct ksmpy_stats *out)
 
 int ksmpy_stats(ksmpy_engine *engine, struct ksmpy_stats *out)
 {
-    if (engine->forked)
-        return -EPERM;
-    engine_lock(engine);
-    store_lock(&engine->store);
+    int error = engine_lock_with_store(engine);
+    if (error)
+        return error;
     fill(engine, out);
-    store_unlock(&engine->store);
-    engine_unlock(engine);
+    engine_unlock_with_store(engine);
     return 0;
 }
 
@@ -96,20 +96,18 @@ static uint64_t rmap_items(const struct region *region)
 
 int ksmpy_region_stats(ksmpy_engine *engine, uint32_t id, struct ksmpy_region_stats *out)
 {
-    int error = -ENOENT;
-    if (engine->forked)
-        return -EPERM;
-    engine_lock(engine);
+    int error = engine_lock_with_store(engine);
+    if (error)
+        return error;
     if (id < engine->region_count && region_at(engine, id)->used) {
         const struct region *region = region_at(engine, id);
-        store_lock(&engine->store);
         *out =
             (struct ksmpy_region_stats){rmap_items(region), region->pages_in[PAGE_SHARED],
                                         region->pages_in[PAGE_ZERO], saved_pages(engine, region)};
-        store_unlock(&engine->store);
-        error = 0;
+    } else {
+        error = -ENOENT;
     }
-    engine_unlock(engine);
+    engine_unlock_with_store(engine);
     return error;
 }
 

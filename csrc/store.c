@@ -211,6 +211,7 @@ void store_abandon(struct store *store)
     store->frames = NULL;
     store->counts[0].base = NULL;
     store->depth = 0;
+    store_forgive(store);
 }
 
 /* ---- frames ---- */
@@ -239,7 +240,8 @@ static uint32_t take_ids(struct store *store, int node, uint64_t *n)
 
 uint32_t store_take(struct store *store, int node, uint64_t *n)
 {
-    store_lock(store);
+    if (!store_lock(store))
+        return NO_FRAME;
     uint32_t first = take_ids(store, node, n);
     for (uint64_t i = 0; i < *n && first != NO_FRAME; i++) {
         *frame_at(store, first + (uint32_t)i) =
@@ -292,7 +294,8 @@ int64_t store_join(struct store *store, uint32_t first, uint64_t n)
 {
     int error = 0;
     uint64_t i = 0;
-    store_lock(store);
+    if (!store_lock(store))
+        return -EAGAIN;
     if (store->shared)
         error = arena_grow(&store->counts[frame_node(store, first)], frame_local(store, first) + n);
     for (; !error && i < n && may_join(store, first + (uint32_t)i); i++)
@@ -327,7 +330,10 @@ void store_drop(struct store *store, uint32_t frame, uint32_t n)
 
 void store_leave(struct store *store, uint32_t frame)
 {
-    store_lock(store);
+    if (!store_lock(store)) {
+        store_owe(store, (struct debt){.kind = DEBT_LEAVE, .frame = frame});
+        return;
+    }
     if (store->shared) {
         --*count_of(store, frame);
         store->head->slots[store->slot].pages--;
@@ -340,16 +346,45 @@ void store_leave(struct store *store, uint32_t frame)
 
 void store_pin(struct store *store, uint32_t frame)
 {
-    store_lock(store);
     uint16_t *pins = &frame_at(store, frame)->pins;
-    if (!store->shared)
+    store->pinned = true;
+    if (!store->shared) {
         *pins = 1;
-    else if (!(*count_of(store, frame) & PINNED)) {
+        return;
+    }
+    store_bequeath(store); /* children inherit that mapping, and nobody knows of it */
+    if (!store_lock(store)) {
+        store_owe(store, (struct debt){.kind = DEBT_PIN, .frame = frame});
+        return;
+    }
+    if (!(*count_of(store, frame) & PINNED)) {
         *count_of(store, frame) |= PINNED;
         ++*pins;
-        store_bequeath(store); /* children inherit that mapping, and nobody knows of it */
     }
     store_unlock(store);
+}
+
+void store_adopt(struct store *store, uint32_t frame, int tree)
+{
+    if (!store_lock(store)) {
+        store_owe(store, (struct debt){.kind = DEBT_ADOPT, .frame = frame, .tree = (uint8_t)tree});
+        return;
+    }
+    stable_add(store, frame, tree);
+    news_add(store, tree, frame_at(store, frame)->sum);
+    store_unlock(store);
+}
+
+void store_give_back(struct store *store, uint32_t first, uint64_t n)
+{
+    bool locked = store_lock(store);
+    for (uint64_t i = 0; i < n; i++)
+        if (locked)
+            store_free(store, first + (uint32_t)i);
+        else
+            store_owe(store, (struct debt){.kind = DEBT_FREE, .frame = first + (uint32_t)i});
+    if (locked)
+        store_unlock(store);
 }
 
 /*
@@ -369,10 +404,12 @@ static int by_index(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-static void punch(struct store *store, uint32_t first, uint64_t n)
+/* false: they stay DEAD, and ours, until the lock is to be had. */
+static bool punch(struct store *store, uint32_t first, uint64_t n)
 {
     bool done = os_punch(store->write_fd, frame_offset(store, first), bytes_of(n)) == 0;
-    store_lock(store);
+    if (!store_lock(store))
+        return false;
     for (uint64_t i = 0; i < n; i++)
         if (done)
             frame_at(store, first + (uint32_t)i)->state = FRAME_FREE;
@@ -381,27 +418,29 @@ static void punch(struct store *store, uint32_t first, uint64_t n)
     if (done)
         ids_give(&store->ids[frame_node(store, first)], frame_local(store, first), n);
     store_unlock(store);
+    return true;
 }
 
 /* Some may be added meanwhile: where the lock's last owner died, or a hole could not be punched. */
 void store_flush(struct store *store)
 {
-    uint64_t count = store->dead_count;
+    uint64_t count = store->dead_count, done = 0;
     uint32_t *dead = (uint32_t *)(void *)store->dead.base;
     if (!count || !store->memory) /* a forked child has no part in the store's memory */
         return;
     if (!store_has_files(store))
         return;
     qsort(dead, count, sizeof *dead, by_index);
-    for (uint64_t i = 0, end; i < count; i = end) {
-        uint32_t first = dead[i];
-        for (end = i + 1; end < count && dead[end] == first + (end - i); end++)
+    for (uint64_t end; done < count; done = end) {
+        uint32_t first = dead[done];
+        for (end = done + 1; end < count && dead[end] == first + (end - done); end++)
             if (frame_node(store, dead[end]) != frame_node(store, first))
                 break;
-        punch(store, first, end - i);
+        if (!punch(store, first, end - done))
+            break;
     }
-    store->dead_count -= count;
-    memmove(dead, dead + count, store->dead_count * sizeof *dead);
+    store->dead_count -= done;
+    memmove(dead, dead + done, store->dead_count * sizeof *dead);
 }
 
 /* Freed frames may have no record behind them. */
@@ -417,7 +456,8 @@ bool frame_is_live(const struct store *store, uint32_t frame)
 
 static void reap_some(struct store *store, int node, uint64_t local, uint64_t end)
 {
-    store_lock(store);
+    if (!store_lock(store))
+        return;
     for (; local < end; local++) {
         uint32_t frame = (uint32_t)local + first_frame(store, node);
         const struct frame *record = frame_at(store, frame);
@@ -451,7 +491,8 @@ uint64_t store_bytes(const struct store *store)
 
 uint64_t store_metadata_bytes(const struct store *store)
 {
-    uint64_t bytes = store->dead.committed * store->dead.stride + sizeof *store->head;
+    uint64_t bytes = store->dead.committed * store->dead.stride +
+                     store->debts.committed * sizeof(struct debt) + sizeof *store->head;
     for (int node = 0; node < store->nodes; node++) {
         uint64_t high = store->ids[node].state->high;
         bytes += high * sizeof(struct frame) + ids_words(high) * sizeof(uint64_t) +

@@ -38,6 +38,7 @@
 #define NO_SLOT MAX_SLOTS
 #define STORE_NEWS ((uint64_t)1 << 16) /* how many are kept */
 #define PATIENCE_MS 5000 /* with who holds the gate or the lock, when a caller waits for it */
+#define LOCK_TRY_MS 2 /* with who holds the lock, where others wait for us meanwhile */
 #define STORE_KNOBS 3 /* the first ones of enum ksmpy_knob are rules that all sharers follow */
 
 /* In a process's count of its sharers of a frame: it may map the frame for ever. */
@@ -109,6 +110,7 @@ struct store_head {
 
     uint64_t deaths, rebuilds;
     uint64_t lock_waits, lock_wait_ns, lock_hold_max_ns;
+    uint32_t holder; /* of the mutex: its process; 0: nobody */
 };
 
 struct forest { /* a stable tree without its top: see stable.c */
@@ -152,6 +154,12 @@ struct store {
     void *gift; /* that lease, while the child takes a slot of its own */
     unsigned slot; /* or NO_SLOT */
     unsigned depth; /* of store_lock() */
+    bool away; /* another process had the lock for too long when it was last tried */
+    bool pinned; /* some frame is, by this process */
+    uint32_t pid;
+    struct arena debts; /* struct debt, see debts.c */
+    uint64_t debt_count;
+    bool bankrupt; /* some debt could not be noted */
     uint64_t locks, locked_at;
     struct arena counts[MAX_NODES]; /* uint32_t for each frame: how many sharers are ours */
     struct arena wanted, news; /* uint64_t, see wanted.c */
@@ -241,6 +249,10 @@ int64_t store_join(struct store *store, uint32_t first, uint64_t n);
 /* The same for one that is mapped already, with the lock held. */
 void store_rejoin(struct store *store, uint32_t frame);
 void store_leave(struct store *store, uint32_t frame); /* one sharer less */
+/* A filled frame, whose checksum is known and which has sharers of ours, goes into the index. */
+void store_adopt(struct store *store, uint32_t frame, int tree);
+/* The same for n taken ones that have none: they go back. */
+void store_give_back(struct store *store, uint32_t first, uint64_t n);
 void store_pin(struct store *store, uint32_t frame); /* its mapping lives on somewhere */
 /* n sharers of a frame have left it. */
 void store_drop(struct store *store, uint32_t frame, uint32_t n);
@@ -255,10 +267,14 @@ uint64_t store_metadata_bytes(const struct store *store);
 
 /* ---- slots.c: who uses a store, and who has died ---- */
 
-/* One holds the lock at a time; free for a private store. May be nested. */
-void store_lock(struct store *store);
+/*
+ * One holds the lock at a time; free for a private store. May be nested.  Whoever has it may be
+ * stopped for ever: false after LOCK_TRY_MS, and from then on at once, until it is to be had again.
+ * Never waited for longer with another lock in hand.
+ */
+bool store_lock(struct store *store);
 void store_unlock(struct store *store);
-int store_lock_patiently(struct store *store); /* -ETIMEDOUT after some seconds */
+int store_lock_soundly(struct store *store); /* -EAGAIN; -EUCLEAN: it is no lock */
 /* The lock's owner may have died in the middle of anything: all but the frames is made anew. */
 void store_rebuild(struct store *store);
 int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot, void **lease);
@@ -275,6 +291,37 @@ void store_fork_prepare(struct store *store);
 void store_fork_parent(struct store *store);
 /* May a child forked after a frame was born and before now map it? As of the last burial. */
 bool store_leased(const struct store *store, const struct frame *frame);
+
+/* ---- debts.c: what is done to the store once its lock is to be had ---- */
+
+enum debt_kind {
+    DEBT_LEAVE, /* frame */
+    DEBT_PIN, /* frame */
+    DEBT_ADOPT, /* frame, tree */
+    DEBT_FREE, /* frame */
+    DEBT_UNWANT, /* tree, sum */
+    DEBT_SETTLE, /* tree, sum */
+    DEBT_GIVE_UP, /* tree, sum */
+};
+struct debt {
+    uint64_t sum;
+    uint32_t frame;
+    uint8_t kind, tree;
+};
+void store_owe(struct store *store, struct debt debt);
+void store_pay(struct store *store); /* all of it, with the lock held */
+void store_forgive(struct store *store); /* nobody is owed anything any more */
+
+/* ---- waiting for other processes, with no lock in hand ---- */
+
+struct patience {
+    uint64_t since; /* 0: not yet */
+};
+/*
+ * After an attempt that says -EAGAIN: sleeps, and true; or false, and -ETIMEDOUT, when PATIENCE_MS
+ * have passed.  False after any other result.
+ */
+bool try_again(struct patience *patience, int *error);
 
 /* ---- shape.c: the file of a shared store ---- */
 
@@ -301,6 +348,7 @@ uint64_t counts_bytes(const struct store *store);
 /*
  * Attaches to the store in a file, which is laid out if nobody uses it; takes a slot.  Here and
  * below, between fork_hold() and fork_let_go(): a child must not inherit what is made meanwhile.
+ * So nothing waits here: -EAGAIN where another process is in the way.
  */
 int store_attach(struct store *store, int fd, int nodes, const int *node_ids);
 /*
@@ -309,11 +357,14 @@ int store_attach(struct store *store, int fd, int nodes, const int *node_ids);
  */
 int store_attach_again(struct store *store);
 void store_part_from_parent(struct store *store);
+void store_return_to_parent(struct store *store); /* it does not work out: as before */
 void store_detach(struct store *store);
 /* The file's descriptors, without looking into it; it is not mapped, and no slot is taken. */
 int store_open(struct store *store, int fd);
-/* A description of its own, which holds the gate until it is closed; or -errno. */
+/* A description of its own, which holds the gate until it is closed; or -EAGAIN, or -errno. */
 int store_close_gate(int fd, bool exclusive);
+/* The process that has the lock of the store in this file, or 0. */
+uint32_t store_holder(int fd);
 bool store_is_used(const struct store *store); /* has anybody a slot? */
 int store_map(struct store *store, const struct store_shape *shape);
 void store_unmap(struct store *store);
@@ -331,7 +382,8 @@ enum wanted {
     WANTED_NOWHERE, /* now a page of ours waits with it */
     WANTED_HERE, /* one does already */
     WANTED_ELSEWHERE, /* one of another process; we are to make the frame */
-    WANTED_SOON /* somebody does so */
+    WANTED_SOON, /* somebody does so */
+    WANTED_UNKNOWN, /* the store's lock is not to be had */
 };
 enum wanted wanted_add(struct store *store, int tree, uint64_t sum);
 /* Would it be WANTED_ELSEWHERE? With the lock held. */

@@ -121,7 +121,8 @@ enum wanted wanted_add(struct store *store, int tree, uint64_t sum)
     enum wanted found = WANTED_NOWHERE;
     if (!store->shared)
         return WANTED_NOWHERE;
-    store_lock(store);
+    if (!store_lock(store))
+        return WANTED_UNKNOWN;
     if (head->wanted_size && (2 * head->wanted_count < head->wanted_size || grow(store))) {
         uint64_t *entry = entry_at(store, place_of(store, key));
         if (*entry) {
@@ -154,41 +155,53 @@ static void erase(struct store *store, uint64_t hole)
 
 static void remove_entry(struct store *store, uint64_t entry)
 {
-    store_lock(store);
-    if (store->head->wanted_size) {
-        uint64_t i = place_of(store, entry);
-        if (*entry_at(store, i) == entry)
-            erase(store, i);
-    }
-    store_unlock(store);
+    if (!store->head->wanted_size)
+        return;
+    uint64_t i = place_of(store, entry);
+    if (*entry_at(store, i) == entry)
+        erase(store, i);
+}
+
+static void owe(struct store *store, enum debt_kind kind, int tree, uint64_t sum)
+{
+    store_owe(store, (struct debt){.kind = (uint8_t)kind, .tree = (uint8_t)tree, .sum = sum});
 }
 
 void wanted_remove(struct store *store, int tree, uint64_t sum)
 {
-    if (store->shared)
-        remove_entry(store, entry_for(key_of(tree, sum), store->slot));
+    if (!store->shared)
+        return;
+    if (!store_lock(store)) {
+        owe(store, DEBT_UNWANT, tree, sum);
+        return;
+    }
+    remove_entry(store, entry_for(key_of(tree, sum), store->slot));
+    store_unlock(store);
 }
 
 /* Those that wait for nothing now are told to look again. */
 static void give_up(struct store *store, int tree, uint64_t sum, uint64_t claim)
 {
-    store_lock(store);
     if (store->head->wanted_size) {
         uint64_t *entry = entry_at(store, place_of(store, claim));
         if (*entry == claim)
             *entry = key_of(tree, sum) | ANYBODY;
     }
     news_add(store, tree, sum);
-    store_unlock(store);
 }
 
 void wanted_settle(struct store *store, int tree, uint64_t sum, bool shared)
 {
     uint64_t claim = entry_for(key_of(tree, sum), store->slot) | CLAIMED;
+    if (!store_lock(store)) {
+        owe(store, shared ? DEBT_SETTLE : DEBT_GIVE_UP, tree, sum);
+        return;
+    }
     if (shared)
         remove_entry(store, claim);
     else
         give_up(store, tree, sum, claim);
+    store_unlock(store);
 }
 
 void wanted_forget_slot(struct store *store, unsigned slot)
@@ -253,7 +266,8 @@ void news_reset(struct store *store)
 int64_t news_read(struct store *store, uint64_t *read, struct news *out, int64_t max)
 {
     int64_t found = 0;
-    store_lock(store);
+    if (!store_lock(store))
+        return 0;
     uint64_t news = store->head->news;
     bool missed = news - *read > STORE_NEWS || *read > news;
     if (missed)

@@ -131,6 +131,11 @@ def store_processes(fd: int) -> list[tuple[int, int, int]]:
         room = count + count // 4
 
 
+def store_holder(fd: int) -> int:
+    """The process that has a store locked just now, or 0."""
+    return int(lib.ksmpy_store_holder(fd))
+
+
 def store_retire(fd: int) -> bool:
     """Keep everybody from using a store from now on; False when somebody uses it."""
     rc = lib.ksmpy_store_retire(fd)

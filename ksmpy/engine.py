@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -22,7 +23,7 @@ from ksmpy._maps import AddressSpace, Allowance, refusal, register_error, vma_fl
 from ksmpy._native import NativeEngine
 from ksmpy.buffers import Buffer, Held, lifetime, locate
 from ksmpy.config import Knobs, Settings, check_modes
-from ksmpy.errors import KsmpyError, RegionError
+from ksmpy.errors import KsmpyError, RegionError, StoreError
 from ksmpy.ksmd import Daemon
 from ksmpy.region import Region
 from ksmpy.stats import RegionStats, ScanResult, Share, Stats
@@ -88,6 +89,7 @@ class Engine:
         self._run = 0
         self._inherited = False
         self._pass_begins = True
+        self._waiting = False
         self._serial = registry.enter(self)
         finalizer = weakref.finalize(self, _finalize, self._serial, self._native, self._daemon)
         finalizer.atexit = False
@@ -203,7 +205,8 @@ class Engine:
         Looks for merged pages that were written in the meantime: about 1 ms per merged GiB.
         """
         self._settle()
-        return Stats.from_native(self._native.stats())
+        with self._refusals():
+            return Stats.from_native(self._native.stats())
 
     def regions(self) -> tuple[Region, ...]:
         """The registered regions, in the order of their registration."""
@@ -235,7 +238,8 @@ class Engine:
     def check(self) -> None:
         """Walk all of the engine's structures; KsmpyError naming the first that is wrong."""
         self.require_open()
-        self._native.check()
+        with self._refusals():
+            self._native.check()
 
     def close(self) -> None:
         """Stop, release every region with its bytes in pages of its own, free everything.
@@ -326,15 +330,18 @@ class Engine:
         try:
             self._native.knob_set(knob, value)
         except OSError as error:
-            if self._store is None or error.errno != errno.EBUSY:
+            if self._store is None or error.errno not in (errno.EBUSY, errno.ETIMEDOUT):
                 raise
+            if error.errno == errno.ETIMEDOUT:
+                raise self._store.refusal(error) from None
             raise self._store.held(knob) or error from None
 
     def region_stats(self, region: Region) -> RegionStats:
         """A region's counters."""
         self._settle()
-        values = self._native.region_stats(region._number)
-        return RegionStats.from_native(values, self._native.stats())
+        with self._refusals():
+            values = self._native.region_stats(region._number)
+            return RegionStats.from_native(values, self._native.stats())
 
     def unmerge_region(self, region: Region) -> None:
         """Give one region its own pages back."""
@@ -349,7 +356,19 @@ class Engine:
         """Scan up to `pages` pages in the background."""
         self.sweep()
         # A scan that somebody asked for has the cursor to itself.
-        return self._slice(pages, 0) if pages and not self._scanning else ScanResult()
+        if not pages or self._scanning:
+            return ScanResult()
+        try:
+            result = self._slice(pages, 0)
+        except StoreError as error:
+            if error.errno != errno.ETIMEDOUT:
+                raise
+            if not self._waiting:
+                _log.warning("ksmd waits: %s", error.strerror)
+            self._waiting = True
+            return ScanResult()
+        self._waiting = False
+        return result
 
     def batch_failed(self, error: Exception) -> None:
         """The background thread ends because of this error."""
@@ -513,7 +532,8 @@ class Engine:
             self._pass_begins = False
             self._ask_for_flags()
             self._placement.tell(self._native, list(self._regions))
-        result = ScanResult(**self._native.scan(pages, flags))
+        with self._refusals():
+            result = ScanResult(**self._native.scan(pages, flags))
         if result.full:
             self._pass_begins = True
         if result.lost:
@@ -551,6 +571,16 @@ class Engine:
                     raise store.refusal(error) from None
                 self._pass_begins = True
                 self._inherited = False
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Turn what says that another process keeps the store locked into a StoreError."""
+        try:
+            yield
+        except OSError as error:
+            if self._store is None or error.errno != errno.ETIMEDOUT:
+                raise
+            raise self._store.refusal(error) from None
 
     def _settle(self) -> None:
         """Make the counters exact: dead owners' regions end, written pages come apart."""

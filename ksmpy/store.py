@@ -201,7 +201,13 @@ class Store:
         if isinstance(error, StoreError):
             return error
         text = _REFUSALS.get(error.errno or 0, f"cannot be used: {error.strerror}")
+        if error.errno == errno.ETIMEDOUT:
+            text = text.format(self._holder())
         return StoreError(error.errno, f"{self} {text}")
+
+    def _holder(self) -> str:
+        pid = 0 if self.closed else _native.store_holder(self._fd)
+        return f"process {pid}; see whether it" if pid else "a process; see whether one of its own"
 
     def held(self, knob: int) -> OSError | None:
         """The error for a knob of the whole store, with the processes that stand in its way.
@@ -274,8 +280,8 @@ _REFUSALS = {
         " or use another store"
     ),
     errno.ETIMEDOUT: (
-        "is locked for more than 5 seconds; see whether one of its processes is stopped"
-        " (ksmpy stats --store)"
+        "is locked for more than 5 seconds by {} is stopped, by a signal, a debugger or a freezer"
+        " (ksmpy stats --store lists them)"
     ),
     errno.ESTALE: "was removed while nobody used it; open it again by its name",
 }
@@ -309,8 +315,9 @@ def _attached(handle: Store, make: Callable[[int], _Made]) -> tuple[_Made, Store
     try:
         return make(handle.fileno()), handle
     except OSError as error:
+        refusal = handle.refusal(error)
         handle.close()
-        raise handle.refusal(error) from None
+        raise refusal from None
     except BaseException:
         handle.close()
         raise

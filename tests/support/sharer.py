@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import threading
 import time
 from typing import Any
 
@@ -13,6 +14,7 @@ import ksmpy
 from . import memory, oracle
 from .memory import Bytes
 from .pause import Call, Pauser
+from .procs import in_child
 
 PAGES = 64
 
@@ -100,6 +102,64 @@ class Sharer:
         with open(told, "a") as file:
             file.write(said)
         os._exit(0)
+
+    def drop(self) -> None:
+        """Let the last array die."""
+        self._wanted.pop()
+        del self._arrays[-1:]
+
+    def seconds(self, work: str, *args: Any) -> float:
+        """How long a method takes."""
+        begin = time.monotonic()
+        getattr(self, work)(*args)
+        return time.monotonic() - begin
+
+    def fork_and_wait(self) -> None:
+        """Fork; the child looks at its bytes."""
+        in_child(self.compare)
+
+    def stats(self) -> ksmpy.Stats:
+        """The engine's counters."""
+        return self._engines[0].stats()
+
+    def whole_stats(self) -> None:
+        """The counters of the whole store."""
+        self._store.stats()
+
+    def refused(self, work: str, *args: Any) -> tuple[int, str, float]:
+        """The errno and the words that a method is refused with, and the longest of the forks
+        that are made meanwhile, in seconds.
+        """
+        caught: list[ksmpy.StoreError] = []
+
+        def run() -> None:
+            try:
+                getattr(self, work)(*args)
+            except ksmpy.StoreError as error:
+                caught.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        longest = 0.0
+        while thread.is_alive():
+            begin = time.monotonic()
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            longest = max(longest, time.monotonic() - begin)
+            os.waitpid(pid, 0)
+            time.sleep(0.02)
+        return caught[0].errno or 0, caught[0].strerror or "", longest
+
+    def refused_then_fork(self, told: str) -> int:
+        """Scan until that is refused, and fork."""
+        number = 0
+        try:
+            self.scan(1)
+        except ksmpy.StoreError as error:
+            number = error.errno or -1
+        self.fork(told)
+        return number
 
     def compare(self) -> None:
         """No byte of any array is wrong."""
