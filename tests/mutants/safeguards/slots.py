@@ -29,4 +29,20 @@ MUTANTS = [
 """,
         tests=("c/test_between.c::who_lost_its_files_buries_nobody",),
     ),
+    Mutant(
+        "an orphaned frame that somebody maps is kept",
+        file="csrc/slots.c",
+        old="record->state == FRAME_DEAD || (!record->sharers && !store_leased(store, record))",
+        new="record->state != FRAME_LIVE",
+        tests=(
+            "test_stopped_members.py::test_frames_that_could_not_be_told_of_outlive_their_maker",
+        ),
+    ),
+    Mutant(
+        "the lock of a stopped process is not waited for",
+        file="csrc/slots.c",
+        old="error == EBUSY && *waited < limit_ns;",
+        new="error == EBUSY;",
+        tests=("test_stopped_members.py::test_close_does_not_wait",),
+    ),
 ]
