@@ -56,9 +56,10 @@ static int choose_freeze(const struct ksmpy_caps *caps, int wanted)
         [KSMPY_FREEZE_UFFD_MOVE] = blocks && caps->uffd_move,
         [KSMPY_FREEZE_UFFD_REMAP] = blocks && caps->mremap_dontunmap,
         [KSMPY_FREEZE_SIGNAL] = caps->mremap_dontunmap,
+        [KSMPY_FREEZE_UFFD_WP] = blocks && caps->mremap_dontunmap,
     };
     if (wanted != KSMPY_FREEZE_AUTO)
-        return wanted > 0 && wanted <= KSMPY_FREEZE_SIGNAL && can[wanted] ? wanted : -EOPNOTSUPP;
+        return wanted > 0 && wanted <= KSMPY_FREEZE_UFFD_WP && can[wanted] ? wanted : -EOPNOTSUPP;
     for (int mode = KSMPY_FREEZE_UFFD_MOVE; mode <= KSMPY_FREEZE_SIGNAL; mode++)
         if (can[mode])
             return mode;

@@ -13,10 +13,12 @@
 #define STACK_ABOVE ((uintptr_t)64 << 10)
 #define THREAD_BYTES ((uintptr_t)2304) /* of what pthread_self() points to */
 
-static bool by_signal(const struct freezer *fz)
-{
-    return fz->mode == KSMPY_FREEZE_SIGNAL;
-}
+static const struct freezer_ops *const ways[] = {
+    [KSMPY_FREEZE_UFFD_MOVE] = &freeze_by_uffd,
+    [KSMPY_FREEZE_UFFD_REMAP] = &freeze_by_uffd,
+    [KSMPY_FREEZE_SIGNAL] = &freeze_by_signal,
+    [KSMPY_FREEZE_UFFD_WP] = &freeze_by_protection,
+};
 
 static void forget(struct freezer *fz)
 {
@@ -74,7 +76,7 @@ static void unmap_all(struct freezer *fz)
 {
     os_unmap((void *)fz->windows[0], bytes_of(FREEZE_MAX));
     os_unmap((void *)fz->windows[1], bytes_of(FREEZE_HUGE));
-    os_unmap((void *)fz->stage, bytes_of(FREEZE_MAX));
+    stage_close(fz);
     os_unmap(fz->zeros, PAGE_SIZE);
     for (size_t i = 0; i < sizeof fz->blank / sizeof fz->blank[0]; i++)
         if (fz->blank[i]) /* one guard page on either side */
@@ -86,6 +88,7 @@ int freezer_init(struct freezer *fz, int mode, bool tracked)
     memset(fz, 0, sizeof *fz);
     forget(fz);
     fz->mode = mode;
+    fz->ops = ways[mode];
     fz->tracked = tracked;
     pthread_mutex_init(&fz->lock, NULL);
     fz->stage = (uintptr_t)os_alloc(bytes_of(FREEZE_MAX));
@@ -97,10 +100,10 @@ int freezer_init(struct freezer *fz, int mode, bool tracked)
                 : !fz->stage || !fz->zeros ? -ENOMEM
                                            : 0;
     if (!error)
-        error = by_signal(fz) ? signal_init(fz) : uffd_init(fz);
+        error = fz->ops->init(fz);
     know_files(fz);
-    if (!error && !by_signal(fz))
-        error = uffd_start(fz);
+    if (!error && fz->ops->start)
+        error = fz->ops->start(fz);
     if (error)
         freezer_destroy(fz);
     return error;
@@ -108,53 +111,45 @@ int freezer_init(struct freezer *fz, int mode, bool tracked)
 
 void freezer_destroy(struct freezer *fz)
 {
-    if (by_signal(fz))
-        signal_destroy(fz);
-    else
-        uffd_destroy(fz);
+    fz->ops->stop(fz);
     close_all(fz);
     unmap_all(fz);
     pthread_mutex_destroy(&fz->lock);
 }
 
-/* The descriptors act on the parent's address space; window and stage were not inherited. */
+/* The descriptors act on the parent's address space; what is kept from children is not here. */
 void freezer_abandon(struct freezer *fz)
 {
-    if (by_signal(fz))
-        signal_destroy(fz);
+    fz->ops->abandon(fz);
     close_all(fz);
-    fz->windows[0] = fz->windows[1] = fz->stage = 0;
+    fz->windows[0] = fz->windows[1] = 0;
     memset(fz->blank, 0, sizeof fz->blank);
     pthread_mutex_init(&fz->lock, NULL);
 }
 
-static int attach_mode(const struct freezer *fz)
+static int region_fd(const struct freezer *fz)
 {
-    return (by_signal(fz) ? 0 : OS_UFFD_MISSING) | (fz->tracked ? OS_UFFD_WP : 0);
+    return fz->uffd >= 0 ? fz->uffd : fz->wp_fd;
 }
 
-/*
- * Pages that never existed are filled with the zero page first, so that their
- * first touch does not have to come to the fault thread.
- */
 int freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    int mode = attach_mode(fz);
-    int error = os_populate(address, n, false);
+    int mode = freezer_registration(fz);
+    int error = fz->ops->fills_holes ? os_populate(address, n, false) : 0;
     if (error && error != -EINVAL) /* EINVAL: before Linux 5.14; the fault thread fills holes */
         return error;
-    return mode ? os_uffd_register(fz->uffd, address, n, mode) : 0;
+    return mode ? os_uffd_register(region_fd(fz), address, n, mode) : 0;
 }
 
 uint64_t freezer_mappings(const struct freezer *fz)
 {
-    return attach_mode(fz) ? 2 : 0;
+    return freezer_registration(fz) ? 2 : 0;
 }
 
 void freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    if (fz->uffd >= 0)
-        os_uffd_unregister(fz->uffd, address, n);
+    if (region_fd(fz) >= 0)
+        os_uffd_unregister(region_fd(fz), address, n);
 }
 
 /*
@@ -166,14 +161,10 @@ static int64_t freeze_some(struct freezer *fz, uintptr_t address, uint64_t n, co
     for (;;) {
         fz->start = address;
         fz->end = address + bytes_of(n);
-        int64_t got =
-            by_signal(fz) ? signal_freeze(fz, address, n, view) : uffd_freeze(fz, address, n, view);
+        int64_t got = fz->ops->freeze(fz, address, n, view);
         if (got > 0)
             return got;
-        if (by_signal(fz))
-            signal_thaw(fz);
-        else
-            uffd_thaw(fz, address, n);
+        fz->ops->thaw(fz, address, n);
         bool shorter = got == -EFAULT || got == -EINVAL || got == -ENOENT || n > FREEZE_MAX;
         if (n == 1 || !shorter)
             return got;
@@ -245,11 +236,7 @@ int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t 
 
 void freeze_restore(struct freezer *fz, uint64_t first, uint64_t n)
 {
-    uintptr_t address = fz->start;
-    if (by_signal(fz))
-        signal_restore(address + bytes_of(first), n);
-    else
-        uffd_restore(fz, address, first, n);
+    fz->ops->restore(fz, fz->start, first, n);
 }
 
 int freeze_overlay(struct freezer *fz, uint64_t first, uint64_t n, int memfd, uint64_t offset)
@@ -259,71 +246,70 @@ int freeze_overlay(struct freezer *fz, uint64_t first, uint64_t n, int memfd, ui
 
 int freeze_zero(struct freezer *fz, uint64_t first, uint64_t n, int vma_flags)
 {
-    uintptr_t address = fz->start + bytes_of(first);
-    return by_signal(fz) ? signal_zero(fz, address, n, vma_flags) : uffd_zero(fz, address, n);
+    return fz->ops->zero(fz, fz->start + bytes_of(first), n, vma_flags);
 }
 
 void thaw(struct freezer *fz)
 {
-    uintptr_t address = fz->start;
-    if (by_signal(fz))
-        signal_thaw(fz);
-    else
-        uffd_thaw(fz, address, (fz->end - address) >> PAGE_SHIFT);
+    fz->ops->thaw(fz, fz->start, (fz->end - fz->start) >> PAGE_SHIFT);
     pthread_mutex_unlock(&fz->lock);
 }
 
 int freezer_track_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    return fz->tracked ? os_uffd_register(fz->uffd, address, n, attach_mode(fz)) : 0;
+    return fz->tracked ? os_uffd_register(fz->uffd, address, n, freezer_registration(fz)) : 0;
 }
 
-static int copy_out(struct freezer *fz, uintptr_t address, uint64_t n)
+int freezer_still(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     uint8_t kinds[FREEZE_MAX];
     bool copies = os_pages(fz->pagemap_fd, address, n, kinds) < 0;
     for (uint64_t i = 0; i < n && !copies; i++)
         copies = kinds[i] == OS_PAGE_ANON || kinds[i] == OS_PAGE_ZERO;
-    if (copies && os_direct_io(fz->tasks_fd, address, n))
-        return -EBUSY;
+    return copies && os_direct_io(fz->tasks_fd, address, n) ? -EBUSY : 0;
+}
+
+int freezer_copy(struct freezer *fz, uintptr_t address, uint64_t n)
+{
     return guard_copy((void *)fz->stage, (const void *)address, bytes_of(n)) ? 0 : -EFAULT;
 }
 
 /*
- * A failed mremap that has unmapped its target leaves nothing but our copy.
- * os_can_map() makes that unlikely; here it is made good.  With userfaultfd
- * nobody may find it empty: it is registered before it is committed.
+ * Old kernels (6.1 for one) protect no more than lies in one mapping at a time
+ * (ENOENT), and after a fork neighbours with equal rights need not be one.
  */
-static int rebuild(struct freezer *fz, uintptr_t address, uint64_t n, int error)
+int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    if (os_claim(address, n) != 0)
-        return error; /* it is still mapped */
-    bool filled_later =
-        !by_signal(fz) && os_uffd_register(fz->uffd, address, n, attach_mode(fz)) == 0;
-    while (os_commit((void *)address, bytes_of(n)) < 0)
-        os_sleep_us(50);
-    if (!filled_later)
-        memcpy((void *)address, (const void *)fz->stage, bytes_of(n));
-    return 0;
+    int error = os_uffd_protect(fz->wp_fd, address, n, true);
+    if (error != -ENOENT || n == 1)
+        return error;
+    error = 0;
+    for (uint64_t i = 0; i < n && !error; i++)
+        error = os_uffd_protect(fz->wp_fd, address + bytes_of(i), 1, true);
+    return error;
 }
 
+/*
+ * A failed mremap that has unmapped its target leaves nothing but our copy.
+ * os_can_map() makes that unlikely; here it is made good.
+ */
 int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n)
 {
     if (!os_can_map(n))
         return -ENOMEM;
-    int error = copy_out(fz, address, n);
-    if (error)
-        return error;
-    error = os_remap(address, from, n, true);
-    return error ? rebuild(fz, address, n, error) : 0;
+    int error = os_remap(address, from, n, true);
+    if (!error || os_claim(address, n) != 0)
+        return error; /* it is still mapped */
+    fz->ops->rebuild(fz, address, from, n);
+    return 0;
 }
 
 uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    if (by_signal(fz) || os_is_rationed() || !os_can_map(n + 2))
+    if (!fz->ops->shadow || os_is_rationed() || !os_can_map(n + 2))
         return 0;
     pthread_mutex_lock(&fz->lock);
-    uintptr_t shadow = uffd_shadow(fz, address, n);
+    uintptr_t shadow = fz->ops->shadow(fz, address, n);
     pthread_mutex_unlock(&fz->lock);
     return shadow;
 }
@@ -334,10 +320,7 @@ int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr
     if (needed_here(address, n))
         return -EBUSY;
     pthread_mutex_lock(&fz->lock);
-    int error = os_populate(fz->stage, n, true);
-    if (!error)
-        error = by_signal(fz) ? signal_unoverlay(fz, address, n, vma_flags)
-                              : uffd_unoverlay(fz, address, n, blank, vma_flags);
+    int error = fz->ops->unoverlay(fz, address, n, blank, vma_flags);
     pthread_mutex_unlock(&fz->lock);
     return error;
 }

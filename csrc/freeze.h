@@ -50,6 +50,7 @@
 
 struct freezer {
     int mode;      /* enum ksmpy_freeze, never AUTO */
+    const struct freezer_ops *ops;
     bool tracked;  /* regions are registered for asynchronous write protection */
     bool helped;   /* the fault thread runs */
     pthread_mutex_t lock;
@@ -59,22 +60,22 @@ struct freezer {
     bool hole[FREEZE_HUGE]; /* frozen page was not there: its view must not be touched */
 
     int uffd;      /* missing pages of regions, and their write tracking; or -1 */
-    int wp_fd;     /* blocks writers of overlays while they are unmerged; or -1 */
-    int stop_fd;   /* tells the fault thread to end */
+    int wp_fd; /* blocks writers of overlays while they are unmerged, and see uffd-wp; or -1 */
+    int stop_fd; /* tells the fault thread to end */
     int pagemap_fd;
-    int tasks_fd;  /* what other threads do */
+    int tasks_fd; /* what other threads do */
     uint64_t inodes[FREEZER_FILES]; /* of these descriptors, in their order; 0: not yet known */
     pthread_t thread;
     uintptr_t stack; /* the thread's */
     size_t stack_bytes;
     uintptr_t windows[2]; /* for small pages, for a huge one; 0: none */
-    uintptr_t *window;  /* where the frozen pages are kept, one of the two */
-    bool torn;          /* the huge window has a page table now, so that no huge page fits in */
-    uintptr_t stage;    /* copies of overlay pages on their way back */
-    uintptr_t stage_end; /* signal: of the reservation that the stage slides through */
+    uintptr_t *window; /* where the frozen pages are kept, one of the two */
+    bool torn; /* the huge window has a page table now, so that no huge page fits in */
+    uintptr_t stage; /* copies of overlay pages on their way back */
+    uintptr_t stage_end; /* of the reservation that the stage slides through; 0: it does not */
     uintptr_t blank[8]; /* never touched anonymous memory, by enum ksmpy_vma_flag */
-    void *zeros;        /* one page */
-    int slot;           /* signal: which entry of the handler's table */
+    void *zeros; /* one page */
+    int slot; /* signal: which entry of the handler's table */
 };
 
 /* mode and tracking as chosen by the engine; -errno, and nothing is left behind. */
@@ -129,33 +130,59 @@ uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n);
 int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
                       int vma_flags);
 
+/* ---- the ways of freezing, and what they have in common ---- */
+
+/* What a way does itself; freeze.c calls it with the lock held where it says so above. */
+struct freezer_ops {
+    int registration; /* enum os_uffd_mode of a region's memory, tracked or not */
+    bool forgets_writes; /* tracking forgets what was written to pages before they were frozen */
+    bool fills_holes; /* at registration: no first touch is to come to the fault thread */
+    int (*init)(struct freezer *fz);
+    int (*start)(struct freezer *fz); /* or NULL: it has no thread */
+    void (*stop)(struct freezer *fz);
+    void (*abandon)(struct freezer *fz); /* in a forked child: forgets, or frees its own copy */
+    int64_t (*freeze)(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view);
+    void (*restore)(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n);
+    int (*zero)(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
+    void (*thaw)(struct freezer *fz, uintptr_t address, uint64_t n);
+    uintptr_t (*shadow)(struct freezer *fz, uintptr_t address, uint64_t n); /* or NULL: none */
+    int (*unoverlay)(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
+                     int vma_flags);
+    /*
+     * The range is claimed, not committed: it gets its bytes back before it can be read, from what
+     * was to be moved there or from the stage.
+     */
+    void (*rebuild)(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n);
+};
+
+extern const struct freezer_ops freeze_by_protection; /* freeze_wp.c */
+extern const struct freezer_ops freeze_by_uffd;
+extern const struct freezer_ops freeze_by_signal;
+
+/* How memory of regions is registered with their userfaultfd (enum os_uffd_mode); 0: not at all. */
+static inline int freezer_registration(const struct freezer *fz)
+{
+    return fz->ops->registration | (fz->tracked ? OS_UFFD_WP : 0);
+}
+
+/* Protects what belongs to wp_fd: from then on its writers wait. */
+int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n);
+/* Of overlay pages that no thread can write now: -EBUSY when a device may do so, into a copy. */
+int freezer_still(struct freezer *fz, uintptr_t address, uint64_t n);
+/* What they show, to the stage; -EFAULT: a part of them is gone. */
+int freezer_copy(struct freezer *fz, uintptr_t address, uint64_t n);
 /*
- * Saves overlay pages, which nobody can write now, to the stage and moves the
- * memory at from over them.  EBUSY when a device may be writing into a page
- * that is a private copy by now.
+ * Moves the memory at from over overlay pages; should the target be lost meanwhile, it is rebuilt.
  */
 int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n);
 
-/* ---- the two families (freeze_uffd.c, freeze_signal.c) ---- */
-
-int uffd_init(struct freezer *fz);
-int uffd_start(struct freezer *fz); /* the fault thread */
-void uffd_destroy(struct freezer *fz);
-int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view);
-void uffd_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n);
-int uffd_zero(struct freezer *fz, uintptr_t address, uint64_t n);
-void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n);
-uintptr_t uffd_shadow(struct freezer *fz, uintptr_t address, uint64_t n);
-int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
-                   int vma_flags);
-
-int signal_init(struct freezer *fz);
-void signal_destroy(struct freezer *fz);
-int64_t signal_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view);
-void signal_restore(uintptr_t address, uint64_t n);
-int signal_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
-void signal_thaw(struct freezer *fz);
-int signal_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
+/*
+ * The stage holds copies of up to FREEZE_MAX overlay pages on their way back.  A sliding one
+ * lends its pages themselves: what was moved away is followed by fresh ones.
+ */
+int stage_open(struct freezer *fz);
+void stage_slide(struct freezer *fz, uint64_t n); /* past n pages that were moved away */
+void stage_close(struct freezer *fz);
 
 /* In the signal handler: true: this was a fault of ours, and is over; or else it is not ours. */
 bool signal_claims(const siginfo_t *info);

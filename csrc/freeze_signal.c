@@ -31,7 +31,6 @@
 
 #define SLOTS 64
 #define RETRIES 64 /* 50 us apart */
-#define STAGES ((uint64_t)1 << 18) /* pages: 1 GiB of address space */
 
 static struct slot {
     _Atomic bool used;
@@ -183,44 +182,10 @@ static int take_slot(void)
     return -1;
 }
 
-/*
- * Memory that was touched keeps its identity when it is moved: its anon_vma, and its offset.  So
- * the stage slides through a reservation: pieces that are moved one after the other to places one
- * after the other become one mapping.  Another stage of it is always committed ahead, which keeps
- * the anon_vma when the one before is gone.
- */
-static int open_stage(struct freezer *fz)
-{
-    uintptr_t base = (uintptr_t)os_reserve(bytes_of(STAGES));
-    if (!base)
-        return -ENOMEM;
-    int error = os_commit((void *)base, bytes_of(2 * FREEZE_MAX));
-    if (error) {
-        os_unmap((void *)base, bytes_of(STAGES));
-        return error;
-    }
-    os_unmap((void *)fz->stage, fz->stage_end ? fz->stage_end - fz->stage : bytes_of(FREEZE_MAX));
-    fz->stage = base;
-    fz->stage_end = base + bytes_of(STAGES);
-    return 0;
-}
-
-/* Past n pages that were moved away. Where that fails the stage stays, and costs mappings. */
-static void slide_stage(struct freezer *fz, uint64_t n)
-{
-    uintptr_t ahead = fz->stage + bytes_of(2 * FREEZE_MAX);
-    if (ahead + bytes_of(n) > fz->stage_end) {
-        open_stage(fz);
-    } else if (os_commit((void *)ahead, bytes_of(n)) == 0) {
-        os_unmap((void *)fz->stage, bytes_of(n));
-        fz->stage += bytes_of(n);
-    }
-}
-
-int signal_init(struct freezer *fz)
+static int signal_init(struct freezer *fz)
 {
     bool kernel_mode;
-    open_stage(fz); /* without it the small stage stays, and costs mappings */
+    stage_open(fz); /* without it the small stage stays, and costs mappings */
     if (fz->tracked) {
         fz->uffd = os_uffd_open(OS_UFFD_WP_ASYNC, &kernel_mode);
         if (fz->uffd < 0)
@@ -231,14 +196,11 @@ int signal_init(struct freezer *fz)
 }
 
 /* The handler stays: taking it away could take away somebody else's. */
-void signal_destroy(struct freezer *fz)
+static void signal_stop(struct freezer *fz)
 {
     if (fz->slot >= 0)
         atomic_store(&slots[fz->slot].used, false);
     fz->slot = -1;
-    if (fz->stage_end)
-        os_unmap((void *)fz->stage, fz->stage_end - fz->stage);
-    fz->stage = fz->stage_end = 0;
 }
 
 static int block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
@@ -252,7 +214,8 @@ static int block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
     return has_guests() ? -EBUSY : os_protect(address, n, false);
 }
 
-int64_t signal_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
+static int64_t signal_freeze(struct freezer *fz, uintptr_t address, uint64_t n,
+                             const uint8_t **view)
 {
     int error = block_writers(fz, address, n);
     if (error) {
@@ -268,8 +231,10 @@ int64_t signal_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const u
  * Splitting a mapping can fail for a moment; the writers wait meanwhile.  The same error says that
  * the owner has unmapped a part: then pages go one by one, and those that are gone are passed over.
  */
-void signal_restore(uintptr_t address, uint64_t n)
+static void signal_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
 {
+    (void)fz;
+    address += bytes_of(first);
     for (int tries = 0; n; tries++) {
         uint64_t part = tries < RETRIES ? n : 1;
         if (os_protect(address, part, true) == -ENOMEM && (part > 1 || os_is_mapped(address))) {
@@ -288,7 +253,7 @@ static void track_again(struct freezer *fz, uintptr_t address, uint64_t n)
         os_uffd_register(fz->uffd, address, n, OS_UFFD_WP);
 }
 
-int signal_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
+static int signal_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
     int error = os_map_anonymous(address, n, vma_flags);
     if (!error)
@@ -300,8 +265,9 @@ int signal_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags
  * The count moves on both sides of the change: a handler that reads it before
  * and finds nothing frozen must not take its fault for one that was retried.
  */
-void signal_thaw(struct freezer *fz)
+static void signal_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
 {
+    (void)address, (void)n;
     freezing = false;
     atomic_fetch_add(&thaws, 1);
     atomic_store(&slots[fz->slot].end, 0);
@@ -310,18 +276,54 @@ void signal_thaw(struct freezer *fz)
 }
 
 /* The stage's pages become the region's. */
-int signal_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
+static int signal_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
+                            int vma_flags)
 {
-    int error = block_writers(fz, address, n);
+    (void)blank;
+    int error = os_populate(fz->stage, n, true);
+    if (error)
+        return error;
+    error = block_writers(fz, address, n);
+    if (!error)
+        error = freezer_still(fz, address, n);
+    if (!error)
+        error = freezer_copy(fz, address, n);
     if (!error)
         error = freezer_replace(fz, address, fz->stage, n);
     if (error)
         os_protect(address, n, true);
-    signal_thaw(fz);
+    signal_thaw(fz, address, n);
     if (error)
         return error;
-    slide_stage(fz, n);
+    stage_slide(fz, n);
     os_set_vma_flags(address, n, vma_flags);
     track_again(fz, address, n);
     return 0;
 }
+
+static void signal_rebuild(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n)
+{
+    (void)fz;
+    while (os_commit((void *)address, bytes_of(n)) < 0)
+        os_sleep_us(50);
+    memcpy((void *)address, (const void *)from, bytes_of(n));
+}
+
+static void signal_abandon(struct freezer *fz)
+{
+    signal_stop(fz);
+    stage_close(fz);
+}
+
+const struct freezer_ops freeze_by_signal = {
+    .fills_holes = true,
+    .init = signal_init,
+    .stop = signal_stop,
+    .abandon = signal_abandon,
+    .freeze = signal_freeze,
+    .restore = signal_restore,
+    .zero = signal_zero,
+    .thaw = signal_thaw,
+    .unoverlay = signal_unoverlay,
+    .rebuild = signal_rebuild,
+};

@@ -98,7 +98,7 @@ static void note_stack(struct freezer *fz)
 }
 
 /* Signals are for the program's own threads. */
-int uffd_start(struct freezer *fz)
+static int uffd_start(struct freezer *fz)
 {
     sigset_t all, before;
     sigfillset(&all);
@@ -154,7 +154,7 @@ static int open_window(struct freezer *fz, uint64_t n)
     return error;
 }
 
-int uffd_init(struct freezer *fz)
+static int uffd_init(struct freezer *fz)
 {
     int error = open_uffds(fz);
     if (!error)
@@ -164,7 +164,7 @@ int uffd_init(struct freezer *fz)
     return error;
 }
 
-void uffd_destroy(struct freezer *fz)
+static void uffd_stop(struct freezer *fz)
 {
     if (!fz->helped)
         return;
@@ -277,7 +277,7 @@ static int check_registered(struct freezer *fz, uintptr_t address, uint64_t n)
     return filled == -EAGAIN ? -EAGAIN : -EPERM;
 }
 
-int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
+static int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
     int error = need_window(fz, n); /* first: the thaw after any error drops n pages of it */
     if (!error)
@@ -355,7 +355,7 @@ static void remap_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64
     }
 }
 
-void uffd_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
+static void uffd_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
 {
     uintptr_t to = address + bytes_of(first), from = *fz->window + bytes_of(first);
     fz->torn = true;
@@ -365,8 +365,9 @@ void uffd_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_
         remap_pages(fz, to, from, n);
 }
 
-int uffd_zero(struct freezer *fz, uintptr_t address, uint64_t n)
+static int uffd_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
+    (void)vma_flags;
     for (int tries = 0; n; tries++) {
         int64_t done = os_uffd_zero(fz->uffd, address, n);
         if (done > 0) {
@@ -389,7 +390,7 @@ static void wake(struct freezer *fz, uintptr_t address, uint64_t n)
     atomic_fetch_add(&fz->thaws, 1);
 }
 
-void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
+static void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     wake(fz, address, n);
     if (!fz->window || !*fz->window)
@@ -419,7 +420,7 @@ void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
  * The page beyond is never lent: a mapping that is moved whole loses its
  * identity to the new place.
  */
-uintptr_t uffd_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
+static uintptr_t uffd_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     uintptr_t at = check_registered(fz, address, 1) ? 0 : (uintptr_t)os_reserve(PAGE_SIZE);
     if (!at || os_remap(at, address, 1, true))
@@ -469,21 +470,6 @@ static int blank_for(struct freezer *fz, int vma_flags, uintptr_t *blank)
     return 0;
 }
 
-/*
- * Old kernels (6.1 for one) protect no more than lies in one mapping at a time
- * (ENOENT), and after a fork neighbours with equal rights need not be one.
- */
-static int block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    int error = os_uffd_protect(fz->wp_fd, address, n, true);
-    if (error != -ENOENT || n == 1)
-        return error;
-    error = 0;
-    for (uint64_t i = 0; i < n && !error; i++)
-        error = os_uffd_protect(fz->wp_fd, address + bytes_of(i), 1, true);
-    return error;
-}
-
 static void unblock_writers(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     os_uffd_protect(fz->wp_fd, address, n, false);
@@ -508,10 +494,12 @@ static int take_over(struct freezer *fz, uintptr_t address, uint64_t n)
  * The kernel's asynchronous protection would not make writers wait, hence the
  * second userfaultfd.
  */
-int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
-                   int vma_flags)
+static int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
+                          int vma_flags)
 {
-    int error = blank ? 0 : blank_for(fz, vma_flags, &blank);
+    int error = os_populate(fz->stage, n, true);
+    if (!error && !blank)
+        error = blank_for(fz, vma_flags, &blank);
     if (!error)
         error =
             os_drop(blank, n); /* as with the window: pages of its own would go in their place */
@@ -519,7 +507,11 @@ int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t 
         return error;
     error = take_over(fz, address, n);
     if (!error)
-        error = block_writers(fz, address, n);
+        error = freezer_block_writers(fz, address, n);
+    if (!error)
+        error = freezer_still(fz, address, n);
+    if (!error)
+        error = freezer_copy(fz, address, n);
     if (!error)
         error = freezer_replace(fz, address, blank, n);
     if (error) {
@@ -532,3 +524,39 @@ int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t 
     os_uffd_wake(fz->wp_fd, address, n);
     return 0;
 }
+
+/*
+ * With userfaultfd nobody may find it empty: it is registered before it is
+ * committed, and filled as pages that came back are.
+ */
+static void uffd_rebuild(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n)
+{
+    (void)from; /* nothing yet: pages are put in afterwards */
+    bool filled_later = os_uffd_register(fz->uffd, address, n, freezer_registration(fz)) == 0;
+    while (os_commit((void *)address, bytes_of(n)) < 0)
+        os_sleep_us(50);
+    if (!filled_later)
+        memcpy((void *)address, (const void *)fz->stage, bytes_of(n));
+}
+
+/* Window and stage are kept from children. */
+static void uffd_abandon(struct freezer *fz)
+{
+    fz->stage = 0;
+}
+
+const struct freezer_ops freeze_by_uffd = {
+    .registration = OS_UFFD_MISSING,
+    .fills_holes = true,
+    .init = uffd_init,
+    .start = uffd_start,
+    .stop = uffd_stop,
+    .abandon = uffd_abandon,
+    .freeze = uffd_freeze,
+    .restore = uffd_restore,
+    .zero = uffd_zero,
+    .thaw = uffd_thaw,
+    .shadow = uffd_shadow,
+    .unoverlay = uffd_unoverlay,
+    .rebuild = uffd_rebuild,
+};

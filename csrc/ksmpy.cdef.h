@@ -11,7 +11,8 @@ enum ksmpy_freeze {
     KSMPY_FREEZE_AUTO = 0,
     KSMPY_FREEZE_UFFD_MOVE = 1,  /* UFFDIO_MOVE to a scratch window (Linux 6.8) */
     KSMPY_FREEZE_UFFD_REMAP = 2, /* mremap(MREMAP_DONTUNMAP) to a scratch window */
-    KSMPY_FREEZE_SIGNAL = 3      /* mprotect and a chained SIGSEGV handler */
+    KSMPY_FREEZE_SIGNAL = 3,     /* mprotect and a chained SIGSEGV handler */
+    KSMPY_FREEZE_UFFD_WP = 4     /* write protection that blocks (Linux 5.19) */
 };
 
 enum ksmpy_tracking {

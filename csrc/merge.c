@@ -99,6 +99,13 @@ static int exchange(ksmpy_engine *engine, struct piece *piece)
     return failure;
 }
 
+/* It was frozen and is not merged: nobody knows whether it was written before that. */
+static void look_anew(ksmpy_engine *engine, uint32_t page)
+{
+    if (engine->tracked && engine->fz.ops->forgets_writes)
+        page_withdraw(engine, page);
+}
+
 static void settle(ksmpy_engine *engine, const struct piece *piece, int error)
 {
     uint64_t left = 0;
@@ -110,6 +117,7 @@ static void settle(ksmpy_engine *engine, const struct piece *piece, int error)
         }
         if (!piece->mapped[i]) {
             store_leave(&engine->store, piece->frame + (uint32_t)i);
+            look_anew(engine, piece->page + (uint32_t)i);
             left++;
             continue;
         }
@@ -138,6 +146,7 @@ static void need_shadow(ksmpy_engine *engine, uint32_t page)
     struct region *region = region_at(engine, region_of(engine, page));
     if (region->pages_in[PAGE_SHARED] || region->shadow || region->n < SHADOWED)
         return;
+    look_anew(engine, region->base); /* which goes away for it, and comes back */
     region->shadow = freezer_shadow(&engine->fz, region->address, region->n);
     engine->vmas += region->shadow != 0;
 }
@@ -146,6 +155,9 @@ static uint64_t refuse(ksmpy_engine *engine, struct piece *piece, uint64_t n, in
 {
     piece->n = n;
     memset(piece->mapped, false, n);
+    for (uint64_t i = 0; i < n; i++)
+        if (!is_shared(engine, piece->page + (uint32_t)i))
+            look_anew(engine, piece->page + (uint32_t)i);
     count_refusal(engine, error, n);
     return n;
 }

@@ -118,6 +118,8 @@ int os_protect(uintptr_t address, uint64_t n, bool writable);
 int os_drop(uintptr_t address, uint64_t n);
 /* Pages of a file leave our page tables; touched again, they come back. No harm if that fails. */
 void os_look_away(uintptr_t address, uint64_t n);
+/* MADV_DONTNEED of the owner's memory: -EINVAL where it is locked. */
+int os_empty(uintptr_t address, uint64_t n);
 /* Faults a range in, for reading or (breaking copy-on-write) for writing. */
 int os_populate(uintptr_t address, uint64_t n, bool write);
 /* Parts the pages from others that they are one folio with, where the kernel can do so. */
@@ -215,6 +217,8 @@ int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
 /* A page's kind, without PAGEMAP_SCAN. */
 enum os_page { OS_PAGE_NONE, OS_PAGE_FILE, OS_PAGE_ANON, OS_PAGE_ZERO };
 int os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds);
+/* Which pages can be written without a fault that a userfaultfd hears of. */
+int os_unprotected(int pagemap_fd, uintptr_t address, uint64_t n, bool *unprotected);
 /* Is there a huge page, mapped as one, at this address? false where only PAGEMAP_SCAN could tell. */
 bool os_is_huge(int pagemap_fd, uintptr_t address);
 

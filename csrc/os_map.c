@@ -211,6 +211,11 @@ void os_look_away(uintptr_t address, uint64_t n)
     madvise((void *)address, bytes_of(n), MADV_DONTNEED);
 }
 
+int os_empty(uintptr_t address, uint64_t n)
+{
+    return status(madvise((void *)address, bytes_of(n), MADV_DONTNEED));
+}
+
 int os_populate(uintptr_t address, uint64_t n, bool write)
 {
     int result;

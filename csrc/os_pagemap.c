@@ -80,6 +80,7 @@ int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
 #define WORD_PRESENT ((uint64_t)1 << 63)
 #define WORD_SWAPPED ((uint64_t)1 << 62)
 #define WORD_FILE ((uint64_t)1 << 61)
+#define WORD_PROTECTED ((uint64_t)1 << 57) /* against writes, by a userfaultfd */
 #define WORD_EXCLUSIVE ((uint64_t)1 << 56)
 #define WORD_SWAP_TYPE 31 /* mask; the type of that number is a marker, with no page behind it */
 #define WORDS 512
@@ -102,15 +103,35 @@ static uint8_t kind_of(uint64_t word)
     return OS_PAGE_ANON;
 }
 
+static int read_words(int pagemap_fd, uintptr_t address, uint64_t *words, uint64_t n)
+{
+    off_t at = (off_t)(address >> PAGE_SHIFT) * 8;
+    ssize_t got = pread(pagemap_fd, words, n * 8, at);
+    return got == (ssize_t)(n * 8) ? 0 : got < 0 ? -errno : -EFAULT;
+}
+
+int os_unprotected(int pagemap_fd, uintptr_t address, uint64_t n, bool *unprotected)
+{
+    uint64_t words[WORDS];
+    for (uint64_t done = 0, part; done < n; done += part) {
+        part = least(n - done, WORDS);
+        int error = read_words(pagemap_fd, address + bytes_of(done), words, part);
+        if (error)
+            return error;
+        for (uint64_t i = 0; i < part; i++)
+            unprotected[done + i] = !(words[i] & WORD_PROTECTED);
+    }
+    return 0;
+}
+
 int os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds)
 {
     uint64_t words[WORDS];
     while (n) {
         uint64_t part = least(n, WORDS);
-        off_t at = (off_t)(address >> PAGE_SHIFT) * 8;
-        ssize_t got = pread(pagemap_fd, words, part * 8, at);
-        if (got != (ssize_t)(part * 8))
-            return got < 0 ? -errno : -EFAULT;
+        int error = read_words(pagemap_fd, address, words, part);
+        if (error)
+            return error;
         for (uint64_t i = 0; i < part; i++)
             kinds[i] = kind_of(words[i]);
         address += bytes_of(part);

@@ -29,7 +29,7 @@ except ImportError as _error:
 PAGE_SIZE = 4096
 MAX_NODES = 32
 
-FREEZES = ("auto", "uffd-move", "uffd-remap", "signal")
+FREEZES = ("auto", "uffd-move", "uffd-remap", "signal", "uffd-wp")
 TRACKINGS = ("auto", "wp-async", "checksum")
 
 VMA_HUGEPAGE = 1

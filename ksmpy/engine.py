@@ -48,8 +48,8 @@ class Engine:
 
     `store`: None for a private store; a Store, or the name of one (made if it is missing), to
     share frames with other processes. `topology`: None for the machine's own NUMA nodes, or
-    an object with `.nodes` and `.node_of_pages(addresses)`. `freeze`: "auto", "uffd-move",
-    "uffd-remap" or "signal"; `tracking`: "auto", "wp-async" or "checksum".
+    an object with `.nodes` and `.node_of_pages(addresses)`. `freeze`: "auto", "uffd-wp",
+    "uffd-move", "uffd-remap" or "signal"; `tracking`: "auto", "wp-async" or "checksum".
 
     A context manager: close() at the end unmerges everything. An engine inherited by fork
     lets regions be released and closes. On a shared store its first other use makes it one of the

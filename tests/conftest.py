@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ksmpy import Store
     from support.nursery import Nursery
 
-FREEZES = ("uffd-move", "uffd-remap", "signal")
+FREEZES = ("uffd-wp", "uffd-move", "uffd-remap", "signal")
 TRACKINGS = ("wp-async", "checksum")
 #: How long threads and descriptors may take to go after a test, in seconds.
 PATIENCE = patience(5)
@@ -50,6 +50,7 @@ class Mode:
     def missing(self) -> str | None:
         """What this machine lacks for it, or None."""
         needs = {
+            "uffd-wp": ("uffd", "uffd_wp_shmem", "mremap_dontunmap"),
             "uffd-move": ("uffd", "uffd_move"),
             "uffd-remap": ("uffd", "mremap_dontunmap"),
             "signal": (),
@@ -79,6 +80,7 @@ def capabilities() -> dict[str, int]:
 MODES = [Mode(freeze, tracking) for freeze in FREEZES for tracking in TRACKINGS]
 #: For tests that take long: each way of freezing once.
 EACH_FREEZE = [
+    Mode("uffd-wp", "wp-async"),
     Mode("uffd-move", "wp-async"),
     Mode("uffd-remap", "checksum"),
     Mode("signal", "checksum"),

@@ -391,7 +391,9 @@ engine.close()
 """
 
 
-@pytest.mark.parametrize("kind", ["mremap", "madvise(MADV_POPULATE)"])
-def test_no_memory_half_way(mode: Mode, kind: str) -> None:
+@pytest.mark.parametrize("step", ["memory", "mapping"])
+def test_no_memory_half_way(mode: Mode, step: str) -> None:
     """ENOMEM leaves run 0 and the rest merged, loses nothing; a second try finishes the work."""
+    taken = "UFFDIO_COPY" if mode.freeze == "uffd-wp" else "madvise(MADV_POPULATE)"
+    kind = taken if step == "memory" else "mremap"
     python_ok("-c", TROUBLE, mode.freeze, mode.tracking, kind, env=preloaded({}))

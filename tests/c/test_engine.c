@@ -377,7 +377,7 @@ int main(void)
 {
     pthread_atfork(look_before_fork, NULL, NULL);
     RUN(runs_of_ids_are_found_again);
-    for (way = KSMPY_FREEZE_UFFD_MOVE; way <= KSMPY_FREEZE_SIGNAL; way++)
+    for (way = KSMPY_FREEZE_UFFD_MOVE; way <= KSMPY_FREEZE_UFFD_WP; way++)
         for (tracking = KSMPY_TRACKING_WP_ASYNC; tracking <= KSMPY_TRACKING_CHECKSUM; tracking++) {
             ksmpy_engine *engine = new_engine(1);
             printf("freeze %d, tracking %d%s\n", way, tracking, engine ? "" : ": not here");
