@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import ctypes
 import sys
 import time
@@ -124,7 +125,8 @@ def _continued(so_far: ScanResult, last: ScanResult) -> ScanResult:
 def estimate(*objs: object, min_bytes: int = MIN_BYTES) -> Estimate:
     """What dedup() would save, by a 128-bit murmur3 digest of each page; changes nothing.
 
-    Gross: the engine's metadata is not taken off. Works on every system.
+    Gross: the engine's metadata is not taken off. Pages that were never written take no memory,
+    and are not counted where /proc/self/pagemap tells. Works on every system.
     """
     found, skipped = find_buffers(objs, min_bytes)
     pieces = merge_ranges(found)
@@ -153,8 +155,30 @@ def estimate(*objs: object, min_bytes: int = MIN_BYTES) -> Estimate:
 def _look(item: Found, counter: PageCounter) -> BufferEstimate:
     start, end = item.buffer.pages
     memory = memoryview((ctypes.c_char * (end - start)).from_address(start)).cast("B")
-    duplicates, zeros = counter.count(memory)
+    duplicates, zeros = counter.count(memory, _page_flags(start, end))
     return BufferEstimate(item.name, (end - start) // PAGE_SIZE, duplicates, zeros)
+
+
+# Documentation/admin-guide/mm/pagemap.rst
+_PRESENT = 1 << 63
+_SWAPPED = 1 << 62
+_EXCLUSIVE = 1 << 56
+
+
+def _page_flags(start: int, end: int) -> array.array[int] | None:
+    """The entries of /proc/self/pagemap; None where there are none."""
+    flags = array.array("Q")
+    try:
+        with open("/proc/self/pagemap", "rb", buffering=0) as file:
+            file.seek(start // PAGE_SIZE * 8)
+            while 0 < (missing := (end - start) // PAGE_SIZE - len(flags)):
+                part = file.read(missing * 8)
+                if not part:
+                    return None
+                flags.frombytes(part)
+    except OSError:
+        return None
+    return flags
 
 
 class PageCounter:
@@ -167,13 +191,20 @@ class PageCounter:
         self._zero = self._digest(bytes(PAGE_SIZE))
         self._seen: set[bytes] = set()
 
-    def count(self, memory: memoryview) -> tuple[int, int]:
-        """(pages whose bytes were seen before, all-zero pages) of `memory`, whole pages."""
-        digest, seen = self._digest, self._seen
-        digests = [
-            digest(memory[offset : offset + PAGE_SIZE])
-            for offset in range(0, len(memory), PAGE_SIZE)
-        ]
+    def count(self, memory: memoryview, flags: array.array[int] | None) -> tuple[int, int]:
+        """(pages whose bytes were seen before, all-zero pages) of `memory`, whole pages, as far as
+        they have memory of their own by the `flags` of pagemap.
+        """
+        digest, seen, zero = self._digest, self._seen, self._zero
+        digests = []
+        for page in range(len(memory) // PAGE_SIZE):
+            entry = _PRESENT | _EXCLUSIVE if flags is None else flags[page]
+            if not entry & (_PRESENT | _SWAPPED):
+                continue
+            found = digest(memory[page * PAGE_SIZE : (page + 1) * PAGE_SIZE])
+            # The kernel's zero page is nobody's alone.
+            if found != zero or not entry & _PRESENT or entry & _EXCLUSIVE:
+                digests.append(found)
         known = len(seen)
         seen.update(digests)
-        return len(digests) - (len(seen) - known), digests.count(self._zero)
+        return len(digests) - (len(seen) - known), digests.count(zero)

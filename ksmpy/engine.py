@@ -138,9 +138,9 @@ class Engine:
     def track(self, obj: object, /, *, min_bytes: int = 1 << 20) -> list[Region]:
         """Register every buffer of at least `min_bytes` bytes that is reachable from `obj`.
 
-        Walks `obj` as pickle would (protocol 5, buffers out of band), without copying. Buffers
-        that cannot be merged are passed over. Returns the regions, those that were there
-        before included.
+        Follows references, and calls nothing of what it finds: no object copies or serialises
+        itself. Buffers that cannot be merged are passed over. Returns the regions, those that
+        were there before included.
         """
         return self.track_all((obj,), min_bytes=min_bytes)[0]
 

@@ -1,14 +1,18 @@
 """Finding every buffer that is reachable from an object.
 
-The walk is pickle's own (protocol 5, buffers out of band) into a sink that forgets: what
-pickle would write out is what an object consists of, for classes of any library. Leaves that
-cannot be pickled are looked into as far as their attributes go, and do not end the walk.
+The walk follows references: what is in a container, the attributes and slots of an object, and
+whatever else the garbage collector would follow. No method of an object is called, so nothing is
+copied, serialised or computed. Where a reference leads into memory of a library's own (a pointer,
+a type made in C that shows nothing), the holder is reported.
 """
 
 from __future__ import annotations
 
 import array
-import copyreg
+import ctypes
+import functools
+import gc
+import io
 import mmap
 import pickle
 import sys
@@ -17,14 +21,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from ksmpy.buffers import Buffer, is_ndarray, locate
 from ksmpy.errors import RegionError
 
 __all__ = ["Found", "find_buffers", "merge_ranges"]
 
-_CODE = (
+_ENDS = (
     type,
     types.BuiltinFunctionType,
     types.ModuleType,
@@ -32,11 +36,31 @@ _CODE = (
     types.FrameType,
     types.TracebackType,
 )
-_ATOMS = frozenset({int, float, complex, str, bool, type(None)})
-_PLAIN = _ATOMS | {tuple, list, dict, set, frozenset}
-# Enough for the arrays of a model; an index of a million small objects is not named.
+#: By name: the modules that these come from lead to all of the program.
+_GLOBAL = frozenset({("logging", "Logger"), ("logging", "RootLogger"), ("logging", "Manager")})
+_ATOMS: frozenset[type] = frozenset(
+    {int, float, complex, str, bool, type(None), types.EllipsisType}
+)
+# Enough for the arrays of a model; an index of a million small objects is not named, nor what lies
+# deeper than anybody would read.
 _MAX_NAMED = 50_000
-_BUFFERS = (bytes, bytearray, memoryview, mmap.mmap, array.array, pickle.PickleBuffer)
+_MAX_PATH = 300
+_PLAIN: frozenset[type] = frozenset({list, tuple, dict, set, frozenset, types.CellType})
+_BUFFERS = (
+    bytes,
+    bytearray,
+    memoryview,
+    mmap.mmap,
+    array.array,
+    pickle.PickleBuffer,
+    ctypes.Array,
+    ctypes.Structure,
+)
+_KEYS = (str, int, float, bytes)
+# What is made in C there is small, or refers to its memory by Python objects.
+_LIBRARIES = frozenset({"numpy", "pandas", "pyarrow", "torch"})
+_OPEN = frozenset(sys.stdlib_module_names) | _LIBRARIES | {"builtins"}
+_HEAPTYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,141 +72,259 @@ class Found:
     anchor: object = None
 
 
-class _Sink:
-    """The file that the pickle goes to."""
+class _Step(NamedTuple):
+    """An object to look at, the path to it as Python writes it (None: unknown), its holder's type
+    and name.
+    """
 
-    def write(self, data: object) -> int:
-        """Forget it."""
-        return len(data)  # type: ignore[arg-type]
+    obj: Any
+    path: str | None
+    holder: tuple[type, str] | None
+
+    @property
+    def name(self) -> str:
+        """The path, or the type where there is none."""
+        return self.path or type(self.obj).__name__
 
 
-class _Walker(pickle.Pickler):
-    """Collects the buffers that pickling an object comes across."""
+class _Walker:
+    """Goes breadth first, so that of several paths the shortest gives the name."""
 
-    def __init__(self, min_bytes: int, names: dict[int, str]) -> None:
-        super().__init__(_Sink(), protocol=5, buffer_callback=self._out_of_band)
+    def __init__(self, min_bytes: int) -> None:
         self.found: list[Found] = []
         self.refused: list[tuple[str, str]] = []
         self._min_bytes = min_bytes
-        self._names = names
+        self._seen: set[int] = set()
+        self._named = 0
+        self._todo: deque[_Step] = deque()
+        self._made: list[object] = []  # kept, so that no other object gets its id
+        self._hidden: dict[str, list[str]] = {}
+        # As long as the walk only: types may come and go.
+        self._descriptors: Callable[[type], list[tuple[str, Any]]] = functools.cache(_descriptors)
+        self._is_closed: Callable[[type], bool] = functools.cache(_is_closed)
+        self._how: dict[type, Callable[[_Walker, _Step], None]] = {}
 
-    def _out_of_band(self, buffer: pickle.PickleBuffer) -> bool:
-        self._take(buffer)
-        return False
+    def walk(self, objs: tuple[object, ...]) -> None:
+        """Look through all of them."""
+        for i, obj in enumerate(objs):
+            self._push(obj, f"[{i}]" if len(objs) > 1 else "", None)
+        while self._todo:
+            step = self._todo.popleft()
+            try:
+                self._visit(step)
+            except Exception as error:
+                reason = f"was looked through in part only: {type(error).__name__}: {error}"
+                self.refused.append((step.name, reason))
+        for kind, names in self._hidden.items():
+            more = f", and {len(names) - 1} more" if len(names) > 1 else ""
+            reason = f"{kind} keeps its memory where Python cannot see it{more}"
+            self.refused.append((names[0], f"{reason}: enable() finds memory by mapping"))
 
-    # By type, not by isinstance: that asks the object, which may be a proxy that does things.
-    def persistent_id(self, obj: Any) -> object:
-        """Called for every object: a buffer or code ends the walk there."""
-        if type(obj) in _PLAIN:
-            return None
-        if issubclass(type(obj), _BUFFERS):
-            self._take(obj)
-            return True
-        if is_ndarray(obj) and not obj.dtype.hasobject:
-            self._take_array(obj)
-            return True
-        return True if issubclass(type(obj), _CODE) else None
-
-    def reducer_override(self, obj: Any) -> Any:
-        """What an object consists of, as constructor arguments that will never be used."""
-        adapted = _adapt(obj)
-        if adapted is not None:
-            for found in adapted:
-                name = self._names.get(id(obj), found.name)
-                self._add(Found(found.buffer, name, found.anchor))
-            return tuple, ()
-        if is_ndarray(obj):
-            return NotImplemented
-        try:
-            reduce = copyreg.dispatch_table.get(type(obj))
-            reduced = reduce(obj) if reduce is not None else obj.__reduce_ex__(5)
-        except Exception:
-            return tuple, (_parts(obj),)
-        return (tuple, ()) if isinstance(reduced, str) else reduced
-
-    def _take(self, obj: Any) -> None:
-        name = self._names.get(id(obj), type(obj).__name__)
-        try:
-            buffer = locate(obj)
-        except (RegionError, TypeError, ValueError, BufferError) as error:
-            self.refused.append((name, str(error)))
+    def _push(self, obj: Any, path: str | None, holder: tuple[type, str] | None) -> None:
+        if type(obj) in _ATOMS or id(obj) in self._seen:
             return
-        self._add(Found(buffer, name))
+        self._seen.add(id(obj))
+        if path is not None and self._named < _MAX_NAMED and len(path) < _MAX_PATH:
+            self._named += 1
+        else:
+            path = None
+        self._todo.append(_Step(obj, path, holder))
 
-    def _take_array(self, arr: Any) -> None:
+    def _push_part(self, part: Any, path: str | None, step: _Step) -> None:
+        self._push(part, path, (type(step.obj), step.name))
+
+    def _visit(self, step: _Step) -> None:
+        kind = type(step.obj)
+        how = self._how.get(kind)
+        if how is None:
+            how = self._how[kind] = _how(step.obj)
+        how(self, step)
+
+    def adapted(self, step: _Step) -> None:
+        """An object whose library shows its buffers."""
+        for found in _adapt(step.obj) or ():
+            self._add(replace(found, name=step.path or found.name))
+
+    def exporter(self, step: _Step) -> None:
+        """An object that is a buffer, perhaps with attributes."""
+        self._take(step)
+        if type(step.obj) not in _BUFFERS:
+            self._attributes(step)
+
+    def end(self, step: _Step) -> None:
+        """An object that leads to all of the program."""
+
+    def parts(self, step: _Step) -> None:
+        """Any other object: what it refers to."""
+        parts = gc.get_referents(step.obj)
+        closed = self._is_closed(type(step.obj)) and all(isinstance(part, type) for part in parts)
+        if _is_handle(step.obj) or (closed and not self._exported(step)):
+            self._hide(step)
+        if step.path is not None:
+            self._items(step)
+            self._attributes(step)
+        for part in parts:
+            self._push_part(part, None, step)
+
+    def plain(self, step: _Step) -> None:
+        """A container of Python's own."""
+        if step.path is not None:
+            self._items(step)
+        for part in gc.get_referents(step.obj):
+            if type(part) not in _ATOMS:
+                self._push_part(part, None, step)
+
+    def _items(self, step: _Step) -> None:
+        obj, path = step.obj, step.path
+        if issubclass(type(obj), dict):
+            for key, value in list(islice(dict.items(obj), _MAX_NAMED)):
+                if type(value) in _ATOMS:
+                    continue
+                known = type(key) in _KEYS
+                self._push_part(value, f"{path}[{key!r}]" if known else None, step)
+        elif type(obj) is list or type(obj) is tuple:
+            for i, value in enumerate(obj[:_MAX_NAMED]):
+                if type(value) not in _ATOMS:
+                    self._push_part(value, f"{path}[{i}]", step)
+
+    def _attributes(self, step: _Step) -> None:
+        for name, descriptor in self._descriptors(type(step.obj)):
+            try:
+                value = descriptor.__get__(step.obj)
+            except AttributeError:  # an empty slot
+                continue
+            if name != "__dict__":
+                self._push_part(value, None if step.path is None else f"{step.path}.{name}", step)
+                continue
+            for key, each in list(islice(value.items(), _MAX_NAMED)):
+                self._push_part(each, None if step.path is None else f"{step.path}.{key}", step)
+
+    def function(self, step: _Step) -> None:
+        """A function: not its globals, which are a module's."""
+        for part in (step.obj.__defaults__, step.obj.__kwdefaults__, *(step.obj.__closure__ or ())):
+            self._push_part(part, None, step)
+
+    def array(self, step: _Step) -> None:
+        """An array: its memory, or the objects in it."""
+        plain = sys.modules["numpy"].ndarray
+        if not step.obj.dtype.hasobject:
+            self._take_array(step)
+        elif step.obj.dtype.names is None:
+            for item in plain.view(step.obj, plain).ravel(order="K").tolist():
+                self._push_part(item, None, step)
+        else:
+            for name in step.obj.dtype.names:
+                self._made.append(plain.view(step.obj, plain)[name])
+                self._push_part(self._made[-1], None, step)
+        if type(step.obj) is not plain:
+            self._attributes(step)
+
+    def _take_array(self, step: _Step) -> None:
+        arr = step.obj
         if arr.flags.c_contiguous or arr.flags.f_contiguous or arr.base is None:
-            self._take(arr)
+            self._take(step)
         elif arr.nbytes >= self._min_bytes:
             # A view with gaps: the array behind it is what memory goes to.
-            self._names.setdefault(id(arr.base), self._names.get(id(arr), type(arr).__name__))
-            self.persistent_id(arr.base)
+            self._push(arr.base, step.path, step.holder)
+
+    def _take(self, step: _Step) -> None:
+        try:
+            buffer = locate(step.obj)
+        except (RegionError, TypeError, ValueError, BufferError) as error:
+            self.refused.append((step.name, str(error)))
+        else:
+            self._add(Found(buffer, step.name))
+
+    def _exported(self, step: _Step) -> bool:
+        """Take the buffer of an object of some library's own that has one."""
+        try:
+            buffer = locate(step.obj)
+        except Exception:
+            return False
+        self._add(Found(buffer, step.name))
+        return True
 
     def _add(self, found: Found) -> None:
         if found.buffer.nbytes >= self._min_bytes:
             self.found.append(found)
 
-
-def _parts(obj: Any) -> tuple[Any, ...]:
-    """What can be seen of an object that cannot be pickled."""
-    parts: list[Any] = []
-    if type(obj) is types.FunctionType:
-        parts += [obj.__defaults__, obj.__kwdefaults__]
-        for cell in obj.__closure__ or ():
-            try:
-                parts.append(cell.cell_contents)
-            except ValueError:
-                continue
-        return tuple(parts)
-    parts.append(_attribute(obj, "__dict__"))
-    for kind in type(obj).__mro__:
-        slots = kind.__dict__.get("__slots__", ())
-        for slot in (slots,) if isinstance(slots, str) else slots:
-            parts.append(_attribute(obj, slot))
-    return tuple(parts)
+    def _hide(self, step: _Step) -> None:
+        kind, name = type(step.obj), step.name
+        if step.holder is not None and _library(step.holder[0]) in _LIBRARIES:
+            return
+        if step.holder is not None and _is_handle(step.obj):
+            kind, name = step.holder
+        self._hidden.setdefault(f"{kind.__module__}.{kind.__qualname__}", []).append(name)
 
 
-def _attribute(obj: Any, name: str) -> Any:
-    """An attribute, or None: properties and proxies may raise whatever they like."""
-    try:
-        return getattr(obj, name, None)
-    except Exception:
-        return None
+# By type, not by isinstance: that asks the object, which may be a proxy that does things.
+def _how(obj: Any) -> Callable[[_Walker, _Step], None]:
+    """How objects of that type are looked at."""
+    kind = type(obj)
+    if kind in _PLAIN:
+        return _Walker.plain
+    if _adapt(obj) is not None:
+        return _Walker.adapted
+    if is_ndarray(obj):
+        return _Walker.array
+    if issubclass(kind, _BUFFERS):
+        return _Walker.exporter
+    if kind is types.FunctionType:
+        return _Walker.function
+    ends = issubclass(kind, _ENDS) or (kind.__module__, kind.__name__) in _GLOBAL
+    return _Walker.end if ends else _Walker.parts
 
 
-def _paths(objs: tuple[object, ...]) -> dict[int, str]:
-    """Names for objects, by id: the path from what the user handed in, as Python writes it.
-
-    Follows dicts, lists, tuples and attributes, as far as _MAX_NAMED objects.
-    """
-    names: dict[int, str] = {}
-    todo: deque[tuple[Any, str]] = deque(
-        (obj, f"[{i}]" if len(objs) > 1 else "") for i, obj in enumerate(objs)
-    )
-    while todo and len(names) < _MAX_NAMED:
-        obj, path = todo.popleft()
-        if id(obj) in names or type(obj) in _ATOMS:
-            continue
-        names[id(obj)] = path or type(obj).__name__
-        kind = type(obj)
-        if kind is dict:
-            todo.extend((value, f"{path}[{key!r}]") for key, value in _items(obj))
-        elif kind is list or kind is tuple:
-            todo.extend((value, f"{path}[{i}]") for i, value in enumerate(obj[:_MAX_NAMED]))
-        elif not issubclass(kind, _CODE):
-            attributes = _attribute(obj, "__dict__")
-            if isinstance(attributes, dict):
-                todo.extend((value, f"{path}.{key}") for key, value in _items(attributes))
-    return names
+def _library(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
 
 
-def _items(mapping: dict[Any, Any]) -> list[tuple[Any, Any]]:
-    """The items whose keys can be part of a path."""
-    items = islice(mapping.items(), _MAX_NAMED)
-    return [(key, value) for key, value in items if isinstance(key, (str, int, float, bytes))]
+def _descriptors(kind: type) -> list[tuple[str, Any]]:
+    """What gives an object's slots and its own __dict__, without asking the object."""
+    return [
+        (name, descriptor)
+        for base in kind.__mro__
+        for name, descriptor in list(base.__dict__.items())
+        if type(descriptor) is types.MemberDescriptorType
+        or (name == "__dict__" and type(descriptor) is types.GetSetDescriptorType)
+    ]
+
+
+def _native_base(kind: type) -> type:
+    """The nearest base whose instances have room that no slot of Python's accounts for."""
+    while kind is not object:
+        base = kind.__base__ or object
+        own = kind.__dict__
+        slots = sum(type(value) is types.MemberDescriptorType for value in own.values())
+        words = slots + ("__dict__" in own) + ("__weakref__" in own)
+        if kind.__basicsize__ - base.__basicsize__ > words * ctypes.sizeof(ctypes.c_void_p):
+            return kind
+        kind = base
+    return object
+
+
+def _is_closed(kind: type) -> bool:
+    """Whether its objects may have memory that Python is not shown."""
+    base = _native_base(kind)
+    if base is object or base is io.BytesIO:
+        return base is io.BytesIO
+    # Types made in Rust are said to be builtins where nobody says otherwise.
+    foreign = base.__module__ == "builtins" and base.__flags__ & _HEAPTYPE
+    return bool(foreign) or _library(base) not in _OPEN
+
+
+def _is_handle(obj: Any) -> bool:
+    """Whether it is nothing but a library's pointer."""
+    kind: Any = type(obj)
+    if issubclass(kind, ctypes._Pointer):
+        return bool(obj)
+    if issubclass(kind, ctypes._SimpleCData):
+        return kind._type_ in ("P", "z", "Z") and bool(obj)
+    return kind.__name__ in ("PyCapsule", "SwigPyObject")
 
 
 def _adapt(obj: Any) -> Iterable[Found] | None:
-    """The buffers of an object whose library hides them from pickle; None for any other."""
+    """The buffers of an object whose library shows them in its own way; None for any other."""
     for library, adapter in _ADAPTERS.items():
         module = sys.modules.get(library)
         if module is not None:
@@ -193,9 +335,6 @@ def _adapt(obj: Any) -> Iterable[Found] | None:
 
 
 def _arrow(pyarrow: Any, obj: Any) -> Iterable[Found] | None:
-    # pandas keeps Arrow data in an attribute, of which it pickles a copy.
-    if type(obj).__module__.partition(".")[0] == "pandas":
-        obj = getattr(obj, "_pa_array", None)
     try:
         kinds = (pyarrow.Array, pyarrow.ChunkedArray, pyarrow.RecordBatch, pyarrow.Table)
     except AttributeError:  # half imported, or another module of that name
@@ -229,8 +368,10 @@ def _torch(torch: Any, obj: Any) -> Iterable[Found] | None:
             obj = obj.untyped()
         elif not issubclass(type(obj), torch.UntypedStorage):
             return None
-    except (AttributeError, NotImplementedError, RuntimeError):  # no storage, or half imported
+    except AttributeError:  # half imported
         return None
+    except (NotImplementedError, RuntimeError):  # no storage
+        return ()
     if obj.device.type != "cpu" or not obj.nbytes():
         return ()
     # torch keeps one Python object per storage, which dies with it. What it cannot resize is
@@ -250,18 +391,9 @@ def find_buffers(
     objs: Iterable[object], min_bytes: int
 ) -> tuple[list[Found], list[tuple[str, str]]]:
     """Every buffer of at least `min_bytes` bytes in `objs`, and (name, reason) of refusals."""
-    objs = tuple(objs)
-    walker = _Walker(min_bytes, _paths(objs))
-    for obj in objs:
-        try:
-            walker.dump(obj)
-        except Exception as error:
-            reason = f"was looked through in part only: {type(error).__name__}: {error}"
-            walker.refused.append((type(obj).__name__, reason))
-        walker.clear_memo()
-    # The walker is part of a cycle with its own callback: it must not keep what it found.
-    found, walker.found = walker.found, []
-    return found, walker.refused
+    walker = _Walker(min_bytes)
+    walker.walk(tuple(objs))
+    return walker.found, walker.refused
 
 
 def merge_ranges(found: list[Found]) -> list[Found]:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import array
 import ctypes
+import importlib.util
+import io
+import logging
 import mmap
 import pickle
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -19,6 +23,7 @@ from ksmpy._maps import AddressSpace, Mapping, refusal, vma_flags
 from ksmpy._native import PAGE_SIZE, VMA_DONTDUMP, VMA_HUGEPAGE, VMA_NOHUGEPAGE
 from ksmpy.buffers import Buffer, locate
 from ksmpy.walk import Found, find_buffers, merge_ranges
+from support import procs
 
 MIB = 1 << 20
 
@@ -254,7 +259,7 @@ def test_walk_finds_direct_buffers() -> None:
     assert same(owners(obj), [arr, raw, text, slotted.data])
 
 
-def test_walk_goes_on_after_what_cannot_be_pickled() -> None:
+def test_walk_goes_on_after_what_holds_nothing() -> None:
     """Locks, generators, lambdas and modules do not end the walk; closures are looked into."""
     arr, other = np.zeros(MIB), np.ones(MIB)
     obj = [threading.Lock(), (i for i in range(3)), np, lambda: other, arr]
@@ -289,16 +294,143 @@ def test_walk_finds_the_array_behind_views_with_gaps() -> None:
 
 
 def test_walk_survives_deep_objects() -> None:
-    """An object too deep for pickle is a refusal, the next one is walked as ever."""
-    deep: list[Any] = []
+    """However deep the objects lie in each other, what is at the bottom is found."""
+    arr = np.zeros(MIB)
+    deep: list[Any] = [arr]
     for _ in range(200_000):
         deep = [deep]
-    arr = np.zeros(MIB)
-    found, refused = find_buffers((deep, arr), MIB)
-    assert [item.buffer.owner is arr for item in found] == [True]
-    assert len(refused) == 1 and "RecursionError" in refused[0][1]
-    while deep:
+    assert same(owners(deep), [arr])
+    while isinstance(deep, list):
         deep = deep[0]
+
+
+class Serialising:
+    """Makes bytes of itself when it is asked what it consists of, as faiss, LightGBM and XGBoost
+    do; its memory is behind a pointer.
+    """
+
+    asked = 0
+
+    def __init__(self) -> None:
+        self.handle = ctypes.c_void_p(PAGE_SIZE)
+        self.size = MIB
+
+    def serialised(self, *_: Any) -> Any:
+        """What all of the ways to ask for its state lead to."""
+        Serialising.asked += 1
+        return bytes, (b"x" * self.size,)
+
+    def __getstate__(self) -> Any:
+        return self.serialised()
+
+    def __reduce__(self) -> Any:
+        return self.serialised()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.serialised()
+
+    def __getattr__(self, name: str) -> Any:
+        return self.serialised()
+
+
+class Lazy:
+    """Computes what it is asked for, and has an array that it would not show to pickle."""
+
+    def __init__(self) -> None:
+        self.arr = np.zeros(MIB)
+
+    def __getstate__(self) -> Any:
+        raise AssertionError("asked for its state")
+
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        """Not the one that its attributes are in."""
+        raise AssertionError("asked for its attributes")
+
+
+def test_walk_calls_nothing() -> None:
+    """No object is asked to say what it consists of: its references are followed, and what lies
+    behind a pointer is reported under the name of its holder.
+    """
+    lazy = Lazy()
+    many = [Serialising() for _ in range(3)]
+    found, refused = find_buffers(({"model": many[0], "more": many, "lazy": lazy},), MIB)
+    assert Serialising.asked == 0
+    assert [item.buffer.owner for item in found] == [lazy.arr]
+    assert [name for name, _ in refused] == ["['model']"]
+    assert "Python cannot see it" in refused[0][1] and "2 more" in refused[0][1]
+    assert f"{__name__}.Serialising" in refused[0][1] and "enable()" in refused[0][1]
+
+
+def test_walk_reports_the_handle_itself_without_a_holder() -> None:
+    """A capsule, or bytes that only a copy would show, are reported by themselves."""
+    capsule = ctypes.pythonapi.PyCapsule_New
+    capsule.restype = ctypes.py_object
+    handle = capsule(ctypes.c_void_p(PAGE_SIZE), None, None)
+    for obj in (handle, io.BytesIO(bytes(MIB))):
+        found, refused = find_buffers((obj,), MIB)
+        assert not found
+        assert len(refused) == 1 and "Python cannot see it" in refused[0][1]
+
+
+def test_walk_looks_into_arrays() -> None:
+    """The objects in arrays of objects, fields and masks are found, and what subclasses hold."""
+    items = [np.zeros(MIB) for _ in range(3)]
+    record = np.zeros(2, [("number", int), ("what", object)])
+    record["what"] = items[:2]
+    masked = np.ma.masked_array(np.zeros(MIB), mask=np.zeros(MIB, bool))  # type: ignore[no-untyped-call]
+    assert same(owners([record, np.array([[items[2]], [None]], object)]), items)
+    assert len(owners(masked)) == 2
+
+
+def test_walk_leaves_globals_alone() -> None:
+    """A function's globals, modules, classes and loggers lead to everything, and are no part."""
+    arr = np.zeros(MIB)
+    held = [logging.getLogger(__name__), owners, Plain, np.linalg, len, sys._getframe(), arr]
+    globals()["_elsewhere"] = np.ones(MIB)
+    try:
+        assert same(owners(held), [arr])
+    finally:
+        del globals()["_elsewhere"]
+
+
+#: How a model of a library is made: by a program of its own, as it may start threads for good.
+_MODELS = {
+    "faiss": """
+index = faiss.IndexFlatL2(64)
+index.add(np.ones((16384, 64), np.float32))
+""",
+    "lightgbm": """
+index = lightgbm.train({"verbose": -1, "num_threads": 1}, lightgbm.Dataset(data, data[:, 0]), 3)
+""",
+    "xgboost": """
+index = xgboost.train({"nthread": 1}, xgboost.DMatrix(data, data[:, 0]), 3)
+""",
+}
+
+_REAL = """
+import numpy as np, ksmpy, {library}
+from ksmpy.walk import find_buffers
+data = np.random.default_rng(1).random((500, 4))
+{make}
+def asked(*args):
+    print("asked for its state")
+for way in "__getstate__", "__reduce__", "__reduce_ex__":
+    setattr(type(index), way, asked)
+found, refused = find_buffers(({{"model": index}},), 1)
+print([item.name for item in found if item.buffer.nbytes >= 1 << 16])
+print([name for name, reason in refused if "Python cannot see it" in reason])
+print(ksmpy.estimate({{"a": index, "b": index}}, min_bytes=4096).saved_bytes)
+"""
+
+
+@pytest.mark.parametrize("library", list(_MODELS))
+def test_real_libraries_are_not_serialised(library: str) -> None:
+    """Objects of libraries that would serialise themselves are reported, and nothing promised."""
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    out = procs.python_ok("-c", _REAL.format(library=library, make=_MODELS[library]))
+    assert out.splitlines() == ["[]", "[\"['model']\"]", "0"]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import pickle
@@ -453,6 +454,42 @@ def test_estimate_is_what_dedup_saves() -> None:
     with ksmpy.dedup(arrays) as report:
         assert report.stats.pages_sharing == 512
         assert report.stats.ksm_zero_pages == 256
+
+
+def test_estimate_promises_no_more_than_dedup_saves() -> None:
+    """Memory that was never written, or only read, is no saving; nor is what merging finds
+    nothing in.
+    """
+    untouched, read = memory.pages(1024), memory.pages(1024)
+    assert not read.any()
+    written = ksmpy.zeros(MIB, np.uint8)
+    written[:] = 0
+    arrays = [untouched, read, written, pattern(6), pattern(6)]
+    guess = ksmpy.estimate(arrays)
+    with ksmpy.dedup(arrays) as report:
+        delivered = report.stats.pages_sharing + report.stats.ksm_zero_pages
+    assert guess.zero_pages == report.stats.ksm_zero_pages == 256
+    assert 0 < guess.duplicate_pages <= delivered
+
+
+def test_what_cannot_be_seen_is_said(engine: Any) -> None:
+    """track, dedup and estimate report what keeps its memory behind a pointer, by name."""
+
+    class Model:
+        def __init__(self) -> None:
+            self.handle = ctypes.c_void_p(PAGE)
+
+        def __reduce__(self) -> Any:
+            raise AssertionError("serialised")
+
+    objs = {"model": Model(), "weights": pattern(7)}
+    regions, refused = engine.track_all((objs,), min_bytes=MIB)
+    assert len(regions) == 1 and refused[0][0] == "['model']"
+    regions[0].release()
+    assert ksmpy.estimate(objs).skipped == tuple(refused)
+    with ksmpy.dedup(objs) as report:
+        assert report.refused == tuple(refused)
+        assert "Python cannot see" in str(report)
 
 
 def test_estimate_leaves_out_what_dedup_would_refuse() -> None:
