@@ -121,7 +121,7 @@ static void take_apart(ksmpy_engine *engine, uint32_t region, uint64_t first, ui
                        void *data)
 {
     struct shortest *shortest = data;
-    if (n > shortest->longest || !shortest->wanted)
+    if (n > shortest->longest || !shortest->wanted || !memory_allows(engine, n))
         return;
     shortest->wanted -= least(n, shortest->wanted);
     unmerge_pages(engine, region, first, n, PAGE_SEEN);

@@ -113,6 +113,7 @@ static void close_arrays(ksmpy_engine *engine)
 static void close_engine(ksmpy_engine *engine)
 {
     os_maps_close(&engine->maps);
+    os_memory_close(&engine->memory);
     if (engine->store.head || engine->store.write_fd >= 0)
         store_destroy(&engine->store);
     close_arrays(engine);
@@ -147,6 +148,8 @@ static int open_store(ksmpy_engine *engine, int fd)
 static int start(ksmpy_engine *engine, int freeze_mode, int store_fd)
 {
     int error = os_maps_open(&engine->maps);
+    if (!error)
+        error = os_memory_open(&engine->memory);
     if (!error)
         error = open_arrays(engine);
     if (!error)

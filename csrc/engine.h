@@ -221,6 +221,8 @@ struct ksmpy_engine {
     uint64_t gone_since_count; /* regions */
     bool bar_known, merging_barred; /* see merge.c; not known when a slice begins */
     bool unreadable; /* a page of the slice could not be read */
+    struct os_memory memory;
+    uint64_t allowed, allowed_ms; /* see memory_allows() */
     int io_tries; /* times a millisecond that unmerging may wait for direct I/O to end */
 };
 
@@ -353,6 +355,11 @@ static inline bool is_overlay(const ksmpy_engine *engine, const struct os_vma *v
     return vma->private_rw && shows_store(engine, vma);
 }
 
+/*
+ * May n pages of memory be taken?  A merged page that stays so is right; a process that takes more
+ * than its cgroups or the machine have left is killed.
+ */
+bool memory_allows(ksmpy_engine *engine, uint64_t n);
 #define IO_TRIES 500
 /* Pages of one region whose memory is an overlay become anonymous memory; 0 or the first error. */
 int unmerge_pages(ksmpy_engine *engine, uint32_t region, uint64_t first, uint64_t n,

@@ -131,6 +131,11 @@ int ksmpy_probe(struct ksmpy_caps *caps);
  * none of it may be registered. Writes up to max ranges; returns how many there are.
  */
 int64_t ksmpy_own_memory(struct ksmpy_range *out, int64_t max);
+/*
+ * Bytes that this process may still take, and in which what allows no more: a cgroup's path, "the
+ * machine", or nothing where there is no limit.
+ */
+int64_t ksmpy_memory_left(char *which, size_t size);
 
 /*
  * On a shared store also: EUCLEAN its file is damaged; EPROTO not a store, or of another layout;

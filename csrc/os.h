@@ -231,6 +231,26 @@ int os_tasks_open(void); /* a descriptor for os_direct_io(), or -errno */
  */
 bool os_direct_io(int tasks_fd, uintptr_t address, uint64_t n);
 
+/* ---- memory that is left (os_memory.c) ---- */
+
+#define OS_CGROUP_PATH 512
+
+struct os_memory {
+    char *text;               /* room for what files say */
+    char path[2][OS_CGROUP_PATH]; /* of the memory cgroup, of version 1 and 2; or empty */
+    size_t top[2];            /* length of that of the highest one that is seen from here */
+    uint64_t looked_ms;       /* when they were looked for */
+};
+
+int os_memory_open(struct os_memory *memory);
+void os_memory_close(struct os_memory *memory);
+/*
+ * Pages that this process may still take before somebody is killed for it.  which: NULL, or room
+ * for the path of the cgroup that allows the least, "the machine", or nothing.
+ */
+uint64_t os_memory_left(struct os_memory *memory, char *which, size_t size);
+uint64_t os_now_ms(void);
+
 /* ---- the machine (os_probe.c, os_numa.c) ---- */
 
 void os_probe(struct ksmpy_caps *caps);

@@ -77,27 +77,66 @@ void mark_blind(ksmpy_engine *engine, uint32_t id, uint64_t n)
         chunk_of(engine, at)->blind = true;
 }
 
+#define RESERVE 2048 /* pages that are left to the program: 8 MiB */
+#define ALLOWED 16384 /* pages at one answer */
+#define GOOD_FOR_MS 100
+
+/*
+ * An answer is asked for once in some MiB.  It is for a part of what is left only: others may ask
+ * at the same time.  What unmerging has freed so far is given back first.
+ */
+bool memory_allows(ksmpy_engine *engine, uint64_t n)
+{
+    uint64_t now = os_now_ms();
+    if (engine->allowed < n || now - engine->allowed_ms > GOOD_FOR_MS) {
+        store_flush(&engine->store);
+        uint64_t left = os_memory_left(&engine->memory, NULL, 0);
+        left = left > RESERVE ? left - RESERVE : 0;
+        engine->allowed = left / 8 > n ? least(left / 8, ALLOWED) : least(left, n);
+        engine->allowed_ms = now;
+    }
+    if (engine->allowed < n)
+        return false;
+    engine->allowed -= n;
+    return true;
+}
+
+static uint64_t pages_between(uintptr_t start, uintptr_t end)
+{
+    return (end - start) >> PAGE_SHIFT;
+}
+
+/* Tracking told of what was written there, and will not do so again. */
+static void stay_merged(ksmpy_engine *engine, const struct region *region, uintptr_t start,
+                        uintptr_t end)
+{
+    mark_blind(engine, region->base + (uint32_t)pages_between(region->address, start),
+               pages_between(start, end));
+}
+
 static int unmerge_span(ksmpy_engine *engine, const struct region *region, struct span span,
                         enum page_state state)
 {
     int failure = 0;
     while (span.start < span.end) {
-        uint64_t n = (span.end - span.start) >> PAGE_SHIFT;
-        n = least(n, FREEZE_MAX);
+        uint64_t n = least(pages_between(span.start, span.end), FREEZE_MAX);
+        if (state == PAGE_NEW && !memory_allows(engine, n)) { /* others were written already */
+            stay_merged(engine, region, span.start, span.end);
+            return -ENOMEM;
+        }
         uintptr_t blank = in_shadow(engine, region, span.start);
         int error = freezer_unoverlay(&engine->fz, span.start, n, blank, region->vma_flags);
         for (; error == -EBUSY && state == PAGE_NEW && engine->io_tries; engine->io_tries--) {
             os_sleep_us(1000);
             error = freezer_unoverlay(&engine->fz, span.start, n, blank, region->vma_flags);
         }
-        if (error) /* tracking told of what was written, and will not do so again */
-            mark_blind(engine,
-                       region->base + (uint32_t)((span.start - region->address) >> PAGE_SHIFT), n);
-        if (error)
+        if (error) {
+            stay_merged(engine, region, span.start, span.start + bytes_of(n));
             failure = failure ? failure : error;
-        else
+        } else {
             forget_sharing(engine, region, (struct span){span.start, span.start + bytes_of(n)},
                            state);
+        }
         span.start += bytes_of(n);
     }
     return failure;
@@ -141,10 +180,13 @@ static int unmerge_zeros(ksmpy_engine *engine, const struct region *region)
     int failure = 0;
     for (uint64_t i = 0, n; i < region->n; i += n) {
         n = 0;
-        while (i + n < region->n &&
+        while (n < CHUNK && i + n < region->n &&
                page_state(page_record(engine, region->base + (uint32_t)(i + n))) == PAGE_ZERO)
             n++;
-        int error = n ? os_populate(region->address + bytes_of(i), n, true) : 0;
+        int error = !n ? 0
+                    : !memory_allows(engine, n)
+                        ? -ENOMEM
+                        : os_populate(region->address + bytes_of(i), n, true);
         if (error)
             failure = error;
         for (uint64_t k = 0; k < n && !error; k++)

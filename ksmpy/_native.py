@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ksmpy import limits
 from ksmpy.errors import KsmpyError, Unsupported
 
 _missing: str | None = None
@@ -53,8 +54,15 @@ KNOB_NUMBERS = {
 def check(rc: int, call: str) -> int:
     """Return `rc`; a negative one raises OSError with that errno and the call's name."""
     if rc < 0:
-        raise OSError(-rc, f"{call}: {os.strerror(-rc)}")
+        raise OSError(-rc, f"{call}: {os.strerror(-rc)}{limits.why(-rc, memory_left)}")
     return rc
+
+
+def memory_left() -> tuple[int, str]:
+    """Bytes that this process may still take, and what allows no more: "" if nothing does."""
+    which = ffi.new("char[]", 512)
+    left = int(lib.ksmpy_memory_left(which, 512))
+    return max(left, 0), ffi.string(which).decode(errors="replace") if left >= 0 else ""
 
 
 def missing() -> str | None:

@@ -58,7 +58,7 @@ class Report:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.undo()
+        self._engine.leave()
 
     def __str__(self) -> str:
         lines = [
@@ -98,7 +98,7 @@ def dedup(*objs: object, min_bytes: int = MIN_BYTES) -> Report:
                 break
         stats = engine.stats()
     except BaseException:
-        engine.close()
+        engine.leave()
         raise
     before = sum(region.nbytes for region in regions)
     return Report(

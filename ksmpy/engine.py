@@ -51,7 +51,8 @@ class Engine:
     an object with `.nodes` and `.node_of_pages(addresses)`. `freeze`: "auto", "uffd-wp",
     "uffd-move", "uffd-remap" or "signal"; `tracking`: "auto", "wp-async" or "checksum".
 
-    A context manager: close() at the end unmerges everything. An engine inherited by fork
+    A context manager: close() at the end unmerges everything that there is memory for; what
+    stays merged keeps the engine open, and a warning says so. An engine inherited by fork
     lets regions be released and closes. On a shared store its first other use makes it one of the
     child's own, with the same regions and knobs, run being 0; on a private store everything else
     raises KsmpyError.
@@ -267,6 +268,23 @@ class Engine:
             if self._store is not None:
                 self._store.close()
 
+    def leave(self) -> None:
+        """close() where nobody can act on its error: without memory for it, pages stay merged.
+
+        They are right as they are. The engine stays open, stopped, until their owners die or
+        close() is called again; a warning says so.
+        """
+        try:
+            self.close()
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            _log.warning(
+                "%d regions stay merged, and their engine open until they end: %s",
+                len(self._regions),
+                error.strerror,
+            )
+
     def __enter__(self) -> Engine:
         self.require_open()
         return self
@@ -277,7 +295,7 @@ class Engine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.leave()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self._regions)} regions, run={self._run}"

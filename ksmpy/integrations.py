@@ -116,7 +116,7 @@ def _start(options: dict[str, Any]) -> Engine:
     try:
         _run(engine, options)
     except BaseException:
-        engine.close()
+        engine.leave()
         raise
     _state.options = made
     return engine

@@ -1,0 +1,90 @@
+"""Which limit an error comes from, and the way out: one line."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+
+__all__ = ["MemoryLeft", "why"]
+
+MemoryLeft = Callable[[], "tuple[int, str]"]
+"""Bytes that this process may still take, and what allows no more."""
+
+_MIB = 1 << 20
+#: With less than this left nothing is unmerged, with some more not all of it.
+_SCARCE = 256 * _MIB
+
+
+def why(number: int, memory_left: MemoryLeft) -> str:
+    """What follows an error's own words, beginning with ": "; empty for other errors."""
+    reason = {
+        errno.ENOMEM: lambda: _no_memory(memory_left),
+        errno.EMFILE: _no_descriptors,
+        errno.ENFILE: lambda: "the whole system's file table is full: raise fs.file-max (root)",
+        errno.EFBIG: _file_size,
+    }.get(number, lambda: "")()
+    return f": {reason}" if reason else ""
+
+
+def _limit(name: str) -> int | None:
+    import resource
+
+    soft, _ = resource.getrlimit(getattr(resource, name))
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def _no_descriptors() -> str:
+    limit = _limit("RLIMIT_NOFILE")
+    return f"all {limit} descriptors of RLIMIT_NOFILE are in use: close some, or ulimit -n higher"
+
+
+def _file_size() -> str:
+    limit = _limit("RLIMIT_FSIZE")
+    return (
+        f"RLIMIT_FSIZE allows files of {limit} bytes, and merged pages are kept in one in memory:"
+        " raise it (ulimit -f unlimited)"
+    )
+
+
+def _no_memory(memory_left: MemoryLeft) -> str:
+    if not sys.platform.startswith("linux"):
+        return ""
+    for name, option in (("RLIMIT_AS", "-v"), ("RLIMIT_DATA", "-d")):
+        limit = _limit(name)
+        if limit is not None and limit - _used(name) < _SCARCE:
+            return (
+                f"{name} allows {limit // _MIB} MiB, of which {max(limit - _used(name), 0) // _MIB}"
+                f" MiB are left: raise it (ulimit {option})"
+            )
+    used, limit = _mappings()
+    if used > limit * 9 // 10:
+        return f"{used} of {limit} mappings (vm.max_map_count) are in use: raise it (root)"
+    left, which = memory_left()
+    return (
+        f"{left // _MIB} MiB are left in {which}: free memory, or raise its limit, and try again"
+        if which and left < _SCARCE
+        else ""
+    )
+
+
+def _used(name: str) -> int:
+    """Bytes that count against a limit (proc_pid_statm(5)): all that is mapped, or the data."""
+    import resource
+
+    words = _read("/proc/self/statm").split()
+    index = 0 if name == "RLIMIT_AS" else 5
+    return int(words[index]) * resource.getpagesize() if words else 0
+
+
+def _mappings() -> tuple[int, int]:
+    limit = _read("/proc/sys/vm/max_map_count")
+    return _read("/proc/self/maps").count("\n"), int(limit) if limit else 65530
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
