@@ -125,6 +125,11 @@ class _Native:
         self.ksmpy_engine_new()
         assert lib.ksmpy_own_memory(ffi.NULL, 0) == before > 5
 
+    def ksmpy_memory_left(self) -> None:
+        """With the name of what allows the least, and without."""
+        assert lib.ksmpy_memory_left(ffi.new("char[]", 200), 200) > 0
+        assert lib.ksmpy_memory_left(ffi.NULL, 0) > 0
+
     def ksmpy_engine_new(self) -> None:
         """A second engine."""
         options = ffi.new("struct ksmpy_options *")
