@@ -462,8 +462,17 @@ static void leave_moved_pages(ksmpy_engine *engine, struct run *run)
         count_refusal(engine, -ECANCELED, wanted - run->n);
 }
 
+/* Once: who changes it afterwards has his reasons. */
+static void tell_core_dumps(void)
+{
+    static atomic_flag told = ATOMIC_FLAG_INIT;
+    if (!atomic_flag_test_and_set(&told))
+        os_dump_overlays();
+}
+
 static void merge_onto(ksmpy_engine *engine, struct run run)
 {
+    tell_core_dumps();
     leave_moved_pages(engine, &run);
     if (!run.n)
         return;

@@ -77,6 +77,12 @@ void *os_reserve(size_t bytes);
 int os_commit(void *address, size_t bytes);
 void os_unmap(void *address, size_t bytes);
 int os_dont_fork(void *address, size_t bytes);
+void os_dont_dump(void *address, size_t bytes); /* into a core */
+/*
+ * Core dumps of this process, and of those that come of it, hold private mappings of files too, if
+ * they hold private memory: overlays are such (core(5), coredump_filter).
+ */
+void os_dump_overlays(void);
 void os_do_fork(void *address, size_t bytes); /* again */
 /*
  * Memory of the engine's own, as ksmpy_own_memory() tells.  What the functions here map is noted

@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -62,6 +64,29 @@ void os_unmap(void *address, size_t bytes)
 int os_dont_fork(void *address, size_t bytes)
 {
     return status(madvise(address, bytes, MADV_DONTFORK));
+}
+
+void os_dont_dump(void *address, size_t bytes)
+{
+    if (address)
+        madvise(address, bytes, MADV_DONTDUMP);
+}
+
+#define DUMP_PRIVATE_MEMORY 1
+#define DUMP_PRIVATE_FILES 4
+
+void os_dump_overlays(void)
+{
+    char text[32] = "";
+    int fd = open("/proc/self/coredump_filter", O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    unsigned long filter = read(fd, text, sizeof text - 1) > 0 ? strtoul(text, NULL, 16) : 0;
+    if (filter & DUMP_PRIVATE_MEMORY && !(filter & DUMP_PRIVATE_FILES)) {
+        snprintf(text, sizeof text, "0x%lx", filter | DUMP_PRIVATE_FILES);
+        os_put(fd, 0, text, strlen(text));
+    }
+    close(fd);
 }
 
 void os_do_fork(void *address, size_t bytes)

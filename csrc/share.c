@@ -77,6 +77,7 @@ static void *map(int fd, uint64_t offset, uint64_t bytes, bool writable)
         os_unmap(address, bytes);
         return NULL;
     }
+    os_dont_dump(address, bytes); /* a dump reads all of it, and so fills the file */
     return address;
 }
 

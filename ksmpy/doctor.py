@@ -44,6 +44,7 @@ def doctor() -> list[Check]:
         _budget(),
         _numa(),
         _swap(),
+        _core_dumps(),
         _huge_pages(),
         _kernel_ksm(),
     ]
@@ -182,6 +183,28 @@ def _swap() -> Check:
         f"{len(devices)} swap devices in use" if devices else "none: unmerging needs free memory"
     )
     return Check("swap", True, detail)
+
+
+_DUMP_MEMORY, _DUMP_FILES = 1, 4  # bits of /proc/PID/coredump_filter (core(5))
+
+
+def _core_dumps() -> Check:
+    """Whether merged pages, which lie in private mappings of a file, are in the core of a crash."""
+    path = "/proc/self/coredump_filter"
+    text = _read(path)
+    chosen = int(text, 16) if text else 0
+    hint = f"echo {chosen | _DUMP_FILES:#x} > {path} in the shell that starts the program"
+    if chosen & _DUMP_FILES:
+        return Check("core dumps", True, f"hold merged pages (coredump_filter {chosen:#x})")
+    if not chosen & _DUMP_MEMORY:
+        return Check("core dumps", True, f"hold no memory (coredump_filter {chosen:#x})")
+    merged = any(
+        not engine.inherited and engine.stats().merging_pages for engine in registry.live_engines()
+    )
+    if merged or not os.access(path, os.W_OK):
+        return Check("core dumps", False, f"lack merged pages (coredump_filter {chosen:#x})", hint)
+    detail = f"will hold merged pages: the first merge sets {chosen | _DUMP_FILES:#x}"
+    return Check("core dumps", True, detail)
 
 
 def _huge_pages() -> Check:
