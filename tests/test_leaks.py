@@ -267,6 +267,11 @@ class _Native:
         with self.on_a_store() as (fd, _):
             assert lib.ksmpy_store_stats(fd, ffi.new("struct ksmpy_store_stats *")) == 0
 
+    def ksmpy_store_holder(self) -> None:
+        """Nobody has it locked."""
+        with self.on_a_store() as (fd, _):
+            assert lib.ksmpy_store_holder(fd) == 0
+
     def ksmpy_store_processes(self) -> None:
         """The one process that there is."""
         out = ffi.new("struct ksmpy_store_process[2]")
