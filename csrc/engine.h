@@ -174,6 +174,7 @@ struct ksmpy_engine {
     _Atomic int pass_wanted; /* threads that wait for the pass lock */
     _Atomic int waiting; /* threads that want lock more urgently than a pass does */
     bool forked; /* this is the child's copy of the parent's engine */
+    bool astray; /* and some overlay of it went out of sight, and may be mapped anywhere */
     ksmpy_engine *next; /* all engines, for fork */
 
     struct freezer fz;
@@ -439,6 +440,8 @@ void fork_hold(void);
 void fork_let_go(void);
 int fork_watch(ksmpy_engine *engine);
 void fork_unwatch(ksmpy_engine *engine);
+/* In a child: frames that it maps no more, nor can, are kept for it no longer. */
+void fork_end_lease(ksmpy_engine *engine);
 /* In a child: makes the inherited engine able to unmerge memory of this process. */
 int fork_revive(ksmpy_engine *engine);
 

@@ -36,6 +36,13 @@ static void in_parent(void)
     pthread_mutex_unlock(&all_lock);
 }
 
+/* Where its parent had lost sight of an overlay, it has pinned that frame. */
+void fork_end_lease(ksmpy_engine *engine)
+{
+    if (engine->forked && !engine->astray && !engine->pages_in[PAGE_SHARED])
+        store_end_lease(&engine->store);
+}
+
 static void let_go(ksmpy_engine *engine)
 {
     freezer_abandon(&engine->fz);
@@ -43,6 +50,7 @@ static void let_go(ksmpy_engine *engine)
     if (!engine->forked) /* a child's child goes on with its parent's lease */
         store_abandon(&engine->store);
     engine->forked = true;
+    fork_end_lease(engine);
     engine->run = (struct run){.kind = RUN_NONE};
     atomic_store(&engine->waiting, 0);
     atomic_store(&engine->pass_wanted, 0);

@@ -55,7 +55,9 @@ void page_share(ksmpy_engine *engine, uint32_t id, uint32_t frame)
 /* In a forked child the store is the parent's; what the child maps, its lease keeps. */
 void page_abandon(ksmpy_engine *engine, uint32_t id, enum page_state state)
 {
-    if (!engine->forked)
+    if (engine->forked)
+        engine->astray = true;
+    else
         store_pin(&engine->store, page_record(engine, id)->link);
     page_unshare(engine, id, state);
 }

@@ -235,6 +235,7 @@ int ksmpy_release(ksmpy_engine *engine, uint32_t region, int discard)
             error = unmerge_region(engine, region);
         if (!error)
             remove_region(engine, region);
+        fork_end_lease(engine);
     }
     guard_close(&mask);
     engine_unlock(engine);

@@ -214,6 +214,12 @@ void store_abandon(struct store *store)
     store_forgive(store);
 }
 
+void store_end_lease(struct store *store)
+{
+    os_lease_drop(store->lease);
+    store->lease = NULL;
+}
+
 /* ---- frames ---- */
 
 /* Whose it is comes first: the process may die in between. */

@@ -224,6 +224,7 @@ int store_init(struct store *store, int nodes, const int *node_ids);
 void store_destroy(struct store *store);
 /* In a forked child: nothing of the store is mapped here but overlays. */
 void store_abandon(struct store *store);
+void store_end_lease(struct store *store); /* nor are those */
 void store_default_rules(uint64_t *knobs); /* STORE_KNOBS of them */
 unsigned store_choose_span(int nodes);
 /* A node whose memory cannot be asked for is no error: the frames are only placed less well. */

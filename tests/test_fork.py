@@ -6,13 +6,16 @@ the parent's store. The parent may not free one of them, whatever became of its 
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import mmap
 import multiprocessing
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -25,7 +28,7 @@ from conftest import Mode
 from support import memory, oracle
 from support.memory import Bytes
 from support.oracle import PAGE
-from support.procs import Child, in_child
+from support.procs import PATIENCE, Child, in_child
 from support.torture import duration, fork_and_verify
 
 pytestmark = pytest.mark.timeout(120 + 2 * duration())
@@ -102,6 +105,89 @@ def test_the_parent_frees_nothing_that_a_child_maps(engine: Any, close_all: bool
     merged.tear_apart()
     child.finish()
     engine.check()
+
+
+def _moved(page: int) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mremap.restype = libc.mmap.restype = ctypes.c_void_p
+    size, flags = ctypes.c_size_t(PAGE), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    place = libc.mmap(None, size, 0, flags, -1, ctypes.c_long(0))
+    may_move_fixed = 3
+    at = libc.mremap(ctypes.c_void_p(page), size, size, may_move_fixed, ctypes.c_void_p(place))
+    assert at == place, os.strerror(ctypes.get_errno())
+    return int(at)
+
+
+def _by_close(merged: Merged) -> None:
+    merged.engine.close()
+    merged.compare()
+
+
+def _by_release(merged: Merged) -> None:
+    for region in merged.regions:
+        region.release()
+    merged.compare()
+
+
+def _by_death(merged: Merged) -> None:
+    merged.arrays.clear()
+    gc.collect()
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["private", "shared"])
+@pytest.mark.parametrize("ends", [_by_close, _by_release, _by_death])
+def test_a_child_keeps_no_frame_that_it_maps_no_more(
+    make_engine: Any, ends: Callable[[Merged], None], shared: bool
+) -> None:
+    """The child lives on, its regions ended: for its sake no frame stays, and no rule is barred."""
+    engine = make_engine(store=ksmpy.Store.anonymous() if shared else None)
+    merged = Merged(engine)
+    ready, ended = os.pipe()
+
+    def work() -> None:
+        ends(merged)
+        os.write(ended, b".")
+        time.sleep(PATIENCE)
+
+    child = Child(work).ready()
+    engine.unmerge()
+    assert engine.stats().stale_frames > 0
+    child.start()
+    assert os.read(ready, 1) == b"."
+    engine.unmerge()
+    assert engine.stats().stale_frames == 0 == engine.stats().frame_bytes
+    engine.knobs.max_page_sharing = 7
+    child.kill()
+    merged.compare()
+    os.close(ready), os.close(ended)
+
+
+@pytest.mark.parametrize("what", ["one stays", "one was moved"])
+def test_a_child_keeps_the_frames_of_a_single_page(engine: Any, what: str) -> None:
+    """One overlay is left in the child, as a region or where nobody knows of it."""
+    merged = Merged(engine)
+    start, _ = memory.span(merged.arrays[0])
+    ready, ended = os.pipe()
+    told, tell = os.pipe()
+
+    def work() -> None:
+        at = start
+        if what == "one was moved":
+            at = _moved(start)
+        for region in merged.regions[1 if what == "one stays" else 0 :]:
+            region.release()
+        os.write(ended, b".")
+        os.read(told, 1)
+        assert ctypes.string_at(at, PAGE) == merged.wanted[0][:PAGE]
+
+    child = Child(work).ready()
+    child.start()
+    assert os.read(ready, 1) == b"."
+    merged.tear_apart()
+    os.write(tell, b".")
+    child.finish()
+    for end in (ready, ended, told, tell):
+        os.close(end)
 
 
 @pytest.mark.parametrize("close_all", [False, True], ids=["", "descriptors-closed"])

@@ -53,6 +53,7 @@ class Child:
     def __init__(self, work: Callable[[], None], *, close_all: bool = False) -> None:
         wait, self._go = os.pipe()
         self._seen, tell = os.pipe()
+        self._started = False
         self.pid = os.fork()
         if self.pid:
             os.close(wait)
@@ -85,9 +86,22 @@ class Child:
             raise AssertionError("a child hangs")
         return os.read(self._seen, size)
 
+    def start(self) -> None:
+        """Let the child do its work."""
+        if not self._started:
+            os.write(self._go, b"x")
+        self._started = True
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        os.close(self._go)
+        os.close(self._seen)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
     def finish(self) -> None:
         """Let the child do its work; AssertionError with its traceback if that failed."""
-        os.write(self._go, b"x")
+        self.start()
         said = b""
         while part := self._read(4096):
             said += part

@@ -29,4 +29,18 @@ MUTANTS = [
 """,
         tests=("c/test_engine.c::nothing_is_half_done_at_a_fork",),
     ),
+    Mutant(
+        "a child's lease lasts while an overlay may be anywhere",
+        file="csrc/fork.c",
+        old="!engine->astray && ",
+        new="",
+        tests=("test_fork.py::test_a_child_keeps_the_frames_of_a_single_page",),
+    ),
+    Mutant(
+        "a child's lease lasts while a page is merged",
+        file="csrc/fork.c",
+        old=" && !engine->pages_in[PAGE_SHARED])",
+        new=")",
+        tests=("test_fork.py::test_a_child_keeps_the_frames_of_a_single_page",),
+    ),
 ]
