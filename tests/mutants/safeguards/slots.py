@@ -45,4 +45,215 @@ MUTANTS = [
         new="error == EBUSY;",
         tests=("test_stopped_members.py::test_close_does_not_wait",),
     ),
+    Mutant(
+        "an index whose owner died is made anew",
+        file="csrc/slots.c",
+        old="""\
+        store_rebuild(store);
+""",
+        new="",
+        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+    ),
+    Mutant(
+        "a slot with a dead one in it is not taken",
+        file="csrc/slots.c",
+        old="""\
+        if (atomic_load(&store->head->slots[i].kind) != SLOT_FREE) {
+            os_lease_drop(*lease);""",
+        new="""\
+        if (false) {
+            os_lease_drop(*lease);""",
+        tests=("c/test_slots.c::a_slot_with_a_dead_one_in_it_is_not_taken",),
+    ),
+    Mutant(
+        "a slot is not claimed in another file",
+        file="csrc/slots.c",
+        old="""\
+    *lease = NULL;
+    if (!store_has_files(store))
+        return -EBADF;""",
+        new="    *lease = NULL;",
+        tests=("c/test_slots.c::a_slot_is_not_claimed_in_another_file",),
+    ),
+    Mutant(
+        "pins of the dead are taken back",
+        file="csrc/slots.c",
+        old="""\
+    record->pins = (uint16_t)(record->pins - (count & PINNED ? 1 : 0));
+""",
+        new="",
+        tests=("c/test_slots.c::what_the_dead_shared_is_taken_back",),
+    ),
+    Mutant(
+        "sharers of the dead are taken back",
+        file="csrc/slots.c",
+        old="""\
+        each_count(store, slot, take_back);
+""",
+        new="",
+        tests=("c/test_slots.c::what_the_dead_shared_is_taken_back",),
+    ),
+    Mutant(
+        "counts of the dead are cleared",
+        file="csrc/slots.c",
+        old="""\
+        clear_counts(store, slot);
+        store->head->deaths++;""",
+        new="        store->head->deaths++;",
+        tests=("c/test_slots.c::what_the_dead_shared_is_taken_back",),
+    ),
+    Mutant(
+        "what the dead were making is freed",
+        file="csrc/slots.c",
+        old="""\
+        free_orphans(store, slot);
+""",
+        new="",
+        tests=("c/test_slots.c::what_the_dead_was_making_is_freed",),
+    ),
+    Mutant(
+        "what a child may map of it is kept",
+        file="csrc/slots.c",
+        old="record->state == FRAME_DEAD || (!record->sharers && !store_leased(store, record))",
+        new="record->state == FRAME_DEAD || !record->sharers",
+        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+    ),
+    Mutant(
+        "nobody waits with the dead",
+        file="csrc/slots.c",
+        old="""\
+        wanted_forget_slot(store, slot);
+""",
+        new="",
+        tests=("c/test_slots.c::nobody_waits_with_the_dead",),
+    ),
+    Mutant(
+        "a rebuild forgets what the dead shared",
+        file="csrc/slots.c",
+        old="""\
+            clear_counts(store, i);
+""",
+        new="",
+        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+    ),
+    Mutant(
+        "a rebuild counts what the living share",
+        file="csrc/slots.c",
+        old="""\
+        each_count(store, i, count_sharers);
+""",
+        new="",
+        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+    ),
+    Mutant(
+        "a rebuild believes in no record without memory",
+        file="csrc/slots.c",
+        old="""\
+    state->high = state->high < there ? state->high : there;
+""",
+        new="",
+        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+    ),
+    Mutant(
+        "a rebuild looks at the bytes",
+        file="csrc/slots.c",
+        old="""\
+    if (record->state == FRAME_LIVE) {
+        record->sum = cut_sum""",
+        new="""\
+    if (record->state == FRAME_LIVE) {
+        (void)cut_sum""",
+        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+    ),
+    Mutant(
+        "a rebuild frees what the dead were making",
+        file="csrc/slots.c",
+        old="""\
+               store->head->slots[record->owner].kind != SLOT_ENGINE) {
+        take_over(store, frame);""",
+        new="""\
+               store->head->slots[record->owner].kind != SLOT_ENGINE) {
+        (void)frame;""",
+        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+    ),
+    Mutant(
+        "a rebuild keeps what a child may map",
+        file="csrc/slots.c",
+        old="""\
+            record->left = store->head->forks;
+            store->head->stale_frames++;""",
+        new="            store->head->stale_frames++;",
+        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+    ),
+    Mutant(
+        "pinned frames are kept",
+        file="csrc/slots.c",
+        old="if (frame->pins || frame->born < head->lost)",
+        new="if (frame->born < head->lost)",
+        tests=("c/test_slots.c::a_child_holds_what_was_there_when_it_came",),
+    ),
+    Mutant(
+        "a child without a slot keeps its frames",
+        file="csrc/slots.c",
+        old="if (frame->pins || frame->born < head->lost)",
+        new="if (frame->pins)",
+        tests=("c/test_slots.c::a_child_holds_what_was_there_when_it_came",),
+    ),
+    Mutant(
+        "a child keeps no later frames",
+        file="csrc/slots.c",
+        old="slot->fork > frame->born && slot->fork <= until",
+        new="slot->fork <= until",
+        tests=("c/test_slots.c::a_child_holds_what_was_there_when_it_came",),
+    ),
+    Mutant(
+        "a child keeps no frame that was left before it",
+        file="csrc/slots.c",
+        old="slot->fork > frame->born && slot->fork <= until",
+        new="slot->fork > frame->born",
+        tests=("c/test_slots.c::a_child_holds_what_was_there_when_it_came",),
+    ),
+    Mutant(
+        "a child keeps its frames",
+        file="csrc/slots.c",
+        old="if (slot->kind == SLOT_CHILD && slot->fork > frame->born && slot->fork <= until)",
+        new="if (false)",
+        tests=("c/test_slots.c::a_fork_leaves_a_lease_behind",),
+    ),
+    Mutant(
+        "frames of a child without a slot stay for ever",
+        file="csrc/slots.c",
+        old="""\
+    raise_to(&store->head->lost, number);
+""",
+        new="",
+        tests=("c/test_slots.c::a_fork_without_a_slot_loses_frames",),
+    ),
+    Mutant(
+        "a child without a slot holds its parent's",
+        file="csrc/slots.c",
+        old="""\
+    raise_to(&store->head->lost, number);
+    store_bequeath(store);""",
+        new="    raise_to(&store->head->lost, number);",
+        tests=("c/test_slots.c::a_fork_without_a_slot_loses_frames",),
+    ),
+    Mutant(
+        "a fork takes the slots of the dead",
+        file="csrc/slots.c",
+        old="""\
+        slots_bury(store);
+        if (slot_claim(store, SLOT_CHILD""",
+        new="        if (slot_claim(store, SLOT_CHILD",
+        tests=("c/test_slots.c::a_fork_without_a_slot_loses_frames",),
+    ),
+    Mutant(
+        "slots in use are looked at",
+        file="csrc/slots.c",
+        old="""\
+        raise_to(&store->head->slots_end, i + 1);
+""",
+        new="",
+        tests=("c/test_slots.c::a_fork_leaves_a_lease_behind",),
+    ),
 ]

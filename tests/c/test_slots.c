@@ -1,0 +1,488 @@
+/*
+ * Who uses a store, and what becomes of the dead: stores without engines, all of them in one
+ * process.  To die is to lose one's lease, as the kernel takes it from whoever ends.
+ */
+#include "store.h"
+
+#include "check.h"
+#include "checksum.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { SUM = 12345 };
+
+static int file;
+static struct store one, two;
+
+static void (*before_lease)(void); /* once: a free slot was found, and not locked yet */
+int __real_os_lease_take(int lease_fd, uint64_t number, void **lease);
+int __wrap_os_lease_take(int lease_fd, uint64_t number, void **lease)
+{
+    void (*chosen)(void) = before_lease;
+    before_lease = NULL;
+    if (chosen)
+        chosen();
+    return __real_os_lease_take(lease_fd, number, lease);
+}
+
+static bool attach(struct store *store)
+{
+    return store_attach(store, file, 1, NULL) == 0;
+}
+
+static bool open_file(void)
+{
+    file = os_memfd("ksmpy-store", 0);
+    return file >= 0;
+}
+
+static bool open_pair(void)
+{
+    return open_file() && attach(&one) && attach(&two);
+}
+
+static void close_all(void)
+{
+    CHECK(store_lock(&two) && store_check(&two) == 0);
+    store_unlock(&two);
+    store_detach(&two);
+    close(file);
+}
+
+/* Its descriptors stay, as nobody asks for them. */
+static void die(struct store *store)
+{
+    os_lease_drop(store->lease);
+}
+
+static void tidy(struct store *dead)
+{
+    store_unmap(dead);
+    store_close_files(dead);
+}
+
+/* A frame that is filled with such bytes, and nobody shares. */
+static uint32_t filled_frame(struct store *store, uint8_t byte)
+{
+    static uint8_t page[1 << PAGE_SHIFT];
+    uint64_t n = 1;
+    uint32_t frame = store_take(store, 0, &n);
+    memset(page, byte, sizeof page);
+    CHECK(frame != NO_FRAME && store_fill(store, frame, page, 1) == 1);
+    return frame;
+}
+
+/* A live one with one sharer. */
+static uint32_t shared_frame(struct store *store, uint8_t byte)
+{
+    uint32_t frame = filled_frame(store, byte);
+    CHECK(store_join(store, frame, 1) == 1);
+    frame_at(store, frame)->sum = cut_sum(ksmpy_checksum(frame_bytes(store, frame), PAGE_SIZE));
+    store_adopt(store, frame, 0);
+    return frame;
+}
+
+static int state_of(const struct store *store, uint32_t frame)
+{
+    return frame_at(store, frame)->state;
+}
+
+/* ---- the dead ---- */
+
+static void what_the_dead_shared_is_taken_back(void)
+{
+    REQUIRE(open_pair());
+    uint32_t both = shared_frame(&one, 1), alone = shared_frame(&one, 2), pinned = both;
+    CHECK(store_join(&two, both, 1) == 1);
+    store_pin(&one, pinned);
+    unsigned slot = one.slot;
+    die(&one);
+    slots_bury(&two);
+    store_flush(&two);
+    CHECK(two.head->slots[slot].kind == SLOT_FREE && two.head->deaths == 1);
+    CHECK(frame_at(&two, both)->sharers == 1 && frame_at(&two, both)->pins == 0);
+    CHECK(state_of(&two, alone) == FRAME_FREE);
+    tidy(&one);
+    REQUIRE(attach(&one)); /* nothing is counted for whoever has that slot next */
+    CHECK(one.slot == slot);
+    die(&one);
+    slots_bury(&two);
+    CHECK(frame_at(&two, both)->sharers == 1);
+    tidy(&one);
+    store_leave(&two, both);
+    close_all();
+}
+
+static void what_the_dead_was_making_is_freed(void)
+{
+    REQUIRE(open_pair());
+    uint32_t filling = filled_frame(&one, 1), freeing = filled_frame(&one, 2);
+    store_free(&one, freeing);
+    CHECK(state_of(&two, filling) == FRAME_FILLING && state_of(&two, freeing) == FRAME_DEAD);
+    die(&one);
+    slots_bury(&two);
+    store_flush(&two);
+    CHECK(state_of(&two, filling) == FRAME_FREE && state_of(&two, freeing) == FRAME_FREE);
+    tidy(&one);
+    close_all();
+}
+
+static void a_newcomer_frees_what_the_dead_was_making(void)
+{
+    REQUIRE(open_pair());
+    uint32_t filling = filled_frame(&one, 1);
+    die(&one);
+    struct store three;
+    REQUIRE(attach(&three));
+    CHECK(state_of(&two, filling) == FRAME_FREE);
+    store_detach(&three);
+    tidy(&one);
+    close_all();
+}
+
+static void nobody_waits_with_the_dead(void)
+{
+    REQUIRE(open_pair());
+    CHECK(wanted_add(&one, 0, SUM) == WANTED_NOWHERE);
+    CHECK(store_lock(&two) && wanted_is_elsewhere(&two, 0, SUM));
+    store_unlock(&two);
+    die(&one);
+    slots_bury(&two);
+    CHECK(wanted_add(&two, 0, SUM) == WANTED_NOWHERE);
+    tidy(&one);
+    close_all();
+}
+
+/* Between the look at a slot and its lock somebody had it, and died in it. */
+static void two_dies_in_the_slot(void)
+{
+    CHECK(attach(&two));
+    die(&two);
+}
+
+static void a_slot_with_a_dead_one_in_it_is_not_taken(void)
+{
+    REQUIRE(open_file() && attach(&one));
+    unsigned slot;
+    void *lease;
+    before_lease = two_dies_in_the_slot;
+    CHECK(slot_claim(&one, SLOT_ENGINE, &slot, &lease) == 0);
+    CHECK(slot != two.slot && one.head->slots[two.slot].kind == SLOT_ENGINE);
+    CHECK(!slot_is_held(&one, two.slot) && slot_is_held(&one, slot));
+    os_lease_drop(lease);
+    slots_bury(&one);
+    CHECK(one.head->slots[two.slot].kind == SLOT_FREE && one.head->slots[slot].kind == SLOT_FREE);
+    tidy(&two);
+    REQUIRE(attach(&two));
+    store_detach(&one);
+    close_all();
+}
+
+/* ---- descriptors that are another file's ---- */
+
+static void a_slot_is_not_claimed_in_another_file(void)
+{
+    REQUIRE(open_pair());
+    int kept = fcntl(one.lock_fd, F_DUPFD_CLOEXEC, 0), other = os_memfd("other", PAGE_SIZE);
+    unsigned slot;
+    void *lease;
+    REQUIRE(kept >= 0 && dup2(other, one.lock_fd) == one.lock_fd);
+    CHECK(slot_claim(&one, SLOT_ENGINE, &slot, &lease) == -EBADF);
+    REQUIRE(dup2(kept, one.lock_fd) == one.lock_fd);
+    close(kept);
+    close(other);
+    store_detach(&one);
+    close_all();
+}
+
+/* Nor is a hole punched into it. */
+static void who_leaves_changes_no_other_file(void)
+{
+    REQUIRE(open_pair());
+    uint64_t at = counts_offset(&one, one.slot), seen = 0;
+    const uint64_t mark = 0x5eed;
+    int other = os_memfd("other", 0);
+    REQUIRE(other >= 0 && os_set_size(other, at + counts_bytes(&one)) == 0);
+    REQUIRE(pwrite(other, &mark, sizeof mark, (off_t)at) == sizeof mark);
+    int number = one.lock_fd;
+    REQUIRE(dup2(other, number) == number);
+    store_detach(&one);
+    CHECK(os_pread(other, at, &seen, sizeof seen) == 0 && seen == mark);
+    CHECK(fcntl(number, F_GETFD) >= 0); /* it is not ours to close */
+    close(number);
+    close(other);
+    close_all();
+}
+
+/* ---- making the index anew ---- */
+
+static void *die_with_the_lock(void *store)
+{
+    CHECK(store_lock(store));
+    ((struct store *)store)->head->live_frames = 4711;
+    ((struct store *)store)->head->stale_frames = 4712;
+    return NULL;
+}
+
+static void an_index_whose_owner_died_is_made_anew(void)
+{
+    pthread_t thread;
+    REQUIRE(open_pair());
+    uint32_t both = shared_frame(&one, 1), alone = shared_frame(&one, 2);
+    uint32_t before = filled_frame(&one, 3), mine = shared_frame(&two, 4);
+    unsigned slot = one.slot, child = two.slot + 1;
+    void *lease;
+    CHECK(os_lease_take(two.lock_fd, 1 + child, &lease) == 0);
+    two.head->slots_end = child + 1;
+    two.head->slots[child].kind = SLOT_CHILD;
+    two.head->slots[child].fork = two.head->forks = 1;
+    uint32_t after = filled_frame(&one, 5);
+    CHECK(store_join(&two, both, 1) == 1);
+    frame_at(&one, both)->sum ^= 1;
+    one.ids[0].state->high = one.ids[0].limit; /* as if many had been taken */
+    REQUIRE(pthread_create(&thread, NULL, die_with_the_lock, &one) == 0);
+    pthread_join(thread, NULL);
+    die(&one);
+    CHECK(store_lock(&two));
+    CHECK(two.head->rebuilds == 1 && two.head->deaths == 1);
+    CHECK(two.ids[0].state->high < two.ids[0].limit);
+    CHECK(two.head->live_frames == 4 && two.head->stale_frames == 2);
+    CHECK(frame_at(&two, both)->sharers == 1 && frame_at(&two, mine)->sharers == 1);
+    CHECK(frame_at(&two, both)->sum == cut_sum(ksmpy_checksum(frame_bytes(&two, both), PAGE_SIZE)));
+    CHECK(state_of(&two, alone) == FRAME_LIVE && state_of(&two, after) == FRAME_DEAD);
+    store_unlock(&two);
+    store_reap(&two); /* the child may map what the dead one had mapped when it came */
+    CHECK(state_of(&two, alone) == FRAME_LIVE && state_of(&two, before) == FRAME_LIVE);
+    CHECK(state_of(&two, after) == FRAME_FREE);
+    os_lease_drop(lease);
+    store_reap(&two);
+    CHECK(state_of(&two, alone) == FRAME_FREE && state_of(&two, before) == FRAME_FREE);
+    tidy(&one);
+    REQUIRE(attach(&one)); /* nothing is counted for whoever has that slot next */
+    CHECK(one.slot == slot);
+    die(&one);
+    slots_bury(&two);
+    CHECK(frame_at(&two, both)->sharers == 1);
+    tidy(&one);
+    store_leave(&two, both);
+    store_leave(&two, mine);
+    close_all();
+}
+
+/* ---- children ---- */
+
+/* Which frames a forked child may map that has the given number. */
+static void a_child_holds_what_was_there_when_it_came(void)
+{
+    REQUIRE(open_pair());
+    struct store_head *head = one.head;
+    struct slot *child = &head->slots[two.slot + 1];
+    head->slots_end = two.slot + 2;
+    head->forks = 9;
+    const struct {
+        uint32_t number, born, left, sharers, lost;
+        uint16_t pins;
+        bool leased;
+    } cases[] = {
+        {.number = 5, .born = 4, .left = 5, .leased = true},
+        {.number = 5, .born = 5, .left = 9, .leased = false}, /* made after it came */
+        {.number = 5, .born = 0, .left = 4, .leased = false}, /* left before it came */
+        {.number = 5, .born = 0, .left = 4, .sharers = 1, .leased = true},
+        {.number = 5, .born = 5, .left = 5, .pins = 1, .leased = true},
+        {.number = 5, .born = 5, .left = 5, .lost = 6, .leased = true},
+        {.number = 5, .born = 6, .left = 6, .lost = 6, .leased = false},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct frame frame = {.born = cases[i].born,
+                              .left = cases[i].left,
+                              .sharers = cases[i].sharers,
+                              .pins = cases[i].pins};
+        child->fork = cases[i].number;
+        head->lost = cases[i].lost;
+        child->kind = SLOT_CHILD;
+        CHECK(store_leased(&one, &frame) == cases[i].leased);
+        child->kind = SLOT_FREE;
+        CHECK(store_leased(&one, &frame) == (cases[i].pins || cases[i].born < cases[i].lost));
+    }
+    head->lost = 0;
+    store_detach(&one);
+    close_all();
+}
+
+static void a_fork_leaves_a_lease_behind(void)
+{
+    REQUIRE(open_pair());
+    uint32_t frame = shared_frame(&one, 1);
+    store_fork_prepare(&one);
+    REQUIRE(one.taking != NULL);
+    unsigned slot = one.taking_slot;
+    void *lease = one.taking; /* the child's, which maps it until it ends */
+    CHECK(one.head->slots[slot].kind == SLOT_CHILD && one.head->slots[slot].fork == 1);
+    store_leave(&one, frame);
+    CHECK(!store_reap(&one) && state_of(&one, frame) == FRAME_LIVE);
+    os_lease_drop(lease);
+    CHECK(store_reap(&one) && state_of(&one, frame) == FRAME_FREE);
+    store_detach(&one);
+    close_all();
+}
+
+/* The dead make room; where there is none, frames of that time stay for ever. */
+static void a_fork_without_a_slot_loses_frames(void)
+{
+    REQUIRE(open_pair());
+    uint32_t frame = shared_frame(&one, 1);
+    for (unsigned i = 2; i < MAX_SLOTS; i++)
+        one.head->slots[i].kind = SLOT_CHILD;
+    one.head->slots_end = MAX_SLOTS;
+    store_fork_prepare(&one);
+    CHECK(one.taking && !one.head->lost);
+    store_fork_parent(&one);
+    static void *leases[MAX_SLOTS];
+    for (unsigned i = 2; i < MAX_SLOTS; i++) {
+        one.head->slots[i].kind = SLOT_CHILD;
+        CHECK(os_lease_take(one.lock_fd, 1 + i, &leases[i]) == 0);
+    }
+    store_fork_prepare(&one);
+    CHECK(!one.taking && one.head->lost == 2);
+    int status;
+    pid_t pid = fork(); /* it holds its parent's slot as long as it lives */
+    REQUIRE(pid >= 0);
+    if (pid == 0)
+        _exit(!os_is_mapped((uintptr_t)one.lease));
+    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    for (unsigned i = 2; i < MAX_SLOTS; i++)
+        os_lease_drop(leases[i]);
+    slots_bury(&one);
+    store_leave(&one, frame);
+    CHECK(!store_reap(&one) && state_of(&one, frame) == FRAME_LIVE);
+    store_detach(&one);
+    close_all();
+}
+
+/* A child's copies would keep slots, and be written by nobody. */
+static void children_inherit_neither_the_index_nor_the_slot(void)
+{
+    REQUIRE(open_pair());
+    uint32_t frame = shared_frame(&one, 1);
+    int status;
+    pid_t pid = fork();
+    REQUIRE(pid >= 0);
+    if (pid == 0)
+        _exit(os_is_mapped((uintptr_t)one.index) || os_is_mapped((uintptr_t)one.counts[0].base) ||
+              os_is_mapped((uintptr_t)one.lease) || os_is_mapped((uintptr_t)one.memory));
+    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    store_pin(&one, frame); /* but what is mapped out of sight a child may have, too */
+    pid = fork();
+    REQUIRE(pid >= 0);
+    if (pid == 0)
+        _exit(!os_is_mapped((uintptr_t)one.lease));
+    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    die(&one);
+    tidy(&one);
+    close_all();
+}
+
+/* ---- coming and going ---- */
+
+static void what_is_pinned_outlasts_its_store(void)
+{
+    REQUIRE(open_pair());
+    uint32_t frame = shared_frame(&one, 1);
+    unsigned slot = one.slot;
+    store_pin(&one, frame);
+    store_leave(&one, frame);
+    void *lease = one.lease;
+    store_detach(&one);
+    CHECK(slot_is_held(&two, slot) && two.head->slots[slot].kind == SLOT_ENGINE);
+    store_reap(&two);
+    CHECK(state_of(&two, frame) == FRAME_LIVE);
+    os_lease_drop(lease);
+    slots_bury(&two);
+    store_reap(&two);
+    CHECK(state_of(&two, frame) == FRAME_FREE);
+    close_all();
+}
+
+static void who_leaves_frees_what_it_gave_up(void)
+{
+    REQUIRE(open_pair());
+    uint32_t frame = filled_frame(&one, 1);
+    CHECK(store_lock(&one));
+    store_free(&one, frame);
+    store_unlock(&one);
+    store_detach(&one);
+    CHECK(state_of(&two, frame) == FRAME_FREE);
+    close_all();
+}
+
+static void rules_outlast_those_who_follow_them(void)
+{
+    REQUIRE(open_pair());
+    two.head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING] = 7;
+    store_detach(&one);
+    store_detach(&two);
+    REQUIRE(attach(&two));
+    CHECK(two.head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING] == 7);
+    close_all();
+}
+
+/* Each of them leads a newcomer somewhere else than it should go. */
+static void a_newcomer_believes_nothing(void)
+{
+    REQUIRE(open_pair());
+    uint32_t frame = shared_frame(&one, 1);
+    struct store_head *head = one.head;
+    struct ids_state *ids = &head->node[0].ids;
+    struct forest_state *stable = &head->node[0].stable;
+    struct store other;
+    const struct {
+        uint64_t *word, value;
+    } damages[] = {
+        {&head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING], 0},
+        {&head->knobs[0], 2},
+        {&ids->high, one.ids[0].limit + 1},
+        {&ids->high, 0},
+        {&stable->trees, frame_limit(&one) + 1},
+        {&stable->trees, 0},
+        {&head->live_frames, 5},
+        {&head->stale_frames, 1},
+        {&head->shared_pages, 5},
+        {&head->chains, 1},
+    };
+    for (size_t i = 0; i < sizeof damages / sizeof damages[0]; i++) {
+        uint64_t before = *damages[i].word;
+        *damages[i].word = damages[i].value;
+        CHECK(store_attach(&other, file, 1, NULL) == -EUCLEAN);
+        *damages[i].word = before;
+    }
+    CHECK(store_attach(&other, file, 2, NULL) == -EXDEV);
+    store_leave(&one, frame);
+    store_detach(&one);
+    close_all();
+}
+
+int main(void)
+{
+    RUN(what_the_dead_shared_is_taken_back);
+    RUN(what_the_dead_was_making_is_freed);
+    RUN(a_newcomer_frees_what_the_dead_was_making);
+    RUN(nobody_waits_with_the_dead);
+    RUN(a_slot_with_a_dead_one_in_it_is_not_taken);
+    RUN(a_slot_is_not_claimed_in_another_file);
+    RUN(who_leaves_changes_no_other_file);
+    RUN(an_index_whose_owner_died_is_made_anew);
+    RUN(a_child_holds_what_was_there_when_it_came);
+    RUN(a_fork_leaves_a_lease_behind);
+    RUN(a_fork_without_a_slot_loses_frames);
+    RUN(children_inherit_neither_the_index_nor_the_slot);
+    RUN(what_is_pinned_outlasts_its_store);
+    RUN(who_leaves_frees_what_it_gave_up);
+    RUN(rules_outlast_those_who_follow_them);
+    RUN(a_newcomer_believes_nothing);
+    return finish();
+}
