@@ -90,6 +90,13 @@ def zeros(nbytes: int) -> Bytes:
     return array
 
 
+def constant(nbytes: int) -> Bytes:
+    """An array of which all pages are equal and none is zero, on 4 KiB pages like zeros()."""
+    array = empty(nbytes, huge=False)
+    array.fill(7)
+    return array
+
+
 def scattered_pairs(pairs: int, seed: int = 1) -> Bytes:
     """An array of 2 * `pairs` pages in random order, each equal to exactly one other."""
     array = unique((2 * pairs + 1) * PAGE, seed)

@@ -65,6 +65,8 @@ ROWS = (
     *_wall_and_cpu("16 copies of 64 MiB", "sixteen_copies", 1 / 4),
     *_wall_and_cpu("12 000 pairs in random order", "scattered_pairs", 1),
     *_wall_and_cpu("1 GiB of zero pages", "zero_pages", 1 / 10),
+    *_wall_and_cpu("1 GiB of one page that is not zero", "constant", 1 / 4),
+    *_wall_and_cpu("8 000 pairs behind 256 MiB of one page", "after_constant", 1),
     Row("first pass over 1 GiB, beside reading it", "first_pass", theirs="read", ratio=1 / 0.7),
     Row(
         "first pass of two engines in two threads, beside one",

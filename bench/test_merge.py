@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from .conftest import Meter
-from .data import GIB, MIB, Bytes, copies, scattered_pairs, whole_pages, zeros
+from .data import GIB, MIB, Bytes, constant, copies, scattered_pairs, whole_pages, zeros
 from .mergers import Ksmpy, Merger
 
 Scale = Callable[[int], int]
@@ -72,6 +72,31 @@ def test_zero_pages(side: Merger, meter: Meter, scale: Scale) -> None:
     size = scale(GIB)
     _merge_from_scratch(
         side, meter, lambda: [zeros(size)], lambda arrays: whole_pages(arrays[0])[1]
+    )
+
+
+def _all_but_the_frames(arrays: list[Bytes]) -> int:
+    """Of pages that are all equal: max_page_sharing of them share a frame, by default 256."""
+    pages = sum(whole_pages(array)[1] for array in arrays)
+    return pages - -(-pages // 256)
+
+
+@pytest.mark.benchmark(group="constant")
+def test_constant(side: Merger, meter: Meter, scale: Scale) -> None:
+    """1 GiB of one page that is not zero."""
+    size = scale(GIB)
+    _merge_from_scratch(side, meter, lambda: [constant(size)], _all_but_the_frames)
+
+
+@pytest.mark.benchmark(group="after_constant")
+def test_pairs_after_a_constant(side: Merger, meter: Meter, scale: Scale) -> None:
+    """The same pairs as in scattered_pairs, behind 256 MiB of one page."""
+    pairs, size = scale(8_000 * MIB) // MIB, scale(256 * MIB)
+    _merge_from_scratch(
+        side,
+        meter,
+        lambda: [constant(size), scattered_pairs(pairs)],
+        lambda arrays: _all_but_the_frames(arrays[:1]) + pairs,
     )
 
 

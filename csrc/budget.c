@@ -6,6 +6,8 @@
  */
 #include "engine.h"
 
+#define LONG_RUN 16 /* pages */
+#define LONG_RUNS_SHARE 16 /* one part in so many of the limit is theirs alone */
 #define RECOUNT_AFTER 256 /* assumed mappings; a count reads all of /proc/self/maps */
 /*
  * When there was no room for a region, the next one has the mappings counted again after so many
@@ -33,12 +35,15 @@ static void count(ksmpy_engine *engine)
  * What a run of n pages has to leave free for longer ones, which may come later in the pass: the
  * scarcer mappings get, the longer a run must be.  A page alone may use three quarters of the
  * limit, a run of 64 all but 1/256.  What nobody longer came for is given to the short ones too:
- * each full pass since the last registration halves what is held back.
+ * each full pass since the last registration halves what is held back, but for a share that short
+ * runs never get, whatever there is of them, so that data that comes later can merge as well.
  */
 static uint64_t held_back(const ksmpy_engine *engine, uint64_t n)
 {
     uint64_t calm = engine->full_scans - engine->calm_since;
-    return calm < 64 ? engine->vma_limit / 4 / n >> calm : 0;
+    uint64_t for_now = calm < 64 ? engine->vma_limit / 4 / n >> calm : 0;
+    uint64_t for_ever = n < LONG_RUN ? engine->vma_limit / LONG_RUNS_SHARE : 0;
+    return for_now > for_ever ? for_now : for_ever;
 }
 
 bool budget_has_room(const ksmpy_engine *engine, uint64_t more)
@@ -79,6 +84,23 @@ bool budget_admits(ksmpy_engine *engine, uint64_t n, uint64_t more)
     if (room)
         engine->vmas += more;
     return room;
+}
+
+void budget_refuse(ksmpy_engine *engine, uint32_t page, uint64_t n, uint64_t length)
+{
+    engine->refused = length > engine->refused ? length : engine->refused;
+    for (uint32_t id = page; id < page + n; id++)
+        if (page_state(page_record(engine, id)) == PAGE_SEEN)
+            page_become(engine, id, PAGE_REFUSED, NO_INDEX);
+}
+
+/* Enough for many of the refused pages, or they would all be looked up for the sake of a few. */
+static void ask_again(ksmpy_engine *engine)
+{
+    uint64_t enough = engine->vma_limit / 256 + 4;
+    engine->asks_again = engine->refused && budget_allows(engine, engine->refused, enough);
+    if (engine->asks_again)
+        engine->refused = 0;
 }
 
 /* ---- making room ---- */
@@ -204,6 +226,7 @@ void budget_check_lost(ksmpy_engine *engine, uint32_t region)
 void budget_survey(ksmpy_engine *engine)
 {
     count(engine);
+    ask_again(engine);
     budget_find_lost(engine);
     engine->result->lost += engine->lost - engine->lost_told;
     engine->lost_told = engine->lost;

@@ -37,13 +37,10 @@ struct census {
 };
 
 static const char *const kinds_of_pages[PAGE_STATES] = {
-    [PAGE_NEW] = "new pages",
-    [PAGE_SEEN] = "seen pages",
-    [PAGE_WAITING] = "waiting pages",
-    [PAGE_PAIRED] = "paired pages",
-    [PAGE_SHARED] = "shared pages",
-    [PAGE_ZERO] = "zero pages",
-    [PAGE_HOLE] = "holes",
+    [PAGE_NEW] = "new pages",         [PAGE_SEEN] = "seen pages",
+    [PAGE_REFUSED] = "refused pages", [PAGE_WAITING] = "waiting pages",
+    [PAGE_PAIRED] = "paired pages",   [PAGE_SHARED] = "shared pages",
+    [PAGE_ZERO] = "zero pages",       [PAGE_HOLE] = "holes",
 };
 
 static void expect_census(struct report *report, const uint64_t *is, const struct census *census)

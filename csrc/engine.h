@@ -8,6 +8,7 @@
  *   NEW --seen--> SEEN --unchanged for a pass--> looked up by its checksum
  *     in the stable tree      -> SHARED (mapped onto that frame)
  *     among the candidates    -> both SHARED, on a frame made from the other page
+ *     equal to its neighbours -> with them on frames in a row (stretch.c)
  *     all zero, use_zero_pages -> ZERO (the kernel's zero page)
  *     nowhere                 -> WAITING: alone in its bucket of the candidates' table
  *   WAITING, and a page of equal checksum comes -> PAIRED: in the unstable tree
@@ -55,6 +56,7 @@
 enum page_state {
     PAGE_NEW,     /* nothing is known */
     PAGE_SEEN,    /* visited; its checksum is known if it was unchanged or there is no tracking */
+    PAGE_REFUSED, /* the same, and could be merged if there were more mappings */
     PAGE_WAITING, /* candidate, link: next in its bucket */
     PAGE_PAIRED,  /* candidate, link: its node of the unstable tree */
     PAGE_SHARED,  /* link: its frame */
@@ -162,7 +164,7 @@ struct ahead {
  * last one ended, which is where its kind would go on best.
  */
 struct run {
-    enum { RUN_NONE, RUN_FRAME, RUN_PAGE, RUN_ALONE, RUN_ZERO, RUN_UNMERGE } kind;
+    enum { RUN_NONE, RUN_FRAME, RUN_PAGE, RUN_ALONE, RUN_EQUAL, RUN_ZERO, RUN_UNMERGE } kind;
     uint32_t page; /* id of the first */
     uint32_t target; /* RUN_FRAME: frame of the first; RUN_PAGE: its equal */
     uint64_t n;
@@ -194,6 +196,9 @@ struct ksmpy_engine {
     struct arena chunk_records; /* struct chunk */
     struct arena pages; /* struct page */
     uint64_t registered;
+    uint64_t
+        refused; /* pages of the longest run that had no mappings since they were last asked for */
+    bool asks_again; /* this pass looks REFUSED pages up */
     uint64_t cramped_in; /* 1 + full_scans of the pass in which no overlay could make room */
     uint64_t calm_since; /* full_scans when the last region came, or mappings were last scarce */
 
@@ -234,6 +239,11 @@ static inline struct page *page_record(const ksmpy_engine *engine, uint32_t id)
 static inline bool is_shared(const ksmpy_engine *engine, uint32_t id)
 {
     return page_state(page_record(engine, id)) == PAGE_SHARED;
+}
+/* Is it a candidate? */
+static inline bool page_waits(const struct page *page)
+{
+    return page_state(page) == PAGE_WAITING || page_state(page) == PAGE_PAIRED;
 }
 static inline struct region *region_at(const ksmpy_engine *engine, uint32_t region)
 {
@@ -332,6 +342,8 @@ void follow_news(ksmpy_engine *engine);
  * which need not lie in step with them.
  */
 bool run_starts_at(uintptr_t address);
+/* Have these pages the same checksum and bytes, and the same tree? Live: a hint. */
+bool are_equal(const ksmpy_engine *engine, uint32_t a, uint32_t b);
 /* What would make the pending run longer, if page id wants it; or NO_INDEX. */
 uint32_t run_wanted(const ksmpy_engine *engine, int kind, uint32_t id);
 bool run_extends(const ksmpy_engine *engine, int kind, uint32_t id, uint32_t target);
@@ -343,6 +355,21 @@ void run_add(ksmpy_engine *engine, int kind, uint32_t id, uint32_t target);
 /* ---- merge.c ---- */
 
 void merge_run(ksmpy_engine *engine); /* carries engine->run out; it is empty then */
+void count_refusal(ksmpy_engine *engine, int error, uint64_t pages);
+/* Pages onto frames that follow each other; readers may not find them mapped yet. */
+void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint64_t n);
+/*
+ * Makes frames of the pages, which become their first sharers: a huge page at a time, so that it
+ * is still in the caches when it is compared.  Returns the first frame, and in *n how many pages
+ * were dealt with; NO_FRAME when there is no room for any.
+ */
+uint32_t promote(ksmpy_engine *engine, uint32_t page, uint64_t *n);
+/* Pages that were just merged: readers find them mapped, and the engine hears of writers. */
+void settle_run(ksmpy_engine *engine, uint32_t page, uint64_t n);
+
+/* ---- stretch.c: neighbours that are equal to each other ---- */
+
+void merge_equal(ksmpy_engine *engine, struct run run);
 
 /* ---- unmerge.c ---- */
 
@@ -387,6 +414,11 @@ void lose_region(ksmpy_engine *engine, uint32_t region);
 bool budget_allows(ksmpy_engine *engine, uint64_t n, uint64_t more);
 /* The same for a region of n pages that is to be registered; refusing many does not take long. */
 bool budget_admits(ksmpy_engine *engine, uint64_t n, uint64_t more);
+/*
+ * SEEN pages of a run that was refused: they are passed over until a run of that length would not
+ * be.
+ */
+void budget_refuse(ksmpy_engine *engine, uint32_t page, uint64_t n, uint64_t length);
 /* Counts anew if there seems to be no room for so many. */
 void budget_recount(ksmpy_engine *engine, uint64_t more);
 /* The same for what must be done whatever comes later; never counts. */

@@ -26,7 +26,7 @@ struct piece {
     bool mapped[FREEZE_HUGE];
 };
 
-static void count_refusal(ksmpy_engine *engine, int error, uint64_t pages)
+void count_refusal(ksmpy_engine *engine, int error, uint64_t pages)
 {
     struct ksmpy_scan_result *result = engine->result;
     if (engine->store.away)
@@ -231,8 +231,7 @@ static void track_overlays(ksmpy_engine *engine, uint32_t page, uint64_t n)
     mark_blind(engine, page, n);
 }
 
-/* Pages that were just merged: readers find them mapped, and the engine hears of writers. */
-static void settle_run(ksmpy_engine *engine, uint32_t page, uint64_t n)
+void settle_run(ksmpy_engine *engine, uint32_t page, uint64_t n)
 {
     fault_in(page_address(engine, page), n);
     for (uint64_t i = 0, length; i < n; i += length) {
@@ -245,10 +244,9 @@ static void settle_run(ksmpy_engine *engine, uint32_t page, uint64_t n)
     }
 }
 
-static void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint64_t n)
+void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint64_t n)
 {
     struct piece piece;
-    uint32_t start = page;
     for (uint64_t left = n, done; left; left -= done) {
         piece.page = page;
         piece.frame = frame;
@@ -256,7 +254,6 @@ static void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t fram
         page += (uint32_t)done;
         frame += (uint32_t)done;
     }
-    settle_run(engine, start, n);
 }
 
 /* New frames get their place in the index once they have a sharer, or go back. */
@@ -304,12 +301,7 @@ static uint64_t to_next_huge(const ksmpy_engine *engine, uint32_t page, uint64_t
     return least(n, rest);
 }
 
-/*
- * Makes frames of the pages, which become their first sharers: a huge page at a time, so that it
- * is still in the caches when it is compared.  Returns the first frame, and in *n how many pages
- * were dealt with; NO_FRAME when there is no room for any.
- */
-static uint32_t promote(ksmpy_engine *engine, uint32_t page, uint64_t *n)
+uint32_t promote(ksmpy_engine *engine, uint32_t page, uint64_t *n)
 {
     struct store *store = &engine->store;
     uint64_t taken = *n, part;
@@ -350,6 +342,7 @@ static void merge_onto_promoted(ksmpy_engine *engine, const struct run *run, uin
         else
             n = 1;
     }
+    settle_run(engine, run->page, run->n);
 }
 
 static void merge_pages(ksmpy_engine *engine, struct run run)
@@ -476,14 +469,19 @@ static void merge_onto(ksmpy_engine *engine, struct run run)
     leave_moved_pages(engine, &run);
     if (!run.n)
         return;
-    if (!budget_allows(engine, run.n, run.kind == RUN_PAGE ? 4 : 2))
+    if (run.kind == RUN_EQUAL) {
+        merge_equal(engine, run);
+    } else if (!budget_allows(engine, run.n, run.kind == RUN_PAGE ? 4 : 2)) {
+        budget_refuse(engine, run.page, run.n, run.n);
         count_refusal(engine, -EDQUOT, run.n);
-    else if (run.kind == RUN_FRAME)
+    } else if (run.kind == RUN_FRAME) {
         merge_onto_frames(engine, run.page, run.target, run.n);
-    else if (run.kind == RUN_ALONE)
+        settle_run(engine, run.page, run.n);
+    } else if (run.kind == RUN_ALONE) {
         promote_alone(engine, run);
-    else
+    } else {
         merge_pages(engine, run);
+    }
 }
 
 /*

@@ -40,8 +40,7 @@ void page_become(ksmpy_engine *engine, uint32_t id, enum page_state state, uint3
 
 void page_withdraw(ksmpy_engine *engine, uint32_t id)
 {
-    enum page_state state = page_state(page_record(engine, id));
-    if (state == PAGE_WAITING || state == PAGE_PAIRED)
+    if (page_waits(page_record(engine, id)))
         unstable_remove(engine, id);
 }
 

@@ -13,6 +13,14 @@ static bool same_tree(const ksmpy_engine *engine, uint32_t a, uint32_t b)
            tree_of(engine, page_node(page_record(engine, b)));
 }
 
+bool are_equal(const ksmpy_engine *engine, uint32_t a, uint32_t b)
+{
+    return page_sum(page_record(engine, a)) == page_sum(page_record(engine, b)) &&
+           same_tree(engine, a, b) &&
+           compare_live((const void *)page_address(engine, a),
+                        (const void *)page_address(engine, b)) == 0;
+}
+
 bool run_starts_at(uintptr_t address)
 {
     return address % bytes_of(RUN_MAX) == 0;
@@ -37,6 +45,8 @@ bool run_extends(const ksmpy_engine *engine, int kind, uint32_t id, uint32_t tar
         return false;
     if (kind == RUN_ZERO || kind == RUN_UNMERGE)
         return true;
+    if (kind == RUN_EQUAL)
+        return engine->run.n && are_equal(engine, id, engine->run.page);
     if (kind == RUN_ALONE)
         return !engine->run.n || same_tree(engine, id, engine->run.page);
     if (target != run_wanted(engine, kind, id))

@@ -41,7 +41,15 @@ static uint32_t find_frame(ksmpy_engine *engine, uint32_t id, uint64_t sum, cons
     return frame;
 }
 
-static bool try_frame(ksmpy_engine *engine, uint32_t id, uint64_t sum, const void *bytes)
+/* Is it equal to the page before? */
+static bool goes_on(const ksmpy_engine *engine, uint32_t id)
+{
+    return id != region_at(engine, region_of(engine, id))->base && are_equal(engine, id - 1, id);
+}
+
+/* settled: new frames may be made of it, and of equal pages after it. */
+static bool try_frame(ksmpy_engine *engine, uint32_t id, uint64_t sum, const void *bytes,
+                      bool settled)
 {
     uint32_t frame = find_frame(engine, id, sum, bytes, run_wanted(engine, RUN_FRAME, id));
     if (frame == NO_FRAME)
@@ -56,13 +64,30 @@ static bool try_frame(ksmpy_engine *engine, uint32_t id, uint64_t sum, const voi
     frame = find_frame(engine, id, sum, bytes, NO_FRAME);
     if (frame == NO_FRAME)
         return false;
-    run_start(engine, RUN_FRAME, id, frame);
+    run_start(engine, settled && goes_on(engine, id) ? RUN_EQUAL : RUN_FRAME, id, frame);
+    return true;
+}
+
+/* The page before waits, and has these bytes: a stretch of equal pages begins. */
+static bool try_neighbour(ksmpy_engine *engine, uint32_t id, uint64_t sum, const void *bytes)
+{
+    if (!goes_on(engine, id) || !page_waits(page_record(engine, id - 1)))
+        return false;
+    merge_run(engine); /* it may have taken either of them, or made a frame with their bytes */
+    if (is_shared(engine, id) || try_frame(engine, id, sum, bytes, true))
+        return true;
+    if (!page_waits(page_record(engine, id - 1)))
+        return false;
+    run_start(engine, RUN_EQUAL, id - 1, NO_INDEX);
+    engine->run.n = 2;
     return true;
 }
 
 /* Another page has these bytes and waits: both of them will share a new frame. */
 static bool try_candidate(ksmpy_engine *engine, uint32_t id, uint64_t sum, const void *bytes)
 {
+    if (try_neighbour(engine, id, sum, bytes))
+        return true;
     uint32_t other = unstable_find(engine, id, run_wanted(engine, RUN_PAGE, id));
     if (other == NO_PAGE)
         return false;
@@ -73,7 +98,7 @@ static bool try_candidate(ksmpy_engine *engine, uint32_t id, uint64_t sum, const
     merge_run(engine); /* it may have taken that page */
     if (is_shared(engine, id))
         return true;
-    if (try_frame(engine, id, sum, bytes))
+    if (try_frame(engine, id, sum, bytes, true))
         return true;
     other = unstable_find(engine, id, NO_PAGE);
     if (other == NO_PAGE)
@@ -93,13 +118,19 @@ static void wait_or_go_ahead(ksmpy_engine *engine, uint32_t id, uint64_t sum, co
     enum wanted wanted = wanted_add(store, tree, sum);
     if (wanted == WANTED_HERE && engine->run.kind == RUN_ALONE && engine->run.n) {
         merge_run(engine); /* perhaps it is the pending run that will have made its frame */
-        if (is_shared(engine, id) || try_frame(engine, id, sum, bytes))
+        if (is_shared(engine, id) || try_frame(engine, id, sum, bytes, true))
             return;
     }
     if (wanted == WANTED_ELSEWHERE)
         run_add(engine, RUN_ALONE, id, NO_INDEX);
     else if (wanted != WANTED_UNKNOWN)
         unstable_add(engine, id);
+}
+
+/* Of a page that was not written since it came to that state. */
+static bool is_to_be_looked_up(const ksmpy_engine *engine, enum page_state state)
+{
+    return state == PAGE_NEW || state == PAGE_SEEN || (state == PAGE_REFUSED && engine->asks_again);
 }
 
 /* Will this page of the window be looked up? Wrong guesses cost time only. */
@@ -112,7 +143,7 @@ static bool wants_sum(const ksmpy_engine *engine, uint32_t id, uint64_t at, bool
         return false;
     if (!engine->tracked)
         return true;
-    return has_bit(cursor->written, at) ? eager : state == PAGE_NEW || state == PAGE_SEEN;
+    return has_bit(cursor->written, at) ? eager : is_to_be_looked_up(engine, state);
 }
 
 /*
@@ -169,12 +200,15 @@ static void look_up(ksmpy_engine *engine, uint32_t id, bool changed, bool eager)
         engine->unreadable = true;
         return;
     }
-    bool indexed = state == PAGE_WAITING || state == PAGE_PAIRED;
-    bool zero = sum == engine->sum_of_zeros;
+    bool indexed = page_waits(page), zero = sum == engine->sum_of_zeros;
     if (!engine->tracked)
         changed = state == PAGE_NEW || page_sum(page) != sum;
     if (indexed && !changed && !(zero && engine->knobs[KSMPY_KNOB_USE_ZERO_PAGES]))
         return; /* whatever is equal to it will find it */
+    if (state == PAGE_REFUSED && !changed && !engine->asks_again) {
+        count_refusal(engine, -EDQUOT, 1);
+        return;
+    }
     page_withdraw(engine, id);
     page_set_sum(page, sum);
     page_become(engine, id, PAGE_SEEN, NO_INDEX);
@@ -183,16 +217,17 @@ static void look_up(ksmpy_engine *engine, uint32_t id, bool changed, bool eager)
         return;
     }
     bool to_zero_page = zero && engine->knobs[KSMPY_KNOB_USE_ZERO_PAGES];
-    if (!to_zero_page && try_frame(engine, id, sum, bytes))
+    bool settled = !changed || eager, equal = settled && run_extends(engine, RUN_EQUAL, id, 0);
+    if (!to_zero_page && !equal && try_frame(engine, id, sum, bytes, settled))
         return;
     if (engine->store.away)
         return; /* it is looked up again */
-    if (changed) {
-        engine->result->volatiles++;
-        if (!eager)
-            return;
-    }
-    if (to_zero_page)
+    engine->result->volatiles += changed;
+    if (!settled)
+        return;
+    if (equal)
+        engine->run.n++;
+    else if (to_zero_page)
         run_add(engine, RUN_ZERO, id, NO_INDEX);
     else if (!try_candidate(engine, id, sum, bytes))
         wait_or_go_ahead(engine, id, sum, bytes);
@@ -252,8 +287,10 @@ static void visit_tracked(ksmpy_engine *engine, uint32_t id, bool written, bool 
     enum page_state state = page_state(page);
     if (written) {
         visit_written(engine, id, zero, eager);
-    } else if ((state != PAGE_NEW && state != PAGE_SEEN) || smart_skip(engine, page)) {
+    } else if (!is_to_be_looked_up(engine, state) || smart_skip(engine, page)) {
         pass_over(engine);
+        if (state == PAGE_REFUSED)
+            count_refusal(engine, -EDQUOT, 1);
     } else {
         engine->scanned++;
         engine->result->scanned++;

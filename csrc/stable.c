@@ -85,16 +85,22 @@ static struct place descend(struct store *store, const struct rb_tree *tree, uin
     return place;
 }
 
-/* Of a chain: the fullest frame that has room, as the kernel does. */
+/* Is a frame that has room to be preferred to another? The fuller one, as in the kernel. */
+static bool is_better(const struct store *store, uint32_t frame, uint32_t than)
+{
+    uint32_t sharers = frame_at(store, frame)->sharers, others = frame_at(store, than)->sharers;
+    return sharers > others ||
+           (sharers == others && frame < than); /* a row begins with its first */
+}
+
+/* Of a chain. */
 static uint32_t choose_dup(const struct store *store, uint32_t head)
 {
     uint32_t best = NO_FRAME;
-    for (uint32_t at = head; at != NO_FRAME; at = frame_at(store, at)->dup_next) {
-        const struct frame *frame = frame_at(store, at);
-        if (has_room(store, frame) &&
-            (best == NO_FRAME || frame->sharers > frame_at(store, best)->sharers))
+    for (uint32_t at = head; at != NO_FRAME; at = frame_at(store, at)->dup_next)
+        if (has_room(store, frame_at(store, at)) &&
+            (best == NO_FRAME || is_better(store, at, best)))
             best = at;
-    }
     return best;
 }
 
@@ -107,14 +113,56 @@ static bool suits(const struct store *store, uint32_t frame, int tree, uint64_t 
     return record->sum == sum && record->tree == tree && has_room(store, record);
 }
 
+static uint32_t find_head(struct store *store, int tree, uint64_t sum, const void *bytes)
+{
+    const struct forest *forest = &store->stable[tree];
+    return descend(store, tree_at(forest, tree_for(forest, sum)), sum, bytes).found;
+}
+
 uint32_t stable_find(struct store *store, int tree, uint64_t sum, const void *bytes,
                      uint32_t preferred)
 {
     if (suits(store, preferred, tree, sum))
         return preferred;
-    const struct forest *forest = &store->stable[tree];
-    struct place place = descend(store, tree_at(forest, tree_for(forest, sum)), sum, bytes);
-    return place.found == NO_FRAME ? NO_FRAME : choose_dup(store, place.found);
+    return choose_dup(store, find_head(store, tree, sum, bytes));
+}
+
+/* Another frame of the same checksum may have other bytes: the frozen comparison decides. */
+static uint64_t row_length(const struct store *store, uint32_t first, int tree, uint64_t sum,
+                           uint64_t max)
+{
+    uint64_t length = 0;
+    while (length < max && suits(store, first + (uint32_t)length, tree, sum))
+        length++;
+    return length;
+}
+
+uint32_t stable_find_row(struct store *store, int tree, uint64_t sum, const void *bytes,
+                         uint32_t preferred, uint64_t *n)
+{
+    uint32_t best = preferred, at = NO_FRAME;
+    uint64_t longest = row_length(store, preferred, tree, sum, *n);
+    if (!longest)
+        at = find_head(store, tree, sum, bytes);
+    for (; at != NO_FRAME && longest < *n; at = frame_at(store, at)->dup_next) {
+        if (longest && at && suits(store, at - 1, tree, sum))
+            continue; /* not the first of its row */
+        uint64_t length = row_length(store, at, tree, sum, *n);
+        if (length > longest)
+            best = at;
+        longest = length > longest ? length : longest;
+    }
+    *n = longest;
+    return longest ? best : NO_FRAME;
+}
+
+uint64_t stable_count(struct store *store, int tree, uint64_t sum, const void *bytes)
+{
+    uint64_t count = 0;
+    uint32_t at = find_head(store, tree, sum, bytes);
+    for (; at != NO_FRAME; at = frame_at(store, at)->dup_next)
+        count++;
+    return count;
 }
 
 bool stable_knows(const struct store *store, int tree, uint64_t sum)

@@ -43,7 +43,7 @@ static void fill(ksmpy_engine *engine, struct ksmpy_stats *out)
         .pages_shared = head->shared_frames,
         .pages_sharing = head->shared_pages - head->shared_frames,
         .pages_unshared = engine->pages_in[PAGE_WAITING] + engine->pages_in[PAGE_PAIRED],
-        .pages_volatile = engine->pages_in[PAGE_SEEN],
+        .pages_volatile = engine->pages_in[PAGE_SEEN] + engine->pages_in[PAGE_REFUSED],
         .pages_scanned = engine->scanned,
         .pages_skipped = engine->skipped,
         .full_scans = engine->full_scans,

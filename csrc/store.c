@@ -24,7 +24,7 @@ void store_default_rules(uint64_t *knobs)
 {
     knobs[KSMPY_KNOB_MERGE_ACROSS_NODES] = 1;
     knobs[KSMPY_KNOB_MAX_PAGE_SHARING] = 256;
-    knobs[KSMPY_KNOB_USE_ZERO_PAGES] = 0;
+    knobs[KSMPY_KNOB_USE_ZERO_PAGES] = 1;
 }
 
 void store_place(const struct store *store, const int *node_ids)

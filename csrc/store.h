@@ -421,6 +421,15 @@ int forest_clear(struct forest *forest); /* -ENOMEM, -ENOSPC: it has no trees at
  */
 uint32_t stable_find(struct store *store, int tree, uint64_t sum, const void *bytes,
                      uint32_t preferred);
+/*
+ * Frames with these bytes that follow each other and have room for a sharer each: the first of
+ * them, in *n how many, of at most *n; or NO_FRAME.  Those that begin with the preferred one are
+ * taken if it has their checksum, and else the longest row there is.
+ */
+uint32_t stable_find_row(struct store *store, int tree, uint64_t sum, const void *bytes,
+                         uint32_t preferred, uint64_t *n);
+/* How many frames have these bytes? */
+uint64_t stable_count(struct store *store, int tree, uint64_t sum, const void *bytes);
 /* Is there a frame with this checksum that has room? */
 bool stable_knows(const struct store *store, int tree, uint64_t sum);
 /* The checksum will be asked for soon. */

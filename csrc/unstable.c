@@ -126,8 +126,7 @@ static bool suits(const ksmpy_engine *engine, uint32_t id, int tree, uint64_t su
     if (id >= engine->pages.committed)
         return false;
     const struct page *page = page_record(engine, id);
-    bool waits = page_state(page) == PAGE_WAITING || page_state(page) == PAGE_PAIRED;
-    return waits && page_sum(page) == sum && candidate_tree(engine, id) == tree;
+    return page_waits(page) && page_sum(page) == sum && candidate_tree(engine, id) == tree;
 }
 
 uint32_t unstable_find(ksmpy_engine *engine, uint32_t id, uint32_t preferred)

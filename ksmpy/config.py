@@ -45,7 +45,7 @@ KNOBS: dict[str, Knob] = {
     "merge_across_nodes": Knob(1, 0, 1),
     "max_page_sharing": Knob(256, 2, 2**31 - 1),
     "stable_node_chains_prune_millisecs": Knob(2000),
-    "use_zero_pages": Knob(0, 0, 1),
+    "use_zero_pages": Knob(1, 0, 1),
     "smart_scan": Knob(1, 0, 1),
     "advisor_target_scan_time": Knob(200, 1, ULONG_MAX),
     "advisor_max_cpu": Knob(70, 0, ULONG_MAX),

@@ -87,7 +87,6 @@ def dedup(*objs: object, min_bytes: int = MIN_BYTES) -> Report:
     begin = time.perf_counter()
     engine = Engine()
     try:
-        engine.knobs.use_zero_pages = 1
         regions, refused = engine.track_all(objs, min_bytes=min_bytes)
         scan = ScanResult()
         for _ in range(_MAX_PASSES):

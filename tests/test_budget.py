@@ -81,6 +81,27 @@ def test_long_runs_come_first_when_mappings_are_scarce(engine: Any) -> None:
     engine.check()
 
 
+def test_scattered_pages_leave_a_share_for_ever(engine: Any) -> None:
+    """Long runs that come when scattered pages have had all the mappings they get still merge."""
+    engine.knobs.smart_scan = 0
+    _leave_room(engine, 1500)
+    scattered, equal = _scattered(8192), memory.distinct(4096, seed=6)
+    for array in scattered:
+        engine.register(array)
+    for _ in range(12):
+        engine.scan(eager=True)
+    before = _saved(scattered)
+    assert 0 < before < 4096
+    later = equal, memory.twin(equal)
+    for array in later:
+        engine.register(array)
+    engine.scan(2, eager=True)
+    assert _saved(later) == 4096
+    assert _saved(scattered) >= before
+    _within_budget(engine)
+    engine.check()
+
+
 @pytest.mark.parametrize("look", ["scan", "stats"])
 def test_writes_into_long_runs_keep_the_budget(look: str, engine: Any) -> None:
     """Pages that come out of a run take mappings too: the shortest overlays make room for them."""

@@ -24,7 +24,7 @@ DEFAULTS = {
     "merge_across_nodes": 1,
     "max_page_sharing": 256,
     "stable_node_chains_prune_millisecs": 2000,
-    "use_zero_pages": 0,
+    "use_zero_pages": 1,
     "smart_scan": 1,
     "advisor_mode": "none",
     "advisor_target_scan_time": 200,
@@ -38,7 +38,7 @@ PATIENCE = patience(20)
 
 
 def test_defaults(auto: Any) -> None:
-    """A new engine has the kernel's defaults, but for pages_to_scan."""
+    """A new engine has the kernel's defaults, but for pages_to_scan and use_zero_pages."""
     assert auto.knobs.asdict() == DEFAULTS
 
 
