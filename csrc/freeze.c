@@ -304,12 +304,12 @@ int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint6
     return 0;
 }
 
-uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
+uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
     if (!fz->ops->shadow || os_is_rationed() || !os_can_map(n + 2))
         return 0;
     pthread_mutex_lock(&fz->lock);
-    uintptr_t shadow = fz->ops->shadow(fz, address, n);
+    uintptr_t shadow = fz->ops->shadow(fz, address, n, vma_flags);
     pthread_mutex_unlock(&fz->lock);
     return shadow;
 }

@@ -53,6 +53,7 @@ struct freezer {
     const struct freezer_ops *ops;
     bool tracked;  /* regions are registered for asynchronous write protection */
     bool helped;   /* the fault thread runs */
+    bool waits_in_calls; /* faults of system calls wait too, where others fail (EFAULT) */
     pthread_mutex_t lock;
 
     _Atomic uint32_t thaws; /* counts up: what waited before was woken, and needs no answer */
@@ -119,7 +120,7 @@ int freezer_track_overlay(struct freezer *fz, uintptr_t address, uint64_t n);
  * nothing may be an overlay yet; or 0, if there is none to be had.  Memory that comes from the
  * same place in it makes one mapping with its neighbours again.
  */
-uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n);
+uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
 
 /*
  * Turns up to FREEZE_MAX overlay pages back into private anonymous memory with
@@ -145,7 +146,8 @@ struct freezer_ops {
     void (*restore)(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n);
     int (*zero)(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
     void (*thaw)(struct freezer *fz, uintptr_t address, uint64_t n);
-    uintptr_t (*shadow)(struct freezer *fz, uintptr_t address, uint64_t n); /* or NULL: none */
+    /* Or NULL: none. */
+    uintptr_t (*shadow)(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
     int (*unoverlay)(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
                      int vma_flags);
     /*

@@ -420,8 +420,9 @@ static void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
  * The page beyond is never lent: a mapping that is moved whole loses its
  * identity to the new place.
  */
-static uintptr_t uffd_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
+static uintptr_t uffd_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
+    (void)vma_flags; /* it has those of the region */
     uintptr_t at = check_registered(fz, address, 1) ? 0 : (uintptr_t)os_reserve(PAGE_SIZE);
     if (!at || os_remap(at, address, 1, true))
         return 0; /* a failed mremap may have unmapped its target, which may be another's by now */

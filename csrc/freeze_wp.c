@@ -16,9 +16,9 @@
  * by then, is forgotten by that: pages that were frozen and not merged have to
  * be looked at anew.  Without tracking, regions belong to wp_fd all the time.
  *
- * Nothing is ever absent but for one page, once in the life of a region, when
- * its shadow is made.  So no fault has to be answered, and there is no thread
- * for it.
+ * Nothing is absent, but for one page once in the life of a region whose shadow
+ * needs that, and which nobody can find empty.  So no fault has to be answered,
+ * and there is no thread for it.
  */
 #include "freeze.h"
 
@@ -63,12 +63,11 @@ static void give_back(struct freezer *fz, uintptr_t address, uint64_t n)
 
 static int wp_init(struct freezer *fz)
 {
-    bool kernel_mode;
     if (fz->tracked)
-        fz->uffd = os_uffd_open(OS_UFFD_WP_ASYNC, &kernel_mode);
+        fz->uffd = os_uffd_open(OS_UFFD_WP_ASYNC, &fz->waits_in_calls);
     if (fz->tracked && fz->uffd < 0)
         return fz->uffd;
-    fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC, &kernel_mode);
+    fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC, &fz->waits_in_calls);
     if (fz->wp_fd < 0)
         return fz->wp_fd;
     stage_open(fz); /* without it the small stage stays, and costs mappings */
@@ -86,23 +85,22 @@ static void wp_stop(struct freezer *fz)
  * Only of memory that we were registered for: what its owner has mapped there since is not, and
  * the kernel says so when it is to be protected (ENOENT).
  */
-static int take_over(struct freezer *fz, uintptr_t address, uint64_t n, int mode)
+static int take_over(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     int error = fz->tracked ? os_uffd_protect(fz->uffd, address, n, true)
                             : os_uffd_protect(fz->wp_fd, address, n, false);
     if (error)
         return error == -ENOENT ? -EPERM : error;
-    if (fz->tracked)
-        error = os_uffd_unregister(fz->uffd, address, n);
-    return error || (!fz->tracked && mode == OS_UFFD_WP)
-               ? error
-               : os_uffd_register(fz->wp_fd, address, n, mode);
+    if (!fz->tracked)
+        return 0;
+    error = os_uffd_unregister(fz->uffd, address, n);
+    return error ? error : watch_writes(fz->wp_fd, address, n);
 }
 
 /* A page that was not there could not be protected, and may have come meanwhile: a hole. */
 static int64_t wp_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
-    int error = take_over(fz, address, n, OS_UFFD_WP);
+    int error = take_over(fz, address, n);
     if (error == -EPERM)
         return n > 1 ? -ENOENT : error;
     if (!error)
@@ -159,6 +157,51 @@ static int fill(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
     return 0;
 }
 
+/*
+ * A page more of a mapping, below its start, where nothing is: an empty one with its identity.
+ * registered: the mapping belongs to a region, and the page has to do so too.
+ */
+static bool extend_down(struct freezer *fz, struct os_maps *maps, uintptr_t start, int vma_flags,
+                        bool registered)
+{
+    struct os_vma whole;
+    uintptr_t page = start - PAGE_SIZE;
+    if (os_map_at(page, 1) < 0)
+        return false;
+    if (registered) {
+        os_set_vma_flags(page, 1, vma_flags);
+        freezer_attach(fz, page, 1);
+    }
+    os_maps_refresh(maps);
+    if (os_maps_find(maps, page, &whole) > 0 && whole.start <= page && whole.end > start)
+        return true;
+    os_unmap((void *)page, PAGE_SIZE);
+    return false;
+}
+
+/*
+ * The start of the mapping that the region is part of, as it was before it was registered: what
+ * lies right below the region was one mapping with it, or nothing does.
+ */
+static uintptr_t begin_of_mapping(struct os_maps *maps, uintptr_t address)
+{
+    struct os_vma below;
+    bool found = os_maps_find(maps, address - PAGE_SIZE, &below) > 0;
+    bool part = found && below.end == address && below.private_rw && !below.inode;
+    return part ? below.start : address;
+}
+
+static uintptr_t borrow_page(struct freezer *fz, uintptr_t address, int vma_flags)
+{
+    struct os_maps maps;
+    if (os_maps_open(&maps) < 0)
+        return 0;
+    uintptr_t start = begin_of_mapping(&maps, address);
+    bool lent = extend_down(fz, &maps, start, vma_flags, start == address);
+    os_maps_close(&maps);
+    return lent ? start - PAGE_SIZE : 0;
+}
+
 /* The page at the shadow's start belongs to address, where whoever touches it waits. */
 static void put_back(struct freezer *fz, uintptr_t address, uintptr_t shadow)
 {
@@ -171,15 +214,19 @@ static void put_back(struct freezer *fz, uintptr_t address, uintptr_t shadow)
     }
 }
 
-/* As the shadow of the other ways: see freeze_uffd.c. */
-static uintptr_t wp_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
+/*
+ * As uffd_shadow(): the region's first page goes away for it, and comes back.  Meanwhile its
+ * address is registered for missing pages; a system call that touches it waits only where the
+ * kernel handles its faults too.
+ */
+static uintptr_t displaced_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     uintptr_t at = (uintptr_t)os_reserve(PAGE_SIZE), shadow = 0;
-    int error = at ? take_over(fz, address, 1, OS_UFFD_WP | OS_UFFD_MISSING) : -ENOMEM;
-    if (error == -ENOMEM || error == -EPERM) {
+    if (!at || take_over(fz, address, 1) < 0) {
         os_unmap((void *)at, PAGE_SIZE);
         return 0;
     }
+    int error = os_uffd_register(fz->wp_fd, address, 1, OS_UFFD_WP | OS_UFFD_MISSING);
     if (!error)
         error = os_remap(at, address, 1, true);
     if (!error) { /* a failed mremap may have unmapped its target, which may be another's by now */
@@ -192,6 +239,38 @@ static uintptr_t wp_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
     os_uffd_unregister(fz->wp_fd, address, 1);
     freezer_attach(fz, address, 1);
     return shadow;
+}
+
+/*
+ * The shadow's identity (see uffd_shadow()) comes from an empty page, which the region's mapping
+ * gets for it below its start: so no page of the region has to go away for a moment.
+ *
+ *              |page| ... | a | b | c | d |       the mapping, one page longer
+ *   |page| ... |   |   |   |   |                  moved away, and grown
+ *              |   |   |   |   |                  the shadow
+ */
+static uintptr_t borrowed_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
+{
+    uintptr_t page = borrow_page(fz, address, vma_flags);
+    uintptr_t at = page ? (uintptr_t)os_reserve(PAGE_SIZE) : 0;
+    uint64_t before = (address - page) >> PAGE_SHIFT;
+    if (!at || os_remap(at, page, 1, false) < 0) {
+        /* A failed mremap may have unmapped its target, which may be another's by now. */
+        os_unmap((void *)page, PAGE_SIZE);
+        return 0;
+    }
+    uintptr_t grown = os_grow(at, before + n + 1);
+    os_unmap((void *)(grown ? grown : at), bytes_of(grown ? before : 1));
+    if (!grown)
+        return 0;
+    os_set_vma_flags(grown + bytes_of(before), n + 1, vma_flags);
+    return grown + bytes_of(before);
+}
+
+static uintptr_t wp_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
+{
+    uintptr_t shadow = borrowed_shadow(fz, address, n, vma_flags);
+    return shadow || !fz->waits_in_calls ? shadow : displaced_shadow(fz, address, n);
 }
 
 static int take_overlay(struct freezer *fz, uintptr_t address, uint64_t n)

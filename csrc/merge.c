@@ -146,8 +146,8 @@ static void need_shadow(ksmpy_engine *engine, uint32_t page)
     struct region *region = region_at(engine, region_of(engine, page));
     if (region->pages_in[PAGE_SHARED] || region->shadow || region->n < SHADOWED)
         return;
-    look_anew(engine, region->base); /* which goes away for it, and comes back */
-    region->shadow = freezer_shadow(&engine->fz, region->address, region->n);
+    look_anew(engine, region->base); /* it may go away for it, and come back */
+    region->shadow = freezer_shadow(&engine->fz, region->address, region->n, region->vma_flags);
     engine->vmas += region->shadow != 0;
 }
 

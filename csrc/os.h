@@ -102,7 +102,9 @@ int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset);
  * Replaces whatever is mapped by fresh anonymous memory with the same flags (enum ksmpy_vma_flag).
  */
 int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags);
-/* Fresh memory at an address, to be committed, only if nothing is there. */
+/* Fresh memory at an address, only if nothing is there. */
+int os_map_at(uintptr_t address, uint64_t n);
+/* The same, to be committed. */
 int os_claim(uintptr_t address, uint64_t n);
 /*
  * Would the limits on address space and commitment allow n pages more?  mremap

@@ -132,6 +132,13 @@ int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags)
     return 0;
 }
 
+int os_map_at(uintptr_t address, uint64_t n)
+{
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+    void *got = mmap((void *)address, bytes_of(n), RW, flags, -1, 0);
+    return got == MAP_FAILED ? -errno : 0;
+}
+
 /* mlockall(MCL_FUTURE) would fill it when it is committed. */
 int os_claim(uintptr_t address, uint64_t n)
 {
