@@ -14,8 +14,10 @@
  * Whether a thread waits for a disk it still may (TID/stat).
  *
  * A thread on a processor shows only "running".  It may be about to wait for
- * such a read, so it is looked at again for a while; one that runs all that
- * time is computing.
+ * such a read, so it is looked at again for a while.  One that runs all that
+ * time is computing, or in such a read all the same: it polls for its end, or
+ * was preempted before it could wait.  Nobody tells, so it is taken to be
+ * reading if the process has a file open by which it could be.
  *
  * Not seen: reads that no thread waits for (libaio, io_uring) and memory that
  * is pinned for long (RDMA, GPUs).
@@ -83,7 +85,7 @@ static bool is_direct(int fd)
     struct statfs system;
     int flags = fcntl(fd, F_GETFL);
     if (flags < 0 || (flags & O_DIRECT))
-        return flags >= 0;
+        return true; /* closed by another thread while it is read from, perhaps */
     return fstat(fd, &info) == 0 && S_ISREG(info.st_mode) &&
            (fstatfs(fd, &system) < 0 || !has_page_cache(system.f_type));
 }
@@ -149,6 +151,30 @@ static enum activity look(int tasks_fd, uintptr_t start, uintptr_t end)
     return got < 0 ? UNKNOWN : worst;
 }
 
+static bool is_read_direct(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+    return flags >= 0 && (flags & O_ACCMODE) != O_WRONLY && is_direct(fd);
+}
+
+/* Does the process have such a file open to read from? true also where nobody can tell. */
+static bool has_direct(void)
+{
+    _Alignas(struct entry) char buffer[4096];
+    int fds = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    long got = fds < 0 ? -1 : 1;
+    bool found = false;
+    while (!found && got > 0 && (got = syscall(SYS_getdents64, fds, buffer, sizeof buffer)) > 0)
+        for (long at = 0; at < got && !found;) {
+            const struct entry *entry = (const struct entry *)(buffer + at);
+            at += entry->length;
+            found = entry->name[0] != '.' && is_read_direct((int)strtol(entry->name, NULL, 10));
+        }
+    if (fds >= 0)
+        close(fds);
+    return found || got < 0;
+}
+
 int os_tasks_open(void)
 {
     int fd = open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -163,5 +189,5 @@ bool os_direct_io(int tasks_fd, uintptr_t address, uint64_t n)
             return activity >= READING_INTO;
         os_sleep_us(BETWEEN_LOOKS_US);
     }
-    return false;
+    return has_direct();
 }
