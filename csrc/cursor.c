@@ -69,13 +69,14 @@ static void set_bits(uint64_t *bits, uint64_t first, uint64_t end)
         bits[i / 64] |= (uint64_t)1 << (i % 64);
 }
 
-static void set_bits_of_copies(const ksmpy_engine *engine, uintptr_t address, uint64_t *bits,
+/* first and end are counted from the page with that id. */
+static void set_bits_of_copies(const ksmpy_engine *engine, uint32_t id, uint64_t *bits,
                                uint64_t first, uint64_t end)
 {
     uint8_t kinds[CHUNK];
-    for (uint64_t part; first < end; first += part, address += bytes_of(part)) {
+    for (uint64_t part; first < end; first += part) {
         part = least(end - first, CHUNK);
-        bool known = os_pages(engine->fz.pagemap_fd, address, part, kinds) == 0;
+        bool known = page_kinds(engine, id + (uint32_t)first, part, kinds) == 0;
         for (uint64_t i = 0; i < part; i++)
             if (!known || kinds[i] == OS_PAGE_ANON)
                 set_bits(bits, first + i, first + i + 1);
@@ -89,12 +90,13 @@ typedef int64_t question(int pagemap_fd, uintptr_t address, uint64_t n, struct o
  * Sets a bit in each map for those of the region's pages [first, last) that the kernel names; zero
  * may be NULL.
  */
-static void ask(const ksmpy_engine *engine, question *about, uintptr_t region, uint64_t first,
-                uint64_t last, uint64_t *bits, uint64_t *zero)
+static void ask(const ksmpy_engine *engine, question *about, const struct region *region,
+                uint64_t first, uint64_t last, uint64_t *bits, uint64_t *zero)
 {
     struct os_range ranges[RANGES];
-    uintptr_t address = region + bytes_of(engine->cursor.window);
-    uintptr_t at = region + bytes_of(first), end = region + bytes_of(last);
+    uint32_t id = region->base + (uint32_t)engine->cursor.window;
+    uintptr_t address = region->address + bytes_of(engine->cursor.window);
+    uintptr_t at = region->address + bytes_of(first), end = region->address + bytes_of(last);
     while (at < end) {
         uintptr_t next = end;
         int64_t count =
@@ -103,7 +105,7 @@ static void ask(const ksmpy_engine *engine, question *about, uintptr_t region, u
             uint64_t from = (ranges[i].start - address) >> PAGE_SHIFT,
                      to = (ranges[i].end - address) >> PAGE_SHIFT;
             if (ranges[i].swapped && about == os_private)
-                set_bits_of_copies(engine, ranges[i].start, bits, from, to);
+                set_bits_of_copies(engine, id, bits, from, to);
             else
                 set_bits(bits, from, to);
             if (zero && ranges[i].zero)
@@ -136,7 +138,7 @@ static void ask_private(ksmpy_engine *engine, const struct region *region, bool 
         next = (at | (CHUNK - 1)) + 1;
         next = next < end ? next : end;
         if (everywhere || chunk_of(engine, region->base + (uint32_t)at)->blind)
-            ask(engine, os_private, region->address, at, next, cursor->copied, NULL);
+            ask(engine, os_private, region, at, next, cursor->copied, NULL);
     }
 }
 
@@ -170,10 +172,10 @@ static void ask_chunks(ksmpy_engine *engine, const struct region *region, bool e
         if (looks[at / CHUNK] != CHUNK_REST)
             continue;
         set_bits(cursor->written, at, at + n);
-        ask(engine, os_written, region->address, from, first, cursor->written, cursor->zero);
+        ask(engine, os_written, region, from, first, cursor->written, cursor->zero);
         from = first + n;
     }
-    ask(engine, os_written, region->address, from, end, cursor->written, cursor->zero);
+    ask(engine, os_written, region, from, end, cursor->written, cursor->zero);
     for (uint64_t at = 0; at < cursor->window_n; at += CHUNK) {
         uint64_t first = cursor->window + at, n = least(end - first, CHUNK);
         uint32_t id = region->base + (uint32_t)first;
@@ -195,13 +197,13 @@ static void ask_tracking(ksmpy_engine *engine, const struct region *region, bool
         ask_private(engine, region, region->unsure || overlay_written(engine, region));
 }
 
-static void ask_page_tables(ksmpy_engine *engine, uintptr_t address, uint64_t n)
+static void ask_page_tables(ksmpy_engine *engine, uint32_t id, uint64_t n)
 {
     struct cursor *cursor = &engine->cursor;
     uint8_t kinds[CHUNK];
     for (uint64_t at = 0; at < n; at += CHUNK) {
         uint64_t part = least(n - at, CHUNK);
-        if (os_pages(engine->fz.pagemap_fd, address + bytes_of(at), part, kinds) < 0)
+        if (page_kinds(engine, id + (uint32_t)at, part, kinds) < 0)
             return;
         for (uint64_t i = 0; i < part; i++) {
             bool own = kinds[i] == OS_PAGE_ANON, zero = kinds[i] == OS_PAGE_ZERO;
@@ -248,11 +250,10 @@ void cursor_open_window(ksmpy_engine *engine, const struct region *region, bool 
     memset(cursor->written, 0, sizeof cursor->written);
     memset(cursor->zero, 0, sizeof cursor->zero);
     memset(cursor->copied, 0, sizeof cursor->copied);
-    uintptr_t address = region->address + bytes_of(cursor->window);
     if (engine->tracked)
         ask_tracking(engine, region, eager);
     else
-        ask_page_tables(engine, address, cursor->window_n);
+        ask_page_tables(engine, region->base + (uint32_t)cursor->window, cursor->window_n);
     if (engine->nodes > 1 && !engine->injected_nodes)
         ask_nodes(engine, region, cursor->window, cursor->window_n);
 }
@@ -286,5 +287,7 @@ bool cursor_at_hole(ksmpy_engine *engine, uint32_t id)
     if (!cursor->holes_n)
         return false;
     uint8_t kind = cursor->kinds[id - cursor->holes_first];
+    if (kind == OS_PAGE_UNTOLD) /* it was read since */
+        os_pages(engine->fz.pagemap_fd, page_address(engine, id), 1, &kind);
     return kind == OS_PAGE_ZERO || kind == OS_PAGE_NONE;
 }

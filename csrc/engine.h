@@ -288,6 +288,11 @@ void pass_lock(ksmpy_engine *engine); /* a pass under way ends at its next slice
 int node_index(const ksmpy_engine *engine, int node_id); /* or -1 */
 /* How many of the pages, from the first one on, still lie where their records say. */
 uint64_t pages_on_their_node(const ksmpy_engine *engine, uint32_t id, uint64_t n);
+/*
+ * Of what kind each page's memory is (enum os_page).  Where the kernel does not tell whether there
+ * is any, memory that we mapped is faulted in to find out, and the owner's is taken to be swapped.
+ */
+int page_kinds(const ksmpy_engine *engine, uint32_t id, uint64_t n, uint8_t *kinds);
 void page_become(ksmpy_engine *engine, uint32_t id, enum page_state state, uint32_t link);
 bool page_is_zero(const ksmpy_engine *engine, uint32_t id); /* its bytes, live */
 /* Out of the candidates' structures, if it is in them: SEEN. */

@@ -265,7 +265,7 @@ int freezer_still(struct freezer *fz, uintptr_t address, uint64_t n)
     uint8_t kinds[FREEZE_MAX];
     bool copies = os_pages(fz->pagemap_fd, address, n, kinds) < 0;
     for (uint64_t i = 0; i < n && !copies; i++)
-        copies = kinds[i] == OS_PAGE_ANON || kinds[i] == OS_PAGE_ZERO;
+        copies = kinds[i] != OS_PAGE_NONE && kinds[i] != OS_PAGE_FILE;
     return copies && os_direct_io(fz->tasks_fd, address, n) ? -EBUSY : 0;
 }
 

@@ -223,10 +223,18 @@ int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
 int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
                    int64_t max, uintptr_t *next);
 /* A page's kind, without PAGEMAP_SCAN. */
-enum os_page { OS_PAGE_NONE, OS_PAGE_FILE, OS_PAGE_ANON, OS_PAGE_ZERO };
+enum os_page {
+    OS_PAGE_NONE,
+    OS_PAGE_FILE,
+    OS_PAGE_ANON,
+    OS_PAGE_ZERO,
+    OS_PAGE_UNTOLD, /* swapped out, or none: an ordinary user is not told which */
+};
 int os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds);
 /* Which pages can be written without a fault that a userfaultfd hears of. */
 int os_unprotected(int pagemap_fd, uintptr_t address, uint64_t n, bool *unprotected);
+/* Those that were not told are faulted in for reading, and asked about again. */
+int os_tell_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds);
 /* Is there a huge page, mapped as one, at this address? false where only PAGEMAP_SCAN could tell. */
 bool os_is_huge(int pagemap_fd, uintptr_t address);
 

@@ -82,6 +82,7 @@ int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
 #define WORD_FILE ((uint64_t)1 << 61)
 #define WORD_PROTECTED ((uint64_t)1 << 57) /* against writes, by a userfaultfd */
 #define WORD_EXCLUSIVE ((uint64_t)1 << 56)
+#define WORD_FRAME (((uint64_t)1 << 55) - 1) /* where it is; hidden without CAP_SYS_ADMIN: 0 */
 #define WORD_SWAP_TYPE 31 /* mask; the type of that number is a marker, with no page behind it */
 #define WORDS 512
 
@@ -98,6 +99,8 @@ static uint8_t kind_of(uint64_t word)
         return OS_PAGE_FILE;
     if (!(word & WORD_PRESENT) && (word & WORD_SWAP_TYPE) == WORD_SWAP_TYPE)
         return OS_PAGE_NONE;
+    if (!(word & (WORD_PRESENT | WORD_FRAME)) && word & WORD_PROTECTED)
+        return OS_PAGE_UNTOLD; /* a marker protects; no swap area begins at 0 */
     if ((word & WORD_PRESENT) && !(word & WORD_EXCLUSIVE))
         return OS_PAGE_ZERO;
     return OS_PAGE_ANON;
@@ -139,6 +142,29 @@ int os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds)
         n -= part;
     }
     return 0;
+}
+
+/* Whatever stays untold could not be read: nothing is known of it. */
+static int tell_again(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds)
+{
+    os_populate(address, n, false);
+    int error = os_pages(pagemap_fd, address, n, kinds);
+    for (uint64_t i = 0; i < n; i++)
+        if (kinds[i] == OS_PAGE_UNTOLD)
+            kinds[i] = OS_PAGE_NONE;
+    return error;
+}
+
+int os_tell_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds)
+{
+    int error = 0;
+    for (uint64_t i = 0, length; i < n && !error; i += length) {
+        for (length = 1; i + length < n && kinds[i + length] == kinds[i];)
+            length++;
+        if (kinds[i] == OS_PAGE_UNTOLD)
+            error = tell_again(pagemap_fd, address + bytes_of(i), length, kinds + i);
+    }
+    return error;
 }
 
 bool os_is_huge(int pagemap_fd, uintptr_t address)

@@ -25,6 +25,18 @@ uint64_t pages_on_their_node(const ksmpy_engine *engine, uint32_t id, uint64_t n
     return n;
 }
 
+int page_kinds(const ksmpy_engine *engine, uint32_t id, uint64_t n, uint8_t *kinds)
+{
+    int pagemap_fd = engine->fz.pagemap_fd;
+    int error = os_pages(pagemap_fd, page_address(engine, id), n, kinds);
+    for (uint64_t i = 0; i < n && !error; i++) {
+        enum page_state state = page_state(page_record(engine, id + (uint32_t)i));
+        if (kinds[i] == OS_PAGE_UNTOLD && state != PAGE_SHARED && state != PAGE_ZERO)
+            kinds[i] = OS_PAGE_ANON;
+    }
+    return error ? error : os_tell_pages(pagemap_fd, page_address(engine, id), n, kinds);
+}
+
 void page_become(ksmpy_engine *engine, uint32_t id, enum page_state state, uint32_t link)
 {
     struct page *page = page_record(engine, id);

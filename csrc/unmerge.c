@@ -238,7 +238,7 @@ static void unmerge_written_chunk(ksmpy_engine *engine, uint32_t id, uint64_t fi
 {
     const struct region *region = region_at(engine, id);
     uint8_t kinds[CHUNK];
-    if (os_pages(engine->fz.pagemap_fd, region->address + bytes_of(first), n, kinds) < 0)
+    if (page_kinds(engine, region->base + (uint32_t)first, n, kinds) < 0)
         return;
     for (uint64_t i = 0, length; i < n; i += length) {
         uint32_t page = region->base + (uint32_t)(first + i);

@@ -13,25 +13,29 @@ import sys
 
 import pytest
 
-from conftest import MODES, Mode
+from conftest import Mode
+from support import cgroup, oracle, swap
+from support.patience import patience
 from support.procs import environment
 from support.torture import library
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(patience(120))
 
 NOBODY = 65534
+#: What the kernel says of pages that are not there depends on tracking only.
+SWAPPED = [Mode("uffd-move", "wp-async"), Mode("signal", "checksum")]
 
 # Everything is imported before the privileges go: the interpreter may lie where nobody can look.
 # A process that changes its user is not dumpable, which hides its own /proc files from it.
-_AS_NOBODY = """
+_BECOME = """
 import ctypes, os, sys, time
 import numpy.random, pytest, ksmpy
 import ksmpy.engine, ksmpy.doctor, ksmpy.dedup
-from support import memory, oracle, scenarios
+from support import memory, oracle, scenarios, swap
 from support.torture import Torture, library
 library()
 freeze, tracking, uid = sys.argv[1], sys.argv[2], int(sys.argv[3])
-if os.geteuid() == 0:
+if uid != os.geteuid():
     libc = ctypes.CDLL(None, use_errno=True)
     for capability in range(64):
         libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
@@ -39,9 +43,12 @@ if os.geteuid() == 0:
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     assert libc.prctl(4, 1, 0, 0, 0) == 0  # PR_SET_DUMPABLE
-assert os.geteuid() == uid and not oracle.sees_pfns()
+assert os.geteuid() == uid and oracle.sees_pfns() == (uid == 0)
 with open("/proc/self/status") as status:
-    assert "CapEff:\\t0000000000000000" in status.read()
+    assert uid == 0 or "CapEff:\\t0000000000000000" in status.read()
+"""
+
+_AS_NOBODY = """
 for make in scenarios.SCENARIOS.values():
     life = make(freeze, tracking)
     life.disturbed()
@@ -60,6 +67,51 @@ assert merged > 64
 print("fine", torture.totals)
 """
 
+# The kernel hides from it by which swap entries are none, but marks of write tracking.
+_ABSENT = """
+one = memory.distinct(1024)
+two = memory.twin(one)
+spans = [memory.span(one), memory.span(two)]
+with ksmpy.Engine(freeze=freeze, tracking=tracking) as engine:
+    engine.register(one)
+    engine.register(two)
+    engine.scan(3, eager=True)
+    assert engine.stats().pages_sharing == 1024
+    two[7 * 4096] ^= 1
+    assert swap.make_absent(spans) == 2047
+    for _ in range(3):
+        engine.scan()
+        assert engine.stats().pages_sharing == oracle.true_saved_pages(spans) == 1023
+    two[7 * 4096] ^= 1
+    assert (one == two).all()
+print("fine")
+"""
+
+_IN_SWAP = """
+one = memory.distinct(2048)
+two = memory.twin(one)
+wanted = one.copy()
+spans = [memory.span(one), memory.span(two)]
+with ksmpy.Engine(freeze=freeze, tracking=tracking) as engine:
+    engine.register(one)
+    engine.register(two)
+    engine.scan(3, eager=True)
+    assert engine.stats().pages_sharing == 2048
+    two[::8 * 4096] ^= 1
+    swap.frames_to_swap(spans)
+    swap.evict(*spans[1])
+    print(*spans[1], flush=True)
+    sys.stdin.readline()
+    frames = swap.swapped_frames()
+    engine.scan(2)
+    assert engine.stats().pages_sharing == oracle.true_saved_pages(spans) == 2048 - 256
+    two[::8 * 4096] ^= 1
+    assert (one == wanted).all() and (two == wanted).all()
+    engine.unmerge()
+    assert (one == wanted).all() and (two == wanted).all()
+print("fine", frames)
+"""
+
 
 def _can_start_as_nobody() -> bool:
     if shutil.which("setpriv") is None:
@@ -76,19 +128,44 @@ def _setpriv() -> list[str]:
     return ["setpriv", *drop]
 
 
-@pytest.mark.parametrize("chosen", MODES, ids=str)
-def test_an_ordinary_user_merges(chosen: Mode) -> None:
-    """Every mode works for nobody: merging, forking, giving back, writers all the while."""
+@pytest.mark.parametrize("code", [_AS_NOBODY, _ABSENT], ids=["life", "absent"])
+def test_an_ordinary_user_merges(mode: Mode, code: str) -> None:
+    """Every mode works for nobody: merging, forking, giving back, writers all the while.
+
+    What no page table shows is told from private copies.
+    """
     if os.geteuid() != 0:
         pytest.skip("only root can become nobody; as another user every test is this one")
-    reason = chosen.missing()
-    if reason is not None:
-        pytest.skip(reason)
     library()  # built before the privileges go
     prefix = _setpriv() if _can_start_as_nobody() else []
     done = subprocess.run(
-        [*prefix, sys.executable, "-c", _AS_NOBODY, chosen.freeze, chosen.tracking, str(NOBODY)],
+        [*prefix, sys.executable, "-c", _BECOME + code, *mode, str(NOBODY)],
         env=environment({"PYTHONDONTWRITEBYTECODE": "1"}),
         capture_output=True, text=True, check=False, timeout=100,
     )  # fmt: skip
     assert done.returncode == 0 and "fine" in done.stdout, f"{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("uid", [0, NOBODY], ids=["root", "nobody"])
+@pytest.mark.parametrize("mode", SWAPPED, ids=str, indirect=True)
+def test_what_a_cgroup_swaps_out_is_what_it_was(mode: Mode, uid: int, swap_area: str) -> None:
+    """Driven into swap by a memory cgroup, merged pages stay merged and copies are told."""
+    if reason := cgroup.refusal():
+        pytest.skip(reason)
+    library()
+    with swap.swapping(swap_area), cgroup.made() as group, subprocess.Popen(
+        [sys.executable, "-c", _BECOME + _IN_SWAP, *mode, str(uid)],
+        env=environment({"PYTHONDONTWRITEBYTECODE": "1"}), preexec_fn=group.enter,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        span = process.stdout.readline().split()
+        if len(span) == 2:
+            group.squeeze(3 << 20)
+            start, nbytes = map(int, span)
+            entries = oracle.pagemap(start, nbytes, process.pid)[::8]
+        said, errors = process.communicate("go\n", timeout=patience(60))
+    assert process.returncode == 0 and "fine" in said, f"{said}\n{errors}"
+    out = [entry for entry in entries if not entry >> 63 and entry >> 62 & 1]
+    assert len(out) > 64, f"only {len(out)} copies were swapped out"
+    assert int(said.split()[1]) > 64, f"frames swapped out: {said}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,14 @@ class Cgroup:
             swap = self.path / "memory.swap.max"
             if swap.exists():
                 swap.write_text("0")
+
+    def squeeze(self, nbytes: int) -> None:
+        """Drive what is in it into swap, as far as the kernel can; then there is no limit."""
+        file = self.path / ("memory.limit_in_bytes" if self.version == 1 else "memory.high")
+        for _ in range(16):
+            with suppress(OSError):  # version 1: it cannot do with so little yet
+                file.write_text(str(max(nbytes, self.used() * 3 // 4)))
+        file.write_text("-1" if self.version == 1 else "max")
 
     def kills(self) -> int:
         """How many processes were killed in it for want of memory."""

@@ -10,6 +10,7 @@ pagemap entry of a page under a store mapping    the page reads
 not present                                      the frame (the next touch maps it)
 present (63), file (61)                          the frame
 swapped (62), swap type 31: a marker             the frame, write-protected before its touch
+swapped (62), protected (57), no swap type       not told (no CAP_SYS_ADMIN): asked after a touch
 swapped (62), file (61): under migration         the frame
 present (63), no file (61)                       an own copy: written since it was merged
 swapped (62), no file (61)                       an own copy, swapped out or under migration
@@ -34,6 +35,7 @@ STORE_SUFFIX = ".ksmpy"
 _PRESENT = 1 << 63
 _SWAPPED = 1 << 62
 _FILE = 1 << 61
+_PROTECTED = 1 << 57
 _PFN_MASK = (1 << 55) - 1
 _SWAP_TYPE_MASK = 31
 _MARKER = 31
@@ -111,6 +113,29 @@ def overlapping(address: int, nbytes: int, pid: int | str = "self") -> list[Mapp
     return [mapping for mapping in mappings(pid) if mapping.overlaps(address, nbytes)]
 
 
+def _is_untold(entry: int) -> bool:
+    """Whether an ordinary user is not told if a page is swapped out or not there."""
+    hidden = not entry & (_PRESENT | _FILE | _PFN_MASK)
+    return bool(entry & _SWAPPED and entry & _PROTECTED and hidden)
+
+
+def _touch(address: int, pid: int | str) -> None:
+    """Reads a byte of a process, which faults its page in."""
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        os.pread(memory.fileno(), 1, address)
+
+
+def _told(address: int, nbytes: int, pid: int | str) -> list[int]:
+    """The pagemap entries of the whole pages of a range of overlays, after a touch if need be."""
+    entries = pagemap(address, nbytes, pid)
+    for index, entry in enumerate(entries):
+        if _is_untold(entry):
+            page = address + index * PAGE
+            _touch(page, pid)
+            entries[index] = pagemap(page, PAGE, pid)[0]
+    return entries
+
+
 def pagemap(address: int, nbytes: int, pid: int | str = "self") -> list[int]:
     """The pagemap entries of the whole pages of a range (64-bit words)."""
     assert address % PAGE == 0 and nbytes % PAGE == 0, "whole pages only"
@@ -131,20 +156,20 @@ def _reads_file(entry: int) -> bool:
 
 def frames_of(address: int, nbytes: int, pid: int | str = "self") -> list[Frame | None]:
     """The frame that each page of a range reads, or None where it has memory of its own."""
-    entries = pagemap(address, nbytes, pid)
-    frames: list[Frame | None] = [None] * len(entries)
+    frames: list[Frame | None] = [None] * (nbytes // PAGE)
     for mapping in store_mappings(pid):
-        first = max(address, mapping.start)
-        for page in range(first, min(address + nbytes, mapping.end), PAGE):
-            index = (page - address) // PAGE
-            if _reads_file(entries[index]):
-                frames[index] = Frame(mapping.inode, mapping.offset + page - mapping.start)
+        first, last = max(address, mapping.start), min(address + nbytes, mapping.end)
+        for index, entry in enumerate(_told(first, max(0, last - first), pid)):
+            if _reads_file(entry):
+                page = first + index * PAGE
+                offset = mapping.offset + page - mapping.start
+                frames[(page - address) // PAGE] = Frame(mapping.inode, offset)
     return frames
 
 
 def offsets_read(mapping: Mapping, pid: int | str = "self") -> list[int]:
     """The offsets in the file of those pages of one store mapping that still read it."""
-    entries = pagemap(mapping.start, mapping.end - mapping.start, pid)
+    entries = _told(mapping.start, mapping.end - mapping.start, pid)
     return [mapping.offset + i * PAGE for i, entry in enumerate(entries) if _reads_file(entry)]
 
 
