@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import array
 import ctypes
+import os
 import sys
+import threading
 import time
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ksmpy._maps import AddressSpace, refusal
 from ksmpy._native import PAGE_SIZE
-from ksmpy.stats import BufferEstimate, Estimate, ScanResult, Stats, human_bytes
+from ksmpy.stats import BufferEstimate, Estimate, ScanResult, Stats, human_bytes, refusal_lines
 from ksmpy.walk import Found, find_buffers, merge_ranges
 
 if TYPE_CHECKING:
@@ -27,12 +31,68 @@ MIN_BYTES = 1 << 20
 _MAX_PASSES = 8
 
 
+class _Process:
+    """What the dedup() calls of one process have in common: an engine, while it has regions."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.RLock()
+        self._engine: Callable[[], Engine | None] = lambda: None
+
+    def engine(self) -> tuple[Engine, bool]:
+        """The engine that enable() made, or that of earlier calls, or a new one; whether new."""
+        from ksmpy.engine import Engine
+        from ksmpy.integrations import enabled_engine
+
+        engine = enabled_engine() or self._engine()
+        if engine is not None and not engine.closed:
+            return engine, False
+        engine = Engine()
+        self._engine = weakref.ref(engine)
+        engine.knobs.use_zero_pages = 1
+        return engine, True
+
+    def close_idle(self, engine: Engine) -> None:
+        """Close the engine of the dedup() calls when it has nothing to do."""
+        if engine is self._engine() and not engine.closed and not engine.all_regions():
+            engine.close()
+
+
+def _claim(regions: list[Region], before: set[Region]) -> dict[Region, None]:
+    """Those that dedup() has registered, now or earlier, each for one report more."""
+    mine = [region for region in regions if region not in before or region._reports]
+    for region in mine:
+        region._reports += 1
+    return dict.fromkeys(mine)
+
+
+def _let_go(regions: dict[Region, None]) -> None:
+    """End the regions that no other report has; OSError when one could not be."""
+    while regions:
+        region = next(iter(regions))
+        if region._reports == 1:
+            region.release()
+        region._reports -= 1
+        del regions[region]
+
+
+_process = _Process()
+
+
+def _here() -> _Process:
+    """That of this process: a forked child begins anew, whoever held the lock in its parent."""
+    global _process
+    if _process.pid != os.getpid():
+        _process = _Process()
+    return _process
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """What dedup() did; as a context manager, undone at the end of the block."""
 
     saved_bytes: int
-    """Net of the engine's metadata."""
+    """What this call saved, net of the engine's metadata."""
     before_bytes: int
     """Memory in the registered regions, before."""
     after_bytes: int
@@ -42,12 +102,30 @@ class Report:
     refused: tuple[tuple[str, str], ...]
     """(name, reason) of each buffer that could not be merged."""
     scan: ScanResult
+    """Of all passes; of differed, busy, no_budget and no_memory those of the pass with most."""
     stats: Stats
-    _engine: Engine = field(repr=False)
+    """Of the engine, which all dedup() calls of a process share."""
+    misaligned: tuple[str, ...] = ()
+    """Names of buffers with the bytes of another one that begins elsewhere in a page."""
+    volatile_pages: int = 0
+    """Pages that somebody was writing in the last pass."""
+    _engine: Engine = field(repr=False, kw_only=True)
+    _claims: dict[Region, None] = field(repr=False, kw_only=True)
+    _home: _Process = field(repr=False, kw_only=True)
 
     def undo(self) -> None:
-        """Give everything its own memory back. OSError when there is not enough. Idempotent."""
-        self._engine.close()
+        """Give back what this call merged and no other report has. OSError when there is not
+        enough memory. Idempotent.
+        """
+        if self._home.pid != os.getpid():
+            for region in list(self._claims):
+                region.release()
+            return
+        with self._home.lock:
+            try:
+                _let_go(self._claims)
+            finally:
+                self._home.close_idle(self._engine)
 
     def __enter__(self) -> Report:
         return self
@@ -63,16 +141,27 @@ class Report:
     def __str__(self) -> str:
         lines = [
             f"saved {human_bytes(self.saved_bytes)} of {human_bytes(self.before_bytes)} in"
-            f" {len(self.regions)} buffers, in {self.seconds:.2f} s"
+            f" {len(self.regions)} buffers, in {self.seconds:.2f} s",
+            *(f"left alone: {pages} pages {why}" for pages, why in self._left_alone() if pages),
         ]
-        left_out = self.scan.no_budget + self.scan.no_memory + self.scan.busy
-        if left_out:
+        if self.misaligned:
             lines.append(
-                f"left alone: {self.scan.no_budget} pages for want of mappings,"
-                f" {self.scan.no_memory} of memory, {self.scan.busy} in use for I/O"
+                f"misaligned: {', '.join(self.misaligned[:5])}{' ...' * (len(self.misaligned) > 5)}"
+                " equal others, but begin elsewhere in a page: ksmpy.copy() begins at one"
             )
-        lines += [f"refused {name}: {reason}" for name, reason in self.refused]
-        return "\n".join(lines)
+        if not self.regions and not self.refused:
+            lines.append("found no buffer: see the argument min_bytes")
+        return "\n".join(lines + refusal_lines(self.refused))
+
+    def _left_alone(self) -> tuple[tuple[int, str], ...]:
+        scan = self.scan
+        return (
+            (scan.no_budget, "for want of mappings: raise vm.max_map_count"),
+            (scan.no_memory, "for want of memory: the store is full"),
+            (scan.busy, "in use for I/O"),
+            (max(scan.differed, self.volatile_pages), "that were being written"),
+            (scan.lost, "whose memory was unmapped or replaced"),
+        )
 
 
 def dedup(*objs: object, min_bytes: int = MIN_BYTES) -> Report:
@@ -80,45 +169,93 @@ def dedup(*objs: object, min_bytes: int = MIN_BYTES) -> Report:
 
     They stay merged until the objects die, or report.undo(). Nobody notices: addresses stay,
     arrays stay writable, a write gives the page its own memory back. Buffers that cannot be
-    merged are in report.refused with the reason. Unsupported where there can be no engine.
+    merged are in report.refused with the reason. All calls share one engine, enable()'s where
+    there is one, so what is given in several calls is merged with all of it. Unsupported where
+    there can be no engine.
     """
-    from ksmpy.engine import Engine
-
     begin = time.perf_counter()
-    engine = Engine()
-    try:
-        regions, refused = engine.track_all(objs, min_bytes=min_bytes)
-        scan = ScanResult()
-        for _ in range(_MAX_PASSES):
-            done = engine.scan(eager=True)
-            # Refusals of earlier passes are met again by later ones: those of the last count.
-            scan = _continued(scan, done)
-            if not done.merged + done.zeroed:
-                break
-        stats = engine.stats()
-    except BaseException:
-        engine.leave()
-        raise
-    before = sum(region.nbytes for region in regions)
+    process = _here()
+    with process.lock:
+        engine, new = process.engine()
+        claims: dict[Region, None] = {}
+        try:
+            before = set(engine.all_regions())
+            earlier = 0 if new else engine.stats().general_profit
+            found, hidden = find_buffers(objs, min_bytes)
+            regions, refused = engine.track_found(found)
+            claims = _claim(regions, before)
+            scan, volatile = _passes(engine)
+            stats = engine.stats()
+        except BaseException:
+            _let_go(claims)
+            process.close_idle(engine)
+            raise
+    total = sum(region.nbytes for region in regions)
+    saved = max(0, stats.general_profit - earlier)
     return Report(
-        saved_bytes=stats.saved_bytes,
-        before_bytes=before,
-        after_bytes=before - stats.saved_bytes,
+        saved_bytes=saved,
+        before_bytes=total,
+        after_bytes=total - saved,
         seconds=time.perf_counter() - begin,
         regions=tuple(regions),
-        refused=tuple(refused),
+        refused=(*hidden, *refused),
         scan=scan,
         stats=stats,
+        misaligned=_misaligned(found, regions),
+        volatile_pages=volatile,
         _engine=engine,
+        _claims=claims,
+        _home=process,
     )
 
 
-def _continued(so_far: ScanResult, last: ScanResult) -> ScanResult:
+def _passes(engine: Engine) -> tuple[ScanResult, int]:
+    """Passes until nothing more merges; all that they did, and what was volatile in the last."""
+    scan, volatile = ScanResult(), 0
+    for number in range(_MAX_PASSES):
+        done = engine.scan(eager=True)
+        scan = _together(scan, done)
+        # The first pass takes every page for a written one: only the second one can tell.
+        volatile = done.volatiles if number else 0
+        if number and not done.merged + done.zeroed:
+            break
+    return scan, volatile
+
+
+def _together(so_far: ScanResult, last: ScanResult) -> ScanResult:
+    """A refusal may be met again by each pass, and may be met by one pass only."""
     total = so_far + last
     values = {name: getattr(total, name) for name in ScanResult.__dataclass_fields__}
-    for name in ("differed", "busy", "no_budget", "no_memory", "lost"):
-        values[name] = getattr(last, name)
+    for name in ("differed", "busy", "no_budget", "no_memory"):
+        values[name] = max(getattr(so_far, name), getattr(last, name))
     return ScanResult(**values)
+
+
+_SAMPLES, _SAMPLE = 32, 64
+
+
+def _misaligned(found: list[Found], regions: list[Region]) -> tuple[str, ...]:
+    """Names of buffers that equal others in samples, none of which begins at the same place in a
+    page; a sample of one byte's repetition says nothing.
+    """
+    alike: dict[tuple[int, bytes], dict[int, list[str]]] = {}
+    taken = {region.address for region in regions}
+    for item in merge_ranges(found):
+        start, nbytes = item.buffer.address, item.buffer.nbytes
+        if nbytes < PAGE_SIZE or item.buffer.pages[0] not in taken:
+            continue
+        step = (nbytes - _SAMPLE) // _SAMPLES
+        data = b"".join(ctypes.string_at(start + i * step, _SAMPLE) for i in range(_SAMPLES))
+        if len(set(data)) > 1:
+            places = alike.setdefault((nbytes, data), {})
+            places.setdefault(start % PAGE_SIZE, []).append(item.name)
+    return tuple(
+        name
+        for places in alike.values()
+        if len(places) > 1
+        for names in sorted(places.values(), key=len)[:-1]
+        for name in names
+    )
 
 
 def estimate(*objs: object, min_bytes: int = MIN_BYTES) -> Estimate:

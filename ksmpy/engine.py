@@ -149,11 +149,18 @@ class Engine:
         self, objs: tuple[object, ...], *, min_bytes: int
     ) -> tuple[list[Region], list[tuple[str, str]]]:
         """As track() for several objects; also (name, reason) of what was passed over."""
+        self.require_open()
+        found, hidden = find_buffers(objs, min_bytes)
+        regions, refused = self.track_found(found)
+        return regions, hidden + refused
+
+    def track_found(self, found: list[Found]) -> tuple[list[Region], list[tuple[str, str]]]:
+        """Register buffers that find_buffers() has found."""
         with self._lock:
             self.require_open()
             self.sweep()
-            found, refused = find_buffers(objs, min_bytes)
             regions: dict[int, Region] = {}
+            refused: list[tuple[str, str]] = []
             wanted: list[Found] = []
             for item in merge_ranges(found):
                 known = registry.within(item.buffer, self)

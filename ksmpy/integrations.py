@@ -13,7 +13,7 @@ from ksmpy.errors import KsmpyError
 from ksmpy.store import Store
 from ksmpy.store_files import store_path
 
-__all__ = ["disable", "enable", "worker_init"]
+__all__ = ["disable", "enable", "enabled_engine", "worker_init"]
 
 _ENGINE_OPTIONS = ("store", "topology", "freeze", "tracking")
 # What enable() gives each process anew, also where it goes on with an inherited engine.
@@ -51,6 +51,11 @@ class _State:
 
 
 _state = _State()
+
+
+def enabled_engine() -> Engine | None:
+    """The engine, if this process called enable()."""
+    return _state.present()
 
 
 def _in_child() -> None:

@@ -22,7 +22,16 @@ class Region:
     not keep the buffer.
     """
 
-    __slots__ = ("_engine", "_lifetime", "_number", "_released", "address", "name", "nbytes")
+    __slots__ = (
+        "_engine",
+        "_lifetime",
+        "_number",
+        "_released",
+        "_reports",
+        "address",
+        "name",
+        "nbytes",
+    )
 
     name: str
     """As given to register(), or made from the owner's type."""
@@ -38,6 +47,7 @@ class Region:
         self._number = number
         self._lifetime = life
         self._released = False
+        self._reports = 0  # of dedup(), that will undo it
         self.name = name
         self.address = address
         self.nbytes = nbytes

@@ -35,6 +35,17 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def refusal_lines(refused: tuple[tuple[str, str], ...]) -> list[str]:
+    """One line for each reason, naming the first that it holds for."""
+    names: dict[str, list[str]] = {}
+    for name, reason in refused:
+        names.setdefault(reason, []).append(name)
+    return [
+        f"refused {each[0]}{f' and {len(each) - 1} more' if len(each) > 1 else ''}: {reason}"
+        for reason, each in names.items()
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Stats:
     """An engine's counters.
@@ -260,10 +271,11 @@ class Estimate:
 
     def __str__(self) -> str:
         part = self.duplicate_pages / self.total_pages if self.total_pages else 0.0
-        return (
+        first = (
             f"{human_bytes(self.saved_bytes)} of {human_bytes(self.total_bytes)} ({part:.0%}) in"
             f" {len(self.buffers)} buffers are duplicates; {self.zero_pages} pages are zero"
         )
+        return "\n".join([first, *refusal_lines(self.skipped)])
 
 
 @dataclass(frozen=True, slots=True)

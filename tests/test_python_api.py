@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import pickle
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import forkserver, resource_tracker
@@ -244,8 +245,6 @@ def test_region_unmerge(engine: Any) -> None:
 
 def test_many_threads_scan(engine: Any) -> None:
     """Several threads may scan at once; every pass ends."""
-    import threading
-
     data = [memory.distinct(256) for _ in range(2)]
     for each in data:
         engine.register(each)
@@ -379,6 +378,13 @@ def test_system_topology() -> None:
     assert numa.parse_list("") == ()
 
 
+@pytest.fixture
+def enabled() -> Iterator[Any]:
+    """ksmpy.enable, undone after the test."""
+    yield ksmpy.enable
+    ksmpy.disable()
+
+
 # ---- dedup and estimate ------------------------------------------------------------------
 
 
@@ -398,6 +404,97 @@ def test_dedup() -> None:
     report.undo()
     report.undo()
     assert not any(oracle.maps_store(r.address, r.nbytes) for r in report.regions)
+
+
+def test_dedup_calls_share_an_engine() -> None:
+    """What is given in two calls is merged with all of both; each report says what its call saved,
+    and undoes that, except what the other one has too.
+    """
+    a, b, c = (pattern(8) for _ in range(3))
+    first = ksmpy.dedup(a, b)
+    second = ksmpy.dedup(b, c)
+    assert second.refused == () and len(second.regions) == 2
+    spans = {name: memory.span(arr) for name, arr in (("a", a), ("b", b), ("c", c))}
+    assert oracle.true_saved_pages(spans.values()) == 512
+    assert 0.9 * MIB < second.saved_bytes <= MIB
+    first.undo()
+    assert oracle.true_saved_pages([spans["b"], spans["c"]]) == 256
+    assert not oracle.maps_store(*spans["a"])
+    third = ksmpy.dedup(a)
+    second.undo()
+    second.undo()
+    assert not any(oracle.maps_store(*spans[name]) for name in "bc")
+    third.undo()
+    assert not oracle.store_mappings()
+    assert all(np.array_equal(arr, pattern(8)) for arr in (a, b, c))
+
+
+def test_dedup_uses_the_engine_that_is_enabled(enabled: Any) -> None:
+    """With enable() there is one engine: undo() leaves alone what that had registered before."""
+    engine = enabled(run=0, adopt=False)
+    a, b = pattern(9), pattern(9)
+    region = engine.register(a)
+    with ksmpy.dedup(a, b) as report:
+        assert set(report.regions) == set(engine.regions()) and len(report.regions) == 2
+        assert engine.stats().pages_sharing == 256
+    assert engine.regions() == (region,) and not engine.closed
+
+
+def test_dedup_in_a_child_begins_anew() -> None:
+    """A forked child's dedup() has an engine of its own; its parent's report stays whole."""
+    arrays = [pattern(10) for _ in range(2)]
+    with ksmpy.dedup(arrays) as report:
+
+        def child() -> None:
+            with ksmpy.dedup([pattern(11) for _ in range(2)]) as own:
+                assert own.stats.pages_sharing == 256
+            report.undo()
+            assert all(np.array_equal(arr, pattern(10)) for arr in arrays)
+
+        procs.in_child(child)
+        assert oracle.true_saved_pages([memory.span(arr) for arr in arrays]) == 256
+
+
+def test_dedup_says_why_little_was_saved() -> None:
+    """Want of mappings in any pass, data that is not aligned alike, and nothing found: each has a
+    line, and buffers refused for one reason have one line together.
+    """
+    data = pattern(12).tobytes()
+    raw = memory.pages(3 * MIB // PAGE)
+    shifted = [raw[16 : 16 + MIB], raw[MIB + PAGE + 100 : 2 * MIB + PAGE + 100]]
+    for each in shifted:
+        each[:] = np.frombuffer(data, np.uint8)
+    apart = [memory.twin(each) for each in (raw[:MIB],)]
+    objs = {"one": pattern(12), "other": shifted[1]}
+    with ksmpy.dedup(objs) as report:
+        assert report.saved_bytes == 0
+        assert "misaligned: ['o" in str(report) and "ksmpy.copy" in str(report)
+    with ksmpy.dedup({"one": pattern(12), "same": pattern(12)}, apart) as report:
+        assert report.misaligned == ()
+    with ksmpy.dedup(1) as report:
+        assert "min_bytes" in str(report)
+    with ksmpy.dedup(*(bytearray(10) for _ in range(3)), min_bytes=1) as report:
+        assert str(report).count("refused") == 1 and "and 2 more" in str(report)
+
+
+def test_dedup_counts_the_refusals_of_all_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that refuses pages is told of though the last one refuses none; of written pages those
+    of the last one are, as the first one takes all for written.
+    """
+    results = [
+        ksmpy.ScanResult(merged=1, no_budget=5, volatiles=256),
+        ksmpy.ScanResult(no_memory=2, volatiles=7),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(ksmpy.Engine, "scan", lambda self, **_: results.pop(0))
+        report = ksmpy.dedup(pattern(13))
+    with report:
+        assert (report.scan.no_budget, report.scan.no_memory) == (5, 2)
+        assert "5 pages for want of mappings" in str(report)
+        assert "2 pages for want of memory" in str(report)
+        assert "7 pages that were being written" in str(report)
+    with ksmpy.dedup([pattern(15) for _ in range(2)]) as report:
+        assert "left alone" not in str(report)
 
 
 def test_dedup_as_a_block() -> None:
@@ -558,13 +655,6 @@ def test_arrays_of_objects_are_refused() -> None:
 
 
 # ---- enable ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def enabled() -> Iterator[Any]:
-    """ksmpy.enable, undone after the test."""
-    yield ksmpy.enable
-    ksmpy.disable()
 
 
 def test_enable_is_idempotent(enabled: Any) -> None:
