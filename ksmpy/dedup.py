@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import array
 import ctypes
+import errno
+import logging
 import os
 import sys
 import threading
@@ -11,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from ksmpy.region import Region
 
 __all__ = ["Report", "dedup", "estimate"]
+
+_log = logging.getLogger("ksmpy")
 
 MIN_BYTES = 1 << 20
 
@@ -49,7 +54,6 @@ class _Process:
             return engine, False
         engine = Engine()
         self._engine = weakref.ref(engine)
-        engine.knobs.use_zero_pages = 1
         return engine, True
 
     def close_idle(self, engine: Engine) -> None:
@@ -74,6 +78,16 @@ def _let_go(regions: dict[Region, None]) -> None:
             region.release()
         region._reports -= 1
         del regions[region]
+
+
+def _leave(undo: Callable[[], None]) -> None:
+    """Where nobody can act on its error: without memory for it, pages stay merged, and right."""
+    try:
+        undo()
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        _log.warning("regions stay merged until they end: %s", error.strerror)
 
 
 _process = _Process()
@@ -136,7 +150,7 @@ class Report:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._engine.leave()
+        _leave(self.undo)
 
     def __str__(self) -> str:
         lines = [
@@ -187,7 +201,7 @@ def dedup(*objs: object, min_bytes: int = MIN_BYTES) -> Report:
             scan, volatile = _passes(engine)
             stats = engine.stats()
         except BaseException:
-            _let_go(claims)
+            _leave(partial(_let_go, claims))
             process.close_idle(engine)
             raise
     total = sum(region.nbytes for region in regions)
