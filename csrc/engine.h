@@ -361,7 +361,7 @@ void run_add(ksmpy_engine *engine, int kind, uint32_t id, uint32_t target);
 
 void merge_run(ksmpy_engine *engine); /* carries engine->run out; it is empty then */
 void count_refusal(ksmpy_engine *engine, int error, uint64_t pages);
-/* Pages onto frames that follow each other; readers may not find them mapped yet. */
+/* Pages onto frames that follow each other; readers find them mapped. */
 void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint64_t n);
 /*
  * Makes frames of the pages, which become their first sharers: a huge page at a time, so that it
@@ -369,7 +369,7 @@ void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint
  * were dealt with; NO_FRAME when there is no room for any.
  */
 uint32_t promote(ksmpy_engine *engine, uint32_t page, uint64_t *n);
-/* Pages that were just merged: readers find them mapped, and the engine hears of writers. */
+/* Pages that were just merged: the engine hears of their writers. */
 void settle_run(ksmpy_engine *engine, uint32_t page, uint64_t n);
 
 /* ---- stretch.c: neighbours that are equal to each other ---- */

@@ -233,7 +233,6 @@ static void track_overlays(ksmpy_engine *engine, uint32_t page, uint64_t n)
 
 void settle_run(ksmpy_engine *engine, uint32_t page, uint64_t n)
 {
-    fault_in(page_address(engine, page), n);
     for (uint64_t i = 0, length; i < n; i += length) {
         bool shared = is_shared(engine, page + (uint32_t)i);
         length = 1;
@@ -247,6 +246,7 @@ void settle_run(ksmpy_engine *engine, uint32_t page, uint64_t n)
 void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint64_t n)
 {
     struct piece piece;
+    uintptr_t start = page_address(engine, page);
     for (uint64_t left = n, done; left; left -= done) {
         piece.page = page;
         piece.frame = frame;
@@ -254,6 +254,7 @@ void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint
         page += (uint32_t)done;
         frame += (uint32_t)done;
     }
+    fault_in(start, n); /* a fault maps nothing beyond its mapping */
 }
 
 /* New frames get their place in the index once they have a sharer, or go back. */
@@ -319,6 +320,7 @@ uint32_t promote(ksmpy_engine *engine, uint32_t page, uint64_t *n)
         promote_piece(engine, from, frame, part);
     }
     store_give_back(store, first + (uint32_t)*n, taken - *n);
+    fault_in(page_address(engine, page), *n);
     settle_run(engine, page, *n);
     return *n ? first : NO_FRAME;
 }
