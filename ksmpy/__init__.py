@@ -19,13 +19,23 @@ if TYPE_CHECKING:
     from ksmpy.errors import KsmpyError, RegionError, StoreError, Unsupported
     from ksmpy.integrations import disable, enable, worker_init
     from ksmpy.region import Region
-    from ksmpy.stats import Check, Estimate, RegionStats, ScanResult, Share, Stats, StoreStats
+    from ksmpy.stats import (
+        Check,
+        Coverage,
+        Estimate,
+        RegionStats,
+        ScanResult,
+        Share,
+        Stats,
+        StoreStats,
+    )
     from ksmpy.store import Store, StoreProcess
 
     __version__: str
 
 _EXPORTS = {
     "Check": "stats",
+    "Coverage": "stats",
     "Engine": "engine",
     "Estimate": "stats",
     "KsmpyError": "errors",
@@ -55,6 +65,7 @@ _EXPORTS = {
 
 __all__ = [
     "Check",
+    "Coverage",
     "Engine",
     "Estimate",
     "KsmpyError",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -150,10 +151,10 @@ def store_retire(fd: int) -> bool:
     return rc != -errno.EBUSY and check(rc, "ksmpy_store_retire") == 0
 
 
-def _holding_the_gil(name: str, *arguments: Any) -> Callable[..., object]:
+def _holding_the_gil(name: str, *arguments: Any, result: Any = None) -> Callable[..., Any]:
     """A native function that takes Python objects."""
     address = int(ffi.cast("uintptr_t", ffi.addressof(lib, name)))
-    return ctypes.PYFUNCTYPE(None, *arguments)(address)
+    return ctypes.PYFUNCTYPE(result, *arguments)(address)
 
 
 def collector_callback(sweep: Callable[[bool], object]) -> Callable[[str, dict[str, int]], object]:
@@ -163,6 +164,30 @@ def collector_callback(sweep: Callable[[bool], object]) -> Callable[[str, dict[s
     """
     _holding_the_gil("ksmpy_sweep_by", ctypes.py_object)(sweep)
     return _holding_the_gil("ksmpy_collection", ctypes.py_object, ctypes.py_object)
+
+
+@functools.cache
+def _look_into() -> Callable[..., Any]:
+    kind = ctypes.py_object
+    return _holding_the_gil("ksmpy_look_into", kind, kind, result=kind)
+
+
+def look_into(
+    containers: list[object],
+    kinds: dict[type, int],
+    array_type: type | None,
+    nbytes: object,
+    asked: tuple[type, ...],
+    min_bytes: int,
+) -> tuple[list[tuple[int, int, Any, type]], list[tuple[Any, Any, type]]]:
+    """What the objects in a list refer to, and the untracked containers among that: (address,
+    bytes, key, type of the container) of numpy arrays, bytes and bytearrays, to which no
+    reference is taken, and (object, key, type) of what is of the types `asked`. `kinds` is filled,
+    for the next call; `nbytes` is the array type's descriptor of that name.
+    """
+    query = (kinds, array_type, nbytes, asked, min_bytes)
+    found: tuple[Any, Any] = _look_into()(containers, query)
+    return found
 
 
 def sweep_no_more() -> None:

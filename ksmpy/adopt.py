@@ -1,48 +1,80 @@
-"""Finding the arrays that a program holds on to, without its help.
+"""Finding memory that is worth merging, without the program's help.
 
-Arrays take no part in garbage collection, but what refers to them does: a look goes over the
-collector's objects and the running frames' variables. It costs time with the GIL held, so the
-next look waits in proportion; and an array is adopted only when two looks in a row have seen
-it, for short-lived ones are not worth a region.
+By mapping: every large private anonymous mapping, whoever made it. Or, with "objects", only what
+arrays, tensors and other Python objects have. Either way a region is known by its address alone:
+nobody's objects are held, watched or kept from anything, and nobody says when the memory goes.
+
+Short-lived memory is not worth a region: adopted is what two looks in a row have seen, and what
+was lost again lately is waited for. A look costs time, most of it with the GIL held, so the next
+one waits in proportion; and where nothing has changed there is none.
 """
 
 from __future__ import annotations
 
-import gc
 import logging
-import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from bisect import bisect_right
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ksmpy.buffers import ultimate_owner
+from ksmpy import mappings, registry
+from ksmpy._native import PAGE_SIZE
 from ksmpy.errors import KsmpyError
+from ksmpy.mappings import Interval, Survey, size
+from ksmpy.objects import Named, named_memory
+from ksmpy.stats import Coverage
 
 if TYPE_CHECKING:
     from ksmpy.engine import Engine
+    from ksmpy.region import Region
 
-__all__ = ["Adopter"]
+__all__ = ["WAYS", "Adopter"]
 
 _log = logging.getLogger("ksmpy")
+
+WAYS = ("mappings", "objects")
 
 # At most 1 % of a core, at least half a second apart.
 _COST_FACTOR = 99
 _MIN_SECONDS = 0.5
-# Referents are asked for in chunks, between which other threads get the GIL.
-_CHUNK = 2000
+# Where nothing seems to have changed. Memory that another of the same size has replaced does not
+# show.
+_IDLE_SECONDS = 30.0
+# After the first loss in a place, doubled with each.
+_DISTRUST_SECONDS = 1.0
+_DISTRUST_MOST = 256.0
+_PLACE = 64 << 20
+# Memory that was not there before may be filled when so much more is in memory (16 MiB).
+_FILLED_PAGES = 4096
+# Less than this part of it in memory: never touched for the most part, or swapped out.
+_PRESENT_PART = 4
+# What cannot be merged is asked about again from time to time.
+_REFUSED_SECONDS = 60.0
+
+_NEW = "new, or given back lately"
+_ABSENT = "not in memory"
 
 
 class Adopter:
-    """A thread that registers long-lived arrays with an engine, until stopped or it closes."""
+    """A thread that registers memory with an engine, until stopped or the engine closes."""
 
-    def __init__(self, engine: Engine, min_bytes: int) -> None:
+    def __init__(self, engine: Engine, min_bytes: int, way: str) -> None:
         self._engine = weakref.ref(engine)
-        self._min_bytes = min_bytes
+        self._min_bytes = max(min_bytes, PAGE_SIZE)
+        self._way = way
         self._stop = threading.Event()
-        self._seen: set[tuple[int, int]] = set()
+        self._seen: list[Interval] = []
+        self._pending = False
+        self._absent = False
+        self._adopted: set[Region] = set()
+        self._unnamed: list[Region] = []
+        self._losses: dict[int, tuple[int, float]] = {}
+        self._refused: dict[Interval, tuple[str, float]] = {}
+        self._state: object = None
+        self._looked = 0.0
         self._thread = threading.Thread(target=self._loop, name="ksmpy-adopt", daemon=True)
 
     def start(self) -> None:
@@ -57,73 +89,164 @@ class Adopter:
 
     def _loop(self) -> None:
         wait = _MIN_SECONDS / 10
-        first = True
+        looks = 0
         while not self._stop.wait(wait):
             engine = self._engine()
             if engine is None:
                 return
             begin = time.thread_time()
             try:
-                self.look(engine)
+                looks += self.step(engine)
             except KsmpyError:
                 return
             except Exception as error:
-                _log.error("arrays are not adopted any more: %s: %s", type(error).__name__, error)
+                _log.error("memory is not adopted any more: %s: %s", type(error).__name__, error)
                 return
             del engine
             # The second look comes soon: only then is anything adopted.
-            cost = 0.0 if first else (time.thread_time() - begin) * _COST_FACTOR
+            cost = 0.0 if looks < 2 else (time.thread_time() - begin) * _COST_FACTOR
             wait = max(_MIN_SECONDS, cost)
-            first = False
+
+    def step(self, engine: Engine) -> bool:
+        """Look, if anything may have changed; whether it did."""
+        state = self._changing_state(engine)
+        idle = state == self._state and not self._pending
+        if idle and time.monotonic() < self._looked + _IDLE_SECONDS:
+            return False
+        self._state, self._looked = state, time.monotonic()
+        self.look(engine)
+        return True
+
+    def _changing_state(self, engine: Engine) -> object:
+        if self._way == "objects":
+            return object()
+        # In pages: the address space, what of it is in memory, its writable part.
+        size, resident, _, _, _, writable, _ = Path("/proc/self/statm").read_text().split()
+        filled = int(resident) // _FILLED_PAGES if self._absent else 0
+        return size, writable, filled, len(engine.all_regions())
 
     def look(self, engine: Engine) -> None:
         """Register what this look and the previous one have both seen."""
-        found = {(id(obj), obj_bytes(obj)): obj for obj in _large_arrays(self._min_bytes)}
-        known = [obj for key, obj in found.items() if key in self._seen]
-        self._seen = set(found)
-        del found
-        if known and not self._stop.is_set():
-            engine.track_all((known,), min_bytes=self._min_bytes)
+        self._note_losses(engine)
+        named = list(named_memory(self._min_bytes)) if self._way == "objects" else []
+        taken = [
+            _interval(region) for each in registry.live_engines() for region in each.all_regions()
+        ]
+        if self._way == "objects":
+            self._let_go(named)
+            found = Survey(mappings.subtract(_whole(named), sorted(taken)))
+        else:
+            found = mappings.survey(self._min_bytes, taken)
+        wanted = self._wanted(found)
+        if wanted and not self._stop.is_set():
+            self._adopt(engine, wanted, found.left)
+        self._name(named)
+        engine.covered(self._coverage(engine, found))
+
+    def _note_losses(self, engine: Engine) -> None:
+        """Where memory went that was adopted, the next is not adopted so soon."""
+        now = time.monotonic()
+        present = {region for region in engine.all_regions() if region.adopted}
+        for region in self._adopted - present:
+            place = region.address // _PLACE
+            count = self._losses.get(place, (0, 0.0))[0]
+            wait = min(_DISTRUST_SECONDS * 2**count, _DISTRUST_MOST)
+            self._losses[place] = count + 1, now + wait
+        for place, (_, until) in list(self._losses.items()):
+            if now > until + _DISTRUST_MOST:
+                del self._losses[place]
+        self._adopted = present
+
+    def _let_go(self, named: list[Named]) -> None:
+        """End the regions of objects that are gone, or have other memory now."""
+        there = _whole(named)
+        for region in list(self._adopted):
+            if mappings.subtract([_interval(region)], there):
+                region.release()
+                self._adopted.discard(region)
+
+    def _wanted(self, found: Survey) -> list[Interval]:
+        """What can be adopted now; the rest goes into what is left."""
+        now = time.monotonic()
+        settled = mappings.intersect(found.free, self._seen)
+        new = sum(map(size, found.free)) - sum(map(size, settled))
+        wanted = []
+        for piece in settled if self._way == "objects" else mappings.cut(settled):
+            reason, until = self._refused.get(piece, ("", 0.0))
+            if now < until:
+                _add(found.left, reason, size(piece))
+            elif now < self._losses.get(piece[0] // _PLACE, (0, 0.0))[1]:
+                new += size(piece)
+            elif mappings.present_bytes(piece) * _PRESENT_PART < size(piece):
+                _add(found.left, _ABSENT, size(piece))
+            else:
+                wanted.append(piece)
+        _add(found.left, _NEW, new)
+        self._seen, self._pending = found.free, new > 0
+        self._absent = _ABSENT in found.left
+        return wanted
+
+    def _adopt(self, engine: Engine, wanted: list[Interval], left: dict[str, int]) -> None:
+        pieces = [(start, end, f"{start:#x}") for start, end in wanted]
+        regions, refused = engine.adopt(pieces)
+        until = time.monotonic() + _REFUSED_SECONDS
+        self._refused = {
+            piece: why for piece, why in self._refused.items() if why[1] > until - _REFUSED_SECONDS
+        }
+        for start, end, reason in refused:
+            self._refused[start, end] = reason, until
+            _add(left, reason, end - start)
+        self._adopted.update(regions)
+        self._unnamed += regions
+
+    def _name(self, named: Iterable[Named]) -> None:
+        """Give regions the name of the largest object in them, for people to read."""
+        regions = [region for region in self._unnamed if not region.released]
+        self._unnamed = []
+        if not regions:
+            return
+        regions.sort(key=lambda region: region.address)
+        ends = [region.address + region.nbytes for region in regions]
+        best: dict[Region, tuple[int, bool, str]] = {}
+        for item in named or named_memory(self._min_bytes):
+            for region in regions[bisect_right(ends, item.address) :]:
+                start = max(item.address, region.address)
+                common = min(item.address + item.nbytes, region.address + region.nbytes) - start
+                if common <= 0:
+                    break
+                rank = common, item.has_key, item.name
+                if rank > best.get(region, (0, False, "")):
+                    best[region] = rank
+        for region, (_, _, name) in best.items():
+            region.name = name
+
+    def _coverage(self, engine: Engine, found: Survey) -> Coverage:
+        regions = engine.all_regions()
+        adopted = sum(region.nbytes for region in regions)
+        left = sorted(found.left.items(), key=lambda item: -item[1])
+        return Coverage(
+            found_bytes=adopted + sum(found.left.values()),
+            found_pieces=len(regions) + len(found.free),
+            adopted_bytes=adopted,
+            left=tuple(left),
+        )
 
 
-def obj_bytes(obj: Any) -> int:
-    """Bytes of an array or a tensor."""
-    return int(obj.nbytes)
+def _interval(region: Region) -> Interval:
+    return region.address, region.address + region.nbytes
 
 
-def _large_arrays(min_bytes: int) -> Iterator[Any]:
-    """The arrays and tensors that containers and running frames refer to, each once."""
-    numpy = sys.modules.get("numpy")
-    torch = sys.modules.get("torch")
-    array_type = getattr(numpy, "ndarray", ())
-    tensor_type = getattr(torch, "Tensor", ())
-    kinds: dict[type, bool] = {}
-    done: set[int] = set()
-    for obj in _referents():
-        kind = type(obj)
-        wanted = kinds.get(kind)
-        if wanted is None:
-            wanted = issubclass(kind, array_type) or issubclass(kind, tensor_type)
-            kinds[kind] = wanted
-        if not wanted or id(obj) in done:
-            continue
-        owner = ultimate_owner(obj)
-        # Others would have to be pinned by an export, which the program could run into.
-        if id(owner) not in done and issubclass(type(owner), (array_type, tensor_type)):
-            done.add(id(owner))
-            if obj_bytes(owner) >= min_bytes:
-                yield owner
+def _whole(named: Iterable[Named]) -> list[Interval]:
+    """The whole pages of memory that objects have, each once."""
+    pieces: list[Interval] = []
+    for item in sorted(named, key=lambda item: (item.address, -item.nbytes)):
+        start = -(-item.address // PAGE_SIZE) * PAGE_SIZE
+        end = (item.address + item.nbytes) // PAGE_SIZE * PAGE_SIZE
+        if start < end and (not pieces or start >= pieces[-1][1]):
+            pieces.append((start, end))
+    return pieces
 
 
-def _referents() -> Iterator[Any]:
-    # Before Python 3.13 asking a frame for its variables makes it keep them: they would outlive
-    # their `del`. What only local variables hold is not found there.
-    frames = list(sys._current_frames().values()) if sys.version_info >= (3, 13) else []
-    while frames:
-        frame = frames.pop()
-        yield from frame.f_locals.values()
-        if frame.f_back is not None:
-            frames.append(frame.f_back)
-    objects = iter(gc.get_objects())
-    while chunk := list(islice(objects, _CHUNK)):
-        yield from gc.get_referents(*chunk)
+def _add(left: dict[str, int], reason: str, nbytes: int) -> None:
+    if nbytes:
+        left[reason] = left.get(reason, 0) + nbytes

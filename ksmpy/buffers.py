@@ -1,9 +1,13 @@
 """From an object to memory: where its bytes are, which whole pages they fill, who owns them.
 
-The owner decides how long a region lives. Where a weak reference's callback runs before the
-memory is freed, it tells of the end: numpy's arrays up to numpy 2.4, torch's storages. Other
-owners are held: an exported memoryview makes resizing and closing raise BufferError, and the
-owner counts as abandoned once ours are the only references.
+The owner decides how long a region lives. Where a weak reference's callback tells of its end in
+time, it does: numpy's arrays up to numpy 2.4, torch's storages. Other owners are held, and count as
+abandoned once ours are the only references.
+
+An owner may also give its memory up, or change it, and live on: torch's storages are resized and
+moved to shared memory, a bytearray grows, ctypes.resize() moves what it is given. So owners are
+asked from time to time where their memory is, and at the end whether it is still the same. Only
+then may its bytes be thrown away: it could be anybody's by now.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from ksmpy.errors import RegionError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Buffer", "Lifetime", "locate"]
+__all__ = ["Buffer", "Held", "Lifetime", "Unowned", "Watched", "lifetime", "locate"]
 
 _HAVE_GC = 1 << 14  # Py_TPFLAGS_HAVE_GC
 _HEAPTYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
@@ -41,7 +45,7 @@ class Buffer:
     owner: Any = field(repr=False)
     """The object whose death ends the memory."""
     export: memoryview | None = field(repr=False)
-    """Keeps the owner from resizing or closing; None where the owner cannot."""
+    """Keeps memory that hangs on an export rather than on its owner, and mmap from resizing."""
     watched: bool = False
     """The owner's death can be told by a weak reference, and is the memory's end."""
     owned: bool = False
@@ -69,13 +73,60 @@ def locate(obj: Any) -> Buffer:
         address, nbytes = _array_bytes(obj)
     else:
         address, nbytes = _exported_bytes(obj)
-    owner = ultimate_owner(obj)
+    owner = _storage(ultimate_owner(obj))
+    if is_storage(owner):
+        return Buffer(address, nbytes, owner, None, watched=True)
     if is_ndarray(owner):
         # Classes made in Python clear their weak references themselves, and first of all.
         watched = _clears_weakrefs_first() or bool(type(owner).__flags__ & _HEAPTYPE)
         return Buffer(address, nbytes, owner, None, watched, owner.flags.owndata)
-    known = type(owner) in (bytes, bytearray, array.array, mmap.mmap)
-    return Buffer(address, nbytes, owner, _export(owner), owned=known)
+    if type(owner) in _KNOWN:
+        # mremap() would let a merged mapping grow by what follows in the store.
+        export = _export(owner) if type(owner) is mmap.mmap else None
+        return Buffer(address, nbytes, owner, export, owned=True)
+    return Buffer(address, nbytes, owner, None if _is_ctypes(owner) else _export(owner))
+
+
+_KNOWN = (bytes, bytearray, array.array, mmap.mmap)
+
+
+def _is_ctypes(obj: object) -> bool:
+    return issubclass(type(obj), ctypes.c_int.__mro__[-2])
+
+
+def _storage(obj: Any) -> Any:
+    """The storage of a torch tensor, which the memory belongs to; anything else as it is."""
+    torch = sys.modules.get("torch")
+    if not issubclass(type(obj), getattr(torch, "Tensor", ())):
+        return obj
+    try:
+        return obj.untyped_storage()
+    except (AttributeError, NotImplementedError, RuntimeError):  # it has none
+        return obj
+
+
+def is_storage(obj: object) -> bool:
+    """Whether it is a torch storage. torch keeps one Python object for each, which dies with it."""
+    return issubclass(type(obj), getattr(sys.modules.get("torch"), "UntypedStorage", ()))
+
+
+def home(owner: Any) -> tuple[int, int] | None:
+    """(address, bytes) of all of the owner's memory; None when it has none, or nobody can tell."""
+    try:
+        if is_storage(owner):
+            return int(owner.data_ptr()), int(owner.nbytes())
+        if is_ndarray(owner):
+            return int(owner.__array_interface__["data"][0]), int(owner.nbytes)
+        if _is_ctypes(owner):
+            return ctypes.addressof(owner), ctypes.sizeof(owner)
+        return _exported_bytes(owner)
+    except (TypeError, ValueError, RuntimeError, BufferError):
+        return None
+
+
+def _can_move(owner: Any) -> bool:
+    """Whether the owner's memory may become other memory without a word, and home() tells."""
+    return is_storage(owner) or _is_ctypes(owner) or type(owner) in (bytearray, array.array)
 
 
 def ultimate_owner(obj: Any) -> Any:
@@ -181,7 +232,16 @@ class Lifetime(Protocol):
 
     @property
     def discard(self) -> bool:
-        """Nobody can see the bytes once the owner is gone: they need not be kept."""
+        """The owner is at its end, the memory is still its own, and nobody else can see it: its
+        bytes need not be kept.
+        """
+
+    @property
+    def can_move(self) -> bool:
+        """Whether moved() may ever be true."""
+
+    def moved(self) -> bool:
+        """Whether the owner lives on, with other memory."""
 
     def watch(self, ended: Callable[[], None]) -> None:
         """Call `ended` just before the owner's memory goes, if the owner tells by itself."""
@@ -193,6 +253,35 @@ class Lifetime(Protocol):
         """Let go of the owner."""
 
 
+class Unowned:
+    """Memory known by its address only, and by nobody's death. Also what an owner has left that
+    could not be given back at once: `over`.
+    """
+
+    __slots__ = ("adopted", "over")
+
+    discard = False
+    can_move = False
+
+    def __init__(self, *, adopted: bool = False, over: bool = False) -> None:
+        self.adopted = adopted
+        self.over = over
+
+    def moved(self) -> bool:
+        """Never: there is nobody to ask."""
+        return False
+
+    def watch(self, ended: Callable[[], None]) -> None:
+        """Nothing tells."""
+
+    def abandoned(self) -> bool:
+        """Whether it is over."""
+        return self.over
+
+    def drop(self) -> None:
+        """Nothing is held."""
+
+
 class Watched:
     """An owner that is watched by a weak reference.
 
@@ -201,19 +290,30 @@ class Watched:
     so it must keep its bytes then. An object whose last reference went is past its finalizer.
     """
 
-    __slots__ = ("_collectable", "_discard", "_kept", "_owner", "_ref")
+    __slots__ = ("_array", "_collectable", "_home", "_kept", "_owner", "_ref", "can_move")
 
     def __init__(self, owner: Any, *, discard: bool, kept: object = None) -> None:
-        self._discard = discard
         self._collectable = bool(type(owner).__flags__ & _HAVE_GC)
+        self.can_move = _can_move(owner) and kept is None
+        self._home = home(owner) if self.can_move else None
+        self._array = _Array.of(owner) if discard and is_ndarray(owner) else None
         self._owner: Any = owner
         self._kept = kept
         self._ref: weakref.ref[Any] | None = None
 
     @property
     def discard(self) -> bool:
-        """Not when the collector of this very thread may have found the owner."""
-        return self._discard and not (self._collectable and _native.collecting())
+        """Not when the collector of this very thread may have found the owner, nor when its
+        memory is not what it was; which only an array can tell that is dying.
+        """
+        if self._array is None or (self._collectable and _native.collecting()):
+            return False
+        return self._array.unchanged()
+
+    def moved(self) -> bool:
+        """Ask the owner."""
+        owner = self._ref() if self.can_move and self._ref is not None else None
+        return owner is not None and home(owner) != self._home
 
     def watch(self, ended: Callable[[], None]) -> None:
         """Call `ended` when the owner is about to be freed."""
@@ -229,13 +329,42 @@ class Watched:
         self._ref = self._owner = self._kept = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Array:
+    """What a numpy array says of its memory, read where it cannot be asked: it is dying, but its
+    weak references are told before the object itself goes.
+    """
+
+    place: int
+    data: int
+
+    # Of struct PyArrayObject_fields, part of numpy's binary interface since its version 1.7.
+    _DATA = 16
+    _FLAGS = 64
+    _OWNS_DATA = 4
+
+    @classmethod
+    def of(cls, arr: Any) -> _Array | None:
+        """None where the structure is another one (a debug build of Python)."""
+        known = cls(id(arr), int(arr.__array_interface__["data"][0]))
+        return known if known.unchanged() else None
+
+    def unchanged(self) -> bool:
+        """Whether it still owns the memory that it had."""
+        data = ctypes.c_void_p.from_address(self.place + self._DATA).value
+        flags = ctypes.c_int.from_address(self.place + self._FLAGS).value
+        return data == self.data and bool(flags & self._OWNS_DATA)
+
+
 class Held:
     """An owner that is kept until nobody else holds it."""
 
-    __slots__ = ("_alone", "_discard", "_export", "_owner", "_pin")
+    __slots__ = ("_alone", "_discard", "_export", "_home", "_owner", "_pin", "can_move")
 
     def __init__(self, owner: Any, export: memoryview | None, *, discard: bool) -> None:
         self._discard = discard
+        self.can_move = _can_move(owner)
+        self._home = home(owner) if discard or self.can_move else None
         self._owner: Any = owner
         self._export = export
         # An array with a weak reference to it cannot be resized. One with a callback is not
@@ -246,7 +375,13 @@ class Held:
     @property
     def discard(self) -> bool:
         """Not while somebody could get the owner back by a weak reference."""
-        return self._discard and weakref.getweakrefcount(self._owner) == (self._pin is not None)
+        lonely = weakref.getweakrefcount(self._owner) == (self._pin is not None)
+        own = self._pin is None or self._owner.flags.owndata
+        return self._discard and lonely and own and home(self._owner) == self._home
+
+    def moved(self) -> bool:
+        """Ask the owner."""
+        return self.can_move and self._owner is not None and home(self._owner) != self._home
 
     def watch(self, ended: Callable[[], None]) -> None:
         """Nothing tells: abandoned() must be asked."""

@@ -14,19 +14,21 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from operator import index
 from types import TracebackType
 from typing import Any
 
 from ksmpy import _native, numa, registry
 from ksmpy._maps import AddressSpace, Allowance, refusal, register_error, vma_flags
 from ksmpy._native import NativeEngine
-from ksmpy.buffers import Buffer, Held, lifetime, locate
+from ksmpy.buffers import Buffer, Held, Lifetime, Unowned, Watched, lifetime, locate
 from ksmpy.config import Knobs, Settings, check_modes
 from ksmpy.errors import KsmpyError, RegionError, StoreError
 from ksmpy.ksmd import Daemon
 from ksmpy.region import Region
-from ksmpy.stats import RegionStats, ScanResult, Share, Stats
+from ksmpy.stats import Coverage, RegionStats, ScanResult, Share, Stats
 from ksmpy.store import Store, attach
 from ksmpy.walk import Found, find_buffers, merge_ranges
 
@@ -41,6 +43,9 @@ _allowance = Allowance()
 
 # Between two slices of a scan() Ctrl-C is looked at: 8192 scattered pages merge in 80 ms.
 _SLICE = 8192
+# Asking owners where their memory is takes the background scanner 1 % of its time at most.
+_QUESTION_FACTOR = 100
+_ADDRESSES = 1 << 64
 
 
 class Engine:
@@ -86,6 +91,10 @@ class Engine:
         self._swept = 0
         # Registered before anybody asked what their mappings are like.
         self._unasked: dict[Region, None] = {}
+        self._asking = threading.Lock()
+        self._movable: dict[Region, None] = {}
+        self._next_question = 0.0
+        self._coverage: Coverage | None = None
         self._scanning: dict[object, None] = {}
         self._run = 0
         self._inherited = False
@@ -136,6 +145,32 @@ class Engine:
             self._make_way(found)
             return self._adopt(found, _allowance.read(found.pages[1]), name, None)
 
+    def register_range(
+        self, address: int, nbytes: int, *, name: str | None = None, owner: object = None
+    ) -> Region:
+        """Adopt the whole pages of memory that is known by its address only, in place.
+
+        It must be private, anonymous and writable. The region ends by release(), when `owner` (any
+        object that takes weak references) dies, and when the memory is unmapped; whoever frees or
+        changes it need not care. Its bytes are never thrown away.
+
+        Raises TypeError for what is no address, number of bytes or owner, RegionError saying why
+        it cannot be merged.
+        """
+        start, size = index(address), index(nbytes)
+        label = name if name is not None else f"range-{start:#x}"
+        if start < 0 or size < 0 or start + size > _ADDRESSES:
+            raise RegionError(f"{label} ({size} bytes at {start:#x}) is no range of addresses")
+        life = Unowned() if owner is None else Watched(owner, discard=False)
+        if owner is not None:
+            weakref.ref(owner)  # TypeError for what takes none
+        with self._lock:
+            self.require_open()
+            self.sweep()
+            found = Buffer(start, size, None, None)
+            self._make_way(found, repr(label))
+            return self._adopt(found, AddressSpace.read(found.pages[1]), label, None, life)
+
     def track(self, obj: object, /, *, min_bytes: int = 1 << 20) -> list[Region]:
         """Register every buffer of at least `min_bytes` bytes that is reachable from `obj`.
 
@@ -182,6 +217,32 @@ class Engine:
                 else:
                     regions[region.address] = region
             return list(regions.values()), refused
+
+    def adopt(
+        self, pieces: list[tuple[int, int, str]]
+    ) -> tuple[list[Region], list[tuple[int, int, str]]]:
+        """Register (start, end, name) of page-aligned memory, whoever has it. It gives way to what
+        anybody registers. Returns the regions, and (start, end, reason) of what cannot be merged.
+        """
+        regions: list[Region] = []
+        refused: list[tuple[int, int, str]] = []
+        with self._lock:
+            self.require_open()
+            space = AddressSpace.read(max((end for _, end, _ in pieces), default=0))
+            for start, end, name in pieces:
+                found = Buffer(start, end - start, None, None)
+                try:
+                    self._make_way(found)
+                    life = Unowned(adopted=True)
+                    regions.append(self._adopt(found, space, name, None, life))
+                except (RegionError, OSError) as error:
+                    refused.append((start, end, str(error)))
+        return regions, refused
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """What the last look of enable()'s for memory to adopt has found; None without one."""
+        return self._coverage
 
     def scan(
         self, passes: int = 1, *, eager: bool = False, max_pages: int | None = None
@@ -379,7 +440,7 @@ class Engine:
 
     def batch(self, pages: int) -> ScanResult:
         """Scan up to `pages` pages in the background."""
-        self.sweep()
+        self.sweep(thorough=False)
         # A scan that somebody asked for has the cursor to itself.
         if not pages or self._scanning:
             return ScanResult()
@@ -401,11 +462,23 @@ class Engine:
         self._daemon.forget()
         self._run = 0
 
-    def sweep(self) -> None:
-        """End the regions whose owners nobody but us holds any more."""
+    def covered(self, coverage: Coverage) -> None:
+        """Note what a look for memory to adopt has found."""
+        self._coverage = coverage
+
+    def sweep(self, *, thorough: bool = True) -> None:
+        """End the regions whose owners nobody but us holds any more, or that have moved away:
+        the latter only from time to time unless `thorough`.
+        """
         for region in list(self._held):
             if region._lifetime.abandoned():
                 self._ended(region)
+        begin = time.monotonic()
+        if self._movable and (thorough or begin >= self._next_question):
+            for region in list(self._movable):
+                if region._lifetime.moved():
+                    self._ended(region, moved=True)
+            self._next_question = begin + _QUESTION_FACTOR * (time.monotonic() - begin)
 
     def _sweep_some(self) -> None:
         held = list(self._held)
@@ -439,6 +512,7 @@ class Engine:
             self._inherited = True
             self._run = 0
             self._lock = threading.RLock()
+            self._asking = threading.Lock()
             self._daemon.forget()
             self._native.forget_threads()
             self._scanning = {}
@@ -456,51 +530,63 @@ class Engine:
         lost = set(self._native.find_lost())
         for region in list(self._regions) if lost else ():
             if region._number in lost:
-                _log.warning("region %r lost its memory and was released", region.name)
+                level = logging.DEBUG if region.adopted else logging.WARNING
+                _log.log(level, "region %r lost its memory and was released", region.name)
                 self._end(region, discard=False)
 
     # ---- inside -------------------------------------------------------------------------
 
-    def _make_way(self, buffer: Buffer) -> None:
-        """Refuse what holds no page or overlaps a region; end inherited regions under it."""
+    def _make_way(self, buffer: Buffer, what: str = "the buffer") -> None:
+        """Refuse what holds no page or overlaps a region; end inherited and adopted regions under
+        it.
+        """
         start, end = buffer.pages
         if buffer.nbytes == 0:
-            raise RegionError("the buffer is empty")
+            raise RegionError(f"{what} is empty")
         if end <= start:
-            raise RegionError(f"the buffer ({buffer.nbytes} bytes) holds no whole 4096-byte page")
+            raise RegionError(f"{what} ({buffer.nbytes} bytes) holds no whole 4096-byte page")
         for region in registry.overlapping(start, end):
             if not region.engine.inherited:
                 region.engine.drop_lost()
                 if region.released:
                     continue
+                if region.adopted:
+                    region.release()
+                    continue
                 whose = "" if region.engine is self else " of another engine"
-                raise RegionError(f"the buffer overlaps the region {region.name!r}{whose}")
+                raise RegionError(f"{what} overlaps the region {region.name!r}{whose}")
             region.release()
 
-    def _flags(self, start: int, end: int, space: AddressSpace | None) -> int:
+    def _flags(self, start: int, end: int, space: AddressSpace | None, what: str) -> int:
         if space is None:
             return _native.VMA_UNKNOWN
         mappings = space.covering(start, end)
         reason = refusal(mappings, start, end)
         if reason is not None:
-            raise RegionError(f"the buffer cannot be merged: {reason}")
+            raise RegionError(f"{what} cannot be merged: {reason}")
         return vma_flags(mappings)
 
     def _adopt(
-        self, buffer: Buffer, space: AddressSpace | None, name: str | None, anchor: object
+        self,
+        buffer: Buffer,
+        space: AddressSpace | None,
+        name: str | None,
+        anchor: object,
+        life: Lifetime | None = None,
     ) -> Region:
         start, end = buffer.pages
-        flags = self._flags(start, end, space)
+        what = "the buffer" if buffer.owner is not None else repr(name)
+        flags = self._flags(start, end, space, what)
+        life = life or lifetime(buffer, anchor)
         nodes = self._placement.ask(start, (end - start) // _native.PAGE_SIZE)
         try:
             number = self._native.register(start, end - start, flags)
         except OSError as error:
             if space is None and error.errno == errno.EADDRNOTAVAIL:
-                return self._adopt(buffer, AddressSpace.read(end), name, anchor)
+                return self._adopt(buffer, AddressSpace.read(end), name, anchor, life)
             raise register_error(error) from error
         if nodes is not None:  # a pass under way comes by before the next one asks
             self._native.set_nodes(number, nodes)
-        life = lifetime(buffer, anchor)
         label = name if name is not None else f"{type(buffer.owner).__name__}-{number}"
         region = Region(self, number, label, start, end - start, life)
         self._regions[region] = None
@@ -509,14 +595,24 @@ class Engine:
             self._unasked[region] = None
         if isinstance(life, Held):
             self._held[region] = None
+        if life.can_move:
+            self._movable[region] = None
         registry.anchor(self._serial, self)
         life.watch(partial(self._ended, region))
         return region
 
-    def _ended(self, region: Region) -> None:
-        """The owner dies, or has been left to us alone. Runs in any thread, at any time."""
+    def _ended(self, region: Region, *, moved: bool = False) -> None:
+        """The owner dies, has been left to us alone, or has `moved`. Runs in any thread, at any
+        time. What cannot be given back for want of memory stays merged, and is tried again.
+        """
         try:
-            self._end(region, discard=region._lifetime.discard)
+            self._end(region, discard=not moved and region._lifetime.discard)
+        except OSError as error:
+            _log.error("region %r cannot be released yet: %s", region.name, error)
+            region._lifetime.drop()
+            region._lifetime = Unowned(over=True)
+            self._movable.pop(region, None)
+            self._held[region] = None
         except Exception as error:
             self._forget(region)
             _log.error("region %r could not be released: %s", region.name, error)
@@ -538,6 +634,7 @@ class Engine:
         self._regions.pop(region, None)
         self._held.pop(region, None)
         self._unasked.pop(region, None)
+        self._movable.pop(region, None)
         region._released = True
         region._lifetime.drop()
         if not self._regions:
@@ -566,26 +663,37 @@ class Engine:
         return result
 
     def _ask_for_flags(self) -> None:
-        """Look at the mappings of regions that were registered without, all in one reading."""
-        regions = [region for region in list(self._unasked) if not region.released]
-        if not regions:
+        """Look at the mappings of regions that were registered without, all in one reading. One
+        thread does: another would find regions merged meanwhile.
+        """
+        if not self._unasked or not self._asking.acquire(blocking=False):
             return
-        space = AddressSpace.read(max(region.address + region.nbytes for region in regions))
+        try:
+            regions = [region for region in list(self._unasked) if not region.released]
+            ends = (region.address + region.nbytes for region in regions)
+            space = AddressSpace.read(max(ends, default=0))
+            for region in regions:
+                self._tell_flags(region, space)
+        finally:
+            self._asking.release()
+
+    def _tell_flags(self, region: Region, space: AddressSpace) -> None:
+        start, end = region.address, region.address + region.nbytes
+        mappings = space.covering(start, end)
         ours = (self.freeze, self.tracking) != ("signal", "checksum")
-        for region in regions:
-            start, end = region.address, region.address + region.nbytes
-            mappings = space.covering(start, end)
-            reason = refusal(mappings, start, end, registered=ours)
-            try:
-                if reason is None:
-                    self._native.set_vma_flags(region._number, vma_flags(mappings))
-                else:
-                    _log.warning("region %r was released: %s", region.name, reason)
-                    self._end(region, discard=False)
-            except OSError:
-                if not region.released:
-                    raise
-            self._unasked.pop(region, None)
+        reason = refusal(mappings, start, end, registered=ours)
+        # What is not the owner's memory any more, whatever its flags, the pass will find lost.
+        lost = refusal([replace(each, flags=None) for each in mappings], start, end) is not None
+        try:
+            if reason is None or lost:
+                self._native.set_vma_flags(region._number, vma_flags(mappings))
+            else:
+                _log.warning("region %r was released: %s", region.name, reason)
+                self._end(region, discard=False)
+        except OSError as error:
+            if not region.released and error.errno != errno.ENOENT:  # it ended meanwhile
+                raise
+        self._unasked.pop(region, None)
 
     def _revive(self, store: Store) -> None:
         with self._lock:

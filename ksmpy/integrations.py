@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from ksmpy import config
-from ksmpy.adopt import Adopter
+from ksmpy.adopt import WAYS, Adopter
 from ksmpy.engine import Engine
 from ksmpy.errors import KsmpyError
 from ksmpy.store import Store
@@ -18,6 +18,7 @@ __all__ = ["disable", "enable", "enabled_engine", "worker_init"]
 _ENGINE_OPTIONS = ("store", "topology", "freeze", "tracking")
 # What enable() gives each process anew, also where it goes on with an inherited engine.
 _PROCESS_OPTIONS = ("run", "adopt", "min_bytes")
+_DEFAULT_WAY = "objects"
 
 
 class _State:
@@ -74,14 +75,18 @@ def enable(**options: Any) -> Engine:
     """Make the process's engine, start its background scanner, and return it.
 
     Options: store, topology, freeze, tracking as for Engine; any knob by its name (run is 1
-    unless given); `adopt` (True): find the numpy arrays and torch tensors of at least
-    `min_bytes` (1 MiB) bytes that the program holds on to, and register them. KSMPY_*
-    variables give the defaults. Idempotent: a second call sets the knobs it names on the same
-    engine. In a forked child it goes on with the parent's engine, its regions and knobs, if that
-    is on a shared store and no other engine is asked for; else it makes a new one.
+    unless given); `adopt`: what memory of at least `min_bytes` (1 MiB) bytes is found and
+    registered without the program's help. "objects" (or True): what arrays, tensors and other
+    Python objects have. "mappings": every private anonymous mapping that lives for two looks,
+    whoever made it; as "objects" where no userfaultfd tells what is given back. False: nothing.
+    `Engine.coverage` says what was found. KSMPY_* variables give the defaults.
 
-    Raises TypeError for an unknown option, ValueError for a bad KSMPY_* value, OSError as the
-    knob does, KsmpyError when the engine is there already with another freeze or the like.
+    Idempotent: a second call sets the knobs it names on the same engine. In a forked child it goes
+    on with the parent's engine, its regions and knobs, if that is on a shared store and no other
+    engine is asked for; else it makes a new one.
+
+    Raises TypeError for an unknown option, ValueError for a bad KSMPY_* value or `adopt`, OSError
+    as the knob does, KsmpyError when the engine is there already with another freeze or the like.
     """
     known = {*config.OPTIONS, "topology"}
     for option in options:
@@ -142,10 +147,22 @@ def _run(engine: Engine, options: dict[str, Any]) -> None:
     """Start the engine's threads; from then on it is the process's."""
     _set_knobs(engine, options)
     adopter = None
-    if options.get("adopt", True):
-        adopter = Adopter(engine, options.get("min_bytes", 1 << 20))
+    way = _way(options.get("adopt", True), engine)
+    if way is not None:
+        adopter = Adopter(engine, options.get("min_bytes", 1 << 20), way)
         adopter.start()
     _state.pid, _state.engine, _state.adopter = os.getpid(), engine, adopter
+
+
+def _way(adopt: object, engine: Engine) -> str | None:
+    """How to find memory to adopt, or None. ValueError for another word."""
+    if adopt in (False, "0"):
+        return None
+    way = _DEFAULT_WAY if adopt in (True, "1") else adopt
+    if way not in WAYS:
+        raise ValueError(f"adopt must be one of {', '.join(WAYS)} or False, not {adopt!r}")
+    # Only userfaultfd tells of memory that its owner gives back, to find it full of zeros again.
+    return "objects" if engine.freeze == "signal" else str(way)
 
 
 def _set_knobs(engine: Engine, options: dict[str, Any]) -> None:

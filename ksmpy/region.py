@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ksmpy._native import PAGE_SIZE
+from ksmpy.buffers import Unowned
 from ksmpy.errors import KsmpyError
 from ksmpy.stats import RegionStats
 
@@ -61,6 +62,11 @@ class Region:
     def engine(self) -> Engine:
         """The engine that the region is, or was, registered with."""
         return self._engine
+
+    @property
+    def adopted(self) -> bool:
+        """Whether enable() found the memory by itself: it gives way to what is registered."""
+        return isinstance(self._lifetime, Unowned) and self._lifetime.adopted
 
     @property
     def released(self) -> bool:

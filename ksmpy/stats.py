@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BufferEstimate",
     "Check",
+    "Coverage",
     "Estimate",
     "RegionStats",
     "ScanResult",
@@ -276,6 +277,31 @@ class Estimate:
             f" {len(self.buffers)} buffers are duplicates; {self.zero_pages} pages are zero"
         )
         return "\n".join([first, *refusal_lines(self.skipped)])
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What a look for memory to adopt has found, in bytes; of pieces of at least min_bytes."""
+
+    found_bytes: int
+    found_pieces: int
+    adopted_bytes: int
+    """Registered, by the look or by the program itself."""
+    left: tuple[tuple[str, int], ...] = ()
+    """(reason, bytes) of the rest, most first."""
+
+    @property
+    def left_bytes(self) -> int:
+        """What was found and is not registered."""
+        return sum(count for _, count in self.left)
+
+    def __str__(self) -> str:
+        text = (
+            f"found {human_bytes(self.found_bytes)} in {self.found_pieces} pieces, adopted"
+            f" {human_bytes(self.adopted_bytes)}, left {human_bytes(self.left_bytes)}"
+        )
+        reasons = ", ".join(f"{human_bytes(count)} {reason}" for reason, count in self.left)
+        return f"{text}: {reasons}" if reasons else text
 
 
 @dataclass(frozen=True, slots=True)

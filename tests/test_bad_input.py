@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import ctypes
 import errno
@@ -281,29 +280,6 @@ def test_read_only_arrays_are_welcome(engine: Any) -> None:
     spans = [memory.span(one), memory.span(two)]
     assert oracle.true_saved_pages(spans) == 8
     assert one.tobytes() == text == two.tobytes() and big[0] == big[1] == text * 64
-
-
-def test_exporters_cannot_resize_or_close(engine: Any) -> None:
-    """While registered, memory cannot move away under the engine; afterwards it can again."""
-    grown = bytearray(64 * PAGE)
-    region = engine.register(grown)
-    with pytest.raises(BufferError):
-        grown.extend(bytes(PAGE))
-    mapped = mmap.mmap(-1, 8 * PAGE, flags=ANON)
-    other = engine.register(mapped)
-    with pytest.raises(BufferError):
-        mapped.close()
-    numbers = array.array("q", range(8192))
-    third = engine.register(numbers)
-    with pytest.raises(BufferError):
-        numbers.append(1)
-    engine.scan(2, eager=True)
-    for one in (region, other, third):
-        one.release()
-    grown.extend(b"x")
-    mapped.close()
-    numbers.append(1)
-    assert numbers[:-1] == array.array("q", range(8192)) and not any(grown[:-1])
 
 
 def test_numpy_refuses_to_resize(engine: Any) -> None:

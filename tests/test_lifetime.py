@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import gc
 import mmap
 import os
@@ -199,29 +200,89 @@ def test_death_during_scans(engine: Any) -> None:
 # ---- other owners ------------------------------------------------------------------------
 
 
-def test_bytearray_cannot_be_resized_and_ends(engine: Any) -> None:
-    """A registered bytearray refuses to be resized; once nobody holds it, its region ends."""
-    data = bytearray(pattern(6).tobytes())
-    region = engine.register(data)
-    with pytest.raises(BufferError):
-        data.append(1)
-    assert len(engine.regions()) == 1
-    del data
-    assert engine.regions() == ()
-    assert region.released
+def grown(data: bytearray) -> None:
+    """Moves its memory."""
+    data.extend(bytes(4 * MIB))
 
 
-def test_array_array_cannot_be_resized(engine: Any) -> None:
-    """The same for array.array, and a weak reference to it still finds its bytes."""
-    data = array.array("d", pattern(7).tobytes())
-    region = engine.register(data)
-    with pytest.raises(BufferError):
+def appended(data: array.array[float]) -> None:
+    """Moves its memory at some time."""
+    for _ in range(100_000):
         data.append(1.0)
-    again = weakref.ref(data)
-    del data
+
+
+def resized(data: Any) -> None:
+    """Moves its memory, though there may be views of it."""
+    ctypes.resize(data, 8 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (lambda: bytearray(pattern(6).tobytes()), grown),
+        (lambda: array.array("d", pattern(7).tobytes()), appended),
+        (lambda: (ctypes.c_char * MIB).from_buffer_copy(pattern(8)), resized),
+    ],
+    ids=lambda each: getattr(each, "__name__", ""),
+)
+def test_owners_may_change_their_memory(engine: Any, make: Any, change: Any) -> None:
+    """What is registered may be resized as ever; the region ends, and nothing is written to what
+    was given back.
+    """
+    owners = [make() for _ in range(3)]
+    regions = [engine.register(owner) for owner in owners]
+    before = [bytes(memoryview(owner).cast("B")[:MIB]) for owner in owners]
+    engine.scan(eager=True)
+    for owner in owners:
+        change(owner)
+    fresh = [b"\xaa" * size for size in range(1000, 300_000, 1000)]
+    engine.scan(eager=True)
+    assert engine.regions() == ()
+    assert all(region.released for region in regions)
+    assert all(block.count(0xAA) == len(block) for block in fresh)
+    assert [bytes(memoryview(owner).cast("B")[:MIB]) for owner in owners] == before
+    del fresh
+    engine.check()
+
+
+def test_mmap_cannot_be_resized_or_closed(engine: Any) -> None:
+    """A merged mapping would grow by what follows in the store: it refuses while registered."""
+    data = mmap.mmap(-1, MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    region = engine.register(data)
+    for change in (data.close, lambda: data.resize(2 * MIB)):
+        with pytest.raises(BufferError):
+            change()
+    region.release()
+    data.close()
+
+
+def test_other_owners_end(engine: Any) -> None:
+    """Once nobody holds them their regions end; a weak reference still finds the bytes."""
+    data = bytearray(pattern(6).tobytes())
+    numbers = array.array("d", pattern(7).tobytes())
+    mapped = mmap.mmap(-1, MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    regions = [engine.register(each) for each in (data, numbers, mapped)]
+    again = weakref.ref(numbers)
+    assert len(engine.regions()) == 3
+    del data, numbers, mapped
     gc.collect()
-    assert region.released
-    assert again() is None
+    assert engine.regions() == ()
+    assert all(region.released for region in regions)
+    assert again() is None and not still_there(regions[2])
+
+
+def test_array_whose_data_is_exchanged(engine: Any) -> None:
+    """An array that has lost its memory to somebody else takes nothing from that at its end."""
+    one, two = merged_pair(engine, lambda: ksmpy.copy(pattern(9)))
+    mine = pattern(9)
+    life = engine.register(mine)._lifetime
+    assert life.discard
+    # As C code does that steals an array's memory (NPY_ARRAY_OWNDATA is cleared).
+    flags = ctypes.c_int.from_address(id(mine) + 64)
+    flags.value &= ~4
+    assert not life.discard
+    flags.value |= 4
+    assert np.array_equal(one, two)
 
 
 def test_bytes_may_be_registered(engine: Any) -> None:

@@ -692,24 +692,11 @@ def test_enable_reads_the_environment(monkeypatch: pytest.MonkeyPatch, enabled: 
     assert engine.tracking == "checksum"
 
 
-def test_enable_adopts_arrays(enabled: Any) -> None:
-    """Arrays that the program holds on to are found and merged; what it drops goes as ever."""
-    held = {"a": pattern(1), "b": [pattern(1)]}
-    other = [pattern(1)]
-    engine = enabled()
-    until(lambda: engine.stats().pages_sharing >= 512, engine.regions, limit=patience(30))
-    assert np.array_equal(other[0], held["a"])
-    region = next(r for r in engine.regions() if r.address == memory.address_of(held["a"]))
-    held.clear()
-    until(lambda: region not in engine.regions() and region.released, engine.regions)
-    assert np.array_equal(other[0], pattern(1))
-
-
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="needs Python 3.13 to look without a trace")
 def test_enable_adopts_local_arrays(enabled: Any) -> None:
     """Arrays that only local variables hold are found as well, where that leaves no trace."""
     one, two = pattern(1), pattern(1)
-    engine = enabled()
+    engine = enabled(adopt="objects")
     until(lambda: engine.stats().pages_sharing >= 256, engine.regions, limit=patience(30))
     del one
     until(lambda: len(engine.regions()) <= 1, engine.regions)

@@ -1,0 +1,203 @@
+/*
+ * Finding what large memory Python's objects have, without a trace.  A reference that is held for
+ * a moment can be noticed: numpy refuses to resize an array that has one more than it should.  So
+ * arrays, bytes and bytearrays are only looked at, from one call that does not let go of the GIL.
+ */
+#ifndef KSMPY_OBJECTS_H
+#define KSMPY_OBJECTS_H
+
+#include <Python.h>
+
+#include <stdint.h>
+#include <string.h>
+
+/* Of the stable interface since Python 3.4 and 3.9; the version asked for may be an older one. */
+extern void *PyType_GetSlot(PyTypeObject *type, int slot);
+extern int PyObject_GC_IsTracked(PyObject *object);
+#ifndef Py_tp_traverse
+#define Py_tp_traverse 71
+#endif
+#ifndef Py_tp_descr_get
+#define Py_tp_descr_get 54
+#endif
+
+#define OBJECTS_DEPTH 16
+#define OBJECTS_HAVE_GC (1UL << 14) /* Py_TPFLAGS_HAVE_GC */
+
+enum {
+    OBJECT_UNKNOWN,
+    OBJECT_ARRAY,
+    OBJECT_BYTES,
+    OBJECT_BYTEARRAY,
+    OBJECT_CONTAINER,
+    OBJECT_OTHER
+};
+
+/* Of struct PyArrayObject_fields, part of numpy's binary interface since its version 1.7. */
+struct object_array {
+    Py_ssize_t references;
+    void *type;
+    char *data;
+    int dimensions;
+    intptr_t *shape, *strides;
+    PyObject *base, *descr;
+    int flags;
+};
+#define OBJECT_CONTIGUOUS 3 /* in the order of C or Fortran */
+
+struct object_search {
+    PyObject *kinds; /* dict: type -> one of the above */
+    PyObject *array_type; /* or None */
+    PyObject *nbytes; /* the descriptor of an array's size */
+    PyObject *asked; /* tuple of types whose objects are handed over */
+    Py_ssize_t min_bytes;
+    PyObject *found; /* list of (address, bytes, key, type of the container) */
+    PyObject *others; /* list of (object, key, type of the container) */
+    PyObject *key; /* borrowed, or NULL */
+    PyObject *container; /* borrowed: the tracked one */
+    int depth;
+    int failed;
+};
+
+static int object_is_asked(struct object_search *search, PyObject *object)
+{
+    for (Py_ssize_t i = 0; i < PyTuple_Size(search->asked); i++)
+        if (PyType_IsSubtype(Py_TYPE(object), (PyTypeObject *)PyTuple_GetItem(search->asked, i)))
+            return 1;
+    return 0;
+}
+
+static int object_kind(struct object_search *search, PyObject *object)
+{
+    PyObject *type = (PyObject *)Py_TYPE(object), *known = PyDict_GetItem(search->kinds, type);
+    if (known)
+        return (int)PyLong_AsLong(known);
+    int kind = OBJECT_UNKNOWN;
+    if (search->array_type != Py_None &&
+        PyType_IsSubtype(Py_TYPE(object), (PyTypeObject *)search->array_type))
+        kind = OBJECT_ARRAY;
+    else if (PyType_IsSubtype(Py_TYPE(object), &PyBytes_Type))
+        kind = OBJECT_BYTES;
+    else if (PyType_IsSubtype(Py_TYPE(object), &PyByteArray_Type))
+        kind = OBJECT_BYTEARRAY;
+    else if (object_is_asked(search, object))
+        kind = OBJECT_OTHER;
+    else if (PyType_GetFlags(Py_TYPE(object)) & OBJECTS_HAVE_GC &&
+             !PyType_IsSubtype(Py_TYPE(object), &PyType_Type)) /* types in C cannot be walked */
+        kind = OBJECT_CONTAINER;
+    PyObject *value = PyLong_FromLong(kind);
+    search->failed |= !value || PyDict_SetItem(search->kinds, type, value) < 0;
+    Py_XDECREF(value);
+    return kind;
+}
+
+static void object_found(struct object_search *search, const char *address, Py_ssize_t bytes)
+{
+    if (bytes < search->min_bytes)
+        return;
+    PyObject *item = Py_BuildValue("KnOO", (unsigned long long)(uintptr_t)address, bytes,
+                                   search->key ? search->key : Py_None, Py_TYPE(search->container));
+    search->failed |= !item || PyList_Append(search->found, item) < 0;
+    Py_XDECREF(item);
+}
+
+/* A view stands for the array behind it, which all of the memory belongs to. */
+static void object_array_found(struct object_search *search, PyObject *object)
+{
+    struct object_array *array = (struct object_array *)object;
+    for (int i = 0; i < OBJECTS_DEPTH && array->base; i++) {
+        if (!PyType_IsSubtype(Py_TYPE(array->base), (PyTypeObject *)search->array_type))
+            break;
+        array = (struct object_array *)array->base;
+    }
+    if (!(array->flags & OBJECT_CONTIGUOUS))
+        return;
+    descrgetfunc get = (descrgetfunc)PyType_GetSlot(Py_TYPE(search->nbytes), Py_tp_descr_get);
+    PyObject *bytes = get ? get(search->nbytes, (PyObject *)array, (PyObject *)array->type) : NULL;
+    if (bytes)
+        object_found(search, array->data, PyLong_AsSsize_t(bytes));
+    else
+        PyErr_Clear();
+    Py_XDECREF(bytes);
+}
+
+static void object_walk(struct object_search *search, PyObject *container);
+
+static int object_visit(PyObject *object, void *data)
+{
+    struct object_search *search = data;
+    if (!object || search->failed)
+        return search->failed;
+    switch (object_kind(search, object)) {
+    case OBJECT_ARRAY:
+        object_array_found(search, object);
+        break;
+    case OBJECT_BYTES:
+        object_found(search, PyBytes_AsString(object), PyBytes_Size(object));
+        break;
+    case OBJECT_BYTEARRAY:
+        object_found(search, PyByteArray_AsString(object), PyByteArray_Size(object));
+        break;
+    case OBJECT_CONTAINER: /* the collector knows the others by itself */
+        if (!PyObject_GC_IsTracked(object) && search->depth < OBJECTS_DEPTH)
+            object_walk(search, object);
+        break;
+    case OBJECT_OTHER: {
+        PyObject *item = Py_BuildValue("OOO", object, search->key ? search->key : Py_None,
+                                       Py_TYPE(search->container));
+        search->failed |= !item || PyList_Append(search->others, item) < 0;
+        Py_XDECREF(item);
+        break;
+    }
+    default:
+        break;
+    }
+    return search->failed;
+}
+
+static void object_walk(struct object_search *search, PyObject *container)
+{
+    PyObject *key, *value, *before = search->key;
+    Py_ssize_t at = 0;
+    search->depth++;
+    if (PyDict_Check(container)) {
+        while (PyDict_Next(container, &at, &key, &value) && !search->failed) {
+            search->key = PyUnicode_Check(key) ? key : before;
+            object_visit(value, search);
+        }
+    } else {
+        traverseproc traverse = (traverseproc)PyType_GetSlot(Py_TYPE(container), Py_tp_traverse);
+        if (traverse)
+            traverse(container, object_visit, search);
+    }
+    search->key = before;
+    search->depth--;
+}
+
+/*
+ * Looks at what each of a list's objects refers to. query: (kinds, array type or None, descriptor
+ * of nbytes or None, asked, min_bytes); the answer: (found, others).
+ */
+static PyObject *ksmpy_look_into(void *containers, void *query)
+{
+    struct object_search search = {.key = NULL};
+    if (!PyArg_ParseTuple(query, "OOOOn", &search.kinds, &search.array_type, &search.nbytes,
+                          &search.asked, &search.min_bytes))
+        return NULL;
+    search.found = PyList_New(0);
+    search.others = PyList_New(0);
+    search.failed = !search.found || !search.others;
+    Py_ssize_t count = search.failed ? 0 : PyList_Size(containers);
+    for (Py_ssize_t i = 0; i < count && !search.failed; i++) {
+        search.container = PyList_GetItem(containers, i);
+        object_walk(&search, search.container);
+    }
+    PyObject *answer = search.failed ? NULL : Py_BuildValue("OO", search.found, search.others);
+    if (!answer && !PyErr_Occurred())
+        PyErr_NoMemory();
+    Py_XDECREF(search.found);
+    Py_XDECREF(search.others);
+    return answer;
+}
+
+#endif

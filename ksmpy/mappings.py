@@ -1,0 +1,170 @@
+"""Finding memory that may be adopted: the process's private anonymous writable mappings.
+
+Whoever allocated it, and whatever it holds. What is left out here is what must not be merged, or
+is not worth it: stacks, the engines' own memory, what is registered already, what is not in
+memory. What only the flags of a mapping tell (locked, another userfaultfd) is refused when it is
+registered.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import re
+import resource
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ksmpy import _native
+from ksmpy._native import PAGE_SIZE
+
+__all__ = ["Interval", "Survey", "cut", "intersect", "present_bytes", "size", "subtract", "survey"]
+
+Interval = tuple[int, int]
+
+STACKS = "stacks, and what lies behind a guard page as they do"
+
+# Anonymous, private, and writable or (guards) without any rights.
+_LINE = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) (rw-p|---p) 00000000 00:00 0 *(\[heap\]|\[anon:[^\n]*|)$", re.M
+)
+# glibc aligns the heaps of its arenas to their largest size. Each may begin behind another's
+# unused rest, which is protected as a stack's guard is.
+_ARENA_BYTES = 64 << 20
+# A mapping is adopted in pieces: when its owner unmaps a part, only that piece has to end.
+_PIECE_BYTES = 64 << 20
+# How far from a stack pointer its stack may reach.
+_STACK_BYTES = 8 << 20
+
+
+@dataclass(slots=True)
+class Survey:
+    """What could be adopted, and the bytes of what could not, by the reason."""
+
+    free: list[Interval]
+    left: dict[str, int] = field(default_factory=dict)
+
+
+def survey(min_bytes: int, taken: Iterable[Interval]) -> Survey:
+    """Look at all mappings, less those `taken`, and without what is smaller than `min_bytes`."""
+    found, stacks = _anonymous(Path("/proc/self/maps").read_bytes())
+    own = [_whole_pages(each) for each in _native.own_memory()]
+    free = _large(subtract(found, sorted([*taken, *own])), min_bytes)
+    if free:
+        stacks += _near_stack_pointers()
+    kept = subtract(free, sorted(stacks))
+    left = sum(map(size, free)) - sum(map(size, kept))
+    return Survey(_large(kept, min_bytes), {STACKS: left} if left else {})
+
+
+def _anonymous(maps: bytes) -> tuple[list[Interval], list[Interval]]:
+    """The writable mappings, neighbours as one; and what of them looks like stacks."""
+    found: list[Interval] = []
+    stacks: list[Interval] = []
+    guard_end = 0
+    for first, last, rights, name in _LINE.findall(maps):
+        start, end = int(first, 16), int(last, 16)
+        if rights == b"---p":
+            guard_end = end
+            continue
+        if (start == guard_end and start % _ARENA_BYTES) or b"stack" in name:
+            stacks.append((start, _stack_end(start, end)))
+        if found and found[-1][1] == start:
+            start = found.pop()[0]
+        found.append((start, end))
+    return found, stacks
+
+
+def _stack_end(start: int, end: int) -> int:
+    """Before Linux 6.7 a stack may have become one mapping with what lies above it."""
+    usual = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    usual = usual if 0 < usual < _ARENA_BYTES else _STACK_BYTES
+    return end if end - start <= 2 * usual else start + usual
+
+
+def _near_stack_pointers() -> list[Interval]:
+    """Where threads that wait in a system call have their stacks."""
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            words = (task / "syscall").read_text().split()
+        except OSError:  # it ended, or the kernel does not tell
+            continue
+        if len(words) > 2:
+            pointer = int(words[-2], 16) // PAGE_SIZE * PAGE_SIZE
+            found.append((max(0, pointer - _STACK_BYTES), pointer + _STACK_BYTES))
+    return found
+
+
+def _whole_pages(interval: Interval) -> Interval:
+    start, end = interval
+    return start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE
+
+
+def size(interval: Interval) -> int:
+    """Bytes of an interval."""
+    return interval[1] - interval[0]
+
+
+def _large(intervals: Iterable[Interval], min_bytes: int) -> list[Interval]:
+    return [interval for interval in intervals if size(interval) >= min_bytes]
+
+
+def subtract(intervals: Iterable[Interval], holes: Iterable[Interval]) -> list[Interval]:
+    """What no hole covers. Both in order; holes may overlap each other."""
+    rest = iter(holes)
+    hole = next(rest, None)
+    found = []
+    for start, end in intervals:
+        while hole is not None and hole[0] < end:
+            if hole[1] > start:
+                if hole[0] > start:
+                    found.append((start, hole[0]))
+                start = hole[1]
+            if start >= end:
+                break
+            hole = next(rest, None)
+        if start < end:
+            found.append((start, end))
+    return found
+
+
+def intersect(one: Iterable[Interval], other: Iterable[Interval]) -> list[Interval]:
+    """What is in both, which are in order and do not overlap each other."""
+    rest = iter(other)
+    last = next(rest, None)
+    found = []
+    for start, end in one:
+        while last is not None and last[0] < end:
+            if last[1] > start:
+                found.append((max(start, last[0]), min(end, last[1])))
+            if last[1] > end:
+                break
+            last = next(rest, None)
+    return found
+
+
+def cut(intervals: Iterable[Interval]) -> Iterator[Interval]:
+    """Pieces of intervals, none with a part beyond a multiple of the largest size of one."""
+    for start, end in intervals:
+        while start < end:
+            stop = min(end, (start // _PIECE_BYTES + 1) * _PIECE_BYTES)
+            yield start, stop
+            start = stop
+
+
+@functools.cache
+def _mincore() -> ctypes._FuncPointer:
+    function = ctypes.CDLL(None).mincore
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+    return function
+
+
+def present_bytes(interval: Interval) -> int:
+    """How much of it is in memory; 0 when it is not mapped any more."""
+    pages = size(interval) // PAGE_SIZE
+    there = (ctypes.c_ubyte * pages)()
+    if _mincore()(interval[0], size(interval), there) != 0:
+        return 0
+    return bytes(there).count(1) * PAGE_SIZE

@@ -1,0 +1,99 @@
+"""Where Python's objects have large memory, and what it is called.
+
+A look goes over the collector's objects, what they refer to, and the untracked containers among
+that (dicts and tuples without anything to track, up to Python 3.13). To numpy arrays no reference
+is taken, not for a moment: a resize that happens meanwhile would fail.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from ksmpy import _native
+from ksmpy.buffers import home
+from ksmpy.walk import find_buffers
+
+__all__ = ["Named", "named_memory"]
+
+# Objects are looked at in chunks, between which other threads get the GIL.
+_CHUNK = 2000
+_ARROW = ("Array", "ChunkedArray", "RecordBatch", "Table")
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Contiguous memory that some object has."""
+
+    address: int
+    nbytes: int
+    name: str
+    has_key: bool = False
+    """It is called as the key of its dict, or as the attribute; else after what holds it."""
+
+
+def named_memory(min_bytes: int) -> Iterator[Named]:
+    """The memory of at least `min_bytes` bytes that arrays, tensors, Arrow's arrays and tables,
+    bytes and bytearrays have which the program holds on to. The same may come several times.
+    """
+    array_type = getattr(sys.modules.get("numpy"), "ndarray", None)
+    nbytes = array_type.__dict__["nbytes"] if array_type is not None else None
+    asked = _asked_types()
+    kinds: dict[type, int] = {}
+    for chunk in _chunks():
+        found, others = _native.look_into(chunk, kinds, array_type, nbytes, asked, min_bytes)
+        del chunk
+        for address, size, key, container in found:
+            yield Named(address, size, *_name(key, container))
+        for obj, key, container in others:
+            for address, size in _ask(obj, min_bytes):
+                yield Named(address, size, *_name(key, container))
+        del others
+
+
+def _chunks() -> Iterator[list[object]]:
+    # Before Python 3.13 asking a frame for its variables makes it keep them: they would outlive
+    # their `del`. What only local variables hold is not found there.
+    frames = list(sys._current_frames().values()) if sys.version_info >= (3, 13) else []
+    while frames:
+        frame = frames.pop()
+        yield [dict(frame.f_locals)]
+        if frame.f_back is not None:
+            frames.append(frame.f_back)
+    objects = iter(gc.get_objects())
+    while chunk := list(islice(objects, _CHUNK)):
+        yield chunk
+
+
+def _asked_types() -> tuple[type, ...]:
+    """Whose memory is told by the objects only."""
+    arrow = sys.modules.get("pyarrow")
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
+    types = [tensor, *(getattr(arrow, name, None) for name in _ARROW)]
+    return tuple(kind for kind in types if isinstance(kind, type))
+
+
+def _ask(obj: Any, min_bytes: int) -> Iterator[tuple[int, int]]:
+    """(address, bytes) of an object's memory."""
+    torch = sys.modules.get("torch")
+    if not issubclass(type(obj), getattr(torch, "Tensor", ())):
+        for item in find_buffers((obj,), min_bytes)[0]:
+            yield item.buffer.address, item.buffer.nbytes
+        return
+    try:
+        storage = obj.untyped_storage()
+        where = home(storage) if storage.device.type == "cpu" else None
+    except (AttributeError, NotImplementedError, RuntimeError):  # it has none
+        return
+    if where is not None and where[1] >= min_bytes:
+        yield where
+
+
+def _name(key: object, container: type) -> tuple[str, bool]:
+    if isinstance(key, str) and key.isprintable() and len(key) < 100:
+        return key, True
+    return f"in a {container.__name__}", False

@@ -1,0 +1,443 @@
+"""Memory that enable() finds by itself: what is taken, what is left and why."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import pickle
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ksmpy
+from conftest import EACH_FREEZE
+from ksmpy import RegionError, _native, adopt, mappings
+from ksmpy.adopt import Adopter
+from ksmpy.objects import named_memory
+from support import memory, oracle
+from support.patience import patience, until
+
+MIB = 1 << 20
+PAGE = oracle.PAGE
+WAYS = adopt.WAYS
+
+_libc = ctypes.CDLL(None)
+
+
+# malloc maps what is larger than 32 MiB by itself, at the same place within a page.
+LARGE = 33
+
+
+def weights(seed: int, mebibytes: int = 4) -> np.ndarray[Any, Any]:
+    """An ordinary array of its own memory."""
+    return np.random.default_rng(seed).integers(0, 256, mebibytes * MIB, dtype=np.uint8)
+
+
+@pytest.fixture(params=EACH_FREEZE, ids=str)
+def enabled(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """ksmpy.enable in each way of freezing, undone after the test."""
+    reason = request.param.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    yield lambda **options: ksmpy.enable(sleep_millisecs=1, **request.param.options, **options)
+    ksmpy.disable()
+
+
+@pytest.fixture
+def looking(auto: Any) -> Any:
+    """An engine and a look for mappings of 1 MiB, taken by hand."""
+    if auto.freeze == "signal":
+        pytest.skip("no userfaultfd")
+    return auto, Adopter(auto, MIB, "mappings")
+
+
+def merged(engine: Any, pages: int) -> None:
+    """Wait until so many pages are saved."""
+    until(
+        lambda: engine.stats().pages_sharing >= pages, lambda: engine.coverage, limit=patience(30)
+    )
+
+
+# ---- found ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_arrays_in_a_dict(enabled: Any, way: str) -> None:
+    """A dict of equal arrays, which the collector does not track, is found, merged and named."""
+    holder = [{f"layer{i}": weights(1, LARGE) for i in range(3)}]
+    state = holder[0]
+    wanted = state["layer0"].copy()
+    engine = enabled(adopt=way)
+    merged(engine, 2 * len(wanted) // PAGE - 64)
+    assert all(np.array_equal(each, wanted) for each in state.values())
+    text = str(engine.coverage)
+    assert (
+        text.startswith("found ") and "adopted" in text and engine.coverage.adopted_bytes > 98 * MIB
+    )
+    until(
+        lambda: any(region.name.startswith("layer") for region in engine.regions()), engine.regions
+    )
+    state.clear()
+    gc.collect()
+    engine.scan(eager=True)
+    assert np.array_equal(wanted, weights(1, LARGE))
+
+
+class Model:
+    """Keeps arrays in its attributes."""
+
+
+class Slotted:
+    """Keeps an array in a slot."""
+
+    __slots__ = ("weights",)
+
+
+def capsule_owned() -> Any:
+    """An array whose last owner is a capsule."""
+    return np.from_dlpack(weights(2))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: {"a": weights(2)},
+        lambda: ((weights(2),),),
+        lambda: pickle.loads(pickle.dumps([weights(2)], protocol=2))[0],
+        lambda: np.frombuffer(weights(2).tobytes(), np.uint8),
+        lambda: np.frombuffer(bytearray(weights(2)), np.uint8),
+        lambda: weights(2).tobytes(),
+        lambda: bytearray(weights(2)),
+        capsule_owned,
+        lambda: weights(2).reshape(1024, -1)[:, ::2],
+    ],
+)
+@pytest.mark.parametrize("holder", [dict, list, Model, Slotted])
+def test_objects_are_found(make: Any, holder: Any) -> None:
+    """Whoever holds an array and whoever owns its memory."""
+    held = holder()
+    others = [held]  # a dict that only a local variable holds is not found everywhere
+    value = make()
+    if holder is dict:
+        held["weights"] = value
+    elif holder is list:
+        held.append(value)
+    else:
+        held.weights = value
+    del value
+    gc.collect()
+    assert any(item.nbytes >= 4 * MIB for item in named_memory(4 * MIB))
+    assert others
+
+
+def test_unpickled_objects_are_found() -> None:
+    """An object that comes from a pickle keeps its attributes in a dict of its own."""
+    model = Model()
+    model.weights = weights(3)  # type: ignore[attr-defined]
+    model = pickle.loads(pickle.dumps(model))
+    gc.collect()
+    address = model.weights.ctypes.data  # type: ignore[attr-defined]
+    found = [item for item in named_memory(4 * MIB) if item.address == address]
+    assert [item.name for item in found] == ["weights"]
+
+
+def test_memory_without_an_object_is_found(looking: Any) -> None:
+    """What a library allocates is adopted like any other, once two looks have seen it."""
+    engine, adopter = looking
+    _libc.mmap.restype = ctypes.c_void_p
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    address = _libc.mmap(None, ctypes.c_size_t(8 * MIB), 3, flags, -1, 0)
+    ctypes.memset(address, 1, 8 * MIB)
+    try:
+        adopter.look(engine)
+        assert engine.regions() == ()
+        adopter.look(engine)
+        covered = sum(
+            min(r.address + r.nbytes, address + 8 * MIB) - max(r.address, address)
+            for r in engine.overlapping(address, address + 8 * MIB)
+        )
+        assert covered == 8 * MIB
+    finally:
+        _libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(8 * MIB))
+    engine.scan(2, eager=True)
+    engine.close()
+
+
+# ---- left ----------------------------------------------------------------------------------
+
+
+def test_what_must_not_be_adopted(looking: Any) -> None:
+    """Neither stacks nor the engines' own memory; locked and shared memory is left, and told."""
+    engine, adopter = looking
+    arr = weights(4)
+    engine.register(arr)  # the engine has memory of its own
+    twin = arr.copy()
+    engine.track(twin)
+    engine.scan(eager=True)
+    ready, done, frames = threading.Event(), threading.Event(), []
+
+    def wait() -> None:
+        local = ctypes.c_int()
+        frames.append(ctypes.addressof(local))
+        ready.set()
+        done.wait()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    ready.wait()
+    locked = mmap.mmap(-1, 2 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    locked.write(bytes([7]) * (2 * MIB))
+    where = np.frombuffer(locked, np.uint8)
+    is_locked = _libc.mlock(ctypes.c_void_p(where.ctypes.data), ctypes.c_size_t(2 * MIB)) == 0
+    for _ in range(2):
+        adopter.look(engine)
+    ours = _native.own_memory()
+    stacks = [(m.start, m.end) for m in oracle.mappings() if m.path == "[stack]"]
+    pointers = [
+        int(words[-2], 16)
+        for task in Path("/proc/self/task").iterdir()
+        if len(words := (task / "syscall").read_text().split()) > 2
+    ]
+    done.set()
+    thread.join()
+    assert len(engine.regions()) > 2
+    for region in engine.regions():
+        start, end = region.address, region.address + region.nbytes
+        for a, b in [*ours, *stacks]:
+            assert end <= a or b <= start, (region, hex(a), hex(b))
+        assert not any(start <= pointer < end for pointer in pointers)
+    if is_locked:
+        address = where.ctypes.data
+        assert not any(engine.overlapping(address, address + 2 * MIB))
+        assert any("mlock" in reason for reason, _ in engine.coverage.left), engine.coverage
+    assert np.array_equal(arr, twin)
+    del where
+    engine.close()
+
+
+def test_untouched_memory_is_left(looking: Any) -> None:
+    """A reservation without a page in memory stays without, until it is filled."""
+    engine, adopter = looking
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
+    room = mmap.mmap(-1, 256 * MIB, flags=flags)
+    address = np.frombuffer(room, np.uint8).ctypes.data // (64 * MIB) * (64 * MIB) + 64 * MIB
+    for _ in range(2):
+        adopter.look(engine)
+    assert not any(engine.overlapping(address, address + 64 * MIB))
+    assert mappings.present_bytes((address, address + 64 * MIB)) == 0
+    assert dict(engine.coverage.left)["not in memory"] >= 64 * MIB
+    engine.close()
+    room.close()
+
+
+def test_intervals() -> None:
+    """Interval arithmetic agrees with sets of numbers."""
+    rng = random.Random(1)
+
+    def some(overlap: bool) -> list[tuple[int, int]]:
+        found, at = [], 0
+        for _ in range(rng.randrange(7)):
+            start = rng.randrange(50) if overlap else at + rng.randrange(5)
+            at = start + rng.randrange(1, 9)
+            found.append((start, at))
+        return sorted(found)
+
+    def numbers(intervals: list[tuple[int, int]]) -> set[int]:
+        return {number for start, end in intervals for number in range(start, end)}
+
+    for _ in range(5000):
+        one, other, holes = some(False), some(False), some(True)
+        assert numbers(mappings.subtract(one, holes)) == numbers(one) - numbers(holes)
+        assert numbers(mappings.intersect(one, other)) == numbers(one) & numbers(other)
+        pieces = [(start << 22, end << 22) for start, end in one]
+        cut = list(mappings.cut(pieces))
+        assert sum(map(mappings.size, cut)) == sum(map(mappings.size, pieces))
+        assert all(start >> 26 == (end - 1) >> 26 for start, end in cut)
+
+
+def test_no_look_where_nothing_changed(looking: Any) -> None:
+    """A look follows a change of the address space, and nothing else for half a minute."""
+    engine, adopter = looking
+    until(lambda: not adopter.step(engine), lambda: engine.coverage)
+    more = mmap.mmap(-1, 8 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    until(lambda: adopter.step(engine), "the new mapping was not noticed")
+    more.close()
+    engine.close()
+
+
+def test_memory_that_comes_and_goes_is_waited_for(looking: Any) -> None:
+    """Where memory was lost lately the next is adopted later."""
+    engine, adopter = looking
+
+    def seconds_until_adopted() -> float:
+        arr = weights(6, 40)
+        begin = time.monotonic()
+
+        def adopted() -> bool:
+            adopter.look(engine)
+            return any(engine.overlapping(*_whole(arr)))
+
+        until(adopted, lambda: engine.coverage, limit=patience(30))
+        return time.monotonic() - begin
+
+    seconds_until_adopted()
+    engine.drop_lost()
+    assert seconds_until_adopted() > 1
+    engine.close()
+
+
+def _whole(arr: Any) -> tuple[int, int]:
+    address, nbytes = memory.span(arr)
+    return address, address + nbytes
+
+
+# ---- nobody notices ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_adopted_arrays_can_be_resized(enabled: Any, way: str) -> None:
+    """ndarray.resize and ctypes.resize work in place, and keep the bytes."""
+    state: dict[str, Any] = {"a": weights(1, LARGE), "b": weights(1, LARGE)}
+    state["c"] = (ctypes.c_char * (LARGE * MIB))()
+    holder = [state]
+    wanted = state["a"].tobytes()
+    state["c"].raw = wanted
+    engine = enabled(adopt=way)
+    merged(engine, 8000)
+    state["a"].resize(40 * MIB)
+    ctypes.resize(state["c"], 40 * MIB)
+    assert state["a"][: LARGE * MIB].tobytes() == wanted == state["b"].tobytes()
+    assert state["c"].raw[: LARGE * MIB] == wanted
+    engine.scan(eager=True)
+    assert not state["a"][LARGE * MIB :].any()
+    assert holder
+
+
+def test_looks_take_no_references() -> None:
+    """A resize that happens while a look is under way never fails for want of a sole owner."""
+    state = {"a": np.zeros(2 * MIB, np.uint8)}
+    holder = [state]
+    stop = threading.Event()
+    seen = []
+
+    def look() -> None:
+        while not stop.is_set():
+            seen.append(sum(item.name == "a" for item in named_memory(MIB)))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for i in range(3000):
+            state["a"].resize(2 * MIB + i % 2 * PAGE)
+        until(lambda: len(seen) > 1, "no look")
+    finally:
+        stop.set()
+        thread.join()
+    assert any(seen) and holder
+
+
+def test_adopted_memory_gives_way(looking: Any) -> None:
+    """What the program registers, with any engine, takes the place of what was found."""
+    engine, adopter = looking
+    arr = weights(7, 8)
+    for _ in range(2):
+        adopter.look(engine)
+    assert all(region.adopted for region in engine.overlapping(*_whole(arr)))
+    region = engine.register(arr[: 4 * MIB], name="mine")
+    assert (region.name, region.adopted) == ("mine", False)
+    with ksmpy.Engine() as other, pytest.raises(RegionError, match="mine"):
+        other.register(arr[MIB : 2 * MIB])
+    with ksmpy.Engine() as other:
+        other.register(arr[4 * MIB :])
+        for _ in range(2):
+            adopter.look(engine)
+        assert len(other.regions()) == 1
+    assert np.array_equal(arr, weights(7, 8))
+    engine.close()
+
+
+# ---- register_range ------------------------------------------------------------------------
+
+
+def test_register_range(engine: Any) -> None:
+    """Memory known by its address is merged in place, under its name, and keeps its bytes."""
+    one, two = memory.distinct(64), memory.distinct(64)
+    regions = [
+        engine.register_range(memory.address_of(each), each.nbytes, name=name)
+        for each, name in ((one, "one"), (two, None))
+    ]
+    assert regions[0].name == "one" and not regions[0].adopted
+    assert hex(memory.address_of(two)) in regions[1].name
+    engine.scan(eager=True)
+    assert engine.stats().pages_sharing == 64
+    one[0] ^= 1
+    assert one[0] != two[0] and np.array_equal(one[1:], two[1:])
+    for region in regions:
+        region.release()
+    assert np.array_equal(two, memory.distinct(64))
+
+
+class Owner:
+    """Takes weak references."""
+
+
+def test_register_range_ends_with_its_owner(engine: Any) -> None:
+    """The owner's death ends the region; what is written to the memory then is there."""
+    one, two = memory.distinct(64), memory.distinct(64)
+    owner = Owner()
+    region = engine.register_range(memory.address_of(one), one.nbytes, owner=owner)
+    engine.register(two)
+    engine.scan(eager=True)
+    assert engine.stats().pages_sharing == 64
+    del owner
+    gc.collect()
+    assert region.released
+    assert np.array_equal(one, two)
+
+
+def test_bad_ranges(engine: Any) -> None:
+    """Each is refused with the name of the thing, and nothing is left registered."""
+    arr = memory.distinct(8)
+    address = memory.address_of(arr)
+    file = mmap.mmap(-1, 8 * PAGE)  # shared
+    shared = np.frombuffer(file, np.uint8)
+    for start, nbytes, words in (
+        (address, 0, "'thing' is empty"),
+        (address + 1, PAGE, "'thing' .* no whole"),
+        (-1, PAGE, "thing .* no range"),
+        (2**64 - PAGE, 2 * PAGE, "thing .* no range"),
+        (PAGE, PAGE, "'thing' .* not mapped"),
+        (memory.address_of(shared), shared.nbytes, "'thing' .* shared"),
+    ):
+        with pytest.raises(RegionError, match=words):
+            engine.register_range(start, nbytes, name="thing")
+    for bad in ("1", 1.5, None):
+        with pytest.raises(TypeError):
+            engine.register_range(bad, PAGE)
+    with pytest.raises(TypeError, match="weak"):
+        engine.register_range(address, arr.nbytes, owner=3)
+    assert engine.regions() == ()
+    engine.register_range(address, arr.nbytes)
+    with pytest.raises(RegionError, match="'thing' overlaps"):
+        engine.register_range(address, arr.nbytes, name="thing")
+    del shared
+
+
+def test_words_for_adopt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another word is a ValueError, and leaves nothing enabled; KSMPY_ADOPT takes the same."""
+    with pytest.raises(ValueError, match="mappings, objects or False"):
+        ksmpy.enable(adopt="everything")
+    for word in ("0", "objects"):
+        monkeypatch.setenv("KSMPY_ADOPT", word)
+        ksmpy.enable(run=0)
+        ksmpy.disable()
+    monkeypatch.setenv("KSMPY_ADOPT", "all")
+    with pytest.raises(ValueError, match="KSMPY_ADOPT"):
+        ksmpy.enable()

@@ -1,0 +1,187 @@
+"""torch's storages give memory back, change it and share it: no byte of anybody's is lost.
+
+Skipped without torch, which `make test-torch` installs.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ksmpy
+from conftest import EACH_FREEZE
+from support import oracle
+from support.patience import patience, until
+
+torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
+
+MIB = 1 << 20
+TENSORS = 4
+#: Sizes of what malloc may make of a block that was given back, and what it is filled with.
+SIZES = range(1000, 200_000, 1000)
+FILL = 0xAA
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Torch starts no threads of its own, and malloc keeps blocks of some MiB in its heap."""
+    torch.set_num_threads(1)
+    block = np.empty(31 * MIB, np.uint8)
+    del block
+
+
+def tensors() -> list[Any]:
+    """Equal ones of 4 MiB, wherever malloc puts them within a page: 64 bytes repeat."""
+    block = torch.arange(16.0)
+    return [block.repeat(4 * MIB // 64) for _ in range(TENSORS)]
+
+
+def resized(each: Any) -> None:
+    """Larger: other memory."""
+    each.resize_(2 * each.numel())
+
+
+def emptied(each: Any) -> None:
+    """As FSDP does it."""
+    each.untyped_storage().resize_(0)
+
+
+def replaced(each: Any) -> None:
+    """The tensor gets another storage, its own dies."""
+    each.set_(torch.zeros(10))
+
+
+def shared(each: Any) -> None:
+    """What a queue of torch.multiprocessing does to a tensor."""
+    each.share_memory_()
+
+
+def dropped(each: Any) -> None:
+    """Its storage dies with it, when the caller lets go."""
+
+
+CHANGES = [resized, emptied, replaced, shared, dropped]
+
+
+def kept(each: Any, wanted: Any) -> bool:
+    """Whether a tensor that still has as much memory has its bytes."""
+    has_less = each.untyped_storage().nbytes() < wanted.nbytes
+    return has_less or torch.equal(each[: wanted.numel()], wanted)
+
+
+def in_other_thread(change: Callable[[Any], None], each: Any) -> None:
+    """Do it where nobody of ours is."""
+    thread = threading.Thread(target=change, args=(each,))
+    thread.start()
+    thread.join()
+
+
+def refill() -> list[bytearray]:
+    """Blocks that malloc makes of what was given back."""
+    return [bytearray([FILL]) * size for size in SIZES]
+
+
+def check(blocks: list[bytearray]) -> None:
+    """Nobody has written to them."""
+    assert all(block.count(FILL) == len(block) for block in blocks)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("where", ["here", "thread"])
+def test_registered_storages(engine: Any, change: Any, where: str) -> None:
+    """Memory that a registered storage has given back belongs to whoever got it since."""
+    for _ in range(2):
+        mine = tensors()
+        wanted = mine[0].clone()
+        assert len(engine.track(mine)) == TENSORS
+        engine.scan(eager=True)
+        assert engine.stats().pages_sharing > 1000
+        for each in mine:
+            if where == "here":
+                change(each)
+            else:
+                in_other_thread(change, each)
+        if change is dropped:
+            mine.clear()
+            del each
+        blocks = refill()
+        engine.scan(eager=True)
+        assert engine.regions() == ()
+        assert all(kept(each, wanted) for each in mine)
+        del mine
+        gc.collect()
+        check(blocks)
+    engine.check()
+
+
+@pytest.fixture(params=EACH_FREEZE, ids=str)
+def enabled(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """ksmpy.enable in the mode at hand, undone after the test."""
+    reason = request.param.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    yield lambda **options: ksmpy.enable(sleep_millisecs=1, **request.param.options, **options)
+    ksmpy.disable()
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("way", ["mappings", "objects"])
+def test_adopted_storages(enabled: Any, change: Any, way: str) -> None:
+    """The same for storages that were found, while the scanner is at work."""
+    mine = tensors()
+    wanted = mine[0].clone()
+    engine = enabled(adopt=way)
+    until(lambda: engine.stats().pages_sharing > 1000, lambda: engine.coverage, limit=patience(30))
+    for each in mine:
+        change(each)
+    if change is dropped:
+        mine.clear()
+        del each
+    blocks = refill()
+    for _ in range(3):
+        engine.scan(eager=True)
+        check(blocks)
+    assert all(kept(each, wanted) for each in mine)
+    del mine
+    gc.collect()
+    ksmpy.disable()
+    check(blocks)
+
+
+def test_array_of_a_tensor(engine: Any) -> None:
+    """tensor.numpy() is memory of the tensor's storage, whoever gets that later."""
+    mine = tensors()
+    views = [each.numpy() for each in mine]
+    regions = [engine.register(view) for view in views]
+    engine.scan(eager=True)
+    assert engine.stats().pages_sharing > 1000
+    del views
+    for each in mine:
+        replaced(each)
+    blocks = refill()
+    assert engine.regions() == ()
+    assert all(region.released for region in regions)
+    check(blocks)
+
+
+def test_model_in_a_state_dict_is_found(enabled: Any) -> None:
+    """Weights of two equal models are found by either way, merged, and trained."""
+    torch.manual_seed(1)
+    models = [torch.nn.Linear(1024, 1024) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    with torch.no_grad():
+        for model in models:
+            model.weight.copy_(torch.arange(16.0).repeat(1024, 64))
+    engine = enabled(adopt="objects")
+    until(lambda: engine.stats().pages_sharing > 1000, lambda: engine.coverage, limit=patience(30))
+    before = models[1].weight.clone()
+    with torch.no_grad():
+        models[0].weight += 1
+    assert torch.equal(models[1].weight, before)
+    assert torch.equal(models[0].weight, before + 1)
+    assert oracle.store_mappings()
