@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define MAX_REGIONS ((uint64_t)1 << 20)
 #define MIN_PAGES                                                                                  \
@@ -167,14 +168,28 @@ static int start(ksmpy_engine *engine, int freeze_mode, int store_fd)
     return error;
 }
 
+/* Not what the machine lacks, where a limit of this process was in the way of the look. */
+static int lack_of(const struct ksmpy_caps *caps)
+{
+    if (caps->uffd_errno == EMFILE || caps->uffd_errno == ENFILE)
+        return -caps->uffd_errno;
+    int fd = caps->memfd ? 0 : os_memfd("ksmpy-probe", PAGE_SIZE);
+    if (fd < 0)
+        return fd;
+    if (fd)
+        close(fd);
+    return caps->memfd && caps->madv_populate ? 0 : -EOPNOTSUPP;
+}
+
 int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
 {
     struct ksmpy_caps caps;
     os_probe(&caps);
     if (options->nodes < 1 || options->nodes > MAX_NODES)
         return -EINVAL;
-    if (!caps.memfd || !caps.madv_populate)
-        return -EOPNOTSUPP;
+    int lack = lack_of(&caps);
+    if (lack)
+        return lack;
     int freeze_mode = choose_freeze(&caps, options->freeze);
     int tracking = choose_tracking(&caps, options->tracking);
     if (freeze_mode < 0 || tracking < 0)

@@ -366,9 +366,9 @@ void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint
 /*
  * Makes frames of the pages, which become their first sharers: a huge page at a time, so that it
  * is still in the caches when it is compared.  Returns the first frame, and in *n how many pages
- * were dealt with; NO_FRAME when there is no room for any.
+ * were dealt with; NO_FRAME when there were none, and why in *error.
  */
-uint32_t promote(ksmpy_engine *engine, uint32_t page, uint64_t *n);
+uint32_t promote(ksmpy_engine *engine, uint32_t page, uint64_t *n, int *error);
 /* Pages that were just merged: the engine hears of their writers. */
 void settle_run(ksmpy_engine *engine, uint32_t page, uint64_t n);
 

@@ -94,8 +94,9 @@ int freezer_init(struct freezer *fz, int mode, bool tracked)
     fz->stage = (uintptr_t)os_alloc(bytes_of(FREEZE_MAX));
     fz->zeros = os_alloc(PAGE_SIZE);
     fz->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    int no_pagemap = -errno;
     fz->tasks_fd = os_tasks_open();
-    int error = fz->pagemap_fd < 0         ? -ENOENT
+    int error = fz->pagemap_fd < 0         ? no_pagemap
                 : fz->tasks_fd < 0         ? fz->tasks_fd
                 : !fz->stage || !fz->zeros ? -ENOMEM
                                            : 0;

@@ -15,7 +15,6 @@
 #include "guard.h"
 
 #define TRACKED_RUN 32 /* shortest run whose overlays are tracked */
-#define SHADOWED 32 /* pages of the smallest region that gets a shadow: it costs a mapping */
 #define PREFETCH 8 /* pages ahead that the index is told of */
 
 /* What became of one piece: which of its pages lie on their frames now. */
@@ -144,8 +143,8 @@ static uint64_t own_memory(const ksmpy_engine *engine, uint32_t page, uint64_t n
 static void need_shadow(ksmpy_engine *engine, uint32_t page)
 {
     struct region *region = region_at(engine, region_of(engine, page));
-    if (region->pages_in[PAGE_SHARED] || region->shadow || region->n < SHADOWED)
-        return;
+    if (region->pages_in[PAGE_SHARED] || region->shadow || !budget_has_room(engine, 3))
+        return; /* a shadow takes one, and the overlay that it is for two */
     look_anew(engine, region->base); /* it may go away for it, and come back */
     region->shadow = freezer_shadow(&engine->fz, region->address, region->n, region->vma_flags);
     engine->vmas += region->shadow != 0;
@@ -302,10 +301,11 @@ static uint64_t to_next_huge(const ksmpy_engine *engine, uint32_t page, uint64_t
     return least(n, rest);
 }
 
-uint32_t promote(ksmpy_engine *engine, uint32_t page, uint64_t *n)
+uint32_t promote(ksmpy_engine *engine, uint32_t page, uint64_t *n, int *error)
 {
     struct store *store = &engine->store;
     uint64_t taken = *n, part;
+    *error = -ENOMEM;
     uint32_t first = store_take(store, (int)page_node(page_record(engine, page)), &taken);
     *n = 0;
     if (first == NO_FRAME)
@@ -314,8 +314,10 @@ uint32_t promote(ksmpy_engine *engine, uint32_t page, uint64_t *n)
         uint32_t from = page + (uint32_t)*n, frame = first + (uint32_t)*n;
         part = to_next_huge(engine, from, taken - *n);
         int64_t filled = store_fill(store, frame, (const void *)page_address(engine, from), part);
-        if (filled <= 0)
+        if (filled <= 0) {
+            *error = (int)filled;
             break;
+        }
         part = (uint64_t)filled;
         promote_piece(engine, from, frame, part);
     }
@@ -351,9 +353,10 @@ static void merge_pages(ksmpy_engine *engine, struct run run)
 {
     while (run.n) {
         struct run part = run;
-        uint32_t frame = promote(engine, run.target, &part.n);
+        int error;
+        uint32_t frame = promote(engine, run.target, &part.n, &error);
         if (frame == NO_FRAME) {
-            count_refusal(engine, -ENOMEM, run.n);
+            count_refusal(engine, error, run.n);
             return;
         }
         merge_onto_promoted(engine, &part, frame);
@@ -369,10 +372,11 @@ static void merge_pages(ksmpy_engine *engine, struct run run)
 static void promote_alone(ksmpy_engine *engine, struct run run)
 {
     for (uint64_t n; run.n; run.page += (uint32_t)n, run.n -= n) {
+        int error;
         n = run.n;
-        if (promote(engine, run.page, &n) != NO_FRAME)
+        if (promote(engine, run.page, &n, &error) != NO_FRAME)
             continue;
-        count_refusal(engine, -ENOMEM, run.n);
+        count_refusal(engine, error, run.n);
         return;
     }
 }

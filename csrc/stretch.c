@@ -90,7 +90,8 @@ static int64_t onto_new_block(ksmpy_engine *engine, uint32_t page, uint64_t n)
         budget_refuse(engine, page, n, frames);
         return -EDQUOT;
     }
-    return promote(engine, page, &frames) == NO_FRAME ? -ENOMEM : (int64_t)frames;
+    int error;
+    return promote(engine, page, &frames, &error) == NO_FRAME ? error : (int64_t)frames;
 }
 
 /* After the frame of the page before, so that the row goes on. */

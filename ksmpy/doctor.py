@@ -6,10 +6,10 @@ import errno
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from ksmpy import _native, numa, registry, store_files
+from ksmpy import _native, limits, numa, registry, store_files
 from ksmpy.errors import KsmpyError, StoreError
 from ksmpy.stats import Check, human_bytes
 
@@ -24,9 +24,9 @@ _THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 def doctor() -> list[Check]:
     """Try what the engine builds on, and ask this process's engines what they lack.
 
-    Changes nothing; works on every system.
+    Changes nothing; works on every system, and where a limit keeps it from looking it says so.
     """
-    checks = [_python(), *_packages()]
+    checks = [_python(), *_answers("packages", _packages)]
     reason = _native.missing()
     if reason is not None:
         hint = "estimate() works everywhere" if not sys.platform.startswith("linux") else _REBUILD
@@ -38,16 +38,20 @@ def doctor() -> list[Check]:
         Check("kernel", True, f"Linux {platform.release()}, {platform.machine()}"),
         *_userfaultfd(caps),
         *_features(caps),
-        _auto(),
-        _stores(),
-        _mappings(),
-        _budget(),
-        _numa(),
-        _swap(),
-        _core_dumps(),
-        _huge_pages(),
-        _kernel_ksm(),
+        *(check for name, look in _LOOKS for check in _answers(name, look)),
     ]
+
+
+def _answers(name: str, look: Callable[[], Check | Iterable[Check]]) -> list[Check]:
+    """What a look finds, or why it could not be taken."""
+    try:
+        found = look()
+        return [found] if isinstance(found, Check) else list(found)
+    except (OSError, MemoryError, ImportError) as error:
+        number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", 0)
+        words = os.strerror(number) if number else str(error)
+        reason = limits.why(number or 0, _native.memory_left)
+        return [Check(name, False, f"cannot be looked at: {words}", reason.removeprefix(": "))]
 
 
 _REBUILD = "install again with a C compiler at hand: pip install --force-reinstall ksmpy"
@@ -232,3 +236,16 @@ def _read(path: str) -> str:
             return file.read().strip()
     except OSError:
         return ""
+
+
+_LOOKS: tuple[tuple[str, Callable[[], Check | Iterable[Check]]], ...] = (
+    ("engine", _auto),
+    ("named stores", _stores),
+    ("mappings", _mappings),
+    ("mapping budget", _budget),
+    ("NUMA", _numa),
+    ("swap", _swap),
+    ("core dumps", _core_dumps),
+    ("transparent huge pages", _huge_pages),
+    ("kernel KSM", _kernel_ksm),
+)

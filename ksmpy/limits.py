@@ -52,10 +52,14 @@ def _no_memory(memory_left: MemoryLeft) -> str:
         return ""
     for name, option in (("RLIMIT_AS", "-v"), ("RLIMIT_DATA", "-d")):
         limit = _limit(name)
-        if limit is not None and limit - _used(name) < _SCARCE:
+        if limit is None:
+            continue
+        left = max(limit - _used(name), 0)
+        # An engine reserves address space for as many pages as the machine has, and more.
+        if name == "RLIMIT_AS" or left < _SCARCE:
             return (
-                f"{name} allows {limit // _MIB} MiB, of which {max(limit - _used(name), 0) // _MIB}"
-                f" MiB are left: raise it (ulimit {option})"
+                f"{name} allows {limit // _MIB} MiB, of which {left // _MIB} MiB are left:"
+                f" raise it (ulimit {option})"
             )
     used, limit = _mappings()
     if used > limit * 9 // 10:

@@ -141,3 +141,25 @@ def test_mappings_do_not_creep(engine: Any, mode: Mode) -> None:
     assert _inside(work.arrays) == inside
     assert len(oracle.mappings()) <= before + OTHERS
     engine.check()
+
+
+@pytest.mark.parametrize("count", [1, 4, 31, 32])
+def test_a_released_region_is_one_mapping_with_what_lies_around_it(
+    count: int, engine: Any, mode: Mode
+) -> None:
+    """However small it is, and merged as a whole: so nothing creeps in a heap."""
+    if not _heals(mode):
+        pytest.skip("without userfaultfd pages keep the identity of where they were copied to")
+    arrays = _equal(count + 2)
+    inner = [array[PAGE:-PAGE] for array in arrays]
+    regions = [engine.register(array) for array in inner]
+    before = _inside(arrays)
+    engine.scan(2, eager=True)
+    assert engine.stats().merging_pages == 2 * count
+    inner[1][(count - 1) * PAGE] ^= 1
+    engine.scan(2)
+    inner[1][0] ^= 2
+    engine.scan(2)
+    for region in regions:
+        region.release()
+    assert _inside(arrays) == 2 < before
