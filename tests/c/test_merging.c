@@ -10,11 +10,14 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 enum { PAGES = 64, SEEN = 64 /* bytes of a page that the weak checksum looks at */ };
 
 static int way, tracking; /* of the functions that follow */
-static bool weak, no_memory;
+static bool weak, no_memory, none_come_back;
+static void (*when_asked_for_locks)(void); /* once */
+static bool locks_memory, device_writes;
 static uint64_t max_maps;
 static void (*before_freeze)(void); /* once */
 
@@ -38,6 +41,29 @@ int __real_os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags);
 int __wrap_os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags)
 {
     return no_memory ? -ENOMEM : __real_os_map_anonymous(address, n, vma_flags);
+}
+
+int __real_freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
+                             int vma_flags);
+int __wrap_freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
+                             int vma_flags)
+{
+    return none_come_back ? -ENOMEM : __real_freezer_unoverlay(fz, address, n, blank, vma_flags);
+}
+
+bool __real_os_direct_io(int tasks_fd, uintptr_t address, uint64_t n);
+bool __wrap_os_direct_io(int tasks_fd, uintptr_t address, uint64_t n)
+{
+    return device_writes || __real_os_direct_io(tasks_fd, address, n);
+}
+
+bool __wrap_os_locks_new_memory(void)
+{
+    void (*act)(void) = when_asked_for_locks;
+    when_asked_for_locks = NULL;
+    if (act)
+        act();
+    return locks_memory;
 }
 
 uint64_t __real_os_max_map_count(void);
@@ -148,6 +174,62 @@ static void a_zero_page_is_zero_when_it_is_exchanged(void)
     close_pair();
 }
 
+/* ---- when nothing may be merged ---- */
+
+/* An overlay would be filled with copies of its frames at once. */
+static void nothing_is_merged_into_locked_memory(void)
+{
+    REQUIRE(open_pair() && watch_pair());
+    locks_memory = true;
+    CHECK(scan(engine, KSMPY_SCAN_EAGER).merged == 0);
+    locks_memory = false;
+    CHECK(scan(engine, KSMPY_SCAN_EAGER).merged == 2 * PAGES);
+    close_pair();
+}
+
+/* UFFDIO_MOVE sees by itself what devices write into. */
+static void what_a_device_writes_into_stays_where_it_is(void)
+{
+    REQUIRE(open_pair() && watch_pair());
+    device_writes = true;
+    CHECK(scan(engine, KSMPY_SCAN_EAGER).merged == 0 || way == KSMPY_FREEZE_UFFD_MOVE);
+    device_writes = false;
+    scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(engine->pages_in[PAGE_SHARED] == 2 * PAGES);
+    a[5] ^= 1; /* a copy, which is where a device would write */
+    device_writes = true;
+    CHECK(unmerge_pages(engine, region_a, 0, 1, PAGE_SEEN) == -EBUSY);
+    device_writes = false;
+    a[5] ^= 1;
+    CHECK(filled(a, PAGES, 1) && filled(b, PAGES, 1));
+    close_pair();
+}
+
+static int kept, other;
+
+static void the_program_takes_the_descriptor(void)
+{
+    CHECK(dup2(other, engine->store.memfd) >= 0);
+}
+
+/* Overlays would be mapped from whatever has the number of the store by now. */
+static void nothing_is_merged_onto_another_file(void)
+{
+    REQUIRE(open_pair() && watch_pair());
+    kept = dup(engine->store.memfd);
+    other = os_memfd("other", bytes_of(2 * PAGES));
+    REQUIRE(kept >= 0 && other >= 0);
+    when_asked_for_locks = the_program_takes_the_descriptor;
+    struct ksmpy_scan_result result;
+    ksmpy_scan(engine, 2 * PAGES, KSMPY_SCAN_EAGER | KSMPY_SCAN_RESTART, &result);
+    CHECK(!when_asked_for_locks && result.merged == 0);
+    CHECK(filled(a, PAGES, 1) && filled(b, PAGES, 1));
+    REQUIRE(dup2(kept, engine->store.memfd) >= 0);
+    close(kept);
+    close(other);
+    close_pair();
+}
+
 /* ---- what leaves its frame ---- */
 
 static bool shows_no_frame(const uint8_t *memory)
@@ -161,6 +243,20 @@ static bool shows_no_frame(const uint8_t *memory)
         at = vma.end;
     }
     return true;
+}
+
+static void frames_stay_under_what_could_not_be_unmerged(void)
+{
+    REQUIRE(open_pair() && watch_pair());
+    scan(engine, KSMPY_SCAN_EAGER);
+    uint64_t shared = engine->pages_in[PAGE_SHARED];
+    none_come_back = true;
+    CHECK(ksmpy_unmerge(engine) == -ENOMEM);
+    none_come_back = false;
+    CHECK(shared && engine->pages_in[PAGE_SHARED] == shared);
+    CHECK(filled(a, PAGES, 1) && filled(b, PAGES, 1));
+    CHECK(ksmpy_unmerge(engine) == 0 && shows_no_frame(a) && shows_no_frame(b));
+    close_pair();
 }
 
 /* As after a migration, or when the kernel took them: no page table knows any of these pages. */
@@ -205,6 +301,10 @@ static void run_all(void)
     RUN(pages_that_collide_stay_apart);
     RUN(a_run_in_pieces_keeps_to_the_budget);
     RUN(a_zero_page_is_zero_when_it_is_exchanged);
+    RUN(nothing_is_merged_into_locked_memory);
+    RUN(what_a_device_writes_into_stays_where_it_is);
+    RUN(nothing_is_merged_onto_another_file);
+    RUN(frames_stay_under_what_could_not_be_unmerged);
     RUN(absent_pages_leave_their_frames);
     RUN(frames_stay_under_what_could_not_be_discarded);
 }

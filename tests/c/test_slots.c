@@ -30,6 +30,13 @@ int __wrap_os_lease_take(int lease_fd, uint64_t number, void **lease)
     return __real_os_lease_take(lease_fd, number, lease);
 }
 
+static bool no_holes;
+int __real_os_punch(int fd, uint64_t offset, uint64_t bytes);
+int __wrap_os_punch(int fd, uint64_t offset, uint64_t bytes)
+{
+    return no_holes ? -ENOMEM : __real_os_punch(fd, offset, bytes);
+}
+
 static bool attach(struct store *store)
 {
     return store_attach(store, file, 1, NULL) == 0;
@@ -216,6 +223,72 @@ static void who_leaves_changes_no_other_file(void)
     CHECK(fcntl(number, F_GETFD) >= 0); /* it is not ours to close */
     close(number);
     close(other);
+    close_all();
+}
+
+static void freed_frames_leave_no_hole_in_another_file(void)
+{
+    REQUIRE(open_pair());
+    uint32_t frame = filled_frame(&one, 1);
+    const uint64_t mark = 0x5eed;
+    uint64_t at = frame_offset(&one, frame), seen = 0;
+    int kept = fcntl(one.write_fd, F_DUPFD_CLOEXEC, 0), other = os_memfd("other", 0);
+    REQUIRE(kept >= 0 && other >= 0 && os_set_size(other, at + PAGE_SIZE) == 0);
+    REQUIRE(pwrite(other, &mark, sizeof mark, (off_t)at) == sizeof mark);
+    store_give_back(&one, frame, 1);
+    REQUIRE(dup2(other, one.write_fd) == one.write_fd);
+    store_flush(&one);
+    CHECK(os_pread(other, at, &seen, sizeof seen) == 0 && seen == mark);
+    CHECK(state_of(&one, frame) == FRAME_DEAD);
+    REQUIRE(dup2(kept, one.write_fd) == one.write_fd);
+    store_flush(&one);
+    CHECK(state_of(&one, frame) == FRAME_FREE);
+    close(kept);
+    close(other);
+    store_detach(&one);
+    close_all();
+}
+
+/* ---- frames ---- */
+
+/* Its memory is given back at another time. */
+static void a_frame_that_keeps_its_memory_is_not_free(void)
+{
+    REQUIRE(open_pair());
+    uint32_t frame = filled_frame(&one, 1);
+    store_give_back(&one, frame, 1);
+    no_holes = true;
+    store_flush(&one);
+    CHECK(state_of(&one, frame) == FRAME_DEAD);
+    no_holes = false;
+    store_flush(&one);
+    CHECK(state_of(&one, frame) == FRAME_FREE);
+    store_detach(&one);
+    close_all();
+}
+
+static void a_frame_in_the_making_is_its_makers(void)
+{
+    REQUIRE(open_pair());
+    uint32_t frame = filled_frame(&one, 1);
+    CHECK(store_join(&two, frame, 1) == -ESTALE);
+    store_give_back(&one, frame, 1);
+    store_detach(&one);
+    close_all();
+}
+
+static void others_hear_of_a_frame_with_room_again(void)
+{
+    REQUIRE(open_pair());
+    struct news news;
+    one.head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING] = 2;
+    uint32_t frame = shared_frame(&one, 1);
+    CHECK(store_join(&one, frame, 1) == 1);
+    uint64_t read = two.head->news;
+    store_leave(&one, frame);
+    CHECK(news_read(&two, &read, &news, 1) == 1 && news.sum == frame_at(&one, frame)->sum);
+    store_leave(&one, frame);
+    store_detach(&one);
     close_all();
 }
 
@@ -475,6 +548,10 @@ int main(void)
     RUN(a_slot_with_a_dead_one_in_it_is_not_taken);
     RUN(a_slot_is_not_claimed_in_another_file);
     RUN(who_leaves_changes_no_other_file);
+    RUN(freed_frames_leave_no_hole_in_another_file);
+    RUN(a_frame_that_keeps_its_memory_is_not_free);
+    RUN(a_frame_in_the_making_is_its_makers);
+    RUN(others_hear_of_a_frame_with_room_again);
     RUN(an_index_whose_owner_died_is_made_anew);
     RUN(a_child_holds_what_was_there_when_it_came);
     RUN(a_fork_leaves_a_lease_behind);

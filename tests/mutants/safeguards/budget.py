@@ -19,4 +19,18 @@ MUTANTS = [
         new="state == PAGE_REFUSED",
         tests=("test_stretches.py::test_refused_pages_wait_until_there_is_room",),
     ),
+    Mutant(
+        "memory that is no longer its owner's is found",
+        file="csrc/budget.c",
+        old="if (!region->lost && !intact(engine, region))",
+        new="if (false)",
+        tests=("test_bad_input.py::test_protected_behind_our_back",),
+    ),
+    Mutant(
+        "long runs get the mappings first",
+        file="csrc/budget.c",
+        old="    return has_room_recounted(engine, more + held_back(engine, n));",
+        new="    return has_room_recounted(engine, more);",
+        tests=("test_budget.py::test_long_runs_come_first_when_mappings_are_scarce",),
+    ),
 ]

@@ -35,4 +35,18 @@ MUTANTS = [
         new="if (true)",
         tests=("c/test_between.c::a_rule_holds_for_who_looked_before_it",),
     ),
+    Mutant(
+        "nothing is merged into locked memory",
+        file="csrc/merge.c",
+        old="engine->merging_barred = os_locks_new_memory() || !engine_has_files(engine);",
+        new="engine->merging_barred = !engine_has_files(engine);",
+        tests=("c/test_merging.c::nothing_is_merged_into_locked_memory",),
+    ),
+    Mutant(
+        "nothing is merged onto another file",
+        file="csrc/merge.c",
+        old="engine->merging_barred = os_locks_new_memory() || !engine_has_files(engine);",
+        new="engine->merging_barred = os_locks_new_memory();",
+        tests=("c/test_merging.c::nothing_is_merged_onto_another_file",),
+    ),
 ]

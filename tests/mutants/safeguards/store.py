@@ -20,4 +20,75 @@ MUTANTS = [
         tests=("c/test_between.c::a_frame_that_was_freed_is_not_joined",),
         quick=True,
     ),
+    Mutant(
+        "a frame in the making is its maker's",
+        file="csrc/store.c",
+        old="        return record->owner == store->slot;",
+        new="        return true;",
+        tests=("c/test_slots.c::a_frame_in_the_making_is_its_makers",),
+    ),
+    Mutant(
+        "others hear of room in a frame",
+        file="csrc/store.c",
+        old="""\
+        if (is_full(store, frame_at(store, frame)))
+            news_add""",
+        new="""\
+        if (false)
+            news_add""",
+        tests=("c/test_slots.c::others_hear_of_a_frame_with_room_again",),
+    ),
+    Mutant(
+        "a frame that a child may map is kept",
+        file="csrc/store.c",
+        old="""\
+    if (store_leased(store, record))
+        store->head->stale_frames++;
+    else
+        bury_frame(store, frame);""",
+        new="    bury_frame(store, frame);",
+        tests=("c/test_slots.c::a_fork_leaves_a_lease_behind",),
+    ),
+    Mutant(
+        "no hole is punched into another file",
+        file="csrc/store.c",
+        old="""\
+    if (!store_has_files(store))
+        return;
+    qsort""",
+        new="    qsort",
+        tests=("c/test_slots.c::freed_frames_leave_no_hole_in_another_file",),
+    ),
+    Mutant(
+        "a frame that keeps its memory is not free",
+        file="csrc/store.c",
+        old="""\
+        if (done)
+            frame_at(store, first + (uint32_t)i)->state = FRAME_FREE;""",
+        new="""\
+        if (true)
+            frame_at(store, first + (uint32_t)i)->state = FRAME_FREE;""",
+        tests=("c/test_slots.c::a_frame_that_keeps_its_memory_is_not_free",),
+    ),
+    Mutant(
+        "reaping spares what is shared",
+        file="csrc/store.c",
+        old="if (!frame_is_live(store, frame) || record->sharers || store_leased(store, record))",
+        new="if (!frame_is_live(store, frame) || store_leased(store, record))",
+        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+    ),
+    Mutant(
+        "reaping spares what a child may map",
+        file="csrc/store.c",
+        old="if (!frame_is_live(store, frame) || record->sharers || store_leased(store, record))",
+        new="if (!frame_is_live(store, frame) || record->sharers)",
+        tests=("c/test_slots.c::a_fork_leaves_a_lease_behind",),
+    ),
+    Mutant(
+        "a descriptor of another file is not closed",
+        file="csrc/store.c",
+        old="if (files[i] >= 0 && (!inodes[i] || os_is_file(files[i], inodes[i])))",
+        new="if (files[i] >= 0)",
+        tests=("c/test_slots.c::who_leaves_changes_no_other_file",),
+    ),
 ]

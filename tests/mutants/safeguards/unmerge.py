@@ -30,4 +30,43 @@ MUTANTS = [
 """,
         tests=("c/test_merging.c::absent_pages_leave_their_frames",),
     ),
+    Mutant(
+        "overlays that are out of sight keep their frames",
+        file="csrc/unmerge.c",
+        old="    forget(engine, region, span, state, page_abandon);",
+        new="    forget(engine, region, span, state, page_unshare);",
+        tests=("c/test_merging.c::frames_stay_under_what_could_not_be_discarded",),
+    ),
+    Mutant(
+        "protected overlays end their region",
+        file="csrc/unmerge.c",
+        old="""\
+            lose_region(engine, region);
+""",
+        new="""\
+            (void)0;
+""",
+        tests=("test_bad_input.py::test_merged_memory_is_protected_for_a_moment",),
+    ),
+    Mutant(
+        "writes into runs keep to the budget",
+        file="csrc/unmerge.c",
+        old="    if (!budget_make_room(engine, 2)) {",
+        new="    if (false) {",
+        tests=("test_budget.py::test_writes_into_long_runs_keep_the_budget",),
+    ),
+    Mutant(
+        "what could not be unmerged keeps its frames",
+        file="csrc/unmerge.c",
+        old="""\
+            failure = failure ? failure : error;
+        } else {
+""",
+        new="""\
+            failure = failure ? failure : error;
+        }
+        {
+""",
+        tests=("c/test_merging.c::frames_stay_under_what_could_not_be_unmerged",),
+    ),
 ]

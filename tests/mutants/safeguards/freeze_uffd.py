@@ -1,0 +1,35 @@
+"""csrc/freeze_uffd.c."""
+
+from __future__ import annotations
+
+from ..mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        "pages go back in pieces",
+        file="csrc/freeze_uffd.c",
+        old="""\
+            part /= 2;
+            continue;""",
+        new="            return;",
+        tests=("c/test_freeze.c::frozen_pages_come_back",),
+    ),
+    Mutant(
+        "what cannot be moved back is copied",
+        file="csrc/freeze_uffd.c",
+        old="""\
+            move = false;
+        os_sleep_us(50);""",
+        new="""\
+            return;
+        os_sleep_us(50);""",
+        tests=("c/test_freeze.c::frozen_pages_come_back",),
+    ),
+    Mutant(
+        "a fault answered late puts no zeros",
+        file="csrc/freeze_uffd.c",
+        old="if (atomic_load(&fz->thaws) == thaws && os_uffd_zero(",
+        new="if (os_uffd_zero(",
+        tests=("test_late_faults.py::test_a_late_answer_puts_no_zeros",),
+    ),
+]
