@@ -263,6 +263,7 @@ class Engine:
         token = object()
         self._scanning[token] = None
         try:
+            self._ask_for_flags()
             total = self._passes(passes, flags, max_pages)
         finally:
             self._scanning.pop(token, None)
