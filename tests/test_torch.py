@@ -36,9 +36,9 @@ def one_thread() -> None:
 
 
 def tensors() -> list[Any]:
-    """Equal ones of 4 MiB, wherever malloc puts them within a page: 64 bytes repeat."""
+    """Equal ones of 1 MiB, wherever malloc puts them within a page: 64 bytes repeat."""
     block = torch.arange(16.0)
-    return [block.repeat(4 * MIB // 64) for _ in range(TENSORS)]
+    return [block.repeat(MIB // 64) for _ in range(TENSORS)]
 
 
 def resized(each: Any) -> None:
@@ -93,6 +93,7 @@ def check(blocks: list[bytearray]) -> None:
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("where", ["here", "thread"])
+@pytest.mark.parametrize("mode", EACH_FREEZE, ids=str, indirect=True)
 def test_registered_storages(engine: Any, change: Any, where: str) -> None:
     """Memory that a registered storage has given back belongs to whoever got it since."""
     for _ in range(2):
@@ -100,7 +101,7 @@ def test_registered_storages(engine: Any, change: Any, where: str) -> None:
         wanted = mine[0].clone()
         assert len(engine.track(mine)) == TENSORS
         engine.scan(eager=True)
-        assert engine.stats().pages_sharing > 1000
+        assert engine.stats().pages_sharing > 200
         for each in mine:
             if where == "here":
                 change(each)
@@ -136,7 +137,7 @@ def test_adopted_storages(enabled: Any, change: Any, way: str) -> None:
     mine = tensors()
     wanted = mine[0].clone()
     engine = enabled(adopt=way)
-    until(lambda: engine.stats().pages_sharing > 1000, lambda: engine.coverage, limit=patience(30))
+    until(lambda: engine.stats().pages_sharing > 200, lambda: engine.coverage, limit=patience(30))
     for each in mine:
         change(each)
     if change is dropped:
@@ -159,7 +160,7 @@ def test_array_of_a_tensor(engine: Any) -> None:
     views = [each.numpy() for each in mine]
     regions = [engine.register(view) for view in views]
     engine.scan(eager=True)
-    assert engine.stats().pages_sharing > 1000
+    assert engine.stats().pages_sharing > 200
     del views
     for each in mine:
         replaced(each)
@@ -178,7 +179,7 @@ def test_model_in_a_state_dict_is_found(enabled: Any) -> None:
         for model in models:
             model.weight.copy_(torch.arange(16.0).repeat(1024, 64))
     engine = enabled(adopt="objects")
-    until(lambda: engine.stats().pages_sharing > 1000, lambda: engine.coverage, limit=patience(30))
+    until(lambda: engine.stats().pages_sharing > 200, lambda: engine.coverage, limit=patience(30))
     before = models[1].weight.clone()
     with torch.no_grad():
         models[0].weight += 1
