@@ -156,6 +156,7 @@ static bool is_zero(const uint8_t *page)
 static void a_frame_that_was_freed_is_not_joined(void)
 {
     REQUIRE(open_store() && arrive(&two, 1, 1) && arrive(&one, 1, 1));
+    CHECK(ksmpy_knob_set(two.engine, KSMPY_KNOB_USE_ZERO_PAGES, 0) == 0);
     struct member twin = {.engine = two.engine};
     REQUIRE(bring(&twin, 1));
     memset(one.memory, 0, PAGE_SIZE);
