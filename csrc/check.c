@@ -155,8 +155,7 @@ static void see_chain(const struct store *store, uint32_t head, int tree, void *
         const struct frame *frame = frame_at(store, at);
         expect(report, "frame before in its chain", frame->dup_prev, before);
         expect(report, "tree of a frame", frame->tree, (uint64_t)tree);
-        if (seen->read &&
-            cut_sum(ksmpy_checksum(frame_bytes(seen->read, at), PAGE_SIZE)) != frame->sum)
+        if (seen->read && store_sum(seen->read, frame_bytes(seen->read, at)) != frame->sum)
             complain(report, "frame's bytes have another checksum", at, frame->sum);
         seen->sharers += frame->sharers;
         seen->shared += frame->sharers != 0;

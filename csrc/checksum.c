@@ -13,22 +13,28 @@
 
 enum { LANES = 8, STRIPE = 64, BLOCK = 4096, WORDS = BLOCK / 8 };
 
-static const uint64_t SEED = 0x6b736d7079763031; /* "ksmpyv01" */
-static const uint64_t MIX = 0x9fb21c651e98df25;  /* odd, bits well spread */
+_Static_assert(WORDS == CHECKSUM_WORDS, "a word of the key for each word of a block");
 
-static uint64_t key[WORDS] __attribute__((aligned(64)));
+static const uint64_t MIX = 0x9fb21c651e98df25; /* odd, bits well spread */
+
+static struct checksum_key public_key __attribute__((aligned(64)));
 
 /* Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014. */
-__attribute__((constructor)) static void fill_key(void)
+void checksum_make_key(struct checksum_key *key, uint64_t seed)
 {
-    uint64_t state = SEED;
+    uint64_t state = seed;
 
     for (int i = 0; i < WORDS; i++) {
         uint64_t z = (state += 0x9e3779b97f4a7c15);
         z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
         z = (z ^ z >> 27) * 0x94d049bb133111eb;
-        key[i] = z ^ z >> 31;
+        key->words[i] = z ^ z >> 31;
     }
+}
+
+__attribute__((constructor)) static void make_public_key(void)
+{
+    checksum_make_key(&public_key, CHECKSUM_SEED);
 }
 
 HOT uint64_t load_word(const unsigned char *at)
@@ -47,7 +53,7 @@ HOT uint64_t mix(uint64_t h)
     return (h ^ h >> 32) * MIX;
 }
 
-static void between_blocks(uint64_t acc[LANES])
+static void between_blocks(const uint64_t *key, uint64_t acc[LANES])
 {
     for (int i = 0; i < LANES; i++)
         acc[i] = mix(acc[i] ^ key[WORDS - 1 - i]);
@@ -62,8 +68,8 @@ static uint64_t finish(const uint64_t acc[LANES], size_t length)
     return mix(h);
 }
 
-KSMPY_READS_LIVE_MEMORY static void block_portable(uint64_t acc[LANES], const unsigned char *data,
-                                                   size_t length)
+KSMPY_READS_LIVE_MEMORY static void block_portable(const uint64_t *key, uint64_t acc[LANES],
+                                                   const unsigned char *data, size_t length)
 {
     for (size_t at = 0; at < length; at += STRIPE) {
         for (int i = 0; i < LANES; i++) {
@@ -98,8 +104,8 @@ AVX2 HOT __m256i absorb(__m256i acc, const unsigned char *data, const uint64_t *
     return _mm256_add_epi64(acc, _mm256_shuffle_epi32(word, _MM_SHUFFLE(1, 0, 3, 2)));
 }
 
-KSMPY_READS_LIVE_MEMORY AVX2 static void block_avx2(uint64_t acc[LANES], const unsigned char *data,
-                                                    size_t length)
+KSMPY_READS_LIVE_MEMORY AVX2 static void block_avx2(const uint64_t *key, uint64_t acc[LANES],
+                                                    const unsigned char *data, size_t length)
 {
     __m256i low = load_vector(acc), high = load_vector(acc + 4);
 
@@ -126,19 +132,22 @@ KSMPY_READS_LIVE_MEMORY AVX2 static uint64_t read_only_avx2(const unsigned char 
 }
 #endif
 
-typedef void block_fn(uint64_t acc[LANES], const unsigned char *data, size_t length);
+typedef void block_fn(const uint64_t *key, uint64_t acc[LANES], const unsigned char *data,
+                      size_t length);
 
-HOT uint64_t checksum_by(block_fn *block, const unsigned char *data, size_t length)
+HOT uint64_t checksum_by(block_fn *block, const struct checksum_key *with,
+                         const unsigned char *data, size_t length)
 {
+    const uint64_t *key = with->words;
     uint64_t acc[LANES];
     size_t left = length;
 
     memcpy(acc, key, sizeof(acc));
     for (; left > BLOCK; left -= BLOCK, data += BLOCK) {
-        block(acc, data, BLOCK);
-        between_blocks(acc);
+        block(key, acc, data, BLOCK);
+        between_blocks(key, acc);
     }
-    block(acc, data, left);
+    block(key, acc, data, left);
     return finish(acc, length);
 }
 
@@ -153,16 +162,21 @@ static int have_avx2(void)
 
 uint64_t ksmpy_checksum_portable(const void *data, size_t length)
 {
-    return checksum_by(block_portable, data, length);
+    return checksum_by(block_portable, &public_key, data, length);
+}
+
+uint64_t ksmpy_checksum_keyed(const struct checksum_key *key, const void *data, size_t length)
+{
+#if HAVE_AVX2
+    if (have_avx2())
+        return checksum_by(block_avx2, key, data, length);
+#endif
+    return checksum_by(block_portable, key, data, length);
 }
 
 uint64_t ksmpy_checksum(const void *data, size_t length)
 {
-#if HAVE_AVX2
-    if (have_avx2())
-        return checksum_by(block_avx2, data, length);
-#endif
-    return ksmpy_checksum_portable(data, length);
+    return ksmpy_checksum_keyed(&public_key, data, length);
 }
 
 KSMPY_READS_LIVE_MEMORY uint64_t ksmpy_read_only_portable(const void *data, size_t length)

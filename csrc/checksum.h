@@ -1,13 +1,14 @@
 /*
  * The page checksum: 64 bits, equal for equal bytes on every machine, and fast
  * enough that hashing cold memory costs what reading it costs.  It says "maybe
- * equal"; only memcmp says "equal".  It is not keyed: whoever picks the bytes
- * can make pages collide, and gets a slower search by it, not a wrong one.
+ * equal"; only memcmp says "equal".  Each store has a key of its own, at random:
+ * who picks the bytes cannot make pages collide, unless it knows that key, and
+ * then gets a slower search by it, not a wrong one.
  *
  * Definition, over little-endian 64-bit words, arithmetic modulo 2^64.  The
  * input is cut into blocks of 4096 bytes (the last may be shorter), a block
  * into stripes of 64 bytes, a stripe into eight lanes of one word.  key[0..511]
- * are the first outputs of splitmix64 from the seed of checksum.c.
+ * are the first outputs of splitmix64 from a seed: CHECKSUM_SEED, or a store's.
  *
  *   acc[i] = key[i]                                            i = 0 to 7
  *   for each block:
@@ -38,7 +39,16 @@
 
 enum { KSMPY_CHECKSUM_KIND = 1 }; /* rises whenever the definition changes */
 
-/* length must be a multiple of 64; data may be aligned in any way. */
+#define CHECKSUM_SEED 0x6b736d7079763031 /* "ksmpyv01" */
+#define CHECKSUM_WORDS 512
+
+struct checksum_key {
+    uint64_t words[CHECKSUM_WORDS];
+};
+void checksum_make_key(struct checksum_key *key, uint64_t seed);
+uint64_t ksmpy_checksum_keyed(const struct checksum_key *key, const void *data, size_t length);
+
+/* length must be a multiple of 64; data may be aligned in any way. From CHECKSUM_SEED. */
 uint64_t ksmpy_checksum(const void *data, size_t length);
 
 /* The same value without vector instructions, whatever the machine has. */

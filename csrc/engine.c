@@ -123,11 +123,6 @@ static void close_engine(ksmpy_engine *engine)
     os_unmap(engine, sizeof *engine);
 }
 
-static uint64_t checksum_of_zeros(const struct freezer *fz)
-{
-    return cut_sum(ksmpy_checksum(fz->zeros, PAGE_SIZE));
-}
-
 static int open_store(ksmpy_engine *engine, int fd)
 {
     struct store *store = &engine->store;
@@ -161,7 +156,7 @@ static int start(ksmpy_engine *engine, int freeze_mode, int store_fd)
     error = freezer_init(&engine->fz, freeze_mode, engine->tracked);
     if (error)
         return error;
-    engine->sum_of_zeros = checksum_of_zeros(&engine->fz);
+    engine->sum_of_zeros = store_sum(&engine->store, engine->fz.zeros);
     error = fork_watch(engine);
     if (error)
         freezer_destroy(&engine->fz);

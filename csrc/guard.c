@@ -68,9 +68,9 @@ void guard_escape(const siginfo_t *info)
         return true;                                                                               \
     } while (0)
 
-bool guard_checksum(const void *page, uint64_t *sum)
+bool guard_checksum(const struct checksum_key *key, const void *page, uint64_t *sum)
 {
-    GUARDED(page, page, PAGE_SIZE, *sum = ksmpy_checksum(page, PAGE_SIZE));
+    GUARDED(page, page, PAGE_SIZE, *sum = ksmpy_checksum_keyed(key, page, PAGE_SIZE));
 }
 
 KSMPY_READS_LIVE_MEMORY bool guard_is_zero(const void *page, bool *zero)

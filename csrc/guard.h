@@ -15,6 +15,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct checksum_key;
+
 /*
  * Around guarded reads, once for many: the handler is in its place, and this thread does not block
  * its signals, which would kill instead.
@@ -27,7 +29,7 @@ void guard_escape(const siginfo_t *info);
 
 /* ---- false: (a part of) the memory cannot be read ---- */
 
-bool guard_checksum(const void *page, uint64_t *sum);
+bool guard_checksum(const struct checksum_key *key, const void *page, uint64_t *sum);
 bool guard_is_zero(const void *page, bool *zero);
 /* As memcmp() of two pages. */
 bool guard_compare(const void *one, const void *two, int *order);

@@ -234,6 +234,11 @@ int ksmpy_set_nodes(ksmpy_engine *engine, uint32_t region, const uint8_t *nodes,
 /* Walks every structure; 0, or -EUCLEAN with a sentence in text (may be NULL). */
 int ksmpy_check(ksmpy_engine *engine, char *text, size_t size);
 
+/*
+ * For tests: stores that are made from now on have this key, instead of one at random; 0: as ever.
+ * 0x6b736d7079763031 is that of ksmpy_checksum().
+ */
+void ksmpy_fix_key(uint64_t seed);
 /* The page checksum: one definition for all machines. length must be a multiple of 64. */
 uint64_t ksmpy_checksum(const void *data, size_t length);
 /* Reads length bytes as fast as this machine can: the yardstick for the checksum. */

@@ -265,7 +265,7 @@ static void adopt_frames(ksmpy_engine *engine, const struct piece *piece, uint64
         if (!piece->mapped[i])
             continue;
         const uint8_t *bytes = frame_bytes(store, piece->frame + (uint32_t)i);
-        uint64_t sum = cut_sum(ksmpy_checksum(bytes, PAGE_SIZE));
+        uint64_t sum = store_sum(store, bytes);
         frame_at(store, piece->frame + (uint32_t)i)->sum = sum;
         stable_prefetch(store, tree, sum);
     }

@@ -272,6 +272,7 @@ uint64_t os_now_ms(void);
 void os_probe(struct ksmpy_caps *caps);
 uint64_t os_memory_pages(void);
 void os_sleep_us(unsigned us);
+uint64_t os_random(void);
 uint64_t os_now_ns(void); /* of a clock that only goes forward */
 /* Node numbers of n pages (negative errno for a page without one). */
 int os_nodes(uintptr_t address, uint64_t n, int *nodes);

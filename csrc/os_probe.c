@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -132,6 +133,15 @@ uint64_t os_memory_pages(void)
 {
     long pages = sysconf(_SC_PHYS_PAGES);
     return pages > 0 ? (uint64_t)pages : (uint64_t)1 << 20;
+}
+
+/* Early in a boot there may be none: then where things lie, and when, is all that is not known. */
+uint64_t os_random(void)
+{
+    uint64_t number;
+    if (getrandom(&number, sizeof number, GRND_NONBLOCK) != (ssize_t)sizeof number)
+        number = os_now_ns() ^ (uint64_t)(uintptr_t)&number << 20 ^ (uint64_t)getpid();
+    return number;
 }
 
 uint64_t os_now_ns(void)

@@ -22,7 +22,9 @@ static uint32_t sample(const ksmpy_engine *engine, uint32_t id, uint64_t n, uint
     uint32_t hash = (chunk_of(engine, id)->sampled_in * SAMPLES + i) * 0x9E3779B1u;
     uint32_t page = id + (uint32_t)(hash * n >> 32);
     uint64_t sum;
-    return guard_checksum((const void *)page_address(engine, page), &sum) ? (uint32_t)sum : ~hash;
+    return guard_checksum(&engine->store.key, (const void *)page_address(engine, page), &sum)
+               ? (uint32_t)sum
+               : ~hash;
 }
 
 static void take_samples(const ksmpy_engine *engine, uint32_t id, uint64_t n)

@@ -26,6 +26,9 @@
 #define AGE_MAX 15
 #define UNREADABLE                                                                                 \
     UINT64_MAX /* instead of a checksum: its owner has unmapped or protected the page */
+#define SLICE_NS                                                                                   \
+    4000000 /* a slice ends with the huge page then, and at once after CUT times that */
+#define CUT 8
 #define LINES 8 /* cache lines of the next page that are asked for at the end of this one */
 
 /* ---- one page ---- */
@@ -155,7 +158,7 @@ static void sum_one_more(ksmpy_engine *engine, uint32_t id)
     struct ahead *ahead = &engine->ahead;
     uintptr_t address = page_address(engine, id);
     uint64_t sum;
-    bool readable = guard_checksum((const void *)address, &sum);
+    bool readable = guard_checksum(&engine->store.key, (const void *)address, &sum);
     sum = readable ? cut_sum(sum) : UNREADABLE;
     ahead->sums[id % AHEAD] = sum;
     ahead->n++;
@@ -370,7 +373,15 @@ static bool left_alone(const struct region *region)
     return region->lost || region->vma_flags & KSMPY_VMA_UNKNOWN;
 }
 
-/* As far as the end of a run, if there was anything to look at. */
+#define LOOKS 16 /* one in so many visits looks at the clock */
+
+static bool takes_long(uint64_t begin, uintptr_t address)
+{
+    uint64_t took = os_now_ns() - begin;
+    return took > SLICE_NS && (address % bytes_of(HUGE_PAGES) == 0 || took > CUT * SLICE_NS);
+}
+
+/* As far as the end of a run, if there was anything to look at, and it does not take long. */
 static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
 {
     struct cursor *cursor = &engine->cursor;
@@ -385,9 +396,13 @@ static void scan_slice(ksmpy_engine *engine, uint64_t max_pages, bool eager)
     engine->ahead.end = region->base + (uint32_t)least(cursor->page + max_pages, region->n);
     if (eager && !cursor->eager)
         cursor_turn_eager(engine);
+    uint64_t begin = os_now_ns();
     for (uint64_t visited = 0; visited < SLICE_VISITED; visited++) {
         uint64_t scanned = engine->result->scanned - before;
-        bool at_start = run_starts_at(region->address + bytes_of(cursor->page));
+        uintptr_t address = region->address + bytes_of(cursor->page);
+        bool at_start = run_starts_at(address);
+        if (visited % LOOKS == LOOKS - 1 && takes_long(begin, address))
+            break;
         if (cursor->page >= region->n || left_alone(region) || scanned >= max_pages ||
             (scanned && at_start) || engine->unreadable)
             break;

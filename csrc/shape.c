@@ -8,7 +8,7 @@
 #include "checksum.h"
 #include "store.h"
 
-#define VERSION 1
+#define VERSION 2
 
 /* ---- layout ---- */
 

@@ -122,6 +122,7 @@ int store_map(struct store *store, const struct store_shape *shape)
         return -ENOMEM;
     }
     place_arrays(store, &at);
+    checksum_make_key(&store->key, store->head->key);
     return 0;
 }
 
@@ -159,6 +160,7 @@ static int open_mutex(pthread_mutex_t *mutex)
 static int fill_head(struct store *store)
 {
     int error = open_mutex(&store->head->mutex);
+    store_new_key(store);
     for (int node = 0; node < store->nodes && !error; node++)
         error = forest_clear(&store->stable[node]);
     return error ? error : wanted_reset(store);

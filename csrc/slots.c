@@ -231,7 +231,7 @@ static void take_over(struct store *store, uint32_t frame)
         store_free(store, frame);
         return;
     }
-    record->sum = cut_sum(ksmpy_checksum(frame_bytes(store, frame), PAGE_SIZE));
+    record->sum = store_sum(store, frame_bytes(store, frame));
     stable_add(store, frame,
                store->head->knobs[KSMPY_KNOB_MERGE_ACROSS_NODES] ? 0 : frame_node(store, frame));
     store->head->stale_frames += !record->sharers;
@@ -331,7 +331,7 @@ static void bring_back(struct store *store, uint32_t frame)
         return;
     ids_mark(&store->ids[frame_node(store, frame)], frame_local(store, frame));
     if (record->state == FRAME_LIVE) {
-        record->sum = cut_sum(ksmpy_checksum(frame_bytes(store, frame), PAGE_SIZE));
+        record->sum = store_sum(store, frame_bytes(store, frame));
         stable_add(store, frame, record->tree < store->nodes ? record->tree : 0);
         if (record->sharers == 0) { /* the next reaping decides; nobody knows since when */
             record->left = store->head->forks;

@@ -20,6 +20,21 @@ unsigned store_choose_span(int nodes)
     return shift;
 }
 
+/* 0: none. */
+static _Atomic uint64_t fixed_key;
+
+void ksmpy_fix_key(uint64_t seed)
+{
+    atomic_store(&fixed_key, seed);
+}
+
+void store_new_key(struct store *store)
+{
+    uint64_t fixed = atomic_load(&fixed_key);
+    store->head->key = fixed ? fixed : os_random();
+    checksum_make_key(&store->key, store->head->key);
+}
+
 void store_default_rules(uint64_t *knobs)
 {
     knobs[KSMPY_KNOB_MERGE_ACROSS_NODES] = 1;
@@ -122,6 +137,7 @@ static int open_records(struct store *store)
     if (!store->frames || !store->head)
         return -ENOMEM;
     store_default_rules(store->head->knobs);
+    store_new_key(store);
     int error = arena_init(&store->dead, sizeof(uint32_t), frame_limit(store));
     for (int node = 0; node < store->nodes && !error; node++) {
         store->records[node] =

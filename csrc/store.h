@@ -29,6 +29,7 @@
 #include <stdatomic.h>
 
 #include "arena.h"
+#include "checksum.h"
 #include "os.h"
 #include "rbtree.h"
 
@@ -110,6 +111,7 @@ struct store_head {
 
     uint64_t deaths, rebuilds;
     uint64_t lock_waits, lock_wait_ns, lock_hold_max_ns;
+    uint64_t key; /* of the checksums: see checksum_make_key() */
     uint32_t holder; /* of the mutex: its process; 0: nobody */
 };
 
@@ -139,6 +141,7 @@ struct store {
     struct frames_read read;
     uint64_t readable[MAX_NODES]; /* so many of each node's: those that were ever taken, and more */
     struct store_head *head;
+    struct checksum_key key; /* the head's */
     struct frame *frames;
     struct arena records[MAX_NODES];
     struct ids ids[MAX_NODES];
@@ -180,6 +183,11 @@ static inline const uint8_t *frame_bytes(struct store *store, uint32_t frame)
         read->pieces++;
     }
     return store->memory + bytes_of(frame);
+}
+/* Of a page's bytes, as records have it. */
+static inline uint64_t store_sum(const struct store *store, const void *bytes)
+{
+    return cut_sum(ksmpy_checksum_keyed(&store->key, bytes, PAGE_SIZE));
 }
 static inline uint64_t frame_offset(const struct store *store, uint32_t frame)
 {
@@ -225,6 +233,7 @@ void store_destroy(struct store *store);
 /* In a forked child: nothing of the store is mapped here but overlays. */
 void store_abandon(struct store *store);
 void store_end_lease(struct store *store); /* nor are those */
+void store_new_key(struct store *store); /* at random, but in tests */
 void store_default_rules(uint64_t *knobs); /* STORE_KNOBS of them */
 unsigned store_choose_span(int nodes);
 /* A node whose memory cannot be asked for is no error: the frames are only placed less well. */

@@ -15,6 +15,8 @@
 #include <string.h>
 
 #define FIRST_BUCKETS 1024
+#define COMPARED 32 /* different pages of one checksum; more are none by chance */
+#define WOKEN 256   /* as many as a frame has sharers, by default */
 
 static uint32_t *bucket(const ksmpy_engine *engine, uint64_t sum)
 {
@@ -138,7 +140,8 @@ uint32_t unstable_find(ksmpy_engine *engine, uint32_t id, uint32_t preferred)
     if (suits(engine, preferred, tree, sum))
         return preferred;
     pair_bucket(engine, tree, sum);
-    for (uint32_t at = lower_bound(engine, tree, sum); at != RB_NONE; at = rb_next(&arena, at)) {
+    uint32_t at = lower_bound(engine, tree, sum);
+    for (int tries = 0; at != RB_NONE && tries < COMPARED; at = rb_next(&arena, at), tries++) {
         uint32_t other = unode_at(engine, at)->page;
         if (page_sum(page_record(engine, other)) != sum)
             break;
@@ -150,8 +153,9 @@ uint32_t unstable_find(ksmpy_engine *engine, uint32_t id, uint32_t preferred)
 
 void unstable_wake(ksmpy_engine *engine, int tree, uint64_t sum)
 {
+    uint64_t most = sum == engine->sum_of_zeros ? UINT64_MAX : WOKEN;
     pair_bucket(engine, tree, sum);
-    for (;;) {
+    for (uint64_t woken = 0; woken < most; woken++) {
         uint32_t at = lower_bound(engine, tree, sum);
         if (at == RB_NONE || page_sum(page_record(engine, unode_at(engine, at)->page)) != sum)
             return;

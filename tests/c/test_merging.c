@@ -22,6 +22,13 @@ static uint64_t max_maps;
 static void (*before_freeze)(void); /* once */
 
 uint64_t __real_ksmpy_checksum(const void *data, size_t length);
+uint64_t __real_ksmpy_checksum_keyed(const struct checksum_key *key, const void *data,
+                                     size_t length);
+uint64_t __wrap_ksmpy_checksum_keyed(const struct checksum_key *key, const void *data,
+                                     size_t length)
+{
+    return __real_ksmpy_checksum_keyed(key, data, weak ? SEEN : length);
+}
 uint64_t __wrap_ksmpy_checksum(const void *data, size_t length)
 {
     return __real_ksmpy_checksum(data, weak ? SEEN : length);

@@ -204,8 +204,38 @@ static void a_head_that_says_too_much_is_refused(void)
     close(store);
 }
 
+static uint64_t key_of(int store)
+{
+    struct neighbour one, two;
+    if (!arrive(&one, store) || !arrive(&two, store))
+        return 0;
+    uint64_t key = one.engine->store.head->key;
+    CHECK(two.engine->store.head->key == key);
+    CHECK(memcmp(&one.engine->store.key, &two.engine->store.key, sizeof(struct checksum_key)) == 0);
+    leave(&one);
+    leave(&two);
+    return key;
+}
+
+/* All that are on a store have one key, and no two stores the same. */
+static void each_store_has_its_own_key(void)
+{
+    int first = os_memfd("ksmpy-store", 0), second = os_memfd("ksmpy-store", 0);
+    REQUIRE(first >= 0 && second >= 0);
+    uint64_t key = key_of(first);
+    CHECK(key && key != key_of(second));
+    ksmpy_fix_key(CHECKSUM_SEED);
+    int third = os_memfd("ksmpy-store", 0);
+    CHECK(third >= 0 && key_of(third) == CHECKSUM_SEED);
+    ksmpy_fix_key(0);
+    close(first);
+    close(second);
+    close(third);
+}
+
 int main(void)
 {
+    RUN(each_store_has_its_own_key);
     RUN(neighbours_come_to_share);
     RUN(neighbours_do_not_disturb_each_other);
     RUN(the_dead_are_buried);

@@ -1,0 +1,67 @@
+"""Pages of one checksum, as whoever knows a store's key can make them: slower, never wrong."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from ksmpy import _native
+from support import memory
+from support.collide import colliding, known_key
+from support.oracle import PAGE
+from support.patience import patience
+
+pytestmark = pytest.mark.timeout(120)
+
+#: Compared each with each they take 20 seconds here.
+MANY = 16384
+
+
+def test_the_pages_collide() -> None:
+    """They are different, and have one checksum."""
+    pages = [bytes(page) for page in colliding(100).reshape(100, PAGE)]
+    assert len(set(pages)) == 100
+    assert len({_native.checksum(page) for page in pages}) == 1
+
+
+def test_many_pages_of_one_checksum_keep_nobody_waiting(make_engine: Any) -> None:
+    """A pass over them ends soon, and who wants counters meanwhile does not wait for its end."""
+    with known_key():
+        engine = make_engine()
+    array = colliding(MANY)
+    wanted = array.tobytes()
+    engine.register(array)
+    waits = []
+    scan = threading.Thread(target=lambda: engine.scan(2, eager=True))
+    begin = time.monotonic()
+    scan.start()
+    while scan.is_alive():
+        asked = time.monotonic()
+        engine.stats()
+        waits.append(time.monotonic() - asked)
+    assert time.monotonic() - begin < patience(6)
+    assert max(waits) < patience(2)
+    assert array.tobytes() == wanted
+    engine.check()
+
+
+def test_equal_ones_among_them_merge(make_engine: Any) -> None:
+    """A few dozen are compared, so that some find their equal; no byte is wrong, whichever do."""
+    with known_key():
+        engine = make_engine()
+    one = colliding(100)
+    two = memory.twin(one)
+    wanted = one.tobytes()
+    for array in (one, two):
+        engine.register(array)
+    engine.scan(3, eager=True)
+    assert engine.stats().pages_sharing >= 16
+    assert one.tobytes() == wanted == two.tobytes()
+    two[PAGE - 1 :: PAGE] ^= 1
+    assert one.tobytes() == wanted
+    engine.unmerge()
+    assert one.tobytes() == wanted
+    engine.check()
