@@ -240,9 +240,21 @@ void freeze_restore(struct freezer *fz, uint64_t first, uint64_t n)
     fz->ops->restore(fz, fz->start, first, n);
 }
 
+/* It may be several mappings. */
+static bool is_registered(const struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    uint64_t half = n / 2;
+    return os_uffd_is_registered(fz->wp_fd, address, n) ||
+           (half && is_registered(fz, address, half) &&
+            is_registered(fz, address + bytes_of(half), n - half));
+}
+
 int freeze_overlay(struct freezer *fz, uint64_t first, uint64_t n, int memfd, uint64_t offset)
 {
-    return os_map_frames(fz->start + bytes_of(first), n, memfd, offset);
+    uintptr_t address = fz->start + bytes_of(first);
+    if (fz->wp_fd >= 0 && !is_registered(fz, address, n))
+        return -ECANCELED; /* its owner unmapped it, and others may have got the place */
+    return os_map_frames(address, n, memfd, offset);
 }
 
 int freeze_zero(struct freezer *fz, uint64_t first, uint64_t n, int vma_flags)

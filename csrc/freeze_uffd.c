@@ -344,10 +344,14 @@ static void put_frozen(struct freezer *fz, uintptr_t address, uint64_t first, ui
     }
 }
 
+/* To fill pages does nothing to memory that others have mapped there meanwhile. */
 static void remap_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
 {
-    for (int tries = 0; os_remap(to, from, n, true) < 0; tries++) {
-        if (tries > RETRIES) {
+    for (int tries = 0;; tries++) {
+        bool here = os_uffd_is_registered(fz->wp_fd, to, n);
+        if (here && os_remap(to, from, n, true) == 0)
+            return;
+        if (!here || tries > RETRIES) {
             put_frozen(fz, to - (from - *fz->window), (from - *fz->window) >> PAGE_SHIFT, n);
             return;
         }

@@ -67,6 +67,8 @@ int64_t os_uffd_copy(int fd, uintptr_t to, const void *from, uint64_t n);
 int64_t os_uffd_zero(int fd, uintptr_t address, uint64_t n);
 int os_uffd_wake(int fd, uintptr_t address, uint64_t n);
 int os_uffd_protect(int fd, uintptr_t address, uint64_t n, bool on);
+/* Is the range one mapping that is registered, with whatever descriptor? Changes nothing. */
+bool os_uffd_is_registered(int fd, uintptr_t address, uint64_t n);
 /* The next message, without waiting; for OS_UFFD_FAULT *address is the faulting page. */
 int os_uffd_read(int fd, uintptr_t *address);
 

@@ -146,6 +146,13 @@ int os_uffd_protect(int fd, uintptr_t address, uint64_t n, bool on)
     return result < 0 ? -errno : 0;
 }
 
+/* Private memory cannot be continued (EINVAL), which is found out after it was found registered. */
+bool os_uffd_is_registered(int fd, uintptr_t address, uint64_t n)
+{
+    struct uffdio_continue request = {.range = {address, bytes_of(n)}};
+    return ioctl(fd, UFFDIO_CONTINUE, &request) < 0 && errno != ENOENT;
+}
+
 int os_uffd_read(int fd, uintptr_t *address)
 {
     struct uffd_msg message;

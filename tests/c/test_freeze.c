@@ -111,6 +111,26 @@ static void overlays_come_back(void)
     close(memfd);
 }
 
+/* Its owner unmapped it while it was frozen, and somebody else got the place. */
+static void what_others_map_there_stays(void)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    uintptr_t range = new_range();
+    int memfd = os_memfd("frames", bytes_of(N));
+    REQUIRE(range && memfd >= 0 && freezer_init(&fz, way, false) == 0);
+    REQUIRE(freezer_attach(&fz, range, N) == 0 && os_write(memfd, 0, (void *)range, N) == N);
+    REQUIRE(freeze(&fz, range, N, &view) == N);
+    REQUIRE(os_map_anonymous(range, N, 0) == 0);
+    fill((uint8_t *)range, N, 500);
+    CHECK(freeze_overlay(&fz, 0, N, memfd, 0) == -ECANCELED);
+    freeze_restore(&fz, 0, N);
+    thaw(&fz);
+    CHECK(filled((const uint8_t *)range, N, 500));
+    give_back(&fz, range);
+    close(memfd);
+}
+
 /* The kernel asks for some of its memory only after it has unmapped the target. */
 static void a_move_that_fails_halfway_is_made_good(void)
 {
@@ -204,6 +224,8 @@ int main(void)
             continue;
         freezer_destroy(&fz);
         RUN(a_move_that_fails_halfway_is_made_good);
+        if (way != KSMPY_FREEZE_SIGNAL) /* which has nobody to ask */
+            RUN(what_others_map_there_stays);
         RUN(own_stack_is_never_frozen);
         RUN(own_memory_is_told);
         for (change = 0; change < CHANGES; change++) {
