@@ -159,10 +159,10 @@ MUTANTS = [
         file="csrc/slots.c",
         old="""\
     if (record->state == FRAME_LIVE) {
-        record->sum = cut_sum""",
+        record->sum = store_sum""",
         new="""\
     if (record->state == FRAME_LIVE) {
-        (void)cut_sum""",
+        (void)store_sum""",
         tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
     ),
     Mutant(
