@@ -18,6 +18,8 @@ __all__ = ["doctor"]
 _KSM = "/sys/kernel/mm/ksm"
 # Docker gives a container 64 MiB of /dev/shm.
 _STORE_ROOM = 256 << 20
+# An unused store whose processes have left it keeps its index only.
+_LITTLE = 1 << 20
 _THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
@@ -137,6 +139,28 @@ def _stores() -> Check:
     )
 
 
+def _unused_stores() -> Check:
+    """Named stores that no process uses: their memory stays taken until they are removed."""
+    from ksmpy.watch.stores import named_stores, shown
+
+    what = "unused stores"
+    try:
+        unused = [store for store in named_stores() if store.unused]
+    except StoreError:
+        return Check(what, True, "not looked for: see named stores")
+    if not unused:
+        return Check(what, True, "none")
+    kept = sum(store.kept_bytes for store in unused)
+    unused.sort(key=lambda store: -store.kept_bytes)
+    first = ", ".join(shown(store.name) for store in unused[:3])
+    detail = (
+        f"{len(unused)} keep {human_bytes(kept)} of memory while nobody uses them: {first}"
+        f"{', ...' * (len(unused) > 3)}"
+    )
+    hint = "remove what is not needed: ksmpy store list, ksmpy store rm NAME"
+    return Check(what, kept < _LITTLE, detail, hint)
+
+
 def _mappings() -> Check:
     limit = int(_read("/proc/sys/vm/max_map_count") or 0)
     with open("/proc/self/maps", "rb") as file:
@@ -241,6 +265,7 @@ def _read(path: str) -> str:
 _LOOKS: tuple[tuple[str, Callable[[], Check | Iterable[Check]]], ...] = (
     ("engine", _auto),
     ("named stores", _stores),
+    ("unused stores", _unused_stores),
     ("mappings", _mappings),
     ("mapping budget", _budget),
     ("NUMA", _numa),

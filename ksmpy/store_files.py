@@ -19,6 +19,7 @@ __all__ = [
     "is_store",
     "look",
     "make_memfd",
+    "names",
     "open_file",
     "remove_file",
     "store_directory",
@@ -141,6 +142,22 @@ def look() -> tuple[str, int]:
     try:
         free = os.fstatvfs(folder)
         return directory, free.f_bavail * free.f_frsize
+    finally:
+        os.close(folder)
+
+
+def names() -> list[str]:
+    """What the files in the stores' directory are called as stores, sorted; makes nothing.
+
+    Raises StoreError for a directory that is not safe to use.
+    """
+    try:
+        folder = _open_directory(store_directory(), create=False)
+    except FileNotFoundError:
+        return []
+    try:
+        stems = (file.removesuffix(SUFFIX) for file in os.listdir(folder) if file.endswith(SUFFIX))
+        return sorted(stem for stem in stems if stem and not stem.startswith("."))
     finally:
         os.close(folder)
 

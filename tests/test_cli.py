@@ -20,7 +20,7 @@ from ksmpy import _native, kernel
 from ksmpy.cli.command import CommandError, Parser, size
 from ksmpy.cli.output import human_bytes
 
-COMMANDS = ("demo", "doctor", "analyze", "run", "top", "stats", "bench", "kernel")
+COMMANDS = ("demo", "doctor", "analyze", "run", "top", "stats", "store", "bench", "kernel")
 
 needs_engine = pytest.mark.skipif(
     _native.missing() is not None, reason=_native.missing() or "an engine can be made"
@@ -67,7 +67,7 @@ def test_each_command_has_help(command: str) -> None:
     """COMMAND --help tells what it does, and the variable behind each option."""
     told = ksmpy(command, "--help")
     assert told.returncode == 0
-    assert command == "kernel" or "[KSMPY_" in " ".join(told.stdout.split())
+    assert command in ("kernel", "store") or "[KSMPY_" in " ".join(told.stdout.split())
 
 
 def test_help_is_light() -> None:
@@ -100,6 +100,8 @@ def test_help_is_light() -> None:
         ("run", "--no-such-option", "-c", "1"),
         ("run", "no-such-file.py"),
         ("kernel",),
+        ("store",),
+        ("store", "rm"),
         ("doctor", "--jso"),
     ],
 )

@@ -25,9 +25,10 @@ def _commands() -> tuple[Command, ...]:
     from ksmpy.cli.kernel import Kernel
     from ksmpy.cli.run import Run
     from ksmpy.cli.stats import Stats
+    from ksmpy.cli.store import Store
     from ksmpy.cli.top import Top
 
-    return (Demo(), Doctor(), Analyze(), Run(), Top(), Stats(), Bench(), Kernel())
+    return (Demo(), Doctor(), Analyze(), Run(), Top(), Stats(), Store(), Bench(), Kernel())
 
 
 def _parser(arguments: Sequence[str]) -> Parser:

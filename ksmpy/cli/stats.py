@@ -33,7 +33,7 @@ class Stats(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         if options.store is not None and options.pid is None:
-            return self._store(options)
+            return show_store(options.store, json=options.json)
         seen = [observe(options.pid)] if options.pid else observe_all()
         if options.json:
             print_json(seen[0] if options.pid else seen)
@@ -43,25 +43,38 @@ class Stats(Command):
             print("no process here uses ksmpy")
         return 0
 
-    @staticmethod
-    def _store(options: argparse.Namespace) -> int:
-        import ksmpy
-
-        with ksmpy.Store.open(options.store, create=False) as store:
-            stats, processes = store.stats(), store.processes()
-        if options.json:
-            each = [vars(process) for process in processes]
-            print_json({"name": store.name, "path": store.path, "stats": stats, "processes": each})
-            return 0
-        rows = [(name, _figure(name, value)) for name, value in asdict(stats).items()]
-        table("", ("name", "value"), [("path", store.path), *rows])
-        if processes:
-            print()
-            table("", PROCESS_COLUMNS, [_process(process) for process in processes])
-        return 0
-
 
 PROCESS_COLUMNS = ("PID", "command", "pages merged", "state")
+
+
+def show_store(name: str, *, json: bool) -> int:
+    """Print a store's counters and the processes that use it."""
+    from ksmpy.watch.stores import look_at, shown
+
+    store = look_at(name)
+    if store.stats is None:
+        raise CommandError(store.error)
+    if json:
+        each = [vars(process) for process in store.processes]
+        print_json(
+            {
+                "name": store.name,
+                "path": store.path,
+                "kept_bytes": store.kept_bytes,
+                "stats": store.stats,
+                "processes": each,
+            }
+        )
+        return 0
+    rows = [(key, _figure(key, value)) for key, value in asdict(store.stats).items()]
+    kept = ("kept in memory", human_bytes(store.kept_bytes))
+    table("", ("name", "value"), [("path", shown(store.path)), kept, *rows])
+    print()
+    if store.processes:
+        table("", PROCESS_COLUMNS, [_process(process) for process in store.processes])
+    else:
+        print(f"no process uses it (ksmpy store rm {shown(name)})")
+    return 0
 
 
 def _figure(name: str, value: int) -> str:

@@ -1,0 +1,68 @@
+"""The named stores of this user: who uses them, and what memory they keep."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass, replace
+
+from ksmpy import store_files
+from ksmpy.errors import StoreError
+from ksmpy.stats import StoreStats
+from ksmpy.store import Store, StoreProcess
+
+__all__ = ["NamedStore", "look_at", "named_stores", "shown"]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedStore:
+    """One named store, as it was found."""
+
+    name: str
+    path: str
+    kept_bytes: int
+    """Memory that its file takes: frames and index."""
+    processes: tuple[StoreProcess, ...] = ()
+    stats: StoreStats | None = None
+    """None where it could not be asked. Nothing counts as saved while no process uses it."""
+    error: str = ""
+    """Why it could not be asked."""
+
+    @property
+    def unused(self) -> bool:
+        """Whether it is known that no process uses it."""
+        return not self.error and not self.processes
+
+
+def look_at(name: str) -> NamedStore:
+    """One store. StoreError as Store.open() raises it; what it refuses then is its `error`."""
+    with Store.open(name, create=False) as store:
+        path = store.path or ""
+        kept = os.fstat(store.fileno()).st_blocks * 512
+        try:
+            processes, stats = tuple(store.processes()), store.stats()
+        except StoreError as error:
+            return NamedStore(name, path, kept, error=error.strerror or str(error))
+    if not processes:  # the counters are those of processes that were killed
+        stats = replace(stats, saved_bytes=0)
+    return NamedStore(name, path, kept, processes, stats)
+
+
+def named_stores() -> list[NamedStore]:
+    """All of them, by name; one that cannot be opened has an `error`. StoreError for a directory
+    that is not safe to use.
+    """
+    found = []
+    for name in store_files.names():
+        try:
+            found.append(look_at(name))
+        except StoreError as error:
+            if error.errno != errno.ENOENT:  # it was removed meanwhile
+                path = store_files.store_path(name)
+                found.append(NamedStore(name, path, 0, error=error.strerror or str(error)))
+    return found
+
+
+def shown(name: str) -> str:
+    """A name as it can be printed on one line, whatever bytes it has."""
+    return name if name.isprintable() else ascii(name)[1:-1]
