@@ -20,7 +20,18 @@ from ksmpy import _native, kernel
 from ksmpy.cli.command import CommandError, Parser, size
 from ksmpy.cli.output import human_bytes
 
-COMMANDS = ("demo", "doctor", "analyze", "run", "top", "stats", "store", "bench", "kernel")
+COMMANDS = (
+    "demo",
+    "doctor",
+    "analyze",
+    "run",
+    "top",
+    "stats",
+    "export",
+    "store",
+    "bench",
+    "kernel",
+)
 
 needs_engine = pytest.mark.skipif(
     _native.missing() is not None, reason=_native.missing() or "an engine can be made"

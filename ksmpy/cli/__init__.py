@@ -22,13 +22,25 @@ def _commands() -> tuple[Command, ...]:
     from ksmpy.cli.bench import Bench
     from ksmpy.cli.demo import Demo
     from ksmpy.cli.doctor import Doctor
+    from ksmpy.cli.export import Export
     from ksmpy.cli.kernel import Kernel
     from ksmpy.cli.run import Run
     from ksmpy.cli.stats import Stats
     from ksmpy.cli.store import Store
     from ksmpy.cli.top import Top
 
-    return (Demo(), Doctor(), Analyze(), Run(), Top(), Stats(), Store(), Bench(), Kernel())
+    return (
+        Demo(),
+        Doctor(),
+        Analyze(),
+        Run(),
+        Top(),
+        Stats(),
+        Export(),
+        Store(),
+        Bench(),
+        Kernel(),
+    )
 
 
 def _parser(arguments: Sequence[str]) -> Parser:
