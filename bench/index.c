@@ -21,10 +21,16 @@
 
 /* ---- stable.c, with what it takes from the rest of the engine ---- */
 
-/* No two keys are equal, so it is the frame that is looked for; and frames have no bytes here. */
-#define memcmp(a, b, n) ((void)(a), (void)(b), 0)
 #include "../csrc/stable.c"
-#undef memcmp
+
+/* No two keys are equal, so it is the frame that is looked for; and frames have no bytes here. */
+bool guard_compare(const void *one, const void *two, int *order)
+{
+    (void)one;
+    (void)two;
+    *order = 0;
+    return true;
+}
 
 bool frame_is_live(const struct store *store, uint32_t frame)
 {
@@ -49,7 +55,7 @@ static uint64_t key_of(const struct tree *tree, uint32_t at)
     return (uint64_t)node->key_high << 32 | node->key_low;
 }
 
-static uint32_t tree_find(const void *index, uint64_t key)
+static uint32_t tree_find(void *index, uint64_t key)
 {
     const struct tree *tree = index;
     uint32_t at = tree->root.root;
@@ -134,7 +140,7 @@ static void stable_insert(void *index, uint64_t key, uint32_t value)
     stable_add(store, value, 0);
 }
 
-static uint32_t stable_lookup(const void *index, uint64_t key)
+static uint32_t stable_lookup(void *index, uint64_t key)
 {
     return stable_find(index, 0, key, NULL, NO_FRAME);
 }
@@ -204,7 +210,7 @@ static void table_insert(void *index, uint64_t key, uint32_t value)
     table_put(table, key, value);
 }
 
-static uint32_t table_find(const void *index, uint64_t key)
+static uint32_t table_find(void *index, uint64_t key)
 {
     const struct table *table = index;
     return table->values[table_slot(table, key)];
@@ -289,7 +295,7 @@ static uint32_t array_place(const struct array *array, uint64_t key)
     return first;
 }
 
-static uint32_t array_find(const void *index, uint64_t key)
+static uint32_t array_find(void *index, uint64_t key)
 {
     const struct array *array = index;
     uint32_t place = array_place(array, key);
@@ -356,7 +362,7 @@ static const struct kind {
     void *(*new)(uint32_t count);
     void (*free)(void *index);
     void (*insert)(void *index, uint64_t key, uint32_t value);
-    uint32_t (*find)(const void *index, uint64_t key);
+    uint32_t (*find)(void *index, uint64_t key);
     void (*remove)(void *index, uint64_t key);
     double (*bytes)(const void *index, uint32_t count);
 } kinds[] = {
@@ -391,7 +397,7 @@ static double build(const struct kind *kind, void *index, const uint64_t *keys, 
     return (now() - begin) / count;
 }
 
-static double find_all(const struct kind *kind, const void *index, const uint64_t *keys,
+static double find_all(const struct kind *kind, void *index, const uint64_t *keys,
                        const uint32_t *order, uint32_t count, bool there, uint64_t *wrong)
 {
     double begin = now();

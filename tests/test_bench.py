@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+INDEXES = "assert [n.measure_index(kind, 1000, 10).wrong for kind in n.INDEXES] == [0] * 4"
+
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
-@pytest.mark.parametrize("library", ["_library", "_index_library"])
-def test_the_c_parts_compile(library: str) -> None:
-    """The loops in C, and the engine's own index with what it is compared with."""
+@pytest.mark.parametrize("what", ["n._library()", INDEXES], ids=["loops", "indexes"])
+def test_the_c_parts_work(what: str) -> None:
+    """The loops in C compile; the engine's own index finds its keys, as those beside it do."""
     done = subprocess.run(
-        [sys.executable, "-c", f"from bench import native; native.{library}()"],
+        [sys.executable, "-c", f"from bench import native as n; {what}"],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,

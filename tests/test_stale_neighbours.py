@@ -15,7 +15,7 @@ from conftest import EACH_FREEZE, Mode
 from support.pause import stopped_at_every_call
 
 pytestmark = pytest.mark.timeout(300)
-MOVE, REMAP, SIGNAL = EACH_FREEZE
+WP, MOVE, REMAP, SIGNAL = EACH_FREEZE
 
 
 def in_modes(*modes: Mode) -> pytest.MarkDecorator:
@@ -23,7 +23,7 @@ def in_modes(*modes: Mode) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("mode", modes, indirect=True, ids=str)
 
 
-@in_modes(MOVE, SIGNAL)
+@in_modes(WP, MOVE, SIGNAL)
 def test_cause_1_a_neighbour_keeps_its_pages(mode: Mode) -> None:
     """It stays on its frames and merges on; the rule cannot be switched until it has unmerged."""
     stopped_at_every_call("neighbours", "lingering", *mode)
@@ -35,7 +35,7 @@ def test_cause_2_a_process_comes_during_unmerge(mode: Mode) -> None:
     stopped_at_every_call("neighbours", "arrival", *mode)
 
 
-@in_modes(MOVE)
+@in_modes(WP, MOVE)
 def test_cause_2_a_fork_with_regions_during_unmerge(mode: Mode) -> None:
     """The child has its bytes and may go on with the engine; it is in the way until it ends."""
     stopped_at_every_call("neighbours", "fork", *mode)
