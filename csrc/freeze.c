@@ -78,9 +78,6 @@ static void unmap_all(struct freezer *fz)
     os_unmap((void *)fz->windows[1], bytes_of(FREEZE_HUGE));
     stage_close(fz);
     os_unmap(fz->zeros, PAGE_SIZE);
-    for (size_t i = 0; i < sizeof fz->blank / sizeof fz->blank[0]; i++)
-        if (fz->blank[i]) /* one guard page on either side */
-            os_unmap((void *)(fz->blank[i] - PAGE_SIZE), bytes_of(FREEZE_MAX + 2));
 }
 
 int freezer_init(struct freezer *fz, int mode, bool tracked)
@@ -124,7 +121,6 @@ void freezer_abandon(struct freezer *fz)
     fz->ops->abandon(fz);
     close_all(fz);
     fz->windows[0] = fz->windows[1] = 0;
-    memset(fz->blank, 0, sizeof fz->blank);
     pthread_mutex_init(&fz->lock, NULL);
 }
 

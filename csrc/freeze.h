@@ -74,7 +74,6 @@ struct freezer {
     bool torn; /* the huge window has a page table now, so that no huge page fits in */
     uintptr_t stage; /* copies of overlay pages on their way back */
     uintptr_t stage_end; /* of the reservation that the stage slides through; 0: it does not */
-    uintptr_t blank[8]; /* never touched anonymous memory, by enum ksmpy_vma_flag */
     void *zeros; /* one page */
     int slot; /* signal: which entry of the handler's table */
 };
@@ -185,6 +184,14 @@ int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint6
 int stage_open(struct freezer *fz);
 void stage_slide(struct freezer *fz, uint64_t n); /* past n pages that were moved away */
 void stage_close(struct freezer *fz);
+/* Copies pages to where there are none, in memory that wp_fd is registered for missing pages of. */
+int stage_fill(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n);
+/*
+ * Overlay pages, which nobody can write now, become anonymous memory with their bytes, in one step:
+ * from the shadow, or where there is none from the stage, and that costs mappings.
+ */
+int stage_bring_back(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t shadow,
+                     int vma_flags);
 
 /* In the signal handler: true: this was a fault of ours, and is over; or else it is not ours. */
 bool signal_claims(const siginfo_t *info);

@@ -4,16 +4,18 @@
  * Regions are registered for missing pages.  To freeze is to take the pages
  * away: a thread that touches one finds it missing and sleeps until thaw()
  * wakes it, and then repeats its access.  All of it is decided by the kernel;
- * the fault thread has two small duties:
+ * the fault thread has one small duty: a page that is missing although nobody
+ * froze it (never touched, or given back with MADV_DONTNEED) gets the zero
+ * page.  It may do that only while nothing is frozen, or it would put zeros
+ * into a frozen range, and the thread that has frozen it may be waiting for
+ * a fault of its own: so it tries the freezer's lock and never waits for it.
+ * When it cannot take the lock it wakes the faulting thread, which faults
+ * again: a spurious wake-up is harmless.
  *
- *  - A page that is missing although nobody froze it (never touched, or given
- *    back with MADV_DONTNEED) gets the zero page.  The fault thread may do
- *    that only while nothing is frozen, or it would put zeros into a frozen
- *    range: it tries the freezer's lock and never waits for it.
- *  - mremap of registered memory waits until its event has been read.  The
- *    thread inside mremap holds the freezer's lock, which is why the fault
- *    thread must not wait for it.  When it cannot take the lock it wakes the
- *    faulting thread, which faults again: a spurious wake-up is harmless.
+ * There are no events (of mremap, munmap, madvise).  A thread inside such a
+ * system call waits until its event has been read, and cannot be stopped
+ * meanwhile; a tracer that has stopped the fault thread, and then waits for
+ * that one to stop, waits for ever.
  */
 #include "freeze.h"
 
@@ -48,9 +50,8 @@ static void fill_hole(struct freezer *fz, uintptr_t address, uint32_t thaws)
 }
 
 /*
- * Faults come before events in the queue, and a thread that is woken too early
- * faults again at once.  So everything is read before anyone is woken: else the
- * event that ends the freeze might never be reached.
+ * A thread that is woken too early faults again at once.  So everything is read before anyone is
+ * woken, and nobody's turn comes twice before another's.
  */
 static void read_all(struct freezer *fz, uintptr_t *faults, int *count)
 {
@@ -114,7 +115,7 @@ static int uffd_start(struct freezer *fz)
 static int open_uffds(struct freezer *fz)
 {
     bool kernel_mode;
-    int features = OS_UFFD_FOLLOW_MREMAP | (fz->tracked ? OS_UFFD_WP_ASYNC : 0) |
+    int features = (fz->tracked ? OS_UFFD_WP_ASYNC : 0) |
                    (fz->mode == KSMPY_FREEZE_UFFD_MOVE ? OS_UFFD_MOVE : 0);
     fz->uffd = os_uffd_open(features, &kernel_mode);
     if (fz->uffd < 0)
@@ -157,11 +158,8 @@ static int open_window(struct freezer *fz, uint64_t n)
 static int uffd_init(struct freezer *fz)
 {
     int error = open_uffds(fz);
-    if (!error)
-        error = os_dont_fork((void *)fz->stage, bytes_of(FREEZE_MAX));
-    if (!error)
-        error = open_window(fz, FREEZE_MAX);
-    return error;
+    stage_open(fz); /* without it the small stage stays, and costs mappings */
+    return error ? error : open_window(fz, FREEZE_MAX);
 }
 
 static void uffd_stop(struct freezer *fz)
@@ -344,19 +342,34 @@ static void put_frozen(struct freezer *fz, uintptr_t address, uint64_t first, ui
     }
 }
 
+/*
+ * What was moved is registered with nobody, since only events would make a registration follow it.
+ * The pages are there, and until then they count as written; where they cannot be registered they
+ * are not merged any more.
+ */
+static void attach_again(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    for (int tries = 0; tries < RETRIES; tries++) {
+        if (os_uffd_register(fz->uffd, address, n, freezer_registration(fz)) != -ENOMEM)
+            return;
+        os_sleep_us(50);
+    }
+}
+
 /* To fill pages does nothing to memory that others have mapped there meanwhile. */
 static void remap_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
 {
     for (int tries = 0;; tries++) {
         bool here = os_uffd_is_registered(fz->wp_fd, to, n);
         if (here && os_remap(to, from, n, true) == 0)
-            return;
+            break;
         if (!here || tries > RETRIES) {
             put_frozen(fz, to - (from - *fz->window), (from - *fz->window) >> PAGE_SHIFT, n);
             return;
         }
         os_sleep_us(50);
     }
+    attach_again(fz, to, n);
 }
 
 static void uffd_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
@@ -441,38 +454,11 @@ static uintptr_t uffd_shadow(struct freezer *fz, uintptr_t address, uint64_t n, 
         }
         os_sleep_us(50);
     }
+    attach_again(fz, address, 1);
     wake(fz, address, 1);
     if (!shadow)
         os_unmap((void *)at, PAGE_SIZE);
     return shadow;
-}
-
-/*
- * For a region without a shadow: memory that was never touched takes the
- * identity of the place it is moved to.  Guard pages keep it from merging with
- * memory that was touched.
- */
-static int blank_for(struct freezer *fz, int vma_flags, uintptr_t *blank)
-{
-    uintptr_t *known = &fz->blank[vma_flags & 7];
-    if (!*known) {
-        uintptr_t base = (uintptr_t)os_reserve(bytes_of(FREEZE_MAX + 2));
-        if (!base)
-            return -ENOMEM;
-        uintptr_t inside = base + PAGE_SIZE;
-        int mode = OS_UFFD_MISSING | (fz->tracked ? OS_UFFD_WP : 0);
-        int error = os_commit((void *)inside, bytes_of(FREEZE_MAX));
-        if (!error)
-            error = os_uffd_register(fz->uffd, inside, FREEZE_MAX, mode);
-        if (error) {
-            os_unmap((void *)base, bytes_of(FREEZE_MAX + 2));
-            return error;
-        }
-        os_set_vma_flags(inside, FREEZE_MAX, vma_flags);
-        *known = inside;
-    }
-    *blank = *known;
-    return 0;
 }
 
 static void unblock_writers(struct freezer *fz, uintptr_t address, uint64_t n)
@@ -490,64 +476,41 @@ static int take_over(struct freezer *fz, uintptr_t address, uint64_t n)
 }
 
 /*
- *   overlay        | frame | own copy | frame |     anyone reads and writes
- *   protect        | frame | own copy | frame |     readers go on, writers wait
- *   copy to stage
- *   blank over it  |       |          |       |     everyone waits
- *   pages put in   | bytes | bytes    | bytes |     everyone goes on
- *
- * The kernel's asynchronous protection would not make writers wait, hence the
- * second userfaultfd.
+ * Writers wait, readers go on: nothing is ever missing.  The kernel's asynchronous protection would
+ * not make writers wait, hence the second userfaultfd.  What is written before the range is tracked
+ * again counts as written, as all of it does.
  */
-static int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
+static int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t shadow,
                           int vma_flags)
 {
-    int error = os_populate(fz->stage, n, true);
-    if (!error && !blank)
-        error = blank_for(fz, vma_flags, &blank);
-    if (!error)
-        error =
-            os_drop(blank, n); /* as with the window: pages of its own would go in their place */
-    if (error)
-        return error;
-    error = take_over(fz, address, n);
+    int error = take_over(fz, address, n);
     if (!error)
         error = freezer_block_writers(fz, address, n);
     if (!error)
         error = freezer_still(fz, address, n);
     if (!error)
-        error = freezer_copy(fz, address, n);
-    if (!error)
-        error = freezer_replace(fz, address, blank, n);
+        error = stage_bring_back(fz, address, n, shadow, vma_flags);
     if (error) {
         unblock_writers(fz, address, n);
         freezer_track_overlay(fz, address, n);
         return error;
     }
-    put_pages(fz, address, fz->stage, n);
+    attach_again(fz, address, n);
     wake(fz, address, n);
     os_uffd_wake(fz->wp_fd, address, n);
     return 0;
 }
 
-/*
- * With userfaultfd nobody may find it empty: it is registered before it is
- * committed, and filled as pages that came back are.
- */
+/* Nobody may find it empty: it is registered before it is committed. */
 static void uffd_rebuild(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n)
 {
-    (void)from; /* nothing yet: pages are put in afterwards */
     bool filled_later = os_uffd_register(fz->uffd, address, n, freezer_registration(fz)) == 0;
     while (os_commit((void *)address, bytes_of(n)) < 0)
         os_sleep_us(50);
-    if (!filled_later)
-        memcpy((void *)address, (const void *)fz->stage, bytes_of(n));
-}
-
-/* Window and stage are kept from children. */
-static void uffd_abandon(struct freezer *fz)
-{
-    fz->stage = 0;
+    if (filled_later)
+        put_pages(fz, address, from, n);
+    else
+        memcpy((void *)address, (const void *)from, bytes_of(n));
 }
 
 const struct freezer_ops freeze_by_uffd = {
@@ -556,7 +519,7 @@ const struct freezer_ops freeze_by_uffd = {
     .init = uffd_init,
     .start = uffd_start,
     .stop = uffd_stop,
-    .abandon = uffd_abandon,
+    .abandon = stage_close,
     .freeze = uffd_freeze,
     .restore = uffd_restore,
     .zero = uffd_zero,

@@ -139,24 +139,6 @@ static void wp_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
 
 /* ---- giving overlays back ---- */
 
-/* Copies pages to where there are none, in memory registered for missing ones. */
-static int fill(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
-{
-    for (int tries = 0; n;) {
-        int64_t done = os_uffd_copy(fz->wp_fd, to, (const void *)from, n);
-        if (done == -ENOENT || done == -ENOMEM || (done <= 0 && ++tries > RETRIES))
-            return done ? (int)done : -EAGAIN;
-        if (done <= 0) {
-            os_sleep_us(50);
-            continue;
-        }
-        to += bytes_of((uint64_t)done);
-        from += bytes_of((uint64_t)done);
-        n -= (uint64_t)done;
-    }
-    return 0;
-}
-
 /*
  * A page more of a mapping, below its start, where nothing is: an empty one with its identity.
  * registered: the mapping belongs to a region, and the page has to do so too.
@@ -206,7 +188,7 @@ static uintptr_t borrow_page(struct freezer *fz, uintptr_t address, int vma_flag
 static void put_back(struct freezer *fz, uintptr_t address, uintptr_t shadow)
 {
     for (int tries = 0; os_remap(address, shadow, 1, true); tries++) {
-        if (tries > RETRIES && fill(fz, address, shadow, 1) == 0) {
+        if (tries > RETRIES && stage_fill(fz, address, shadow, 1) == 0) {
             os_drop(shadow, 1);
             return;
         }
@@ -293,47 +275,6 @@ static void give_overlay_back(struct freezer *fz, uintptr_t address, uint64_t n)
 }
 
 /*
- * Small pages, whatever the region has: what a huge one would bring more would stay behind.
- * Somebody who looks at all of our memory may have filled the shadow, hence it is emptied.
- */
-static int fill_shadow(struct freezer *fz, uintptr_t shadow, uintptr_t address, uint64_t n)
-{
-    int error = os_drop(shadow, n);
-    if (!error)
-        error = os_uffd_register(fz->wp_fd, shadow, n, OS_UFFD_MISSING);
-    if (error)
-        return error;
-    error = fill(fz, shadow, address, n);
-    os_uffd_unregister(fz->wp_fd, shadow, n);
-    return error;
-}
-
-/* -ENOENT: mlockall() and the like have cut this part of the shadow in pieces. */
-static int from_shadow(struct freezer *fz, uintptr_t address, uintptr_t shadow, uint64_t n)
-{
-    int error = fill_shadow(fz, shadow, address, n);
-    if (!error)
-        error = freezer_replace(fz, address, shadow, n);
-    if (error)
-        os_drop(shadow, n);
-    return error == -EFAULT ? -ENOENT : error;
-}
-
-static int from_stage(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
-{
-    int error = os_populate(fz->stage, n, true);
-    if (!error)
-        error = freezer_copy(fz, address, n);
-    if (!error)
-        error = freezer_replace(fz, address, fz->stage, n);
-    if (error)
-        return error;
-    stage_slide(fz, n);
-    os_set_vma_flags(address, n, vma_flags);
-    return 0;
-}
-
-/*
  *   overlay  | frame | own copy | frame |    writers wait, readers go on
  *   shadow   | bytes | bytes    | bytes |    filled with what the overlay shows
  *   region   | bytes | bytes    | bytes |    the shadow's pages, in one step
@@ -345,9 +286,7 @@ static int wp_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintp
 {
     int error = take_overlay(fz, address, n);
     if (!error)
-        error = shadow ? from_shadow(fz, address, shadow, n) : -ENOENT;
-    if (error == -ENOENT)
-        error = from_stage(fz, address, n, vma_flags);
+        error = stage_bring_back(fz, address, n, shadow, vma_flags);
     if (error) {
         give_overlay_back(fz, address, n);
         return error;
@@ -364,7 +303,7 @@ static void wp_rebuild(struct freezer *fz, uintptr_t address, uintptr_t from, ui
         os_sleep_us(50);
     if (error)
         memcpy((void *)address, (const void *)from, bytes_of(n));
-    while (!error && fill(fz, address, from, n) < 0)
+    while (!error && stage_fill(fz, address, from, n) < 0)
         ;
     os_uffd_unregister(fz->wp_fd, address, n);
 }

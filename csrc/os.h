@@ -47,7 +47,6 @@ enum os_uffd_feature {
     OS_UFFD_MOVE = 1,
     OS_UFFD_WP_ASYNC = 2,   /* write protection that the kernel lifts by itself */
     OS_UFFD_WP_SYNC = 4,    /* write protection that blocks, also on shmem mappings */
-    OS_UFFD_FOLLOW_MREMAP = 8 /* a registration follows mremap; someone must read the events */
 };
 
 enum os_uffd_mode { OS_UFFD_MISSING = 1, OS_UFFD_WP = 2 };

@@ -23,7 +23,6 @@ struct uffdio_move {
 #endif
 
 #define FEATURE_FLAG_WP (1u << 0)
-#define FEATURE_EVENT_REMAP (1u << 2)
 #define FEATURE_WP_SHMEM (1u << 12)
 #define FEATURE_WP_UNPOPULATED (1u << 13)
 #define FEATURE_WP_ASYNC (1u << 15)
@@ -59,8 +58,6 @@ static uint64_t kernel_features(int features)
         bits |= FEATURE_FLAG_WP | FEATURE_WP_SHMEM | FEATURE_WP_UNPOPULATED | FEATURE_WP_ASYNC;
     if (features & OS_UFFD_WP_SYNC)
         bits |= FEATURE_FLAG_WP | FEATURE_WP_SHMEM;
-    if (features & OS_UFFD_FOLLOW_MREMAP)
-        bits |= FEATURE_EVENT_REMAP;
     return bits;
 }
 
