@@ -16,7 +16,7 @@ if ! command -v setpriv >/dev/null || ! unshare --mount true 2>/dev/null; then
     exit 0
 fi
 
-place=$(mktemp -d /tmp/ksmpy-user-XXXXXX)
+place=$(mktemp -d /tmp/as-user-XXXXXX)
 trap 'rm -rf "$place"' EXIT INT TERM
 mkdir "$place/tree" "$place/home" "$place/tmp" "$place/mounts"
 git ls-files -z --cached --others --exclude-standard | tar -c --null -T - | tar -x -C "$place/tree"
