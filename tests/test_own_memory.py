@@ -206,7 +206,9 @@ from support import memory
 
 stubborn = ctypes.CDLL(None)
 stubborn.stubborn_arm.argtypes = [ctypes.c_void_p, ctypes.c_int]
-one = memory.distinct(64)
+# Between guards, so that "uffd-wp" finds no room for an empty page that could cast it.
+one = memory.guarded(64)
+one[:] = memory.distinct(64)
 two = memory.twin(one)
 with ksmpy.Engine(freeze=sys.argv[1], tracking=sys.argv[2]) as engine:
     for array in (one, two):

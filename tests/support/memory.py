@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import mmap
 from typing import Any
@@ -34,6 +35,19 @@ def huge_pages(count: int) -> Bytes:
     whole = np.frombuffer(memory, dtype=np.uint8)
     start = -address_of(whole) % (HUGE * PAGE)
     return whole[start : start + count * PAGE]
+
+
+def guarded(count: int) -> Bytes:
+    """The same between two pages that nobody can touch; unmapped by nobody."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    base = libc.mmap(None, ctypes.c_size_t((count + 2) * PAGE), 0, flags, -1, ctypes.c_long(0))
+    inside = ctypes.c_void_p(base + PAGE)
+    rights = mmap.PROT_READ | mmap.PROT_WRITE
+    if libc.mprotect(inside, ctypes.c_size_t(count * PAGE), rights) < 0:
+        raise OSError(ctypes.get_errno(), "mprotect")
+    return np.ctypeslib.as_array((ctypes.c_uint8 * (count * PAGE)).from_address(base + PAGE))
 
 
 def are_huge(array: Bytes) -> bool:
