@@ -69,16 +69,17 @@ int stage_fill(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
 
 /*
  * Small pages, whatever the region has: what a huge one would bring more would stay behind.
- * Somebody who looks at all of our memory may have filled the shadow, hence it is emptied.
+ * Somebody who looks at all of our memory may have filled the shadow, hence it is emptied: once it
+ * is registered, when nobody can fill it any more.
  */
 static int fill_shadow(struct freezer *fz, uintptr_t shadow, uintptr_t address, uint64_t n)
 {
-    int error = os_drop(shadow, n);
-    if (!error)
-        error = os_uffd_register(fz->wp_fd, shadow, n, OS_UFFD_MISSING);
+    int error = os_uffd_register(fz->wp_fd, shadow, n, OS_UFFD_MISSING);
     if (error)
         return error;
-    error = stage_fill(fz, shadow, address, n);
+    error = os_drop(shadow, n);
+    if (!error)
+        error = stage_fill(fz, shadow, address, n);
     os_uffd_unregister(fz->wp_fd, shadow, n);
     return error;
 }
