@@ -107,6 +107,7 @@ struct region {
     struct rb_node by_address;
     bool used;
     bool lost;      /* its memory is no longer (all) the owner's: left alone */
+    bool growing;   /* KSMPY_VMA_GROWING: see stays_apart() */
     bool unsure;    /* a pass was told what was written, and then ended before it got there */
     int vma_flags;  /* enum ksmpy_vma_flag; with UNKNOWN among them it is passed over */
     uintptr_t address;

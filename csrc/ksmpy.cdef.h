@@ -32,12 +32,16 @@ enum ksmpy_knob {
     KSMPY_KNOB_COUNT = 6
 };
 
-/* VMA properties of a region that a mapping put in its place must repeat. */
+/*
+ * VMA properties of a region that a mapping put in its place must repeat; UNKNOWN and GROWING are
+ * none.
+ */
 enum ksmpy_vma_flag {
     KSMPY_VMA_HUGEPAGE = 1,
     KSMPY_VMA_NOHUGEPAGE = 2,
     KSMPY_VMA_DONTDUMP = 4,
-    KSMPY_VMA_UNKNOWN = 8 /* nothing of the region is merged before ksmpy_set_vma_flags() */
+    KSMPY_VMA_UNKNOWN = 8, /* nothing of the region is merged before ksmpy_set_vma_flags() */
+    KSMPY_VMA_GROWING = 16 /* its owner may make it longer (mremap): some pages stay as they are */
 };
 
 enum ksmpy_scan_flag {

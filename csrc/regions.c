@@ -156,8 +156,12 @@ static int fill_record(ksmpy_engine *engine, uint32_t id, uintptr_t address, uin
     if (base == NO_PAGE)
         return -ENOMEM;
     struct region *region = region_at(engine, id);
-    *region = (struct region){
-        .used = true, .vma_flags = vma_flags, .address = address, .n = n, .base = base};
+    *region = (struct region){.used = true,
+                              .growing = vma_flags & KSMPY_VMA_GROWING,
+                              .vma_flags = vma_flags & ~KSMPY_VMA_GROWING,
+                              .address = address,
+                              .n = n,
+                              .base = base};
     region->pages_in[PAGE_NEW] = n;
     int error = freezer_attach(&engine->fz, address, n);
     if (error)

@@ -190,6 +190,25 @@ static uint64_t sum_of(ksmpy_engine *engine, uint32_t id, bool eager)
     return ahead->sums[id % AHEAD];
 }
 
+/* Does a block that glibc has mapped for itself begin here: {0, its size | 2}? */
+static bool is_block_head(const void *page)
+{
+    uint64_t words[2];
+    return guard_copy(words, page, sizeof words) && !words[0] && words[1] % PAGE_SIZE == 2 &&
+           words[1] > PAGE_SIZE;
+}
+
+/*
+ * mremap makes a mapping longer, and that of an overlay would show the frames that come next.  A
+ * range of several mappings it refuses (EFAULT), and realloc() copies then.  So what may be grown
+ * is never one overlay: the last page of such a region is left alone, and so is the first one of
+ * each block of malloc's in it, since neighbouring blocks are one mapping.
+ */
+static bool stays_apart(const struct region *region, uint64_t i, const void *bytes)
+{
+    return region->growing && (i + 1 == region->n || is_block_head(bytes));
+}
+
 /* changed: its checksum is not that of the last visit, or there was none. */
 static void look_up(ksmpy_engine *engine, uint32_t id, bool changed, bool eager)
 {
@@ -220,13 +239,16 @@ static void look_up(ksmpy_engine *engine, uint32_t id, bool changed, bool eager)
         return;
     }
     bool to_zero_page = zero && engine->knobs[KSMPY_KNOB_USE_ZERO_PAGES];
-    bool settled = !changed || eager, equal = settled && run_extends(engine, RUN_EQUAL, id, 0);
-    if (!to_zero_page && !equal && try_frame(engine, id, sum, bytes, settled))
+    const struct region *region = region_at(engine, region_of(engine, id));
+    bool apart = !to_zero_page && stays_apart(region, id - region->base, bytes);
+    bool settled = !changed || eager;
+    bool equal = settled && !apart && run_extends(engine, RUN_EQUAL, id, 0);
+    if (!to_zero_page && !equal && !apart && try_frame(engine, id, sum, bytes, settled))
         return;
     if (engine->store.away)
         return; /* it is looked up again */
     engine->result->volatiles += changed;
-    if (!settled)
+    if (!settled || apart)
         return;
     if (equal)
         engine->run.n++;

@@ -152,7 +152,8 @@ class Engine:
 
         It must be private, anonymous and writable. The region ends by release(), when `owner` (any
         object that takes weak references) dies, and when the memory is unmapped; whoever frees or
-        changes it need not care. Its bytes are never thrown away.
+        changes it need not care. Its bytes are never thrown away. Its last page is not merged, so
+        that mremap() cannot make a merged mapping longer: it fails (EFAULT), and realloc() copies.
 
         Raises TypeError for what is no address, number of bytes or owner, RegionError saying why
         it cannot be merged.
@@ -580,8 +581,10 @@ class Engine:
         flags = self._flags(start, end, space, what)
         life = life or lifetime(buffer, anchor)
         nodes = self._placement.ask(start, (end - start) // _native.PAGE_SIZE)
+        # Of an object it is known that it does not grow while we look at it.
+        growing = _native.VMA_GROWING if buffer.owner is None else 0
         try:
-            number = self._native.register(start, end - start, flags)
+            number = self._native.register(start, end - start, flags | growing)
         except OSError as error:
             if space is None and error.errno == errno.EADDRNOTAVAIL:
                 return self._adopt(buffer, AddressSpace.read(end), name, anchor, life)
