@@ -45,18 +45,18 @@ enum ksmpy_vma_flag {
 };
 
 enum ksmpy_scan_flag {
-    KSMPY_SCAN_EAGER = 1,  /* merge at first sight: do not wait a pass for volatile pages */
+    KSMPY_SCAN_EAGER = 1, /* merge at first sight: do not wait a pass for volatile pages */
     KSMPY_SCAN_RESTART = 2 /* start at the first region instead of at the cursor */
 };
 
 /* What this machine offers, probed by trying it. 1 yes, 0 no; errors are errno values. */
 struct ksmpy_caps {
-    int uffd;             /* userfaultfd can be had at all */
-    int uffd_errno;       /* why not */
+    int uffd; /* userfaultfd can be had at all */
+    int uffd_errno; /* why not */
     int uffd_kernel_mode; /* faults inside syscalls are handled too (else EFAULT) */
     int uffd_move;
     int uffd_wp_async;
-    int uffd_wp_shmem;    /* write protection of overlays */
+    int uffd_wp_shmem; /* write protection of overlays */
     int mremap_dontunmap;
     int pagemap_scan;
     int madv_populate;
@@ -64,9 +64,9 @@ struct ksmpy_caps {
 };
 
 struct ksmpy_options {
-    int freeze;   /* enum ksmpy_freeze */
+    int freeze; /* enum ksmpy_freeze */
     int tracking; /* enum ksmpy_tracking */
-    int nodes;    /* how many NUMA nodes, 1 to 32 */
+    int nodes; /* how many NUMA nodes, 1 to 32 */
     const int *node_ids; /* their numbers for mbind, or NULL: no placement */
     int store_fd; /* of the file that engines share, open for reading and writing; 0 or less: a private store */
 };
