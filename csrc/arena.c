@@ -29,7 +29,7 @@ void arena_in_file(struct arena *arena, size_t stride, uint64_t limit, void *bas
                             .fd = fd,
                             .offset = offset};
     uint64_t dev;
-    os_identify(fd, &arena->inode, &dev);
+    os_know_file(fd, &arena->inode, &dev);
 }
 
 void arena_destroy(struct arena *arena)

@@ -39,7 +39,7 @@ static void know_files(struct freezer *fz)
     uint64_t dev;
     for (int i = 0; i < FREEZER_FILES; i++)
         if (file_of(fz, i) >= 0)
-            os_identify(file_of(fz, i), &fz->inodes[i], &dev);
+            os_know_file(file_of(fz, i), &fz->inodes[i], &dev);
 }
 
 static bool has_file(const struct freezer *fz, int i)

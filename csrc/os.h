@@ -165,7 +165,9 @@ bool os_next_data(int fd, uint64_t *offset, uint64_t *end);
 int64_t os_file_size(int fd);
 int os_set_size(int fd, uint64_t bytes);
 int os_identify(int fd, uint64_t *inode, uint64_t *dev);
-/* Is it still the file of that number, or has the program closed it, and perhaps opened another? */
+/* The same of a descriptor of ours, which os_is_file() then knows from all others. */
+int os_know_file(int fd, uint64_t *inode, uint64_t *dev);
+/* Is it still that file of ours, or has the program closed it, and perhaps opened another? */
 bool os_is_file(int fd, uint64_t inode);
 
 /* Locks one byte for the open file description, as long as that is open; -EAGAIN: it is taken. */

@@ -3,6 +3,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -389,14 +391,40 @@ int os_identify(int fd, uint64_t *inode, uint64_t *dev)
     return 0;
 }
 
-/* Twice: who gives up for good on a descriptor is to be sure. */
-bool os_is_file(int fd, uint64_t inode)
+/*
+ * What is open may have the inode of another open file: all eventfds and epolls have one, and who
+ * opens /proc/self/maps again gets that of ours.  So ours are marked, by the signal that would tell
+ * of input if anybody asked for signals (F_SETSIG in fcntl(2), without O_ASYNC).
+ */
+#define MARK (_NSIG - 1)
+
+static _Atomic bool cannot_mark; /* on this system */
+
+int os_know_file(int fd, uint64_t *inode, uint64_t *dev)
+{
+    fcntl(fd, F_SETSIG, MARK);
+    if (fcntl(fd, F_GETSIG) != MARK)
+        atomic_store(&cannot_mark, true);
+    return os_identify(fd, inode, dev);
+}
+
+static int is_file(int fd, uint64_t inode)
 {
     uint64_t now, dev;
     int error = os_identify(fd, &now, &dev);
-    if (error)
-        error = os_identify(fd, &now, &dev);
-    return error ? error != -EBADF : now == inode;
+    if (error || now != inode || atomic_load(&cannot_mark))
+        return error ? error : now == inode;
+    int mark = fcntl(fd, F_GETSIG);
+    return mark < 0 ? -errno : mark == MARK;
+}
+
+/* Twice: who gives up for good on a descriptor is to be sure. */
+bool os_is_file(int fd, uint64_t inode)
+{
+    int answer = is_file(fd, inode);
+    if (answer < 0)
+        answer = is_file(fd, inode);
+    return answer < 0 ? answer != -EBADF : answer;
 }
 
 static struct flock one_byte(short type, uint64_t number)

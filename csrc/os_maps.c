@@ -136,7 +136,7 @@ int os_maps_open(struct os_maps *maps)
     struct os_vma vma;
     uint64_t dev;
     maps->query = find_by_query(maps, 0, &vma) >= 0;
-    return os_identify(maps->fd, &maps->inode, &dev);
+    return os_know_file(maps->fd, &maps->inode, &dev);
 }
 
 void os_maps_close(struct os_maps *maps)

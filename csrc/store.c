@@ -104,8 +104,10 @@ void store_look_away(struct store *store, bool at_once)
 
 int store_know_files(struct store *store)
 {
-    int error = os_identify(store->lock_fd, &store->lock_inode, &store->dev);
-    return error ? error : os_identify(store->memfd, &store->inode, &store->dev);
+    int error = os_know_file(store->lock_fd, &store->lock_inode, &store->dev);
+    if (!error)
+        error = os_know_file(store->write_fd, &store->inode, &store->dev);
+    return error ? error : os_know_file(store->memfd, &store->inode, &store->dev);
 }
 
 bool store_has_files(const struct store *store)

@@ -84,6 +84,58 @@ nothing_happened()
 os._exit(0)
 """
 
+LIKE_OURS = """
+import os
+import sys
+
+import ksmpy
+from support import memory
+
+engine, idle = (ksmpy.Engine(freeze=sys.argv[1], tracking=sys.argv[2]) for _ in range(2))
+one = memory.distinct(64)
+two, wanted = memory.twin(one), one.tobytes()
+for array in (one, two):
+    engine.register(array)
+engine.scan(eager=True)
+numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+like = {
+    number: os.readlink(f"/proc/self/fd/{number}")
+    for number in numbers
+    if number > 2 and os.path.lexists(f"/proc/self/fd/{number}")
+}
+os.closerange(3, 256)
+
+
+def another(number, path):
+    # What takes the number of ours: the same file, opened by the program.
+    if "eventfd" in path:
+        fd = os.eventfd(5, os.EFD_NONBLOCK)
+    else:
+        fd = os.open(path if path.startswith("/proc/") else "/dev/null", os.O_RDONLY)
+    if fd != number:
+        os.dup2(fd, number)
+        os.close(fd)
+
+
+for number, path in like.items():
+    another(number, path)
+known = {number: os.fstat(number) for number in like}
+for what in (lambda: engine.scan(2, eager=True), engine.stats, engine.close, idle.close):
+    try:
+        what()
+    except (OSError, ksmpy.KsmpyError):
+        pass
+for number, path in like.items():
+    assert os.fstat(number).st_ino == known[number].st_ino, (number, path, "was closed")
+    if "eventfd" in path:
+        assert os.eventfd_read(number) == 5, (number, path, "was read or written")
+    elif path.startswith("/proc/"):
+        assert os.lseek(number, 0, os.SEEK_CUR) == 0, (number, path, "was read")
+assert one.tobytes() == wanted == two.tobytes()
+print(len([path for path in like.values() if "eventfd" in path or path.startswith("/proc/")]), flush=True)
+os._exit(0)
+"""
+
 DAEMON = """
 import os
 import sys
@@ -128,6 +180,15 @@ def test_an_engine_whose_descriptors_are_gone(chosen: Mode, tmp_path: Path) -> N
     if reason := chosen.missing():
         pytest.skip(reason)
     python_ok("-c", RECYCLED, str(tmp_path), *chosen)
+
+
+@pytest.mark.parametrize("chosen", EACH_FREEZE, ids=str)
+def test_descriptors_that_look_like_ours(chosen: Mode) -> None:
+    """What the program opened itself is its own, also where it has the inode of what ours was."""
+    if reason := chosen.missing():
+        pytest.skip(reason)
+    done = python_ok("-c", LIKE_OURS, *chosen)
+    assert int(done) >= 6
 
 
 def test_a_daemon_that_closes_everything(tmp_path: Path) -> None:
