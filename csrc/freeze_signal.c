@@ -83,14 +83,24 @@ bool signal_claims(const siginfo_t *info)
 
 /* ---- guests ---- */
 
-/* Nobody can tell: it does. */
-static bool blocks_sigsegv(uint32_t thread)
+#define TASKS "/proc/self/task/"
+
+static bool is_alive(uint32_t thread)
+{
+    return syscall(SYS_tgkill, getpid(), thread, 0) == 0 || errno != ESRCH;
+}
+
+/* Nobody can tell: it does.  /proc may be out of sight, and is reached by tasks_fd then, or -1. */
+static bool blocks_sigsegv(int tasks_fd, uint32_t thread, bool *crowded)
 {
     char path[48], text[4096];
-    snprintf(path, sizeof path, "/proc/self/task/%u/status", thread);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return errno != ENOENT;
+    snprintf(path, sizeof path, TASKS "%u/status", thread);
+    const char *at = tasks_fd < 0 ? path : path + strlen(TASKS);
+    int fd = openat(tasks_fd, at, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        *crowded |= os_is_crowded(-errno);
+        return is_alive(thread);
+    }
     ssize_t got = read(fd, text, sizeof text - 1);
     int error = errno;
     close(fd);
@@ -101,16 +111,36 @@ static bool blocks_sigsegv(uint32_t thread)
     return strtoull(mask + strlen("SigBlk:"), NULL, 16) >> (SIGSEGV - 1) & 1;
 }
 
-static bool has_guests(void)
+static bool has_guests(int tasks_fd, bool *crowded)
 {
     bool some = false;
     for (int i = 0; i < GUESTS; i++) {
         uint64_t guest = atomic_load(&guests[i]);
-        if (guest && (blocks_sigsegv((uint32_t)guest) ||
+        if (guest && (blocks_sigsegv(tasks_fd, (uint32_t)guest, crowded) ||
                       !atomic_compare_exchange_strong(&guests[i], &guest, 0)))
             some = true;
     }
     return some;
+}
+
+struct look {
+    int tasks_fd;
+    bool guests, crowded;
+};
+
+static void look_for_guests(void *data)
+{
+    struct look *look = data;
+    look->guests = has_guests(look->tasks_fd, &look->crowded);
+}
+
+static bool guests_are_here(const struct freezer *fz)
+{
+    struct look look = {.tasks_fd = fz->tasks_fd};
+    look_for_guests(&look);
+    if (look.crowded)
+        os_apart(look_for_guests, &look);
+    return look.guests;
 }
 
 /* The entry of this thread, or a free one; NULL: there is none. */
@@ -149,10 +179,10 @@ bool signal_enter_guest(void)
 {
     uint32_t thread = (uint32_t)syscall(SYS_gettid), count;
     _Atomic uint64_t *entry;
-    bool is_new = true;
+    bool is_new = true, crowded = false;
     do {
         entry = guest_entry(thread);
-        if (!entry && has_guests()) /* which has let go of those that left */
+        if (!entry && has_guests(-1, &crowded)) /* which has let go of those that left */
             entry = guest_entry(thread);
     } while (entry && !note_visit(entry, thread, &is_new));
     if (!entry) { /* then it may write to frozen pages like any other thread */
@@ -211,7 +241,7 @@ static int block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
     freezing = true;
     atomic_store(&slots[fz->slot].start, address);
     atomic_store(&slots[fz->slot].end, address + bytes_of(n));
-    return has_guests() ? -EBUSY : os_protect(address, n, false);
+    return guests_are_here(fz) ? -EBUSY : os_protect(address, n, false);
 }
 
 static int64_t signal_freeze(struct freezer *fz, uintptr_t address, uint64_t n,

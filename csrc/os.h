@@ -12,6 +12,7 @@
 #ifndef KSMPY_OS_H
 #define KSMPY_OS_H
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -240,6 +241,20 @@ int os_unprotected(int pagemap_fd, uintptr_t address, uint64_t n, bool *unprotec
 int os_tell_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds);
 /* Is there a huge page, mapped as one, at this address? false where only PAGEMAP_SCAN could tell. */
 bool os_is_huge(int pagemap_fd, uintptr_t address);
+
+/* ---- without a free descriptor (os_apart.c) ---- */
+
+typedef void os_work(void *data);
+
+/*
+ * Does the work where one can be opened, though the process may have no more; it takes 32 KiB of
+ * stack, and is not to lock anything.  Descriptor 0 is not there then.
+ */
+int os_apart(os_work *work, void *data);
+static inline bool os_is_crowded(int error)
+{
+    return error == -EMFILE;
+}
 
 /* ---- other threads (os_dio.c) ---- */
 

@@ -48,6 +48,15 @@ struct entry { /* struct linux_dirent64 */
     char name[];
 };
 
+/* What is asked, and by which thread. */
+struct question {
+    int tasks_fd;
+    uintptr_t start, end;
+    long asker;
+    bool crowded; /* for want of a descriptor nobody could tell */
+    bool busy;    /* the answer */
+};
+
 /* What a file of a thread's in /proc says: its length, or -errno. */
 static int tell(int tasks_fd, const char *thread, const char *what, char *text, size_t size)
 {
@@ -116,34 +125,36 @@ static enum activity judge_state(const char *text)
     return state == 'D' ? READING_INTO : state == 'R' ? RUNNING : ELSEWHERE;
 }
 
-static enum activity look_at(int tasks_fd, const char *thread, uintptr_t start, uintptr_t end)
+static enum activity look_at(struct question *question, const char *thread)
 {
     char text[256];
-    int got = tell(tasks_fd, thread, "syscall", text, sizeof text);
+    int got = tell(question->tasks_fd, thread, "syscall", text, sizeof text);
     if (got >= 0)
-        return judge(text, start, end);
+        return judge(text, question->start, question->end);
     if (got == -EACCES || got == -EPERM) {
-        got = tell(tasks_fd, thread, "stat", text, sizeof text);
+        got = tell(question->tasks_fd, thread, "stat", text, sizeof text);
         if (got > 0)
             return judge_state(text);
     }
+    question->crowded |= os_is_crowded(got);
     return got == -ENOENT || got == -ESRCH ? ELSEWHERE : UNKNOWN;
 }
 
-/* The worst of what the threads but this one do. */
-static enum activity look(int tasks_fd, uintptr_t start, uintptr_t end)
+/* The worst of what the threads do, but for those that look. */
+static enum activity look(struct question *question)
 {
     _Alignas(struct entry) char buffer[4096];
     enum activity worst = ELSEWHERE;
     long self = syscall(SYS_gettid), got;
-    lseek(tasks_fd, 0, SEEK_SET);
-    while ((got = syscall(SYS_getdents64, tasks_fd, buffer, sizeof buffer)) > 0)
+    lseek(question->tasks_fd, 0, SEEK_SET);
+    while ((got = syscall(SYS_getdents64, question->tasks_fd, buffer, sizeof buffer)) > 0)
         for (long at = 0; at < got;) {
             const struct entry *entry = (const struct entry *)(buffer + at);
             at += entry->length;
-            if (entry->name[0] == '.' || strtol(entry->name, NULL, 10) == self)
+            long thread = strtol(entry->name, NULL, 10);
+            if (entry->name[0] == '.' || thread == self || thread == question->asker)
                 continue;
-            enum activity activity = look_at(tasks_fd, entry->name, start, end);
+            enum activity activity = look_at(question, entry->name);
             worst = activity > worst ? activity : worst;
             if (worst >= READING_INTO)
                 return worst;
@@ -157,12 +168,16 @@ static bool is_read_direct(int fd)
     return flags >= 0 && (flags & O_ACCMODE) != O_WRONLY && is_direct(fd);
 }
 
-/* Does the process have such a file open to read from? true also where nobody can tell. */
-static bool has_direct(void)
+/*
+ * Does the process have such a file open to read from? true also where nobody can tell.  By way
+ * of the threads' directory, as /proc may be out of sight by now.
+ */
+static bool has_direct(struct question *question)
 {
     _Alignas(struct entry) char buffer[4096];
-    int fds = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fds = openat(question->tasks_fd, "../fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     long got = fds < 0 ? -1 : 1;
+    question->crowded |= fds < 0 && os_is_crowded(-errno);
     bool found = false;
     while (!found && got > 0 && (got = syscall(SYS_getdents64, fds, buffer, sizeof buffer)) > 0)
         for (long at = 0; at < got && !found;) {
@@ -181,13 +196,34 @@ int os_tasks_open(void)
     return fd < 0 ? -errno : fd;
 }
 
-bool os_direct_io(int tasks_fd, uintptr_t address, uint64_t n)
+static bool is_busy(struct question *question)
 {
     for (int i = 0; i < LOOKS; i++) {
-        enum activity activity = look(tasks_fd, address, address + bytes_of(n));
+        enum activity activity = look(question);
         if (activity != RUNNING)
             return activity >= READING_INTO;
         os_sleep_us(BETWEEN_LOOKS_US);
     }
-    return has_direct();
+    return has_direct(question);
+}
+
+static void ask_apart(void *data)
+{
+    struct question *question = data;
+    question->busy = is_busy(question);
+}
+
+bool os_direct_io(int tasks_fd, uintptr_t address, uint64_t n)
+{
+    struct question question = {
+        .tasks_fd = tasks_fd,
+        .start = address,
+        .end = address + bytes_of(n),
+        .asker = syscall(SYS_gettid),
+    };
+    bool busy = is_busy(&question);
+    if (!question.crowded)
+        return busy;
+    question.busy = is_read_direct(STDIN_FILENO); /* which is not there apart */
+    return question.busy || os_apart(ask_apart, &question) < 0 || question.busy;
 }

@@ -27,6 +27,8 @@ uint64_t os_now_ms(void)
     return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
+static __thread bool crowded; /* a file could not be opened for want of a descriptor */
+
 /* The beginning of a file, as text; its length, or -errno. */
 static ssize_t read_text(const char *path, char *text, size_t size)
 {
@@ -34,8 +36,11 @@ static ssize_t read_text(const char *path, char *text, size_t size)
     ssize_t got = 1;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     text[0] = 0;
-    if (fd < 0)
-        return -errno;
+    if (fd < 0) {
+        int error = -errno;
+        crowded |= os_is_crowded(error);
+        return error;
+    }
     while (fill < size - 1 && got > 0) {
         got = read(fd, text + fill, size - 1 - fill);
         fill += got > 0 ? (size_t)got : 0;
@@ -134,12 +139,14 @@ static void each_line(char *text, struct mount *mounts, char (*paths)[OS_CGROUP_
     }
 }
 
+/* Where /proc is out of sight, they stay what they were. */
 static void find_cgroups(struct os_memory *memory, char *text)
 {
     struct mount mounts[VERSIONS] = {0};
     char paths[VERSIONS][OS_CGROUP_PATH] = {"", ""};
-    if (read_text("/proc/self/mountinfo", text, TEXT_BYTES) > 0)
-        each_line(text, mounts, NULL);
+    if (read_text("/proc/self/mountinfo", text, TEXT_BYTES) <= 0)
+        return;
+    each_line(text, mounts, NULL);
     if (read_text("/proc/self/cgroup", text, TEXT_BYTES) > 0)
         each_line(text, NULL, paths);
     for (int version = 0; version < VERSIONS; version++)
@@ -256,7 +263,7 @@ void os_memory_close(struct os_memory *memory)
     memory->text = NULL;
 }
 
-uint64_t os_memory_left(struct os_memory *memory, char *which, size_t size)
+static uint64_t look(struct os_memory *memory, char *which, size_t size)
 {
     uint64_t left = NO_LIMIT, now = os_now_ms();
     char *text = memory->text;
@@ -275,6 +282,31 @@ uint64_t os_memory_left(struct os_memory *memory, char *which, size_t size)
     for (int version = 0; version < VERSIONS; version++)
         ask_cgroups(memory, version, swap, &left, which, size);
     return left >> PAGE_SHIFT;
+}
+
+struct question {
+    struct os_memory *memory;
+    char *which;
+    size_t size;
+    uint64_t left;
+};
+
+static void look_apart(void *data)
+{
+    struct question *question = data;
+    question->left = look(question->memory, question->which, question->size);
+}
+
+uint64_t os_memory_left(struct os_memory *memory, char *which, size_t size)
+{
+    struct question question = {memory, which, size, 0};
+    crowded = false;
+    look_apart(&question);
+    if (crowded) {
+        memory->looked_ms = 0;
+        os_apart(look_apart, &question);
+    }
+    return question.left;
 }
 
 int64_t ksmpy_memory_left(char *which, size_t size)

@@ -76,6 +76,11 @@ def missing() -> str | None:
     return None
 
 
+def no_proc() -> str | None:
+    """That /proc is not there, by which an engine sees what is mapped; or None."""
+    return None if os.access("/proc/self", os.F_OK) else "/proc is not mounted here"
+
+
 def require() -> None:
     """Raise Unsupported where no engine can be made."""
     reason = missing()
@@ -229,6 +234,9 @@ class NativeEngine:
         options.store_fd = store_fd
         out = ffi.new("ksmpy_engine **")
         rc = lib.ksmpy_engine_new(options, out)
+        reason = no_proc() if rc < 0 else None
+        if reason is not None:
+            raise Unsupported(f"{reason}, an engine cannot do without: mount -t proc proc /proc")
         if rc in (-errno.ENOSYS, -errno.EOPNOTSUPP, -errno.EPERM):
             raise Unsupported(
                 f"this machine does not offer freeze={freeze!r} with tracking={tracking!r}"

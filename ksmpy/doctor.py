@@ -33,13 +33,10 @@ def doctor() -> list[Check]:
     if reason is not None:
         hint = "estimate() works everywhere" if not sys.platform.startswith("linux") else _REBUILD
         return [*checks, Check("extension", False, reason, hint)]
-    caps = _native.probe()
     return [
         *checks,
         Check("extension", True, "loaded"),
         Check("kernel", True, f"Linux {platform.release()}, {platform.machine()}"),
-        *_userfaultfd(caps),
-        *_features(caps),
         *(check for name, look in _LOOKS for check in _answers(name, look)),
     ]
 
@@ -49,7 +46,7 @@ def _answers(name: str, look: Callable[[], Check | Iterable[Check]]) -> list[Che
     try:
         found = look()
         return [found] if isinstance(found, Check) else list(found)
-    except (OSError, MemoryError, ImportError) as error:
+    except (OSError, MemoryError, ImportError, KsmpyError) as error:
         number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", 0)
         words = os.strerror(number) if number else str(error)
         reason = limits.why(number or 0, _native.memory_left)
@@ -70,6 +67,16 @@ def _packages() -> Iterator[Check]:
             yield Check(name, True, version(name))
         except PackageNotFoundError:
             yield Check(name, False, "not installed", f"pip install {name}")
+
+
+def _kernel() -> Iterator[Check]:
+    """What the kernel offers; without /proc some of it cannot be tried, and looks missing."""
+    reason = _native.no_proc()
+    if reason is not None:
+        yield Check("/proc", False, reason, "mount -t proc proc /proc")
+    caps = _native.probe()
+    yield from _userfaultfd(caps)
+    yield from _features(caps)
 
 
 def _userfaultfd(caps: dict[str, int]) -> Iterator[Check]:
@@ -263,6 +270,7 @@ def _read(path: str) -> str:
 
 
 _LOOKS: tuple[tuple[str, Callable[[], Check | Iterable[Check]]], ...] = (
+    ("what the kernel offers", _kernel),
     ("engine", _auto),
     ("named stores", _stores),
     ("unused stores", _unused_stores),

@@ -607,19 +607,22 @@ class Engine:
 
     def _ended(self, region: Region, *, moved: bool = False) -> None:
         """The owner dies, has been left to us alone, or has `moved`. Runs in any thread, at any
-        time. What cannot be given back for want of memory stays merged, and is tried again.
+        time. What cannot be given back, for want of memory above all, stays merged, and is tried
+        again.
         """
         try:
             self._end(region, discard=not moved and region._lifetime.discard)
-        except OSError as error:
-            _log.error("region %r cannot be released yet: %s", region.name, error)
-            region._lifetime.drop()
-            region._lifetime = Unowned(over=True)
-            self._movable.pop(region, None)
-            self._held[region] = None
-        except Exception as error:
-            self._forget(region)
-            _log.error("region %r could not be released: %s", region.name, error)
+        except BaseException as error:
+            if region in self._regions:
+                _log.error("region %r cannot be released yet: %s", region.name, error)
+                region._lifetime.drop()
+                region._lifetime = Unowned(over=True)
+                self._movable.pop(region, None)
+                self._held[region] = None
+            else:
+                _log.error("region %r could not be released: %s", region.name, error)
+            if not isinstance(error, Exception):
+                raise
 
     def _end(self, region: Region, *, discard: bool) -> None:
         # Of several that want to end it, the one that takes it out of the dict does.
@@ -628,11 +631,20 @@ class Engine:
         self._numbers.pop(region._number, None)  # the number may be another's from here on
         try:
             self._native.release(region._number, discard=discard)
-        except OSError:
-            self._regions[region] = None
-            self._numbers[region._number] = region
+        except BaseException:  # Ctrl-C may come before the call or after it
+            if self._is_native(region):
+                self._regions[region] = None
+                self._numbers[region._number] = region
+            else:
+                self._forget(region)
             raise
         self._forget(region)
+
+    def _is_native(self, region: Region) -> bool:
+        try:
+            return self._native.find_region(region.address, region.nbytes) == region._number
+        except KsmpyError:  # closed
+            return False
 
     def _forget(self, region: Region) -> None:
         self._regions.pop(region, None)

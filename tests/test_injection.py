@@ -205,3 +205,39 @@ def test_a_move_that_did_more_than_it_says(tracking: str) -> None:
     if reason := mode.missing():
         pytest.skip(reason)
     python_ok("-c", UNDERSTATED, tracking, env=preloaded({}))
+
+
+UNWRITTEN = """
+import sys
+import ksmpy
+from support import memory, oracle
+from support.inject import Injector
+
+variant, expected = int(sys.argv[1]), sys.argv[2]
+one = memory.distinct(64)
+arrays = [one, memory.twin(one)]
+wanted = one.tobytes()
+with ksmpy.Engine() as engine:
+    for array in arrays:
+        engine.register(array)
+    injector = Injector()
+    with injector.failing_kind("pwrite", variant):
+        result = engine.scan(eager=True)
+    assert injector.fired
+    refused = {"no_memory": result.no_memory, "differed": result.differed}
+    assert refused.pop(expected) == 64, (expected, result)
+    assert not any(refused.values()) and not result.merged, result
+    engine.scan(2, eager=True)
+    assert oracle.true_saved_pages([memory.span(array) for array in arrays]) == 64
+    assert all(array.tobytes() == wanted for array in arrays)
+"""
+
+
+@pytest.mark.parametrize(
+    ("variant", "counted"),
+    [(0, "no_memory"), (1, "differed"), (2, "differed")],
+    ids=["ENOSPC", "EFAULT", "EBADF"],
+)
+def test_a_frame_that_could_not_be_written(variant: int, counted: str) -> None:
+    """Only a full store is called one; memory that went away, or a closed file, is not."""
+    python_ok("-c", UNWRITTEN, str(variant), counted, env=preloaded({}))

@@ -668,3 +668,56 @@ def test_os_exit_in_a_child(engine: Any) -> None:
     assert np.array_equal(first, second)
     engine.unmerge()
     assert np.array_equal(first, pattern(16))
+
+
+# ---- releases that fail --------------------------------------------------------------------
+
+
+FAILURES = [MemoryError, KeyboardInterrupt, OSError]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the call", "after it"])
+@pytest.mark.parametrize("error", FAILURES, ids=lambda e: e.__name__)
+def test_a_release_that_fails_forgets_no_region(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], after: bool
+) -> None:
+    """The engine has the regions that are registered, whatever interrupts: it can be closed."""
+    first, second = merged_pair(engine, lambda: ksmpy.copy(pattern(1)))
+    wanted = second.tobytes()
+    region = engine.regions()[0]
+    release = engine._native.release
+
+    def fail(number: int, *, discard: bool) -> None:
+        if after:
+            release(number, discard=discard)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._native, "release", fail)
+        with pytest.raises(error):
+            region.release()
+    assert region.released == after
+    assert len(engine.regions()) == (1 if after else 2)
+    engine.close()
+    assert first.tobytes() == second.tobytes() == wanted
+
+
+def test_an_owner_whose_release_fails_is_tried_again(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the error: the region stays until it could be released, and the engine closes."""
+    first, second = merged_pair(engine, lambda: ksmpy.copy(pattern(1)))
+    region = engine.regions()[0]
+
+    def fail(number: int, *, discard: bool) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._native, "release", fail)
+        del first
+        gc.collect()
+        assert not region.released
+    assert len(engine.regions()) == 1 and region.released
+    engine.check()
+    engine.close()
+    assert second.tobytes() == pattern(1).tobytes()

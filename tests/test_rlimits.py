@@ -66,3 +66,16 @@ def test_an_engine_that_a_limit_forbids_names_it(kind: str, limit: int) -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
     assert kind in done.stdout and "ulimit" in done.stdout
+
+
+def test_doctor_answers_when_its_first_probe_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel offers could not be tried: the checks after that are there all the same."""
+
+    def probe() -> dict[str, int]:
+        raise MemoryError
+
+    usual = {check.name for check in ksmpy.doctor()}
+    monkeypatch.setattr("ksmpy._native.probe", probe)
+    told = {check.name: check for check in ksmpy.doctor()}
+    assert {"engine", "mappings", "swap", "kernel KSM"} <= usual & told.keys()
+    assert told["what the kernel offers"].detail == "cannot be looked at: Cannot allocate memory"

@@ -1,8 +1,9 @@
-/* Whether a device may be writing into pages: what is taken for granted of a thread that runs. */
+/* Whether a device may be writing into pages: of a thread that runs, and with no descriptor. */
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -51,8 +52,61 @@ static void test_a_thread_that_runs_may_be_reading(void)
         SKIP("no direct I/O on this file system");
 }
 
+static _Alignas(4096) uint8_t target[PAGE_SIZE];
+
+static void *read_into(void *fd)
+{
+    CHECK(read(*(int *)fd, target, sizeof target) == 1);
+    return NULL;
+}
+
+/* Every descriptor that the process may have, in a list that a 0 ends. */
+static void take_all(int *taken)
+{
+    struct rlimit limit;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    limit.rlim_cur = 64;
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    while ((*taken = dup(STDERR_FILENO)) > 0)
+        taken++;
+    *taken = 0;
+}
+
+static void look_at_a_reader(int tasks, int flags, bool wanted)
+{
+    pthread_t thread;
+    int ends[2], taken[65], *each;
+    bool seen = false;
+    CHECK(pipe(ends) == 0 && fcntl(ends[0], F_SETFL, flags) == 0);
+    CHECK(pthread_create(&thread, NULL, read_into, &ends[0]) == 0);
+    take_all(taken);
+    for (int tries = 0; tries < 1000 && !seen; tries++) {
+        os_sleep_us(1000); /* until it waits */
+        seen = os_direct_io(tasks, (uintptr_t)target, 1) == wanted;
+    }
+    CHECK(seen);
+    CHECK(open("/dev/null", O_RDONLY) < 0); /* still */
+    for (each = taken; *each; each++)
+        close(*each);
+    CHECK(write(ends[1], "", 1) == 1);
+    pthread_join(thread, NULL);
+    close(ends[0]);
+    close(ends[1]);
+}
+
+/* Whoever reads is seen then as ever, and whoever does not keeps nobody waiting. */
+static void test_no_descriptor_is_free(void)
+{
+    int tasks = os_tasks_open();
+    CHECK(tasks >= 0);
+    look_at_a_reader(tasks, 0, false);
+    look_at_a_reader(tasks, O_DIRECT, true);
+    close(tasks);
+}
+
 int main(void)
 {
     RUN(test_a_thread_that_runs_may_be_reading);
+    RUN(test_no_descriptor_is_free);
     return finish();
 }

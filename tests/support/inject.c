@@ -62,6 +62,7 @@ enum kind_number {
     OPEN,
     READ,
     PREAD,
+    PWRITE,
     FCNTL,
     STAT,
     USERFAULTFD,
@@ -101,6 +102,7 @@ static const struct kind kinds[KINDS] = {
     [OPEN] = {"open", {EMFILE}},
     [READ] = {"read", {EINTR}},
     [PREAD] = {"pread", {ENOMEM}},
+    [PWRITE] = {"pwrite", {ENOSPC, EFAULT, EBADF}},
     [FCNTL] = {"fcntl", {ENOLCK}},
     [STAT] = {"fstat", {ENOMEM}},
     [USERFAULTFD] = {"userfaultfd", {EPERM, EMFILE, ENOSYS}},
@@ -468,6 +470,13 @@ ssize_t read(int fd, void *buffer, size_t length)
     REAL(read);
     FAIL_IF(READ, -1);
     return real(fd, buffer, length);
+}
+
+ssize_t pwrite(int fd, const void *buffer, size_t length, off_t offset)
+{
+    REAL(pwrite);
+    FAIL_IF(PWRITE, -1);
+    return real(fd, buffer, length, offset);
 }
 
 ssize_t pread(int fd, void *buffer, size_t length, off_t offset)
