@@ -27,9 +27,8 @@ from conftest import Mode
 from support import memory
 from support.memory import Bytes
 from support.oracle import PAGE
-from support.patience import patience
 from support.slow_files import slow_file
-from support.torture import DirectIo, Hammer, Torture, direct_blocks, duration, library
+from support.torture import DirectIo, Hammer, Torture, direct_blocks, duration, lasting, library
 
 pytestmark = pytest.mark.timeout(120 + 4 * duration())
 
@@ -40,24 +39,24 @@ def _torture(mode: Mode, **options: Any) -> Torture:
 
 def test_no_increment_is_lost_while_everything_happens(mode: Mode, engine: Any) -> None:
     """Merged, unmerged, released and registered again and again, no write and no read is wrong."""
-    merged = rounds = 0
+    merged = 0
     with _torture(mode, count=192) as torture:
         regions = [engine.register(buffer) for buffer in torture.buffers]
-        end = time.monotonic() + duration()
-        while time.monotonic() < end:
+        number = 0
+        going_on = lasting(duration())
+        while going_on(merged > 4):
             merged += engine.scan(2, eager=True).merged
-            regions[rounds % 3].unmerge()
+            regions[number % 3].unmerge()
             merged += engine.scan(eager=True).merged
             merged += engine.scan(3).merged
             regions.pop(0).release()
             merged += engine.scan(eager=True).merged
-            regions.append(engine.register(torture.buffers[rounds % 3]))
+            regions.append(engine.register(torture.buffers[number % 3]))
             engine.unmerge()
             engine.check()
             torture.assert_alive()
-            rounds += 1
+            number += 1
         engine.unmerge()
-    assert merged > 4 and rounds > 0, f"{merged} merges in {rounds} rounds prove nothing"
 
 
 def test_no_increment_is_lost_under_ksmd(mode: Mode, engine: Any) -> None:
@@ -66,26 +65,25 @@ def test_no_increment_is_lost_under_ksmd(mode: Mode, engine: Any) -> None:
         for buffer in torture.buffers:
             engine.register(buffer)
         engine.knobs.sleep_millisecs = 0
-        end = time.monotonic() + duration()
-        limit = end + patience(20)
-        shared = 0
-        while (now := time.monotonic()) < end or (not shared and now < limit):
+        shared, pause = 0, 0.1
+        going_on = lasting(duration())
+        while going_on(shared):
             engine.knobs.run = 1
-            time.sleep(0.1 if now < end else 2)
+            time.sleep(pause)
+            pause *= 1.1  # a loaded machine may need longer to merge anything
             shared += engine.stats().pages_sharing
             engine.knobs.run = 0
             torture.assert_alive()
             engine.knobs.run = 2
             assert engine.stats().pages_sharing == 0
             engine.check()
-    assert shared, "ksmd merged nothing: this proves nothing"
 
 
 def test_no_increment_is_lost_in_huge_pages(mode: Mode, engine: Any) -> None:
     """Huge pages are frozen, compared and given back as one; unmerged, they are small ones."""
-    merged = rounds = 0
-    end = time.monotonic() + duration()
-    while not rounds or time.monotonic() < end:
+    merged = 0
+    going_on = lasting(duration())
+    while going_on(merged > memory.HUGE):
         with _torture(mode, count=2 * memory.HUGE, buffers=2, huge=True) as torture:
             if not all(map(memory.are_huge, torture.buffers)):
                 pytest.skip("this machine gave no huge pages")
@@ -96,8 +94,6 @@ def test_no_increment_is_lost_in_huge_pages(mode: Mode, engine: Any) -> None:
             engine.check()
             for region in regions:
                 region.release()
-        rounds += 1
-    assert merged > memory.HUGE, f"{merged} merges in {rounds} rounds prove nothing"
 
 
 def test_no_increment_is_lost_with_zero_pages(mode: Mode, engine: Any) -> None:
@@ -118,8 +114,8 @@ def test_no_increment_is_lost_with_zero_pages(mode: Mode, engine: Any) -> None:
     scanner.start()
     try:
         rng = np.random.default_rng(7)
-        end = time.monotonic() + duration() / 2
-        while time.monotonic() < end:
+        going_on = lasting(duration() / 2)
+        while going_on(zeroed[0] > 256):
             page = int(rng.integers(256))
             value = int(rng.integers(1, 2**60))
             assert counters[page] == 0
@@ -129,7 +125,6 @@ def test_no_increment_is_lost_with_zero_pages(mode: Mode, engine: Any) -> None:
     finally:
         stop.set()
         scanner.join()
-    assert zeroed[0] > 256, "hardly a zero page was placed: this proves nothing"
     assert not array.any()
 
 
@@ -201,9 +196,9 @@ def test_the_kernel_writes_into_pages_being_merged(
     buffers = [memory.distinct(64, seed=5) for _ in range(2)]
     model = [bytearray(buffer.tobytes()) for buffer in buffers]
     rng = np.random.default_rng(11)
-    end = time.monotonic() + duration() / 3
     with _merging_all_the_time(engine, buffers) as merged:
-        while time.monotonic() < end or not merged[0]:
+        going_on = lasting(duration() / 3)
+        while going_on(merged[0]):
             size = int(rng.integers(1, 4 * PAGE))
             at = int(rng.integers(0, 64 * PAGE - size))
             data = rng.bytes(size)
@@ -240,10 +235,10 @@ def test_the_kernel_reads_pages_being_merged(mode: Mode, engine: Any) -> None:
     buffers = [memory.distinct(64, seed=6) for _ in range(2)]
     wanted = buffers[0].tobytes()
     fd = os.memfd_create("sink")
-    end = time.monotonic() + duration() / 3
     try:
         with _merging_all_the_time(engine, buffers) as merged:
-            while time.monotonic() < end or not merged[0]:
+            going_on = lasting(duration() / 3)
+            while going_on(merged[0]):
                 for buffer in buffers:
                     done = 0
                     while done < buffer.nbytes:
@@ -288,15 +283,17 @@ def test_one_word_hammered_by_many_threads(mode: Mode, engine: Any) -> None:
     for thread in threads:
         thread.start()
     merged = 0
-    end = time.monotonic() + duration()
-    while time.monotonic() < end:
-        merged += engine.scan(4, eager=True).merged
-        engine.unmerge()
-    for hammer in hammers:
-        hammer.stop = 1
-    for thread in threads:
-        thread.join()
-    assert merged > 10 and all(hammer.writes for hammer in hammers)
+    going_on = lasting(duration())
+    try:
+        while going_on(merged > 10):
+            merged += engine.scan(4, eager=True).merged
+            engine.unmerge()
+    finally:
+        for hammer in hammers:
+            hammer.stop = 1
+        for thread in threads:
+            thread.join()
+    assert all(hammer.writes for hammer in hammers)
     assert one.tobytes() == wanted == two.tobytes()
 
 
@@ -328,13 +325,14 @@ def test_direct_io_into_pages_being_merged(mode: Mode, engine: Any, direct_fd: i
     regions = [engine.register(buffer) for buffer in buffers]
     merged = 0
     reader.start()
-    end = time.monotonic() + duration() / 2
-    while time.monotonic() < end:
-        merged += engine.scan(2, eager=True).merged
-        time.sleep(0.001)
-    job.stop = 1
-    reader.join()
-    assert merged and job.reads, "nothing merged: this proves nothing"
+    going_on = lasting(duration() / 2)
+    try:
+        while going_on(merged and job.reads):
+            merged += engine.scan(2, eager=True).merged
+            time.sleep(0.001)
+    finally:
+        job.stop = 1
+        reader.join()
     assert not job.spoiled and not job.errors, f"{job.spoiled} of {job.reads} reads were lost"
     for region in regions:
         region.release()
@@ -350,9 +348,9 @@ def test_owner_gives_pages_back_while_they_are_merged(mode: Mode, engine: Any) -
     wanted = buffers[0].tobytes()
     pages = np.frombuffer(wanted, dtype=np.uint8).reshape(32, PAGE)
     libc = ctypes.CDLL(None, use_errno=True)
-    end = time.monotonic() + duration() / 3
     with _merging_all_the_time(engine, buffers) as merged:
-        while time.monotonic() < end or not merged[0]:
+        going_on = lasting(duration() / 3)
+        while going_on(merged[0]):
             for page in range(32):
                 at = memory.address_of(buffers[0]) + page * PAGE
                 libc.madvise(ctypes.c_void_p(at), ctypes.c_size_t(PAGE), mmap.MADV_DONTNEED)

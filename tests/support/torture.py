@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,8 @@ from .patience import patience, until
 MAX_BUFFERS = 8
 #: How long a thread may take to come back before it counts as stuck, in seconds.
 PATIENCE = patience(20)
+#: How long something may take to happen often enough to prove something, in seconds.
+ENOUGH = patience(60)
 
 
 class Options(ctypes.Structure):
@@ -126,6 +129,21 @@ def library() -> Any:
 def duration(default: float = 2.0) -> float:
     """How long one torture lasts, in seconds: KSMPY_TORTURE_SECONDS, or the default."""
     return float(os.environ.get("KSMPY_TORTURE_SECONDS", default))
+
+
+def lasting(seconds: float) -> Callable[[object], bool]:
+    """For `while going_on(enough):`, for so long, and then until there was enough of something.
+
+    A loaded machine takes longer for that; AssertionError if it takes ENOUGH seconds more.
+    """
+    end = time.monotonic() + seconds
+
+    def going_on(enough: object) -> bool:
+        now = time.monotonic()
+        assert enough or now < end + ENOUGH, "too little has happened to prove anything"
+        return now < end or not enough
+
+    return going_on
 
 
 class Torture:
