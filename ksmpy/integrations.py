@@ -12,8 +12,9 @@ from ksmpy.engine import Engine
 from ksmpy.errors import KsmpyError
 from ksmpy.store import Store
 from ksmpy.store_files import store_path
+from ksmpy.whole import follow
 
-__all__ = ["disable", "enable", "enabled_engine", "worker_init"]
+__all__ = ["disable", "enable", "enable_unasked", "enabled_engine", "worker_init"]
 
 _ENGINE_OPTIONS = ("store", "topology", "freeze", "tracking")
 # What enable() gives each process anew, also where it goes on with an inherited engine.
@@ -30,6 +31,7 @@ class _State:
         self.engine: Engine | None = None
         self.options: dict[str, Any] = {}
         self.adopter: Adopter | None = None
+        self.unasked = False
 
     def present(self) -> Engine | None:
         """The engine, if this very process enabled it and it is open."""
@@ -97,10 +99,32 @@ def enable(**options: Any) -> Engine:
         if engine is None:
             return _begin(options)
         differing = _state.differing(options)
+        if differing is not None and _state.unasked:
+            disable()
+            return _begin(options)
         if differing is not None:
             raise KsmpyError(f"already enabled with another {differing}: disable() first")
         _set_knobs(engine, options)
         return engine
+
+
+def enable_unasked() -> bool:
+    """enable() for a program that has not called it, and may still do so with other options.
+
+    Only where there is an engine to go on with, or a store to share. Returns whether the process
+    has an engine now; raises what enable() does.
+    """
+    with _state.lock:
+        if _state.present() is None and (_state.inherited() is not None or _default_store()):
+            _begin({})
+            _state.unasked = True
+        return _state.present() is not None
+
+
+def _default_store() -> str | Store | None:
+    """KSMPY_STORE, or the store of `ksmpy run`, where one is above this process."""
+    name = config.environment().get("store")
+    return name if name is not None else follow.common_store()
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -112,6 +136,9 @@ def _same(one: Any, other: Any) -> bool:
 
 def _begin(options: dict[str, Any]) -> Engine:
     defaults = {"run": 1, **config.environment()}
+    store = _default_store()
+    if store is not None:
+        defaults["store"] = store
     engine = _state.inherited()
     if engine is None or _state.differing(options) is not None:
         return _start({**defaults, **options})
@@ -152,6 +179,7 @@ def _run(engine: Engine, options: dict[str, Any]) -> None:
         adopter = Adopter(engine, options.get("min_bytes", 1 << 20), way)
         adopter.start()
     _state.pid, _state.engine, _state.adopter = os.getpid(), engine, adopter
+    _state.unasked = False
 
 
 def _way(adopt: object, engine: Engine) -> str | None:

@@ -10,9 +10,9 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
-__all__ = ["Command", "CommandError", "Parser", "at_least", "engine_options", "size"]
+__all__ = ["Command", "CommandError", "Parser", "TRUE", "at_least", "engine_options", "size"]
 
-_TRUE = {"1", "yes", "true", "on"}
+TRUE = {"1", "yes", "true", "on"}
 _FALSE = {"0", "no", "false", "off"}
 
 
@@ -53,9 +53,9 @@ class Parser(argparse.ArgumentParser):
 
     def _from_environment(self, name: str, text: str, action: argparse.Action) -> Any:
         if action.nargs == 0:
-            if text.lower() not in _TRUE | _FALSE:
+            if text.lower() not in TRUE | _FALSE:
                 self.error(f"{name}={text!r}: 1 or 0 is expected")
-            return text.lower() in _TRUE
+            return text.lower() in TRUE
         try:
             value: Any = action.type(text) if callable(action.type) else text
         except (ValueError, argparse.ArgumentTypeError) as error:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
-import runpy
+import shutil
+import subprocess
 import sys
-import types
-from collections.abc import Callable
-from typing import Any
 
-from ksmpy.cli.command import Command, Parser
+from ksmpy.cli.command import TRUE, Command, CommandError, Parser
 
-# What a traceback of the program should not begin with: this file, and the standard library's
-# launcher.
-_LAUNCHERS = (__file__, runpy.__file__, "<frozen runpy>")
+# What is run by the interpreter even if it could be executed itself.
+_PYTHON_FILES = (".py", ".pyw", ".pyz", ".pyc")
 
 
 class Run(Command):
     """run a program with merging on
 
-    Everything after -m MODULE, -c CODE or FILE belongs to the program, as with the interpreter
-    itself. The exit code is the program's.
+    -m, -c and FILE as with the interpreter itself, or any COMMAND. Every Python process below it
+    gets an engine on one store: forked, spawned or started by a shell. Everything after -m MODULE,
+    -c CODE, FILE or COMMAND belongs to the program, the exit code is the program's.
+    KSMPY_DISABLE=1 runs it as if ksmpy were not there.
     """
 
     name = "run"
@@ -42,92 +41,77 @@ class Run(Command):
                     flag, type=kind, metavar=metavar, help=f"option {name} of ksmpy.enable()"
                 )
         parser.option(
-            "--report", action="store_true", help="print what was merged to stderr at the end"
+            "--report", action="store_true", help="print what was saved to stderr at the end"
         )
         rest = argparse.REMAINDER
         parser.add_argument("-m", dest="module", nargs=rest, help="MODULE [ARGS...]: run a module")
         parser.add_argument("-c", dest="code", nargs=rest, help="CODE [ARGS...]: run code")
-        parser.add_argument("file", nargs=rest, help="FILE [ARGS...]: run a file")
-        parser.usage = f"{parser.prog} [options] (-m MODULE | -c CODE | FILE) [ARGS...]"
+        parser.add_argument(
+            "file", nargs=rest, help="FILE or [--] COMMAND [ARGS...]: run a file or any command"
+        )
+        parser.usage = (
+            f"{parser.prog} [options] (-m MODULE | -c CODE | FILE | [--] COMMAND) [ARGS...]"
+        )
         parser.set_defaults(parser=parser)
 
     def run(self, options: argparse.Namespace) -> int:
-        from ksmpy.config import OPTIONS
+        command = _command(options)
+        if os.environ.get("KSMPY_DISABLE", "").strip().lower() in TRUE:
+            if options.report:
+                print("ksmpy: turned off by KSMPY_DISABLE", file=sys.stderr, flush=True)
+            return _execute(command)
+        from ksmpy.whole.prepare import check, environment, open_store
+        from ksmpy.whole.supervise import supervise
 
-        program = _program(options)
-        engine_options = {
-            name: getattr(options, name)
-            for name in OPTIONS
-            if name != "run" and getattr(options, name) is not None
-        }
-        import ksmpy
-
-        engine = ksmpy.enable(**engine_options)
-        try:
-            return _call(program)
-        finally:
-            sys.stdout.flush()
-            if options.report and not engine.closed:
-                stats = engine.stats()
-                print(
-                    f"ksmpy: {stats.pages_shared} pages serve"
-                    f" {stats.pages_shared + stats.pages_sharing}, "
-                    f"{stats.saved_bytes} bytes saved ({stats.full_scans} passes)",
-                    file=sys.stderr,
-                )
+        chosen = _chosen(options)
+        store = open_store(chosen.get("store"))
+        check(store, chosen)
+        return supervise(command, environment(store, chosen), store, report=options.report)
 
 
-Program = Callable[[], dict[str, Any]]
+def _chosen(options: argparse.Namespace) -> dict[str, int | str]:
+    from ksmpy.config import OPTIONS
+
+    found = {name: getattr(options, name) for name in OPTIONS if name != "run"}
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def _program(options: argparse.Namespace) -> Program:
+def _command(options: argparse.Namespace) -> list[str]:
+    """What to execute."""
     if options.module:
-        name, *arguments = options.module
-        _enter(name, arguments, os.getcwd())
-        return lambda: runpy.run_module(name, run_name="__main__", alter_sys=True)
+        return [*_interpreter(), "-m", *options.module]
     if options.code:
-        code, *arguments = options.code
-        _enter("-c", arguments, "")
-        return lambda: _run_code(code)
-    if not options.file:
-        options.parser.error("a program is expected: -m MODULE, -c CODE or FILE")
-    path, *arguments = options.file
+        return [*_interpreter(), "-c", *options.code]
+    rest: list[str] = options.file
+    if rest[:1] == ["--"]:
+        rest = rest[1:]
+    elif rest and _is_python(rest[0]):
+        return [*_interpreter(), *rest]
+    if not rest:
+        options.parser.error("a program is expected: -m MODULE, -c CODE, FILE or COMMAND")
+    if shutil.which(rest[0]) is None:
+        if os.path.exists(rest[0]):
+            return [*_interpreter(), *rest]
+        options.parser.error(f"can't run {rest[0]!r}: no such file or command")
+    return rest
+
+
+def _is_python(path: str) -> bool:
+    """Whether it is a file for the interpreter, and not a command of its own."""
     if not os.path.exists(path):
-        options.parser.error(f"can't open file {path!r}: no such file")
-    _enter(path, arguments, os.path.dirname(os.path.realpath(path)))
-    return lambda: runpy.run_path(path, run_name="__main__")
+        return False
+    return path.endswith(_PYTHON_FILES) or os.path.isdir(path) or not os.access(path, os.X_OK)
 
 
-def _enter(name: str, arguments: list[str], folder: str) -> None:
-    """Make sys.argv and sys.path what the interpreter would have made them."""
-    sys.argv = [name, *arguments]
-    if not getattr(sys.flags, "safe_path", False):
-        sys.path[0] = folder
+def _interpreter() -> list[str]:
+    """The interpreter that runs here, with its own options."""
+    return [sys.executable, *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
 
 
-def _run_code(code: str) -> dict[str, Any]:
-    module = types.ModuleType("__main__")
-    module.__dict__["__builtins__"] = __builtins__
-    sys.modules["__main__"] = module
-    exec(compile(code, "<string>", "exec"), module.__dict__)
-    return module.__dict__
-
-
-def _call(program: Program) -> int:
-    """Run it; its exceptions are shown as the interpreter shows them, not as errors of ours."""
+def _execute(command: list[str]) -> int:
+    """Become the command."""
+    sys.stdout.flush()
     try:
-        program()
-    except KeyboardInterrupt as error:
-        _show(error)
-        return 130
-    except Exception as error:
-        _show(error)
-        return 1
-    return 0
-
-
-def _show(error: BaseException) -> None:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename in _LAUNCHERS:
-        trace = trace.tb_next
-    sys.excepthook(type(error), error.with_traceback(trace), trace)
+        os.execvp(command[0], command)
+    except OSError as error:
+        raise CommandError(f"{command[0]}: {error.strerror}", code=126) from None

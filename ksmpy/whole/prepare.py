@@ -1,0 +1,69 @@
+"""What `ksmpy run` makes ready: the store, the environment, and a first engine to see that one can
+be made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ksmpy.errors import KsmpyError
+from ksmpy.store import Store
+from ksmpy.whole.follow import FOLLOW
+
+__all__ = ["check", "environment", "open_store"]
+
+_SITE = str(Path(__file__).parent / "site")
+
+Options = Mapping[str, int | str]
+
+
+def open_store(name: int | str | None) -> Store:
+    """The named store, or a new one, which goes with the last process that uses it."""
+    return Store.anonymous() if name is None else Store.open(str(name))
+
+
+def environment(store: Store, options: Options) -> dict[str, str]:
+    """What the program and all below it find in their environment."""
+    environ = dict(os.environ)
+    environ.pop("KSMPY_REPORT", None)
+    environ.update({f"KSMPY_{name.upper()}": str(value) for name, value in options.items()})
+    # Other processes open an anonymous store anew: they inherit no descriptor, which they could
+    # close, or pass on.
+    own = store.name is None
+    environ[FOLLOW] = f"/proc/{os.getpid()}/fd/{store.fileno()}" if own else "named"
+    path = [each for each in environ.get("PYTHONPATH", "").split(os.pathsep) if each != _SITE]
+    environ["PYTHONPATH"] = os.pathsep.join([_SITE, *filter(None, path)])
+    return environ
+
+
+def check(store: Store, options: Options) -> None:
+    """Make an engine as the program's processes will, in a child, so that this one stays small.
+
+    Raises KsmpyError with what it said.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            _try(store, options)
+            status = 0
+        except (KsmpyError, OSError, ValueError) as error:
+            os.write(writing, str(getattr(error, "strerror", None) or error).encode())
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    if os.waitpid(pid, 0)[1] != 0:
+        raise KsmpyError(said or "no engine can be made here (ksmpy doctor says why)")
+
+
+def _try(store: Store, options: Options) -> None:
+    from ksmpy import integrations
+
+    known = {name: value for name, value in options.items() if name != "store"}
+    integrations.enable(**{**known, "adopt": False, "run": 0}, store=store)
+    integrations.disable()

@@ -1,0 +1,157 @@
+"""Brings ksmpy into every interpreter below `ksmpy run`, which puts this folder into PYTHONPATH.
+
+It hands on to the program's own sitecustomize, and lets a thread wait for memory that is worth an
+engine. Nothing of ksmpy is imported before that, so that a process that is small or soon over pays
+next to nothing; forked children wait anew. Interpreters that ksmpy does not support come here too,
+so this file is written for old ones.
+"""
+
+import os
+import sys
+
+# A process that is over before that costs its start and end only.
+_FIRST_SECONDS = 0.3
+_MOST_SECONDS = 5.0
+# ksmpy takes memory itself: what a process has taken since its start must be some times as much as
+# the least that is merged (`min_bytes`).
+_WORTH = 8
+_MIN_BYTES = 1 << 20
+# How long fork() and the end of the process wait for an engine that is being made.
+_PATIENCE = 5.0
+
+
+def _wanted():
+    environ = os.environ
+    return (
+        sys.version_info >= (3, 10)
+        and environ.get("KSMPY_FOLLOW")
+        and environ.get("KSMPY_DISABLE", "").strip().lower() not in ("1", "yes", "true", "on")
+    )
+
+
+def _anonymous_bytes():
+    with open("/proc/self/statm", "rb") as file:
+        words = file.read().split()
+    return (int(words[1]) - int(words[2])) * os.sysconf("SC_PAGE_SIZE")
+
+
+class _Follower:
+    """Starts the engine of this process once it is worth it, and again in forked children."""
+
+    def __init__(self):
+        import _signal
+        import _thread
+        import atexit
+        import threading  # noqa: F401  the first to import it must be the main thread
+        import time
+
+        # As they are now: gevent and the like put others in their place.
+        self._sleep, self._get_ident = time.sleep, _thread.get_ident
+        self._start_thread, self._new_lock = _thread.start_new_thread, _thread.allocate_lock
+        self._set_mask = _signal.pthread_sigmask
+        self._block, self._set = _signal.SIG_BLOCK, _signal.SIG_SETMASK
+        errors = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGABRT", "SIGSYS")
+        self._quiet = _signal.valid_signals() - {getattr(_signal, name) for name in errors}
+        self._begun = False
+        self._hooked = False
+        self._base = _anonymous_bytes()
+        self._free()
+        os.register_at_fork(
+            before=self._before_fork,
+            after_in_parent=self._after_fork,
+            after_in_child=self._in_child,
+        )
+        atexit.register(self._at_exit)
+
+    def _free(self):
+        # Held while ksmpy is imported and the engine made: a child that was forked meanwhile would
+        # find modules locked by a thread that it does not have.
+        self._lock = self._new_lock()
+        self._forking = 0
+        self._over = False
+
+    def start(self):
+        """Let a thread wait. Signals are the program's own threads': this one, and those that it
+        starts, block them.
+        """
+        mask = self._set_mask(self._block, self._quiet)
+        try:
+            self._start_thread(self._wait, (self._lock,))
+        except RuntimeError:  # no more threads for this process
+            pass
+        finally:
+            self._set_mask(self._set, mask)
+
+    def _wait(self, lock):
+        seconds = _FIRST_SECONDS
+        while True:
+            self._sleep(seconds)
+            if self._over or self._worth():
+                break
+            seconds = min(seconds * 1.5, _MOST_SECONDS)
+        with lock:
+            if not self._over:
+                self._begin()
+
+    def _worth(self):
+        if self._begun:  # the parent has an engine, whose pages this one inherits
+            return True
+        try:
+            least = int(os.environ.get("KSMPY_MIN_BYTES", ""))
+        except ValueError:
+            least = _MIN_BYTES
+        return _anonymous_bytes() - self._base >= _WORTH * least
+
+    def _begin(self):
+        # logging takes its own lock before a fork. From here on fork() waits for this thread first:
+        # of the hooks before a fork the youngest comes first.
+        import logging  # noqa: F401
+
+        if not self._hooked:
+            self._hooked = True
+            os.register_at_fork(before=self._before_fork)
+        try:
+            from ksmpy.whole import follow
+        except ImportError:  # an environment without ksmpy
+            return
+        self._begun = follow.begin()
+
+    def _before_fork(self):
+        own = self._get_ident()
+        if self._forking != own and self._lock.acquire(timeout=_PATIENCE):
+            self._forking = own
+
+    def _after_fork(self):
+        if self._forking == self._get_ident():
+            self._forking = 0
+            self._lock.release()
+
+    def _in_child(self):
+        self._free()
+        self.start()
+
+    def _at_exit(self):
+        self._over = True
+        self._lock.acquire(timeout=_PATIENCE)
+
+
+def _follow():
+    if _wanted():
+        try:
+            _Follower().start()
+        except OSError:  # no /proc
+            pass
+
+
+def _hand_on():
+    here = os.path.dirname(__file__)
+    sys.path[:] = [path for path in sys.path if path != here]
+    sys.modules.pop("sitecustomize", None)
+    # Where the program has none, this fails as it would have failed without ksmpy, and site knows.
+    import sitecustomize  # noqa: F401
+
+
+try:
+    _hand_on()
+finally:
+    _follow()
