@@ -60,8 +60,8 @@ class Buffer:
 
 def is_ndarray(obj: object) -> bool:
     """Whether it is a numpy array, without importing numpy for the question."""
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and issubclass(type(obj), numpy.ndarray)
+    # While another thread imports numpy it has no such class yet, and so there are no arrays.
+    return issubclass(type(obj), getattr(sys.modules.get("numpy"), "ndarray", ()))
 
 
 def locate(obj: Any) -> Buffer:

@@ -328,7 +328,7 @@ def _enabled_in_a_child() -> None:
         assert {os.getpid(), os.getppid()} <= {int(p) for p in store.processes()}
 
 
-_RUN = ["run", "--store", "name", "-c", "import ksmpy, os; print(os.getpid() in "
+_RUN = ["run", "--store", "name", "-c", "import ksmpy, os; ksmpy.enable(); print(os.getpid() in "
         "ksmpy.Store.open('name', create=False).processes())"]  # fmt: skip
 
 

@@ -12,9 +12,10 @@ import sys
 # A process that is over before that costs its start and end only.
 _FIRST_SECONDS = 0.3
 _MOST_SECONDS = 5.0
+_ATTEMPTS = 3
 # ksmpy takes memory itself: what a process has taken since its start must be some times as much as
 # the least that is merged (`min_bytes`).
-_WORTH = 8
+_WORTH = 16
 _MIN_BYTES = 1 << 20
 # How long fork() and the end of the process wait for an engine that is being made.
 _PATIENCE = 5.0
@@ -52,10 +53,10 @@ class _Follower:
         self._block, self._set = _signal.SIG_BLOCK, _signal.SIG_SETMASK
         errors = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGABRT", "SIGSYS")
         self._quiet = _signal.valid_signals() - {getattr(_signal, name) for name in errors}
-        self._begun = False
+        self._inherits = self._begun_here = False
         self._hooked = False
         self._base = _anonymous_bytes()
-        self._free()
+        self._renew()
         os.register_at_fork(
             before=self._before_fork,
             after_in_parent=self._after_fork,
@@ -63,7 +64,9 @@ class _Follower:
         )
         atexit.register(self._at_exit)
 
-    def _free(self):
+    def _renew(self):
+        self._inherits = self._inherits or self._begun_here
+        self._begun_here = False
         # Held while ksmpy is imported and the engine made: a child that was forked meanwhile would
         # find modules locked by a thread that it does not have.
         self._lock = self._new_lock()
@@ -84,17 +87,18 @@ class _Follower:
 
     def _wait(self, lock):
         seconds = _FIRST_SECONDS
-        while True:
+        attempts = 0
+        while not self._over and not self._begun_here and attempts < _ATTEMPTS:
             self._sleep(seconds)
-            if self._over or self._worth():
-                break
             seconds = min(seconds * 1.5, _MOST_SECONDS)
-        with lock:
-            if not self._over:
-                self._begin()
+            if self._worth():
+                attempts += 1
+                with lock:
+                    if not self._over:
+                        self._begun_here = self._begin()
 
     def _worth(self):
-        if self._begun:  # the parent has an engine, whose pages this one inherits
+        if self._inherits:  # the parent has an engine, whose pages are here too
             return True
         try:
             least = int(os.environ.get("KSMPY_MIN_BYTES", ""))
@@ -112,9 +116,9 @@ class _Follower:
             os.register_at_fork(before=self._before_fork)
         try:
             from ksmpy.whole import follow
-        except ImportError:  # an environment without ksmpy
-            return
-        self._begun = follow.begin()
+        except Exception:  # an environment without ksmpy, or modules that are half imported
+            return False
+        return follow.begin()
 
     def _before_fork(self):
         own = self._get_ident()
@@ -127,7 +131,7 @@ class _Follower:
             self._lock.release()
 
     def _in_child(self):
-        self._free()
+        self._renew()
         self.start()
 
     def _at_exit(self):

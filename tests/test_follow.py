@@ -1,0 +1,446 @@
+"""`ksmpy run` of whole programs: who is followed, and that the program sees nothing of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ksmpy import Store, _native
+from ksmpy.whole.tally import below, isolated
+from support.patience import patience, until
+
+pytestmark = pytest.mark.skipif(
+    _native.missing() is not None, reason=_native.missing() or "an engine can be made"
+)
+
+MIB = 1 << 20
+LIMIT = patience(50)
+TREE = str(Path(_native.__file__).parents[1])
+# Small programs are followed too, soon.
+SMALL = {"KSMPY_MIN_BYTES": "65536", "KSMPY_SLEEP_MILLISECS": "1"}
+
+# Loads what all have, says so, and waits until it is told to check it.
+LOAD = """
+import hashlib, os, pathlib, sys, time
+HERE = pathlib.Path(os.environ["HERE"])
+HELD = {}
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()
+
+def work(name):
+    data = HELD["weights"] = bytearray((HERE / "weights").read_bytes())
+    before = digest(data)
+    (HERE / f"{name}.pid").write_text(str(os.getpid()))
+    while not (HERE / "over").exists():
+        time.sleep(0.02)
+    assert digest(data) == before
+    (HERE / f"{name}.ok").touch()
+"""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Without what the tests' own environment says of ksmpy."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("KSMPY_")}
+    return {**clean, "PYTHONPATH": TREE, **more}
+
+
+def command(*arguments: str) -> list[str]:
+    """`ksmpy run` with these arguments."""
+    return [sys.executable, "-m", "ksmpy", "run", *arguments]
+
+
+def result(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
+    options.setdefault("env", environment())
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=LIMIT, **options)
+
+
+def same(tmp_path: Path, code: str, *arguments: str, **options: Any) -> tuple[int, str, str]:
+    """The exit code and the output of a program, which are those of the plain interpreter."""
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(code))
+    plain = result([sys.executable, str(script), *arguments], **options)
+    told = result(command("--", sys.executable, str(script), *arguments), **options)
+    seen = told.returncode, told.stdout, told.stderr
+    assert seen == (plain.returncode, plain.stdout, plain.stderr)
+    return seen
+
+
+# ---- who is followed -------------------------------------------------------------------------
+
+FAMILY = """
+import multiprocessing, subprocess, sys
+from load import HERE, work
+
+def main():
+    if os.fork() == 0:
+        work("forked")
+        os._exit(0)
+    children = [
+        multiprocessing.get_context(method).Process(target=work, args=(method,))
+        for method in ("spawn", "forkserver")
+    ]
+    for child in children:
+        child.start()
+    shell = 'cd / && "$0" -c "import load; load.work(\\'shell\\')"'
+    called = subprocess.Popen(["/bin/sh", "-c", shell, sys.executable])
+    work("first")
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    assert called.wait() == 0
+    assert os.wait()[1] == 0
+
+import os
+if __name__ == "__main__":
+    main()
+"""
+NAMES = ("first", "forked", "spawn", "forkserver", "shell")
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Path:
+    """A program that starts others in every way; all of them load the same 4 MiB."""
+    (tmp_path / "load.py").write_text(LOAD)
+    (tmp_path / "family.py").write_text(FAMILY)
+    (tmp_path / "weights").write_bytes(os.urandom(4 * MIB))
+    return tmp_path
+
+
+@pytest.fixture
+def directory() -> Iterator[str]:
+    """A folder for stores on tmpfs, of this test alone."""
+    import shutil
+    import tempfile
+
+    path = tempfile.mkdtemp(dir="/dev/shm")
+    yield path
+    shutil.rmtree(path)
+
+
+def start(family: Path, *options: str, **more: str) -> subprocess.Popen[str]:
+    """The program, in the background."""
+    path = f"{family}{os.pathsep}{TREE}"
+    env = environment(**SMALL, HERE=str(family), **more) | {"PYTHONPATH": path}
+    arguments = command(*options, str(family / "family.py"))
+    return subprocess.Popen(arguments, env=env, stderr=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def ending(child: subprocess.Popen[str]) -> Iterator[None]:
+    """Kill what is left of it and of those below it if the test fails."""
+    try:
+        yield
+    except BaseException:
+        for pid in list(below(child.pid)):
+            os.kill(pid, signal.SIGKILL)
+        raise
+
+
+def pids(family: Path) -> set[int]:
+    """Who has loaded the weights."""
+    return {int(path.read_text() or 0) for path in family.glob("*.pid")}
+
+
+def test_every_child_is_followed(family: Path, directory: str) -> None:
+    """Forked, spawned, from a fork server or a shell: all merge on one store, and all bytes stay."""
+    with start(family, "--store", "all", KSMPY_STORE_DIR=directory) as child, ending(child):
+        until(lambda: len(pids(family)) == len(NAMES), "not all have started", limit=LIMIT)
+        with Store.open("all", create=False, directory=directory) as store:
+            pages = 4 * MIB // 4096
+            until(
+                lambda: (
+                    pids(family) <= set(store.processes())
+                    and store.stats().pages_sharing > (len(NAMES) - 1) * pages - 64
+                ),
+                lambda: (store.processes(), store.stats(), pids(family)),
+                limit=LIMIT,
+            )
+        (family / "over").touch()
+        _, stderr = child.communicate(timeout=LIMIT)
+    assert (child.returncode, stderr) == (0, "")
+    assert {path.stem for path in family.glob("*.ok")} == set(NAMES)
+
+
+def test_own_store_and_report(family: Path, directory: str) -> None:
+    """Without a name they get a store that nobody else sees, and that goes with them; the report
+    tells what all of them saved, and how that was measured.
+    """
+    with start(family, "--report", KSMPY_STORE_DIR=directory) as child, ending(child):
+        until(lambda: len(pids(family)) == len(NAMES), "not all have started", limit=LIMIT)
+        until(lambda: all(_merged(pid) > 3 * MIB for pid in pids(family)), "none", limit=LIMIT)
+        time.sleep(1.5)  # between two looks
+        (family / "over").touch()
+        _, stderr = child.communicate(timeout=LIMIT)
+    assert child.returncode == 0
+    told = re.fullmatch(
+        r"ksmpy: saved ([\d.]+) MiB at the most, [\d.]+ [KM]iB in the mean of [\d.]+ s,"
+        r" in (\d+) of (\d+) processes\n"
+        r"ksmpy: PSS of all of them [\d.]+ MiB at the most, [\d.]+ MiB when most was saved,"
+        r" [\d.]+ MiB in the mean; looked \d+ times, in \d+ ms of processor time\n",
+        stderr,
+    )
+    assert told, stderr
+    assert 15 < float(told[1]) < 24
+    assert len(NAMES) <= int(told[2]) <= int(told[3])
+    assert os.listdir(directory) == []
+
+
+def _merged(pid: int) -> int:
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    ranges = re.findall(r"^(\w+)-(\w+) \S+p .*/memfd:ksmpy", maps, re.MULTILINE)
+    return sum(int(end, 16) - int(first, 16) for first, end in ranges)
+
+
+def test_short_lived_processes_pay_nothing(tmp_path: Path) -> None:
+    """Nothing of ksmpy is imported before there is memory that is worth it, after forks neither."""
+    told = same(
+        tmp_path,
+        """
+        import os, subprocess, sys
+        look = "import sys; print([name for name in sys.modules if name.startswith('ksmpy')])"
+        exec(look)
+        subprocess.run([sys.executable, "-c", look], check=True)
+        sys.stdout.flush()
+        if os.fork() == 0:
+            exec(look)
+            sys.stdout.flush()
+            os._exit(0)
+        os.wait()
+        """,
+    )
+    assert told == (0, "[]\n" * 3, "")
+
+
+def test_forks_while_the_engine_starts(tmp_path: Path) -> None:
+    """A child that is forked at any moment of it finds no module locked, and ends as ever."""
+    code = """
+    import os, sys, time
+    held = bytearray(os.urandom(2 << 20))
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        pid = os.fork()
+        if pid == 0:
+            import ctypes, dataclasses, logging, mmap, pickle, typing
+            logging.getLogger("x").debug("x")
+            os._exit(7)
+        assert os.waitpid(pid, 0)[1] == 7 << 8
+    print("ksmpy.integrations" in sys.modules)
+    """
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(code))
+    told = result(command(str(script)), env=environment(**SMALL))
+    assert (told.returncode, told.stdout, told.stderr) == (0, "True\n", "")
+
+
+def test_a_program_may_ask_for_its_own_engine(tmp_path: Path) -> None:
+    """enable() with other options replaces the engine that the program does not know of."""
+    code = """
+    import os, time, ksmpy
+    from ksmpy.integrations import enabled_engine
+    held = bytearray(os.urandom(2 << 20))
+    while enabled_engine() is None:
+        time.sleep(0.01)
+    first = enabled_engine()
+    assert ksmpy.enable() is first and ksmpy.enable(sleep_millisecs=5) is first
+    second = ksmpy.enable(store=ksmpy.Store.anonymous())
+    assert second is not first and first.closed
+    try:
+        ksmpy.enable(freeze="signal", tracking="checksum")
+    except ksmpy.KsmpyError:
+        print("refused")
+    """
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(code))
+    told = result(command(str(script)), env=environment(**SMALL))
+    assert (told.returncode, told.stdout, told.stderr) == (0, "refused\n", "")
+
+
+def test_a_half_imported_numpy_is_no_hindrance(tmp_path: Path) -> None:
+    """An engine starts while another thread imports numpy."""
+    package = tmp_path / "numpy"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import os, time\nheld = bytearray(os.urandom(2 << 20))\n"
+        "from ksmpy.integrations import enabled_engine\nend = time.monotonic() + 20\n"
+        "while enabled_engine() is None and time.monotonic() < end:\n    time.sleep(0.01)\n"
+        "print(enabled_engine() is not None)\n"
+    )
+    env = environment(**SMALL) | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{TREE}"}
+    told = result(command("-c", "import numpy"), env=env)
+    assert (told.returncode, told.stdout, told.stderr) == (0, "True\n", "")
+
+
+# ---- the program sees nothing of it ------------------------------------------------------------
+
+
+def test_what_a_program_finds(tmp_path: Path) -> None:
+    """The same arguments, path, modules, standard input and traceback as without."""
+    code, _, stderr = same(
+        tmp_path,
+        """
+        import os, sys
+        import threading
+        print(sys.argv, sys.path, sys.flags, sys.stdin.read())
+        print([thread.name for thread in threading.enumerate()])
+        print(sorted(set(sys.modules) - {"atexit", "time", "_signal"}), os.getcwd(), __file__)
+        try:
+            import sitecustomize
+        except ImportError as error:
+            print(error)
+        1 / 0
+        """,
+        "-c",
+        "--",
+        "a b",
+        input="from stdin",
+    )
+    assert code == 1 and "ZeroDivisionError" in stderr and "ksmpy" not in stderr
+
+
+@pytest.mark.parametrize("body", ["print('mine')", "import no_such_module", "1 / 0"])
+def test_its_own_sitecustomize(tmp_path: Path, body: str) -> None:
+    """It is run as ever, and is the module of that name; its errors are reported as ever."""
+    (tmp_path / "sitecustomize.py").write_text(
+        # Not in the interpreter that supervises.
+        f"import sys\nif 'ksmpy' not in sys.orig_argv:\n    {body}\n"
+    )
+    env = environment() | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{TREE}"}
+    code = "import sys; print(getattr(sys.modules.get('sitecustomize'), '__file__', None))"
+    same(tmp_path, code, env=env)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise SystemExit(7)",
+        "import sys; sys.exit('no')",
+        "import os; os._exit(3)",
+        "import os; os.kill(os.getpid(), 9)",
+        "import os, signal; signal.signal(15, signal.SIG_DFL); os.kill(os.getpid(), 15)",
+        "raise KeyboardInterrupt",
+    ],
+)
+def test_it_ends_as_ever(tmp_path: Path, code: str) -> None:
+    """The exit code, or the signal."""
+    same(tmp_path, code)
+
+
+WAITING = """
+import os, signal, sys, time
+signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGTTIN]
+def got(number, frame):
+    print(number, flush=True)
+for each in signals:
+    signal.signal(each, got)
+print("ready", flush=True)
+while True:
+    time.sleep(0.05)
+"""
+
+
+def test_signals_are_handed_on() -> None:
+    """Each once. Who kills the command kills the program."""
+    with subprocess.Popen(
+        command("-c", WAITING), env=environment(), stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        for number in (2, 15, 1, 10, 21, 15):
+            child.send_signal(number)
+            assert child.stdout.readline() == f"{number}\n"
+        child.kill()
+        assert child.stdout.read() == ""  # closed: the program is gone too
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_a_program_that_waits_for_signals(tmp_path: Path) -> None:
+    """None of ksmpy's threads takes a signal that the program has blocked, to wait for it."""
+    code = """
+    import os, signal, time
+    from ksmpy.integrations import enabled_engine
+    held = bytearray(os.urandom(2 << 20))
+    while enabled_engine() is None:
+        time.sleep(0.01)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    print(signal.sigwait([signal.SIGTERM]))
+    """
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(code))
+    told = result(command(str(script)), env=environment(**SMALL))
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.endswith("15\n") or "SIGTERM" in told.stdout
+
+
+def test_any_command(tmp_path: Path) -> None:
+    """With or without --, with its own options and its own --; one that is none is told."""
+    assert result(command("--", "echo", "-c", "--", "x")).stdout == "-c -- x\n"
+    assert result(command("echo", "--report", "-m")).stdout == "--report -m\n"
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\necho $1; exit 5\n")
+    script.chmod(0o755)
+    told = result(command(str(script), "one"))
+    assert (told.returncode, told.stdout) == (5, "one\n")
+    told = result(command("--", "no-such-command"))
+    assert told.returncode == 2 and "no-such-command" in told.stderr
+    script.write_bytes(b"\0not a program")
+    told = result(command(str(script)))
+    assert told.returncode == 126 and told.stderr.count("\n") == 1
+
+
+def test_disabled(tmp_path: Path) -> None:
+    """KSMPY_DISABLE=1: the command takes this process's place, or nobody follows."""
+    code = "import os, sys; print(os.getpid(), 'ksmpy' in os.environ.get('PYTHONPATH', ''))"
+    env = environment(KSMPY_DISABLE="1") | {"PYTHONPATH": str(tmp_path)}
+    (tmp_path / "ksmpy").symlink_to(Path(TREE) / "ksmpy")
+    with subprocess.Popen(command("-c", code), env=env, stdout=subprocess.PIPE, text=True) as child:
+        told, _ = child.communicate(timeout=LIMIT)
+    assert told == f"{child.pid} False\n"
+    follow = "import os, time; held = bytearray(os.urandom(2 << 20)); time.sleep(1.5);"
+    look = "import sys; print('ksmpy' in sys.modules)"
+    shell = f'KSMPY_DISABLE=1 {sys.executable} -c "{follow} {look}"'
+    assert result(command("--", "sh", "-c", shell), env=environment(**SMALL)).stdout == "False\n"
+
+
+@pytest.mark.parametrize("option", ["-I", "-E", "-S"])
+def test_isolated_interpreters(option: str) -> None:
+    """They are left alone, and that is said once."""
+    code = "import sys; print('ksmpy' in sys.modules)"
+    told = result(command("--", sys.executable, option, "-c", code))
+    assert told.stdout == "False\n"
+    assert told.stderr.count("\n") == 1 and "left alone" in told.stderr
+    shell = f"{sys.executable} {option} -c 'import time; time.sleep(1)'"
+    told = result(command("--", "sh", "-c", f"{shell}; {shell}"))
+    assert told.stderr.count("left alone") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("python3 -I x.py", True),
+        ("/usr/bin/python3.11 -bE", True),
+        ("python -W error -S x", True),
+        ("python -Werror -Xdev -s x -I", False),
+        ("python -c print(1) -I", False),
+        ("python -m module -E", False),
+        ("python", False),
+        ("grep -E python", False),
+    ],
+)
+def test_which_are_isolated(arguments: str, expected: bool) -> None:
+    """By the interpreter's own options, not by those of the program."""
+    assert isolated(arguments.split()) is expected
