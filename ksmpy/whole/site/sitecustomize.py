@@ -12,7 +12,8 @@ import sys
 # A process that is over before that costs its start and end only.
 _FIRST_SECONDS = 0.3
 _MOST_SECONDS = 5.0
-_ATTEMPTS = 3
+# What may pass: modules that another thread is importing, a store that is locked.
+_ATTEMPTS = 20
 # ksmpy takes memory itself: what a process has taken since its start must be some times as much as
 # the least that is merged (`min_bytes`).
 _WORTH = 16
