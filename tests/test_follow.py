@@ -155,7 +155,7 @@ def pids(family: Path) -> set[int]:
 
 
 def test_every_child_is_followed(family: Path, directory: str) -> None:
-    """Forked, spawned, from a fork server or a shell: all merge on one store, and all bytes stay."""
+    """Forked, spawned, from a fork server or a shell: all merge on one store; no byte is lost."""
     with start(family, "--store", "all", KSMPY_STORE_DIR=directory) as child, ending(child):
         until(lambda: len(pids(family)) == len(NAMES), "not all have started", limit=LIMIT)
         with Store.open("all", create=False, directory=directory) as store:
