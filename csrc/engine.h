@@ -336,6 +336,8 @@ void frames_follow_nodes(ksmpy_engine *engine);
 
 /* At the start of a slice: the store's rules may have been changed. false: it is locked. */
 bool follow_rules(ksmpy_engine *engine);
+/* At the start of a pass: in a full store, frames that nobody else has joined are left. */
+void follow_room(ksmpy_engine *engine);
 /* At the start of a pass: pages that wait, and of which others have made frames, are looked up. */
 void follow_news(ksmpy_engine *engine);
 

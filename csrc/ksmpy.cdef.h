@@ -177,6 +177,7 @@ struct ksmpy_store_stats {
     uint64_t lock_waits; /* how often a process waited for the lock, and how long in all */
     uint64_t lock_wait_ns;
     uint64_t lock_hold_max_ns; /* longest time it was held, of a sample */
+    uint64_t full; /* 1: frames have taken what its file system has for them */
 };
 
 struct ksmpy_store_process {
@@ -228,6 +229,8 @@ int ksmpy_knob_get(ksmpy_engine *engine, int knob, uint64_t *value);
  */
 int ksmpy_refresh(ksmpy_engine *engine);
 int ksmpy_stats(ksmpy_engine *engine, struct ksmpy_stats *out);
+/* 1: a shared store whose frames have taken what its file system has for them. Never waits. */
+int ksmpy_store_full(ksmpy_engine *engine);
 int ksmpy_region_stats(ksmpy_engine *engine, uint32_t region, struct ksmpy_region_stats *out);
 /* Writes up to max entries; returns how many there are. */
 int64_t ksmpy_shares(ksmpy_engine *engine, struct ksmpy_share *out, int64_t max);

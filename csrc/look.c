@@ -54,6 +54,7 @@ static void fill_stats(const struct store *store, struct ksmpy_store_stats *out)
         .lock_waits = head->lock_waits,
         .lock_wait_ns = head->lock_wait_ns,
         .lock_hold_max_ns = head->lock_hold_max_ns,
+        .full = atomic_load(&head->full),
     };
     tell_rules(head->knobs, out);
 }

@@ -316,6 +316,8 @@ uint32_t promote(ksmpy_engine *engine, uint32_t page, uint64_t *n, int *error)
         int64_t filled = store_fill(store, frame, (const void *)page_address(engine, from), part);
         if (filled <= 0) {
             *error = (int)filled;
+            if (filled == -ENOSPC)
+                store_fills_up(store);
             break;
         }
         part = (uint64_t)filled;

@@ -4,6 +4,8 @@
 #include "engine.h"
 
 #define NEWS_AT_ONCE 256
+#define LONELY_PASSES 4 /* in which nobody has joined a frame, though they look for it in each */
+#define LEAVE_AT_ONCE 4096 /* pages that are unmerged before a pass to make room */
 
 /* Candidates are where the old rule put them. */
 static void forget_candidates(ksmpy_engine *engine)
@@ -70,4 +72,65 @@ void follow_news(ksmpy_engine *engine)
                 unstable_wake(engine, news[i].tree, news[i].sum);
     if (found == -EOVERFLOW)
         look_for_all(engine);
+}
+
+/* ---- a full store ---- */
+
+/* A frame that is ours alone, and has been for some passes? Others join without our lock: a hint. */
+static bool is_lonely(const ksmpy_engine *engine, uint32_t id)
+{
+    struct page *page = page_record(engine, id);
+    if (page_state(page) != PAGE_SHARED)
+        return false;
+    if (frame_at(&engine->store, page->link)->sharers != 1)
+        page_set_age(page, 0);
+    else if (page_age(page) < LONELY_PASSES)
+        page_set_age(page, page_age(page) + 1);
+    return page_age(page) >= LONELY_PASSES;
+}
+
+/* It waits for an equal one again, as it did before it was merged. */
+static bool leave_frames_of(ksmpy_engine *engine, uint32_t id, uint64_t n)
+{
+    uint32_t region = region_of(engine, id);
+    if (!memory_allows(engine, n) || !budget_make_room(engine, 2))
+        return false;
+    for (uint64_t i = 0; i < n; i++)
+        page_set_age(page_record(engine, id + (uint32_t)i), 0);
+    engine->vmas += 2;
+    unmerge_pages(engine, region, id - region_at(engine, region)->base, n, PAGE_SEEN);
+    return true;
+}
+
+/* How many pages were unmerged; max when there is no memory for more. */
+static uint64_t leave_lonely_frames(ksmpy_engine *engine, uint32_t region, uint64_t max)
+{
+    const struct region *at = region_at(engine, region);
+    uint64_t done = 0, n = 0;
+    for (uint64_t i = 0; i < at->n && done + n < max; i++) {
+        bool lonely = is_lonely(engine, at->base + (uint32_t)i);
+        n += lonely;
+        if (n && (!lonely || i + 1 == at->n || done + n == max)) {
+            uint64_t end = lonely ? i + 1 : i;
+            if (!leave_frames_of(engine, at->base + (uint32_t)(end - n), n))
+                return max;
+            done += n;
+            n = 0;
+        }
+    }
+    return done;
+}
+
+void follow_room(ksmpy_engine *engine)
+{
+    uint64_t done = 0;
+    store_look_for_room(&engine->store);
+    if (!engine->store.shared || !atomic_load(&engine->store.head->full))
+        return;
+    for (uint32_t id = engine->first_region; id != NO_REGION && done < LEAVE_AT_ONCE;
+         id = region_at(engine, id)->next)
+        if (region_at(engine, id)->pages_in[PAGE_SHARED] && !region_at(engine, id)->lost)
+            done += leave_lonely_frames(engine, id, LEAVE_AT_ONCE - done);
+    store_flush(&engine->store);
+    store_look_for_room(&engine->store);
 }

@@ -164,6 +164,8 @@ void os_put(int fd, uint64_t offset, const void *from, size_t bytes);
 /* The first stretch of a file at or after *offset that has memory; false: none, or nobody knows. */
 bool os_next_data(int fd, uint64_t *offset, uint64_t *end);
 int64_t os_file_size(int fd);
+/* Of the file system that it lies on, in pages; false: it has no size of its own. */
+bool os_file_room(int fd, uint64_t *size, uint64_t *left);
 int os_set_size(int fd, uint64_t bytes);
 int os_identify(int fd, uint64_t *inode, uint64_t *dev);
 /* The same of a descriptor of ours, which os_is_file() then knows from all others. */

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <unistd.h>
 
 #ifndef MREMAP_DONTUNMAP
@@ -347,6 +348,16 @@ int64_t os_file_size(int fd)
 {
     struct stat info;
     return fstat(fd, &info) < 0 ? -errno : (int64_t)info.st_size;
+}
+
+bool os_file_room(int fd, uint64_t *size, uint64_t *left)
+{
+    struct statfs system;
+    if (fstatfs(fd, &system) < 0 || system.f_blocks == 0)
+        return false;
+    *size = system.f_blocks * (uint64_t)system.f_bsize / PAGE_SIZE;
+    *left = system.f_bavail * (uint64_t)system.f_bsize / PAGE_SIZE;
+    return true;
 }
 
 int os_set_size(int fd, uint64_t bytes)

@@ -455,6 +455,7 @@ static bool begin_slice(ksmpy_engine *engine)
     cursor_reset(engine);
     engine->cursor.begun = true;
     budget_survey(engine);
+    follow_room(engine);
     follow_news(engine);
     return true;
 }

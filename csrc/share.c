@@ -274,6 +274,8 @@ static int take_slot(struct store *store)
     error = os_dont_fork(lease, PAGE_SIZE);
     if (!error)
         error = own_counts(store, slot);
+    if (!error)
+        store_count_for(store, slot);
     if (error) {
         atomic_store(&store->head->slots[slot].kind, SLOT_FREE);
         os_lease_drop(lease);

@@ -75,6 +75,14 @@ int ksmpy_stats(ksmpy_engine *engine, struct ksmpy_stats *out)
     return 0;
 }
 
+int ksmpy_store_full(ksmpy_engine *engine)
+{
+    engine_lock(engine);
+    bool full = !engine->forked && atomic_load(&engine->store.head->full);
+    engine_unlock(engine);
+    return full;
+}
+
 /* A frame with k sharers saves k - 1 pages; each sharer has an equal part in that. */
 static uint64_t saved_pages(const ksmpy_engine *engine, const struct region *region)
 {

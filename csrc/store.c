@@ -254,7 +254,8 @@ static uint32_t take_ids(struct store *store, int node, uint64_t *n)
     struct ids *ids = &store->ids[node];
     uint64_t high = ids->state->high;
     uint32_t local = ids_take(ids, n);
-    if (local != NO_INDEX && arena_grow(&store->records[node], local + *n) < 0) {
+    if (local != NO_INDEX && (arena_grow(&store->records[node], local + *n) < 0 ||
+                              store_count_for_all(store, node, local + *n) < 0)) {
         ids_give(ids, local, *n);
         ids->state->high = high;
         return NO_FRAME;
@@ -264,7 +265,8 @@ static uint32_t take_ids(struct store *store, int node, uint64_t *n)
 
 uint32_t store_take(struct store *store, int node, uint64_t *n)
 {
-    if (!store_lock(store))
+    *n = least(*n, store_room(store));
+    if (!*n || !store_lock(store))
         return NO_FRAME;
     uint32_t first = take_ids(store, node, n);
     for (uint64_t i = 0; i < *n && first != NO_FRAME; i++) {

@@ -99,6 +99,7 @@ struct store_head {
     struct {
         struct ids_state ids;
         struct forest_state stable;
+        uint64_t counted; /* frames whose sharers each process has memory to count: see room.c */
     } node[MAX_NODES];
 
     _Atomic uint32_t forks; /* how many there were; each child is named by its number */
@@ -113,6 +114,7 @@ struct store_head {
     uint64_t lock_waits, lock_wait_ns, lock_hold_max_ns;
     uint64_t key; /* of the checksums: see checksum_make_key() */
     uint32_t holder; /* of the mutex: its process; 0: nobody */
+    _Atomic bool full; /* frames have taken what its file system has for them */
 };
 
 struct forest { /* a stable tree without its top: see stable.c */
@@ -274,6 +276,21 @@ bool frame_is_live(const struct store *store, uint32_t frame); /* of any number 
 bool store_reap(struct store *store);
 uint64_t store_bytes(const struct store *store);
 uint64_t store_metadata_bytes(const struct store *store);
+
+/* ---- room.c: a shared store on a file system that has a size ---- */
+
+/* How many frames may be taken; none once it is full. */
+uint64_t store_room(struct store *store);
+void store_fills_up(struct store *store); /* a frame could not be filled */
+/* At the start of a pass: is a full one so no more? */
+void store_look_for_room(struct store *store);
+/*
+ * With the lock held, before frames of a node up to high are there: every process will be able to
+ * join them.
+ */
+int store_count_for_all(struct store *store, int node, uint64_t high);
+/* The same for a newcomer and the frames there are, as far as there is room. */
+void store_count_for(struct store *store, unsigned slot);
 
 /* ---- slots.c: who uses a store, and who has died ---- */
 

@@ -127,6 +127,8 @@ enum wanted wanted_add(struct store *store, int tree, uint64_t sum)
         uint64_t *entry = entry_at(store, place_of(store, key));
         if (*entry) {
             found = meaning(store, *entry);
+            if (found == WANTED_ELSEWHERE && atomic_load(&head->full))
+                found = WANTED_SOON; /* not before there is room for a frame */
             if (found == WANTED_ELSEWHERE)
                 *entry = entry_for(key, store->slot) | CLAIMED;
         } else {

@@ -345,6 +345,10 @@ class NativeEngine:
         check(rc, "ksmpy_scan")
         return _fields(result)
 
+    def store_full(self) -> bool:
+        """Whether a shared store's frames have taken what its file system has for them."""
+        return bool(self._call(lib.ksmpy_store_full))
+
     def interrupt(self) -> None:
         """Make a scan in another thread return early."""
         self._call(lambda pointer: lib.ksmpy_interrupt(pointer) or 0)

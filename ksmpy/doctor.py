@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from ksmpy import _native, limits, numa, registry, store_files
 from ksmpy.errors import KsmpyError, StoreError
 from ksmpy.stats import Check, human_bytes
+from ksmpy.store import MORE_ROOM
 
 __all__ = ["doctor"]
 
@@ -204,6 +205,21 @@ def _budget() -> Check:
     return Check("mapping budget", not left_out, detail, _MORE_MAPPINGS if left_out else "")
 
 
+def _room() -> Check:
+    """The stores of this process's engines that are full."""
+    full = []
+    for engine in registry.live_engines():
+        try:
+            store = engine.full_store()
+        except KsmpyError:  # closed
+            continue
+        if store is not None:
+            full.append(repr(store))
+    if full:
+        return Check("room in stores", False, f"none left in {', '.join(full)}", MORE_ROOM)
+    return Check("room in stores", True, "no store that engines of this process use is full")
+
+
 def _numa() -> Check:
     topology = numa.SystemTopology()
     nodes = topology.nodes
@@ -276,6 +292,7 @@ _LOOKS: tuple[tuple[str, Callable[[], Check | Iterable[Check]]], ...] = (
     ("unused stores", _unused_stores),
     ("mappings", _mappings),
     ("mapping budget", _budget),
+    ("room in stores", _room),
     ("NUMA", _numa),
     ("swap", _swap),
     ("core dumps", _core_dumps),

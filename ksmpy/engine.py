@@ -29,7 +29,7 @@ from ksmpy.errors import KsmpyError, RegionError, StoreError
 from ksmpy.ksmd import Daemon
 from ksmpy.region import Region
 from ksmpy.stats import Coverage, RegionStats, ScanResult, Share, Stats
-from ksmpy.store import Store, attach
+from ksmpy.store import MORE_ROOM, Store, attach
 from ksmpy.walk import Found, find_buffers, merge_ranges
 
 __all__ = ["Engine"]
@@ -100,6 +100,7 @@ class Engine:
         self._inherited = False
         self._pass_begins = True
         self._waiting = False
+        self._told_full = False
         self._serial = registry.enter(self)
         finalizer = weakref.finalize(self, _finalize, self._serial, self._native, self._daemon)
         finalizer.atexit = False
@@ -676,7 +677,14 @@ class Engine:
             self._pass_begins = True
         if result.lost:
             self.drop_lost()
+        if result.no_memory and not self._told_full and self._native.store_full():
+            self._told_full = True
+            _log.warning("%r is full, and equal pages are left apart: %s", self._store, MORE_ROOM)
         return result
+
+    def full_store(self) -> Store | None:
+        """The shared store, while there is no room for more frames in it."""
+        return self._store if self._native.store_full() else None
 
     def _ask_for_flags(self) -> None:
         """Look at the mappings of regions that were registered without, all in one reading. One

@@ -136,6 +136,8 @@ class StoreStats:
     """How often the store's lock was another's, and had to be waited for."""
     lock_wait_ns: int
     lock_hold_max_ns: int
+    full: int
+    """1 while its frames have taken what its file system has for them, so that no more are made."""
 
     @classmethod
     def from_native(cls, values: Mapping[str, int]) -> StoreStats:

@@ -261,6 +261,11 @@ class Store:
         return _from_sent, (reduction.DupFd(fd),)
 
 
+MORE_ROOM = (
+    "free some of its file system, or mount it larger (mount -o remount,size=..., docker run"
+    " --shm-size=...)"
+)
+
 _REFUSALS = {
     errno.EUCLEAN: (
         "is damaged: its header or its index does not fit; let its processes end,"

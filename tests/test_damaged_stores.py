@@ -10,7 +10,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -153,6 +153,101 @@ def test_a_full_file_system(nursery: Nursery, tmp_path: Path, size: str) -> None
         first.call("close")
         first.call("compare")
         assert store.stats().frame_bytes == 0 == frame_memory(store)
+
+
+FULL = 12 << 20  # of a file system that the arrays below fill
+TOO_MANY = 5000  # pages
+
+
+@pytest.fixture
+def small_store(nursery: Nursery, tmp_path: Path) -> Iterator[Store]:
+    """A store that is full before all frames have found room."""
+    with ExitStack() as stack:
+        place = stack.enter_context(small_tmpfs(tmp_path / "small", str(FULL)))
+        store = stack.enter_context(Store.open("name", directory=place / "stores"))
+        stack.callback(nursery.bury_all)
+        yield store
+
+
+def _holders(nursery: Nursery, store: Store, seed: int, count: int) -> list[Peer]:
+    peers = [nursery.born(store) for _ in range(count)]
+    for peer in peers:
+        peer.call("attach", OPTIONS)
+        peer.call("add", seed, 1, TOO_MANY)
+    return peers
+
+
+def _merge_in_turn(peers: list[Peer], passes: int) -> None:
+    for _ in range(passes):
+        for peer in peers:
+            peer.call("scan", 1)
+
+
+def test_what_fits_is_shared_by_all(nursery: Nursery, small_store: Store) -> None:
+    """In a full store each frame has all sharers that there are for it, a newcomer's too."""
+    peers = _holders(nursery, small_store, 1, 3)
+    _merge_in_turn(peers, 6)
+    peers += _holders(nursery, small_store, 1, 1)
+    _merge_in_turn(peers, 3)
+    stats = small_store.stats()
+    assert stats.full
+    assert [peer.call("on_frames")[0] for peer in peers] == [stats.pages_shared] * 4
+    assert stats.pages_sharing == 3 * stats.pages_shared
+    assert stats.pages_shared > FULL // PAGE * 0.8
+    for peer in peers:
+        peer.call("check")
+
+
+def test_sharers_are_counted_where_nothing_is_left(nursery: Nursery, small_store: Store) -> None:
+    """Who was there before others took the rest of the file system joins all frames."""
+    first, second, third = _holders(nursery, small_store, 1, 3)
+    _merge_in_turn([first, second], 6)
+    peers = [first, second, third, *_holders(nursery, small_store, 1, 1)]
+    with open(Path(str(small_store.directory)) / "filler", "wb", buffering=0) as filler:
+        with suppress(OSError):
+            while filler.write(bytes(1 << 16)):
+                pass
+        with suppress(OSError):
+            while filler.write(bytes(PAGE)):
+                pass
+        _merge_in_turn(peers, 3)
+        frames = small_store.stats().pages_shared
+        assert frames and [peer.call("on_frames")[0] for peer in peers] == [frames] * 4
+
+
+def test_a_full_store_is_told_of_once(nursery: Nursery, small_store: Store) -> None:
+    """In the log, and by doctor() for as long as there is no room."""
+    first, second = _holders(nursery, small_store, 1, 2)
+    assert first.call("doctor", "room in stores")[0] and first.call("warnings") == []
+    _merge_in_turn([first, second], 6)
+    first.call("add", 3, 2, 100)
+    _merge_in_turn([first], 6)
+    (said,) = first.call("warnings")
+    ok, detail, hint = first.call("doctor", "room in stores")
+    assert not ok and "none left in <Store" in detail and "> is full" in said
+    assert "shm-size" in hint and "shm-size" in said
+    second.kill()
+    first.call("unmerge")
+    first.call("scan", 2)
+    assert first.call("doctor", "room in stores")[0]
+
+
+def test_frames_that_nobody_joins_make_room(nursery: Nursery, small_store: Store) -> None:
+    """What others have as well comes into a store that was full of one process's pages."""
+    first, second = _holders(nursery, small_store, 1, 2)
+    _merge_in_turn([first, second], 6)
+    before = small_store.stats().pages_shared
+    second.kill()
+    others = _holders(nursery, small_store, 2, 2)
+    _merge_in_turn([first, *others], 10)
+    assert [peer.call("on_frames")[0] for peer in others] == [small_store.stats().pages_shared] * 2
+    assert first.call("on_frames")[0] == 0
+    assert small_store.stats().pages_shared > before * 0.9
+    for peer in others:
+        peer.kill()
+    first.call("scan", 3)
+    assert not small_store.stats().full
+    first.call("check")
 
 
 def test_no_descriptors(nursery: Nursery, store: Store) -> None:

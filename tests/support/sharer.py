@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import resource
 import threading
@@ -19,6 +20,15 @@ from .procs import in_child
 PAGES = 64
 
 
+class _Log(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
 class Sharer:
     """What one process does: each method is called from another one (support/nursery.py)."""
 
@@ -28,6 +38,7 @@ class Sharer:
         self._arrays: list[Bytes] = []
         self._wanted: list[bytes] = []
         self._pauser = Pauser()
+        self._log: _Log | None = None
 
     def attach(self, options: dict[str, Any]) -> None:
         """Make an engine on the store; what follows is done with the one that was made last."""
@@ -165,6 +176,18 @@ class Sharer:
         """No byte of any array is wrong."""
         for index, (array, wanted) in enumerate(zip(self._arrays, self._wanted, strict=True)):
             assert array.tobytes() == wanted, f"array {index}"
+
+    def doctor(self, name: str) -> tuple[bool, str, str]:
+        """What ksmpy.doctor says of one thing."""
+        check = next(check for check in ksmpy.doctor() if check.name == name)
+        return check.ok, check.detail, check.hint
+
+    def warnings(self) -> list[str]:
+        """What the log has since the first call."""
+        if self._log is None:
+            self._log = _Log()
+            logging.getLogger("ksmpy").addHandler(self._log)
+        return self._log.said
 
     def check(self) -> None:
         """Neither bytes nor structures are wrong."""
