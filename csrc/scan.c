@@ -495,7 +495,7 @@ static int scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
         if (begin_slice(engine)) {
             scan_slice(engine, least(max_pages - result->scanned, SLICE_SCANNED), eager);
             let_others_in(engine);
-            patience.since = 0;
+            patience = (struct patience){0};
         } else {
             error = wait_for_store(engine, &patience);
         }

@@ -98,14 +98,17 @@ int store_lock_soundly(struct store *store)
     return 0;
 }
 
+#define STEP_NS 100000000 /* between two attempts; in more time it was stopped itself */
+
 bool try_again(struct patience *patience, int *error)
 {
     uint64_t now = os_now_ns();
     if (*error != -EAGAIN)
         return false;
-    if (!patience->since)
-        patience->since = now;
-    if (now - patience->since > PATIENCE_MS * (uint64_t)1000000) {
+    if (patience->last)
+        patience->waited += least(now - patience->last, STEP_NS);
+    patience->last = now;
+    if (patience->waited > PATIENCE_MS * (uint64_t)1000000) {
         *error = -ETIMEDOUT;
         return false;
     }

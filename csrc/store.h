@@ -342,7 +342,8 @@ void store_forgive(struct store *store); /* nobody is owed anything any more */
 /* ---- waiting for other processes, with no lock in hand ---- */
 
 struct patience {
-    uint64_t since; /* 0: not yet */
+    uint64_t last; /* attempt; 0: none yet */
+    uint64_t waited; /* for others, in ns: not while this process was stopped itself */
 };
 /*
  * After an attempt that says -EAGAIN: sleeps, and true; or false, and -ETIMEDOUT, when PATIENCE_MS

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -144,6 +145,20 @@ def test_who_waits_goes_on_when_the_holder_does(stopped: Stopped) -> None:
     stopped.go_on()
     assert stopped.member.answer() < SOON + 1
     assert stopped.member.call("on_frames") == (3 * PAGES, 6 * PAGES)
+    stopped.member.call("check")
+
+
+def test_who_was_stopped_itself_has_not_waited(stopped: Stopped) -> None:
+    """A whole fleet that was paused goes on, whoever had the lock: that was nobody's patience."""
+    stopped.stop()
+    stopped.member.start("scan", 1)
+    time.sleep(0.5)
+    os.kill(stopped.member.pid, signal.SIGSTOP)
+    time.sleep(5.5)
+    os.kill(stopped.member.pid, signal.SIGCONT)
+    time.sleep(0.5)
+    stopped.go_on()
+    stopped.member.answer()
     stopped.member.call("check")
 
 

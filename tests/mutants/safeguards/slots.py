@@ -6,6 +6,13 @@ from ..mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "who was stopped itself has not waited",
+        file="csrc/slots.c",
+        old="patience->waited += least(now - patience->last, STEP_NS);",
+        new="patience->waited += now - patience->last;",
+        tests=("test_stopped_members.py::test_who_was_stopped_itself_has_not_waited",),
+    ),
+    Mutant(
         "nobody is buried alive",
         file="csrc/slots.c",
         old="""\
