@@ -61,6 +61,8 @@ static int choose_freeze(const struct ksmpy_caps *caps, int wanted)
     };
     if (wanted != KSMPY_FREEZE_AUTO)
         return wanted > 0 && wanted <= KSMPY_FREEZE_UFFD_WP && can[wanted] ? wanted : -EOPNOTSUPP;
+    if (can[KSMPY_FREEZE_UFFD_WP] && !os_has_devices())
+        return KSMPY_FREEZE_UFFD_WP;
     for (int mode = KSMPY_FREEZE_UFFD_MOVE; mode <= KSMPY_FREEZE_SIGNAL; mode++)
         if (can[mode])
             return mode;
@@ -197,6 +199,8 @@ int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
     pthread_mutex_init(&engine->pass, NULL);
     engine->maps.fd = -1;
     store_forget_files(&engine->store);
+    engine->minds_devices =
+        options->freeze == KSMPY_FREEZE_AUTO && freeze_mode == KSMPY_FREEZE_UFFD_WP;
     engine->tracked = tracking == KSMPY_TRACKING_WP_ASYNC;
     engine->nodes = options->nodes;
     engine->injected_nodes = !options->node_ids;

@@ -226,6 +226,9 @@ struct ksmpy_engine {
     uint64_t regions_limit; /* up to which regions are taken: half of the kernel's limit at least */
     uint64_t count_again_ns; /* when a count would be worth its time again */
     uint64_t gone_since_count; /* regions */
+    bool minds_devices; /* nobody has asked for a way of freezing that does not see their writes */
+    bool devices; /* there were some when it was asked last */
+    uint64_t devices_asked_ns;
     bool bar_known, merging_barred; /* see merge.c; not known when a slice begins */
     bool unreadable; /* a page of the slice could not be read */
     struct os_memory memory;

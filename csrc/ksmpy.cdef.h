@@ -130,6 +130,8 @@ struct ksmpy_range {
 };
 
 int ksmpy_probe(struct ksmpy_caps *caps);
+/* 1: the process has io_uring, libaio or devices that may write into its memory unseen. */
+int ksmpy_has_devices(void);
 /*
  * The memory that the engines of this process use for themselves, their threads' stacks included:
  * none of it may be registered. Writes up to max ranges; returns how many there are.

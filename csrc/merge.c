@@ -492,6 +492,19 @@ static void merge_onto(ksmpy_engine *engine, struct run run)
     }
 }
 
+#define DEVICES_NS 10000000 /* to ask takes 1 us a descriptor */
+
+/* Pages that a device may write into have to be refused one by one, which only uffd-move can. */
+static bool devices_may_write(ksmpy_engine *engine)
+{
+    uint64_t now = os_now_ns();
+    if (engine->minds_devices && now - engine->devices_asked_ns >= DEVICES_NS) {
+        engine->devices = os_has_devices();
+        engine->devices_asked_ns = now;
+    }
+    return engine->devices;
+}
+
 /*
  * After mlockall(MCL_FUTURE) an overlay would be filled with copies of its frames at once, and
  * without its own descriptors the engine would write into other files.
@@ -499,7 +512,8 @@ static void merge_onto(ksmpy_engine *engine, struct run run)
 static bool merging_is_barred(ksmpy_engine *engine)
 {
     if (!engine->bar_known)
-        engine->merging_barred = os_locks_new_memory() || !engine_has_files(engine);
+        engine->merging_barred =
+            os_locks_new_memory() || !engine_has_files(engine) || devices_may_write(engine);
     engine->bar_known = true;
     return engine->merging_barred;
 }

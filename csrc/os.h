@@ -287,6 +287,9 @@ void os_memory_close(struct os_memory *memory);
 uint64_t os_memory_left(struct os_memory *memory, char *which, size_t size);
 uint64_t os_now_ms(void);
 
+/* May devices write into our memory behind the page tables, with no thread waiting (os_devices.c)? */
+bool os_has_devices(void);
+
 /* ---- the machine (os_probe.c, os_numa.c) ---- */
 
 void os_probe(struct ksmpy_caps *caps);

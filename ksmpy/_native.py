@@ -100,6 +100,12 @@ def probe() -> dict[str, int]:
     return _fields(caps)
 
 
+def has_devices() -> bool:
+    """Whether io_uring, libaio or devices may write into this process's memory unseen."""
+    require()
+    return bool(lib.ksmpy_has_devices())
+
+
 def own_memory() -> list[tuple[int, int]]:
     """(start, end) of what the engines of this process use for themselves."""
     room = 256

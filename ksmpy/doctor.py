@@ -121,6 +121,18 @@ def _features(caps: dict[str, int]) -> Iterator[Check]:
         yield Check(name, ok, "available" if ok else "missing", "" if ok else hint)
 
 
+def _devices() -> Check:
+    if not _native.has_devices():
+        return Check("device I/O", True, "no io_uring, libaio or device that pins memory")
+    return Check(
+        "device I/O",
+        False,
+        "this process has io_uring, libaio or a device that pins memory: what they write into a page"
+        " in the microseconds of its merge is seen by freeze='uffd-move' only, which auto takes then",
+        "make the engine after them, or with freeze='uffd-move'",
+    )
+
+
 def _auto() -> Check:
     from ksmpy.engine import Engine
 
@@ -287,6 +299,7 @@ def _read(path: str) -> str:
 
 _LOOKS: tuple[tuple[str, Callable[[], Check | Iterable[Check]]], ...] = (
     ("what the kernel offers", _kernel),
+    ("device I/O", _devices),
     ("engine", _auto),
     ("named stores", _stores),
     ("unused stores", _unused_stores),

@@ -119,6 +119,10 @@ class _Native:
         """Probing opens and closes all kinds of things."""
         assert lib.ksmpy_probe(ffi.new("struct ksmpy_caps *")) == 0
 
+    def ksmpy_has_devices(self) -> None:
+        """It looks through all descriptors."""
+        assert lib.ksmpy_has_devices() in (0, 1)
+
     def ksmpy_own_memory(self) -> None:
         """The list gets no longer by engines that come and go."""
         before = lib.ksmpy_own_memory(ffi.NULL, 0)
