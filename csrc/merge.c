@@ -492,7 +492,7 @@ static void merge_onto(ksmpy_engine *engine, struct run run)
     }
 }
 
-#define DEVICES_NS 10000000 /* to ask takes 1 us a descriptor */
+#define DEVICES_NS 10000000 /* to ask takes 2.7 us a descriptor */
 
 /* Pages that a device may write into have to be refused one by one, which only uffd-move can. */
 static bool devices_may_write(ksmpy_engine *engine)
