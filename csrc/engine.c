@@ -168,8 +168,6 @@ static int start(ksmpy_engine *engine, int freeze_mode, int store_fd)
 /* Not what the machine lacks, where a limit of this process was in the way of the look. */
 static int lack_of(const struct ksmpy_caps *caps)
 {
-    if (caps->uffd_errno == EMFILE || caps->uffd_errno == ENFILE)
-        return -caps->uffd_errno;
     int fd = caps->memfd ? 0 : os_memfd("ksmpy-probe", PAGE_SIZE);
     if (fd < 0)
         return fd;
@@ -189,8 +187,10 @@ int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
         return lack;
     int freeze_mode = choose_freeze(&caps, options->freeze);
     int tracking = choose_tracking(&caps, options->tracking);
-    if (freeze_mode < 0 || tracking < 0)
-        return -EOPNOTSUPP;
+    if (freeze_mode < 0 || tracking < 0) {
+        bool limited = caps.uffd_errno == EMFILE || caps.uffd_errno == ENFILE;
+        return limited ? -caps.uffd_errno : -EOPNOTSUPP;
+    }
     ksmpy_engine *engine =
         os_alloc(sizeof *engine); /* not from the heap, which may be registered */
     if (!engine)
