@@ -15,8 +15,14 @@
 static bool lets_devices_write(const char *file)
 {
     static const char *const known[] = {
-        "anon_inode:[io_uring]", "/dev/infiniband/", "/dev/nvidia", "/dev/kfd", "/dev/dri/",
-        "/dev/vfio/",            "/dev/accel/",      "/dev/uio",
+        "anon_inode:[io_uring]",
+        "/dev/infiniband/",
+        "/dev/nvidia",
+        "/dev/kfd",
+        "/dev/dri/",
+        "/dev/vfio/",
+        "/dev/accel/",
+        "/dev/uio",
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (strncmp(file, known[i], strlen(known[i])) == 0)

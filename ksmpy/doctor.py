@@ -98,8 +98,7 @@ def _userfaultfd(caps: dict[str, int]) -> Iterator[Check]:
             "faults in system calls",
             False,
             "a read() or recv() into a page in the microseconds of its merge fails with EFAULT",
-            "run as root or with CAP_SYS_PTRACE, or allow this user to open /dev/userfaultfd,"
-            " or use freeze='signal' where buffers are not read into while merging",
+            "run as root or with CAP_SYS_PTRACE, or allow this user to open /dev/userfaultfd",
         )
 
 
@@ -127,8 +126,8 @@ def _devices() -> Check:
     return Check(
         "device I/O",
         False,
-        "this process has io_uring, libaio or a device that pins memory: what they write into a page"
-        " in the microseconds of its merge is seen by freeze='uffd-move' only, which auto takes then",
+        "this process has io_uring, libaio or a device that pins memory: only freeze='uffd-move'"
+        " sees what they write into a page in the microseconds of its merge, and auto takes it",
         "make the engine after them, or with freeze='uffd-move'",
     )
 
