@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ksmpy.analyze import analyze
-    from ksmpy.arrays import copy, empty, zeros
+    from ksmpy.arrays import array, copy, empty, empty_like, full, zeros
     from ksmpy.dedup import Report, dedup, estimate
     from ksmpy.doctor import doctor
     from ksmpy.engine import Engine
-    from ksmpy.errors import KsmpyError, RegionError, StoreError, Unsupported
+    from ksmpy.errors import KnobError, KsmpyError, RegionError, StoreError, Unsupported
     from ksmpy.integrations import disable, enable, worker_init
     from ksmpy.region import Region
     from ksmpy.stats import (
         Check,
         Coverage,
         Estimate,
+        Refused,
         RegionStats,
         ScanResult,
         Share,
@@ -38,7 +39,9 @@ _EXPORTS = {
     "Coverage": "stats",
     "Engine": "engine",
     "Estimate": "stats",
+    "KnobError": "errors",
     "KsmpyError": "errors",
+    "Refused": "stats",
     "Region": "region",
     "RegionError": "errors",
     "RegionStats": "stats",
@@ -52,13 +55,16 @@ _EXPORTS = {
     "StoreStats": "stats",
     "Unsupported": "errors",
     "analyze": "analyze",
+    "array": "arrays",
     "copy": "arrays",
     "dedup": "dedup",
     "disable": "integrations",
     "doctor": "doctor",
     "empty": "arrays",
+    "empty_like": "arrays",
     "enable": "integrations",
     "estimate": "dedup",
+    "full": "arrays",
     "worker_init": "integrations",
     "zeros": "arrays",
 }
@@ -68,7 +74,9 @@ __all__ = [
     "Coverage",
     "Engine",
     "Estimate",
+    "KnobError",
     "KsmpyError",
+    "Refused",
     "Region",
     "RegionError",
     "RegionStats",
@@ -82,13 +90,16 @@ __all__ = [
     "StoreStats",
     "Unsupported",
     "analyze",
+    "array",
     "copy",
     "dedup",
     "disable",
     "doctor",
     "empty",
+    "empty_like",
     "enable",
     "estimate",
+    "full",
     "worker_init",
     "zeros",
 ]

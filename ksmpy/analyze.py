@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ksmpy._native import PAGE_SIZE
 from ksmpy.errors import KsmpyError, Unsupported
-from ksmpy.stats import BufferEstimate, Estimate
+from ksmpy.stats import BufferEstimate, Estimate, Refused
 from ksmpy.store_files import is_store
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def _summary(mappings: list[_Mapping]) -> Estimate:
         zero_pages=sum(mapping.zero for mapping in mappings),
         buffers=tuple(mapping.estimate() for mapping in mappings),
         skipped=tuple(
-            (f"{mapping.start:x}-{mapping.end:x}", f"{mapping.swapped} pages are in swap")
+            Refused(f"{mapping.start:x}-{mapping.end:x}", f"{mapping.swapped} pages are in swap")
             for mapping in mappings
             if mapping.swapped
         ),

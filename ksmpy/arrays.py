@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["copy", "empty", "zeros"]
+__all__ = ["array", "copy", "empty", "empty_like", "full", "zeros"]
 
 
 def empty(
@@ -38,13 +38,62 @@ def zeros(
     return _aligned(np.zeros, shape, dtype, order)
 
 
+def full(
+    shape: int | tuple[int, ...],
+    fill_value: npt.ArrayLike,
+    dtype: npt.DTypeLike | None = None,
+    order: Literal["C", "F"] = "C",
+) -> npt.NDArray[Any]:
+    """As numpy.full, on page-aligned memory. TypeError for a dtype that holds objects."""
+    import numpy as np
+
+    target = empty(shape, np.asarray(fill_value).dtype if dtype is None else dtype, order)
+    np.copyto(target, fill_value, casting="unsafe")
+    return target
+
+
+def empty_like(
+    prototype: npt.ArrayLike,
+    dtype: npt.DTypeLike | None = None,
+    order: Literal["K", "A", "C", "F"] = "K",
+    *,
+    shape: int | tuple[int, ...] | None = None,
+) -> npt.NDArray[Any]:
+    """As numpy.empty_like, on page-aligned memory; an ndarray also for subclasses of it.
+
+    TypeError for a dtype that holds objects.
+    """
+    import numpy as np
+
+    # numpy judges dtype, shape and order; what it makes is never touched, so it takes no memory.
+    model = np.empty_like(prototype, dtype, order, False, shape)
+    return _aligned(np.empty, model.shape, model.dtype, "C", model.strides)
+
+
+def array(
+    object: npt.ArrayLike,
+    dtype: npt.DTypeLike | None = None,
+    *,
+    order: Literal["K", "A", "C", "F"] = "K",
+) -> npt.NDArray[Any]:
+    """As numpy.array, on page-aligned memory: always a copy, and an ndarray.
+
+    TypeError for a dtype that holds objects.
+    """
+    import numpy as np
+
+    source = np.asarray(object, dtype)
+    target = empty_like(source, order=order)
+    target[...] = source
+    return target
+
+
 def copy(array: npt.ArrayLike) -> npt.NDArray[Any]:
     """A copy of an array (or what numpy makes one of) on page-aligned memory, in its order."""
     import numpy as np
 
     source = np.asarray(array)
-    fortran = source.flags.f_contiguous and not source.flags.c_contiguous
-    target = empty(source.shape, source.dtype, "F" if fortran else "C")
+    target = empty_like(source)
     target[...] = source
     return target
 
@@ -54,6 +103,7 @@ def _aligned(
     shape: int | tuple[int, ...],
     dtype: npt.DTypeLike,
     order: Literal["C", "F"],
+    strides: tuple[int, ...] | None = None,
 ) -> npt.NDArray[Any]:
     import numpy as np
 
@@ -65,5 +115,5 @@ def _aligned(
     nbytes = layout.size * kind.itemsize
     memory = allocate(nbytes + PAGE_SIZE, np.uint8)
     start = -memory.__array_interface__["data"][0] % PAGE_SIZE
-    array: npt.NDArray[Any] = np.ndarray(layout.shape, kind, memory, start, order=order)
-    return array
+    made: npt.NDArray[Any] = np.ndarray(layout.shape, kind, memory, start, strides, order)
+    return made

@@ -10,15 +10,27 @@ import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any, Protocol
 
 from ksmpy._native import FREEZES, KNOB_NUMBERS, TRACKINGS
 from ksmpy.advisor import Limits
+from ksmpy.errors import KnobError
 
-__all__ = ["ADVISOR_MODES", "KNOBS", "OPTIONS", "Knobs", "check_modes", "environment"]
+__all__ = ["ADVISOR_MODES", "KNOBS", "OPTIONS", "UNSET", "Knobs", "check_modes", "environment"]
 
 UINT_MAX = 2**32 - 1
 ULONG_MAX = 2**64 - 1
+
+
+class _Unset:
+    """Stands for an argument that was not given, where None is one that can be."""
+
+    def __repr__(self) -> str:
+        return "<default>"
+
+
+UNSET: Any = _Unset()
 
 ADVISOR_MODES = ("none", "scan-time")
 
@@ -53,6 +65,8 @@ KNOBS: dict[str, Knob] = {
     "advisor_max_pages_to_scan": Knob(30000, 0, ULONG_MAX),
     "vma_share_percent": Knob(50, 1, 100),
 }
+
+_SWITCHES = {"run", "merge_across_nodes", "use_zero_pages", "smart_scan"}
 
 OPTIONS: dict[str, tuple[str, ...] | type[int] | type[str]] = {
     "freeze": FREEZES,
@@ -133,9 +147,10 @@ class Settings:
 class Knobs:
     """The knobs of one engine, as attributes: `engine.knobs.run = 1`.
 
-    Values are ints, `advisor_mode` is "none" or "scan-time"; another type is a TypeError.
-    A value that the kernel would refuse raises OSError with the kernel's errno: EINVAL when
-    it is out of range, EBUSY when something is still shared.
+    Values are ints, or bools where a knob is a switch (run, merge_across_nodes, use_zero_pages,
+    smart_scan); `advisor_mode` is "none" or "scan-time"; another type is a TypeError.
+    A value that the kernel would refuse raises KnobError, an OSError and ValueError, with the
+    kernel's errno: EINVAL when it is out of range, EBUSY when something is still shared.
     """
 
     __slots__ = ("_backend", "_settings")
@@ -180,14 +195,14 @@ class Knobs:
             return
         if name not in KNOBS:
             raise AttributeError(_unknown(name))
-        _check_range(name, value)
+        value = _checked(name, value)
         self._backend.require_open()
         if name == "run":
             self._backend.set_run(value)
         elif name in KNOB_NUMBERS:
             self._backend.set_native(KNOB_NUMBERS[name], value)
         elif name == "pages_to_scan" and self._settings.mode != "none":
-            raise OSError(errno.EINVAL, "pages_to_scan follows the advisor: advisor_mode is set")
+            raise KnobError(errno.EINVAL, "pages_to_scan follows the advisor: advisor_mode is set")
         else:
             self._settings.values[name] = value
 
@@ -223,7 +238,7 @@ class Knobs:
         if not isinstance(value, str):
             raise TypeError(f"advisor_mode must be a str, not {type(value).__name__}")
         if value not in ADVISOR_MODES:
-            raise OSError(errno.EINVAL, f"advisor_mode must be one of {', '.join(ADVISOR_MODES)}")
+            raise KnobError(errno.EINVAL, f"advisor_mode must be one of {', '.join(ADVISOR_MODES)}")
         self._backend.require_open()
         if value == self._settings.mode:
             return
@@ -236,12 +251,15 @@ class Knobs:
         )
 
 
-def _check_range(name: str, value: object) -> None:
-    if type(value) is bool or not hasattr(type(value), "__index__"):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+def _checked(name: str, value: object) -> int:
     knob = KNOBS[name]
-    if not knob.low <= value.__index__() <= knob.high:  # type: ignore[attr-defined]
-        raise OSError(errno.EINVAL, f"{name} must be {knob.low} to {knob.high}, not {value}")
+    number_like = type(value) is not bool or name in _SWITCHES
+    if not number_like or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    number = index(value)  # type: ignore[arg-type]
+    if not knob.low <= number <= knob.high:
+        raise KnobError(errno.EINVAL, f"{name} must be {knob.low} to {knob.high}, not {number}")
+    return number
 
 
 def _unknown(name: str) -> str:

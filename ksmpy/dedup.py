@@ -12,14 +12,23 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ksmpy._maps import AddressSpace, refusal
 from ksmpy._native import PAGE_SIZE
-from ksmpy.stats import BufferEstimate, Estimate, ScanResult, Stats, human_bytes, refusal_lines
+from ksmpy.errors import KsmpyError
+from ksmpy.stats import (
+    BufferEstimate,
+    Estimate,
+    Refused,
+    ScanResult,
+    Stats,
+    human_bytes,
+    refusal_lines,
+)
 from ksmpy.walk import Found, find_buffers, merge_ranges
 
 if TYPE_CHECKING:
@@ -103,7 +112,10 @@ def _here() -> _Process:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What dedup() did; as a context manager, undone at the end of the block."""
+    """What dedup() did; as a context manager, undone at the end of the block.
+
+    A copy, and what a pickle of it becomes, has the figures only: it cannot be undone.
+    """
 
     saved_bytes: int
     """What this call saved, net of the engine's metadata."""
@@ -113,8 +125,8 @@ class Report:
     """before_bytes - saved_bytes."""
     seconds: float
     regions: tuple[Region, ...]
-    refused: tuple[tuple[str, str], ...]
-    """(name, reason) of each buffer that could not be merged."""
+    refused: tuple[Refused, ...]
+    """Each buffer that could not be merged."""
     scan: ScanResult
     """Of all passes; of differed, busy, no_budget and no_memory those of the pass with most."""
     stats: Stats
@@ -123,14 +135,16 @@ class Report:
     """Names of buffers with the bytes of another one that begins elsewhere in a page."""
     volatile_pages: int = 0
     """Pages that somebody was writing in the last pass."""
-    _engine: Engine = field(repr=False, kw_only=True)
-    _claims: dict[Region, None] = field(repr=False, kw_only=True)
-    _home: _Process = field(repr=False, kw_only=True)
+    _engine: Engine | None = field(default=None, repr=False, kw_only=True)
+    _claims: dict[Region, None] = field(default_factory=dict, repr=False, kw_only=True)
+    _home: _Process | None = field(default=None, repr=False, kw_only=True)
 
     def undo(self) -> None:
         """Give back what this call merged and no other report has. OSError when there is not
-        enough memory. Idempotent.
+        enough memory. Idempotent. KsmpyError for a copy.
         """
+        if self._home is None or self._engine is None:
+            raise KsmpyError("this report is a copy: undo() the one that dedup() returned")
         if self._home.pid != os.getpid():
             for region in list(self._claims):
                 region.release()
@@ -140,6 +154,10 @@ class Report:
                 _let_go(self._claims)
             finally:
                 self._home.close_idle(self._engine)
+
+    def __reduce__(self) -> tuple[Callable[..., Report], tuple[dict[str, object]]]:
+        public = (each.name for each in fields(self) if not each.name.startswith("_"))
+        return _copied, ({name: getattr(self, name) for name in public},)
 
     def __enter__(self) -> Report:
         return self
@@ -167,6 +185,11 @@ class Report:
             lines.append("found no buffer: see the argument min_bytes")
         return "\n".join(lines + refusal_lines(self.refused))
 
+    def _repr_html_(self) -> str:
+        from ksmpy.watch.display import report_html
+
+        return report_html(self)
+
     def _left_alone(self) -> tuple[tuple[int, str], ...]:
         scan = self.scan
         return (
@@ -176,6 +199,10 @@ class Report:
             (max(scan.differed, self.volatile_pages), "that were being written"),
             (scan.lost, "whose memory was unmapped or replaced"),
         )
+
+
+def _copied(figures: dict[str, Any]) -> Report:
+    return Report(**figures)
 
 
 def dedup(*objs: object, min_bytes: int = MIN_BYTES) -> Report:
@@ -212,7 +239,7 @@ def dedup(*objs: object, min_bytes: int = MIN_BYTES) -> Report:
         after_bytes=total - saved,
         seconds=time.perf_counter() - begin,
         regions=tuple(regions),
-        refused=(*hidden, *refused),
+        refused=tuple(Refused(*each) for each in (*hidden, *refused)),
         scan=scan,
         stats=stats,
         misaligned=_misaligned(found, regions),
@@ -298,7 +325,7 @@ def estimate(*objs: object, min_bytes: int = MIN_BYTES) -> Estimate:
         duplicate_pages=sum(buffer.duplicate_pages for buffer in buffers),
         zero_pages=sum(buffer.zero_pages for buffer in buffers),
         buffers=tuple(buffers),
-        skipped=tuple(skipped),
+        skipped=tuple(Refused(*each) for each in skipped),
     )
 
 

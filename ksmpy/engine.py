@@ -25,12 +25,13 @@ from ksmpy._maps import AddressSpace, Allowance, refusal, register_error, vma_fl
 from ksmpy._native import NativeEngine
 from ksmpy.buffers import Buffer, Held, Lifetime, Unowned, Watched, lifetime, locate
 from ksmpy.config import Knobs, Settings, check_modes
-from ksmpy.errors import KsmpyError, RegionError, StoreError
+from ksmpy.errors import KnobError, KsmpyError, RegionError, StoreError
 from ksmpy.ksmd import Daemon
 from ksmpy.region import Region
 from ksmpy.stats import Coverage, RegionStats, ScanResult, Share, Stats
 from ksmpy.store import MORE_ROOM, Store, attach
 from ksmpy.walk import Found, find_buffers, merge_ranges
+from ksmpy.watch import display, notices
 
 __all__ = ["Engine"]
 
@@ -104,6 +105,9 @@ class Engine:
         self._serial = registry.enter(self)
         finalizer = weakref.finalize(self, _finalize, self._serial, self._native, self._daemon)
         finalizer.atexit = False
+        notices.fell_back(
+            self.freeze if freeze == "auto" else "", self.tracking if tracking == "auto" else ""
+        )
 
     # ---- what the user sees -------------------------------------------------------------
 
@@ -246,6 +250,16 @@ class Engine:
         """What the last look of enable()'s for memory to adopt has found; None without one."""
         return self._coverage
 
+    def start(self) -> None:
+        """Scan in the background: knobs.run = 1."""
+        self.knobs.run = 1
+
+    def stop(self) -> None:
+        """Scan no more, and wait until the scanner has stopped; what is merged stays merged:
+        knobs.run = 0.
+        """
+        self.knobs.run = 0
+
     def scan(
         self, passes: int = 1, *, eager: bool = False, max_pages: int | None = None
     ) -> ScanResult:
@@ -372,6 +386,12 @@ class Engine:
         state = "closed" if self.closed else f"{len(self._regions)} regions, run={self._run}"
         return f"<Engine {self.freeze}/{self.tracking} {state}>"
 
+    def __str__(self) -> str:
+        return display.engine_text(self)
+
+    def _repr_html_(self) -> str:
+        return display.engine_html(self)
+
     # ---- for Region, Knobs and the daemon -----------------------------------------------
 
     def require_open(self) -> None:
@@ -419,11 +439,14 @@ class Engine:
         try:
             self._native.knob_set(knob, value)
         except OSError as error:
-            if self._store is None or error.errno not in (errno.EBUSY, errno.ETIMEDOUT):
-                raise
-            if error.errno == errno.ETIMEDOUT:
+            if self._store is not None and error.errno == errno.ETIMEDOUT:
                 raise self._store.refusal(error) from None
-            raise self._store.held(knob) or error from None
+            if error.errno not in (errno.EBUSY, errno.EINVAL):
+                raise
+            held = None
+            if self._store is not None and error.errno == errno.EBUSY:
+                held = self._store.held(knob)
+            raise held or KnobError(error.errno, error.strerror) from None
 
     def region_stats(self, region: Region) -> RegionStats:
         """A region's counters."""
@@ -673,6 +696,7 @@ class Engine:
             self._placement.tell(self._native, list(self._regions))
         with self._refusals():
             result = ScanResult(**self._native.scan(pages, flags))
+        notices.scanned(result, self._store)
         if result.full:
             self._pass_begins = True
         if result.lost:

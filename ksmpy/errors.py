@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["KsmpyError", "RegionError", "StoreError", "Unsupported"]
+__all__ = ["KnobError", "KsmpyError", "RegionError", "StoreError", "Unsupported"]
 
 
 class KsmpyError(Exception):
@@ -15,6 +15,13 @@ class RegionError(KsmpyError, ValueError):
 
 class Unsupported(KsmpyError, RuntimeError):
     """The machine lacks what was asked for; the message says what."""
+
+
+class KnobError(OSError, ValueError):
+    """A value that a knob does not take: `errno` is the kernel's, EINVAL or EBUSY.
+
+    No KsmpyError, as it is no error of ksmpy's own.
+    """
 
 
 class StoreError(KsmpyError, OSError):

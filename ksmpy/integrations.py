@@ -8,10 +8,13 @@ from typing import Any
 
 from ksmpy import config
 from ksmpy.adopt import WAYS, Adopter
+from ksmpy.config import UNSET
 from ksmpy.engine import Engine
 from ksmpy.errors import KsmpyError
+from ksmpy.numa import Topology
 from ksmpy.store import Store
 from ksmpy.store_files import store_path
+from ksmpy.watch import notices
 from ksmpy.whole import follow
 
 __all__ = ["disable", "enable", "enable_unasked", "enabled_engine", "worker_init"]
@@ -73,10 +76,32 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 
 
-def enable(**options: Any) -> Engine:
+def enable(
+    *,
+    store: str | Store | None = UNSET,
+    topology: Topology | None = UNSET,
+    freeze: str = UNSET,
+    tracking: str = UNSET,
+    adopt: str | bool = UNSET,
+    min_bytes: int = UNSET,
+    run: int = UNSET,
+    pages_to_scan: int = UNSET,
+    sleep_millisecs: int = UNSET,
+    merge_across_nodes: int = UNSET,
+    max_page_sharing: int = UNSET,
+    stable_node_chains_prune_millisecs: int = UNSET,
+    use_zero_pages: int = UNSET,
+    smart_scan: int = UNSET,
+    advisor_mode: str = UNSET,
+    advisor_target_scan_time: int = UNSET,
+    advisor_max_cpu: int = UNSET,
+    advisor_min_pages_to_scan: int = UNSET,
+    advisor_max_pages_to_scan: int = UNSET,
+    vma_share_percent: int = UNSET,
+) -> Engine:
     """Make the process's engine, start its background scanner, and return it.
 
-    Options: store, topology, freeze, tracking as for Engine; any knob by its name (run is 1
+    Options: store, topology, freeze, tracking as for Engine; the knobs by their names (run is 1
     unless given); `adopt`: what memory of at least `min_bytes` (1 MiB) bytes is found and
     registered without the program's help. "objects" (or True): what arrays, tensors and other
     Python objects have. "mappings": every private anonymous mapping that lives for two looks,
@@ -90,10 +115,7 @@ def enable(**options: Any) -> Engine:
     Raises TypeError for an unknown option, ValueError for a bad KSMPY_* value or `adopt`, OSError
     as the knob does, KsmpyError when the engine is there already with another freeze or the like.
     """
-    known = {*config.OPTIONS, "topology"}
-    for option in options:
-        if option not in known:
-            raise TypeError(f"unknown option {option!r}; there are {', '.join(sorted(known))}")
+    options = {name: value for name, value in locals().items() if value is not UNSET}
     with _state.lock:
         engine = _state.present()
         if engine is None:
@@ -190,6 +212,8 @@ def _way(adopt: object, engine: Engine) -> str | None:
     if way not in WAYS:
         raise ValueError(f"adopt must be one of {', '.join(WAYS)} or False, not {adopt!r}")
     # Only userfaultfd tells of memory that its owner gives back, to find it full of zeros again.
+    if engine.freeze == "signal" and way == "mappings":
+        notices.adopts_objects_only()
     return "objects" if engine.freeze == "signal" else str(way)
 
 

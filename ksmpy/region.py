@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ksmpy._native import PAGE_SIZE
@@ -10,17 +13,22 @@ from ksmpy.errors import KsmpyError
 from ksmpy.stats import RegionStats
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ksmpy.buffers import Lifetime
     from ksmpy.engine import Engine
 
 __all__ = ["Region"]
 
+_log = logging.getLogger("ksmpy")
+
 
 class Region:
     """The whole pages of one registered buffer.
 
-    It ends by itself when the buffer's owner dies, and by release(). Keeping the Region does
-    not keep the buffer.
+    It ends by itself when the buffer's owner dies, by release(), and as a context manager at the
+    end of the block. Keeping the Region does not keep the buffer. A copy, and what a pickle of it
+    becomes, is a record of it that has ended.
     """
 
     __slots__ = (
@@ -60,8 +68,11 @@ class Region:
 
     @property
     def engine(self) -> Engine:
-        """The engine that the region is, or was, registered with."""
-        return self._engine
+        """The engine that the region is, or was, registered with. KsmpyError for a copy."""
+        try:
+            return self._engine
+        except AttributeError:
+            raise KsmpyError(f"region {self.name!r} is a copy, and has no engine") from None
 
     @property
     def adopted(self) -> bool:
@@ -95,6 +106,37 @@ class Region:
         if self._released:
             raise KsmpyError(f"region {self.name!r} has been released")
 
+    def __enter__(self) -> Region:
+        self._require()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.release()
+        except OSError as refusal:
+            # Nobody can act on it here: without memory for it, pages stay merged, and right.
+            if refusal.errno != errno.ENOMEM:
+                raise
+            _log.warning("region %r stays merged until it ends: %s", self.name, refusal.strerror)
+
+    def __reduce__(self) -> tuple[Callable[..., Region], tuple[str, int, int]]:
+        return _record, (self.name, self.address, self.nbytes)
+
     def __repr__(self) -> str:
         state = " released" if self._released else ""
         return f"<Region {self.name!r} {self.address:#x} {self.pages} pages{state}>"
+
+
+def _record(name: str, address: int, nbytes: int) -> Region:
+    """A region that has ended, wherever it was."""
+    region = Region.__new__(Region)
+    region.name, region.address, region.nbytes = name, address, nbytes
+    region._released = True
+    region._reports = 0
+    region._lifetime = Unowned(over=True)
+    return region

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ksmpy._native import PAGE_SIZE
 
@@ -19,6 +19,7 @@ __all__ = [
     "Check",
     "Coverage",
     "Estimate",
+    "Refused",
     "RegionStats",
     "ScanResult",
     "Share",
@@ -36,7 +37,14 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def refusal_lines(refused: tuple[tuple[str, str], ...]) -> list[str]:
+class Refused(NamedTuple):
+    """What was not merged, or not looked at, and why."""
+
+    name: str
+    reason: str
+
+
+def refusal_lines(refused: tuple[Refused, ...]) -> list[str]:
     """One line for each reason, naming the first that it holds for."""
     names: dict[str, list[str]] = {}
     for name, reason in refused:
@@ -108,6 +116,16 @@ class Stats:
             general_profit=profit,
             saved_bytes=max(0, profit),
         )
+
+    def __str__(self) -> str:
+        from ksmpy.watch.display import stats_text
+
+        return stats_text(self)
+
+    def _repr_html_(self) -> str:
+        from ksmpy.watch.display import stats_html
+
+        return stats_html(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,8 +277,8 @@ class Estimate:
     zero_pages: int
     """All-zero pages, whether duplicates or not."""
     buffers: tuple[BufferEstimate, ...] = ()
-    skipped: tuple[tuple[str, str], ...] = ()
-    """(name, reason) of what could not be looked at."""
+    skipped: tuple[Refused, ...] = ()
+    """What could not be looked at."""
 
     @property
     def total_bytes(self) -> int:
@@ -279,6 +297,11 @@ class Estimate:
             f" {len(self.buffers)} buffers are duplicates; {self.zero_pages} pages are zero"
         )
         return "\n".join([first, *refusal_lines(self.skipped)])
+
+    def _repr_html_(self) -> str:
+        from ksmpy.watch.display import estimate_html
+
+        return estimate_html(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ksmpy import _native, store_files
-from ksmpy.errors import StoreError
+from ksmpy.errors import KnobError, StoreError
 from ksmpy.stats import StoreStats
 
 __all__ = ["Store", "StoreProcess", "attach"]
@@ -209,7 +209,7 @@ class Store:
         pid = 0 if self.closed else _native.store_holder(self._fd)
         return f"process {pid}; see whether it" if pid else "a process; see whether one of its own"
 
-    def held(self, knob: int) -> OSError | None:
+    def held(self, knob: int) -> KnobError | None:
         """The error for a knob of the whole store, with the processes that stand in its way.
 
         None when there is none that could be named: it let go meanwhile, or the store is locked.
@@ -222,7 +222,7 @@ class Store:
             pids = []
         if not pids:
             return None
-        return OSError(errno.EBUSY, f"{name}: frames are held by processes {', '.join(pids)}")
+        return KnobError(errno.EBUSY, f"{name}: frames are held by processes {', '.join(pids)}")
 
     # ---- inside -------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import FREEZES, Mode
-from ksmpy import KsmpyError
+from ksmpy import KnobError, KsmpyError
 from ksmpy.advisor import Advisor, Limits
 from ksmpy.config import KNOBS, environment
 from support import memory
@@ -33,6 +33,7 @@ DEFAULTS = {
     "advisor_max_pages_to_scan": 30000,
     "vma_share_percent": 50,
 }
+SWITCHES = {"run", "merge_across_nodes", "use_zero_pages", "smart_scan"}
 #: How long the background scanner may take, in seconds.
 PATIENCE = patience(20)
 
@@ -70,15 +71,74 @@ def test_range(auto: Any, name: str, good: list[int], bad: list[int]) -> None:
 
 
 def test_types(auto: Any) -> None:
-    """Numbers must be ints (numpy's too), the mode a str: anything else is a TypeError."""
+    """Numbers must be ints (numpy's too), the mode a str: anything else is a TypeError, and so is
+    a bool where 1 is a number and no switch.
+    """
     for value in (True, 1.0, "1", None):
         for name in KNOBS:
+            if value is True and name in SWITCHES:
+                continue
             with pytest.raises(TypeError, match=name):
                 setattr(auto.knobs, name, value)
     with pytest.raises(TypeError):
         auto.knobs.advisor_mode = 1
     auto.knobs.sleep_millisecs = np.int64(5)
     assert auto.knobs.sleep_millisecs == 5
+
+
+def test_switches_take_bools(auto: Any) -> None:
+    """True is 1 and False is 0, and read back as such."""
+    for name in SWITCHES:
+        for value in (False, True, np.True_):
+            if type(value) is bool:
+                setattr(auto.knobs, name, value)
+                assert getattr(auto.knobs, name) == value
+                assert type(getattr(auto.knobs, name)) is int
+            else:
+                with pytest.raises(TypeError, match=name):
+                    setattr(auto.knobs, name, value)
+
+
+def test_a_refused_value_is_a_value_error_too(auto: Any) -> None:
+    """KnobError is a ValueError, and an OSError with the kernel's errno."""
+    for name, value, number in (
+        ("smart_scan", 2, errno.EINVAL),
+        ("advisor_mode", "x", errno.EINVAL),
+        ("run", -1, errno.EINVAL),
+    ):
+        with pytest.raises(KnobError) as caught:
+            setattr(auto.knobs, name, value)
+        assert isinstance(caught.value, ValueError) and isinstance(caught.value, OSError)
+        assert not isinstance(caught.value, KsmpyError)
+        assert caught.value.errno == number and name in str(caught.value)
+
+
+def test_what_is_shared_is_a_knob_error_too(auto: Any) -> None:
+    """EBUSY of the native engine's, as EINVAL of the range."""
+    first = memory.distinct(8)
+    second = memory.twin(first)
+    auto.register(first), auto.register(second)
+    auto.scan(eager=True)
+    with pytest.raises(KnobError) as caught:
+        auto.knobs.merge_across_nodes = False
+    assert caught.value.errno == errno.EBUSY and isinstance(caught.value, ValueError)
+    assert auto.knobs.merge_across_nodes == 1
+
+
+def test_start_and_stop_are_run(engine: Any) -> None:
+    """start() scans in the background, stop() ends it with what is merged; both can be repeated."""
+    first = memory.distinct(16)
+    second = memory.twin(first)
+    engine.register(first), engine.register(second)
+    engine.start(), engine.start()
+    assert engine.knobs.run == 1
+    until(lambda: engine.stats().pages_sharing == 16, engine.stats, limit=PATIENCE)
+    engine.stop(), engine.stop()
+    assert engine.knobs.run == 0 and engine.stats().pages_sharing == 16
+    engine.close()
+    for call in (engine.start, engine.stop):
+        with pytest.raises(KsmpyError, match="closed"):
+            call()
 
 
 def test_unknown_knob(auto: Any) -> None:

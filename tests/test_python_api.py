@@ -675,7 +675,7 @@ def test_enable_is_idempotent(enabled: Any) -> None:
 
 def test_enable_refuses_what_it_does_not_know(enabled: Any) -> None:
     """Unknown options and bad values leave nothing enabled."""
-    with pytest.raises(TypeError, match="pages_to_scan"):
+    with pytest.raises(TypeError, match="'pages'"):
         enabled(pages=1)
     with pytest.raises(OSError, match="max_page_sharing"):
         enabled(max_page_sharing=1)

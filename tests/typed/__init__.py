@@ -1,0 +1,3 @@
+"""Programs that type checkers read, and that tests run."""
+
+from __future__ import annotations
