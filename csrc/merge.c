@@ -33,7 +33,7 @@ void count_refusal(ksmpy_engine *engine, int error, uint64_t pages)
     if (error == -EBUSY) {
         engine->busy += pages;
         result->busy += pages;
-    } else if (error == -ENOMEM || error == -ENOSPC) {
+    } else if (error == -ENOMEM || error == -ENOSPC || error == -EFBIG) {
         engine->no_memory += pages;
         result->no_memory += pages;
     } else if (error == -EDQUOT) {
