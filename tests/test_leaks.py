@@ -302,6 +302,10 @@ class _Native:
             assert lib.ksmpy_revive(engine) == 0
             in_child(revive)
 
+    def ksmpy_fix_key(self) -> None:
+        """The stores that are made from now on have keys at random, as ever."""
+        lib.ksmpy_fix_key(0)
+
     def ksmpy_checksum(self) -> None:
         """A pure function."""
         lib.ksmpy_checksum(ffi.from_buffer(self.model), 4096)
