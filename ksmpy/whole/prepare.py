@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ksmpy.errors import KsmpyError
 from ksmpy.store import Store
@@ -64,6 +65,6 @@ def check(store: Store, options: Options) -> None:
 def _try(store: Store, options: Options) -> None:
     from ksmpy import integrations
 
-    known = {name: value for name, value in options.items() if name != "store"}
+    known: dict[str, Any] = {name: value for name, value in options.items() if name != "store"}
     integrations.enable(**{**known, "adopt": False, "run": 0}, store=store)
     integrations.disable()
