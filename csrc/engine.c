@@ -106,6 +106,7 @@ static int open_arrays(ksmpy_engine *engine)
 
 static void close_arrays(ksmpy_engine *engine)
 {
+    pins_forget(engine);
     arena_destroy(&engine->regions);
     arena_destroy(&engine->pages);
     arena_destroy(&engine->chunk_records);

@@ -204,6 +204,10 @@ struct ksmpy_engine {
     uint64_t calm_since; /* full_scans when the last region came, or mappings were last scarce */
 
     struct store store;
+    struct arena pins; /* struct pin, of which some may be the same frame's twice */
+    struct arena pins_seen; /* uint64_t: a bit for each frame */
+    uint64_t pin_count;
+    bool pins_unlisted; /* there was no room for some in that list, which stay for ever */
     uint64_t rule_changes; /* that this engine has followed */
     uint64_t news; /* that it has read */
     struct rb_tree unstable[MAX_NODES];
@@ -304,10 +308,9 @@ void page_withdraw(ksmpy_engine *engine, uint32_t id);
 void page_share(ksmpy_engine *engine, uint32_t id, uint32_t frame);
 /* A SHARED page left its frame, and its memory no longer maps the store. */
 void page_unshare(ksmpy_engine *engine, uint32_t id, enum page_state state);
-/*
- * The same when its mapping was found gone: it may live on elsewhere, so the frame is kept for
- * ever.
- */
+/* Its mapping is not where it was: it may live on elsewhere, and the frame is pinned. */
+void page_keep_frame(ksmpy_engine *engine, uint32_t id);
+/* Both of it. */
 void page_abandon(ksmpy_engine *engine, uint32_t id, enum page_state state);
 
 /* ---- unstable.c: the unstable trees, and the pages that wait for an equal one ---- */
@@ -334,6 +337,15 @@ void unstable_remove(ksmpy_engine *engine, uint32_t id);
 
 /* A frame whose memory lies on another node now goes to that node's tree, as in the kernel. */
 void frames_follow_nodes(ksmpy_engine *engine);
+
+/* ---- pins.c: frames whose overlays went out of sight ---- */
+
+void pins_add(ksmpy_engine *engine, uint32_t frame);
+/* Those that nothing in this process maps any more are kept no longer. */
+void pins_look(ksmpy_engine *engine);
+/* In a child that has a slot of its own now: they are its own as well. */
+void pins_inherit(ksmpy_engine *engine);
+void pins_forget(ksmpy_engine *engine); /* there are none any more */
 
 /* ---- neighbours.c: engines of other processes on the same store ---- */
 

@@ -36,10 +36,10 @@ static void in_parent(void)
     pthread_mutex_unlock(&all_lock);
 }
 
-/* Where its parent had lost sight of an overlay, it has pinned that frame. */
+/* Overlays that its parent had lost sight of it may have inherited. */
 void fork_end_lease(ksmpy_engine *engine)
 {
-    if (engine->forked && !engine->astray && !engine->pages_in[PAGE_SHARED])
+    if (engine->forked && !engine->astray && !engine->pin_count && !engine->pages_in[PAGE_SHARED])
         store_end_lease(&engine->store);
 }
 
@@ -184,6 +184,7 @@ static int revive(ksmpy_engine *engine)
         return error;
     }
     rejoin_frames(engine);
+    pins_inherit(engine);
     store_unlock(store);
     store_part_from_parent(store);
     engine->forked = false;

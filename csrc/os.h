@@ -186,7 +186,8 @@ bool os_lease_held(int lease_fd, uint64_t number);
 struct os_vma {
     uintptr_t start, end;
     uint64_t inode, dev; /* of the mapped file; 0 without one */
-    bool private_rw;
+    uint64_t offset; /* in it, of the mapping's start */
+    bool private_rw, shared;
 };
 
 struct os_maps {

@@ -40,6 +40,8 @@ static int find_by_query(struct os_maps *maps, uintptr_t address, struct os_vma 
         .end = query.vma_end,
         .inode = query.inode,
         .dev = makedev(query.dev_major, query.dev_minor),
+        .offset = query.offset,
+        .shared = access & QUERY_SHARED,
         .private_rw = access == (QUERY_READABLE | QUERY_WRITABLE),
     };
     return 1;
@@ -95,12 +97,13 @@ static void parse(char *line, struct os_vma *out)
     out->start = strtoul(line, &p, 16);
     out->end = strtoul(p + 1, &p, 16);
     const char *access = p + 1;
-    strtoul(p + 6, &p, 16); /* the offset */
+    out->offset = strtoul(p + 6, &p, 16);
     unsigned long major_number = strtoul(p, &p, 16);
     unsigned long minor_number = strtoul(p + 1, &p, 16);
     out->dev = makedev(major_number, minor_number);
     out->inode = strtoul(p, NULL, 10);
     out->private_rw = strncmp(access, "rw-p", 4) == 0;
+    out->shared = access[3] == 's';
 }
 
 /* Reads on from the last answer while addresses ascend, which is how every caller asks. */

@@ -63,13 +63,15 @@ void page_share(ksmpy_engine *engine, uint32_t id, uint32_t frame)
     page_set_age(page_record(engine, id), 0);
 }
 
-/* In a forked child the store is the parent's; what the child maps, its lease keeps. */
+void page_keep_frame(ksmpy_engine *engine, uint32_t id)
+{
+    engine->astray |= engine->forked;
+    pins_add(engine, page_record(engine, id)->link);
+}
+
 void page_abandon(ksmpy_engine *engine, uint32_t id, enum page_state state)
 {
-    if (engine->forked)
-        engine->astray = true;
-    else
-        store_pin(&engine->store, page_record(engine, id)->link);
+    page_keep_frame(engine, id);
     page_unshare(engine, id, state);
 }
 

@@ -371,6 +371,7 @@ static void end_pass(ksmpy_engine *engine)
 {
     engine->full_scans++;
     engine->result->full++;
+    pins_look(engine);
     store_reap(&engine->store);
     frames_follow_nodes(engine);
     store_look_away(&engine->store, true);

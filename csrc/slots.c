@@ -401,7 +401,8 @@ bool store_leased(const struct store *store, const struct frame *frame)
 /* What a rebuild under way in another process has no part in. */
 static bool maps_frames(const struct store *store)
 {
-    return store->shared ? store->head->slots[store->slot].pages : store_bytes(store);
+    return store->pinned ||
+           (store->shared ? store->head->slots[store->slot].pages : store_bytes(store));
 }
 
 static void lose(struct store *store, uint32_t number)

@@ -375,7 +375,7 @@ void store_pin(struct store *store, uint32_t frame)
     uint16_t *pins = &frame_at(store, frame)->pins;
     store->pinned = true;
     if (!store->shared) {
-        *pins = 1;
+        *pins += *pins < UINT16_MAX;
         return;
     }
     store_bequeath(store); /* children inherit that mapping, and nobody knows of it */
@@ -388,6 +388,19 @@ void store_pin(struct store *store, uint32_t frame)
         ++*pins;
     }
     store_unlock(store);
+}
+
+void store_unpin(struct store *store, uint32_t frame)
+{
+    struct frame *record = frame_at(store, frame);
+    if (store->shared && !(*count_of(store, frame) & PINNED))
+        return;
+    if (store->shared)
+        *count_of(store, frame) &= ~PINNED;
+    if (record->pins)
+        record->pins--;
+    if (!record->sharers)
+        record->left = store->head->forks; /* until now children have inherited that mapping */
 }
 
 void store_adopt(struct store *store, uint32_t frame, int tree)

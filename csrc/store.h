@@ -266,6 +266,8 @@ void store_adopt(struct store *store, uint32_t frame, int tree);
 /* The same for n taken ones that have none: they go back. */
 void store_give_back(struct store *store, uint32_t first, uint64_t n);
 void store_pin(struct store *store, uint32_t frame); /* its mapping lives on somewhere */
+/* Or does so no more, but for children. With the lock held. */
+void store_unpin(struct store *store, uint32_t frame);
 /* n sharers of a frame have left it. */
 void store_drop(struct store *store, uint32_t frame, uint32_t n);
 void store_free(struct store *store, uint32_t frame);

@@ -12,6 +12,21 @@ struct span {
 };
 
 /*
+ * Whose owner has exchanged overlays (mremap): they map other frames than the records say, and
+ * those that the records say may be mapped by others.
+ */
+static void keep_exchanged(ksmpy_engine *engine, const struct region *region,
+                           const struct os_vma *vma, struct span part)
+{
+    uint32_t id = region->base + (uint32_t)((part.start - region->address) >> PAGE_SHIFT);
+    uint64_t offset = vma->offset + (part.start - vma->start);
+    for (uintptr_t at = part.start; at < part.end; at += PAGE_SIZE, offset += PAGE_SIZE, id++)
+        if (is_shared(engine, id) &&
+            frame_offset(&engine->store, page_record(engine, id)->link) != offset)
+            page_keep_frame(engine, id);
+}
+
+/*
  * The next stretch of overlay mappings of a region in [at, end): 1 found, 0 none, or -errno.  One
  * that its owner has protected is none, and the region is left alone from then on: its pages are
  * about to be forgotten, and when they are writable again they would be taken for memory of its own.
@@ -32,6 +47,8 @@ static int next_overlay(ksmpy_engine *engine, uint32_t region, uintptr_t at, uin
             if (!span->end)
                 span->start = vma.start > at ? vma.start : at;
             span->end = vma.end < end ? vma.end : end;
+            keep_exchanged(engine, region_at(engine, region), &vma,
+                           (struct span){vma.start > at ? vma.start : at, span->end});
         } else if (span->end || !more) {
             break;
         }
@@ -51,7 +68,7 @@ static void forget(ksmpy_engine *engine, const struct region *region, struct spa
             how(engine, id, state);
 }
 
-/* Records follow the address space: these pages map no frame any more. */
+/* Records follow the address space: these pages map no frame any more, least of all another's. */
 static void forget_sharing(ksmpy_engine *engine, const struct region *region, struct span span,
                            enum page_state state)
 {

@@ -31,6 +31,13 @@ MUTANTS = [
         tests=("c/test_merging.c::absent_pages_leave_their_frames",),
     ),
     Mutant(
+        "an overlay is known by its place in the file",
+        file="csrc/unmerge.c",
+        old="            page_keep_frame(engine, id);",
+        new="            (void)engine;",
+        tests=("test_exchanged.py::test_exchanged_overlays_keep_each_others_frames",),
+    ),
+    Mutant(
         "overlays that are out of sight keep their frames",
         file="csrc/unmerge.c",
         old="    forget(engine, region, span, state, page_abandon);",
