@@ -52,7 +52,23 @@ class _Stores:
     """The stores that a process has mapped."""
 
     shared: dict[_File, bool] = field(default_factory=dict)
-    part_bytes: int = 0  # the process's part of the shared ones' frames
+    # Of the shared ones, less what was written: the process's part of what its page tables hold of
+    # frames, how much that is, and how much is mapped, of which some was not touched since.
+    part_bytes: int = 0
+    present_bytes: int = 0
+    mapped_bytes: int = 0
+    index_bytes: int = 0  # its part of the index
+
+    def part(self, frame_bytes: int) -> int:
+        """The process's part of the shared stores' memory. Frames that it has not touched since
+        they were merged are in nobody's PSS: they count as those do that it has.
+        """
+        if self.mapped_bytes == 0:
+            return min(frame_bytes, self.index_bytes)
+        if self.present_bytes == 0:
+            return frame_bytes
+        frames = self.part_bytes * self.mapped_bytes // self.present_bytes
+        return min(frame_bytes, frames + self.index_bytes)
 
     def frame_bytes(self, pid: int) -> tuple[int, int]:
         """Memory held by the private ones, and by the shared ones, found by the descriptors that
@@ -84,9 +100,16 @@ def _add_mapping(
         return
     shared = is_shared_store(path)
     stores.shared[header[2], int(header[3])] = shared
-    if shared:
-        stores.part_bytes += max(0, sizes.get("Pss", 0) - sizes.get("Anonymous", 0))
-    if header[1][3] == "p":
+    private = header[1][3] == "p"
+    anonymous = sizes.get("Anonymous", 0)
+    part = max(0, sizes.get("Pss", 0) - anonymous)
+    if shared and private:
+        stores.part_bytes += part
+        stores.present_bytes += sizes.get("Rss", 0) - anonymous
+        stores.mapped_bytes += sizes.get("Size", 0) - anonymous - sizes.get("Swap", 0)
+    elif shared:
+        stores.index_bytes += part
+    if private:
         seen.merged_vmas += 1
         seen.merged_bytes += sizes.get("Size", 0)
         seen.written_bytes += sizes.get("Anonymous", 0) + sizes.get("Swap", 0)
@@ -119,7 +142,7 @@ def observe(pid: int) -> Observation:
         raise _refusal(pid, error) from None
     seen.stores = sorted(inode for _, inode in stores.shared)
     seen.frame_bytes = private + shared
-    frames = private + min(shared, stores.part_bytes)
+    frames = private + stores.part(shared)
     seen.saved_bytes = max(0, seen.merged_bytes - seen.written_bytes - frames)
     return seen
 
