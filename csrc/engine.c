@@ -28,7 +28,9 @@ int engine_lock_with_store(ksmpy_engine *engine)
     int error;
     do {
         engine_lock(engine);
-        error = engine->forked ? -EPERM : store_lock(&engine->store) ? 0 : -EAGAIN;
+        error = engine->forked               ? -EPERM
+                : store_lock(&engine->store) ? 0
+                                             : store_why_not(&engine->store);
         if (error)
             engine_unlock(engine);
     } while (try_again(&patience, &error));

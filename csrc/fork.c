@@ -178,7 +178,7 @@ static int revive(ksmpy_engine *engine)
     }
     error = open_freezer(engine, engine->tracked);
     if (!error && !store_lock(store))
-        error = -EAGAIN;
+        error = store_why_not(store);
     if (error) {
         store_return_to_parent(store);
         return error;

@@ -179,7 +179,7 @@ static int64_t join(ksmpy_engine *engine, const struct piece *piece, uint64_t n)
     struct store *store = &engine->store;
     int64_t joined = -ESTALE;
     if (!store_lock(store))
-        return -EAGAIN;
+        return store_why_not(store);
     if (engine->rule_changes == store->head->rule_changes)
         joined = store_join(store, piece->frame, n);
     store_unlock(store);

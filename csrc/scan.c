@@ -478,7 +478,7 @@ static bool stopped(const ksmpy_engine *engine)
 /* Nobody is kept waiting by a process that keeps the store locked. */
 static int wait_for_store(ksmpy_engine *engine, struct patience *patience)
 {
-    int error = -EAGAIN;
+    int error = store_why_not(&engine->store);
     pthread_mutex_unlock(&engine->lock);
     try_again(patience, &error);
     pthread_mutex_lock(&engine->lock);
@@ -501,7 +501,7 @@ static int scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
             error = wait_for_store(engine, &patience);
         }
     }
-    return error == -EAGAIN ? 0 : error;
+    return error == -EAGAIN ? engine->store.broken : error;
 }
 
 /* The pass under way ended when its last region went, and this is the first call since. */
@@ -529,7 +529,7 @@ int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
     guard_open(&mask);
     atomic_store(&engine->interrupted, false);
     engine->result = result;
-    int error = engine_has_files(engine) ? 0 : -EBADF;
+    int error = engine_has_files(engine) ? engine->store.broken : -EBADF;
     if (!error)
         end_pass_left_over(engine);
     if (flags & KSMPY_SCAN_RESTART)

@@ -8,7 +8,7 @@
 #include "checksum.h"
 #include "store.h"
 
-#define VERSION 2
+#define VERSION 3
 
 /* ---- layout ---- */
 
@@ -65,12 +65,44 @@ static uint64_t which_checksum(void)
     return ksmpy_checksum(page, PAGE_SIZE);
 }
 
+/* One that outlives whoever dies with it, in any process. */
+int store_make_mutex(pthread_mutex_t *mutex)
+{
+    pthread_mutexattr_t how;
+    pthread_mutexattr_init(&how);
+    pthread_mutexattr_setpshared(&how, PTHREAD_PROCESS_SHARED);
+    pthread_mutexattr_setrobust(&how, PTHREAD_MUTEX_ROBUST);
+    int error = -pthread_mutex_init(mutex, &how);
+    pthread_mutexattr_destroy(&how);
+    return error;
+}
+
+/*
+ * Another C library's robust mutex is another structure, and both would take the lock.  A new one
+ * has the kind of mutex in a place and by a number that are the library's own.
+ */
+static uint64_t which_mutex(void)
+{
+    union {
+        pthread_mutex_t mutex;
+        uint8_t bytes[64];
+    } made = {.bytes = {0}};
+    _Static_assert(sizeof(pthread_mutex_t) < sizeof made.bytes, "it fits");
+    made.bytes[sizeof made.bytes - 1] = sizeof(pthread_mutex_t);
+    if (store_make_mutex(&made.mutex) < 0)
+        return 0;
+    uint64_t sum = ksmpy_checksum(made.bytes, sizeof made.bytes);
+    pthread_mutex_destroy(&made.mutex);
+    return sum;
+}
+
 struct store_shape store_shape_for(int nodes)
 {
     struct store_shape shape = {.magic = STORE_MAGIC,
                                 .version = VERSION,
                                 .page_size = PAGE_SIZE,
                                 .checksum = which_checksum(),
+                                .mutex = which_mutex(),
                                 .nodes = (uint32_t)nodes,
                                 .span_shift = store_choose_span(nodes),
                                 .slots = MAX_SLOTS,
@@ -100,7 +132,8 @@ int store_read_shape(int fd, struct store_shape *shape)
         return -EUCLEAN;
     struct store_shape ours = store_shape_for((int)shape->nodes);
     if (shape->version != VERSION || shape->page_size != PAGE_SIZE || shape->slots != MAX_SLOTS ||
-        shape->checksum != ours.checksum || shape->record_size != ours.record_size)
+        shape->checksum != ours.checksum || shape->record_size != ours.record_size ||
+        shape->mutex != ours.mutex)
         return -EPROTO;
     if (shape->nodes < 1 || shape->nodes > MAX_NODES || shape->span_shift > 30 ||
         shape->file_size != store_layout_of(shape->nodes, shape->span_shift).end)

@@ -146,20 +146,9 @@ static int allocate_used(struct store *store)
 
 /* ---- laying out ---- */
 
-static int open_mutex(pthread_mutex_t *mutex)
-{
-    pthread_mutexattr_t how;
-    pthread_mutexattr_init(&how);
-    pthread_mutexattr_setpshared(&how, PTHREAD_PROCESS_SHARED);
-    pthread_mutexattr_setrobust(&how, PTHREAD_MUTEX_ROBUST);
-    int error = -pthread_mutex_init(mutex, &how);
-    pthread_mutexattr_destroy(&how);
-    return error;
-}
-
 static int fill_head(struct store *store)
 {
-    int error = open_mutex(&store->head->mutex);
+    int error = store_make_mutex(&store->head->mutex);
     store_new_key(store);
     for (int node = 0; node < store->nodes && !error; node++)
         error = forest_clear(&store->stable[node]);
@@ -262,7 +251,7 @@ static int need_counts(struct store *store)
 static int take_slot(struct store *store)
 {
     if (!store_lock(store))
-        return -EAGAIN;
+        return store_why_not(store);
     slots_bury(store);
     store_flush(store); /* no slot yet: these frames are nobody's, once others have the lock */
     void *lease;

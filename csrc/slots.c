@@ -17,8 +17,6 @@
  */
 #include <errno.h>
 #include <sched.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -30,22 +28,44 @@
 
 /* ---- the lock ---- */
 
-static void locked(struct store *store, int error)
+/* What the last owner left half changed is made anew; by the next one where this one cannot. */
+static int mend(struct store *store, bool owner_died)
 {
+    struct store_head *head = store->head;
+    if (owner_died) {
+        head->half_changed = true;
+        pthread_mutex_consistent(&head->mutex);
+    }
+    int error = store_show(store);
+    if (error || !head->half_changed)
+        return error;
+    error = store_rebuild(store);
+    if (error)
+        return error;
+    head->half_changed = false;
+    head->rebuilds++;
+    return 0;
+}
+
+/* With what pthread_mutex_trylock() said. false: from now on nothing is done with the store. */
+static bool locked(struct store *store, int error)
+{
+    if (error && error != EOWNERDEAD) { /* somebody wrote over it: nothing here can be believed */
+        store->broken = -EUCLEAN;
+        return false;
+    }
     store->depth = 1;
-    store_show(store);
-    if (error == EOWNERDEAD) {
-        store_rebuild(store);
-        store->head->rebuilds++;
-        pthread_mutex_consistent(&store->head->mutex);
-    } else if (error) { /* somebody wrote over it: nothing here can be believed */
-        fprintf(stderr, "ksmpy: the lock of a shared store is not sound: %s\n", strerror(error));
-        abort();
+    store->broken = mend(store, error == EOWNERDEAD);
+    if (store->broken) {
+        store->depth = 0;
+        pthread_mutex_unlock(&store->head->mutex);
+        return false;
     }
     store->head->holder = store->pid;
     if (store->locks++ % TIMED == 0)
         store->locked_at = os_now_ns();
     store_pay(store);
+    return true;
 }
 
 #define YIELDS 64 /* most holders are done by then; after that whoever waits sleeps in between */
@@ -75,13 +95,12 @@ bool store_lock(struct store *store)
     }
     struct store_head *head = store->head;
     uint64_t waited = 0, limit = store->away ? 0 : LOCK_TRY_MS * 1000000;
-    int error = pthread_mutex_trylock(&head->mutex);
-    if (error == EBUSY && limit)
+    int error = store->broken ? EBUSY : pthread_mutex_trylock(&head->mutex);
+    if (error == EBUSY && limit && !store->broken)
         error = try_for(&head->mutex, limit, &waited);
-    store->away = error == EBUSY;
+    store->away = error == EBUSY || !locked(store, error);
     if (store->away)
         return false;
-    locked(store, error);
     head->lock_waits += waited != 0;
     head->lock_wait_ns += waited;
     return true;
@@ -92,10 +111,7 @@ int store_lock_soundly(struct store *store)
     int error = pthread_mutex_trylock(&store->head->mutex);
     if (error == EBUSY)
         return -EAGAIN;
-    if (error && error != EOWNERDEAD)
-        return -EUCLEAN;
-    locked(store, error);
-    return 0;
+    return locked(store, error) ? 0 : store->broken;
 }
 
 #define STEP_NS 100000000 /* between two attempts; in more time it was stopped itself */
@@ -351,13 +367,10 @@ static void bring_back(struct store *store, uint32_t frame)
  * process that takes a frame, or dies, during this waits for the lock, or is
  * found by the next burial.
  */
-void store_rebuild(struct store *store)
+int store_rebuild(struct store *store)
 {
-    if (!store_has_files(store)) {
-        fprintf(stderr,
-                "ksmpy: the program has closed the files of a store that is to be mended\n");
-        abort();
-    }
+    if (!store_has_files(store))
+        return -EBADF; /* the program has closed them */
     begin_anew(store);
     for (unsigned i = 0; i < MAX_SLOTS; i++) {
         struct slot *slot = &store->head->slots[i];
@@ -376,6 +389,7 @@ void store_rebuild(struct store *store)
         for (uint64_t i = 0; i < store->ids[node].state->high; i++)
             bring_back(store, (uint32_t)i + first_frame(store, node));
     store_look_away(store, true);
+    return 0;
 }
 
 /* ---- fork ---- */

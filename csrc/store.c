@@ -1,7 +1,6 @@
 #include "store.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -73,19 +72,21 @@ int store_begin_to_show(struct store *store)
     return error;
 }
 
+#define SHOW_TRIES 2000
+
 /* It grows, which takes no mapping and next to no memory: that is waited for. */
-void store_show(struct store *store)
+int store_show(struct store *store)
 {
+    int error = 0, tries = SHOW_TRIES;
     for (int node = 0; node < store->nodes && store->memory; node++) {
         uint64_t high = least(store->ids[node].state->high, (uint64_t)1 << store->span_shift);
-        int error = 0;
-        while (high > store->readable[node] && (error = show(store, node, high)) == -ENOMEM)
+        while (high > store->readable[node] && (error = show(store, node, high)) == -ENOMEM &&
+               tries--)
             os_sleep_us(50);
-        if (error) {
-            fprintf(stderr, "ksmpy: frames cannot be read: %s\n", strerror(-error));
-            abort();
-        }
+        if (error)
+            return error;
     }
+    return 0;
 }
 
 #define LOOK_AWAY 256 /* pieces: 16 MiB */
@@ -229,6 +230,7 @@ void store_abandon(struct store *store)
     store->frames = NULL;
     store->counts[0].base = NULL;
     store->depth = 0;
+    store->broken = 0;
     store_forgive(store);
 }
 
@@ -263,10 +265,18 @@ static uint32_t take_ids(struct store *store, int node, uint64_t *n)
     return local == NO_INDEX ? NO_FRAME : local + first_frame(store, node);
 }
 
+/* Nothing is there, or was there yet. */
+static void make_free(struct store *store, uint32_t first, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++)
+        frame_at(store, first + (uint32_t)i)->state = FRAME_FREE;
+    ids_give(&store->ids[frame_node(store, first)], frame_local(store, first), n);
+}
+
 uint32_t store_take(struct store *store, int node, uint64_t *n)
 {
     *n = least(*n, store_room(store));
-    if (!*n || !store_lock(store))
+    if (!*n || store->broken || !store_lock(store))
         return NO_FRAME;
     uint32_t first = take_ids(store, node, n);
     for (uint64_t i = 0; i < *n && first != NO_FRAME; i++) {
@@ -274,7 +284,11 @@ uint32_t store_take(struct store *store, int node, uint64_t *n)
             (struct frame){.dup_next = NO_FRAME, .dup_prev = NO_FRAME, .born = store->head->forks};
         set_state(store, first + (uint32_t)i, FRAME_FILLING);
     }
-    store_show(store);
+    store->broken = store_show(store);
+    if (store->broken && first != NO_FRAME) {
+        make_free(store, first, *n);
+        first = NO_FRAME;
+    }
     store_unlock(store);
     return first;
 }
@@ -321,7 +335,7 @@ int64_t store_join(struct store *store, uint32_t first, uint64_t n)
     int error = 0;
     uint64_t i = 0;
     if (!store_lock(store))
-        return -EAGAIN;
+        return store_why_not(store);
     if (store->shared)
         error = arena_grow(&store->counts[frame_node(store, first)], frame_local(store, first) + n);
     for (; !error && i < n && may_join(store, first + (uint32_t)i); i++)
@@ -449,13 +463,10 @@ static bool punch(struct store *store, uint32_t first, uint64_t n)
     bool done = os_punch(store->write_fd, frame_offset(store, first), bytes_of(n)) == 0;
     if (!store_lock(store))
         return false;
-    for (uint64_t i = 0; i < n; i++)
-        if (done)
-            frame_at(store, first + (uint32_t)i)->state = FRAME_FREE;
-        else
-            store_free(store, first + (uint32_t)i); /* tried again at the next flush */
     if (done)
-        ids_give(&store->ids[frame_node(store, first)], frame_local(store, first), n);
+        make_free(store, first, n);
+    for (uint64_t i = 0; i < n && !done; i++)
+        store_free(store, first + (uint32_t)i); /* tried again at the next flush */
     store_unlock(store);
     return true;
 }

@@ -25,6 +25,7 @@
 #ifndef KSMPY_STORE_H
 #define KSMPY_STORE_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -78,6 +79,7 @@ struct store_shape {
     uint64_t checksum; /* of a known page: which checksum it is */
     uint32_t nodes, span_shift, slots, record_size;
     uint64_t file_size;
+    uint64_t mutex; /* how this process's C library lays out the lock */
     uint64_t sum; /* of all of the above */
 };
 
@@ -114,6 +116,7 @@ struct store_head {
     uint64_t lock_waits, lock_wait_ns, lock_hold_max_ns;
     uint64_t key; /* of the checksums: see checksum_make_key() */
     uint32_t holder; /* of the mutex: its process; 0: nobody */
+    bool half_changed; /* who died with the mutex left it so, and nobody has mended it yet */
     _Atomic bool full; /* frames have taken what its file system has for them */
 };
 
@@ -159,6 +162,7 @@ struct store {
     void *gift; /* that lease, while the child takes a slot of its own */
     unsigned slot; /* or NO_SLOT */
     unsigned depth; /* of store_lock() */
+    int broken; /* why this process does nothing more with it, as -errno; or 0 */
     bool away; /* another process had the lock for too long when it was last tried */
     bool pinned; /* some frame is, by this process */
     uint32_t pid;
@@ -227,7 +231,7 @@ static inline bool is_full(const struct store *store, const struct frame *frame)
 /* Some frames of each node's, to begin with. */
 int store_begin_to_show(struct store *store);
 /* All that were ever taken, by any process: whenever the lock, or frames, were taken. */
-void store_show(struct store *store);
+int store_show(struct store *store);
 /* What was read of the frames counts in our RSS no more; at_once: however little it is. */
 void store_look_away(struct store *store, bool at_once);
 int store_init(struct store *store, int nodes, const int *node_ids);
@@ -302,10 +306,18 @@ void store_count_for(struct store *store, unsigned slot);
  * Never waited for longer with another lock in hand.
  */
 bool store_lock(struct store *store);
+/*
+ * After that: -EAGAIN.  Or it is broken for good: -EUCLEAN, the lock is none any more; -EBADF, the
+ * program has closed the files of a store that is to be mended; another error, it cannot be read.
+ */
+static inline int store_why_not(const struct store *store)
+{
+    return store->broken ? store->broken : -EAGAIN;
+}
 void store_unlock(struct store *store);
 int store_lock_soundly(struct store *store); /* -EAGAIN; -EUCLEAN: it is no lock */
 /* The lock's owner may have died in the middle of anything: all but the frames is made anew. */
-void store_rebuild(struct store *store);
+int store_rebuild(struct store *store); /* -EBADF */
 int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot, void **lease);
 bool slot_is_held(const struct store *store, unsigned slot);
 /* From now on this process's slot is held until its children are gone too. */
@@ -369,6 +381,7 @@ struct store_layout store_layout_of(unsigned nodes, unsigned span_shift);
 struct store_shape store_shape_for(int nodes);
 /* -ENODATA: none there yet; -ESTALE: retired; -EPROTO: of another kind; -EUCLEAN: damaged. */
 int store_read_shape(int fd, struct store_shape *shape);
+int store_make_mutex(pthread_mutex_t *mutex);
 /* Where the sharers of a slot are counted, in the file: uint32_t for each frame. */
 uint64_t counts_offset(const struct store *store, unsigned slot);
 uint64_t counts_bytes(const struct store *store);

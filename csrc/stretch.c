@@ -109,7 +109,7 @@ static int64_t onto_frames(ksmpy_engine *engine, uint32_t frame, uint32_t page, 
     const struct frame *record = frame_at(store, frame);
     uint64_t length = n;
     if (!store_lock(store))
-        return -EAGAIN;
+        return store_why_not(store);
     uint32_t first = stable_find_row(store, record->tree, record->sum, frame_bytes(store, frame),
                                      next_frame(engine, page), &length);
     store_unlock(store);

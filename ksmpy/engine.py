@@ -755,11 +755,11 @@ class Engine:
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
-        """Turn what says that another process keeps the store locked into a StoreError."""
+        """Turn what says that the store is locked by others, or damaged, into a StoreError."""
         try:
             yield
         except OSError as error:
-            if self._store is None or error.errno != errno.ETIMEDOUT:
+            if self._store is None or error.errno not in (errno.ETIMEDOUT, errno.EUCLEAN):
                 raise
             raise self._store.refusal(error) from None
 

@@ -272,8 +272,8 @@ _REFUSALS = {
         " and remove it with Store.unlink()"
     ),
     errno.EPROTO: (
-        "was made with another layout, checksum or page size, or is no store of ksmpy;"
-        " use another name, or remove it with Store.unlink()"
+        "was made with another layout, checksum, page size or C library (glibc, musl), or is no"
+        " store of ksmpy; use another name, or remove it with Store.unlink()"
     ),
     errno.EUSERS: "is used by 1000 processes, which is all that it takes; use a second one",
     errno.ENOSPC: (

@@ -17,7 +17,7 @@ import pytest
 
 from conftest import EACH_FREEZE
 from ksmpy import Store, StoreError, _native
-from support.layout import frame_memory
+from support.layout import LOCK_AT, frame_memory
 from support.nursery import Nursery, Peer
 from support.oracle import PAGE
 from support.patience import patience, until
@@ -27,7 +27,7 @@ from support.sharer import PAGES
 pytestmark = pytest.mark.timeout(200)
 OPTIONS = next(mode for mode in EACH_FREEZE if not mode.missing()).options
 SECONDS = float(os.environ.get("KSMPY_FUZZ_SECONDS", "0"))
-SHAPE = "<QIIQIIIIQ"  # struct store_shape, up to its own checksum
+SHAPE = "<QIIQIIIIQQ"  # struct store_shape, up to its own checksum
 SLOTS = 1024
 
 
@@ -61,15 +61,39 @@ def test_any_byte_may_be_wrong(neighbour: str) -> None:
 
 
 def _shape_with(store: Store, index: int, change: Callable[[int], int], *, summed: bool) -> None:
-    fields = list(struct.unpack(SHAPE, os.pread(store.fileno(), 48, 0)))
+    fields = list(struct.unpack(SHAPE, os.pread(store.fileno(), 56, 0)))
     fields[index] = change(fields[index])
     text = struct.pack(SHAPE, *fields)
     os.pwrite(store.fileno(), text, 0)
     if summed:
-        os.pwrite(store.fileno(), struct.pack("<Q", _native.checksum(text.ljust(64, b"\0"))), 48)
+        os.pwrite(store.fileno(), struct.pack("<Q", _native.checksum(text.ljust(64, b"\0"))), 56)
 
 
-FIELDS = ["magic", "version", "page size", "checksum", "nodes", "span", "slots", "record", "size"]
+def test_a_lock_that_is_none_any_more(nursery: Nursery, store: Store) -> None:
+    """Somebody writes over it: what needs the store is refused, nobody ends, all bytes stay."""
+    peers = [sharer(nursery, store), sharer(nursery, store)]
+    mutex = os.pread(store.fileno(), 40, LOCK_AT)
+    os.pwrite(store.fileno(), b"\x7f" * 40, LOCK_AT)
+    for peer in peers:
+        for work in ("scan", "stats", "whole_stats"):
+            number, text, _ = peer.call("refused", work)
+            assert number == errno.EUCLEAN and "is damaged" in text, work
+        peer.call("compare")
+    peers[0].call("unmerge")
+    peers[0].call("compare")
+    os.pwrite(store.fileno(), mutex, LOCK_AT)
+    assert peers[1].call("refused", "scan")[0] == errno.EUCLEAN, "who saw it believes nothing"
+    for peer in peers:
+        peer.call("close")
+        peer.call("compare")
+    sharer(nursery, store).call("close")
+    assert store.stats().frame_bytes == 0 == frame_memory(store)
+
+
+FIELDS = [
+    "magic", "version", "page size", "checksum", "nodes", "span", "slots", "record", "size",
+    "mutex",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("field", range(len(FIELDS)), ids=FIELDS)
@@ -77,11 +101,11 @@ def test_another_layout_is_refused(nursery: Nursery, store: Store, field: int) -
     """By EPROTO, if its maker says so; what nobody would have written is damaged: EUCLEAN."""
     first = sharer(nursery, store)
     newcomer = nursery.born(store)
-    shape = os.pread(store.fileno(), 56, 0)
+    shape = os.pread(store.fileno(), 64, 0)
     _shape_with(store, field, lambda value: value ^ 1, summed=False)
     damaged = errno.EPROTO if field == 0 else errno.EUCLEAN
     assert newcomer.call("refusal", OPTIONS) == damaged
-    for change in (lambda value: value ^ 1, lambda value: value * 2, lambda value: 0):
+    for change in (lambda value: value ^ 1, lambda value: value * 2 % 2**64, lambda value: 0):
         os.pwrite(store.fileno(), shape, 0)
         _shape_with(store, field, change, summed=True)
         if field or os.pread(store.fileno(), 8, 0) != bytes(8):

@@ -162,6 +162,22 @@ def test_who_was_stopped_itself_has_not_waited(stopped: Stopped) -> None:
     stopped.member.call("check")
 
 
+def test_who_cannot_mend_leaves_it_to_others(stopped: Stopped) -> None:
+    """The holder dies in the middle of a change, and who comes upon that has had its files closed:
+    it is refused, keeps its bytes, and the next one makes the index anew.
+    """
+    other = stopped.born()
+    stopped.stop()
+    stopped.member.call("close_files")
+    stopped.holder.kill()
+    assert stopped.member.call("asked") == errno.EBADF
+    stopped.member.call("compare")
+    other.call("scan", 2)
+    other.call("check")
+    assert stopped.store.stats().rebuilds == 1
+    stopped.member.call("compare")
+
+
 def test_frames_that_could_not_be_told_of_outlive_their_maker(
     stopped: Stopped, tmp_path: Path
 ) -> None:

@@ -123,6 +123,21 @@ static void full_frames_form_chains(void)
     close_pair(&pair);
 }
 
+/* The program has unmapped what the engine sees of them: nothing is merged, nobody ends. */
+static void frames_that_cannot_be_read_are_not_used(void)
+{
+    struct pair pair;
+    struct ksmpy_scan_result result;
+    REQUIRE(open_pair(&pair, 1));
+    struct store *store = &pair.engine->store;
+    munmap((void *)(uintptr_t)store->memory, bytes_of(HUGE_PAGES));
+    store->readable[0] = 0;
+    CHECK(ksmpy_scan(pair.engine, UINT64_MAX, KSMPY_SCAN_EAGER, &result) == -ENOMEM);
+    CHECK(ksmpy_scan(pair.engine, UINT64_MAX, KSMPY_SCAN_EAGER, &result) == -ENOMEM);
+    CHECK(result.merged == 0 && stats(pair.engine).merging_pages == 0);
+    close_pair(&pair);
+}
+
 /* Frames in a row of which one is full, as a page elsewhere has its bytes too. */
 static void a_run_passes_over_a_full_frame(void)
 {
@@ -364,6 +379,7 @@ static void run_all(void)
     RUN(equal_pages_merge_and_come_apart);
     RUN(zero_pages_need_no_frame);
     RUN(full_frames_form_chains);
+    RUN(frames_that_cannot_be_read_are_not_used);
     RUN(a_run_passes_over_a_full_frame);
     RUN(pages_stay_on_their_node);
     RUN(dying_owners_need_no_copy);

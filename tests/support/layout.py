@@ -12,7 +12,7 @@ from ksmpy import Store
 from .oracle import PAGE
 
 #: The store's lock, a pthread_mutex_t: behind the shape.
-LOCK_AT = 56
+LOCK_AT = 64
 
 
 def frames_start(fd: int) -> int:

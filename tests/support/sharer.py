@@ -8,6 +8,7 @@ import os
 import resource
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import ksmpy
@@ -132,6 +133,22 @@ class Sharer:
     def stats(self) -> ksmpy.Stats:
         """The engine's counters."""
         return self._engines[0].stats()
+
+    def close_files(self) -> None:
+        """Close the engine's descriptors of the store, as a program does that becomes a daemon."""
+        inode = os.fstat(self._store.fileno()).st_ino
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            with suppress(OSError):
+                if fd != self._store.fileno() and os.fstat(fd).st_ino == inode:
+                    os.close(fd)
+
+    def asked(self) -> int:
+        """The errno that the engine's counters are refused with, or 0."""
+        try:
+            self.stats()
+        except OSError as error:
+            return error.errno or -1
+        return 0
 
     def whole_stats(self) -> None:
         """The counters of the whole store."""

@@ -6,6 +6,13 @@ from ..mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "another C library's lock is not taken",
+        file="csrc/shape.c",
+        old="shape->mutex != ours.mutex",
+        new="false",
+        tests=("test_damaged_stores.py::test_another_layout_is_refused",),
+    ),
+    Mutant(
         "one at a time comes through the gate",
         file="csrc/share.c",
         old="int gate = store_close_gate(store->lock_fd, true);",

@@ -6,6 +6,20 @@ from ..mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "a lock that is none ends nobody",
+        file="csrc/slots.c",
+        old="        store->broken = -EUCLEAN;",
+        new="        __builtin_trap();",
+        tests=("test_damaged_stores.py::test_a_lock_that_is_none_any_more",),
+    ),
+    Mutant(
+        "who cannot mend an index leaves it to others",
+        file="csrc/slots.c",
+        old="        head->half_changed = true;",
+        new="        head->half_changed = store_has_files(store);",
+        tests=("test_stopped_members.py::test_who_cannot_mend_leaves_it_to_others",),
+    ),
+    Mutant(
         "who was stopped itself has not waited",
         file="csrc/slots.c",
         old="patience->waited += least(now - patience->last, STEP_NS);",
@@ -55,9 +69,7 @@ MUTANTS = [
     Mutant(
         "an index whose owner died is made anew",
         file="csrc/slots.c",
-        old="""\
-        store_rebuild(store);
-""",
+        old="    error = store_rebuild(store);",
         new="",
         tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
     ),

@@ -60,14 +60,17 @@ MUTANTS = [
         tests=("c/test_slots.c::freed_frames_leave_no_hole_in_another_file",),
     ),
     Mutant(
+        "frames that cannot be read are not used",
+        file="csrc/store.c",
+        old="    store->broken = store_show(store);",
+        new="    store_show(store);",
+        tests=("c/test_engine.c::frames_that_cannot_be_read_are_not_used",),
+    ),
+    Mutant(
         "a frame that keeps its memory is not free",
         file="csrc/store.c",
-        old="""\
-        if (done)
-            frame_at(store, first + (uint32_t)i)->state = FRAME_FREE;""",
-        new="""\
-        if (true)
-            frame_at(store, first + (uint32_t)i)->state = FRAME_FREE;""",
+        old="    if (done)\n        make_free(",
+        new="    if (true)\n        make_free(",
         tests=("c/test_slots.c::a_frame_that_keeps_its_memory_is_not_free",),
     ),
     Mutant(
