@@ -93,14 +93,41 @@ static bool is_better(const struct store *store, uint32_t frame, uint32_t than)
            (sharers == others && frame < than); /* a row begins with its first */
 }
 
-/* Of a chain. */
-static uint32_t choose_dup(const struct store *store, uint32_t head)
+#define STEPS 32 /* frames of a chain that are looked at in one place */
+
+/* The best of those from `at` on; *at: where it would go on. */
+static uint32_t best_of(const struct store *store, uint32_t *at)
 {
     uint32_t best = NO_FRAME;
-    for (uint32_t at = head; at != NO_FRAME; at = frame_at(store, at)->dup_next)
-        if (has_room(store, frame_at(store, at)) &&
-            (best == NO_FRAME || is_better(store, at, best)))
-            best = at;
+    for (int step = 0; step < STEPS && *at != NO_FRAME;
+         step++, *at = frame_at(store, *at)->dup_next)
+        if (has_room(store, frame_at(store, *at)) &&
+            (best == NO_FRAME || is_better(store, *at, best)))
+            best = *at;
+    return best;
+}
+
+/* A hint: the frame may have been freed, or be in another chain by now. */
+static bool goes_on_at(const struct store *store, uint32_t head, uint32_t frame)
+{
+    return frame_is_live(store, frame) && frame_at(store, frame)->dup_prev != NO_FRAME &&
+           frame_at(store, frame)->sum == frame_at(store, head)->sum &&
+           frame_at(store, frame)->tree == frame_at(store, head)->tree;
+}
+
+/*
+ * Of a chain: among its newest frames, which are most likely to have room, and where the last search
+ * ended.  So a long chain of full ones costs little, and each of them is seen again before long.
+ */
+static uint32_t choose_dup(const struct store *store, uint32_t head)
+{
+    uint32_t at = head, best = head == NO_FRAME ? NO_FRAME : best_of(store, &at);
+    if (best != NO_FRAME || at == NO_FRAME)
+        return best;
+    uint32_t *cursor = &frame_at(store, head)->left; /* the head has sharers, being full */
+    at = goes_on_at(store, head, *cursor) ? *cursor : at;
+    best = best_of(store, &at);
+    *cursor = best == NO_FRAME ? at : best;
     return best;
 }
 
@@ -244,13 +271,6 @@ static void chain_remove(struct store *store, uint32_t frame, struct rb_tree *ho
         frame_at(store, record->dup_next)->dup_prev = record->dup_prev;
 }
 
-static uint32_t chain_head(const struct store *store, uint32_t frame)
-{
-    while (frame_at(store, frame)->dup_prev != NO_FRAME)
-        frame = frame_at(store, frame)->dup_prev;
-    return frame;
-}
-
 void stable_remove(struct store *store, uint32_t frame)
 {
     struct frame *record = frame_at(store, frame);
@@ -262,11 +282,11 @@ void stable_remove(struct store *store, uint32_t frame)
         rb_erase(&arena, home, frame);
         forest->state->heads--;
     } else {
-        uint32_t head = chain_head(store, frame);
-        uint32_t rest = head == frame ? record->dup_next : head;
+        uint32_t rest = record->dup_prev == NO_FRAME ? record->dup_next : record->dup_prev;
+        bool beside_head = rest == record->dup_next || frame_at(store, rest)->dup_prev == NO_FRAME;
         chain_remove(store, frame, home);
         store->head->dups--;
-        if (frame_at(store, rest)->dup_next == NO_FRAME) {
+        if (beside_head && frame_at(store, rest)->dup_next == NO_FRAME) { /* it is alone now */
             store->head->chains--;
             store->head->dups--;
         }

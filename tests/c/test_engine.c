@@ -123,6 +123,42 @@ static void full_frames_form_chains(void)
     close_pair(&pair);
 }
 
+/* Of very many equal frames a search looks at a few, and at others the next time. */
+static void long_chains_are_searched_bit_by_bit(void)
+{
+    enum { FRAMES = 1000, FULL = 2 };
+    struct pair pair;
+    REQUIRE(open_pair(&pair, 1));
+    struct store *store = &pair.engine->store;
+    uint64_t n = FRAMES, sum = store_sum(store, pair.a);
+    store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING] = FULL;
+    uint32_t first = store_take(store, 0, &n), found = NO_FRAME;
+    REQUIRE(first != NO_FRAME && n == FRAMES);
+    for (uint32_t frame = first; frame < first + FRAMES; frame++) {
+        REQUIRE(store_fill(store, frame, pair.a, 1) == 1);
+        frame_at(store, frame)->sum = sum;
+        CHECK(store_join(store, frame, 1) == 1);
+        store_adopt(store, frame, 0);
+        CHECK(store_join(store, frame, 1) == 1);
+    }
+    CHECK(stable_find(store, 0, sum, pair.a, NO_FRAME) == NO_FRAME);
+    store_leave(store, first + FRAMES / 2);
+    int searches = 0;
+    for (; found == NO_FRAME && searches < FRAMES; searches++)
+        found = stable_find(store, 0, sum, pair.a, NO_FRAME);
+    CHECK(found == first + FRAMES / 2 && searches > 1 && searches < FRAMES / 16);
+    CHECK(stable_find(store, 0, sum, pair.a, NO_FRAME) == found);
+    store_leave(store, first + FRAMES - 1);
+    CHECK(stable_find(store, 0, sum, pair.a, NO_FRAME) == first + FRAMES - 1);
+    for (uint32_t frame = first; frame < first + FRAMES; frame++)
+        while (frame_at(store, frame)->sharers)
+            store_leave(store, frame);
+    store_flush(store);
+    CHECK(stats(pair.engine).stable_node_chains == 0 && stats(pair.engine).stable_node_dups == 0);
+    CHECK(sound(pair.engine));
+    close_pair(&pair);
+}
+
 /* The program has unmapped what the engine sees of them: nothing is merged, nobody ends. */
 static void frames_that_cannot_be_read_are_not_used(void)
 {
@@ -380,6 +416,7 @@ static void run_all(void)
     RUN(zero_pages_need_no_frame);
     RUN(full_frames_form_chains);
     RUN(frames_that_cannot_be_read_are_not_used);
+    RUN(long_chains_are_searched_bit_by_bit);
     RUN(a_run_passes_over_a_full_frame);
     RUN(pages_stay_on_their_node);
     RUN(dying_owners_need_no_copy);

@@ -6,6 +6,13 @@ from ..mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "a long chain is searched bit by bit",
+        file="csrc/stable.c",
+        old="for (int step = 0; step < STEPS && *at != NO_FRAME;",
+        new="for (int step = 0; *at != NO_FRAME;",
+        tests=("c/test_engine.c::long_chains_are_searched_bit_by_bit",),
+    ),
+    Mutant(
         "a full frame of a chain is passed over",
         file="csrc/stable.c",
         old="""\
