@@ -16,7 +16,7 @@ MUTANTS = [
         "a full frame of a chain is passed over",
         file="csrc/stable.c",
         old="""\
-        if (has_room(store, frame_at(store, at)) &&
+        if (has_room(store, frame_at(store, *at)) &&
             (best""",
         new="        if ((best",
         tests=("c/test_engine.c::full_frames_form_chains",),
