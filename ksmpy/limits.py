@@ -6,6 +6,9 @@ import errno
 import sys
 from collections.abc import Callable
 
+if sys.platform != "win32":
+    import resource  # at once: a process that is out of mappings can load no library any more
+
 __all__ = ["MemoryLeft", "why"]
 
 MemoryLeft = Callable[[], "tuple[int, str]"]
@@ -17,19 +20,23 @@ _SCARCE = 256 * _MIB
 
 
 def why(number: int, memory_left: MemoryLeft) -> str:
-    """What follows an error's own words, beginning with ": "; empty for other errors."""
-    reason = {
+    """What follows an error's own words, beginning with ": "; empty for other errors, and where
+    there is no memory to find it out.
+    """
+    reasons = {
         errno.ENOMEM: lambda: _no_memory(memory_left),
         errno.EMFILE: _no_descriptors,
         errno.ENFILE: lambda: "the whole system's file table is full: raise fs.file-max (root)",
         errno.EFBIG: _file_size,
-    }.get(number, lambda: "")()
+    }
+    try:
+        reason = reasons.get(number, lambda: "")()
+    except MemoryError:
+        reason = ""
     return f": {reason}" if reason else ""
 
 
 def _limit(name: str) -> int | None:
-    import resource
-
     soft, _ = resource.getrlimit(getattr(resource, name))
     return None if soft == resource.RLIM_INFINITY else soft
 
@@ -74,8 +81,6 @@ def _no_memory(memory_left: MemoryLeft) -> str:
 
 def _used(name: str) -> int:
     """Bytes that count against a limit (proc_pid_statm(5)): all that is mapped, or the data."""
-    import resource
-
     words = _read("/proc/self/statm").split()
     index = 0 if name == "RLIMIT_AS" else 5
     return int(words[index]) * resource.getpagesize() if words else 0
