@@ -231,6 +231,12 @@ class _Native:
         """All counters."""
         assert lib.ksmpy_stats(self.engine, ffi.new("struct ksmpy_stats *")) == 0
 
+    def ksmpy_store_full(self) -> None:
+        """A store of its own has no others to be full with, one with room is not full."""
+        assert lib.ksmpy_store_full(self.engine) == 0
+        with self.on_a_store() as (_, engine):
+            assert lib.ksmpy_store_full(engine) == 0
+
     def ksmpy_region_stats(self) -> None:
         """A region's counters."""
         out = ffi.new("struct ksmpy_region_stats *")
