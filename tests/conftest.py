@@ -100,7 +100,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """A length that somebody has set by name stays."""
     if config.getoption("short"):
-        os.environ.setdefault("KSMPY_TORTURE_SECONDS", short.TORTURE_SECONDS)
+        for name, length in short.LENGTHS.items():
+            os.environ.setdefault(name, length)
 
 
 def _in_a_mode(item: pytest.Item) -> tuple[str, str] | None:

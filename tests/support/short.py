@@ -5,8 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 
-#: How long a torture lasts then, in seconds: KSMPY_TORTURE_SECONDS, where nobody has set it.
-TORTURE_SECONDS = "0.5"
+#: How long what has a length is then, where nobody has set it: seconds, and random lives.
+LENGTHS = {"KSMPY_TORTURE_SECONDS": "0.5", "KSMPY_MACHINE_EXAMPLES": "8"}
 
 
 def modes_of(test: str, there: Iterable[str], own: str) -> set[str]:
