@@ -32,7 +32,7 @@ MUTANTS = [
     Mutant(
         "a child's lease lasts while an overlay may be anywhere",
         file="csrc/fork.c",
-        old="!engine->astray && ",
+        old="!engine->astray && !engine->pin_count && ",
         new="",
         tests=("test_fork.py::test_a_child_keeps_the_frames_of_a_single_page",),
     ),

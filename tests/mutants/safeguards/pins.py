@@ -6,6 +6,13 @@ from ..mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "what was abandoned is pinned",
+        file="csrc/pins.c",
+        old="        store_pin(&engine->store, frame);\n    if (!engine->pins.base",
+        new="        (void)0;\n    if (!engine->pins.base",
+        tests=("c/test_merging.c::frames_stay_under_what_could_not_be_discarded",),
+    ),
+    Mutant(
         "a moved overlay is found wherever it is",
         file="csrc/pins.c",
         old="shows_store(engine, &vma) && !vma.shared",
