@@ -38,15 +38,15 @@ MUTANTS = [
     Mutant(
         "nothing is merged into locked memory",
         file="csrc/merge.c",
-        old="engine->merging_barred = os_locks_new_memory() || !engine_has_files(engine);",
-        new="engine->merging_barred = !engine_has_files(engine);",
+        old="os_locks_new_memory() || !engine_has_files(engine) ||",
+        new="!engine_has_files(engine) ||",
         tests=("c/test_merging.c::nothing_is_merged_into_locked_memory",),
     ),
     Mutant(
         "nothing is merged onto another file",
         file="csrc/merge.c",
-        old="engine->merging_barred = os_locks_new_memory() || !engine_has_files(engine);",
-        new="engine->merging_barred = os_locks_new_memory();",
+        old="os_locks_new_memory() || !engine_has_files(engine) ||",
+        new="os_locks_new_memory() ||",
         tests=("c/test_merging.c::nothing_is_merged_onto_another_file",),
     ),
 ]
