@@ -51,6 +51,9 @@ static int allocate_counts(const struct store *store, unsigned slot, int node, u
                            uint64_t to)
 {
     uint64_t first = first_frame(store, node) + from;
+    to = least(to, (uint64_t)1 << store->span_shift); /* or it would fill all of the memory */
+    if (from >= to)
+        return 0;
     return os_allocate(store->lock_fd, counts_offset(store, slot) + first * sizeof(uint32_t),
                        (to - from) * sizeof(uint32_t));
 }

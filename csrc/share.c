@@ -135,6 +135,8 @@ static int allocate_used(struct store *store)
         uint64_t trees = store->stable[node].state->trees;
         if (high > store->ids[node].limit || trees > frame_limit(store))
             return -EUCLEAN;
+        if (store->head->node[node].counted > store->ids[node].limit)
+            return -EUCLEAN;
         error = arena_grow(&store->ids[node].words, ids_words(high));
         if (!error)
             error = arena_grow(&store->stable[node].roots, trees);

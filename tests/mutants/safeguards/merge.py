@@ -49,4 +49,11 @@ MUTANTS = [
         new="os_locks_new_memory() ||",
         tests=("c/test_merging.c::nothing_is_merged_onto_another_file",),
     ),
+    Mutant(
+        "nothing is merged beside devices that write unseen",
+        file="csrc/merge.c",
+        old="os_locks_new_memory() || !engine_has_files(engine) || devices_may_write(engine);",
+        new="os_locks_new_memory() || !engine_has_files(engine);",
+        tests=("test_devices.py::test_devices_that_come_later_end_merging",),
+    ),
 ]
