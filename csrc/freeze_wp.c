@@ -199,7 +199,7 @@ static void put_back(struct freezer *fz, uintptr_t address, uintptr_t shadow)
 /*
  * As uffd_shadow(): the region's first page goes away for it, and comes back.  Meanwhile its
  * address is registered for missing pages; a system call that touches it waits only where the
- * kernel handles its faults too.
+ * kernel handles its faults too: elsewhere it is done only while no other thread is in such a call.
  */
 static uintptr_t displaced_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
 {
@@ -252,7 +252,8 @@ static uintptr_t borrowed_shadow(struct freezer *fz, uintptr_t address, uint64_t
 static uintptr_t wp_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
     uintptr_t shadow = borrowed_shadow(fz, address, n, vma_flags);
-    return shadow || !fz->waits_in_calls ? shadow : displaced_shadow(fz, address, n);
+    bool harmless = fz->waits_in_calls || os_others_wait(fz->tasks_fd);
+    return shadow || !harmless ? shadow : displaced_shadow(fz, address, n);
 }
 
 static int take_overlay(struct freezer *fz, uintptr_t address, uint64_t n)

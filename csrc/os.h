@@ -267,6 +267,8 @@ int os_tasks_open(void); /* a descriptor for os_direct_io(), or -errno */
  * any more.
  */
 bool os_direct_io(int tasks_fd, uintptr_t address, uint64_t n);
+/* Does every other thread wait for something, in a call that reads and writes no memory? */
+bool os_others_wait(int tasks_fd);
 
 /* ---- memory that is left (os_memory.c) ---- */
 

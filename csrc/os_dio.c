@@ -162,6 +162,44 @@ static enum activity look(struct question *question)
     return got < 0 ? UNKNOWN : worst;
 }
 
+/* "nr arg0 arg1 ...": a call in which a thread only waits, and touches no memory of others. */
+static bool only_waits(const char *text)
+{
+    static const long calls[] = {
+        SYS_futex,       SYS_ppoll,     SYS_pselect6,
+        SYS_epoll_pwait, SYS_nanosleep, SYS_clock_nanosleep,
+        SYS_wait4,       SYS_waitid,    SYS_rt_sigtimedwait,
+#ifdef SYS_poll
+        SYS_poll,        SYS_select,    SYS_epoll_wait,
+        SYS_pause,
+#endif
+    };
+    char *end;
+    long number = strtol(text, &end, 10);
+    for (size_t i = 0; end != text && i < sizeof calls / sizeof calls[0]; i++)
+        if (number == calls[i])
+            return true;
+    return false;
+}
+
+bool os_others_wait(int tasks_fd)
+{
+    _Alignas(struct entry) char buffer[4096];
+    char text[256];
+    long self = syscall(SYS_gettid), got;
+    lseek(tasks_fd, 0, SEEK_SET);
+    while ((got = syscall(SYS_getdents64, tasks_fd, buffer, sizeof buffer)) > 0)
+        for (long at = 0; at < got;) {
+            const struct entry *entry = (const struct entry *)(buffer + at);
+            at += entry->length;
+            if (entry->name[0] == '.' || strtol(entry->name, NULL, 10) == self)
+                continue;
+            if (tell(tasks_fd, entry->name, "syscall", text, sizeof text) <= 0 || !only_waits(text))
+                return false;
+        }
+    return got == 0;
+}
+
 static bool is_read_direct(int fd)
 {
     int flags = fcntl(fd, F_GETFL);
