@@ -255,7 +255,10 @@ int freeze_overlay(struct freezer *fz, uint64_t first, uint64_t n, int memfd, ui
 
 int freeze_zero(struct freezer *fz, uint64_t first, uint64_t n, int vma_flags)
 {
-    return fz->ops->zero(fz, fz->start + bytes_of(first), n, vma_flags);
+    uintptr_t address = fz->start + bytes_of(first);
+    if (fz->wp_fd >= 0 && !is_registered(fz, address, n))
+        return -ECANCELED;
+    return fz->ops->zero(fz, address, n, vma_flags);
 }
 
 void thaw(struct freezer *fz)

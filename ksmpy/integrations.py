@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import os
 import threading
 from typing import Any
@@ -16,6 +18,8 @@ from ksmpy.store import Store
 from ksmpy.store_files import store_path
 from ksmpy.watch import notices
 from ksmpy.whole import follow
+
+_log = logging.getLogger("ksmpy")
 
 __all__ = ["disable", "enable", "enable_unasked", "enabled_engine", "worker_init"]
 
@@ -211,10 +215,21 @@ def _way(adopt: object, engine: Engine) -> str | None:
     way = _DEFAULT_WAY if adopt in (True, "1") else adopt
     if way not in WAYS:
         raise ValueError(f"adopt must be one of {', '.join(WAYS)} or False, not {adopt!r}")
+    if _malloc_counts_on_zeros():
+        _log.warning("nothing is adopted: jemalloc takes what it gave back for zeroed; register it")
+        return None
     # Only userfaultfd tells of memory that its owner gives back, to find it full of zeros again.
     if engine.freeze == "signal" and way == "mappings":
         notices.adopts_objects_only()
     return "objects" if engine.freeze == "signal" else str(way)
+
+
+def _malloc_counts_on_zeros() -> bool:
+    """Whether malloc is jemalloc, which takes memory for zeroed after MADV_DONTNEED.
+
+    Merged pages show their frames' bytes then.
+    """
+    return hasattr(ctypes.CDLL(None), "mallctl")
 
 
 def _set_knobs(engine: Engine, options: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import gc
 import mmap
 import pickle
 import random
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from ksmpy.adopt import Adopter
 from ksmpy.objects import named_memory
 from support import memory, oracle
 from support.patience import patience, until
+from support.procs import python
 
 MIB = 1 << 20
 PAGE = oracle.PAGE
@@ -441,3 +443,21 @@ def test_words_for_adopt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KSMPY_ADOPT", "all")
     with pytest.raises(ValueError, match="KSMPY_ADOPT"):
         ksmpy.enable()
+
+
+def test_nothing_is_adopted_where_malloc_counts_on_zeros(tmp_path: Path) -> None:
+    """Jemalloc is known by its mallctl(): a library that has one is preloaded here."""
+    source, library = tmp_path / "fake.c", tmp_path / "fake.so"
+    source.write_text("int mallctl(void) { return 0; }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
+    code = """
+import ksmpy
+from ksmpy import integrations
+engine = ksmpy.enable()
+assert engine is not None and integrations._state.adopter is None
+ksmpy.disable()
+"""
+    said = python("-c", code, env={"LD_PRELOAD": str(library)})
+    assert said.returncode == 0 and "jemalloc" in said.stderr, said
+    plain = python("-c", code.replace("is None\n", "is not None\n", 1))
+    assert plain.returncode == 0, plain.stderr
