@@ -394,6 +394,6 @@ engine.close()
 @pytest.mark.parametrize("step", ["memory", "mapping"])
 def test_no_memory_half_way(mode: Mode, step: str) -> None:
     """ENOMEM leaves run 0 and the rest merged, loses nothing; a second try finishes the work."""
-    taken = "UFFDIO_COPY" if mode.freeze == "uffd-wp" else "madvise(MADV_POPULATE)"
+    taken = "madvise(MADV_POPULATE)" if mode.freeze == "signal" else "UFFDIO_COPY"
     kind = taken if step == "memory" else "mremap"
     python_ok("-c", TROUBLE, mode.freeze, mode.tracking, kind, env=preloaded({}))
