@@ -16,8 +16,8 @@ VM_RUN = $(BIN)/python -m tests.vm --swap 512
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-NATIVE := $(wildcard csrc/*) setup.py pyproject.toml
-C_FILES := $(wildcard csrc/*.[ch] tests/c/*.[ch] tests/support/*.[ch] bench/*.c)
+NATIVE := $(wildcard csrc/* csrc/*/*) setup.py pyproject.toml
+C_FILES := $(wildcard csrc/*.[ch] csrc/*/*.[ch] tests/c/*.[ch] tests/support/*.[ch] bench/*.c)
 FLAVOUR := $(if $(filter-out 0,$(KSMPY_DEBUG)),debug,release)
 
 # What another kernel or a second node may change: each kernel in its own best mode.

@@ -1,8 +1,8 @@
 /*
  * Four indexes from a 64-bit key to a 32-bit number, and what an operation on each costs.
  *
- *   red-black tree   csrc/rbtree.c as it is, descended from its root
- *   stable index     csrc/stable.c as it is: linear hashing over small red-black trees.  Its
+ *   red-black tree   csrc/base/rbtree.c as it is, descended from its root
+ *   stable index     csrc/store/stable.c as it is: linear hashing over small red-black trees.  Its
  *                    frames have records but no bytes, and no two keys are equal, so bytes are
  *                    never compared
  *   hash table       open addressing, linear probing, at most 3/4 full, grows by doubling;
@@ -19,9 +19,9 @@
 
 #include "ksmpy.h"
 
-/* ---- stable.c, with what it takes from the rest of the engine ---- */
+/* ---- store/stable.c, with what it takes from the rest of the engine ---- */
 
-#include "../csrc/stable.c"
+#include "../csrc/store/stable.c"
 
 /* No two keys are equal, so it is the frame that is looked for; and frames have no bytes here. */
 bool guard_compare(const void *one, const void *two, int *order)

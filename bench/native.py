@@ -65,7 +65,7 @@ def _library() -> ctypes.CDLL:
 
 @functools.cache
 def _index_library() -> ctypes.CDLL:
-    parts = ("rbtree.c", "arena.c", "os_map.c", "os_own.c")  # index.c has stable.c in it
+    parts = ("base/rbtree.c", "base/arena.c", "os/map.c", "os/own.c")  # index.c has stable.c in it
     return _compiled(_HERE / "index.c", *(_ENGINE / part for part in parts))
 
 

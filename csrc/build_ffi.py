@@ -13,8 +13,9 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 
 # Setuptools wants the sources relative to the project, which is where it runs.
-SOURCES = sorted(f"csrc/{path.name}" for path in HERE.glob("*.c"))
-HEADERS = sorted(f"csrc/{path.name}" for path in HERE.glob("*.h"))
+SOURCES, HEADERS = (
+    sorted(f"csrc/{path.relative_to(HERE)}" for path in HERE.rglob(kind)) for kind in ("*.c", "*.h")
+)
 
 FLAGS = ["-std=c11", "-pthread", "-fvisibility=hidden", "-Wall", "-Wextra"]
 FLAGS += ["-Wno-unused-parameter"]  # the functions that cffi generates have some
@@ -36,7 +37,7 @@ ffi.cdef("""
 """)
 ffi.set_source(
     "ksmpy._ksmpy",
-    '#include "ksmpy.h"\n#include "collector.h"\n#include "objects.h"',
+    '#include "ksmpy.h"\n#include "python/collector.h"\n#include "python/objects.h"',
     sources=SOURCES,
     depends=HEADERS,
     include_dirs=["csrc"],

@@ -43,7 +43,7 @@ def mix(h: int) -> int:
 
 
 def checksum_as_defined(data: bytes) -> int:
-    """csrc/checksum.h's definition, word by word and with Python's own integers."""
+    """csrc/base/checksum.h's definition, word by word and with Python's own integers."""
     acc = KEY[:8]
     for block in range(0, max(len(data), 1), PAGE):
         if block:

@@ -51,7 +51,8 @@ def load_rbtree(directory: Path) -> ctypes.CDLL:
     if shutil.which("cc") is None:
         pytest.skip("needs a C compiler")
     library = directory / "rbtree.so"
-    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(CSRC / "rbtree.c")]
+    source = CSRC / "base" / "rbtree.c"
+    command = ["cc", "-shared", "-fPIC", "-O1", f"-I{CSRC}", "-o", str(library), str(source)]
     subprocess.run(command, check=True, capture_output=True)
     lib = ctypes.CDLL(str(library))
     for name in ("rb_first", "rb_last", "rb_next", "rb_prev"):

@@ -2,7 +2,7 @@
 #ifndef KSMPY_TESTS_PAGES_H
 #define KSMPY_TESTS_PAGES_H
 
-#include "engine.h"
+#include "engine/engine.h"
 
 #include <stdio.h>
 

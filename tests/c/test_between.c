@@ -2,7 +2,7 @@
  * Engines on one shared store, of which one is at a bad place when another one does something:
  * between two steps of its own, on every run.
  */
-#include "engine.h"
+#include "engine/engine.h"
 
 #include "check.h"
 #include "pages.h"

@@ -2,7 +2,7 @@
  * The checksum on data made to break it: what programs keep in memory is far
  * from random, and a weak sum collides on exactly that.
  */
-#include "checksum.h"
+#include "base/checksum.h"
 
 #include "check.h"
 

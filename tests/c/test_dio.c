@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "os.h"
+#include "os/os.h"
 
 static _Atomic bool stop;
 

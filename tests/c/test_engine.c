@@ -2,7 +2,7 @@
  * The whole engine on real memory, in every way of freezing and of tracking:
  * what its users see through Python, here where the sanitizers can see it too.
  */
-#include "engine.h"
+#include "engine/engine.h"
 
 #include "check.h"
 #include "pages.h"

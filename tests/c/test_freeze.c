@@ -1,5 +1,5 @@
 /* What the owner does to a part of a range while all of it is frozen, or on its way back. */
-#include "freeze.h"
+#include "freeze/freezer.h"
 
 #include <errno.h>
 #include <fcntl.h>

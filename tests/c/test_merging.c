@@ -2,7 +2,7 @@
  * What merging, and coming apart, must verify: each time the thing happens that the check is for,
  * in every way of freezing and of tracking.
  */
-#include "engine.h"
+#include "engine/engine.h"
 
 #include "check.h"
 #include "pages.h"

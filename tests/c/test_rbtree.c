@@ -3,7 +3,7 @@
  * operations on both, and after each one the tree must be sound and list the
  * same elements.
  */
-#include "rbtree.h"
+#include "base/rbtree.h"
 
 #include "check.h"
 

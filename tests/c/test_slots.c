@@ -2,10 +2,10 @@
  * Who uses a store, and what becomes of the dead: stores without engines, all of them in one
  * process.  To die is to lose one's lease, as the kernel takes it from whoever ends.
  */
-#include "store.h"
+#include "store/store.h"
 
+#include "base/checksum.h"
 #include "check.h"
-#include "checksum.h"
 
 #include <errno.h>
 #include <fcntl.h>

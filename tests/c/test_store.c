@@ -2,7 +2,7 @@
  * Engines on one shared store: as neighbours in one process, where the
  * sanitizers see both, and as processes of which one is killed.
  */
-#include "engine.h"
+#include "engine/engine.h"
 
 #include "check.h"
 #include "pages.h"

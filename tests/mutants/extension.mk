@@ -3,12 +3,13 @@
 
 OUT := build/extension
 CFLAGS := -std=c11 -O1 -fPIC -pthread -fvisibility=hidden -w -D_GNU_SOURCE -Icsrc
-OBJECTS := $(patsubst csrc/%.c,$(OUT)/%.o,$(wildcard csrc/*.c)) $(OUT)/_ksmpy.o
+OBJECTS := $(patsubst csrc/%.c,$(OUT)/%.o,$(wildcard csrc/*/*.c)) $(OUT)/_ksmpy.o
 
 ksmpy/_ksmpy$(SUFFIX): $(OBJECTS)
 	$(CC) -shared -pthread $^ -o $@
 
-$(OUT)/%.o: csrc/%.c $(wildcard csrc/*.h) | $(OUT)
+$(OUT)/%.o: csrc/%.c $(wildcard csrc/*.h csrc/*/*.h)
+	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -c $< -o $@
 
 $(OUT)/_ksmpy.o: $(OUT)/_ksmpy.c

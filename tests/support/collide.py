@@ -13,7 +13,7 @@ from . import memory
 from .memory import Bytes
 from .oracle import PAGE
 
-#: CHECKSUM_SEED of csrc/checksum.h.
+#: CHECKSUM_SEED of csrc/base/checksum.h.
 SEED = 0x6B736D7079763031
 MASK = (1 << 64) - 1
 

@@ -1,4 +1,4 @@
-"""csrc/check.c."""
+"""csrc/engine/check.c."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ..mutant import Mutant
 MUTANTS = [
     Mutant(
         "a newcomer checks what others wait with",
-        file="csrc/check.c",
+        file="csrc/engine/check.c",
         old="return report.error ? report.error : wanted_check(store);",
         new="return report.error;",
         tests=("c/test_store.c::a_head_that_says_too_much_is_refused",),

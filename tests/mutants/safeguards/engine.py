@@ -1,4 +1,4 @@
-"""csrc/engine.c."""
+"""csrc/engine/engine.c."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ..mutant import Mutant
 MUTANTS = [
     Mutant(
         "a rule is not switched over frames",
-        file="csrc/engine.c",
+        file="csrc/engine/engine.c",
         old="    if (store->head->live_frames || store->head->shared_frames) {",
         new="    if (false) {",
         tests=("c/test_engine.c::full_frames_form_chains",),

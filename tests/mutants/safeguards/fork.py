@@ -1,4 +1,4 @@
-"""csrc/fork.c."""
+"""csrc/engine/fork.c."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ..mutant import Mutant
 MUTANTS = [
     Mutant(
         "a fork waits for an engine's structures",
-        file="csrc/fork.c",
+        file="csrc/engine/fork.c",
         old="""\
         engine_lock(engine);
         pthread_mutex_lock(&engine->fz.lock);
@@ -19,7 +19,7 @@ MUTANTS = [
     ),
     Mutant(
         "a fork waits for what is frozen",
-        file="csrc/fork.c",
+        file="csrc/engine/fork.c",
         old="""\
         engine_lock(engine);
         pthread_mutex_lock(&engine->fz.lock);
@@ -31,14 +31,14 @@ MUTANTS = [
     ),
     Mutant(
         "a child's lease lasts while an overlay may be anywhere",
-        file="csrc/fork.c",
+        file="csrc/engine/fork.c",
         old="!engine->astray && !engine->pin_count && ",
         new="",
         tests=("test_fork.py::test_a_child_keeps_the_frames_of_a_single_page",),
     ),
     Mutant(
         "a child's lease lasts while a page is merged",
-        file="csrc/fork.c",
+        file="csrc/engine/fork.c",
         old=" && !engine->pages_in[PAGE_SHARED])",
         new=")",
         tests=("test_fork.py::test_a_child_keeps_the_frames_of_a_single_page",),

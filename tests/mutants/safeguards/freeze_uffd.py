@@ -1,4 +1,4 @@
-"""csrc/freeze_uffd.c."""
+"""csrc/freeze/uffd_away.c."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ..mutant import Mutant
 MUTANTS = [
     Mutant(
         "pages go back in pieces",
-        file="csrc/freeze_uffd.c",
+        file="csrc/freeze/uffd_away.c",
         old="""\
             part /= 2;
             continue;""",
@@ -16,7 +16,7 @@ MUTANTS = [
     ),
     Mutant(
         "what cannot be moved back is copied",
-        file="csrc/freeze_uffd.c",
+        file="csrc/freeze/uffd_away.c",
         old="""\
             move = false;
         os_sleep_us(50);""",
@@ -27,7 +27,7 @@ MUTANTS = [
     ),
     Mutant(
         "a fault answered late puts no zeros",
-        file="csrc/freeze_uffd.c",
+        file="csrc/freeze/uffd_away.c",
         old="if (atomic_load(&fz->thaws) == thaws && os_uffd_zero(",
         new="if (os_uffd_zero(",
         tests=("test_late_faults.py::test_a_late_answer_puts_no_zeros",),

@@ -1,4 +1,4 @@
-"""csrc/share.c."""
+"""csrc/store/attach.c."""
 
 from __future__ import annotations
 
@@ -7,63 +7,63 @@ from ..mutant import Mutant
 MUTANTS = [
     Mutant(
         "another C library's lock is not taken",
-        file="csrc/shape.c",
+        file="csrc/store/layout.c",
         old="shape->mutex != ours.mutex",
         new="false",
         tests=("test_damaged_stores.py::test_another_layout_is_refused",),
     ),
     Mutant(
         "one at a time comes through the gate",
-        file="csrc/share.c",
+        file="csrc/store/attach.c",
         old="int gate = store_close_gate(store->lock_fd, true);",
         new="int gate = store_close_gate(store->lock_fd, false);",
         tests=("c/test_between.c::one_at_a_time_lays_out_a_store",),
     ),
     Mutant(
         "children inherit no index",
-        file="csrc/share.c",
+        file="csrc/store/attach.c",
         old="if (address && os_dont_fork(address, bytes) < 0)",
         new="if (false)",
         tests=("c/test_slots.c::children_inherit_neither_the_index_nor_the_slot",),
     ),
     Mutant(
         "children inherit no slot",
-        file="csrc/share.c",
+        file="csrc/store/attach.c",
         old="    error = os_dont_fork(lease, PAGE_SIZE);",
         new="    error = 0;",
         tests=("c/test_slots.c::children_inherit_neither_the_index_nor_the_slot",),
     ),
     Mutant(
         "marks beyond the file are refused",
-        file="csrc/share.c",
+        file="csrc/store/attach.c",
         old="if (high > store->ids[node].limit || trees > frame_limit(store))",
         new="if (false)",
         tests=("c/test_slots.c::a_newcomer_believes_nothing",),
     ),
     Mutant(
         "rules outlast who follows them",
-        file="csrc/share.c",
+        file="csrc/store/attach.c",
         old="        memcpy(store->head->knobs, rules, sizeof rules);",
         new="        store_default_rules(store->head->knobs);",
         tests=("c/test_slots.c::rules_outlast_those_who_follow_them",),
     ),
     Mutant(
         "rules that nobody can follow are refused",
-        file="csrc/share.c",
+        file="csrc/store/attach.c",
         old="error = rules_are_sound(store->head->knobs) ? store_lock_soundly(store) : -EUCLEAN;",
         new="error = store_lock_soundly(store);",
         tests=("c/test_slots.c::a_newcomer_believes_nothing",),
     ),
     Mutant(
         "an index is checked before it is used",
-        file="csrc/share.c",
+        file="csrc/store/attach.c",
         old="            error = store_check(store);",
         new="            error = 0;",
         tests=("c/test_slots.c::a_newcomer_believes_nothing",),
     ),
     Mutant(
         "nodes have to agree",
-        file="csrc/share.c",
+        file="csrc/store/attach.c",
         old="""\
     if ((int)shape->nodes != nodes)
         return -EXDEV;
@@ -73,14 +73,14 @@ MUTANTS = [
     ),
     Mutant(
         "a store in use is not laid out anew",
-        file="csrc/share.c",
+        file="csrc/store/attach.c",
         old="error = used ? join_in",
         new="error = false ? join_in",
         tests=("c/test_slots.c::what_the_dead_was_making_is_freed",),
     ),
     Mutant(
         "a damaged head is not taken for none",
-        file="csrc/share.c",
+        file="csrc/store/attach.c",
         old="""\
     if (error && (error != -ENODATA || used))
         return error == -ENODATA ? -EUCLEAN : error;
@@ -90,7 +90,7 @@ MUTANTS = [
     ),
     Mutant(
         "a newcomer buries the dead",
-        file="csrc/share.c",
+        file="csrc/store/attach.c",
         old="""\
     slots_bury(store);
     store_flush""",
@@ -99,7 +99,7 @@ MUTANTS = [
     ),
     Mutant(
         "what a newcomer freed is nobody's at once",
-        file="csrc/share.c",
+        file="csrc/store/attach.c",
         old="""\
     store_flush(store); /* no slot yet: these frames are nobody's, once others have the lock */
 """,
@@ -108,21 +108,21 @@ MUTANTS = [
     ),
     Mutant(
         "pinned frames outlast their store",
-        file="csrc/share.c",
+        file="csrc/store/attach.c",
         old="bool leaves = !store->pinned && store_has_files(store);",
         new="bool leaves = store_has_files(store);",
         tests=("c/test_slots.c::what_is_pinned_outlasts_its_store",),
     ),
     Mutant(
         "who leaves changes no other file",
-        file="csrc/share.c",
+        file="csrc/store/attach.c",
         old="bool leaves = !store->pinned && store_has_files(store);",
         new="bool leaves = !store->pinned;",
         tests=("c/test_slots.c::who_leaves_changes_no_other_file",),
     ),
     Mutant(
         "who leaves frees what nobody maps",
-        file="csrc/share.c",
+        file="csrc/store/attach.c",
         old="""\
         store_reap(store); /* perhaps nobody comes after us */
 """,

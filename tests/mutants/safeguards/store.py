@@ -1,4 +1,4 @@
-"""csrc/store.c."""
+"""csrc/store/frames.c."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from ..mutant import Mutant
 MUTANTS = [
     Mutant(
         "a frame that filled up is not joined",
-        file="csrc/store.c",
+        file="csrc/store/frames.c",
         old="record->state == FRAME_LIVE && has_room(store, record);",
         new="record->state == FRAME_LIVE;",
         tests=("c/test_between.c::a_frame_has_no_sharer_too_many",),
     ),
     Mutant(
         "a frame that was freed is not joined",
-        file="csrc/store.c",
+        file="csrc/store/frames.c",
         old="record->state == FRAME_LIVE && has_room(store, record);",
         new="has_room(store, record);",
         tests=("c/test_between.c::a_frame_that_was_freed_is_not_joined",),
@@ -22,14 +22,14 @@ MUTANTS = [
     ),
     Mutant(
         "a frame in the making is its maker's",
-        file="csrc/store.c",
+        file="csrc/store/frames.c",
         old="        return record->owner == store->slot;",
         new="        return true;",
         tests=("c/test_slots.c::a_frame_in_the_making_is_its_makers",),
     ),
     Mutant(
         "others hear of room in a frame",
-        file="csrc/store.c",
+        file="csrc/store/frames.c",
         old="""\
         if (is_full(store, frame_at(store, frame)))
             news_add""",
@@ -40,7 +40,7 @@ MUTANTS = [
     ),
     Mutant(
         "a frame that a child may map is kept",
-        file="csrc/store.c",
+        file="csrc/store/frames.c",
         old="""\
     if (store_leased(store, record))
         store->head->stale_frames++;
@@ -51,7 +51,7 @@ MUTANTS = [
     ),
     Mutant(
         "no hole is punched into another file",
-        file="csrc/store.c",
+        file="csrc/store/frames.c",
         old="""\
     if (!store_has_files(store))
         return;
@@ -61,35 +61,35 @@ MUTANTS = [
     ),
     Mutant(
         "frames that cannot be read are not used",
-        file="csrc/store.c",
+        file="csrc/store/frames.c",
         old="    store->broken = store_show(store);",
         new="    store_show(store);",
         tests=("c/test_engine.c::frames_that_cannot_be_read_are_not_used",),
     ),
     Mutant(
         "a frame that keeps its memory is not free",
-        file="csrc/store.c",
+        file="csrc/store/frames.c",
         old="    if (done)\n        make_free(",
         new="    if (true)\n        make_free(",
         tests=("c/test_slots.c::a_frame_that_keeps_its_memory_is_not_free",),
     ),
     Mutant(
         "reaping spares what is shared",
-        file="csrc/store.c",
+        file="csrc/store/frames.c",
         old="if (!frame_is_live(store, frame) || record->sharers || store_leased(store, record))",
         new="if (!frame_is_live(store, frame) || store_leased(store, record))",
         tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
     ),
     Mutant(
         "reaping spares what a child may map",
-        file="csrc/store.c",
+        file="csrc/store/frames.c",
         old="if (!frame_is_live(store, frame) || record->sharers || store_leased(store, record))",
         new="if (!frame_is_live(store, frame) || record->sharers)",
         tests=("c/test_slots.c::a_fork_leaves_a_lease_behind",),
     ),
     Mutant(
         "a descriptor of another file is not closed",
-        file="csrc/store.c",
+        file="csrc/store/frames.c",
         old="if (files[i] >= 0 && (!inodes[i] || os_is_file(files[i], inodes[i])))",
         new="if (files[i] >= 0)",
         tests=("c/test_slots.c::who_leaves_changes_no_other_file",),

@@ -1,4 +1,4 @@
-"""csrc/unmerge.c."""
+"""csrc/merge/unmerge.c."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from ..mutant import Mutant
 MUTANTS = [
     Mutant(
         "what could not be discarded keeps its frames",
-        file="csrc/unmerge.c",
+        file="csrc/merge/unmerge.c",
         old="            forget_lost(engine, region, span, PAGE_NEW);\n        at = span.end;",
         new="            forget_sharing(engine, region, span, PAGE_NEW);\n        at = span.end;",
         tests=("c/test_merging.c::frames_stay_under_what_could_not_be_discarded",),
     ),
     Mutant(
         "pages that no page table knows are unmerged",
-        file="csrc/unmerge.c",
+        file="csrc/merge/unmerge.c",
         old="        uintptr_t blank = in_shadow(engine, region, span.start);\n",
         new="""\
         uint8_t kinds[FREEZE_MAX];
@@ -32,21 +32,21 @@ MUTANTS = [
     ),
     Mutant(
         "an overlay is known by its place in the file",
-        file="csrc/unmerge.c",
+        file="csrc/merge/unmerge.c",
         old="            page_keep_frame(engine, id);",
         new="            (void)engine;",
         tests=("test_exchanged.py::test_exchanged_overlays_keep_each_others_frames",),
     ),
     Mutant(
         "overlays that are out of sight keep their frames",
-        file="csrc/unmerge.c",
+        file="csrc/merge/unmerge.c",
         old="    forget(engine, region, span, state, page_abandon);",
         new="    forget(engine, region, span, state, page_unshare);",
         tests=("c/test_merging.c::frames_stay_under_what_could_not_be_discarded",),
     ),
     Mutant(
         "protected overlays end their region",
-        file="csrc/unmerge.c",
+        file="csrc/merge/unmerge.c",
         old="""\
             lose_region(engine, region);
 """,
@@ -57,14 +57,14 @@ MUTANTS = [
     ),
     Mutant(
         "writes into runs keep to the budget",
-        file="csrc/unmerge.c",
+        file="csrc/merge/unmerge.c",
         old="    if (!budget_make_room(engine, 2)) {",
         new="    if (false) {",
         tests=("test_budget.py::test_writes_into_long_runs_keep_the_budget",),
     ),
     Mutant(
         "what could not be unmerged keeps its frames",
-        file="csrc/unmerge.c",
+        file="csrc/merge/unmerge.c",
         old="""\
             failure = failure ? failure : error;
         } else {

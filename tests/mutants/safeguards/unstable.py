@@ -1,4 +1,4 @@
-"""csrc/unstable.c."""
+"""csrc/pages/candidates.c."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ..mutant import Mutant
 MUTANTS = [
     Mutant(
         "few pages of one checksum are compared",
-        file="csrc/unstable.c",
+        file="csrc/pages/candidates.c",
         old=" && tries < COMPARED;",
         new=";",
         tests=("test_collisions.py::test_many_pages_of_one_checksum_keep_nobody_waiting",),

@@ -1,0 +1,195 @@
+#include "base/arena.h"
+
+#include <errno.h>
+
+#include "os/os.h"
+
+#define COMMIT_STEP ((size_t)256 << 10)
+#define FILE_STEP ((size_t)32 << 10) /* file systems in memory may be small */
+
+static size_t round_up(size_t bytes, size_t step)
+{
+    return (bytes + step - 1) / step * step;
+}
+
+int arena_init(struct arena *arena, size_t stride, uint64_t limit)
+{
+    *arena = (struct arena){.stride = stride, .limit = limit};
+    arena->base = os_reserve(round_up(stride * limit, COMMIT_STEP));
+    return arena->base ? 0 : -ENOMEM;
+}
+
+void arena_in_file(struct arena *arena, size_t stride, uint64_t limit, void *base, int fd,
+                   uint64_t offset)
+{
+    *arena = (struct arena){.base = base,
+                            .stride = stride,
+                            .limit = limit,
+                            .in_file = true,
+                            .fd = fd,
+                            .offset = offset};
+    uint64_t dev;
+    os_know_file(fd, &arena->inode, &dev);
+}
+
+void arena_destroy(struct arena *arena)
+{
+    if (!arena->in_file)
+        os_unmap(arena->base, round_up(arena->stride * arena->limit, COMMIT_STEP));
+    arena->base = NULL;
+}
+
+int arena_allocate(const struct arena *arena, size_t offset, size_t bytes)
+{
+    if (!os_is_file(arena->fd, arena->inode))
+        return -EBADF;
+    return os_allocate(arena->fd, arena->offset + offset, bytes);
+}
+
+int arena_grow(struct arena *arena, uint64_t count)
+{
+    if (count <= arena->committed)
+        return 0;
+    if (count > arena->limit)
+        return -ENOMEM;
+    size_t step = arena->in_file ? FILE_STEP : COMMIT_STEP;
+    size_t old_end = round_up(arena->stride * arena->committed, step);
+    size_t new_end = round_up(arena->stride * count, step);
+    if (new_end > old_end) {
+        size_t more = new_end - old_end;
+        int error = arena->in_file ? arena_allocate(arena, old_end, more)
+                                   : os_commit(arena->base + old_end, more);
+        if (error)
+            return error;
+    }
+    arena->committed = count;
+    return 0;
+}
+
+/* ---- ids ---- */
+
+#define WORD_BITS 64
+#define SEARCH_WORDS 4096 /* how far a search for a run looks before it takes fresh ids */
+
+static uint64_t *word_of(const struct ids *ids, uint64_t id)
+{
+    return arena_at(&ids->words, id / WORD_BITS);
+}
+
+bool ids_has(const struct ids *ids, uint32_t id)
+{
+    return id < ids->state->high && (*word_of(ids, id) >> (id % WORD_BITS) & 1);
+}
+
+int ids_init(struct ids *ids, uint64_t limit, struct ids_state *state)
+{
+    *ids = (struct ids){.limit = limit, .state = state};
+    return arena_init(&ids->words, sizeof(uint64_t), ids_words(limit));
+}
+
+void ids_destroy(struct ids *ids)
+{
+    arena_destroy(&ids->words);
+}
+
+/* The first free id at or after from, below the high mark; or the high mark. */
+static uint64_t next_free(const struct ids *ids, uint64_t from)
+{
+    while (from < ids->state->high) {
+        uint64_t rest = ~*word_of(ids, from) >> (from % WORD_BITS);
+        if (rest) {
+            from += (uint64_t)__builtin_ctzll(rest);
+            return from < ids->state->high ? from : ids->state->high;
+        }
+        from = (from / WORD_BITS + 1) * WORD_BITS;
+    }
+    return ids->state->high;
+}
+
+static uint64_t run_length(const struct ids *ids, uint64_t first, uint64_t n)
+{
+    uint64_t length = 0;
+    while (length < n && first + length < ids->state->high &&
+           !ids_has(ids, (uint32_t)(first + length)))
+        length++;
+    return length;
+}
+
+static void mark(struct ids *ids, uint64_t first, uint64_t n, bool used)
+{
+    for (uint64_t id = first; id < first + n; id++) {
+        uint64_t bit = (uint64_t)1 << (id % WORD_BITS);
+        if (used)
+            *word_of(ids, id) |= bit;
+        else
+            *word_of(ids, id) &= ~bit;
+    }
+    ids->state->used = used ? ids->state->used + n : ids->state->used - n;
+}
+
+/*
+ * The first free run of n in [from, to) of used space; or the longest one, with its length in
+ * *best.
+ */
+static uint64_t search(const struct ids *ids, uint64_t from, uint64_t to, uint64_t n,
+                       uint64_t *best)
+{
+    uint64_t where = NO_INDEX;
+    *best = 0;
+    for (uint64_t id = next_free(ids, from); id < to; id = next_free(ids, id)) {
+        uint64_t length = run_length(ids, id, n);
+        if (length > *best) {
+            *best = length;
+            where = id;
+        }
+        if (length == n)
+            break;
+        id += length;
+    }
+    return where;
+}
+
+/* Old space first, if it has a whole run nearby; then fresh space; then any piece there is. */
+uint32_t ids_take(struct ids *ids, uint64_t *n)
+{
+    uint64_t found = 0, where = NO_INDEX;
+    if (ids->state->high - ids->state->used >= *n)
+        where = search(ids, ids->state->cursor,
+                       least(ids->state->high, ids->state->cursor + SEARCH_WORDS * WORD_BITS), *n,
+                       &found);
+    if (found < *n && ids->state->high < ids->limit) {
+        where = ids->state->high;
+        found = least(*n, ids->limit - ids->state->high);
+        if (arena_grow(&ids->words, (where + found) / WORD_BITS + 1) < 0)
+            found = 0;
+        else
+            ids->state->high += found;
+    }
+    if (!found)
+        where = search(ids, 0, ids->state->high, *n, &found);
+    if (!found)
+        return NO_INDEX;
+    mark(ids, where, found, true);
+    ids->state->cursor = where + found;
+    *n = found;
+    return (uint32_t)where;
+}
+
+void ids_give(struct ids *ids, uint32_t first, uint64_t n)
+{
+    mark(ids, first, n, false);
+    if (first < ids->state->cursor)
+        ids->state->cursor = first;
+}
+
+void ids_clear(struct ids *ids)
+{
+    for (uint64_t id = 0; id < ids->state->high; id += WORD_BITS)
+        *word_of(ids, id) = 0;
+    ids->state->used = ids->state->cursor = 0;
+}
+
+void ids_mark(struct ids *ids, uint32_t id)
+{
+    mark(ids, id, 1, true);
+}

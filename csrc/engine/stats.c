@@ -1,0 +1,236 @@
+/* Counters, and who shares with whom. */
+#include "engine/engine.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "os/guard.h"
+
+int ksmpy_refresh(ksmpy_engine *engine)
+{
+    bool more = true;
+    if (engine->forked)
+        return -EPERM;
+    sigset_t mask;
+    guard_open(&mask);
+    for (uint32_t id = 0; more; id++) {
+        engine_lock(engine);
+        more = id < engine->region_count;
+        if (more && region_at(engine, id)->used)
+            unmerge_written(engine, id);
+        store_flush(&engine->store);
+        engine_unlock(engine);
+    }
+    guard_close(&mask);
+    return 0;
+}
+
+static uint64_t metadata_bytes(const ksmpy_engine *engine)
+{
+    return sizeof *engine + engine->regions.committed * sizeof(struct region) +
+           engine->pages.committed * sizeof(struct page) +
+           engine->chunk_records.committed * sizeof(struct chunk) +
+           engine->chunks.words.committed * sizeof(uint64_t) + unstable_metadata_bytes(engine) +
+           store_metadata_bytes(&engine->store);
+}
+
+static void fill(ksmpy_engine *engine, struct ksmpy_stats *out)
+{
+    const struct store_head *head = engine->store.head;
+    int64_t vmas = os_maps_count(&engine->maps);
+    *out = (struct ksmpy_stats){
+        .pages_shared = head->shared_frames,
+        .pages_sharing = head->shared_pages - head->shared_frames,
+        .pages_unshared = engine->pages_in[PAGE_WAITING] + engine->pages_in[PAGE_PAIRED],
+        .pages_volatile = engine->pages_in[PAGE_SEEN] + engine->pages_in[PAGE_REFUSED],
+        .pages_scanned = engine->scanned,
+        .pages_skipped = engine->skipped,
+        .full_scans = engine->full_scans,
+        .ksm_zero_pages = engine->pages_in[PAGE_ZERO],
+        .stable_node_chains = head->chains,
+        .stable_node_dups = head->dups,
+        .stale_frames = head->stale_frames,
+        .registered_pages = engine->registered,
+        .merging_pages = engine->pages_in[PAGE_SHARED],
+        .metadata_bytes = metadata_bytes(engine),
+        .frame_bytes = store_bytes(&engine->store),
+        .vmas = vmas > 0 ? (uint64_t)vmas : 0,
+        .vma_limit = os_max_map_count() * engine->knobs[KSMPY_KNOB_VMA_SHARE_PERCENT] / 100,
+        .pages_busy = engine->busy,
+        .pages_no_budget = engine->no_budget,
+        .pages_no_memory = engine->no_memory,
+        .pages_differed = engine->differed,
+        .pages_lost = engine->lost,
+    };
+}
+
+int ksmpy_stats(ksmpy_engine *engine, struct ksmpy_stats *out)
+{
+    int error = engine_lock_with_store(engine);
+    if (error)
+        return error;
+    fill(engine, out);
+    engine_unlock_with_store(engine);
+    return 0;
+}
+
+int ksmpy_store_full(ksmpy_engine *engine)
+{
+    engine_lock(engine);
+    bool full = !engine->forked && atomic_load(&engine->store.head->full);
+    engine_unlock(engine);
+    return full;
+}
+
+/* A frame with k sharers saves k - 1 pages; each sharer has an equal part in that. */
+static uint64_t saved_pages(const ksmpy_engine *engine, const struct region *region)
+{
+    double saved = 0;
+    for (uint64_t i = 0; i < region->n; i++) {
+        const struct page *page = page_record(engine, region->base + (uint32_t)i);
+        if (page_state(page) == PAGE_SHARED)
+            saved += 1.0 - 1.0 / frame_at(&engine->store, page->link)->sharers;
+    }
+    return (uint64_t)(saved + 0.5);
+}
+
+/* As the kernel counts them: pages of their owner's that were visited. */
+static uint64_t rmap_items(const struct region *region)
+{
+    return region->n - region->pages_in[PAGE_NEW] - region->pages_in[PAGE_ZERO] -
+           region->pages_in[PAGE_HOLE];
+}
+
+int ksmpy_region_stats(ksmpy_engine *engine, uint32_t id, struct ksmpy_region_stats *out)
+{
+    int error = engine_lock_with_store(engine);
+    if (error)
+        return error;
+    if (id < engine->region_count && region_at(engine, id)->used) {
+        const struct region *region = region_at(engine, id);
+        *out =
+            (struct ksmpy_region_stats){rmap_items(region), region->pages_in[PAGE_SHARED],
+                                        region->pages_in[PAGE_ZERO], saved_pages(engine, region)};
+    } else {
+        error = -ENOENT;
+    }
+    engine_unlock_with_store(engine);
+    return error;
+}
+
+/* ---- shares ---- */
+
+struct entry { /* pages of a region on a frame; or common pages of two regions */
+    uint64_t key;
+    uint64_t pages;
+};
+
+struct entries {
+    struct entry *list;
+    size_t count, room;
+};
+
+static int by_key(const void *a, const void *b)
+{
+    uint64_t x = ((const struct entry *)a)->key, y = ((const struct entry *)b)->key;
+    return x < y ? -1 : x > y;
+}
+
+/* Sorts, and adds up entries of one key. */
+static void add_up(struct entries *entries)
+{
+    size_t kept = 0;
+    if (entries->count)
+        qsort(entries->list, entries->count, sizeof *entries->list, by_key);
+    for (size_t i = 0; i < entries->count; i++) {
+        if (kept && entries->list[kept - 1].key == entries->list[i].key)
+            entries->list[kept - 1].pages += entries->list[i].pages;
+        else
+            entries->list[kept++] = entries->list[i];
+    }
+    entries->count = kept;
+}
+
+static bool push(struct entries *entries, uint64_t key, uint64_t pages)
+{
+    if (entries->count == entries->room) {
+        add_up(entries);
+        if (entries->count * 2 >= entries->room) {
+            size_t room = entries->room ? entries->room * 2 : 1024;
+            struct entry *list = realloc(entries->list, room * sizeof *list);
+            if (!list)
+                return false;
+            entries->list = list;
+            entries->room = room;
+        }
+    }
+    entries->list[entries->count++] = (struct entry){key, pages};
+    return true;
+}
+
+static bool collect_sharers(const ksmpy_engine *engine, struct entries *sharers)
+{
+    for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next)
+        for (uint64_t i = 0; i < region_at(engine, id)->n; i++) {
+            const struct page *page =
+                page_record(engine, region_at(engine, id)->base + (uint32_t)i);
+            if (page_state(page) == PAGE_SHARED &&
+                !push(sharers, (uint64_t)page->link << 32 | id, 1))
+                return false;
+        }
+    add_up(sharers);
+    return true;
+}
+
+/*
+ * The sharers of one frame, [first, end), each with each; a region with itself when it has two
+ * pages there.
+ */
+static bool pair_up(const struct entries *sharers, size_t first, size_t end, struct entries *pairs)
+{
+    for (size_t a = first; a < end; a++)
+        for (size_t b = a; b < end; b++) {
+            uint64_t x = sharers->list[a].pages, y = sharers->list[b].pages;
+            uint64_t pages = a == b ? x - 1 : x < y ? x : y;
+            uint64_t key = sharers->list[a].key << 32 | (uint32_t)sharers->list[b].key;
+            if (pages && !push(pairs, key, pages))
+                return false;
+        }
+    return true;
+}
+
+static bool collect_pairs(const struct entries *sharers, struct entries *pairs)
+{
+    for (size_t first = 0, end; first < sharers->count; first = end) {
+        uint64_t frame = sharers->list[first].key >> 32;
+        for (end = first + 1; end < sharers->count && sharers->list[end].key >> 32 == frame; end++)
+            ;
+        if (!pair_up(sharers, first, end, pairs))
+            return false;
+    }
+    add_up(pairs);
+    return true;
+}
+
+int64_t ksmpy_shares(ksmpy_engine *engine, struct ksmpy_share *out, int64_t max)
+{
+    struct entries sharers = {0}, pairs = {0};
+    int64_t count = -ENOMEM;
+    if (engine->forked)
+        return -EPERM;
+    engine_lock(engine);
+    bool collected = collect_sharers(engine, &sharers);
+    engine_unlock(engine);
+    if (collected && collect_pairs(&sharers, &pairs)) {
+        count = (int64_t)pairs.count;
+        for (int64_t i = 0; i < count && i < max; i++) {
+            uint64_t key = pairs.list[i].key;
+            out[i] =
+                (struct ksmpy_share){(uint32_t)(key >> 32), (uint32_t)key, pairs.list[i].pages};
+        }
+    }
+    free(sharers.list);
+    free(pairs.list);
+    return count;
+}

@@ -1,0 +1,117 @@
+/* Stage and shadow: where pages lie that are about to take the place of an overlay's. */
+#include "freeze/freezer.h"
+
+#include <errno.h>
+
+#define RETRIES 64 /* 50 us apart */
+
+#define STAGES ((uint64_t)1 << 18) /* pages: 1 GiB of address space */
+
+/*
+ * Memory that was touched keeps its identity when it is moved: its anon_vma, and its offset.  So
+ * the stage slides through a reservation: pieces that are moved one after the other to places one
+ * after the other become one mapping.  Another stage of it is always committed ahead, which keeps
+ * the anon_vma when the one before is gone.
+ */
+int stage_open(struct freezer *fz)
+{
+    uintptr_t base = (uintptr_t)os_reserve(bytes_of(STAGES));
+    if (!base)
+        return -ENOMEM;
+    int error = os_commit((void *)base, bytes_of(2 * FREEZE_MAX));
+    if (error) {
+        os_unmap((void *)base, bytes_of(STAGES));
+        return error;
+    }
+    os_unmap((void *)fz->stage, fz->stage_end ? fz->stage_end - fz->stage : bytes_of(FREEZE_MAX));
+    fz->stage = base;
+    fz->stage_end = base + bytes_of(STAGES);
+    return 0;
+}
+
+/* Where that fails the stage stays, and costs mappings. */
+void stage_slide(struct freezer *fz, uint64_t n)
+{
+    uintptr_t ahead = fz->stage + bytes_of(2 * FREEZE_MAX);
+    if (ahead + bytes_of(n) > fz->stage_end) {
+        stage_open(fz);
+    } else if (os_commit((void *)ahead, bytes_of(n)) == 0) {
+        os_unmap((void *)fz->stage, bytes_of(n));
+        fz->stage += bytes_of(n);
+    }
+}
+
+void stage_close(struct freezer *fz)
+{
+    if (fz->stage_end)
+        os_unmap((void *)fz->stage, fz->stage_end - fz->stage);
+    else
+        os_unmap((void *)fz->stage, bytes_of(FREEZE_MAX));
+    fz->stage = fz->stage_end = 0;
+}
+
+int stage_fill(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
+{
+    for (int tries = 0; n;) {
+        int64_t done = os_uffd_copy(fz->wp_fd, to, (const void *)from, n);
+        if (done == -ENOENT || done == -ENOMEM || (done <= 0 && ++tries > RETRIES))
+            return done ? (int)done : -EAGAIN;
+        if (done <= 0) {
+            os_sleep_us(50);
+            continue;
+        }
+        to += bytes_of((uint64_t)done);
+        from += bytes_of((uint64_t)done);
+        n -= (uint64_t)done;
+    }
+    return 0;
+}
+
+/*
+ * Small pages, whatever the region has: what a huge one would bring more would stay behind.
+ * Somebody who looks at all of our memory may have filled the shadow, hence it is emptied: once it
+ * is registered, when nobody can fill it any more.
+ */
+static int fill_shadow(struct freezer *fz, uintptr_t shadow, uintptr_t address, uint64_t n)
+{
+    int error = os_uffd_register(fz->wp_fd, shadow, n, OS_UFFD_MISSING);
+    if (error)
+        return error;
+    error = os_drop(shadow, n);
+    if (!error)
+        error = stage_fill(fz, shadow, address, n);
+    os_uffd_unregister(fz->wp_fd, shadow, n);
+    return error;
+}
+
+/* -ENOENT: mlockall() and the like have cut this part of the shadow in pieces. */
+static int from_shadow(struct freezer *fz, uintptr_t address, uintptr_t shadow, uint64_t n)
+{
+    int error = fill_shadow(fz, shadow, address, n);
+    if (!error)
+        error = freezer_replace(fz, address, shadow, n);
+    if (error)
+        os_drop(shadow, n);
+    return error == -EFAULT ? -ENOENT : error;
+}
+
+static int from_stage(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
+{
+    int error = os_populate(fz->stage, n, true);
+    if (!error)
+        error = freezer_copy(fz, address, n);
+    if (!error)
+        error = freezer_replace(fz, address, fz->stage, n);
+    if (error)
+        return error;
+    stage_slide(fz, n);
+    os_set_vma_flags(address, n, vma_flags);
+    return 0;
+}
+
+int stage_bring_back(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t shadow,
+                     int vma_flags)
+{
+    int error = shadow ? from_shadow(fz, address, shadow, n) : -ENOENT;
+    return error == -ENOENT ? from_stage(fz, address, n, vma_flags) : error;
+}

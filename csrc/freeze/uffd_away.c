@@ -1,0 +1,530 @@
+/*
+ * Freezing with userfaultfd.
+ *
+ * Regions are registered for missing pages.  To freeze is to take the pages
+ * away: a thread that touches one finds it missing and sleeps until thaw()
+ * wakes it, and then repeats its access.  All of it is decided by the kernel;
+ * the fault thread has one small duty: a page that is missing although nobody
+ * froze it (never touched, or given back with MADV_DONTNEED) gets the zero
+ * page.  It may do that only while nothing is frozen, or it would put zeros
+ * into a frozen range, and the thread that has frozen it may be waiting for
+ * a fault of its own: so it tries the freezer's lock and never waits for it.
+ * When it cannot take the lock it wakes the faulting thread, which faults
+ * again: a spurious wake-up is harmless.
+ *
+ * There are no events (of mremap, munmap, madvise).  A thread inside such a
+ * system call waits until its event has been read, and cannot be stopped
+ * meanwhile; a tracer that has stopped the fault thread, and then waits for
+ * that one to stop, waits for ever.
+ */
+#include "freeze/freezer.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define FAULTS 256 /* read before the first of them is answered */
+#define RETRIES 64 /* of a transient refusal, 50 us apart, before the slower way is taken */
+#define RETRIES_AT_ONCE 8
+
+/*
+ * A fault that was read before a thaw may be about a page that lies on a frame
+ * by now, and that no page table knows yet: the kernel would put zeros there.
+ * Its thread was woken; if it still misses something it faults again.
+ */
+static void fill_hole(struct freezer *fz, uintptr_t address, uint32_t thaws)
+{
+    if (pthread_mutex_trylock(&fz->lock) == 0) {
+        /* EEXIST may be a marker that write tracking left; a copy replaces it. */
+        if (atomic_load(&fz->thaws) == thaws && os_uffd_zero(fz->uffd, address, 1) == -EEXIST)
+            os_uffd_copy(fz->uffd, address, fz->zeros, 1);
+        pthread_mutex_unlock(&fz->lock);
+        os_uffd_wake(fz->uffd, address, 1);
+    } else { /* perhaps frozen; then it faults again, and waits for thaw() */
+        os_sleep_us(20);
+        os_uffd_wake(fz->uffd, address, 1);
+    }
+}
+
+/*
+ * A thread that is woken too early faults again at once.  So everything is read before anyone is
+ * woken, and nobody's turn comes twice before another's.
+ */
+static void read_all(struct freezer *fz, uintptr_t *faults, int *count)
+{
+    int event = OS_UFFD_OTHER;
+    *count = 0;
+    while (*count < FAULTS && event != OS_UFFD_NOTHING) {
+        event = os_uffd_read(fz->uffd, &faults[*count]);
+        *count += event == OS_UFFD_FAULT;
+    }
+}
+
+static void *fault_thread(void *argument)
+{
+    struct freezer *fz = argument;
+    struct pollfd wait[2] = {{.fd = fz->uffd, .events = POLLIN},
+                             {.fd = fz->stop_fd, .events = POLLIN}};
+    uintptr_t faults[FAULTS];
+    int count;
+    for (;;) {
+        if (poll(wait, 2, -1) < 0)
+            continue;
+        if (wait[1].revents || !freezer_has(fz, fz->uffd))
+            return NULL;
+        uint32_t thaws = atomic_load(&fz->thaws);
+        read_all(fz, faults, &count);
+        for (int i = 0; i < count; i++)
+            fill_hole(fz, faults[i], thaws);
+    }
+}
+
+/* Its stack is memory of ours: frozen, it would wait for itself. */
+static void note_stack(struct freezer *fz)
+{
+    pthread_attr_t attributes;
+    void *stack = NULL;
+    size_t bytes = 0;
+    if (pthread_getattr_np(fz->thread, &attributes) != 0)
+        return;
+    if (pthread_attr_getstack(&attributes, &stack, &bytes) == 0) {
+        fz->stack = (uintptr_t)stack;
+        fz->stack_bytes = bytes;
+        os_own(fz->stack, fz->stack_bytes);
+    }
+    pthread_attr_destroy(&attributes);
+}
+
+/* Signals are for the program's own threads. */
+static int uffd_start(struct freezer *fz)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(&fz->thread, NULL, fault_thread, fz);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    fz->helped = error == 0;
+    if (fz->helped)
+        note_stack(fz);
+    return -error;
+}
+
+static int open_uffds(struct freezer *fz)
+{
+    bool kernel_mode;
+    int features = (fz->tracked ? OS_UFFD_WP_ASYNC : 0) |
+                   (fz->mode == KSMPY_FREEZE_UFFD_MOVE ? OS_UFFD_MOVE : 0);
+    fz->uffd = os_uffd_open(features, &kernel_mode);
+    if (fz->uffd < 0)
+        return fz->uffd;
+    fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC, &kernel_mode);
+    if (fz->wp_fd < 0)
+        return fz->wp_fd;
+    fz->stop_fd = eventfd(0, EFD_CLOEXEC);
+    return fz->stop_fd < 0 ? -errno : 0;
+}
+
+static bool moves(const struct freezer *fz)
+{
+    return fz->mode == KSMPY_FREEZE_UFFD_MOVE;
+}
+
+/*
+ * The window of uffd-move is registered memory of our own, kept from children
+ * so that a fork does not make its pages "shared".  The window of uffd-remap
+ * becomes a piece of a region and may not be marked.
+ */
+static int open_window(struct freezer *fz, uint64_t n)
+{
+    uintptr_t at = (uintptr_t)(n == FREEZE_HUGE ? os_alloc_huge() : os_alloc(bytes_of(n)));
+    if (!at)
+        return -ENOMEM;
+    int error = 0;
+    if (moves(fz)) {
+        error = os_dont_fork((void *)at, bytes_of(n));
+        if (!error)
+            error = os_uffd_register(fz->uffd, at, n, OS_UFFD_MISSING);
+    }
+    if (error)
+        os_unmap((void *)at, bytes_of(n));
+    else
+        fz->windows[n == FREEZE_HUGE] = at;
+    return error;
+}
+
+static int uffd_init(struct freezer *fz)
+{
+    int error = open_uffds(fz);
+    stage_open(fz); /* without it the small stage stays, and costs mappings */
+    return error ? error : open_window(fz, FREEZE_MAX);
+}
+
+static void uffd_stop(struct freezer *fz)
+{
+    if (!fz->helped)
+        return;
+    uint64_t one = 1;
+    if (!freezer_has(fz, fz->stop_fd))
+        pthread_cancel(fz->thread); /* the program has closed it; in poll() it holds nothing */
+    else
+        while (write(fz->stop_fd, &one, sizeof one) < 0 && errno == EINTR)
+            ;
+    pthread_join(fz->thread, NULL);
+    os_disown(fz->stack, fz->stack_bytes);
+    fz->helped = false;
+}
+
+/* ---- freezing ---- */
+
+/*
+ * A failed mremap may have unmapped its target.  It is claimed back; where that
+ * fails it was not unmapped, or another thread has mapped something there, and
+ * nobody can tell which: then that range is given up.
+ */
+static void reclaim_window(struct freezer *fz, uint64_t n)
+{
+    if (os_claim(*fz->window, n) || os_commit((void *)*fz->window, bytes_of(n)))
+        *fz->window = 0;
+}
+
+/*
+ * Empty: what lies in it will be taken for the owner's pages.  mlockall() may have filled it, and
+ * kept it full at the last thaw; another process that looks at our memory has the fault thread
+ * fill it, unless that waits for the lock we hold.
+ */
+static int need_window(struct freezer *fz, uint64_t n)
+{
+    bool huge = n > FREEZE_MAX;
+    fz->window = &fz->windows[huge];
+    int error = *fz->window ? 0 : open_window(fz, huge ? FREEZE_HUGE : FREEZE_MAX);
+    return error ? error : os_drop(*fz->window, n);
+}
+
+static int find_holes(struct freezer *fz, uint64_t n)
+{
+    uint8_t kinds[FREEZE_HUGE];
+    int error = os_pages(fz->pagemap_fd, *fz->window, n, kinds);
+    for (uint64_t i = 0; i < n; i++)
+        fz->hole[i] = error || kinds[i] == OS_PAGE_NONE;
+    return error;
+}
+
+static int64_t freeze_by_remap(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (!os_can_map(n))
+        return -ENOMEM;
+    int error = os_remap(*fz->window, address, n, true);
+    if (error) {
+        reclaim_window(fz, n);
+        return error;
+    }
+    find_holes(fz, n);
+    return (int64_t)n;
+}
+
+/*
+ * The answer can be less than what was done: Linux 6.18 was seen to move pages
+ * and to say EAGAIN, or how many it had moved before those.  The window was
+ * empty before, so the window tells; whatever lies there must not be dropped.
+ */
+static int64_t truly_moved(struct freezer *fz, uint64_t n, int64_t answer)
+{
+    while (find_holes(fz, n) < 0)
+        os_sleep_us(50);
+    for (uint64_t end = n; end; end--)
+        if (!fz->hole[end - 1])
+            return (int64_t)end;
+    return answer < 0 ? answer : -EAGAIN;
+}
+
+static int64_t freeze_by_move(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    int64_t got = 0;
+    for (int i = 0; i < RETRIES; i++) {
+        memset(fz->hole, 0, n * sizeof fz->hole[0]);
+        got = os_uffd_move(fz->uffd, *fz->window, address, n);
+        if (got < (int64_t)n)
+            got = truly_moved(fz, n, got);
+        if (got != -EAGAIN)
+            break;
+        if (i >= RETRIES_AT_ONCE) /* whoever holds the page does not run */
+            os_sleep_us(50);
+    }
+    return got;
+}
+
+/*
+ * Taking pages away freezes them only where we are registered for missing ones;
+ * the kernel takes them from anywhere.  It fills a hole only where somebody is
+ * registered, and says EEXIST where there is none.  One page speaks for all
+ * that lie in its mapping, and to move refuses a range of more than one.  So
+ * does mremap, but some kernels (6.18) leave the window alone then and others
+ * (6.1) do not, and a window in doubt is given up: hence it is asked before.
+ */
+static int check_registered(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    uint64_t asked = moves(fz) ? 1 : n;
+    int64_t filled = os_uffd_zero(fz->uffd, address, asked);
+    if (filled > 0 || filled == -EEXIST)
+        return 0;
+    if (filled == -ENOENT && asked > 1)
+        return -ENOENT;
+    return filled == -EAGAIN ? -EAGAIN : -EPERM;
+}
+
+static int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
+{
+    int error = need_window(fz, n); /* first: the thaw after any error drops n pages of it */
+    if (!error)
+        error = check_registered(fz, address, n);
+    if (error)
+        return error;
+    int64_t got = moves(fz) ? freeze_by_move(fz, address, n) : freeze_by_remap(fz, address, n);
+    *view = (const uint8_t *)*fz->window;
+    fz->torn = got < (int64_t)n;
+    return got;
+}
+
+/*
+ * ---- filling what is missing: nothing may be given up here, it holds the owner's only copy ----
+ */
+
+/*
+ * Moves or copies n pages to where they belong.  Moving is refused for a page
+ * that somebody else pins for a moment (a debugger reading memory), or where
+ * the rights or a lock are other ones by now; then the bytes are copied.  Both
+ * take a range of one mapping only, and the owner may have cut it in several
+ * (madvise, mprotect, mlock of a part, munmap): then they go one by one.  Out
+ * of memory is waited for: the threads that need the pages wait as well, which
+ * is better than to give them zeros.
+ */
+static void put_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
+{
+    bool move = moves(fz);
+    uint64_t part = n;
+    int tries = 0;
+    while (n) {
+        part = least(part, n);
+        int64_t done = move ? os_uffd_move(fz->uffd, to, from, part)
+                            : os_uffd_copy(fz->uffd, to, (void *)from, part);
+        if ((done == -EINVAL || done == -ENOENT) && part > 1) {
+            part /= 2;
+            continue;
+        }
+        if (done > 0)
+            tries = 0;
+        bool unmapped = done == -ENOENT && tries > 4 * RETRIES; /* there is nothing to give it to */
+        if (done == -EEXIST || done == -ESRCH || unmapped)
+            done = 1;
+        if (done > 0) {
+            to += bytes_of((uint64_t)done);
+            from += bytes_of((uint64_t)done);
+            n -= (uint64_t)done;
+            continue;
+        }
+        if (done == -EINVAL || ++tries > RETRIES)
+            move = false;
+        os_sleep_us(50);
+    }
+}
+
+/* Pages [first, +n) of the range that was frozen at address, without those that were not there. */
+static void put_frozen(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
+{
+    for (uint64_t i = first, end = first + n, length; i < end; i += length) {
+        for (length = 1; i + length < end && fz->hole[i + length] == fz->hole[i];)
+            length++;
+        if (!fz->hole[i])
+            put_pages(fz, address + bytes_of(i), *fz->window + bytes_of(i), length);
+    }
+}
+
+/*
+ * What was moved is registered with nobody, since only events would make a registration follow it.
+ * The pages are there, and until then they count as written; where they cannot be registered they
+ * are not merged any more.
+ */
+static void attach_again(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    for (int tries = 0; tries < RETRIES; tries++) {
+        if (os_uffd_register(fz->uffd, address, n, freezer_registration(fz)) != -ENOMEM)
+            return;
+        os_sleep_us(50);
+    }
+}
+
+/* To fill pages does nothing to memory that others have mapped there meanwhile. */
+static void remap_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
+{
+    for (int tries = 0;; tries++) {
+        bool here = os_uffd_is_registered(fz->wp_fd, to, n);
+        if (here && os_remap(to, from, n, true) == 0)
+            break;
+        if (!here || tries > RETRIES) {
+            put_frozen(fz, to - (from - *fz->window), (from - *fz->window) >> PAGE_SHIFT, n);
+            return;
+        }
+        os_sleep_us(50);
+    }
+    attach_again(fz, to, n);
+}
+
+static void uffd_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
+{
+    uintptr_t to = address + bytes_of(first), from = *fz->window + bytes_of(first);
+    fz->torn = true;
+    if (moves(fz))
+        put_frozen(fz, address, first, n);
+    else
+        remap_pages(fz, to, from, n);
+}
+
+static int uffd_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
+{
+    (void)vma_flags;
+    for (int tries = 0; n; tries++) {
+        int64_t done = os_uffd_zero(fz->uffd, address, n);
+        if (done > 0) {
+            address += bytes_of((uint64_t)done);
+            n -= (uint64_t)done;
+        } else if (tries > RETRIES) {
+            return (int)done;
+        }
+    }
+    return 0;
+}
+
+/*
+ * Whoever waits for these pages goes on; messages about them that were read before are void.  The
+ * count moves last: until they are woken, what they wait for can still be read.
+ */
+static void wake(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    os_uffd_wake(fz->uffd, address, n);
+    atomic_fetch_add(&fz->thaws, 1);
+}
+
+static void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    wake(fz, address, n);
+    if (!fz->window || !*fz->window)
+        return;
+    if (fz->torn && fz->window == &fz->windows[1]) {
+        os_unmap((void *)*fz->window, bytes_of(FREEZE_HUGE));
+        *fz->window = 0;
+    } else {
+        os_drop(*fz->window, n);
+    }
+}
+
+/* ---- giving overlays back ---- */
+
+/*
+ * Two anonymous mappings become one only if their anon_vma is the same one and
+ * their offsets follow each other.  What lies between two overlays gets an
+ * anon_vma of its own when it is touched, so pages that come back one by one
+ * would stay apart.  Hence the shadow of a region: one page of it is moved
+ * away, whose mapping keeps its identity, grows, and lends its parts from then
+ * on.  The page goes back where it came from.
+ *
+ *   region  | a | b | c | d |      a's mapping moves      | a |
+ *   region  |   | b | c | d |      and grows              | a |   |   |   |   |
+ *   region  | a | b | c | d |      the shadow             |   |   |   |   |   |
+ *
+ * The page beyond is never lent: a mapping that is moved whole loses its
+ * identity to the new place.
+ */
+static uintptr_t uffd_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
+{
+    (void)vma_flags; /* it has those of the region */
+    uintptr_t at = check_registered(fz, address, 1) ? 0 : (uintptr_t)os_reserve(PAGE_SIZE);
+    if (!at || os_remap(at, address, 1, true))
+        return 0; /* a failed mremap may have unmapped its target, which may be another's by now */
+    uintptr_t shadow = os_grow(at, n + 1);
+    if (shadow)
+        at = shadow;
+    for (int tries = 0; os_remap(address, at, 1, true); tries++) {
+        if (tries > RETRIES) {
+            put_pages(fz, address, at, 1);
+            os_drop(at, 1); /* a copy may have been made; what is lent later has to be empty */
+            break;
+        }
+        os_sleep_us(50);
+    }
+    attach_again(fz, address, 1);
+    wake(fz, address, 1);
+    if (!shadow)
+        os_unmap((void *)at, PAGE_SIZE);
+    return shadow;
+}
+
+static void unblock_writers(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    os_uffd_protect(fz->wp_fd, address, n, false);
+    os_uffd_unregister(fz->wp_fd, address, n);
+}
+
+/* A mapping can be registered with one userfaultfd only: tracking ends. */
+static int take_over(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (fz->tracked)
+        os_uffd_unregister(fz->uffd, address, n);
+    return os_uffd_register(fz->wp_fd, address, n, OS_UFFD_WP);
+}
+
+/*
+ * Writers wait, readers go on: nothing is ever missing.  The kernel's asynchronous protection would
+ * not make writers wait, hence the second userfaultfd.  What is written before the range is tracked
+ * again counts as written, as all of it does.
+ */
+static int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t shadow,
+                          int vma_flags)
+{
+    int error = take_over(fz, address, n);
+    if (!error)
+        error = freezer_block_writers(fz, address, n);
+    if (!error)
+        error = freezer_still(fz, address, n);
+    if (!error)
+        error = stage_bring_back(fz, address, n, shadow, vma_flags);
+    if (error) {
+        unblock_writers(fz, address, n);
+        freezer_track_overlay(fz, address, n);
+        return error;
+    }
+    attach_again(fz, address, n);
+    wake(fz, address, n);
+    os_uffd_wake(fz->wp_fd, address, n);
+    return 0;
+}
+
+/* Nobody may find it empty: it is registered before it is committed. */
+static void uffd_rebuild(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n)
+{
+    bool filled_later = os_uffd_register(fz->uffd, address, n, freezer_registration(fz)) == 0;
+    while (os_commit((void *)address, bytes_of(n)) < 0)
+        os_sleep_us(50);
+    if (filled_later)
+        put_pages(fz, address, from, n);
+    else
+        memcpy((void *)address, (const void *)from, bytes_of(n));
+}
+
+const struct freezer_ops freeze_by_uffd = {
+    .registration = OS_UFFD_MISSING,
+    .fills_holes = true,
+    .init = uffd_init,
+    .start = uffd_start,
+    .stop = uffd_stop,
+    .abandon = stage_close,
+    .freeze = uffd_freeze,
+    .restore = uffd_restore,
+    .zero = uffd_zero,
+    .thaw = uffd_thaw,
+    .shadow = uffd_shadow,
+    .unoverlay = uffd_unoverlay,
+    .rebuild = uffd_rebuild,
+};

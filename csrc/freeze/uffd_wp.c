@@ -1,0 +1,325 @@
+/*
+ * Freezing by write protection.  The pages stay where they are: whoever reads
+ * them goes on, thread or system call, and whoever writes into one sleeps in
+ * the kernel until the range is thawed.
+ *
+ * A mapping has one userfaultfd, and the one that tracks writes never makes a
+ * writer wait.  So a range is taken from it, and given to one that does:
+ *
+ *   region   | a | b | c | d |      tracked
+ *   freeze   | a | b | c | d |      b and c belong to wp_fd, and are protected: writers wait
+ *   compare in place
+ *   overlay  | a |frame frame| d |  writers still wait
+ *   thaw     | a |frame frame| d |  tracked again; writers go on
+ *
+ * What was written to b or c before they were protected, and not asked about
+ * by then, is forgotten by that: pages that were frozen and not merged have to
+ * be looked at anew.  Without tracking, regions belong to wp_fd all the time.
+ *
+ * Nothing is absent, but for one page once in the life of a region whose shadow
+ * needs that, and which nobody can find empty.  So no fault has to be answered,
+ * and there is no thread for it.
+ */
+#include "freeze/freezer.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define RETRIES 64 /* 50 us apart */
+
+typedef int change(int fd, uintptr_t address, uint64_t n);
+
+static int watch_writes(int fd, uintptr_t address, uint64_t n)
+{
+    return os_uffd_register(fd, address, n, OS_UFFD_WP);
+}
+
+static int let_writers_go(int fd, uintptr_t address, uint64_t n)
+{
+    return os_uffd_protect(fd, address, n, false);
+}
+
+/* The owner may have put something else into a part of the range, which is passed over. */
+static void change_what_can_be(change *change, int fd, uintptr_t address, uint64_t n)
+{
+    if (change(fd, address, n) == 0 || n == 1)
+        return;
+    change_what_can_be(change, fd, address, n / 2);
+    change_what_can_be(change, fd, address + bytes_of(n / 2), n - n / 2);
+}
+
+/*
+ * Back to where the range belongs.  Should the kernel not take it back, its writers are let go
+ * all the same: it looks unwritten for ever then, which costs merges and no byte.
+ */
+static void give_back(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (fz->tracked && os_uffd_unregister(fz->wp_fd, address, n) == 0)
+        change_what_can_be(watch_writes, fz->uffd, address, n);
+    else
+        change_what_can_be(let_writers_go, fz->wp_fd, address, n);
+    os_uffd_wake(fz->wp_fd, address, n);
+}
+
+static int wp_init(struct freezer *fz)
+{
+    if (fz->tracked)
+        fz->uffd = os_uffd_open(OS_UFFD_WP_ASYNC, &fz->waits_in_calls);
+    if (fz->tracked && fz->uffd < 0)
+        return fz->uffd;
+    fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC, &fz->waits_in_calls);
+    if (fz->wp_fd < 0)
+        return fz->wp_fd;
+    stage_open(fz); /* without it the small stage stays, and costs mappings */
+    return 0;
+}
+
+static void wp_stop(struct freezer *fz)
+{
+    (void)fz; /* has no thread */
+}
+
+/* ---- freezing ---- */
+
+/*
+ * Only of memory that we were registered for: what its owner has mapped there since is not, and
+ * the kernel says so when it is to be protected (ENOENT).
+ */
+static int take_over(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    int error = fz->tracked ? os_uffd_protect(fz->uffd, address, n, true)
+                            : os_uffd_protect(fz->wp_fd, address, n, false);
+    if (error)
+        return error == -ENOENT ? -EPERM : error;
+    if (!fz->tracked)
+        return 0;
+    error = os_uffd_unregister(fz->uffd, address, n);
+    return error ? error : watch_writes(fz->wp_fd, address, n);
+}
+
+/* A page that was not there could not be protected, and may have come meanwhile: a hole. */
+static int64_t wp_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
+{
+    int error = take_over(fz, address, n);
+    if (error == -EPERM)
+        return n > 1 ? -ENOENT : error;
+    if (!error)
+        error = freezer_block_writers(fz, address, n);
+    if (!error)
+        error = os_unprotected(fz->pagemap_fd, address, n, fz->hole);
+    if (error) {
+        give_back(fz, address, n);
+        return error;
+    }
+    *view = (const uint8_t *)address;
+    return (int64_t)n;
+}
+
+/* To split a mapping for it could fail, so the pages of a tracked region go back together. */
+static void wp_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
+{
+    if (!fz->tracked)
+        change_what_can_be(let_writers_go, fz->wp_fd, address + bytes_of(first), n);
+}
+
+/* They become holes, which read as zeros. Locked memory is not to have any (EINVAL). */
+static int wp_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
+{
+    (void)fz, (void)vma_flags;
+    return os_empty(address, n);
+}
+
+static void wp_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (fz->tracked)
+        give_back(fz, address, n);
+    else
+        os_uffd_wake(fz->wp_fd, address, n);
+}
+
+/* ---- giving overlays back ---- */
+
+/*
+ * A page more of a mapping, below its start, where nothing is: an empty one with its identity.
+ * registered: the mapping belongs to a region, and the page has to do so too.
+ */
+static bool extend_down(struct freezer *fz, struct os_maps *maps, uintptr_t start, int vma_flags,
+                        bool registered)
+{
+    struct os_vma whole;
+    uintptr_t page = start - PAGE_SIZE;
+    if (os_map_at(page, 1) < 0)
+        return false;
+    if (registered) {
+        os_set_vma_flags(page, 1, vma_flags);
+        freezer_attach(fz, page, 1);
+    }
+    os_maps_refresh(maps);
+    if (os_maps_find(maps, page, &whole) > 0 && whole.start <= page && whole.end > start)
+        return true;
+    os_unmap((void *)page, PAGE_SIZE);
+    return false;
+}
+
+/*
+ * The start of the mapping that the region is part of, as it was before it was registered: what
+ * lies right below the region was one mapping with it, or nothing does.
+ */
+static uintptr_t begin_of_mapping(struct os_maps *maps, uintptr_t address)
+{
+    struct os_vma below;
+    bool found = os_maps_find(maps, address - PAGE_SIZE, &below) > 0;
+    bool part = found && below.end == address && below.private_rw && !below.inode;
+    return part ? below.start : address;
+}
+
+static uintptr_t borrow_page(struct freezer *fz, uintptr_t address, int vma_flags)
+{
+    struct os_maps maps;
+    if (os_maps_open(&maps) < 0)
+        return 0;
+    uintptr_t start = begin_of_mapping(&maps, address);
+    bool lent = extend_down(fz, &maps, start, vma_flags, start == address);
+    os_maps_close(&maps);
+    return lent ? start - PAGE_SIZE : 0;
+}
+
+/* The page at the shadow's start belongs to address, where whoever touches it waits. */
+static void put_back(struct freezer *fz, uintptr_t address, uintptr_t shadow)
+{
+    for (int tries = 0; os_remap(address, shadow, 1, true); tries++) {
+        if (tries > RETRIES && stage_fill(fz, address, shadow, 1) == 0) {
+            os_drop(shadow, 1);
+            return;
+        }
+        os_sleep_us(50);
+    }
+}
+
+/*
+ * As uffd_shadow(): the region's first page goes away for it, and comes back.  Meanwhile its
+ * address is registered for missing pages; a system call that touches it waits only where the
+ * kernel handles its faults too: elsewhere it is done only while no other thread is in such a call.
+ */
+static uintptr_t displaced_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    uintptr_t at = (uintptr_t)os_reserve(PAGE_SIZE), shadow = 0;
+    if (!at || take_over(fz, address, 1) < 0) {
+        os_unmap((void *)at, PAGE_SIZE);
+        return 0;
+    }
+    int error = os_uffd_register(fz->wp_fd, address, 1, OS_UFFD_WP | OS_UFFD_MISSING);
+    if (!error)
+        error = os_remap(at, address, 1, true);
+    if (!error) { /* a failed mremap may have unmapped its target, which may be another's by now */
+        shadow = os_grow(at, n + 1);
+        put_back(fz, address, shadow ? shadow : at);
+        if (!shadow)
+            os_unmap((void *)at, PAGE_SIZE);
+    }
+    os_uffd_wake(fz->wp_fd, address, 1);
+    os_uffd_unregister(fz->wp_fd, address, 1);
+    freezer_attach(fz, address, 1);
+    return shadow;
+}
+
+/*
+ * The shadow's identity (see uffd_shadow()) comes from an empty page, which the region's mapping
+ * gets for it below its start: so no page of the region has to go away for a moment.
+ *
+ *              |page| ... | a | b | c | d |       the mapping, one page longer
+ *   |page| ... |   |   |   |   |                  moved away, and grown
+ *              |   |   |   |   |                  the shadow
+ */
+static uintptr_t borrowed_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
+{
+    uintptr_t page = borrow_page(fz, address, vma_flags);
+    uintptr_t at = page ? (uintptr_t)os_reserve(PAGE_SIZE) : 0;
+    uint64_t before = (address - page) >> PAGE_SHIFT;
+    if (!at || os_remap(at, page, 1, false) < 0) {
+        /* A failed mremap may have unmapped its target, which may be another's by now. */
+        os_unmap((void *)page, PAGE_SIZE);
+        return 0;
+    }
+    uintptr_t grown = os_grow(at, before + n + 1);
+    os_unmap((void *)(grown ? grown : at), bytes_of(grown ? before : 1));
+    if (!grown)
+        return 0;
+    os_set_vma_flags(grown + bytes_of(before), n + 1, vma_flags);
+    return grown + bytes_of(before);
+}
+
+static uintptr_t wp_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
+{
+    uintptr_t shadow = borrowed_shadow(fz, address, n, vma_flags);
+    bool harmless = fz->waits_in_calls || os_others_wait(fz->tasks_fd);
+    return shadow || !harmless ? shadow : displaced_shadow(fz, address, n);
+}
+
+static int take_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (fz->tracked)
+        os_uffd_unregister(fz->uffd, address, n);
+    int error = os_uffd_register(fz->wp_fd, address, n, OS_UFFD_WP);
+    if (!error)
+        error = freezer_block_writers(fz, address, n);
+    return error ? error : freezer_still(fz, address, n);
+}
+
+/* Overlays are not registered where writes are not tracked. */
+static void give_overlay_back(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (os_uffd_unregister(fz->wp_fd, address, n) != 0)
+        change_what_can_be(let_writers_go, fz->wp_fd, address, n);
+    os_uffd_wake(fz->wp_fd, address, n);
+    freezer_track_overlay(fz, address, n);
+}
+
+/*
+ *   overlay  | frame | own copy | frame |    writers wait, readers go on
+ *   shadow   | bytes | bytes    | bytes |    filled with what the overlay shows
+ *   region   | bytes | bytes    | bytes |    the shadow's pages, in one step
+ *
+ * Without a shadow the pages come from the stage, and cost mappings.
+ */
+static int wp_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t shadow,
+                        int vma_flags)
+{
+    int error = take_overlay(fz, address, n);
+    if (!error)
+        error = stage_bring_back(fz, address, n, shadow, vma_flags);
+    if (error) {
+        give_overlay_back(fz, address, n);
+        return error;
+    }
+    freezer_attach(fz, address, n);
+    os_uffd_wake(fz->wp_fd, address, n);
+    return 0;
+}
+
+static void wp_rebuild(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n)
+{
+    int error = os_uffd_register(fz->wp_fd, address, n, OS_UFFD_MISSING);
+    while (os_commit((void *)address, bytes_of(n)) < 0)
+        os_sleep_us(50);
+    if (error)
+        memcpy((void *)address, (const void *)from, bytes_of(n));
+    while (!error && stage_fill(fz, address, from, n) < 0)
+        ;
+    os_uffd_unregister(fz->wp_fd, address, n);
+}
+
+const struct freezer_ops freeze_by_protection = {
+    .registration = OS_UFFD_WP,
+    .forgets_writes = true,
+    .init = wp_init,
+    .stop = wp_stop,
+    .abandon = stage_close,
+    .freeze = wp_freeze,
+    .restore = wp_restore,
+    .zero = wp_zero,
+    .thaw = wp_thaw,
+    .shadow = wp_shadow,
+    .unoverlay = wp_unoverlay,
+    .rebuild = wp_rebuild,
+};

@@ -1,0 +1,106 @@
+/*
+ * Does the process hold what lets devices write into its memory behind the page
+ * tables, with no thread waiting for it?  Descriptors of io_uring, of devices
+ * that pin memory (RDMA, GPUs, user-space drivers), and the rings of libaio.
+ * Whoever wants to use one must have it, so none means no such write.
+ */
+#include "os/os.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static bool lets_devices_write(const char *file)
+{
+    static const char *const known[] = {
+        "anon_inode:[io_uring]",
+        "/dev/infiniband/",
+        "/dev/nvidia",
+        "/dev/kfd",
+        "/dev/dri/",
+        "/dev/vfio/",
+        "/dev/accel/",
+        "/dev/uio",
+    };
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+        if (strncmp(file, known[i], strlen(known[i])) == 0)
+            return true;
+    return false;
+}
+
+struct entry { /* struct linux_dirent64 */
+    uint64_t inode;
+    int64_t next;
+    uint16_t length;
+    uint8_t type;
+    char name[];
+};
+
+static bool is_device(int files, const char *name)
+{
+    char file[64];
+    ssize_t length = readlinkat(files, name, file, sizeof file - 1);
+    file[length > 0 ? length : 0] = 0;
+    return lets_devices_write(file);
+}
+
+static bool has_descriptor(void)
+{
+    _Alignas(struct entry) char buffer[4096];
+    bool found = false;
+    long got = 0;
+    int files = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (files < 0)
+        return true; /* nobody can tell */
+    while (!found && (got = syscall(SYS_getdents64, files, buffer, sizeof buffer)) > 0)
+        for (long at = 0; at < got && !found;) {
+            const struct entry *entry = (const struct entry *)(buffer + at);
+            at += entry->length;
+            found = is_device(files, entry->name);
+        }
+    close(files);
+    return found || got < 0;
+}
+
+/* Of anybody on this machine: without any there is none of ours. */
+static bool machine_has_rings(void)
+{
+    char text[32] = "";
+    int fd = open("/proc/sys/fs/aio-nr", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false; /* a kernel without any */
+    ssize_t got = read(fd, text, sizeof text - 1);
+    close(fd);
+    return got > 0 && strtoul(text, NULL, 10) > 0;
+}
+
+/* A ring is a mapping of a file of that name. */
+static bool has_ring(void)
+{
+    static const char name[] = "/[aio]";
+    const size_t overlap = sizeof name - 2; /* of a name that is cut where a piece ends */
+    char text[4096] = "";
+    ssize_t got = 0;
+    bool found = false;
+    int maps = machine_has_rings() ? open("/proc/self/maps", O_RDONLY | O_CLOEXEC) : -1;
+    if (maps < 0)
+        return false;
+    while (!found && (got = read(maps, text + overlap, sizeof text - overlap)) > 0) {
+        found = memmem(text, overlap + (size_t)got, name, sizeof name - 1) != NULL;
+        memmove(text, text + got, overlap);
+    }
+    close(maps);
+    return found || got < 0;
+}
+
+bool os_has_devices(void)
+{
+    return has_descriptor() || has_ring();
+}
+
+int ksmpy_has_devices(void)
+{
+    return os_has_devices();
+}

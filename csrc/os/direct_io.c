@@ -1,0 +1,267 @@
+/*
+ * Is a device writing into these pages?
+ *
+ * A read from a file opened with O_DIRECT lets the device write to memory
+ * behind the page tables, where no freezing can see it; some file systems read
+ * so without being asked (FUSE, 9p).  The kernel tells only UFFDIO_MOVE about
+ * it, and nobody about 9p, which does not pin its pages for good.  For
+ * everything else we look what the other threads are doing: one that waits in
+ * a read shows the system call and its arguments in
+ * /proc/self/task/TID/syscall.  Called when the pages can no longer be written
+ * (frozen, or protected), so no new read can begin on them.
+ *
+ * A process that has changed its user may not look at its own system calls.
+ * Whether a thread waits for a disk it still may (TID/stat).
+ *
+ * A thread on a processor shows only "running".  It may be about to wait for
+ * such a read, so it is looked at again for a while.  One that runs all that
+ * time is computing, or in such a read all the same: it polls for its end, or
+ * was preempted before it could wait.  Nobody tells, so it is taken to be
+ * reading if the process has a file open by which it could be.
+ *
+ * Not seen: reads that no thread waits for (libaio, io_uring) and memory that
+ * is pinned for long (RDMA, GPUs).
+ */
+#include "os/os.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define LOOKS 6
+#define BETWEEN_LOOKS_US 20
+
+enum activity { ELSEWHERE, RUNNING, READING_INTO, UNKNOWN }; /* the worst comes last */
+
+struct entry { /* struct linux_dirent64 */
+    uint64_t inode;
+    int64_t next;
+    uint16_t length;
+    uint8_t type;
+    char name[];
+};
+
+/* What is asked, and by which thread. */
+struct question {
+    int tasks_fd;
+    uintptr_t start, end;
+    long asker;
+    bool crowded; /* for want of a descriptor nobody could tell */
+    bool busy;    /* the answer */
+};
+
+/* What a file of a thread's in /proc says: its length, or -errno. */
+static int tell(int tasks_fd, const char *thread, const char *what, char *text, size_t size)
+{
+    char path[32];
+    snprintf(path, sizeof path, "%.16s/%s", thread, what);
+    int fd = openat(tasks_fd, path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    ssize_t got = read(fd, text, size - 1);
+    close(fd);
+    text[got > 0 ? got : 0] = 0;
+    return got < 0 ? -errno : (int)got;
+}
+
+/* File systems that read through the page cache unless they are told otherwise (linux/magic.h). */
+static bool has_page_cache(long type)
+{
+    static const unsigned cached[] = {
+        0xef53 /* ext2, 3, 4 */,   0x58465342 /* xfs */,   0x9123683e /* btrfs */,
+        0xf2f52010 /* f2fs */,     0x01021994 /* tmpfs */, 0x858458f6 /* ramfs */,
+        0x73717368 /* squashfs */, 0xe0f5e1e2 /* erofs */, 0x9660 /* iso9660 */,
+        0x4d44 /* vfat */,         0x2011bab0 /* exfat */, 0x9fa0 /* proc */,
+        0x62656572 /* sysfs */,
+    };
+    for (size_t i = 0; i < sizeof cached / sizeof cached[0]; i++)
+        if ((unsigned)type == cached[i])
+            return true;
+    return false;
+}
+
+/* May a device, or another process, answer this read by writing into its buffer? */
+static bool is_direct(int fd)
+{
+    struct stat info;
+    struct statfs system;
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || (flags & O_DIRECT))
+        return true; /* closed by another thread while it is read from, perhaps */
+    return fstat(fd, &info) == 0 && S_ISREG(info.st_mode) &&
+           (fstatfs(fd, &system) < 0 || !has_page_cache(system.f_type));
+}
+
+/* "nr arg0 arg1 ..." of a thread that waits in a system call. */
+static enum activity judge(const char *text, uintptr_t start, uintptr_t end)
+{
+    char *at;
+    if (strncmp(text, "running", 7) == 0)
+        return RUNNING;
+    long number = strtol(text, &at, 10);
+    int fd = (int)strtoul(at, &at, 16);
+    uintptr_t buffer = strtoul(at, &at, 16);
+    size_t length = strtoul(at, &at, 16);
+    bool reads = number == SYS_read || number == SYS_pread64;
+    bool scatters = number == SYS_readv || number == SYS_preadv || number == SYS_preadv2;
+    if (reads && (buffer >= end || start >= buffer + length))
+        return ELSEWHERE;
+    /* Of those that scatter the list of buffers may lie in memory that must not be touched now. */
+    return (reads || scatters) && is_direct(fd) ? READING_INTO : ELSEWHERE;
+}
+
+/* "tid (name) state ..." */
+static enum activity judge_state(const char *text)
+{
+    const char *name_end = strrchr(text, ')');
+    char state = name_end && name_end[1] ? name_end[2] : 0;
+    return state == 'D' ? READING_INTO : state == 'R' ? RUNNING : ELSEWHERE;
+}
+
+static enum activity look_at(struct question *question, const char *thread)
+{
+    char text[256];
+    int got = tell(question->tasks_fd, thread, "syscall", text, sizeof text);
+    if (got >= 0)
+        return judge(text, question->start, question->end);
+    if (got == -EACCES || got == -EPERM) {
+        got = tell(question->tasks_fd, thread, "stat", text, sizeof text);
+        if (got > 0)
+            return judge_state(text);
+    }
+    question->crowded |= os_is_crowded(got);
+    return got == -ENOENT || got == -ESRCH ? ELSEWHERE : UNKNOWN;
+}
+
+/* The worst of what the threads do, but for those that look. */
+static enum activity look(struct question *question)
+{
+    _Alignas(struct entry) char buffer[4096];
+    enum activity worst = ELSEWHERE;
+    long self = syscall(SYS_gettid), got;
+    lseek(question->tasks_fd, 0, SEEK_SET);
+    while ((got = syscall(SYS_getdents64, question->tasks_fd, buffer, sizeof buffer)) > 0)
+        for (long at = 0; at < got;) {
+            const struct entry *entry = (const struct entry *)(buffer + at);
+            at += entry->length;
+            long thread = strtol(entry->name, NULL, 10);
+            if (entry->name[0] == '.' || thread == self || thread == question->asker)
+                continue;
+            enum activity activity = look_at(question, entry->name);
+            worst = activity > worst ? activity : worst;
+            if (worst >= READING_INTO)
+                return worst;
+        }
+    return got < 0 ? UNKNOWN : worst;
+}
+
+/* "nr arg0 arg1 ...": a call in which a thread only waits, and touches no memory of others. */
+static bool only_waits(const char *text)
+{
+    static const long calls[] = {
+        SYS_futex,       SYS_ppoll,     SYS_pselect6,
+        SYS_epoll_pwait, SYS_nanosleep, SYS_clock_nanosleep,
+        SYS_wait4,       SYS_waitid,    SYS_rt_sigtimedwait,
+#ifdef SYS_poll
+        SYS_poll,        SYS_select,    SYS_epoll_wait,
+        SYS_pause,
+#endif
+    };
+    char *end;
+    long number = strtol(text, &end, 10);
+    for (size_t i = 0; end != text && i < sizeof calls / sizeof calls[0]; i++)
+        if (number == calls[i])
+            return true;
+    return false;
+}
+
+bool os_others_wait(int tasks_fd)
+{
+    _Alignas(struct entry) char buffer[4096];
+    char text[256];
+    long self = syscall(SYS_gettid), got;
+    lseek(tasks_fd, 0, SEEK_SET);
+    while ((got = syscall(SYS_getdents64, tasks_fd, buffer, sizeof buffer)) > 0)
+        for (long at = 0; at < got;) {
+            const struct entry *entry = (const struct entry *)(buffer + at);
+            at += entry->length;
+            if (entry->name[0] == '.' || strtol(entry->name, NULL, 10) == self)
+                continue;
+            if (tell(tasks_fd, entry->name, "syscall", text, sizeof text) <= 0 || !only_waits(text))
+                return false;
+        }
+    return got == 0;
+}
+
+static bool is_read_direct(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+    return flags >= 0 && (flags & O_ACCMODE) != O_WRONLY && is_direct(fd);
+}
+
+/*
+ * Does the process have such a file open to read from? true also where nobody can tell.  By way
+ * of the threads' directory, as /proc may be out of sight by now.
+ */
+static bool has_direct(struct question *question)
+{
+    _Alignas(struct entry) char buffer[4096];
+    int fds = openat(question->tasks_fd, "../fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    long got = fds < 0 ? -1 : 1;
+    question->crowded |= fds < 0 && os_is_crowded(-errno);
+    bool found = false;
+    while (!found && got > 0 && (got = syscall(SYS_getdents64, fds, buffer, sizeof buffer)) > 0)
+        for (long at = 0; at < got && !found;) {
+            const struct entry *entry = (const struct entry *)(buffer + at);
+            at += entry->length;
+            found = entry->name[0] != '.' && is_read_direct((int)strtol(entry->name, NULL, 10));
+        }
+    if (fds >= 0)
+        close(fds);
+    return found || got < 0;
+}
+
+int os_tasks_open(void)
+{
+    int fd = open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
+static bool is_busy(struct question *question)
+{
+    for (int i = 0; i < LOOKS; i++) {
+        enum activity activity = look(question);
+        if (activity != RUNNING)
+            return activity >= READING_INTO;
+        os_sleep_us(BETWEEN_LOOKS_US);
+    }
+    return has_direct(question);
+}
+
+static void ask_apart(void *data)
+{
+    struct question *question = data;
+    question->busy = is_busy(question);
+}
+
+bool os_direct_io(int tasks_fd, uintptr_t address, uint64_t n)
+{
+    struct question question = {
+        .tasks_fd = tasks_fd,
+        .start = address,
+        .end = address + bytes_of(n),
+        .asker = syscall(SYS_gettid),
+    };
+    bool busy = is_busy(&question);
+    if (!question.crowded)
+        return busy;
+    question.busy = is_read_direct(STDIN_FILENO); /* which is not there apart */
+    return question.busy || os_apart(ask_apart, &question) < 0 || question.busy;
+}

@@ -1,0 +1,103 @@
+#include "os/guard.h"
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "base/checksum.h"
+#include "os/handlers.h"
+#include "os/os.h"
+
+/* The last guarded read of a thread; size 0: none is under way. */
+struct guarded {
+    jmp_buf place;
+    uintptr_t one, two;
+    volatile size_t size;
+};
+
+/* Of the kind that needs no allocation at its first use, which may be in the handler. */
+static __thread __attribute__((tls_model("initial-exec"))) struct guarded guarded;
+
+static void signals(sigset_t *set)
+{
+    sigemptyset(set);
+    sigaddset(set, SIGSEGV);
+    sigaddset(set, SIGBUS);
+}
+
+void guard_open(sigset_t *before)
+{
+    sigset_t ours;
+    signals(&ours);
+    handlers_install();
+    pthread_sigmask(SIG_UNBLOCK, &ours, before);
+}
+
+void guard_close(const sigset_t *before)
+{
+    pthread_sigmask(SIG_SETMASK, before, NULL);
+}
+
+void guard_escape(const siginfo_t *info)
+{
+    uintptr_t at = (uintptr_t)info->si_addr;
+    size_t size = guarded.size;
+    bool sent = info->si_code <= 0; /* by kill or raise, not by an access */
+    if (sent || !size || (at - guarded.one >= size && at - guarded.two >= size))
+        return;
+    guarded.size = 0;
+    longjmp(guarded.place, 1);
+}
+
+/*
+ * The mask is not saved: the handler runs with none of its own.  What a fault leaves half done are
+ * variables of the function that reads.
+ */
+#define GUARDED(first, second, bytes, read)                                                        \
+    do {                                                                                           \
+        if (_setjmp(guarded.place))                                                                \
+            return false;                                                                          \
+        guarded.one = (uintptr_t)(first);                                                          \
+        guarded.two = (uintptr_t)(second);                                                         \
+        guarded.size = (bytes);                                                                    \
+        atomic_signal_fence(memory_order_seq_cst);                                                 \
+        read;                                                                                      \
+        atomic_signal_fence(memory_order_seq_cst);                                                 \
+        guarded.size = 0;                                                                          \
+        return true;                                                                               \
+    } while (0)
+
+bool guard_checksum(const struct checksum_key *key, const void *page, uint64_t *sum)
+{
+    GUARDED(page, page, PAGE_SIZE, *sum = ksmpy_checksum_keyed(key, page, PAGE_SIZE));
+}
+
+KSMPY_READS_LIVE_MEMORY bool guard_is_zero(const void *page, bool *zero)
+{
+    const uint8_t *bytes = page;
+    GUARDED(page, page, PAGE_SIZE,
+            *zero = bytes[0] == 0 && memcmp(bytes, bytes + 1, PAGE_SIZE - 1) == 0);
+}
+
+KSMPY_READS_LIVE_MEMORY bool guard_compare(const void *one, const void *two, int *order)
+{
+    GUARDED(one, two, PAGE_SIZE, *order = memcmp(one, two, PAGE_SIZE));
+}
+
+KSMPY_READS_LIVE_MEMORY bool guard_copy(void *to, const void *from, size_t bytes)
+{
+    GUARDED(from, from, bytes, memcpy(to, from, bytes));
+}
+
+__attribute__((noinline)) KSMPY_READS_LIVE_MEMORY static void touch(uintptr_t start, uintptr_t end,
+                                                                    size_t piece)
+{
+    for (uintptr_t at = start; at < end; at = (at | (piece - 1)) + 1)
+        (void)*(const volatile uint8_t *)at;
+}
+
+bool guard_touch(uintptr_t start, uintptr_t end, size_t piece)
+{
+    GUARDED(start, start, end - start, touch(start, end, piece));
+}

@@ -1,0 +1,162 @@
+#include "os/handlers.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "freeze/freezer.h"
+#include "os/guard.h"
+
+#define LEVELS 16
+#define SIGNALS 64
+
+/* A handler of the program's that was found, and has ours before it. */
+static struct level {
+    _Atomic bool taken;
+    _Atomic bool known; /* before is filled in, and never changes */
+    _Atomic bool spent; /* SA_RESETHAND: it has been called */
+    int number;         /* of the signal */
+    struct sigaction before;
+} levels[LEVELS];
+
+static bool is_handler(const struct sigaction *action)
+{
+    return action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN;
+}
+
+/* As by a fault or by a sender: the kernel's default action, with the same siginfo. */
+static void die(int number, siginfo_t *info, bool sent)
+{
+    struct sigaction fatal = {.sa_handler = SIG_DFL};
+    sigaction(number, &fatal, NULL);
+    if (sent) /* a fault comes again by itself */
+        syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), number, info);
+}
+
+/* Called by a handler of the program's, not by the kernel, the mask has to be put back, too. */
+static void call(const struct sigaction *action, int number, siginfo_t *info, void *context)
+{
+    sigset_t blocked = action->sa_mask, outer;
+    if (!(action->sa_flags & SA_NODEFER))
+        sigaddset(&blocked, number);
+    pthread_sigmask(SIG_BLOCK, &blocked, &outer);
+    bool guest = sigismember(&blocked, SIGSEGV) == 1 && signal_enter_guest();
+    if (action->sa_flags & SA_SIGINFO)
+        action->sa_sigaction(number, info, context);
+    else
+        action->sa_handler(number);
+    if (guest)
+        signal_leave_guest();
+    pthread_sigmask(SIG_SETMASK, &outer, NULL);
+}
+
+static void hand_on(struct level *level, int number, siginfo_t *info, void *context)
+{
+    const struct sigaction *before = &level->before;
+    bool sent = info->si_code <= 0; /* by kill or raise, not by an access */
+    if (sent && before->sa_handler == SIG_IGN)
+        return;
+    bool once = is_handler(before) && before->sa_flags & SA_RESETHAND;
+    if (!is_handler(before) || (once && atomic_exchange(&level->spent, true)))
+        die(number, info, sent);
+    else
+        call(before, number, info, context);
+}
+
+static void on_signal(struct level *level, int number, siginfo_t *info, void *context)
+{
+    int saved = errno;
+    guard_escape(info);
+    bool ours = number == SIGSEGV && signal_claims(info);
+    errno = saved;
+    if (!ours)
+        hand_on(level, number, info, context);
+}
+
+/* clang-format off */
+#define EACH_LEVEL(DO)                                                                             \
+    DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7)                                                \
+    DO(8) DO(9) DO(10) DO(11) DO(12) DO(13) DO(14) DO(15)
+/* clang-format on */
+
+#define FUNCTION(i)                                                                                \
+    static void on_signal_##i(int number, siginfo_t *info, void *context)                          \
+    {                                                                                              \
+        on_signal(&levels[i], number, info, context);                                              \
+    }
+EACH_LEVEL(FUNCTION)
+
+#define ADDRESS(i) on_signal_##i,
+static void (*const functions[LEVELS])(int, siginfo_t *, void *) = {EACH_LEVEL(ADDRESS)};
+
+static bool is_ours(const struct sigaction *action)
+{
+    for (int i = 0; i < LEVELS; i++)
+        if (action->sa_flags & SA_SIGINFO && action->sa_sigaction == functions[i])
+            return true;
+    return false;
+}
+
+static bool is_same(const struct sigaction *one, const struct sigaction *two)
+{
+    bool same = one->sa_handler == two->sa_handler && one->sa_flags == two->sa_flags;
+    for (int number = 1; number <= SIGNALS && same; number++)
+        same = sigismember(&one->sa_mask, number) == sigismember(&two->sa_mask, number);
+    return same;
+}
+
+static int level_before(int number, const struct sigaction *action)
+{
+    for (int i = 0; i < LEVELS; i++)
+        if (atomic_load(&levels[i].known) && levels[i].number == number &&
+            is_same(&levels[i].before, action)) {
+            atomic_store(&levels[i].spent, false);
+            return i;
+        }
+    for (int i = 0; i < LEVELS; i++)
+        if (!atomic_exchange(&levels[i].taken, true)) {
+            levels[i].before = *action;
+            levels[i].number = number;
+            atomic_store(&levels[i].known, true);
+            return i;
+        }
+    return -EBUSY;
+}
+
+/* Whose turn it is decides on which stack it runs, and whether system calls are begun again. */
+static struct sigaction ours_before(const struct sigaction *action, int level)
+{
+    int kept = SA_ONSTACK | SA_RESTART;
+    int flags = is_handler(action) ? action->sa_flags & kept : kept;
+    return (struct sigaction){.sa_sigaction = functions[level],
+                              .sa_flags = SA_SIGINFO | SA_NODEFER | flags};
+}
+
+static int install(int number)
+{
+    struct sigaction found, replaced, ours;
+    if (sigaction(number, NULL, &found) < 0)
+        return -errno;
+    while (!is_ours(&found)) {
+        int level = level_before(number, &found);
+        if (level < 0)
+            return level;
+        ours = ours_before(&found, level);
+        if (sigaction(number, &ours, &replaced) < 0)
+            return -errno;
+        if (is_same(&replaced, &found))
+            return 0;
+        found = replaced; /* installed a moment ago: ours has to be before that one */
+    }
+    return 0;
+}
+
+int handlers_install(void)
+{
+    int error = install(SIGSEGV);
+    return error ? error : install(SIGBUS);
+}

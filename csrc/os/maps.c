@@ -1,0 +1,188 @@
+/* /proc/self/maps: one mapping at a time where the kernel can (PROCMAP_QUERY), else as text. */
+#include "os/os.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#define BUFFER_BYTES ((size_t)64 << 10)
+
+/* struct procmap_query of linux/fs.h (6.11) */
+struct query {
+    uint64_t size, flags, address;
+    uint64_t vma_start, vma_end, vma_flags, page_size, offset, inode;
+    uint32_t dev_major, dev_minor;
+    uint32_t name_size, build_id_size;
+    uint64_t name_address, build_id_address;
+};
+#define QUERY_IOCTL _IOWR('f', 17, struct query)
+#define QUERY_READABLE 1
+#define QUERY_WRITABLE 2
+#define QUERY_EXECUTABLE 4
+#define QUERY_SHARED 8
+#define QUERY_COVERING_OR_NEXT 16
+
+static int find_by_query(struct os_maps *maps, uintptr_t address, struct os_vma *out)
+{
+    struct query query = {
+        .size = sizeof query, .flags = QUERY_COVERING_OR_NEXT, .address = address};
+    if (ioctl(maps->fd, QUERY_IOCTL, &query) < 0)
+        return errno == ENOENT ? 0 : -errno;
+    uint64_t access =
+        query.vma_flags & (QUERY_READABLE | QUERY_WRITABLE | QUERY_EXECUTABLE | QUERY_SHARED);
+    *out = (struct os_vma){
+        .start = query.vma_start,
+        .end = query.vma_end,
+        .inode = query.inode,
+        .dev = makedev(query.dev_major, query.dev_minor),
+        .offset = query.offset,
+        .shared = access & QUERY_SHARED,
+        .private_rw = access == (QUERY_READABLE | QUERY_WRITABLE),
+    };
+    return 1;
+}
+
+/* The program may have closed it, and opened a file that has its number now. */
+static bool is_ours(const struct os_maps *maps)
+{
+    return maps->fd >= 0 && os_is_file(maps->fd, maps->inode);
+}
+
+/* More of the text: 1, 0 at its end, or -errno. */
+static int refill(struct os_maps *maps)
+{
+    memmove(maps->buffer, maps->buffer + maps->at, maps->fill - maps->at);
+    maps->fill -= maps->at;
+    maps->at = 0;
+    if (!is_ours(maps))
+        return -EBADF;
+    ssize_t got = read(maps->fd, maps->buffer + maps->fill, BUFFER_BYTES - 1 - maps->fill);
+    if (got < 0)
+        return -errno;
+    maps->fill += (size_t)got;
+    return got > 0;
+}
+
+/* The next line of the text: 1, 0 at the end, or -errno; a line is at most a path long. */
+static int next_line(struct os_maps *maps, char **line)
+{
+    char *end;
+    while (!(end = memchr(maps->buffer + maps->at, '\n', maps->fill - maps->at))) {
+        int more = refill(maps);
+        if (more <= 0)
+            return more;
+    }
+    *line = maps->buffer + maps->at;
+    *end = 0;
+    maps->at = (size_t)(end - maps->buffer) + 1;
+    return 1;
+}
+
+static void rewind_text(struct os_maps *maps)
+{
+    if (is_ours(maps))
+        lseek(maps->fd, 0, SEEK_SET);
+    maps->fill = maps->at = 0;
+    maps->last = (struct os_vma){0};
+}
+
+static void parse(char *line, struct os_vma *out)
+{
+    char *p;
+    out->start = strtoul(line, &p, 16);
+    out->end = strtoul(p + 1, &p, 16);
+    const char *access = p + 1;
+    out->offset = strtoul(p + 6, &p, 16);
+    unsigned long major_number = strtoul(p, &p, 16);
+    unsigned long minor_number = strtoul(p + 1, &p, 16);
+    out->dev = makedev(major_number, minor_number);
+    out->inode = strtoul(p, NULL, 10);
+    out->private_rw = strncmp(access, "rw-p", 4) == 0;
+    out->shared = access[3] == 's';
+}
+
+/* Reads on from the last answer while addresses ascend, which is how every caller asks. */
+static int find_in_text(struct os_maps *maps, uintptr_t address, struct os_vma *out)
+{
+    if (address < maps->last.start)
+        rewind_text(maps);
+    else if (maps->last.end > address) {
+        *out = maps->last;
+        return 1;
+    }
+    char *line;
+    int found;
+    while ((found = next_line(maps, &line)) > 0) {
+        parse(line, out);
+        maps->last = *out;
+        if (out->end > address)
+            return 1;
+    }
+    return found;
+}
+
+int os_maps_open(struct os_maps *maps)
+{
+    *maps = (struct os_maps){.fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC)};
+    if (maps->fd < 0)
+        return -errno;
+    maps->buffer = os_alloc(BUFFER_BYTES);
+    if (!maps->buffer) {
+        close(maps->fd);
+        return -ENOMEM;
+    }
+    struct os_vma vma;
+    uint64_t dev;
+    maps->query = find_by_query(maps, 0, &vma) >= 0;
+    return os_know_file(maps->fd, &maps->inode, &dev);
+}
+
+void os_maps_close(struct os_maps *maps)
+{
+    os_unmap(maps->buffer, BUFFER_BYTES);
+    maps->buffer = NULL;
+    if (is_ours(maps))
+        close(maps->fd);
+    maps->fd = -1;
+}
+
+int os_maps_find(struct os_maps *maps, uintptr_t address, struct os_vma *out)
+{
+    return maps->query ? find_by_query(maps, address, out) : find_in_text(maps, address, out);
+}
+
+int64_t os_maps_count(struct os_maps *maps)
+{
+    int64_t count = 0;
+    char *line;
+    int found;
+    rewind_text(maps);
+    while ((found = next_line(maps, &line)) > 0)
+        count++;
+    rewind_text(maps);
+    return found < 0 ? found : count;
+}
+
+void os_maps_refresh(struct os_maps *maps)
+{
+    if (!maps->query)
+        rewind_text(maps);
+}
+
+uint64_t os_max_map_count(void)
+{
+    uint64_t limit = 65530; /* the kernel's default, where the file cannot be read */
+    char text[32] = "";
+    int fd = open("/proc/sys/vm/max_map_count", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return limit;
+    if (read(fd, text, sizeof text - 1) > 0)
+        limit = strtoul(text, NULL, 10);
+    close(fd);
+    return limit;
+}

@@ -1,0 +1,124 @@
+/*
+ * The engines' own memory, so that nobody registers it: a scan that froze the records it is about
+ * to change would wait for itself.  Kept as a list of ranges in memory of its own, changed by
+ * single stores, so that a fork at any moment leaves the child a usable one.
+ */
+#include "os/os.h"
+
+#include <link.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
+
+#define SLOTS 1024 /* in the first table; each further one has twice as many */
+#define TABLES 16
+
+struct slot {
+    _Atomic uintptr_t start; /* 0: free; 1: about to be filled */
+    _Atomic uintptr_t end;
+};
+
+static struct slot first[SLOTS];
+static _Atomic(struct slot *) tables[TABLES] = {first};
+
+static size_t slots_in(int table)
+{
+    return (size_t)SLOTS << table;
+}
+
+/* The table of that number, made if it is missing; NULL: no memory for it, or no more of them. */
+static struct slot *table_at(int number, bool make)
+{
+    struct slot *table = atomic_load(&tables[number]);
+    if (table || !make)
+        return table;
+    size_t bytes = slots_in(number) * sizeof *table;
+    void *fresh = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (fresh == MAP_FAILED)
+        return NULL;
+    if (atomic_compare_exchange_strong(&tables[number], &table, fresh))
+        return fresh;
+    munmap(fresh, bytes); /* another thread was faster */
+    return table;
+}
+
+void os_own(uintptr_t start, size_t bytes)
+{
+    struct slot *table;
+    for (int number = 0; number < TABLES && (table = table_at(number, true)); number++)
+        for (size_t i = 0; i < slots_in(number); i++) {
+            uintptr_t free = 0;
+            if (atomic_load(&table[i].start) ||
+                !atomic_compare_exchange_strong(&table[i].start, &free, 1))
+                continue;
+            atomic_store(&table[i].end, start + bytes);
+            atomic_store(&table[i].start, start);
+            return;
+        }
+}
+
+/* A range belongs to one caller, so nobody else changes the slots that it is in. */
+static void cut(struct slot *slot, uintptr_t start, uintptr_t end)
+{
+    uintptr_t from = atomic_load(&slot->start), to = atomic_load(&slot->end);
+    if (from <= 1 || from >= end || to <= start)
+        return;
+    if (from < start && to > end)
+        os_own(end, to - end);
+    if (from < start)
+        atomic_store(&slot->end, start);
+    else
+        atomic_store(&slot->start, to > end ? end : 0);
+}
+
+void os_disown(uintptr_t start, size_t bytes)
+{
+    struct slot *table;
+    for (int number = 0; number < TABLES && (table = table_at(number, false)); number++)
+        for (size_t i = 0; i < slots_in(number); i++)
+            cut(&table[i], start, start + bytes);
+}
+
+struct list {
+    struct ksmpy_range *out;
+    int64_t max, count;
+};
+
+static void add(struct list *list, uintptr_t start, uintptr_t end)
+{
+    if (start > 1 && end > start && list->count++ < list->max)
+        list->out[list->count - 1] = (struct ksmpy_range){start, end};
+}
+
+/* The library's variables: the writable segments of the object that one of them lies in. */
+static int add_variables(struct dl_phdr_info *object, size_t size, void *list)
+{
+    uintptr_t known = (uintptr_t)first;
+    bool ours = false;
+    (void)size;
+    for (int pass = 0; pass < 2; pass++)
+        for (int i = 0; i < object->dlpi_phnum; i++) {
+            const ElfW(Phdr) *segment = &object->dlpi_phdr[i];
+            uintptr_t start = object->dlpi_addr + segment->p_vaddr;
+            uintptr_t end = start + segment->p_memsz;
+            if (segment->p_type != PT_LOAD || !(segment->p_flags & PF_W))
+                continue;
+            ours = ours || (known >= start && known < end);
+            if (pass && ours)
+                add(list, start, end);
+        }
+    return ours;
+}
+
+int64_t ksmpy_own_memory(struct ksmpy_range *out, int64_t max)
+{
+    struct list list = {.out = out, .max = max};
+    struct slot *table;
+    dl_iterate_phdr(add_variables, &list);
+    for (int number = 0; number < TABLES && (table = table_at(number, false)); number++) {
+        if (number)
+            add(&list, (uintptr_t)table, (uintptr_t)(table + slots_in(number)));
+        for (size_t i = 0; i < slots_in(number); i++)
+            add(&list, atomic_load(&table[i].start), atomic_load(&table[i].end));
+    }
+    return list.count;
+}

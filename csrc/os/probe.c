@@ -1,0 +1,158 @@
+/* Finds out what the kernel offers by trying it on pages of our own. */
+#include "os/os.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#define TRIAL_PAGES 2
+
+static bool probe_uffd(int features)
+{
+    bool kernel_mode;
+    int fd = os_uffd_open(features, &kernel_mode);
+    if (fd < 0)
+        return false;
+    close(fd);
+    return true;
+}
+
+static bool try_move(int fd, uint8_t *memory)
+{
+    uintptr_t from = (uintptr_t)memory, to = from + bytes_of(1);
+    memory[0] = 1;
+    return os_drop(to, 1) == 0 && os_uffd_register(fd, to, 1, OS_UFFD_MISSING) == 0 &&
+           os_uffd_move(fd, to, from, 1) == 1;
+}
+
+static bool probe_move(void)
+{
+    bool kernel_mode;
+    int fd = os_uffd_open(OS_UFFD_MOVE, &kernel_mode);
+    if (fd < 0)
+        return false;
+    uint8_t *memory = os_alloc(bytes_of(TRIAL_PAGES));
+    bool works = memory && try_move(fd, memory);
+    close(fd);
+    os_unmap(memory, bytes_of(TRIAL_PAGES));
+    return works;
+}
+
+static bool try_written(int pagemap_fd, int fd, uint8_t *memory)
+{
+    struct os_range range[2];
+    uintptr_t address = (uintptr_t)memory, next;
+    memory[0] = 1;
+    if (os_uffd_register(fd, address, 1, OS_UFFD_WP) < 0)
+        return false;
+    if (os_written(pagemap_fd, address, 1, range, 2, &next) != 1)
+        return false;
+    if (os_written(pagemap_fd, address, 1, range, 2, &next) != 0)
+        return false;
+    *(volatile uint8_t *)memory = 2;
+    return os_written(pagemap_fd, address, 1, range, 2, &next) == 1;
+}
+
+static bool probe_written(void)
+{
+    bool kernel_mode, works = false;
+    int fd = os_uffd_open(OS_UFFD_WP_ASYNC, &kernel_mode);
+    int pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    uint8_t *memory = os_alloc(bytes_of(1));
+    if (fd >= 0 && pagemap_fd >= 0 && memory)
+        works = try_written(pagemap_fd, fd, memory);
+    if (fd >= 0)
+        close(fd);
+    if (pagemap_fd >= 0)
+        close(pagemap_fd);
+    os_unmap(memory, bytes_of(1));
+    return works;
+}
+
+static bool probe_mapping(bool (*trial)(uint8_t *memory))
+{
+    uint8_t *memory = os_alloc(bytes_of(TRIAL_PAGES));
+    bool works = memory && trial(memory);
+    os_unmap(memory, bytes_of(TRIAL_PAGES));
+    return works;
+}
+
+static bool try_dontunmap(uint8_t *memory)
+{
+    memory[0] = 1;
+    uintptr_t from = (uintptr_t)memory;
+    return os_remap(from + bytes_of(1), from, 1, true) == 0 && memory[PAGE_SIZE] == 1;
+}
+
+static bool try_populate(uint8_t *memory)
+{
+    return os_populate((uintptr_t)memory, TRIAL_PAGES, true) == 0;
+}
+
+static bool probe_memfd(void)
+{
+    int fd = os_memfd("ksmpy-probe", PAGE_SIZE);
+    int readable = fd < 0 ? fd : os_seal(fd);
+    if (fd >= 0)
+        close(fd);
+    if (readable >= 0)
+        close(readable);
+    return readable >= 0;
+}
+
+void os_probe(struct ksmpy_caps *caps)
+{
+    memset(caps, 0, sizeof *caps);
+    bool kernel_mode = false;
+    int fd = os_uffd_open(0, &kernel_mode);
+    caps->uffd = fd >= 0;
+    caps->uffd_errno = fd >= 0 ? 0 : -fd;
+    caps->uffd_kernel_mode = fd >= 0 && kernel_mode;
+    if (fd >= 0) {
+        close(fd);
+        caps->uffd_move = probe_move();
+        caps->uffd_wp_async = probe_written();
+        caps->uffd_wp_shmem = probe_uffd(OS_UFFD_WP_SYNC);
+    }
+    caps->pagemap_scan = caps->uffd_wp_async;
+    caps->mremap_dontunmap = probe_mapping(try_dontunmap);
+    caps->madv_populate = probe_mapping(try_populate);
+    caps->memfd = probe_memfd();
+}
+
+int ksmpy_probe(struct ksmpy_caps *caps)
+{
+    os_probe(caps);
+    return 0;
+}
+
+uint64_t os_memory_pages(void)
+{
+    long pages = sysconf(_SC_PHYS_PAGES);
+    return pages > 0 ? (uint64_t)pages : (uint64_t)1 << 20;
+}
+
+/* Early in a boot there may be none: then where things lie, and when, is all that is not known. */
+uint64_t os_random(void)
+{
+    uint64_t number;
+    if (getrandom(&number, sizeof number, GRND_NONBLOCK) != (ssize_t)sizeof number)
+        number = os_now_ns() ^ (uint64_t)(uintptr_t)&number << 20 ^ (uint64_t)getpid();
+    return number;
+}
+
+uint64_t os_now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+void os_sleep_us(unsigned us)
+{
+    struct timespec span = {.tv_nsec = (long)us * 1000};
+    nanosleep(&span, NULL);
+}

@@ -1,0 +1,47 @@
+/* Frames follow their memory from node to node. */
+#include "engine/engine.h"
+
+/* Only what is in our page tables has a node; a read of what is no frame would make it one. */
+KSMPY_READS_LIVE_MEMORY static void look_at(struct store *store, uint32_t first, uint64_t n)
+{
+    store_lock(store);
+    for (uint32_t frame = first; frame < first + n; frame++)
+        if (frame_is_live(store, frame))
+            (void)*(const volatile uint8_t *)frame_bytes(store, frame);
+    store_unlock(store);
+}
+
+static void follow_chunk(ksmpy_engine *engine, uint32_t first, uint64_t n)
+{
+    struct store *store = &engine->store;
+    int found[CHUNK];
+    look_at(store, first, n);
+    if (os_nodes((uintptr_t)store->memory + bytes_of(first), n, found) < 0)
+        return;
+    for (uint64_t i = 0; i < n; i++) {
+        uint32_t frame = first + (uint32_t)i;
+        int node = node_index(engine, found[i]);
+        if (!store_lock(store))
+            return;
+        if (node >= 0 && frame_is_live(store, frame) && node != frame_at(store, frame)->tree) {
+            stable_remove(store, frame);
+            stable_add(store, frame, node);
+        }
+        store_unlock(store);
+    }
+    store_look_away(store, true);
+}
+
+void frames_follow_nodes(ksmpy_engine *engine)
+{
+    const struct store *store = &engine->store;
+    if (engine->knobs[KSMPY_KNOB_MERGE_ACROSS_NODES] || engine->nodes == 1 ||
+        engine->injected_nodes)
+        return;
+    for (int node = 0; node < engine->nodes; node++)
+        for (uint64_t at = 0; at < store->ids[node].state->high; at += CHUNK) {
+            uint64_t rest = store->ids[node].state->high - at;
+            uint32_t first = (uint32_t)at + first_frame(store, node);
+            follow_chunk(engine, first, least(rest, CHUNK));
+        }
+}

@@ -1,0 +1,79 @@
+/*
+ * Chunks of which a few pages are read, instead of asking what was written.
+ *
+ * Asking costs the owner of the memory: it protects the pages anew, each of them
+ * then takes a fault at its next write, and a huge page falls apart at the first.
+ * Of a chunk that is written all over between two passes that teaches nothing.
+ * So the scanner reads a few of its pages, others each time, and only when one of
+ * them has kept its checksum for a pass asks about the chunk, like about any other.
+ * A huge page that was never asked about begins like that.
+ *
+ * A wrong guess costs time only: pages that are not asked about count as written.
+ */
+#include "engine/engine.h"
+#include "os/guard.h"
+
+/* Visits in a row that found every page of a chunk written, before the next one reads samples. */
+#define RESTLESS 3
+
+/* Other pages in each pass: Fibonacci hashing (Knuth, TAOCP vol. 3, 6.4) of its number. */
+static uint32_t sample(const ksmpy_engine *engine, uint32_t id, uint64_t n, uint32_t i)
+{
+    uint32_t hash = (chunk_of(engine, id)->sampled_in * SAMPLES + i) * 0x9E3779B1u;
+    uint32_t page = id + (uint32_t)(hash * n >> 32);
+    uint64_t sum;
+    return guard_checksum(&engine->store.key, (const void *)page_address(engine, page), &sum)
+               ? (uint32_t)sum
+               : ~hash;
+}
+
+static void take_samples(const ksmpy_engine *engine, uint32_t id, uint64_t n)
+{
+    struct chunk *chunk = chunk_of(engine, id);
+    chunk->sampled = true;
+    chunk->sampled_in = (uint32_t)engine->full_scans;
+    for (uint32_t i = 0; i < SAMPLES; i++)
+        chunk->samples[i] = sample(engine, id, n, i);
+}
+
+static unsigned unchanged_samples(const ksmpy_engine *engine, uint32_t id, uint64_t n)
+{
+    unsigned unchanged = 0;
+    for (uint32_t i = 0; i < SAMPLES; i++)
+        unchanged += sample(engine, id, n, i) == chunk_of(engine, id)->samples[i];
+    return unchanged;
+}
+
+enum chunk_look chunk_look(const ksmpy_engine *engine, uint32_t id, uint64_t n, bool eager)
+{
+    struct chunk *chunk = chunk_of(engine, id);
+    bool fresh = !chunk->visited;
+    chunk->visited = true;
+    if (eager) {
+        chunk->sampled = false;
+        return CHUNK_ASK;
+    }
+    if (chunk->sampled) {
+        unsigned unchanged = unchanged_samples(engine, id, n);
+        chunk->sampled = false;
+        chunk->restless = 0;
+        if (unchanged)
+            return unchanged == SAMPLES ? CHUNK_SETTLED : CHUNK_ASK;
+    } else if (!fresh || n < CHUNK ||
+               !os_is_huge(engine->fz.pagemap_fd, page_address(engine, id))) {
+        return CHUNK_ASK;
+    }
+    take_samples(engine, id, n);
+    return CHUNK_REST;
+}
+
+void chunk_asked(const ksmpy_engine *engine, uint32_t id, uint64_t n, bool all_written)
+{
+    struct chunk *chunk = chunk_of(engine, id);
+    if (!all_written)
+        chunk->restless = 0;
+    else if (chunk->restless < RESTLESS)
+        chunk->restless++;
+    if (chunk->restless == RESTLESS)
+        take_samples(engine, id, n);
+}

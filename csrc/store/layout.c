@@ -1,0 +1,143 @@
+/*
+ * What the file of a shared store is made of, and how it is told from others.
+ */
+#include <errno.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "base/checksum.h"
+#include "store/store.h"
+
+#define VERSION 3
+
+/* ---- layout ---- */
+
+static uint64_t up(uint64_t bytes, uint64_t step)
+{
+    return (bytes + step - 1) / step * step;
+}
+
+struct store_layout store_layout_of(unsigned nodes, unsigned span_shift)
+{
+    struct store_layout at = {.span = (uint64_t)1 << span_shift};
+    uint64_t frames = nodes * at.span;
+    at.wanted_size =
+        8 * frames; /* at most half full, for all pages there are; as in store/announce.c */
+    at.ids = up(sizeof(struct store_head), PAGE_SIZE);
+    at.ids_stride = up(ids_words(at.span) * sizeof(uint64_t), PAGE_SIZE);
+    at.trees = at.ids + nodes * at.ids_stride;
+    at.trees_stride = up(frames * sizeof(struct rb_tree), PAGE_SIZE);
+    at.records = at.trees + nodes * at.trees_stride;
+    at.wanted = up(at.records + frames * sizeof(struct frame), PAGE_SIZE);
+    at.news = at.wanted + at.wanted_size * sizeof(uint64_t);
+    at.counts = at.news + STORE_NEWS * sizeof(uint64_t);
+    at.frames = up(at.counts + MAX_SLOTS * frames * sizeof(uint32_t), bytes_of(HUGE_PAGES));
+    at.end = at.frames + bytes_of(frames);
+    return at;
+}
+
+uint64_t counts_bytes(const struct store *store)
+{
+    return frame_limit(store) * sizeof(uint32_t);
+}
+
+uint64_t counts_offset(const struct store *store, unsigned slot)
+{
+    return store_layout_of((unsigned)store->nodes, store->span_shift).counts +
+           slot * counts_bytes(store);
+}
+
+/* ---- shape ---- */
+
+static uint64_t sum_of_shape(const struct store_shape *shape)
+{
+    uint8_t bytes[64] = {0};
+    _Static_assert(offsetof(struct store_shape, sum) <= sizeof bytes, "it fits");
+    memcpy(bytes, shape, offsetof(struct store_shape, sum));
+    return ksmpy_checksum(bytes, sizeof bytes);
+}
+
+/* Of bytes that no simple checksum gets right by chance. */
+static uint64_t which_checksum(void)
+{
+    uint8_t page[PAGE_SIZE];
+    for (size_t i = 0; i < PAGE_SIZE; i++)
+        page[i] = (uint8_t)(i * 167 + (i >> 8));
+    return ksmpy_checksum(page, PAGE_SIZE);
+}
+
+/* One that outlives whoever dies with it, in any process. */
+int store_make_mutex(pthread_mutex_t *mutex)
+{
+    pthread_mutexattr_t how;
+    pthread_mutexattr_init(&how);
+    pthread_mutexattr_setpshared(&how, PTHREAD_PROCESS_SHARED);
+    pthread_mutexattr_setrobust(&how, PTHREAD_MUTEX_ROBUST);
+    int error = -pthread_mutex_init(mutex, &how);
+    pthread_mutexattr_destroy(&how);
+    return error;
+}
+
+/*
+ * Another C library's robust mutex is another structure, and both would take the lock.  A new one
+ * has the kind of mutex in a place and by a number that are the library's own.
+ */
+static uint64_t which_mutex(void)
+{
+    union {
+        pthread_mutex_t mutex;
+        uint8_t bytes[64];
+    } made = {.bytes = {0}};
+    _Static_assert(sizeof(pthread_mutex_t) < sizeof made.bytes, "it fits");
+    made.bytes[sizeof made.bytes - 1] = sizeof(pthread_mutex_t);
+    if (store_make_mutex(&made.mutex) < 0)
+        return 0;
+    uint64_t sum = ksmpy_checksum(made.bytes, sizeof made.bytes);
+    pthread_mutex_destroy(&made.mutex);
+    return sum;
+}
+
+struct store_shape store_shape_for(int nodes)
+{
+    struct store_shape shape = {.magic = STORE_MAGIC,
+                                .version = VERSION,
+                                .page_size = PAGE_SIZE,
+                                .checksum = which_checksum(),
+                                .mutex = which_mutex(),
+                                .nodes = (uint32_t)nodes,
+                                .span_shift = store_choose_span(nodes),
+                                .slots = MAX_SLOTS,
+                                .record_size = sizeof(struct frame)};
+    shape.file_size = store_layout_of(shape.nodes, shape.span_shift).end;
+    shape.sum = sum_of_shape(&shape);
+    return shape;
+}
+
+int store_read_shape(int fd, struct store_shape *shape)
+{
+    int64_t size = os_file_size(fd);
+    memset(shape, 0, sizeof *shape);
+    if (size == 0)
+        return -ENODATA;
+    if (size < 0 || os_pread(fd, 0, &shape->magic, sizeof shape->magic) < 0)
+        return -EPROTO;
+    if (shape->magic == STORE_RETIRED)
+        return -ESTALE;
+    if (os_pread(fd, 0, shape, sizeof *shape) < 0)
+        return -EPROTO;
+    if (shape->magic == 0) /* its maker died before he had finished */
+        return -ENODATA;
+    if (shape->magic != STORE_MAGIC)
+        return -EPROTO;
+    if (shape->sum != sum_of_shape(shape))
+        return -EUCLEAN;
+    struct store_shape ours = store_shape_for((int)shape->nodes);
+    if (shape->version != VERSION || shape->page_size != PAGE_SIZE || shape->slots != MAX_SLOTS ||
+        shape->checksum != ours.checksum || shape->record_size != ours.record_size ||
+        shape->mutex != ours.mutex)
+        return -EPROTO;
+    if (shape->nodes < 1 || shape->nodes > MAX_NODES || shape->span_shift > 30 ||
+        shape->file_size != store_layout_of(shape->nodes, shape->span_shift).end)
+        return -EPROTO;
+    return size == (int64_t)shape->file_size ? 0 : -EUCLEAN;
+}
