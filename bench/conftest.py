@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import ksmpy
-from ksmpy import kernel
+from ksmpy.watch import kernel
 
 from .mergers import TUNED, Kernel, Ksmpy, Merger
 

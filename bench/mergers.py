@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ksmpy
-from ksmpy import kernel
+from ksmpy.watch import kernel
 
 from .data import PAGE, Bytes, whole_pages
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ksmpy import _native
+from ksmpy import native
 
 from .conftest import Meter
 from .data import MIB, Bytes, copies, unique, whole_pages
@@ -63,11 +63,11 @@ def test_read_merged(
             merger.offer(*arrays)
             merger.merge(whole_pages(arrays[1])[1])
         else:
-            _native.read_only(arrays[0])  # as far out of the caches as after a merge
+            native.read_only(arrays[0])  # as far out of the caches as after a merge
 
     try:
         meter.run(
-            lambda: _native.read_only(arrays[1]), before=before, after=merger.withdraw, rounds=5
+            lambda: native.read_only(arrays[1]), before=before, after=merger.withdraw, rounds=5
         )
     finally:
         merger.engine.close()
@@ -123,7 +123,7 @@ def test_stall_without_merging(who: str, meter: Meter, scale: Scale) -> None:
     def busy() -> None:
         deadline = time.monotonic() + 0.5
         while time.monotonic() < deadline:
-            _native.read_only(other)
+            native.read_only(other)
 
     meter.run(lambda: _note_latencies(meter, _while_touching(array, busy)))
 

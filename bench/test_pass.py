@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from ksmpy import _native
+from ksmpy import native
 
 from .conftest import Meter
 from .data import GIB, MIB, Bytes, copies, unique, whole_pages, write_some
@@ -126,7 +126,7 @@ def test_first_pass(how: str, meter: Meter, scale: Scale, engine_options: dict[s
         if how == "ksmpy":
             engine.engine.scan(eager=True)
         else:
-            _native.read_only(array)
+            native.read_only(array)
 
     try:
         meter.run(work, before=before, after=engine.withdraw, cpu=engine.cpu, rounds=5)
@@ -170,5 +170,5 @@ def test_checksum(how: str, meter: Meter, scale: Scale) -> None:
     """The page checksum over 1 GiB of cold memory, beside just reading it."""
     array = unique(scale(GIB))
     scratch = np.zeros(256 * MIB, dtype=np.uint8)
-    function = _native.checksum if how == "ksmpy" else _native.read_only
+    function = native.checksum if how == "ksmpy" else native.read_only
     meter.run(lambda: function(array), before=lambda: _evict(scratch), rounds=9)

@@ -5,21 +5,13 @@ Everything is imported when it is first used, so that importing ksmpy costs next
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ksmpy.analyze import analyze
-    from ksmpy.arrays import array, copy, empty, empty_like, full, zeros
-    from ksmpy.dedup import Report, dedup, estimate
-    from ksmpy.doctor import doctor
-    from ksmpy.engine import Engine
-    from ksmpy.errors import KnobError, KsmpyError, RegionError, StoreError, Unsupported
-    from ksmpy.integrations import disable, enable, worker_init
-    from ksmpy.region import Region
-    from ksmpy.stats import (
+    from ksmpy.engine.engine import Engine
+    from ksmpy.engine.region import Region
+    from ksmpy.engine.stats import (
         Check,
         Coverage,
         Estimate,
@@ -30,43 +22,49 @@ if TYPE_CHECKING:
         Stats,
         StoreStats,
     )
-    from ksmpy.store import Store, StoreProcess
+    from ksmpy.errors import KnobError, KsmpyError, RegionError, StoreError, Unsupported
+    from ksmpy.memory.arrays import array, copy, empty, empty_like, full, zeros
+    from ksmpy.store.store import Store, StoreProcess
+    from ksmpy.watch.analyze import analyze
+    from ksmpy.watch.doctor import doctor
+    from ksmpy.whole.dedup import Report, dedup, estimate
+    from ksmpy.whole.enable import disable, enable, worker_init
 
     __version__: str
 
 _EXPORTS = {
-    "Check": "stats",
-    "Coverage": "stats",
-    "Engine": "engine",
-    "Estimate": "stats",
+    "Check": "engine.stats",
+    "Coverage": "engine.stats",
+    "Engine": "engine.engine",
+    "Estimate": "engine.stats",
     "KnobError": "errors",
     "KsmpyError": "errors",
-    "Refused": "stats",
-    "Region": "region",
+    "Refused": "engine.stats",
+    "Region": "engine.region",
     "RegionError": "errors",
-    "RegionStats": "stats",
-    "Report": "dedup",
-    "ScanResult": "stats",
-    "Share": "stats",
-    "Stats": "stats",
-    "Store": "store",
+    "RegionStats": "engine.stats",
+    "Report": "whole.dedup",
+    "ScanResult": "engine.stats",
+    "Share": "engine.stats",
+    "Stats": "engine.stats",
+    "Store": "store.store",
     "StoreError": "errors",
-    "StoreProcess": "store",
-    "StoreStats": "stats",
+    "StoreProcess": "store.store",
+    "StoreStats": "engine.stats",
     "Unsupported": "errors",
-    "analyze": "analyze",
-    "array": "arrays",
-    "copy": "arrays",
-    "dedup": "dedup",
-    "disable": "integrations",
-    "doctor": "doctor",
-    "empty": "arrays",
-    "empty_like": "arrays",
-    "enable": "integrations",
-    "estimate": "dedup",
-    "full": "arrays",
-    "worker_init": "integrations",
-    "zeros": "arrays",
+    "analyze": "watch.analyze",
+    "array": "memory.arrays",
+    "copy": "memory.arrays",
+    "dedup": "whole.dedup",
+    "disable": "whole.enable",
+    "doctor": "watch.doctor",
+    "empty": "memory.arrays",
+    "empty_like": "memory.arrays",
+    "enable": "whole.enable",
+    "estimate": "whole.dedup",
+    "full": "memory.arrays",
+    "worker_init": "whole.enable",
+    "zeros": "memory.arrays",
 }
 
 __all__ = [
@@ -103,18 +101,6 @@ __all__ = [
     "worker_init",
     "zeros",
 ]
-
-
-class _Package(ModuleType):
-    """Keeps `import ksmpy.doctor` from putting the module where the function doctor() belongs."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _EXPORTS and isinstance(value, ModuleType):
-            return
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -72,9 +72,9 @@ class Mode:
 @cache
 def capabilities() -> dict[str, int]:
     """What the engine's own probe says."""
-    from ksmpy import _native
+    from ksmpy import native
 
-    return _native.probe()
+    return native.probe()
 
 
 MODES = [Mode(freeze, tracking) for freeze in FREEZES for tracking in TRACKINGS]

@@ -19,9 +19,11 @@ import pytest
 
 import ksmpy
 from conftest import EACH_FREEZE
-from ksmpy import RegionError, _native, adopt, mappings
-from ksmpy.adopt import Adopter
-from ksmpy.objects import named_memory
+from ksmpy import RegionError, native
+from ksmpy.memory import mappings
+from ksmpy.memory.objects import named_memory
+from ksmpy.whole import adopt
+from ksmpy.whole.adopt import Adopter
 from support import memory, oracle
 from support.patience import patience, until
 from support.procs import python
@@ -200,7 +202,7 @@ def test_what_must_not_be_adopted(looking: Any) -> None:
     is_locked = _libc.mlock(ctypes.c_void_p(where.ctypes.data), ctypes.c_size_t(2 * MIB)) == 0
     for _ in range(2):
         adopter.look(engine)
-    ours = _native.own_memory()
+    ours = native.own_memory()
     stacks = [(m.start, m.end) for m in oracle.mappings() if m.path == "[stack]"]
     pointers = [
         int(words[-2], 16)
@@ -452,9 +454,9 @@ def test_nothing_is_adopted_where_malloc_counts_on_zeros(tmp_path: Path) -> None
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
     code = """
 import ksmpy
-from ksmpy import integrations
+from ksmpy.whole import enable as enabling
 engine = ksmpy.enable()
-assert engine is not None and integrations._state.adopter is None
+assert engine is not None and enabling._state.adopter is None
 ksmpy.disable()
 """
     said = python("-c", code, env={"LD_PRELOAD": str(library)})

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import ksmpy
-from ksmpy.analyze import MappingEstimate, _parse_maps
+from ksmpy.watch.analyze import MappingEstimate, _parse_maps
 from support.patience import until
 
 pytest.importorskip("mmh3")

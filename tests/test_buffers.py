@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 
 from ksmpy import RegionError
-from ksmpy._maps import AddressSpace, Mapping, refusal, vma_flags
-from ksmpy._native import PAGE_SIZE, VMA_DONTDUMP, VMA_HUGEPAGE, VMA_NOHUGEPAGE
-from ksmpy.buffers import Buffer, locate
-from ksmpy.walk import Found, find_buffers, merge_ranges
+from ksmpy.memory.buffers import Buffer, locate
+from ksmpy.memory.maps import AddressSpace, Mapping, refusal, vma_flags
+from ksmpy.memory.walk import Found, find_buffers, merge_ranges
+from ksmpy.native import PAGE_SIZE, VMA_DONTDUMP, VMA_HUGEPAGE, VMA_NOHUGEPAGE
 from support import procs
 
 MIB = 1 << 20
@@ -410,7 +410,7 @@ index = xgboost.train({"nthread": 1}, xgboost.DMatrix(data, data[:, 0]), 3)
 
 _REAL = """
 import numpy as np, ksmpy, {library}
-from ksmpy.walk import find_buffers
+from ksmpy.memory.walk import find_buffers
 data = np.random.default_rng(1).random((500, 4))
 {make}
 def asked(*args):

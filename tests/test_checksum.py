@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from c_programs import run_c_program
 
-_native = pytest.importorskip("ksmpy._native", reason="the extension is built on Linux only")
+native = pytest.importorskip("ksmpy.native", reason="the extension is built on Linux only")
 
 PAGE = 4096
 MASK = (1 << 64) - 1
@@ -21,7 +21,7 @@ MIX = 0x9FB21C651E98DF25
 
 
 def checksum(data: bytes) -> int:
-    return int(_native.lib.ksmpy_checksum(_native.ffi.from_buffer(data), len(data)))
+    return int(native.lib.ksmpy_checksum(native.ffi.from_buffer(data), len(data)))
 
 
 def splitmix64(seed: int, count: int) -> list[int]:
@@ -104,9 +104,9 @@ def test_checksum_tells_apart_what_mmh3_tells_apart(kind: str) -> None:
 def test_read_only_is_the_sum_of_the_words() -> None:
     """The yardstick really reads everything."""
     data = random.Random(1).randbytes(3 * PAGE)
-    pointer = _native.ffi.from_buffer(data)
+    pointer = native.ffi.from_buffer(data)
     expected = sum(struct.unpack(f"<{len(data) // 8}Q", data)) & MASK
-    assert _native.lib.ksmpy_read_only(pointer, len(data)) == expected
+    assert native.lib.ksmpy_read_only(pointer, len(data)) == expected
 
 
 @pytest.mark.parametrize("sanitize", ["", "address", "undefined"])

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from ksmpy import _native, kernel
+from ksmpy import native
 from ksmpy.cli.command import CommandError, Parser, size
 from ksmpy.cli.output import human_bytes
+from ksmpy.watch import kernel
 
 COMMANDS = (
     "demo",
@@ -34,7 +35,7 @@ COMMANDS = (
 )
 
 needs_engine = pytest.mark.skipif(
-    _native.missing() is not None, reason=_native.missing() or "an engine can be made"
+    native.missing() is not None, reason=native.missing() or "an engine can be made"
 )
 
 
@@ -44,7 +45,7 @@ def ksmpy(
     """Run one command to its end, without the KSMPY_* of the tests' own environment."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("KSMPY_")}
     # The package may be that of this tree, and the command run elsewhere.
-    clean["PYTHONPATH"] = str(Path(_native.__file__).parents[1])
+    clean["PYTHONPATH"] = str(Path(native.__file__).parents[1])
     return subprocess.run(
         [sys.executable, "-m", "ksmpy", *arguments],
         env={**clean, **(env or {})},
@@ -87,7 +88,7 @@ def test_help_is_light() -> None:
         "import sys, ksmpy.cli\n"
         "try:\n    ksmpy.cli.main(['--help'])\n"
         "except SystemExit:\n    pass\n"
-        "heavy = {'numpy', 'psutil', 'mmh3', 'rich', 'ksmpy._native', 'ksmpy.engine'}\n"
+        "heavy = {'numpy', 'psutil', 'mmh3', 'rich', 'ksmpy.native', 'ksmpy.engine.engine'}\n"
         "print(heavy & set(sys.modules), file=sys.stderr)\n"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -396,7 +397,7 @@ def test_kernel_enable_and_disable() -> None:
         assert ksmpy("kernel", "enable", "--sleep-millisecs", "33").returncode == 0
         assert kernel.read()["run"] == 1
         assert kernel.read()["sleep_millisecs"] == 33
-        code = "from ksmpy import kernel; print(kernel.process_merging())"
+        code = "from ksmpy.watch import kernel; print(kernel.process_merging())"
         told = ksmpy("kernel", "enable", sys.executable, "-c", code)
         assert told.stdout == "True\n" or "PR_SET" in told.stderr or "Linux 6.4" in told.stderr
         assert ksmpy("kernel", "disable").returncode == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ksmpy import _native
+from ksmpy import native
 from support import memory
 from support.collide import colliding, known_key
 from support.oracle import PAGE
@@ -24,7 +24,7 @@ def test_the_pages_collide() -> None:
     """They are different, and have one checksum."""
     pages = [bytes(page) for page in colliding(100).reshape(100, PAGE)]
     assert len(set(pages)) == 100
-    assert len({_native.checksum(page) for page in pages}) == 1
+    assert len({native.checksum(page) for page in pages}) == 1
 
 
 def test_many_pages_of_one_checksum_keep_nobody_waiting(make_engine: Any) -> None:

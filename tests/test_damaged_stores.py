@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from conftest import EACH_FREEZE
-from ksmpy import Store, StoreError, _native
+from ksmpy import Store, StoreError, native
 from support.layout import LOCK_AT, frame_memory
 from support.nursery import Nursery, Peer
 from support.oracle import PAGE
@@ -66,7 +66,7 @@ def _shape_with(store: Store, index: int, change: Callable[[int], int], *, summe
     text = struct.pack(SHAPE, *fields)
     os.pwrite(store.fileno(), text, 0)
     if summed:
-        os.pwrite(store.fileno(), struct.pack("<Q", _native.checksum(text.ljust(64, b"\0"))), 56)
+        os.pwrite(store.fileno(), struct.pack("<Q", native.checksum(text.ljust(64, b"\0"))), 56)
 
 
 def test_a_lock_that_is_none_any_more(nursery: Nursery, store: Store) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Mode
-from ksmpy import _native
+from ksmpy import native
 from ksmpy.demo import story as demo
 from ksmpy.demo.fleet import SENTENCES, Fleet
 from ksmpy.errors import KsmpyError
@@ -100,7 +100,7 @@ def check(result: demo.Result) -> None:
 @contextlib.contextmanager
 def started(path: Path) -> Iterator[Fleet]:
     """Two workers that have loaded a model, with a store for them."""
-    from ksmpy.store import Store
+    from ksmpy.store.store import Store
 
     options = {"freeze": "auto", "tracking": "auto"}
     with Store.anonymous() as store, Fleet(2, path, store, options) as fleet:
@@ -236,7 +236,7 @@ def test_what_the_machine_lacks_is_told_as_such(small: Path) -> None:
 import multiprocessing
 from pathlib import Path
 from ksmpy.demo.worker import serve
-from ksmpy.store import Store
+from ksmpy.store.store import Store
 from support.inject import Injector
 ours, theirs = multiprocessing.Pipe()
 ours.send(("share",))
@@ -271,7 +271,7 @@ def test_stopped_it_leaves_no_process(
     """
     with subprocess.Popen(
         [sys.executable, "-m", "ksmpy", "demo", "--workers", "2", "--model", str(small)],
-        env=os.environ | {"PYTHONPATH": str(Path(_native.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(native.__file__).parents[1])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -142,7 +142,7 @@ import sys
 from pathlib import Path
 
 import ksmpy
-from ksmpy.store import Store
+from ksmpy.store.store import Store
 from support import memory
 
 folder = Path(sys.argv[1])

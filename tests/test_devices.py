@@ -16,7 +16,7 @@ import pytest
 
 import ksmpy
 from conftest import Mode
-from ksmpy import _native
+from ksmpy import native
 from support import memory
 from support.patience import until
 
@@ -61,11 +61,11 @@ def test_auto_takes_the_way_that_refuses_pinned_pages(devices: Callable[[], Any]
     with ksmpy.Engine() as engine:
         assert engine.freeze == "uffd-wp"
     with devices():
-        assert _native.has_devices()
+        assert native.has_devices()
         with ksmpy.Engine() as engine:
             assert engine.freeze != "uffd-wp"
         assert not next(check for check in ksmpy.doctor() if check.name == "device I/O").ok
-    assert not _native.has_devices()
+    assert not native.has_devices()
 
 
 @pytest.mark.parametrize("devices", [_io_uring, _libaio])

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import ksmpy
-from ksmpy import engine as engines
+from ksmpy.engine import engine as engines
 from support import memory, procs
 
 MIB = 1 << 20

@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 
-from ksmpy import Store, _native
+from ksmpy import Store, native
 from ksmpy.whole.tally import below, isolated
 from support.patience import patience, until
 
 pytestmark = pytest.mark.skipif(
-    _native.missing() is not None, reason=_native.missing() or "an engine can be made"
+    native.missing() is not None, reason=native.missing() or "an engine can be made"
 )
 
 MIB = 1 << 20
 LIMIT = patience(50)
-TREE = str(Path(_native.__file__).parents[1])
+TREE = str(Path(native.__file__).parents[1])
 # Small programs are followed too, soon.
 SMALL = {"KSMPY_MIN_BYTES": "65536", "KSMPY_SLEEP_MILLISECS": "1"}
 
@@ -237,7 +237,7 @@ def test_forks_while_the_engine_starts(tmp_path: Path) -> None:
             logging.getLogger("x").debug("x")
             os._exit(7)
         assert os.waitpid(pid, 0)[1] == 7 << 8
-    print("ksmpy.integrations" in sys.modules)
+    print("ksmpy.whole.enable" in sys.modules)
     """
     script = tmp_path / "program.py"
     script.write_text(textwrap.dedent(code))
@@ -249,7 +249,7 @@ def test_a_program_may_ask_for_its_own_engine(tmp_path: Path) -> None:
     """enable() with other options replaces the engine that the program does not know of."""
     code = """
     import os, time, ksmpy
-    from ksmpy.integrations import enabled_engine
+    from ksmpy.whole.enable import enabled_engine
     held = bytearray(os.urandom(2 << 20))
     while enabled_engine() is None:
         time.sleep(0.01)
@@ -274,7 +274,7 @@ def test_a_half_imported_numpy_is_no_hindrance(tmp_path: Path) -> None:
     package.mkdir()
     (package / "__init__.py").write_text(
         "import os, time\nheld = bytearray(os.urandom(2 << 20))\n"
-        "from ksmpy.integrations import enabled_engine\nend = time.monotonic() + 20\n"
+        "from ksmpy.whole.enable import enabled_engine\nend = time.monotonic() + 20\n"
         "while enabled_engine() is None and time.monotonic() < end:\n    time.sleep(0.01)\n"
         "print(enabled_engine() is not None)\n"
     )
@@ -370,7 +370,7 @@ def test_a_program_that_waits_for_signals(tmp_path: Path) -> None:
     """None of ksmpy's threads takes a signal that the program has blocked, to wait for it."""
     code = """
     import os, signal, time
-    from ksmpy.integrations import enabled_engine
+    from ksmpy.whole.enable import enabled_engine
     held = bytearray(os.urandom(2 << 20))
     while enabled_engine() is None:
         time.sleep(0.01)

@@ -85,7 +85,7 @@ import ksmpy
 from support import memory, oracle
 from support.inject import Injector
 one = memory.distinct(16); two = memory.twin(one); wanted = one.tobytes()
-import ksmpy._native, ksmpy.engine
+import ksmpy.engine.engine
 with Injector().failing_kind("userfaultfd", {error}):
     with ksmpy.Engine() as engine:
         assert (engine.freeze, engine.tracking) == ("signal", "checksum"), engine

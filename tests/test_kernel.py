@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ksmpy import kernel
 from ksmpy.errors import KsmpyError, Unsupported
+from ksmpy.watch import kernel
 from support.patience import patience, until
 
 readable = pytest.mark.skipif(
@@ -150,7 +150,7 @@ def test_an_unknown_knob_changes_nothing(unchanged: dict[str, kernel.Value]) -> 
 def test_settings_are_restored_when_the_process_is_ended(number: signal.Signals) -> None:
     """SIGTERM and SIGHUP end the process in the usual way, but not before the settings are back."""
     code = (
-        "import signal, time; from ksmpy import kernel\n"
+        "import signal, time; from ksmpy.watch import kernel\n"
         f"signal.signal({int(number)}, signal.SIG_DFL)\n"  # nohup has children ignore SIGHUP
         "with kernel.settings(sleep_millisecs=11):\n"
         "    print('inside', flush=True)\n"
@@ -173,7 +173,7 @@ def test_settings_are_restored_when_the_process_is_ended(number: signal.Signals)
 def test_settings_are_restored_when_the_process_is_killed() -> None:
     """SIGKILL leaves nobody to restore the settings but the guard, and it does, nested or not."""
     code = (
-        "import time; from ksmpy import kernel\n"
+        "import time; from ksmpy.watch import kernel\n"
         "with kernel.settings(sleep_millisecs=11, run=1, pages_to_scan=77):\n"
         "    with kernel.settings(sleep_millisecs=12):\n"
         "        print('inside', flush=True)\n"
@@ -215,7 +215,7 @@ def test_a_forked_child_leaves_the_settings_alone(unchanged: dict[str, kernel.Va
 def test_two_processes_take_turns() -> None:
     """While one process has settings of its own, another one waits with its own."""
     code = (
-        "from ksmpy import kernel\n"
+        "from ksmpy.watch import kernel\n"
         "with kernel.settings(sleep_millisecs=13):\n"
         "    print(kernel.read()['sleep_millisecs'])\n"
     )
@@ -272,7 +272,7 @@ def test_memory_that_is_not_there_is_refused() -> None:
 def test_a_whole_process_can_be_offered() -> None:
     """PR_SET_MEMORY_MERGE is on in a child process that asks for it, and off again."""
     code = (
-        "from ksmpy import kernel\n"
+        "from ksmpy.watch import kernel\n"
         "try:\n"
         "    kernel.merge_process()\n"
         "except OSError as error:\n"

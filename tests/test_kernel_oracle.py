@@ -25,7 +25,7 @@ import pytest
 
 import ksmpy
 from conftest import Mode
-from ksmpy import kernel
+from ksmpy.watch import kernel
 from support import memory, oracle
 from support.knobs import LONE_PAGE, visits
 from support.memory import Bytes

@@ -11,8 +11,8 @@ import pytest
 
 from conftest import FREEZES, Mode
 from ksmpy import KnobError, KsmpyError
-from ksmpy.advisor import Advisor, Limits
-from ksmpy.config import KNOBS, environment
+from ksmpy.engine.advisor import Advisor, Limits
+from ksmpy.engine.knobs import KNOBS, environment
 from support import memory
 from support.knobs import LONE_PAGE, refused, visits
 from support.patience import patience, until

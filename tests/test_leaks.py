@@ -82,7 +82,7 @@ class _Native:
     """One engine by its C interface, without any of the Python above it."""
 
     def __init__(self, mode: Mode) -> None:
-        from ksmpy._native import FREEZES, TRACKINGS
+        from ksmpy.native import FREEZES, TRACKINGS
 
         options = ffi.new("struct ksmpy_options *")
         options.freeze, options.tracking = (

@@ -32,7 +32,7 @@ from hypothesis.stateful import (
 
 import ksmpy
 from conftest import MODES, Mode
-from ksmpy.config import KNOBS, PAGES_TO_SCAN
+from ksmpy.engine.knobs import KNOBS, PAGES_TO_SCAN
 from support import memory, oracle
 from support.knobs import refused
 from support.model import GOOD, RULES, Buffer, Lodger, Places, frames_by_page

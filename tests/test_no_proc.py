@@ -13,7 +13,9 @@ pytestmark = pytest.mark.timeout(120)
 HIDDEN = """
 import ctypes, os, sys, threading
 import ksmpy
-from ksmpy import doctor, engine, integrations
+from ksmpy.watch import doctor
+from ksmpy.engine import engine
+from ksmpy.whole import enable as enabling
 from support import memory
 
 NEWNS, NEWUSER, PRIVATE, RECURSIVE = 0x20000, 0x10000000, 1 << 18, 1 << 14

@@ -12,7 +12,7 @@ import pytest
 
 import ksmpy
 from conftest import EACH_FREEZE, Mode
-from ksmpy.watch import notices
+from ksmpy.engine import notices
 from support import memory, oracle, procs
 from support.inject import preloaded
 
@@ -133,7 +133,7 @@ def test_a_fallback_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 NO_USERFAULTFD = """
-import logging, ksmpy, ksmpy._native, ksmpy.engine
+import logging, ksmpy, ksmpy.engine.engine
 from support.inject import Injector
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
 with Injector().failing_kind("userfaultfd", 0):

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 import ksmpy
-from ksmpy import KsmpyError, RegionError, _native, integrations, numa
+from ksmpy import KsmpyError, RegionError, native
+from ksmpy.engine import numa
+from ksmpy.whole import enable as enabling
 from support import memory, oracle, procs
 from support.patience import patience, until
 
@@ -35,21 +37,22 @@ def pattern(seed: int, nbytes: int = MIB) -> Any:
 
 def test_import_brings_nothing_along() -> None:
     """Importing ksmpy imports none of what it needs later."""
-    heavy = "numpy", "psutil", "mmh3", "rich", "cffi", "ctypes", "logging", "ksmpy._native"
+    heavy = "numpy", "psutil", "mmh3", "rich", "cffi", "ctypes", "logging", "ksmpy.native"
     program = f"import sys, ksmpy; print([name for name in {heavy!r} if name in sys.modules])"
     assert procs.python_ok("-c", program) == "[]\n"
 
 
-def test_functions_are_not_hidden_by_their_modules() -> None:
-    """ksmpy.doctor stays a function when the module ksmpy.doctor is imported, before or after."""
+def test_functions_are_not_hidden_by_modules() -> None:
+    """What the package hands on stays what it is, whichever modules are imported beside it."""
     program = """
-import ksmpy.doctor, ksmpy.dedup, ksmpy
-from ksmpy.analyze import analyze
-assert callable(ksmpy.doctor) and callable(ksmpy.dedup) and ksmpy.analyze is analyze
-import ksmpy.doctor
-assert callable(ksmpy.doctor)
+import importlib, pkgutil, types, ksmpy
+for module in pkgutil.walk_packages(ksmpy.__path__, "ksmpy."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+handed_on = {name: getattr(ksmpy, name) for name in ksmpy.__all__}
+print([name for name, what in handed_on.items() if isinstance(what, types.ModuleType)])
 """
-    procs.python_ok("-W", "error", "-c", program)
+    assert procs.python_ok("-W", "error", "-c", program) == "[]\n"
 
 
 def test_every_public_name_exists() -> None:
@@ -107,8 +110,8 @@ def test_forced_modes_are_told(mode: Any) -> None:
 
 def test_auto_is_told(auto: Any) -> None:
     """Nobody is told that "auto" was chosen."""
-    assert auto.freeze in _native.FREEZES[1:]
-    assert auto.tracking in _native.TRACKINGS[1:]
+    assert auto.freeze in native.FREEZES[1:]
+    assert auto.tracking in native.TRACKINGS[1:]
 
 
 def test_register(engine: Any) -> None:
@@ -679,7 +682,7 @@ def test_enable_refuses_what_it_does_not_know(enabled: Any) -> None:
         enabled(pages=1)
     with pytest.raises(OSError, match="max_page_sharing"):
         enabled(max_page_sharing=1)
-    assert integrations._state.present() is None
+    assert enabling._state.present() is None
 
 
 def test_enable_reads_the_environment(monkeypatch: pytest.MonkeyPatch, enabled: Any) -> None:

@@ -20,7 +20,7 @@ NOBODY = 65534
 READERS = """
 import ctypes, os, socket, sys, threading, time
 import numpy as np, numpy.random, ksmpy
-import ksmpy.engine
+import ksmpy.engine.engine
 from support import memory
 tracking, uid, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 libc = ctypes.CDLL(None, use_errno=True)

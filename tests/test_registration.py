@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ksmpy import RegionError
-from ksmpy import engine as engine_module
+from ksmpy.engine import engine as engine_module
 from support import memory, oracle
 from support.memory import Bytes
 from support.oracle import PAGE

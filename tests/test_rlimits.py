@@ -12,7 +12,8 @@ pytestmark = pytest.mark.timeout(120)
 LIMITED = """
 import os, resource, sys
 import ksmpy
-from ksmpy import doctor, engine
+from ksmpy.watch import doctor
+from ksmpy.engine import engine
 
 work, kind, limit = sys.argv[1:]
 number = getattr(resource, kind)
@@ -75,7 +76,7 @@ def test_doctor_answers_when_its_first_probe_fails(monkeypatch: pytest.MonkeyPat
         raise MemoryError
 
     usual = {check.name for check in ksmpy.doctor()}
-    monkeypatch.setattr("ksmpy._native.probe", probe)
+    monkeypatch.setattr("ksmpy.native.probe", probe)
     told = {check.name: check for check in ksmpy.doctor()}
     assert {"engine", "mappings", "swap", "kernel KSM"} <= usual & told.keys()
     assert told["what the kernel offers"].detail == "cannot be looked at: Cannot allocate memory"

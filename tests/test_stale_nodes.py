@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from conftest import EACH_FREEZE, Mode
-from ksmpy.numa import SystemTopology
+from ksmpy.engine.numa import SystemTopology
 from support import memory, oracle, pause, swap
 from support.inject import preloaded
 from support.knobs import both_refused

@@ -18,7 +18,7 @@ import pytest
 
 import ksmpy
 from ksmpy import Store, StoreError
-from ksmpy.store_files import store_directory
+from ksmpy.store.files import store_directory
 from support.procs import python_ok
 
 NOBODY = 65534
@@ -152,7 +152,7 @@ def test_a_file_or_directory_of_another_user_is_refused(place: Path) -> None:
 # Everything is imported before the user changes: the interpreter may lie where nobody can look.
 _AS_NOBODY = """
 import os, sys
-import ksmpy.store
+import ksmpy.store.store
 libc = __import__("ctypes").CDLL(None)
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 for directory in sys.argv[1:]:

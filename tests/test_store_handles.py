@@ -24,9 +24,9 @@ import pytest
 
 import ksmpy
 from ksmpy import RegionError, Store, StoreError, StoreProcess
-from ksmpy.cli.observe import observe, users
-from ksmpy.store import attach
-from ksmpy.store_files import is_shared_store, is_store
+from ksmpy.store.files import is_shared_store, is_store
+from ksmpy.store.store import attach
+from ksmpy.watch.observe import observe, users
 from support import memory
 from support.oracle import PAGE
 from support.procs import in_child, python_ok

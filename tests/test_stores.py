@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 import ksmpy
-from ksmpy import KsmpyError, Store, StoreError, integrations
+from ksmpy import KsmpyError, Store, StoreError
+from ksmpy.whole import enable as enabling
 from support import memory, oracle
 from support.procs import Child, environment, in_child, python
 
@@ -322,7 +323,7 @@ def test_the_environment_names_the_store(
 
 
 def _enabled_in_a_child() -> None:
-    assert not _pid_in("by-environment") or integrations._state.present() is None
+    assert not _pid_in("by-environment") or enabling._state.present() is None
     ksmpy.worker_init(adopt=False)
     with Store.open("by-environment", create=False) as store:
         assert {os.getpid(), os.getppid()} <= {int(p) for p in store.processes()}

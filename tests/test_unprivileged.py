@@ -30,7 +30,7 @@ SWAPPED = [Mode("uffd-move", "wp-async"), Mode("signal", "checksum")]
 _BECOME = """
 import ctypes, os, sys, time
 import numpy.random, pytest, ksmpy
-import ksmpy.engine, ksmpy.doctor, ksmpy.dedup
+import ksmpy.engine.engine, ksmpy.watch.doctor, ksmpy.whole.dedup
 from support import memory, oracle, scenarios, swap
 from support.torture import Torture, library
 library()

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(60)
 _HALFWAY = """
 import ctypes, mmap, os, signal, sys, threading
 import numpy as np
-from ksmpy import _native
+from ksmpy import native
 from support import memory, oracle
 from support.oracle import PAGE
 
@@ -26,7 +26,7 @@ libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 PAGES, SEEN, RW, PRIVATE, FIXED = 512, 100, 3, 0x22, 0x10
 what, eager = sys.argv[1], int(sys.argv[2])
-engine = _native.NativeEngine(sys.argv[3], sys.argv[4])
+engine = native.NativeEngine(sys.argv[3], sys.argv[4])
 twin, other = memory.distinct(PAGES, seed=3), memory.distinct(PAGES, seed=3)
 address = libc.mmap(None, PAGES * PAGE, RW, PRIVATE, -1, 0)
 ctypes.memmove(address, memory.address_of(twin), PAGES * PAGE)
@@ -46,8 +46,8 @@ def take_away(first, count):
         assert libc.mmap(at, size, RW, 1 | FIXED, file, 0) == at
         os.close(file)
 
-def merge(flags=_native.SCAN_EAGER):
-    result = engine.scan(1 << 30, flags | _native.SCAN_RESTART)
+def merge(flags=native.SCAN_EAGER):
+    result = engine.scan(1 << 30, flags | native.SCAN_RESTART)
     assert result["full"], result
 """
 
@@ -57,7 +57,7 @@ _DIES = (
 if eager < 2:
     # In the middle of a pass, which has asked for the pages of the region.
     engine.scan(PAGES if eager else 3 * PAGES, 0)
-    engine.scan(SEEN, _native.SCAN_EAGER * eager)
+    engine.scan(SEEN, native.SCAN_EAGER * eager)
     take_away(10, PAGES - 20)
 else:
     # Candidates, which others are compared with.
@@ -66,7 +66,7 @@ else:
     merge()
     take_away(0, PAGES)
     regions.append(engine.register(*memory.span(other), 0))
-while not engine.scan(1 << 30, _native.SCAN_EAGER)["full"]:
+while not engine.scan(1 << 30, native.SCAN_EAGER)["full"]:
     pass
 merge()
 assert twin.tobytes() == other.tobytes() == wanted
@@ -94,9 +94,9 @@ _MASKED = (
     _HALFWAY
     + """
 signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
-engine.scan(SEEN, _native.SCAN_EAGER)
+engine.scan(SEEN, native.SCAN_EAGER)
 take_away(10, PAGES - 20)
-engine.scan(1 << 30, _native.SCAN_EAGER)
+engine.scan(1 << 30, native.SCAN_EAGER)
 assert signal.SIGSEGV in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 engine.unmerge()
 assert signal.SIGBUS in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -30,7 +30,7 @@ class Analyze(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         from ksmpy import analyze
-        from ksmpy.analyze import MappingEstimate
+        from ksmpy.watch.analyze import MappingEstimate
 
         what = f"reading process {options.pid}"
         with progress(quiet=options.json) as update:

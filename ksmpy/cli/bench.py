@@ -70,7 +70,7 @@ class Bench(Command):
 
 def _no_kernel() -> str:
     """Why the kernel's KSM is not measured; empty when it is."""
-    from ksmpy import kernel
+    from ksmpy.watch import kernel
 
     state = kernel.available()
     if not state:
@@ -97,14 +97,14 @@ def _arrays(nbytes: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Two equal arrays in which no page occurs twice, both at the beginning of a page."""
     import numpy as np
 
-    from ksmpy.arrays import copy
+    from ksmpy.memory.arrays import copy
 
     data = np.random.default_rng(0).integers(0, 256, nbytes, np.uint8)
     return copy(data), copy(data)
 
 
 def _ksmpy(nbytes: int, freeze: str, tracking: str) -> list[Row]:
-    from ksmpy.engine import Engine
+    from ksmpy.engine.engine import Engine
 
     rows = []
     with Engine(freeze=freeze, tracking=tracking) as engine:
@@ -122,7 +122,7 @@ def _ksmpy(nbytes: int, freeze: str, tracking: str) -> list[Row]:
 
 
 def _kernel(nbytes: int, update: Update) -> list[Row]:
-    from ksmpy import kernel
+    from ksmpy.watch import kernel
 
     arrays = _arrays(nbytes)
     update("kernel", 0, 2)
@@ -148,8 +148,8 @@ def _kernel(nbytes: int, update: Update) -> list[Row]:
 
 def _saved_by_kernel() -> int:
     """Pages saved of two equal arrays: this process's, where the kernel tells them apart."""
-    from ksmpy import kernel
     from ksmpy.errors import Unsupported
+    from ksmpy.watch import kernel
 
     try:
         return int(kernel.process_stat()["ksm_merging_pages"]) // 2
@@ -159,7 +159,7 @@ def _saved_by_kernel() -> int:
 
 def _kernel_pass(passes: int = 4) -> tuple[float, float]:
     """Wall and CPU seconds of one full scan, from the ends of several."""
-    from ksmpy import kernel
+    from ksmpy.watch import kernel
 
     def wait_for(scans: int) -> tuple[float, float, int]:
         while (now := int(kernel.read()["full_scans"])) < scans:

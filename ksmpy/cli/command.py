@@ -113,7 +113,7 @@ def size(text: str) -> int:
 
 def engine_options(parser: Parser) -> None:
     """How an engine freezes pages and learns what was written."""
-    from ksmpy._native import FREEZES, TRACKINGS
+    from ksmpy.native import FREEZES, TRACKINGS
 
     parser.option("--freeze", choices=FREEZES, default="auto", help="how pages are frozen")
     parser.option("--tracking", choices=TRACKINGS, default="auto", help="how writes are noticed")

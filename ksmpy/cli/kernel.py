@@ -57,7 +57,7 @@ class Kernel(Command):
         disable.set_defaults(run=self.disable)
 
     def status(self, options: argparse.Namespace) -> int:
-        from ksmpy import kernel
+        from ksmpy.watch import kernel
 
         report: dict[str, object] = {"ksm": kernel.read()}
         if options.pid:
@@ -79,7 +79,7 @@ class Kernel(Command):
         return 0
 
     def enable(self, options: argparse.Namespace) -> int:
-        from ksmpy import kernel
+        from ksmpy.watch import kernel
 
         program = options.program[1:] if options.program[:1] == ["--"] else options.program
         knobs = {
@@ -96,7 +96,7 @@ class Kernel(Command):
         return self._replace(program)
 
     def _replace(self, program: list[str]) -> int:
-        from ksmpy import kernel
+        from ksmpy.watch import kernel
 
         try:
             kernel.merge_process()
@@ -121,7 +121,7 @@ class Kernel(Command):
 
     @staticmethod
     def _write(knobs: dict[str, int]) -> None:
-        from ksmpy import kernel
+        from ksmpy.watch import kernel
 
         for name, value in knobs.items():
             try:

@@ -33,7 +33,7 @@ def fancy(stream: TextIO) -> bool:
 
 def human_bytes(count: float) -> str:
     """Bytes in binary units with one decimal: 86.7 MiB."""
-    from ksmpy.stats import human_bytes as text
+    from ksmpy.engine.stats import human_bytes as text
 
     return text(count)
 

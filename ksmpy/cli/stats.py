@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ksmpy.cli.command import Command, CommandError, Parser, at_least
-from ksmpy.cli.observe import Observation, observe, users
 from ksmpy.cli.output import human_bytes, print_json, table
+from ksmpy.watch.observe import Observation, observe, users
 
 if TYPE_CHECKING:
-    from ksmpy.store import StoreProcess
+    from ksmpy.store.store import StoreProcess
 
 
 class Stats(Command):

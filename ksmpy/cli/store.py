@@ -10,7 +10,7 @@ from ksmpy.cli.output import human_bytes, print_json, table
 from ksmpy.cli.stats import show_store
 
 if TYPE_CHECKING:
-    from ksmpy.store import Store as AnyStore
+    from ksmpy.store.store import Store as AnyStore
     from ksmpy.watch.stores import NamedStore
 
 COLUMNS = ("store", "processes", "saved", "kept in memory", "state")
@@ -50,7 +50,7 @@ class Store(Command):
             action.set_defaults(run=run)
 
     def list(self, options: argparse.Namespace) -> int:
-        from ksmpy.store_files import store_directory
+        from ksmpy.store.files import store_directory
         from ksmpy.watch.stores import named_stores
 
         stores = named_stores()

@@ -7,9 +7,9 @@ import sys
 import time
 
 from ksmpy.cli.command import Command, CommandError, Parser, at_least
-from ksmpy.cli.observe import Observation, observe
 from ksmpy.cli.output import fancy, human_bytes, print_json, table
 from ksmpy.cli.stats import COLUMNS, observe_all, row
+from ksmpy.watch.observe import Observation, observe
 
 
 def _interval(text: str) -> float:

@@ -21,7 +21,7 @@ from ksmpy.demo.worker import serve
 from ksmpy.errors import KsmpyError, Unsupported
 
 if TYPE_CHECKING:
-    from ksmpy.store import Store
+    from ksmpy.store.store import Store
 
 __all__ = ["SENTENCES", "Fleet", "Member"]
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from ksmpy._native import PAGE_SIZE
 from ksmpy.demo.weights import Layout
+from ksmpy.native import PAGE_SIZE
 
 if TYPE_CHECKING:
     import numpy as np

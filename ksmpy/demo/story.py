@@ -17,14 +17,14 @@ from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING
 
-from ksmpy._native import PAGE_SIZE
 from ksmpy.demo.fleet import SENTENCES, Fleet, Member
 from ksmpy.demo.proof import Memory
 from ksmpy.demo.weights import Layout, read_layout
 from ksmpy.errors import KsmpyError
+from ksmpy.native import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from ksmpy.store import Store
+    from ksmpy.store.store import Store
 
 __all__ = ["TOLERANCE", "Result", "Step", "run"]
 
@@ -287,7 +287,7 @@ def run(
     if workers < 2:
         raise KsmpyError("one worker has nobody to share with: take two or more")
     layout = read_layout(model)
-    from ksmpy.store import Store
+    from ksmpy.store.store import Store
 
     options = {"freeze": freeze, "tracking": tracking}
     with Store.anonymous() as store, Fleet(workers, layout.path, store, options) as fleet:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ksmpy.demo.encoder import Encoder
 from ksmpy.demo.proof import OwnPages, last_layer, wrong_bytes
 from ksmpy.demo.weights import load, read_layout
-from ksmpy.engine import Engine
+from ksmpy.engine.engine import Engine
 from ksmpy.errors import KsmpyError, Unsupported
 
 if TYPE_CHECKING:
-    from ksmpy.region import Region
-    from ksmpy.store import Store
+    from ksmpy.engine.region import Region
+    from ksmpy.store.store import Store
 
 __all__ = ["Worker", "serve"]
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
+from ksmpy.engine.stats import human_bytes
 from ksmpy.errors import KsmpyError
-from ksmpy.stats import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ksmpy.dedup import Report
-    from ksmpy.engine import Engine
-    from ksmpy.stats import Estimate, Stats
+    from ksmpy.engine.engine import Engine
+    from ksmpy.engine.stats import Estimate, Stats
+    from ksmpy.whole.dedup import Report
 
 __all__ = [
     "engine_html",

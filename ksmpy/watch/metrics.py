@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ksmpy.engine.stats import StoreStats
 from ksmpy.errors import StoreError
-from ksmpy.stats import StoreStats
 from ksmpy.watch.stores import NamedStore, named_stores, shown
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-    from ksmpy.cli.observe import Observation
+    from ksmpy.watch.observe import Observation
 
 __all__ = ["Collector", "Served", "serve"]
 

@@ -6,10 +6,10 @@ import errno
 import os
 from dataclasses import dataclass, replace
 
-from ksmpy import store_files
+from ksmpy.engine.stats import StoreStats
 from ksmpy.errors import StoreError
-from ksmpy.stats import StoreStats
-from ksmpy.store import Store, StoreProcess
+from ksmpy.store import files
+from ksmpy.store.store import Store, StoreProcess
 
 __all__ = ["NamedStore", "look_at", "named_stores", "shown"]
 
@@ -53,12 +53,12 @@ def named_stores() -> list[NamedStore]:
     that is not safe to use.
     """
     found = []
-    for name in store_files.names():
+    for name in files.names():
         try:
             found.append(look_at(name))
         except StoreError as error:
             if error.errno != errno.ENOENT:  # it was removed meanwhile
-                path = store_files.store_path(name)
+                path = files.store_path(name)
                 found.append(NamedStore(name, path, 0, error=error.strerror or str(error)))
     return found
 

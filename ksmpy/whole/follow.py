@@ -7,7 +7,7 @@ import os
 import warnings
 
 from ksmpy.errors import KsmpyError
-from ksmpy.store import Store
+from ksmpy.store.store import Store
 
 __all__ = ["FOLLOW", "begin", "common_store"]
 
@@ -45,14 +45,14 @@ def begin() -> bool:
 
     The program does not know, so it hears of no failure either.
     """
-    from ksmpy import integrations
+    from ksmpy.whole import enable as enabling
 
     # The program has not asked for the threads that it is warned of.
     warnings.filterwarnings(
         "ignore", "This process .* is multi-threaded, use of fork", DeprecationWarning
     )
     try:
-        return integrations.enable_unasked()
+        return enabling.enable_unasked()
     except (KsmpyError, OSError, ValueError) as error:
         _log.debug("this process is left alone: %s", error)
         return False

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ksmpy.errors import KsmpyError
-from ksmpy.store import Store
+from ksmpy.store.store import Store
 from ksmpy.whole.follow import FOLLOW
 
 __all__ = ["check", "environment", "open_store"]
@@ -63,8 +63,8 @@ def check(store: Store, options: Options) -> None:
 
 
 def _try(store: Store, options: Options) -> None:
-    from ksmpy import integrations
+    from ksmpy.whole import enable as enabling
 
     known: dict[str, Any] = {name: value for name, value in options.items() if name != "store"}
-    integrations.enable(**{**known, "adopt": False, "run": 0}, store=store)
-    integrations.disable()
+    enabling.enable(**{**known, "adopt": False, "run": 0}, store=store)
+    enabling.disable()

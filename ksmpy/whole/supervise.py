@@ -10,7 +10,7 @@ import sys
 from typing import NoReturn
 
 from ksmpy.cli.command import CommandError
-from ksmpy.store import Store
+from ksmpy.store.store import Store
 from ksmpy.whole.tally import Tally, isolated
 
 __all__ = ["supervise"]

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ksmpy._native import FREEZES, TRACKINGS
 from ksmpy.errors import Unsupported
+from ksmpy.native import FREEZES, TRACKINGS
 from tests.support import swap
 
 from .house import House, expect_clean

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import ksmpy
 from ksmpy import Store, StoreError
-from ksmpy._native import FREEZES, TRACKINGS
+from ksmpy.engine.stats import StoreStats
 from ksmpy.errors import Unsupported
-from ksmpy.stats import StoreStats
+from ksmpy.native import FREEZES, TRACKINGS
 from tests.support.oracle import PAGE
 from tests.support.patience import until
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import ksmpy
-from ksmpy import _native
-from ksmpy.numa import SystemTopology
+from ksmpy import native
+from ksmpy.engine.numa import SystemTopology
 from tests.support import memory as pages
 from tests.support import oracle, swap
 from tests.support.memory import Bytes
@@ -57,7 +57,7 @@ class Soak:
         self.engine: Any = ksmpy.Engine(
             topology=self.topology, freeze=plan.freeze, tracking=plan.tracking
         )
-        self._efault_ok = self.engine.freeze == "signal" or not _native.probe()["uffd_kernel_mode"]
+        self._efault_ok = self.engine.freeze == "signal" or not native.probe()["uffd_kernel_mode"]
         self.count: Counter[str] = Counter()
         self.children = Nursery(self._rng, CHILDREN)
         self.herd = Herd(self.engine, self._rng)

@@ -19,7 +19,7 @@ from typing import Any
 
 import ksmpy
 from ksmpy import Store
-from ksmpy.numa import SystemTopology
+from ksmpy.engine.numa import SystemTopology
 from tests.support import oracle
 from tests.support.nodes import Wandering
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ksmpy.numa import SystemTopology
+from ksmpy.engine.numa import SystemTopology
 from tests.support import swap
 from tests.support.nodes import Wandering, move
 from tests.support.onlooker import read_all_memory

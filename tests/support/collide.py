@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from ksmpy import _native
+from ksmpy import native
 
 from . import memory
 from .memory import Bytes
@@ -28,11 +28,11 @@ def _key_word(seed: int, number: int) -> int:
 @contextmanager
 def known_key() -> Iterator[None]:
     """Stores that are made in the block have the key that the pages below are for."""
-    _native.lib.ksmpy_fix_key(SEED)  # type: ignore[attr-defined]
+    native.lib.ksmpy_fix_key(SEED)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        _native.lib.ksmpy_fix_key(0)  # type: ignore[attr-defined]
+        native.lib.ksmpy_fix_key(0)  # type: ignore[attr-defined]
 
 
 def colliding(count: int) -> Bytes:

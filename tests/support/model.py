@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from ksmpy.config import KNOBS
+from ksmpy.engine.knobs import KNOBS
 
 from . import memory, oracle
 from .oracle import PAGE, Frame

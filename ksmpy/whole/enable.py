@@ -8,16 +8,15 @@ import os
 import threading
 from typing import Any
 
-from ksmpy import config
-from ksmpy.adopt import WAYS, Adopter
-from ksmpy.config import UNSET
-from ksmpy.engine import Engine
+from ksmpy.engine import knobs, notices
+from ksmpy.engine.engine import Engine
+from ksmpy.engine.knobs import UNSET
+from ksmpy.engine.numa import Topology
 from ksmpy.errors import KsmpyError
-from ksmpy.numa import Topology
-from ksmpy.store import Store
-from ksmpy.store_files import store_path
-from ksmpy.watch import notices
+from ksmpy.store.files import store_path
+from ksmpy.store.store import Store
 from ksmpy.whole import follow
+from ksmpy.whole.adopt import WAYS, Adopter
 
 _log = logging.getLogger("ksmpy")
 
@@ -149,7 +148,7 @@ def enable_unasked() -> bool:
 
 def _default_store() -> str | Store | None:
     """KSMPY_STORE, or the store of `ksmpy run`, where one is above this process."""
-    name = config.environment().get("store")
+    name = knobs.environment().get("store")
     return name if name is not None else follow.common_store()
 
 
@@ -161,7 +160,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _begin(options: dict[str, Any]) -> Engine:
-    defaults = {"run": 1, **config.environment()}
+    defaults = {"run": 1, **knobs.environment()}
     store = _default_store()
     if store is not None:
         defaults["store"] = store
@@ -234,7 +233,7 @@ def _malloc_counts_on_zeros() -> bool:
 
 def _set_knobs(engine: Engine, options: dict[str, Any]) -> None:
     # pages_to_scan is refused once the advisor is on, run starts the scanner: these two last.
-    names = [name for name in options if name in config.KNOBS and name != "run"]
+    names = [name for name in options if name in knobs.KNOBS and name != "run"]
     for name in (*names, "advisor_mode", "run"):
         if name in options:
             setattr(engine.knobs, name, options[name])

@@ -20,16 +20,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ksmpy import mappings, registry
-from ksmpy._native import PAGE_SIZE
+from ksmpy.engine import registry
+from ksmpy.engine.stats import Coverage
 from ksmpy.errors import KsmpyError
-from ksmpy.mappings import Interval, Survey, size
-from ksmpy.objects import Named, named_memory
-from ksmpy.stats import Coverage
+from ksmpy.memory import mappings
+from ksmpy.memory.mappings import Interval, Survey, size
+from ksmpy.memory.objects import Named, named_memory
+from ksmpy.native import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from ksmpy.engine import Engine
-    from ksmpy.region import Region
+    from ksmpy.engine.engine import Engine
+    from ksmpy.engine.region import Region
 
 __all__ = ["WAYS", "Adopter"]
 

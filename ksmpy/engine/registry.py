@@ -11,12 +11,12 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ksmpy import _native
+from ksmpy import native
 
 if TYPE_CHECKING:
-    from ksmpy.buffers import Buffer
-    from ksmpy.engine import Engine
-    from ksmpy.region import Region
+    from ksmpy.engine.engine import Engine
+    from ksmpy.engine.region import Region
+    from ksmpy.memory.buffers import Buffer
 
 __all__ = ["anchor", "enter", "leave", "let_go", "live_engines", "overlapping", "within"]
 
@@ -89,7 +89,7 @@ def _stop_all() -> None:
     """At exit only the threads stop: giving all pages back could take more memory than there is.
     Collections go on until the modules are gone, the sweeps do not.
     """
-    _native.sweep_no_more()
+    native.sweep_no_more()
     for engine in live_engines():
         engine.stop_thread()
 
@@ -105,6 +105,6 @@ _hooked: list[bool] = []
 def _install_hooks() -> None:
     if not _hooked:
         _hooked.append(True)
-        gc.callbacks.append(_native.collector_callback(_sweep_all))
+        gc.callbacks.append(native.collector_callback(_sweep_all))
         atexit.register(_stop_all)
         os.register_at_fork(after_in_child=_inherit_all)

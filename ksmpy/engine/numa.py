@@ -7,15 +7,15 @@ import os
 import platform
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ksmpy._native import MAX_NODES
 from ksmpy.errors import Unsupported
+from ksmpy.native import MAX_NODES
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from ksmpy._native import NativeEngine
-    from ksmpy.region import Region
+    from ksmpy.engine.region import Region
+    from ksmpy.native import NativeEngine
 
 __all__ = ["Placement", "SystemTopology", "Topology", "libnuma", "node_indices"]
 
@@ -122,7 +122,7 @@ def node_indices(topology: Topology, nodes: tuple[int, ...], start: int, pages: 
     """
     import numpy as np
 
-    from ksmpy._native import PAGE_SIZE
+    from ksmpy.native import PAGE_SIZE
 
     addresses = np.uint64(start) + np.arange(pages, dtype=np.uint64) * np.uint64(PAGE_SIZE)
     answer: npt.NDArray[Any] = np.asarray(topology.node_of_pages(addresses))

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from operator import index
 from typing import Any, Protocol
 
-from ksmpy._native import FREEZES, KNOB_NUMBERS, TRACKINGS
-from ksmpy.advisor import Limits
+from ksmpy.engine.advisor import Limits
 from ksmpy.errors import KnobError
+from ksmpy.native import FREEZES, KNOB_NUMBERS, TRACKINGS
 
 __all__ = ["ADVISOR_MODES", "KNOBS", "OPTIONS", "UNSET", "Knobs", "check_modes", "environment"]
 

@@ -8,9 +8,9 @@ import time
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from ksmpy._native import VMA_DONTDUMP, VMA_HUGEPAGE, VMA_NOHUGEPAGE
 from ksmpy.errors import RegionError
-from ksmpy.store_files import is_store
+from ksmpy.native import VMA_DONTDUMP, VMA_HUGEPAGE, VMA_NOHUGEPAGE
+from ksmpy.store.files import is_store
 
 __all__ = ["Allowance", "AddressSpace", "Mapping", "refusal", "register_error", "vma_flags"]
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ksmpy._native import PAGE_SIZE
+from ksmpy.engine.stats import BufferEstimate, Estimate, Refused
 from ksmpy.errors import KsmpyError, Unsupported
-from ksmpy.stats import BufferEstimate, Estimate, Refused
-from ksmpy.store_files import is_store
+from ksmpy.native import PAGE_SIZE
+from ksmpy.store.files import is_store
 
 if TYPE_CHECKING:
     import numpy as np

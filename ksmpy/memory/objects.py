@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from ksmpy import _native
-from ksmpy.buffers import home
-from ksmpy.walk import find_buffers
+from ksmpy import native
+from ksmpy.memory.buffers import home
+from ksmpy.memory.walk import find_buffers
 
 __all__ = ["Named", "named_memory"]
 
@@ -45,7 +45,7 @@ def named_memory(min_bytes: int) -> Iterator[Named]:
     asked = _asked_types()
     kinds: dict[type, int] = {}
     for chunk in _chunks():
-        found, others = _native.look_into(chunk, kinds, array_type, nbytes, asked, min_bytes)
+        found, others = native.look_into(chunk, kinds, array_type, nbytes, asked, min_bytes)
         del chunk
         for address, size, key, container in found:
             yield Named(address, size, *_name(key, container))

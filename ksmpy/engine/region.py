@@ -7,16 +7,16 @@ import logging
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ksmpy._native import PAGE_SIZE
-from ksmpy.buffers import Unowned
+from ksmpy.engine.stats import RegionStats
 from ksmpy.errors import KsmpyError
-from ksmpy.stats import RegionStats
+from ksmpy.memory.buffers import Unowned
+from ksmpy.native import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ksmpy.buffers import Lifetime
-    from ksmpy.engine import Engine
+    from ksmpy.engine.engine import Engine
+    from ksmpy.memory.buffers import Lifetime
 
 __all__ = ["Region"]
 

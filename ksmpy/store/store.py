@@ -13,9 +13,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ksmpy import _native, store_files
+from ksmpy import native
+from ksmpy.engine.stats import StoreStats
 from ksmpy.errors import KnobError, StoreError
-from ksmpy.stats import StoreStats
+from ksmpy.store import files
 
 __all__ = ["Store", "StoreProcess", "attach"]
 
@@ -97,15 +98,15 @@ class Store:
         files and directories that are not safe to use: EPERM (another's, or open to others),
         ELOOP, ENOTDIR, EINVAL (not a regular file), EOPNOTSUPP (not on tmpfs).
         """
-        _native.require()
-        place = store_files.store_directory(directory)
-        return cls(store_files.open_file(name, place, create=create), name, place)
+        native.require()
+        place = files.store_directory(directory)
+        return cls(files.open_file(name, place, create=create), name, place)
 
     @classmethod
     def anonymous(cls) -> Store:
         """A new store without a name, for the processes that get a descriptor of it."""
-        _native.require()
-        return cls(store_files.make_memfd(), None, None)
+        native.require()
+        return cls(files.make_memfd(), None, None)
 
     @classmethod
     def from_fd(cls, fd: int) -> Store:
@@ -116,18 +117,18 @@ class Store:
         """
         import fcntl
 
-        _native.require()
+        native.require()
         try:
             own = _dup(fd)
         except OSError as error:
             raise StoreError(error.errno, f"no store: descriptor {fd} is not open") from None
         try:
-            store_files.check_regular(os.fstat(own), f"descriptor {fd}")
+            files.check_regular(os.fstat(own), f"descriptor {fd}")
             if fcntl.fcntl(own, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
                 raise StoreError(
                     errno.EACCES, f"descriptor {fd} is not open for reading and writing"
                 )
-            store_files.check_tmpfs(own, f"descriptor {fd}")
+            files.check_tmpfs(own, f"descriptor {fd}")
         except BaseException:
             os.close(own)
             raise
@@ -138,7 +139,7 @@ class Store:
         """The named store's file; None for a store without a name."""
         if self.name is None or self.directory is None:
             return None
-        return store_files.store_path(self.name, self.directory)
+        return files.store_path(self.name, self.directory)
 
     @property
     def closed(self) -> bool:
@@ -154,7 +155,7 @@ class Store:
     def processes(self) -> list[StoreProcess]:
         """The processes that use the store, as it knows them."""
         try:
-            found = _native.store_processes(self.fileno())
+            found = native.store_processes(self.fileno())
         except OSError as error:
             raise self.refusal(error) from None
         return [StoreProcess(pid, inherited != 0, pages) for pid, inherited, pages in found]
@@ -162,7 +163,7 @@ class Store:
     def stats(self) -> StoreStats:
         """The counters of the whole store, of all processes together."""
         try:
-            return StoreStats.from_native(_native.store_stats(self.fileno()))
+            return StoreStats.from_native(native.store_stats(self.fileno()))
         except OSError as error:
             raise self.refusal(error) from None
 
@@ -174,7 +175,7 @@ class Store:
         """
         fd = self.fileno()
         try:
-            if unused_only and not _native.store_retire(fd):
+            if unused_only and not native.store_retire(fd):
                 return False
         except OSError as error:
             raise self.refusal(error) from None
@@ -194,7 +195,7 @@ class Store:
     def remove_name(self) -> None:
         """Remove the file's name, if it still is this store's."""
         if self.path is not None:
-            store_files.remove_file(self.path, self._identity)
+            files.remove_file(self.path, self._identity)
 
     def refusal(self, error: OSError) -> StoreError:
         """What the native engine's error means for this store, and the way out."""
@@ -206,7 +207,7 @@ class Store:
         return StoreError(error.errno, f"{self} {text}")
 
     def _holder(self) -> str:
-        pid = 0 if self.closed else _native.store_holder(self._fd)
+        pid = 0 if self.closed else native.store_holder(self._fd)
         return f"process {pid}; see whether it" if pid else "a process; see whether one of its own"
 
     def held(self, knob: int) -> KnobError | None:
@@ -214,7 +215,7 @@ class Store:
 
         None when there is none that could be named: it let go meanwhile, or the store is locked.
         """
-        name = next(name for name, number in _native.KNOB_NUMBERS.items() if number == knob)
+        name = next(name for name, number in native.KNOB_NUMBERS.items() if number == knob)
         try:
             # Who inherited frames and has not looked at them yet is not counted among their pages.
             pids = [str(p) for p in self.processes() if p.merging_pages or p.inherited]

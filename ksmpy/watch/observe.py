@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ksmpy.cli.command import CommandError
-from ksmpy.store_files import is_shared_store, is_store
+from ksmpy.store.files import is_shared_store, is_store
 
 __all__ = ["Observation", "observe", "users"]
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from ksmpy.buffers import Buffer, is_ndarray, locate
 from ksmpy.errors import RegionError
+from ksmpy.memory.buffers import Buffer, is_ndarray, locate
 
 __all__ = ["Found", "find_buffers", "merge_ranges"]
 

@@ -23,9 +23,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ksmpy import _native
-from ksmpy._native import PAGE_SIZE
+from ksmpy import native
 from ksmpy.errors import RegionError
+from ksmpy.native import PAGE_SIZE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -306,7 +306,7 @@ class Watched:
         """Not when the collector of this very thread may have found the owner, nor when its
         memory is not what it was; which only an array can tell that is dying.
         """
-        if self._array is None or (self._collectable and _native.collecting()):
+        if self._array is None or (self._collectable and native.collecting()):
             return False
         return self._array.unchanged()
 

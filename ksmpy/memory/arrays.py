@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ksmpy._native import PAGE_SIZE
+from ksmpy.native import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

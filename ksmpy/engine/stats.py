@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, NamedTuple
 
-from ksmpy._native import PAGE_SIZE
+from ksmpy.native import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from ksmpy.region import Region
+    from ksmpy.engine.region import Region
 
 __all__ = [
     "BufferEstimate",

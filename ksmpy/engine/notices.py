@@ -8,8 +8,8 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ksmpy.stats import ScanResult
-    from ksmpy.store import Store
+    from ksmpy.engine.stats import ScanResult
+    from ksmpy.store.store import Store
 
 __all__ = ["adopts_objects_only", "fell_back", "scanned"]
 

@@ -11,10 +11,10 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
-from ksmpy.advisor import Advisor
-from ksmpy.config import Knobs
+from ksmpy.engine.advisor import Advisor
+from ksmpy.engine.knobs import Knobs
+from ksmpy.engine.stats import ScanResult
 from ksmpy.errors import KsmpyError
-from ksmpy.stats import ScanResult
 
 __all__ = ["Daemon"]
 

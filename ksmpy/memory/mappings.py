@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ksmpy import _native
-from ksmpy._native import PAGE_SIZE
+from ksmpy import native
+from ksmpy.native import PAGE_SIZE
 
 __all__ = ["Interval", "Survey", "cut", "intersect", "present_bytes", "size", "subtract", "survey"]
 
@@ -49,7 +49,7 @@ class Survey:
 def survey(min_bytes: int, taken: Iterable[Interval]) -> Survey:
     """Look at all mappings, less those `taken`, and without what is smaller than `min_bytes`."""
     found, stacks = _anonymous(Path("/proc/self/maps").read_bytes())
-    own = [_whole_pages(each) for each in _native.own_memory()]
+    own = [_whole_pages(each) for each in native.own_memory()]
     free = _large(subtract(found, sorted([*taken, *own])), min_bytes)
     if free:
         stacks += _near_stack_pointers()

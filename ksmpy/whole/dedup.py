@@ -17,10 +17,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ksmpy._maps import AddressSpace, refusal
-from ksmpy._native import PAGE_SIZE
-from ksmpy.errors import KsmpyError
-from ksmpy.stats import (
+from ksmpy.engine.stats import (
     BufferEstimate,
     Estimate,
     Refused,
@@ -29,11 +26,14 @@ from ksmpy.stats import (
     human_bytes,
     refusal_lines,
 )
-from ksmpy.walk import Found, find_buffers, merge_ranges
+from ksmpy.errors import KsmpyError
+from ksmpy.memory.maps import AddressSpace, refusal
+from ksmpy.memory.walk import Found, find_buffers, merge_ranges
+from ksmpy.native import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from ksmpy.engine import Engine
-    from ksmpy.region import Region
+    from ksmpy.engine.engine import Engine
+    from ksmpy.engine.region import Region
 
 __all__ = ["Report", "dedup", "estimate"]
 
@@ -55,8 +55,8 @@ class _Process:
 
     def engine(self) -> tuple[Engine, bool]:
         """The engine that enable() made, or that of earlier calls, or a new one; whether new."""
-        from ksmpy.engine import Engine
-        from ksmpy.integrations import enabled_engine
+        from ksmpy.engine.engine import Engine
+        from ksmpy.whole.enable import enabled_engine
 
         engine = enabled_engine() or self._engine()
         if engine is not None and not engine.closed:

@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from ksmpy import _native, limits, numa, registry, store_files
+from ksmpy import limits, native
+from ksmpy.engine import numa, registry
+from ksmpy.engine.stats import Check, human_bytes
 from ksmpy.errors import KsmpyError, StoreError
-from ksmpy.stats import Check, human_bytes
-from ksmpy.store import MORE_ROOM
+from ksmpy.store import files
+from ksmpy.store.store import MORE_ROOM
 
 __all__ = ["doctor"]
 
@@ -30,7 +32,7 @@ def doctor() -> list[Check]:
     Changes nothing; works on every system, and where a limit keeps it from looking it says so.
     """
     checks = [_python(), *_answers("packages", _packages)]
-    reason = _native.missing()
+    reason = native.missing()
     if reason is not None:
         hint = "estimate() works everywhere" if not sys.platform.startswith("linux") else _REBUILD
         return [*checks, Check("extension", False, reason, hint)]
@@ -50,7 +52,7 @@ def _answers(name: str, look: Callable[[], Check | Iterable[Check]]) -> list[Che
     except (OSError, MemoryError, ImportError, KsmpyError) as error:
         number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", 0)
         words = os.strerror(number) if number else str(error)
-        reason = limits.why(number or 0, _native.memory_left)
+        reason = limits.why(number or 0, native.memory_left)
         return [Check(name, False, f"cannot be looked at: {words}", reason.removeprefix(": "))]
 
 
@@ -72,10 +74,10 @@ def _packages() -> Iterator[Check]:
 
 def _kernel() -> Iterator[Check]:
     """What the kernel offers; without /proc some of it cannot be tried, and looks missing."""
-    reason = _native.no_proc()
+    reason = native.no_proc()
     if reason is not None:
         yield Check("/proc", False, reason, "mount -t proc proc /proc")
-    caps = _native.probe()
+    caps = native.probe()
     yield from _userfaultfd(caps)
     yield from _features(caps)
 
@@ -121,7 +123,7 @@ def _features(caps: dict[str, int]) -> Iterator[Check]:
 
 
 def _devices() -> Check:
-    if not _native.has_devices():
+    if not native.has_devices():
         return Check("device I/O", True, "no io_uring, libaio or device that pins memory")
     return Check(
         "device I/O",
@@ -133,7 +135,7 @@ def _devices() -> Check:
 
 
 def _auto() -> Check:
-    from ksmpy.engine import Engine
+    from ksmpy.engine.engine import Engine
 
     try:
         with Engine() as engine:
@@ -146,7 +148,7 @@ def _auto() -> Check:
 def _stores() -> Check:
     """Whether processes can share named stores, and how much memory these may take."""
     try:
-        path, room = store_files.look()
+        path, room = files.look()
     except StoreError as error:
         return Check("named stores", False, error.strerror or str(error), "or leave store=None")
     ok = room >= _STORE_ROOM

@@ -20,18 +20,19 @@ from operator import index
 from types import TracebackType
 from typing import Any
 
-from ksmpy import _native, numa, registry
-from ksmpy._maps import AddressSpace, Allowance, refusal, register_error, vma_flags
-from ksmpy._native import NativeEngine
-from ksmpy.buffers import Buffer, Held, Lifetime, Unowned, Watched, lifetime, locate
-from ksmpy.config import Knobs, Settings, check_modes
+from ksmpy import native
+from ksmpy.engine import notices, numa, registry
+from ksmpy.engine.knobs import Knobs, Settings, check_modes
+from ksmpy.engine.ksmd import Daemon
+from ksmpy.engine.region import Region
+from ksmpy.engine.stats import Coverage, RegionStats, ScanResult, Share, Stats
 from ksmpy.errors import KnobError, KsmpyError, RegionError, StoreError
-from ksmpy.ksmd import Daemon
-from ksmpy.region import Region
-from ksmpy.stats import Coverage, RegionStats, ScanResult, Share, Stats
-from ksmpy.store import MORE_ROOM, Store, attach
-from ksmpy.walk import Found, find_buffers, merge_ranges
-from ksmpy.watch import display, notices
+from ksmpy.memory.buffers import Buffer, Held, Lifetime, Unowned, Watched, lifetime, locate
+from ksmpy.memory.maps import AddressSpace, Allowance, refusal, register_error, vma_flags
+from ksmpy.memory.walk import Found, find_buffers, merge_ranges
+from ksmpy.native import NativeEngine
+from ksmpy.store.store import MORE_ROOM, Store, attach
+from ksmpy.watch import display
 
 __all__ = ["Engine"]
 
@@ -76,7 +77,7 @@ class Engine:
         tracking: str = "auto",
     ) -> None:
         check_modes(freeze, tracking)
-        _native.require()
+        native.require()
         placement = self._placement = numa.Placement(topology)
         self._native, self._store = attach(
             store,
@@ -272,9 +273,9 @@ class Engine:
             raise ValueError("passes and max_pages must be at least 1")
         self.require_open()
         begin = time.perf_counter()
-        flags = _native.SCAN_EAGER if eager else 0
+        flags = native.SCAN_EAGER if eager else 0
         if max_pages is None:
-            flags |= _native.SCAN_RESTART
+            flags |= native.SCAN_RESTART
             self._pass_begins = True
         token = object()
         self._scanning[token] = None
@@ -585,7 +586,7 @@ class Engine:
 
     def _flags(self, start: int, end: int, space: AddressSpace | None, what: str) -> int:
         if space is None:
-            return _native.VMA_UNKNOWN
+            return native.VMA_UNKNOWN
         mappings = space.covering(start, end)
         reason = refusal(mappings, start, end)
         if reason is not None:
@@ -604,9 +605,9 @@ class Engine:
         what = "the buffer" if buffer.owner is not None else repr(name)
         flags = self._flags(start, end, space, what)
         life = life or lifetime(buffer, anchor)
-        nodes = self._placement.ask(start, (end - start) // _native.PAGE_SIZE)
+        nodes = self._placement.ask(start, (end - start) // native.PAGE_SIZE)
         # Of an object it is known that it does not grow while we look at it.
-        growing = _native.VMA_GROWING if buffer.owner is None else 0
+        growing = native.VMA_GROWING if buffer.owner is None else 0
         try:
             number = self._native.register(start, end - start, flags | growing)
         except OSError as error:
@@ -619,7 +620,7 @@ class Engine:
         region = Region(self, number, label, start, end - start, life)
         self._regions[region] = None
         self._numbers[number] = region
-        if flags == _native.VMA_UNKNOWN:
+        if flags == native.VMA_UNKNOWN:
             self._unasked[region] = None
         if isinstance(life, Held):
             self._held[region] = None
@@ -686,7 +687,7 @@ class Engine:
             pages = _SLICE if max_pages is None else min(_SLICE, max_pages - total.scanned)
             self.sweep()
             total += self._slice(pages, flags)
-            flags &= ~_native.SCAN_RESTART
+            flags &= ~native.SCAN_RESTART
         return total
 
     def _slice(self, pages: int, flags: int) -> ScanResult:

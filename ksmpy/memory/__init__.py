@@ -1,0 +1,3 @@
+"""What memory there is: buffers and their owners, mappings, and what of both can be merged."""
+
+from __future__ import annotations
