@@ -383,10 +383,10 @@ void count_refusal(ksmpy_engine *engine, int error, uint64_t pages);
 void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint64_t n);
 /*
  * Makes frames of the pages, which become their first sharers: a huge page at a time, so that it
- * is still in the caches when it is compared.  Returns the first frame, and in *n how many pages
- * were dealt with; NO_FRAME when there were none, and why in *error.
+ * is still in the caches when it is compared.  In *n how many pages were dealt with; 0, or why
+ * there were none.
  */
-uint32_t promote(ksmpy_engine *engine, uint32_t page, uint64_t *n, int *error);
+int promote(ksmpy_engine *engine, uint32_t page, uint64_t *n);
 /* Pages that were just merged: the engine hears of their writers. */
 void settle_run(ksmpy_engine *engine, uint32_t page, uint64_t n);
 

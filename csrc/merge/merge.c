@@ -186,32 +186,44 @@ static int64_t join(ksmpy_engine *engine, const struct piece *piece, uint64_t n)
     return joined;
 }
 
-/* One piece from the start of a run; returns how many pages it dealt with, mapped or refused. */
-static uint64_t merge_piece(ksmpy_engine *engine, struct piece *piece, uint64_t n)
+/* Pages whose frames have been joined for them; how many were frozen, or why none was. */
+static int64_t exchange_piece(ksmpy_engine *engine, struct piece *piece, uint64_t n)
 {
     const uint8_t *view;
+    int64_t frozen = freeze(&engine->fz, page_address(engine, piece->page), n, &view);
+    if (frozen <= 0)
+        return frozen;
+    piece->n = (uint64_t)frozen;
+    compare(engine, piece, view);
+    int error = exchange(engine, piece);
+    thaw(&engine->fz);
+    settle(engine, piece, error);
+    return frozen;
+}
+
+/*
+ * One piece from the start of a run; returns how many pages it dealt with, mapped or refused, each of
+ * which has left its frame if it does not lie on it.  joined: the frames of all n pages are.
+ */
+static uint64_t merge_piece(ksmpy_engine *engine, struct piece *piece, uint64_t n, bool joined)
+{
     uint64_t reach = freeze_reach(&engine->fz, page_address(engine, piece->page), n);
     uint64_t own = own_memory(engine, piece->page, reach);
+    int64_t held = joined ? (int64_t)own : -ECANCELED, got = -ECANCELED;
     budget_recount(engine, 2); /* exchange() cannot */
     need_shadow(engine, piece->page);
-    if (!own)
-        return refuse(engine, piece, 1, -ECANCELED);
-    int64_t joined = join(engine, piece, own);
-    if (joined < 0)
-        return refuse(engine, piece, 1, (int)joined);
-    int64_t got = freeze(&engine->fz, page_address(engine, piece->page), (uint64_t)joined, &view);
+    if (own && !joined)
+        held = join(engine, piece, own);
+    if (held < 0)
+        return refuse(engine, piece, 1, (int)held);
+    if (own)
+        got = exchange_piece(engine, piece, (uint64_t)held);
     uint64_t frozen = got < 0 ? 0 : (uint64_t)got;
-    if (frozen) {
-        piece->n = frozen;
-        compare(engine, piece, view);
-        int error = exchange(engine, piece);
-        thaw(&engine->fz);
-        settle(engine, piece, error);
-    }
-    leave_frames(engine, piece->frame + (uint32_t)frozen, (uint64_t)joined - frozen);
-    if (got == -EINVAL) /* its memory is locked; not even one page could be moved */
-        return refuse(engine, piece, (uint64_t)joined, -EBUSY);
-    return frozen ? frozen : refuse(engine, piece, 1, (int)got);
+    /* Locked memory: not even one page could be moved. */
+    uint64_t done = frozen ? frozen : got == -EINVAL ? (uint64_t)held : 1;
+    leave_frames(engine, piece->frame + (uint32_t)frozen,
+                 (joined ? done : (uint64_t)held) - frozen);
+    return frozen ? frozen : refuse(engine, piece, done, got == -EINVAL ? -EBUSY : (int)got);
 }
 
 /*
@@ -249,49 +261,95 @@ void merge_onto_frames(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint
     for (uint64_t left = n, done; left; left -= done) {
         piece.page = page;
         piece.frame = frame;
-        done = merge_piece(engine, &piece, left);
+        done = merge_piece(engine, &piece, left, false);
         page += (uint32_t)done;
         frame += (uint32_t)done;
     }
     fault_in(start, n); /* a fault maps nothing beyond its mapping */
 }
 
-/* New frames get their place in the index once they have a sharer, or go back. */
-static void adopt_frames(ksmpy_engine *engine, const struct piece *piece, uint64_t n)
+/* Frames that one call has taken, and a part of them that is filled. */
+struct batch {
+    uint32_t taken, taken_end;
+    uint32_t page, frame;
+    uint64_t n;
+    uint32_t onto[HUGE_PAGES]; /* for each page of the part, where it is to lie */
+};
+
+/*
+ * Another process may have made a frame of the same bytes since this one looked for it.  Who comes
+ * second goes there, if there is room: that frame, which is joined; or NO_FRAME.
+ */
+static uint32_t join_older(ksmpy_engine *engine, const struct batch *batch, uint64_t i, int tree)
 {
     struct store *store = &engine->store;
-    int tree = tree_of(engine, page_node(page_record(engine, piece->page)));
-    for (uint64_t i = 0; i < n; i++) {
-        if (!piece->mapped[i])
-            continue;
-        const uint8_t *bytes = frame_bytes(store, piece->frame + (uint32_t)i);
-        uint64_t sum = store_sum(store, bytes);
-        frame_at(store, piece->frame + (uint32_t)i)->sum = sum;
-        stable_prefetch(store, tree, sum);
-    }
-    bool locked = store_lock(store);
-    for (uint64_t i = 0; i < n; i++)
-        if (piece->mapped[i])
-            store_adopt(store, piece->frame + (uint32_t)i, tree);
-        else
-            store_give_back(store, piece->frame + (uint32_t)i, 1);
-    if (locked)
-        store_unlock(store);
+    uint32_t frame = batch->frame + (uint32_t)i;
+    uint32_t older =
+        stable_find(store, tree, frame_at(store, frame)->sum, frame_bytes(store, frame), NO_FRAME);
+    bool ours = older >= batch->taken && older < batch->taken_end;
+    return older != NO_FRAME && !ours && store_join(store, older, 1) == 1 ? older : NO_FRAME;
 }
 
-/* Pages become the first sharers of n filled frames. Those that failed leave a free one behind. */
-static void promote_piece(ksmpy_engine *engine, uint32_t page, uint32_t frame, uint64_t n)
+/* With the lock held, and all new frames joined: which of them are needed goes into the index. */
+static void choose_frames(ksmpy_engine *engine, struct batch *batch, int tree)
+{
+    struct store *store = &engine->store;
+    for (uint64_t i = 0; i < batch->n; i++) {
+        uint32_t frame = batch->frame + (uint32_t)i;
+        uint32_t older = store->shared ? join_older(engine, batch, i, tree) : NO_FRAME;
+        batch->onto[i] = older == NO_FRAME ? frame : older;
+        if (older == NO_FRAME)
+            continue;
+        store_leave(store, frame);
+        store_free(store, frame);
+    }
+    for (uint64_t i = 0; i < batch->n; i++)
+        if (batch->onto[i] == batch->frame + (uint32_t)i)
+            store_adopt(store, batch->onto[i], tree);
+}
+
+/*
+ * Before anything is mapped, in one step with the look for older ones, so that no two processes
+ * make frames of the same bytes.  A frame that nothing is mapped onto then is left, and freed.
+ */
+static int adopt_frames(ksmpy_engine *engine, struct batch *batch)
+{
+    struct store *store = &engine->store;
+    struct piece piece = {.frame = batch->frame};
+    int tree = tree_of(engine, page_node(page_record(engine, batch->page)));
+    fault_in((uintptr_t)frame_bytes(store, batch->frame), batch->n);
+    for (uint32_t frame = batch->frame; frame < batch->frame + batch->n; frame++) {
+        frame_at(store, frame)->sum = store_sum(store, frame_bytes(store, frame));
+        stable_prefetch(store, tree, frame_at(store, frame)->sum);
+    }
+    if (!store_lock(store))
+        return store_why_not(store);
+    int64_t joined = join(engine, &piece, batch->n);
+    if (joined > 0)
+        choose_frames(engine, batch, tree);
+    store_unlock(store);
+    return joined < 0 ? (int)joined : 0;
+}
+
+static uint64_t row_from(const struct batch *batch, uint64_t i)
+{
+    uint64_t n = 1;
+    while (i + n < batch->n && batch->onto[i + n] == batch->onto[i] + n)
+        n++;
+    return n;
+}
+
+/* The pages become the first sharers of filled frames, or sharers of older ones. */
+static int promote_part(ksmpy_engine *engine, struct batch *batch)
 {
     struct piece piece;
-    fault_in((uintptr_t)frame_bytes(&engine->store, frame), n);
-    for (uint64_t left = n, done; left; left -= done) {
-        piece.page = page;
-        piece.frame = frame;
-        done = merge_piece(engine, &piece, left);
-        adopt_frames(engine, &piece, done);
-        page += (uint32_t)done;
-        frame += (uint32_t)done;
+    int error = adopt_frames(engine, batch);
+    for (uint64_t i = 0, done; i < batch->n && !error; i += done) {
+        piece.page = batch->page + (uint32_t)i;
+        piece.frame = batch->onto[i];
+        done = merge_piece(engine, &piece, row_from(batch, i), true);
     }
+    return error;
 }
 
 /* The pages up to the next huge one, of at most n. */
@@ -301,52 +359,52 @@ static uint64_t to_next_huge(const ksmpy_engine *engine, uint32_t page, uint64_t
     return least(n, rest);
 }
 
-uint32_t promote(ksmpy_engine *engine, uint32_t page, uint64_t *n, int *error)
+int promote(ksmpy_engine *engine, uint32_t page, uint64_t *n)
 {
     struct store *store = &engine->store;
-    uint64_t taken = *n, part;
-    *error = -ENOMEM;
-    uint32_t first = store_take(store, (int)page_node(page_record(engine, page)), &taken);
+    struct batch batch;
+    uint64_t taken = *n;
+    int64_t filled = 0;
+    int error = 0;
     *n = 0;
-    if (first == NO_FRAME)
-        return NO_FRAME;
-    for (; *n < taken; *n += part) {
-        uint32_t from = page + (uint32_t)*n, frame = first + (uint32_t)*n;
-        part = to_next_huge(engine, from, taken - *n);
-        int64_t filled = store_fill(store, frame, (const void *)page_address(engine, from), part);
-        if (filled <= 0) {
-            *error = (int)filled;
-            if (filled == -ENOSPC)
-                store_fills_up(store);
-            break;
-        }
-        part = (uint64_t)filled;
-        promote_piece(engine, from, frame, part);
+    batch.taken = store_take(store, (int)page_node(page_record(engine, page)), &taken);
+    if (batch.taken == NO_FRAME)
+        return -ENOMEM;
+    batch.taken_end = batch.taken + (uint32_t)taken;
+    for (; *n < taken && !error; *n += error ? 0 : batch.n) {
+        batch.page = page + (uint32_t)*n;
+        batch.frame = batch.taken + (uint32_t)*n;
+        batch.n = to_next_huge(engine, batch.page, taken - *n);
+        filled =
+            store_fill(store, batch.frame, (const void *)page_address(engine, batch.page), batch.n);
+        if (filled == -ENOSPC)
+            store_fills_up(store);
+        batch.n = filled > 0 ? (uint64_t)filled : 0;
+        error = filled > 0 ? promote_part(engine, &batch) : (int)filled;
     }
-    store_give_back(store, first + (uint32_t)*n, taken - *n);
+    store_give_back(store, batch.taken + (uint32_t)*n, taken - *n);
     fault_in(page_address(engine, page), *n);
     settle_run(engine, page, *n);
-    return *n ? first : NO_FRAME;
+    return *n ? 0 : error;
 }
 
 static bool on_frame(const ksmpy_engine *engine, uint32_t page, uint32_t frame)
 {
-    const struct page *record = page_record(engine, page);
-    return page_state(record) == PAGE_SHARED && record->link == frame;
+    return is_shared(engine, page) && page_record(engine, page)->link == frame;
 }
 
 /* The pages that wait for frames of which some could not be made. */
-static void merge_onto_promoted(ksmpy_engine *engine, const struct run *run, uint32_t frame)
+static void merge_onto_promoted(ksmpy_engine *engine, const struct run *run)
 {
     for (uint64_t i = 0, n; i < run->n; i += n) {
-        n = 0;
-        while (i + n < run->n &&
-               on_frame(engine, run->target + (uint32_t)(i + n), frame + (uint32_t)(i + n)))
+        uint32_t page = run->page + (uint32_t)i, target = run->target + (uint32_t)i;
+        n = 1;
+        if (!is_shared(engine, target))
+            continue;
+        uint32_t frame = page_record(engine, target)->link;
+        while (i + n < run->n && on_frame(engine, target + (uint32_t)n, frame + (uint32_t)n))
             n++;
-        if (n)
-            merge_onto_frames(engine, run->page + (uint32_t)i, frame + (uint32_t)i, n);
-        else
-            n = 1;
+        merge_onto_frames(engine, page, frame, n);
     }
     settle_run(engine, run->page, run->n);
 }
@@ -355,13 +413,12 @@ static void merge_pages(ksmpy_engine *engine, struct run run)
 {
     while (run.n) {
         struct run part = run;
-        int error;
-        uint32_t frame = promote(engine, run.target, &part.n, &error);
-        if (frame == NO_FRAME) {
+        int error = promote(engine, run.target, &part.n);
+        if (error) {
             count_refusal(engine, error, run.n);
             return;
         }
-        merge_onto_promoted(engine, &part, frame);
+        merge_onto_promoted(engine, &part);
         run.page += (uint32_t)part.n;
         run.target += (uint32_t)part.n;
         run.n -= part.n;
@@ -374,9 +431,9 @@ static void merge_pages(ksmpy_engine *engine, struct run run)
 static void promote_alone(ksmpy_engine *engine, struct run run)
 {
     for (uint64_t n; run.n; run.page += (uint32_t)n, run.n -= n) {
-        int error;
         n = run.n;
-        if (promote(engine, run.page, &n, &error) != NO_FRAME)
+        int error = promote(engine, run.page, &n);
+        if (!error)
             continue;
         count_refusal(engine, error, run.n);
         return;

@@ -90,8 +90,8 @@ static int64_t onto_new_block(ksmpy_engine *engine, uint32_t page, uint64_t n)
         budget_refuse(engine, page, n, frames);
         return -EDQUOT;
     }
-    int error;
-    return promote(engine, page, &frames, &error) == NO_FRAME ? error : (int64_t)frames;
+    int error = promote(engine, page, &frames);
+    return error ? error : (int64_t)frames;
 }
 
 /* After the frame of the page before, so that the row goes on. */

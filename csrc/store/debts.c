@@ -30,9 +30,6 @@ static void pay(struct store *store, struct debt debt)
     case DEBT_PIN:
         store_pin(store, debt.frame);
         break;
-    case DEBT_ADOPT:
-        store_adopt(store, debt.frame, debt.tree);
-        break;
     case DEBT_FREE:
         store_give_back(store, debt.frame, 1);
         break;

@@ -419,13 +419,8 @@ void store_unpin(struct store *store, uint32_t frame)
 
 void store_adopt(struct store *store, uint32_t frame, int tree)
 {
-    if (!store_lock(store)) {
-        store_owe(store, (struct debt){.kind = DEBT_ADOPT, .frame = frame, .tree = (uint8_t)tree});
-        return;
-    }
     stable_add(store, frame, tree);
     news_add(store, tree, frame_at(store, frame)->sum);
-    store_unlock(store);
 }
 
 void store_give_back(struct store *store, uint32_t first, uint64_t n)

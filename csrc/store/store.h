@@ -17,8 +17,9 @@
  *
  * Life of a frame:
  *   store_take(): FILLING, its maker's alone -> store_fill(), never written
- *   again -> LIVE, in a stable tree -> sharers join before they map it, and
- *   leave after they have unmapped it -> the last one leaves: kept ("stale")
+ *   again -> joined by its maker -> LIVE, in a stable tree, unless another
+ *   process came first -> sharers join before they map it, and leave after
+ *   they have unmapped it -> the last one leaves: kept ("stale")
  *   while a forked child may map it -> store_free(): DEAD -> hole punched by
  *   store_flush() -> FREE
  */
@@ -266,7 +267,10 @@ int64_t store_join(struct store *store, uint32_t first, uint64_t n);
 /* The same for one that is mapped already, with the lock held. */
 void store_rejoin(struct store *store, uint32_t frame);
 void store_leave(struct store *store, uint32_t frame); /* one sharer less */
-/* A filled frame, whose checksum is known and which has sharers of ours, goes into the index. */
+/*
+ * With the lock held: a filled frame, whose checksum is known and which has sharers of ours, goes
+ * into the index.
+ */
 void store_adopt(struct store *store, uint32_t frame, int tree);
 /* The same for n taken ones that have none: they go back. */
 void store_give_back(struct store *store, uint32_t first, uint64_t n);
@@ -339,7 +343,6 @@ bool store_leased(const struct store *store, const struct frame *frame);
 enum debt_kind {
     DEBT_LEAVE, /* frame */
     DEBT_PIN, /* frame */
-    DEBT_ADOPT, /* frame, tree */
     DEBT_FREE, /* frame */
     DEBT_UNWANT, /* tree, sum */
     DEBT_SETTLE, /* tree, sum */

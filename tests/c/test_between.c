@@ -18,10 +18,12 @@ enum { PAGES = 8 };
 /* ---- the places ---- */
 
 static void (*before_join)(void);  /* once: frames were found, and not joined yet */
+static void (*when_filled)(void);  /* once: nobody had a frame, and one is filled */
 static void (*when_dead)(void);    /* once: a slot was found to be held by nobody */
 static void (*when_laid_out)(void); /* once: the store's file is given its size */
 
 uint64_t __real_freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n);
+int64_t __real_store_fill(struct store *store, uint32_t first, const void *pages, uint64_t n);
 bool __real_os_lease_held(int lease_fd, uint64_t number);
 int __real_os_set_size(int fd, uint64_t bytes);
 
@@ -37,6 +39,13 @@ uint64_t __wrap_freeze_reach(const struct freezer *fz, uintptr_t address, uint64
 {
     act(&before_join);
     return __real_freeze_reach(fz, address, n);
+}
+
+int64_t __wrap_store_fill(struct store *store, uint32_t first, const void *pages, uint64_t n)
+{
+    int64_t filled = __real_store_fill(store, first, pages, n);
+    act(&when_filled);
+    return filled;
 }
 
 bool __wrap_os_lease_held(int lease_fd, uint64_t number)
@@ -208,6 +217,142 @@ static void a_rule_holds_for_who_looked_before_it(void)
     close(store);
 }
 
+/* ---- between finding no frame and making one ---- */
+
+static struct member twins[2];
+
+static bool bring_pair(struct member *member, struct member *twin)
+{
+    twin->engine = member->engine;
+    return bring(member, 1) && bring(twin, 1);
+}
+
+static void two_comes_first(void)
+{
+    scan(two.engine, KSMPY_SCAN_EAGER);
+}
+
+static void two_comes_first_with_a_pair(void)
+{
+    CHECK(bring_pair(&two, &twins[1]));
+    scan(two.engine, KSMPY_SCAN_EAGER);
+}
+
+/* Of equal pages: shared, sharing. */
+static bool counted(uint64_t frames, uint64_t saved)
+{
+    const struct store_head *head = one.engine->store.head;
+    CHECK(head->shared_frames == frames && head->shared_pages - head->shared_frames == saved);
+    return head->shared_frames == frames && head->shared_pages - head->shared_frames == saved &&
+           sound(one.engine) && sound(two.engine);
+}
+
+/* Four equal arrays in two processes that look at the same time. */
+static bool both_look(uint64_t sharing)
+{
+    if (!open_store() || !attach(&one, 1) || !attach(&two, 1))
+        return false;
+    CHECK(ksmpy_knob_set(one.engine, KSMPY_KNOB_MAX_PAGE_SHARING, sharing) == 0);
+    if (!bring_pair(&one, &twins[0]) || !bring_pair(&two, &twins[1]))
+        return false;
+    when_filled = two_comes_first;
+    scan(one.engine, KSMPY_SCAN_EAGER);
+    return !when_filled;
+}
+
+static void part(void)
+{
+    CHECK(filled(one.memory, PAGES, 1) && filled(two.memory, PAGES, 1));
+    CHECK(filled(twins[0].memory, PAGES, 1) && filled(twins[1].memory, PAGES, 1));
+    forget(&twins[0]);
+    forget(&twins[1]);
+    leave(&one);
+    leave(&two);
+    close(store);
+}
+
+static void who_comes_second_takes_the_frames_of_the_first(void)
+{
+    REQUIRE(both_look(256));
+    CHECK(counted(PAGES, 3 * PAGES));
+    CHECK(one.engine->store.head->chains == 0);
+    part();
+}
+
+static void full_frames_are_no_reason_to_go_without(void)
+{
+    REQUIRE(both_look(2));
+    CHECK(counted(2 * PAGES, 2 * PAGES));
+    CHECK(one.engine->store.head->dups == 2 * PAGES);
+    part();
+}
+
+/* Frames that are made in several steps for one stretch of equal pages do not take each other's. */
+static void a_block_of_equal_frames_stays_a_row(void)
+{
+    uint8_t *room = os_alloc(bytes_of(2 * RUN_MAX)), *pages = room;
+    uint32_t region;
+    REQUIRE(open_store() && attach(&one, 1) && room);
+    CHECK(ksmpy_knob_set(one.engine, KSMPY_KNOB_MAX_PAGE_SHARING, 2) == 0);
+    while (!run_starts_at((uintptr_t)pages))
+        pages += PAGE_SIZE;
+    memset(pages, 7, bytes_of(RUN_MAX));
+    REQUIRE(ksmpy_register(one.engine, (uintptr_t)pages, bytes_of(RUN_MAX), 0, &region) == 0);
+    scan(one.engine, KSMPY_SCAN_EAGER);
+    uint32_t base = region_at(one.engine, region)->base, broken = 0;
+    for (uint32_t id = base + 1; id < base + RUN_MAX; id++)
+        broken += page_record(one.engine, id)->link != page_record(one.engine, id - 1)->link + 1;
+    CHECK(broken == 1 && most_sharers(&one.engine->store) == 2);
+    CHECK(ksmpy_release(one.engine, region, 0) == 0);
+    CHECK(ksmpy_engine_close(one.engine) == 0);
+    os_unmap(room, bytes_of(2 * RUN_MAX));
+    close(store);
+}
+
+static void frames_with_room_for_one_take_one(void)
+{
+    REQUIRE(both_look(3));
+    CHECK(counted(PAGES, 2 * PAGES));
+    part();
+}
+
+/* Whoever claimed what others wait for comes second to one of them, which found an equal page. */
+static void a_claim_that_comes_late_ends_on_the_frames_there_are(void)
+{
+    struct member waits;
+    REQUIRE(open_store() && attach(&one, 1) && attach(&two, 1));
+    waits.engine = two.engine;
+    REQUIRE(bring(&waits, 1));
+    scan(two.engine, KSMPY_SCAN_EAGER);
+    REQUIRE(bring_pair(&one, &twins[0]));
+    when_filled = two_comes_first_with_a_pair;
+    scan(one.engine, KSMPY_SCAN_EAGER);
+    CHECK(!when_filled);
+    scan(two.engine, KSMPY_SCAN_EAGER);
+    CHECK(counted(PAGES, 4 * PAGES));
+    forget(&waits);
+    part();
+}
+
+/* Its owner writes to a page between its copy and the look at it: the frame goes as it came. */
+static void one_writes(void)
+{
+    one.memory[0] ^= 1;
+    twins[0].memory[0] ^= 1;
+}
+
+static void a_frame_that_nobody_maps_goes(void)
+{
+    REQUIRE(open_store() && attach(&one, 1) && attach(&two, 1) && bring_pair(&one, &twins[0]));
+    when_filled = one_writes;
+    scan(one.engine, KSMPY_SCAN_EAGER);
+    CHECK(!when_filled && counted(PAGES - 1, PAGES - 1));
+    CHECK(one.engine->store.head->live_frames == PAGES - 1);
+    one_writes();
+    REQUIRE(bring_pair(&two, &twins[1]));
+    part();
+}
+
 /* ---- between finding a dead one and burying it ---- */
 
 static unsigned lost_slot;
@@ -300,6 +445,12 @@ int main(void)
     RUN(a_frame_has_no_sharer_too_many);
     RUN(a_frame_that_was_freed_is_not_joined);
     RUN(a_rule_holds_for_who_looked_before_it);
+    RUN(who_comes_second_takes_the_frames_of_the_first);
+    RUN(full_frames_are_no_reason_to_go_without);
+    RUN(frames_with_room_for_one_take_one);
+    RUN(a_block_of_equal_frames_stays_a_row);
+    RUN(a_claim_that_comes_late_ends_on_the_frames_there_are);
+    RUN(a_frame_that_nobody_maps_goes);
     RUN(nobody_is_buried_alive);
     RUN(who_lost_its_files_buries_nobody);
     RUN(one_at_a_time_lays_out_a_store);

@@ -16,6 +16,7 @@ enum { PAGES = 64, SEEN = 64 /* bytes of a page that the weak checksum looks at 
 
 static int way, tracking; /* of the functions that follow */
 static bool weak, no_memory, none_come_back;
+static int64_t frozen_error; /* of each freeze */
 static void (*when_asked_for_locks)(void); /* once */
 static bool locks_memory, device_writes;
 static uint64_t max_maps;
@@ -41,7 +42,7 @@ int64_t __wrap_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const u
     before_freeze = NULL;
     if (act)
         act();
-    return __real_freeze(fz, address, n, view);
+    return frozen_error ? frozen_error : __real_freeze(fz, address, n, view);
 }
 
 int __real_os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags);
@@ -303,8 +304,27 @@ static void frames_stay_under_what_could_not_be_discarded(void)
     close_pair();
 }
 
+/* The frames that were made of them are in the index by then. */
+static void pages_that_cannot_be_frozen_leave_their_frames(void)
+{
+    static const int64_t errors[] = {-EBUSY, -EINVAL};
+    for (size_t i = 0; i < sizeof errors / sizeof errors[0]; i++) {
+        REQUIRE(open_pair() && watch_pair());
+        frozen_error = errors[i];
+        struct ksmpy_scan_result result = scan(engine, KSMPY_SCAN_EAGER);
+        frozen_error = 0;
+        CHECK(result.merged == 0);
+        const struct store_head *head = engine->store.head;
+        CHECK(head->live_frames == 0 && head->shared_pages == 0 &&
+              store_bytes(&engine->store) == 0);
+        CHECK(scan(engine, KSMPY_SCAN_EAGER).merged == 2 * PAGES);
+        close_pair();
+    }
+}
+
 static void run_all(void)
 {
+    RUN(pages_that_cannot_be_frozen_leave_their_frames);
     RUN(pages_that_collide_stay_apart);
     RUN(a_run_in_pieces_keeps_to_the_budget);
     RUN(a_zero_page_is_zero_when_it_is_exchanged);

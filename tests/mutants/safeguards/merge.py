@@ -36,6 +36,30 @@ MUTANTS = [
         tests=("c/test_between.c::a_rule_holds_for_who_looked_before_it",),
     ),
     Mutant(
+        "who comes second takes the frames of the first",
+        file="csrc/merge/merge.c",
+        old="store->shared ? join_older(engine, batch, i, tree) : NO_FRAME;",
+        new="NO_FRAME;",
+        tests=(
+            "c/test_between.c::who_comes_second_takes_the_frames_of_the_first",
+            "c/test_between.c::a_claim_that_comes_late_ends_on_the_frames_there_are",
+        ),
+    ),
+    Mutant(
+        "the frames of one stretch are not taken for older ones",
+        file="csrc/merge/merge.c",
+        old="bool ours = older >= batch->taken && older < batch->taken_end;",
+        new="bool ours = false;",
+        tests=("c/test_between.c::a_block_of_equal_frames_stays_a_row",),
+    ),
+    Mutant(
+        "a page that is refused leaves the frame that was joined for it",
+        file="csrc/merge/merge.c",
+        old="(joined ? done : (uint64_t)held) - frozen);",
+        new="joined ? 0 : (uint64_t)held - frozen);",
+        tests=("c/test_merging.c::pages_that_cannot_be_frozen_leave_their_frames",),
+    ),
+    Mutant(
         "nothing is merged into locked memory",
         file="csrc/merge/merge.c",
         old="os_locks_new_memory() || !engine_has_files(engine) ||",
