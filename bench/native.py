@@ -65,7 +65,8 @@ def _library() -> ctypes.CDLL:
 
 @functools.cache
 def _index_library() -> ctypes.CDLL:
-    parts = ("base/rbtree.c", "base/arena.c", "os/map.c", "os/own.c")  # index.c has stable.c in it
+    # index.c has stable.c in it.
+    parts = ("base/rbtree.c", "os/arena.c", "os/files.c", "os/map.c", "os/own.c")
     return _compiled(_HERE / "index.c", *(_ENGINE / part for part in parts))
 
 

@@ -2,12 +2,17 @@
  * Walks every structure and says what does not fit: for tests, and after each step of debug
  * builds.
  */
-#include "engine/engine.h"
-
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/pages.h"
+#include "base/rbtree.h"
+#include "engine/engine.h"
+#include "ksmpy.h"
+#include "os/arena.h"
+#include "store/store.h"
 
 struct report {
     char *text;

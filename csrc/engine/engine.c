@@ -6,6 +6,19 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/pages.h"
+#include "base/rbtree.h"
+#include "freeze/freezer.h"
+#include "ksmpy.h"
+#include "os/arena.h"
+#include "os/devices.h"
+#include "os/files.h"
+#include "os/map.h"
+#include "os/maps.h"
+#include "os/memory.h"
+#include "os/probe.h"
+#include "store/store.h"
+
 #define MAX_REGIONS ((uint64_t)1 << 20)
 #define MIN_PAGES                                                                                  \
     ((uint64_t)1 << 24) /* 64 GiB of registered memory at least, 8 times the machine's at most */

@@ -38,11 +38,13 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "base/arena.h"
-#include "base/checksum.h"
+#include "base/pages.h"
 #include "base/rbtree.h"
 #include "freeze/freezer.h"
-#include "os/os.h"
+#include "ksmpy.h"
+#include "os/arena.h"
+#include "os/maps.h"
+#include "os/memory.h"
 #include "store/store.h"
 
 #define NO_PAGE NO_INDEX

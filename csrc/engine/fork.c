@@ -6,9 +6,14 @@
  * the parent.  It can still give memory back, with a freezer of its own.  On a
  * shared store it can become a whole engine again (ksmpy_revive).
  */
-#include "engine/engine.h"
-
 #include <errno.h>
+
+#include "base/pages.h"
+#include "engine/engine.h"
+#include "freeze/freezer.h"
+#include "ksmpy.h"
+#include "os/maps.h"
+#include "store/store.h"
 
 static pthread_mutex_t all_lock = PTHREAD_MUTEX_INITIALIZER;
 static ksmpy_engine *all;

@@ -1,11 +1,13 @@
 /* Counters, and who shares with whom. */
-#include "engine/engine.h"
-
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/engine.h"
+#include "ksmpy.h"
 #include "os/guard.h"
+#include "os/maps.h"
+#include "store/store.h"
 
 int ksmpy_refresh(ksmpy_engine *engine)
 {

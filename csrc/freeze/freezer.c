@@ -6,7 +6,14 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/pages.h"
+#include "ksmpy.h"
+#include "os/direct_io.h"
+#include "os/files.h"
 #include "os/guard.h"
+#include "os/map.h"
+#include "os/pagemap.h"
+#include "os/uffd.h"
 
 /* How much of a stack is in use below and above a frame of ours, at most. */
 #define STACK_BELOW ((uintptr_t)128 << 10)

@@ -39,7 +39,8 @@
 #include <signal.h>
 #include <stdatomic.h>
 
-#include "os/os.h"
+#include "base/pages.h"
+#include "os/uffd.h"
 
 /* Longest range of small pages frozen at once: bounds how long a thread may wait. */
 #define FREEZE_MAX 128

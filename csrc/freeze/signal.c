@@ -13,8 +13,6 @@
  * nothing is frozen while there is one.  Whoever left the handler by siglongjmp
  * was not seen to leave, but blocks the signal no more.
  */
-#include "freeze/freezer.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -27,7 +25,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/pages.h"
+#include "freeze/freezer.h"
+#include "os/apart.h"
+#include "os/clock.h"
 #include "os/handlers.h"
+#include "os/map.h"
+#include "os/uffd.h"
 
 #define SLOTS 64
 #define RETRIES 64 /* 50 us apart */

@@ -1,7 +1,11 @@
 /* Stage and shadow: where pages lie that are about to take the place of an overlay's. */
-#include "freeze/freezer.h"
-
 #include <errno.h>
+
+#include "base/pages.h"
+#include "freeze/freezer.h"
+#include "os/clock.h"
+#include "os/map.h"
+#include "os/uffd.h"
 
 #define RETRIES 64 /* 50 us apart */
 

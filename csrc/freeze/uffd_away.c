@@ -17,14 +17,21 @@
  * meanwhile; a tracer that has stopped the fault thread, and then waits for
  * that one to stop, waits for ever.
  */
-#include "freeze/freezer.h"
-
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
+
+#include "base/pages.h"
+#include "freeze/freezer.h"
+#include "ksmpy.h"
+#include "os/clock.h"
+#include "os/map.h"
+#include "os/own.h"
+#include "os/pagemap.h"
+#include "os/uffd.h"
 
 #define FAULTS 256 /* read before the first of them is answered */
 #define RETRIES 64 /* of a transient refusal, 50 us apart, before the slower way is taken */

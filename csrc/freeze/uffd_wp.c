@@ -20,10 +20,17 @@
  * needs that, and which nobody can find empty.  So no fault has to be answered,
  * and there is no thread for it.
  */
-#include "freeze/freezer.h"
-
 #include <errno.h>
 #include <string.h>
+
+#include "base/pages.h"
+#include "freeze/freezer.h"
+#include "os/clock.h"
+#include "os/direct_io.h"
+#include "os/map.h"
+#include "os/maps.h"
+#include "os/pagemap.h"
+#include "os/uffd.h"
 
 #define RETRIES 64 /* 50 us apart */
 

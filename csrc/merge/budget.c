@@ -4,7 +4,12 @@
  * the engine stops merging at a share of the limit, counted for the whole
  * process.  Between counts it assumes the worst of each of its own steps.
  */
+#include "base/pages.h"
 #include "engine/engine.h"
+#include "ksmpy.h"
+#include "os/arena.h"
+#include "os/clock.h"
+#include "os/maps.h"
 
 #define LONG_RUN 16 /* pages */
 #define LONG_RUNS_SHARE 16 /* one part in so many of the limit is theirs alone */

@@ -7,12 +7,19 @@
  * it is written meanwhile the comparison fails.  Bookkeeping comes after the
  * thaw, so that nobody waits for it.
  */
-#include "engine/engine.h"
-
 #include <errno.h>
 #include <string.h>
 
+#include "base/pages.h"
+#include "engine/engine.h"
+#include "freeze/freezer.h"
+#include "ksmpy.h"
+#include "os/arena.h"
+#include "os/clock.h"
+#include "os/devices.h"
 #include "os/guard.h"
+#include "os/map.h"
+#include "store/store.h"
 
 #define TRACKED_RUN 32 /* shortest run whose overlays are tracked */
 #define PREFETCH 8 /* pages ahead that the index is told of */

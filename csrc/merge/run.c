@@ -1,5 +1,9 @@
 /* Collecting pages into runs, which merge/merge.c carries out. */
+#include "base/pages.h"
 #include "engine/engine.h"
+#include "ksmpy.h"
+#include "os/arena.h"
+#include "store/store.h"
 
 static bool same_region(const ksmpy_engine *engine, uint32_t a, uint32_t b)
 {

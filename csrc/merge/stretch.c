@@ -11,9 +11,12 @@
  * what is merged at once, the next block is as long as all before it together: each doubling of
  * the data takes as many mappings as the one before.
  */
-#include "engine/engine.h"
-
 #include <errno.h>
+
+#include "base/pages.h"
+#include "engine/engine.h"
+#include "ksmpy.h"
+#include "store/store.h"
 
 #define SMALL_BLOCK 16 /* frames that a stretch may get which seems to be long enough for them */
 #define SAMPLES_AHEAD 256 /* pages that are read to see how long a stretch goes on */

@@ -3,9 +3,19 @@
  * asked of /proc/self/maps and never of our records: memory that was unmapped
  * or replaced behind our back must not be touched.
  */
-#include "engine/engine.h"
-
 #include <errno.h>
+
+#include "base/pages.h"
+#include "engine/engine.h"
+#include "freeze/freezer.h"
+#include "ksmpy.h"
+#include "os/arena.h"
+#include "os/clock.h"
+#include "os/map.h"
+#include "os/maps.h"
+#include "os/memory.h"
+#include "os/pagemap.h"
+#include "store/store.h"
 
 struct span {
     uintptr_t start, end;

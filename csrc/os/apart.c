@@ -9,11 +9,12 @@
  * sleeps until the thread has ended (CLONE_VFORK), so they share its stack and
  * its thread-local data.  No tracer is told of it, and no signal reaches it.
  */
-#include "os/os.h"
+#include "os/apart.h"
 
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdint.h>
 #include <unistd.h>
 
 #define STACK_BYTES ((size_t)32 << 10)

@@ -4,9 +4,10 @@
  * that pin memory (RDMA, GPUs, user-space drivers), and the rings of libaio.
  * Whoever wants to use one must have it, so none means no such write.
  */
-#include "os/os.h"
+#include "os/devices.h"
 
 #include <fcntl.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>

@@ -22,7 +22,7 @@
  * Not seen: reads that no thread waits for (libaio, io_uring) and memory that
  * is pinned for long (RDMA, GPUs).
  */
-#include "os/os.h"
+#include "os/direct_io.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -34,6 +34,10 @@
 #include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "base/pages.h"
+#include "os/apart.h"
+#include "os/clock.h"
 
 #define LOOKS 6
 #define BETWEEN_LOOKS_US 20

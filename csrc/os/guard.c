@@ -6,8 +6,8 @@
 #include <string.h>
 
 #include "base/checksum.h"
+#include "base/pages.h"
 #include "os/handlers.h"
-#include "os/os.h"
 
 /* The last guarded read of a thread; size 0: none is under way. */
 struct guarded {

@@ -15,6 +15,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/checksum.h"
+
 struct checksum_key;
 
 /*

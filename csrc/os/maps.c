@@ -1,5 +1,5 @@
 /* /proc/self/maps: one mapping at a time where the kernel can (PROCMAP_QUERY), else as text. */
-#include "os/os.h"
+#include "os/maps.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -9,6 +9,9 @@
 #include <sys/ioctl.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
+
+#include "os/files.h"
+#include "os/map.h"
 
 #define BUFFER_BYTES ((size_t)64 << 10)
 

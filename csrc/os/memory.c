@@ -6,26 +6,23 @@
  * (admin-guide/cgroup-v1/memory, admin-guide/cgroup-v2).  File pages can be
  * dropped, and swap takes what is not in use, so both count as left.
  */
-#include "os/os.h"
+#include "os/memory.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "base/pages.h"
+#include "os/apart.h"
+#include "os/clock.h"
+#include "os/map.h"
 
 #define TEXT_BYTES ((size_t)256 << 10) /* touched as far as they are used */
 #define LOOK_AGAIN_MS 1000 /* a process may be moved to another cgroup, but seldom is */
 #define NO_LIMIT UINT64_MAX
-
-uint64_t os_now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
 
 static __thread bool crowded; /* a file could not be opened for want of a descriptor */
 
@@ -318,4 +315,10 @@ int64_t ksmpy_memory_left(char *which, size_t size)
     uint64_t left = os_memory_left(&memory, which, size);
     os_memory_close(&memory);
     return (int64_t)least(left << PAGE_SHIFT, INT64_MAX);
+}
+
+uint64_t os_memory_pages(void)
+{
+    long pages = sysconf(_SC_PHYS_PAGES);
+    return pages > 0 ? (uint64_t)pages : (uint64_t)1 << 20;
 }

@@ -1,9 +1,11 @@
 /* Where pages are, and where new ones go. The system calls need no libnuma. */
-#include "os/os.h"
+#include "os/numa.h"
 
 #include <errno.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "base/pages.h"
 
 #define MPOL_PREFERRED 1
 #define BATCH 256

@@ -3,11 +3,14 @@
  * to change would wait for itself.  Kept as a list of ranges in memory of its own, changed by
  * single stores, so that a fork at any moment leaves the child a usable one.
  */
-#include "os/os.h"
+#include "os/own.h"
 
 #include <link.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <sys/mman.h>
+
+#include "ksmpy.h"
 
 #define SLOTS 1024 /* in the first table; each further one has twice as many */
 #define TABLES 16

@@ -1,9 +1,12 @@
 /* What the page tables say: PAGEMAP_SCAN (Linux 6.7), and the older /proc/self/pagemap words. */
-#include "os/os.h"
+#include "os/pagemap.h"
 
 #include <errno.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
+
+#include "base/pages.h"
+#include "os/map.h"
 
 /* struct pm_scan_arg and struct page_region of linux/fs.h */
 struct scan_request {

@@ -1,12 +1,17 @@
 /* Finds out what the kernel offers by trying it on pages of our own. */
-#include "os/os.h"
+#include "os/probe.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/random.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "base/pages.h"
+#include "ksmpy.h"
+#include "os/files.h"
+#include "os/map.h"
+#include "os/pagemap.h"
+#include "os/uffd.h"
 
 #define TRIAL_PAGES 2
 
@@ -127,32 +132,4 @@ int ksmpy_probe(struct ksmpy_caps *caps)
 {
     os_probe(caps);
     return 0;
-}
-
-uint64_t os_memory_pages(void)
-{
-    long pages = sysconf(_SC_PHYS_PAGES);
-    return pages > 0 ? (uint64_t)pages : (uint64_t)1 << 20;
-}
-
-/* Early in a boot there may be none: then where things lie, and when, is all that is not known. */
-uint64_t os_random(void)
-{
-    uint64_t number;
-    if (getrandom(&number, sizeof number, GRND_NONBLOCK) != (ssize_t)sizeof number)
-        number = os_now_ns() ^ (uint64_t)(uintptr_t)&number << 20 ^ (uint64_t)getpid();
-    return number;
-}
-
-uint64_t os_now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
-void os_sleep_us(unsigned us)
-{
-    struct timespec span = {.tv_nsec = (long)us * 1000};
-    nanosleep(&span, NULL);
 }

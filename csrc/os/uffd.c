@@ -1,5 +1,5 @@
 /* userfaultfd.  Numbers newer than Debian 12's headers are given here. */
-#include "os/os.h"
+#include "os/uffd.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -7,6 +7,8 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "base/pages.h"
 
 #ifndef UFFD_USER_MODE_ONLY
 #define UFFD_USER_MODE_ONLY 1

@@ -9,10 +9,15 @@
  * The checksums are those of the records, so a page that changes behind them
  * is found where it was put, and memcmp says that it is not equal any more.
  */
-#include "engine/engine.h"
-
 #include <errno.h>
 #include <string.h>
+
+#include "base/rbtree.h"
+#include "engine/engine.h"
+#include "ksmpy.h"
+#include "os/arena.h"
+#include "os/map.h"
+#include "store/store.h"
 
 #define FIRST_BUCKETS 1024
 #define COMPARED 32 /* different pages of one checksum; more are none by chance */

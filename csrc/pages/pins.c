@@ -3,7 +3,12 @@
  * Such a frame is pinned until a look at all mappings of the process finds none of it, and again in
  * the next passes: a look takes time, and an overlay that is moved meanwhile can escape it.
  */
+#include "base/pages.h"
 #include "engine/engine.h"
+#include "ksmpy.h"
+#include "os/arena.h"
+#include "os/maps.h"
+#include "store/store.h"
 
 #define LOOKS 3
 

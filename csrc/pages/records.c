@@ -1,7 +1,13 @@
 /* Page records, and the counters that follow from their states. */
-#include "engine/engine.h"
-
 #include <string.h>
+
+#include "base/pages.h"
+#include "engine/engine.h"
+#include "ksmpy.h"
+#include "os/arena.h"
+#include "os/numa.h"
+#include "os/pagemap.h"
+#include "store/store.h"
 
 int node_index(const ksmpy_engine *engine, int node_id)
 {

@@ -1,9 +1,16 @@
 /* Regions: registering, releasing and unmerging them. */
-#include "engine/engine.h"
-
 #include <errno.h>
 
+#include "base/pages.h"
+#include "base/rbtree.h"
+#include "engine/engine.h"
+#include "freeze/freezer.h"
+#include "ksmpy.h"
+#include "os/arena.h"
 #include "os/guard.h"
+#include "os/map.h"
+#include "os/maps.h"
+#include "store/store.h"
 
 static struct rb_arena region_arena(const ksmpy_engine *engine)
 {

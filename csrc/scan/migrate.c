@@ -1,5 +1,10 @@
 /* Frames follow their memory from node to node. */
+#include "base/checksum.h"
+#include "base/pages.h"
 #include "engine/engine.h"
+#include "ksmpy.h"
+#include "os/numa.h"
+#include "store/store.h"
 
 /* Only what is in our page tables has a node; a read of what is no frame would make it one. */
 KSMPY_READS_LIVE_MEMORY static void look_at(struct store *store, uint32_t first, uint64_t n)

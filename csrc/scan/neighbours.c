@@ -2,6 +2,8 @@
 #include <errno.h>
 
 #include "engine/engine.h"
+#include "ksmpy.h"
+#include "store/store.h"
 
 #define NEWS_AT_ONCE 256
 #define LONELY_PASSES 4 /* in which nobody has joined a frame, though they look for it in each */

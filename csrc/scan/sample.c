@@ -11,7 +11,9 @@
  * A wrong guess costs time only: pages that are not asked about count as written.
  */
 #include "engine/engine.h"
+#include "ksmpy.h"
 #include "os/guard.h"
+#include "os/pagemap.h"
 
 /* Visits in a row that found every page of a chunk written, before the next one reads samples. */
 #define RESTLESS 3

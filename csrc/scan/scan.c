@@ -12,13 +12,18 @@
  *  - a page that smart_scan passes over stays in the index, so it is still
  *    counted as unshared.
  */
-#include "engine/engine.h"
-
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
 
+#include "base/checksum.h"
+#include "base/pages.h"
+#include "engine/engine.h"
+#include "ksmpy.h"
+#include "os/arena.h"
+#include "os/clock.h"
 #include "os/guard.h"
+#include "store/store.h"
 
 #define SLICE_SCANNED RUN_MAX /* pages looked at before other threads get the lock */
 #define SLICE_VISITED 8192    /* the same for pages passed over */

@@ -5,9 +5,14 @@
  * once: the kernel forgets that a page was written when it has told us, so what
  * was not visited when a pass is cut short must be remembered here.
  */
-#include "engine/engine.h"
-
 #include <string.h>
+
+#include "base/pages.h"
+#include "engine/engine.h"
+#include "ksmpy.h"
+#include "os/arena.h"
+#include "os/numa.h"
+#include "os/pagemap.h"
 
 #define RANGES 256
 

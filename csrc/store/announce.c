@@ -19,6 +19,8 @@
  */
 #include <errno.h>
 
+#include "os/arena.h"
+#include "os/files.h"
 #include "store/store.h"
 
 #define SMALLEST 4096

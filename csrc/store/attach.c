@@ -22,7 +22,14 @@
 #include <unistd.h>
 
 #include "base/checksum.h"
+#include "base/pages.h"
+#include "base/rbtree.h"
 #include "engine/engine.h"
+#include "os/arena.h"
+#include "os/files.h"
+#include "os/lease.h"
+#include "os/map.h"
+#include "store/store.h"
 
 #define GATE 0
 

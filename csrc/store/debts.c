@@ -8,6 +8,7 @@
  * that have left them, which costs memory and nothing else.  If this process dies first, all that
  * it owed is taken back with the rest.
  */
+#include "os/arena.h"
 #include "store/store.h"
 
 void store_owe(struct store *store, struct debt debt)

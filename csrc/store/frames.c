@@ -1,9 +1,20 @@
-#include "store/store.h"
-
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "base/checksum.h"
+#include "base/pages.h"
+#include "base/rbtree.h"
+#include "ksmpy.h"
+#include "os/arena.h"
+#include "os/clock.h"
+#include "os/files.h"
+#include "os/lease.h"
+#include "os/map.h"
+#include "os/memory.h"
+#include "os/numa.h"
+#include "store/store.h"
 
 #define MIN_SPAN_SHIFT 16
 #define MAX_SPAN_SHIFT 30

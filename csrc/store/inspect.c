@@ -7,6 +7,8 @@
 #include <unistd.h>
 
 #include "engine/engine.h"
+#include "ksmpy.h"
+#include "store/store.h"
 
 typedef int look_at(struct store *store, const struct store_shape *shape, int error, void *out);
 

@@ -6,6 +6,10 @@
 #include <string.h>
 
 #include "base/checksum.h"
+#include "base/pages.h"
+#include "base/rbtree.h"
+#include "os/arena.h"
+#include "os/files.h"
 #include "store/store.h"
 
 #define VERSION 3

@@ -21,7 +21,13 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "base/checksum.h"
+#include "base/pages.h"
+#include "ksmpy.h"
+#include "os/arena.h"
+#include "os/clock.h"
+#include "os/files.h"
+#include "os/lease.h"
+#include "os/map.h"
 #include "store/store.h"
 
 #define TIMED 16 /* one in so many times is the lock's holding measured */

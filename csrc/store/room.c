@@ -9,6 +9,8 @@
  */
 #include <errno.h>
 
+#include "base/pages.h"
+#include "os/files.h"
 #include "store/store.h"
 
 #define RESERVE 64 /* one part in so many of the file system's memory */

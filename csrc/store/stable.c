@@ -13,13 +13,13 @@
  *   trees = 6   | 0 | 1 | 2 | 3 | 4 | 5 |     a checksum's last 3 bits name its tree
  *                 ^split  ^next   ^from 0     if there is such a tree, else its last 2
  */
-#include "store/store.h"
-
 #include <errno.h>
 #include <string.h>
 
-#include "base/checksum.h"
+#include "base/rbtree.h"
+#include "os/arena.h"
 #include "os/guard.h"
+#include "store/store.h"
 
 #define FIRST_TREES 64
 #define PREFETCH 8 /* splits ahead; always below the number of trees */

@@ -30,10 +30,11 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "base/arena.h"
 #include "base/checksum.h"
+#include "base/pages.h"
 #include "base/rbtree.h"
-#include "os/os.h"
+#include "ksmpy.h"
+#include "os/arena.h"
 
 #define MAX_NODES 32
 #define NO_FRAME NO_INDEX

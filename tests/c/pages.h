@@ -2,9 +2,10 @@
 #ifndef KSMPY_TESTS_PAGES_H
 #define KSMPY_TESTS_PAGES_H
 
-#include "engine/engine.h"
-
 #include <stdio.h>
+
+#include "base/pages.h"
+#include "ksmpy.h"
 
 /* Every page unlike the others, and beginning with its number. */
 static inline void fill(uint8_t *memory, unsigned n, uint32_t seed)

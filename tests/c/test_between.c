@@ -2,16 +2,21 @@
  * Engines on one shared store, of which one is at a bad place when another one does something:
  * between two steps of its own, on every run.
  */
-#include "engine/engine.h"
-
-#include "check.h"
-#include "pages.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#include "base/pages.h"
+#include "check.h"
+#include "engine/engine.h"
+#include "freeze/freezer.h"
+#include "ksmpy.h"
+#include "os/files.h"
+#include "os/map.h"
+#include "pages.h"
+#include "store/store.h"
 
 enum { PAGES = 8 };
 

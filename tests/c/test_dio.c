@@ -6,8 +6,10 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "base/pages.h"
 #include "check.h"
-#include "os/os.h"
+#include "os/clock.h"
+#include "os/direct_io.h"
 
 static _Atomic bool stop;
 

@@ -2,16 +2,20 @@
  * The whole engine on real memory, in every way of freezing and of tracking:
  * what its users see through Python, here where the sanitizers can see it too.
  */
-#include "engine/engine.h"
-
-#include "check.h"
-#include "pages.h"
-
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "base/pages.h"
+#include "check.h"
+#include "engine/engine.h"
+#include "ksmpy.h"
+#include "os/arena.h"
+#include "os/clock.h"
+#include "pages.h"
+#include "store/store.h"
 
 enum { PAGES = 64, PASSES = 200 };
 

@@ -1,6 +1,4 @@
 /* What the owner does to a part of a range while all of it is frozen, or on its way back. */
-#include "freeze/freezer.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -10,7 +8,13 @@
 #include <unistd.h>
 
 #include "../support/mremap.h"
+#include "base/pages.h"
 #include "check.h"
+#include "freeze/freezer.h"
+#include "ksmpy.h"
+#include "os/clock.h"
+#include "os/files.h"
+#include "os/map.h"
 #include "pages.h"
 
 #define N 16

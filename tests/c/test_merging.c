@@ -2,15 +2,21 @@
  * What merging, and coming apart, must verify: each time the thing happens that the check is for,
  * in every way of freezing and of tracking.
  */
-#include "engine/engine.h"
-
-#include "check.h"
-#include "pages.h"
-
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#include "base/checksum.h"
+#include "base/pages.h"
+#include "check.h"
+#include "engine/engine.h"
+#include "freeze/freezer.h"
+#include "ksmpy.h"
+#include "os/files.h"
+#include "os/map.h"
+#include "os/maps.h"
+#include "pages.h"
 
 enum { PAGES = 64, SEEN = 64 /* bytes of a page that the weak checksum looks at */ };
 

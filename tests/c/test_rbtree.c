@@ -3,12 +3,11 @@
  * operations on both, and after each one the tree must be sound and list the
  * same elements.
  */
-#include "base/rbtree.h"
-
-#include "check.h"
-
 #include <errno.h>
 #include <string.h>
+
+#include "base/rbtree.h"
+#include "check.h"
 
 enum { CAPACITY = 300, KEYS = 1000 };
 

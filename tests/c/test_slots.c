@@ -2,17 +2,22 @@
  * Who uses a store, and what becomes of the dead: stores without engines, all of them in one
  * process.  To die is to lose one's lease, as the kernel takes it from whoever ends.
  */
-#include "store/store.h"
-
-#include "base/checksum.h"
-#include "check.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "base/checksum.h"
+#include "base/pages.h"
+#include "check.h"
+#include "ksmpy.h"
+#include "os/arena.h"
+#include "os/files.h"
+#include "os/lease.h"
+#include "os/map.h"
+#include "store/store.h"
 
 enum { SUM = 12345 };
 

@@ -2,17 +2,23 @@
  * Engines on one shared store: as neighbours in one process, where the
  * sanitizers see both, and as processes of which one is killed.
  */
-#include "engine/engine.h"
-
-#include "check.h"
-#include "pages.h"
-
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "base/checksum.h"
+#include "base/pages.h"
+#include "check.h"
+#include "engine/engine.h"
+#include "ksmpy.h"
+#include "os/clock.h"
+#include "os/files.h"
+#include "os/map.h"
+#include "pages.h"
+#include "store/store.h"
 
 enum { PAGES = 200, ROUNDS = 60, DEATHS = 40 };
 

@@ -7,8 +7,8 @@
  * An arena of ids also hands out runs of consecutive indices, because a run of
  * pages mapped onto a run of frames is one mapping instead of many.
  */
-#ifndef KSMPY_ARENA_H
-#define KSMPY_ARENA_H
+#ifndef KSMPY_OS_ARENA_H
+#define KSMPY_OS_ARENA_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,8 +1,10 @@
-#include "base/arena.h"
+#include "os/arena.h"
 
 #include <errno.h>
 
-#include "os/os.h"
+#include "base/pages.h"
+#include "os/files.h"
+#include "os/map.h"
 
 #define COMMIT_STEP ((size_t)256 << 10)
 #define FILE_STEP ((size_t)32 << 10) /* file systems in memory may be small */

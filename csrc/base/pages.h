@@ -1,0 +1,33 @@
+/*
+ * Pages as numbers: their size, and the arithmetic between pages, bytes and addresses.
+ */
+#ifndef KSMPY_BASE_PAGES_H
+#define KSMPY_BASE_PAGES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define PAGE_SHIFT 12
+#define PAGE_SIZE ((size_t)1 << PAGE_SHIFT)
+
+#define FAULT_AROUND 16 /* pages of a file that the kernel maps at one fault */
+
+#define HUGE_PAGES                                                                                 \
+    ((uint64_t)512) /* pages of a transparent huge page, which is aligned to its size */
+
+static inline uint64_t least(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline size_t bytes_of(uint64_t pages)
+{
+    return (size_t)pages << PAGE_SHIFT;
+}
+
+static inline uint8_t *page_at(uintptr_t address, uint64_t page)
+{
+    return (uint8_t *)address + bytes_of(page);
+}
+
+#endif

@@ -1,0 +1,14 @@
+/*
+ * Time, and numbers that nobody can guess.  Nothing here fails.
+ */
+#ifndef KSMPY_OS_CLOCK_H
+#define KSMPY_OS_CLOCK_H
+
+#include <stdint.h>
+
+uint64_t os_now_ns(void); /* of a clock that only goes forward */
+uint64_t os_now_ms(void);
+void os_sleep_us(unsigned us);
+uint64_t os_random(void);
+
+#endif

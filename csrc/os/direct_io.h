@@ -1,0 +1,20 @@
+/*
+ * What the other threads do: does one wait for a device that writes into memory?  Where nobody can
+ * tell, one does.
+ */
+#ifndef KSMPY_OS_DIRECT_IO_H
+#define KSMPY_OS_DIRECT_IO_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+int os_tasks_open(void); /* a descriptor for os_direct_io(), or -errno */
+/*
+ * Does a thread wait for a device that writes into these pages? Ask when they cannot be written
+ * any more.
+ */
+bool os_direct_io(int tasks_fd, uintptr_t address, uint64_t n);
+/* Does every other thread wait for something, in a call that reads and writes no memory? */
+bool os_others_wait(int tasks_fd);
+
+#endif

@@ -1,0 +1,187 @@
+#include "os/files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <unistd.h>
+
+#include "base/pages.h"
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8
+#endif
+
+static int status(int result)
+{
+    return result < 0 ? -errno : 0;
+}
+
+int os_memfd(const char *name, size_t bytes)
+{
+    unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+    int fd = memfd_create(name, flags | MFD_NOEXEC_SEAL);
+    if (fd < 0 && errno == EINVAL) /* before Linux 6.3 */
+        fd = memfd_create(name, flags);
+    if (fd < 0)
+        return -errno;
+    if (ftruncate(fd, (off_t)bytes) < 0) {
+        int error = errno;
+        close(fd);
+        return -error;
+    }
+    return fd;
+}
+
+int os_reopen(int fd, int flags)
+{
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    int again = open(path, flags | O_CLOEXEC);
+    return again < 0 ? -errno : again;
+}
+
+/*
+ * F_SEAL_FUTURE_WRITE would do, but then no hole can be punched either (EPERM, also for
+ * MADV_REMOVE).
+ */
+int os_seal(int memfd)
+{
+    int error = status(fcntl(memfd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL));
+    if (!error)
+        error = status(fchmod(memfd, S_IRUSR));
+    return error ? error : os_reopen(memfd, O_RDONLY);
+}
+
+int os_pread(int fd, uint64_t offset, void *to, size_t bytes)
+{
+    ssize_t done;
+    do
+        done = pread(fd, to, bytes, (off_t)offset);
+    while (done < 0 && errno == EINTR);
+    return done < 0 ? -errno : done < (ssize_t)bytes ? -ENODATA : 0;
+}
+
+void os_put(int fd, uint64_t offset, const void *from, size_t bytes)
+{
+    while (pwrite(fd, from, bytes, (off_t)offset) < 0 && errno == EINTR)
+        ;
+}
+
+bool os_next_data(int fd, uint64_t *offset, uint64_t *end)
+{
+    off_t start = lseek(fd, (off_t)*offset, SEEK_DATA);
+    off_t stop = start < 0 ? start : lseek(fd, start, SEEK_HOLE);
+    if (stop < 0)
+        return false;
+    *offset = (uint64_t)start;
+    *end = (uint64_t)stop;
+    return true;
+}
+
+int64_t os_file_size(int fd)
+{
+    struct stat info;
+    return fstat(fd, &info) < 0 ? -errno : (int64_t)info.st_size;
+}
+
+bool os_file_room(int fd, uint64_t *size, uint64_t *left)
+{
+    struct statfs system;
+    if (fstatfs(fd, &system) < 0 || system.f_blocks == 0)
+        return false;
+    *size = system.f_blocks * (uint64_t)system.f_bsize / PAGE_SIZE;
+    *left = system.f_bavail * (uint64_t)system.f_bsize / PAGE_SIZE;
+    return true;
+}
+
+int os_set_size(int fd, uint64_t bytes)
+{
+    return status(ftruncate(fd, (off_t)bytes));
+}
+
+int64_t os_write(int fd, uint64_t offset, const void *from, uint64_t n)
+{
+    ssize_t done = pwrite(fd, from, bytes_of(n), (off_t)offset);
+    if (done < 0)
+        return -errno;
+    return done < (ssize_t)PAGE_SIZE ? -ENOSPC : (int64_t)(done >> PAGE_SHIFT);
+}
+
+static int allocate(int fd, int mode, uint64_t offset, uint64_t bytes)
+{
+    int result;
+    do
+        result = fallocate(fd, mode, (off_t)offset, (off_t)bytes);
+    while (result < 0 && errno == EINTR);
+    return status(result);
+}
+
+int os_allocate(int fd, uint64_t offset, uint64_t bytes)
+{
+    return allocate(fd, 0, offset, bytes);
+}
+
+int os_punch(int fd, uint64_t offset, uint64_t bytes)
+{
+    return allocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes);
+}
+
+int os_identify(int fd, uint64_t *inode, uint64_t *dev)
+{
+    struct stat info;
+    if (fstat(fd, &info) < 0)
+        return -errno;
+    *inode = info.st_ino;
+    *dev = info.st_dev;
+    return 0;
+}
+
+/*
+ * What is open may have the inode of another open file: all eventfds and epolls have one, and who
+ * opens /proc/self/maps again gets that of ours.  So ours are marked, by the signal that would tell
+ * of input if anybody asked for signals (F_SETSIG in fcntl(2), without O_ASYNC).
+ */
+#define MARK (_NSIG - 1)
+
+static _Atomic bool cannot_mark; /* on this system */
+
+int os_know_file(int fd, uint64_t *inode, uint64_t *dev)
+{
+    fcntl(fd, F_SETSIG, MARK);
+    if (fcntl(fd, F_GETSIG) != MARK)
+        atomic_store(&cannot_mark, true);
+    return os_identify(fd, inode, dev);
+}
+
+static int is_file(int fd, uint64_t inode)
+{
+    uint64_t now, dev;
+    int error = os_identify(fd, &now, &dev);
+    if (error || now != inode || atomic_load(&cannot_mark))
+        return error ? error : now == inode;
+    int mark = fcntl(fd, F_GETSIG);
+    return mark < 0 ? -errno : mark == MARK;
+}
+
+/* Twice: who gives up for good on a descriptor is to be sure. */
+bool os_is_file(int fd, uint64_t inode)
+{
+    int answer = is_file(fd, inode);
+    if (answer < 0)
+        answer = is_file(fd, inode);
+    return answer < 0 ? answer != -EBADF : answer;
+}
+
+int os_try_lock(int fd, uint64_t number, bool exclusive)
+{
+    struct flock lock = {.l_type = exclusive ? F_WRLCK : F_RDLCK,
+                         .l_whence = SEEK_SET,
+                         .l_start = (off_t)number,
+                         .l_len = 1};
+    return status(fcntl(fd, F_OFD_SETLK, &lock));
+}

@@ -1,0 +1,49 @@
+/*
+ * Files in memory: the store's, and any descriptor of which the engine has to know whether it still
+ * is what it was.
+ *
+ * A function answers 0 or a count, or a negative errno: -ENOSPC where the file system is full,
+ * -EBADF where the program has closed the descriptor.
+ */
+#ifndef KSMPY_OS_FILES_H
+#define KSMPY_OS_FILES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+int os_memfd(const char *name, size_t bytes);
+/* Another description of the same file: its locks and its rights are its own. */
+int os_reopen(int fd, int flags);
+/*
+ * No change of size, and nobody can open it for writing again. A read-only descriptor of it, or
+ * -errno.
+ */
+int os_seal(int memfd);
+/*
+ * Copies memory into a file; how many leading pages, or -errno when none. The memory may be live.
+ */
+int64_t os_write(int fd, uint64_t offset, const void *from, uint64_t n);
+/* Memory for a part of a file now, so that touching it cannot fail; -ENOSPC. */
+int os_allocate(int fd, uint64_t offset, uint64_t bytes);
+/* Gives the memory under a part of a file back to the system. */
+int os_punch(int fd, uint64_t offset, uint64_t bytes);
+/* All of it, or -ENODATA. */
+int os_pread(int fd, uint64_t offset, void *to, size_t bytes);
+/* Some bytes that are there already are written over; no harm if that fails. */
+void os_put(int fd, uint64_t offset, const void *from, size_t bytes);
+/* The first stretch of a file at or after *offset that has memory; false: none, or nobody knows. */
+bool os_next_data(int fd, uint64_t *offset, uint64_t *end);
+int64_t os_file_size(int fd);
+/* Of the file system that it lies on, in pages; false: it has no size of its own. */
+bool os_file_room(int fd, uint64_t *size, uint64_t *left);
+int os_set_size(int fd, uint64_t bytes);
+int os_identify(int fd, uint64_t *inode, uint64_t *dev);
+/* The same of a descriptor of ours, which os_is_file() then knows from all others. */
+int os_know_file(int fd, uint64_t *inode, uint64_t *dev);
+/* Is it still that file of ours, or has the program closed it, and perhaps opened another? */
+bool os_is_file(int fd, uint64_t inode);
+/* Locks one byte for the open file description, as long as that is open; -EAGAIN: it is taken. */
+int os_try_lock(int fd, uint64_t number, bool exclusive);
+
+#endif

@@ -1,0 +1,41 @@
+#include "os/lease.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/pages.h"
+#include "os/files.h"
+#include "os/map.h"
+
+/*
+ * An open-file-description lock goes when the last reference to the
+ * description goes, and a mapping is such a reference: a child that closes
+ * every descriptor still holds it until it exits or calls exec.
+ */
+int os_lease_take(int lease_fd, uint64_t number, void **lease)
+{
+    int fd = os_reopen(lease_fd, O_RDWR);
+    if (fd < 0)
+        return fd;
+    int error = os_try_lock(fd, number, true);
+    void *got = error ? MAP_FAILED : mmap(NULL, PAGE_SIZE, PROT_NONE, MAP_SHARED, fd, 0);
+    close(fd);
+    *lease = got == MAP_FAILED ? NULL : got;
+    return error ? error : *lease ? 0 : -ENOMEM;
+}
+
+void os_lease_drop(void *lease)
+{
+    os_unmap(lease, PAGE_SIZE);
+}
+
+bool os_lease_held(int lease_fd, uint64_t number)
+{
+    struct flock lock = {
+        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)number, .l_len = 1};
+    if (fcntl(lease_fd, F_OFD_GETLK, &lock) < 0)
+        return true;
+    return lock.l_type != F_UNLCK;
+}

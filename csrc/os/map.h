@@ -1,0 +1,75 @@
+/*
+ * Mappings: making, moving, protecting, filling and emptying them.
+ *
+ * A function answers 0 or a negative errno, and one that maps NULL without memory, address space
+ * or mappings.  -ENOMEM may pass: it also says that there are too many mappings for a moment.
+ */
+#ifndef KSMPY_OS_MAP_H
+#define KSMPY_OS_MAP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Address space that costs nothing until it is committed; NULL when there is none. */
+void *os_reserve(size_t bytes);
+int os_commit(void *address, size_t bytes);
+void os_unmap(void *address, size_t bytes);
+int os_dont_fork(void *address, size_t bytes);
+void os_do_fork(void *address, size_t bytes); /* again */
+void os_dont_dump(void *address, size_t bytes); /* into a core */
+/*
+ * Core dumps of this process, and of those that come of it, hold private mappings of files too, if
+ * they hold private memory: overlays are such (core(5), coredump_filter).
+ */
+void os_dump_overlays(void);
+/* Zero-filled private memory, NULL when out of it. */
+void *os_alloc(size_t bytes);
+
+/* The same for HUGE_PAGES pages, aligned as a huge page is. */
+void *os_alloc_huge(void);
+
+/* Replaces whatever is mapped by frames of the store, copy-on-write. */
+int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset);
+/*
+ * Replaces whatever is mapped by fresh anonymous memory with the same flags (enum ksmpy_vma_flag).
+ */
+int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags);
+/* Fresh memory at an address, only if nothing is there. */
+int os_map_at(uintptr_t address, uint64_t n);
+/* The same, to be committed. */
+int os_claim(uintptr_t address, uint64_t n);
+/*
+ * Would the limits on address space and commitment allow n pages more?  mremap
+ * asks that only after it has unmapped its target.
+ */
+bool os_can_map(uint64_t n);
+bool os_is_mapped(uintptr_t page);
+/* Is all that is mapped from now on to be filled at once, and stay in memory (MCL_FUTURE)? */
+bool os_locks_new_memory(void);
+/* Does address space that is never touched count against a limit of the program's? */
+bool os_is_rationed(void);
+int os_set_vma_flags(uintptr_t address, uint64_t n, int vma_flags);
+/* Untouched memory after the one page at from, n in all; where it is then, or 0. */
+uintptr_t os_grow(uintptr_t from, uint64_t n);
+/* mremap onto an address, replacing what is there; keep: the old mapping stays, empty. */
+int os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep);
+int os_protect(uintptr_t address, uint64_t n, bool writable);
+/* MADV_DONTNEED, also of memory that mlockall() has locked: then that lock ends. */
+int os_drop(uintptr_t address, uint64_t n);
+/* Pages of a file leave our page tables; touched again, they come back. No harm if that fails. */
+void os_look_away(uintptr_t address, uint64_t n);
+/* MADV_DONTNEED of the owner's memory: -EINVAL where it is locked. */
+int os_empty(uintptr_t address, uint64_t n);
+/* Faults a range in, for reading or (breaking copy-on-write) for writing. */
+int os_populate(uintptr_t address, uint64_t n, bool write);
+/* Parts the pages from others that they are one folio with, where the kernel can do so. */
+void os_split(uintptr_t address, uint64_t n);
+/*
+ * To be read later, a part at a time (os_protect). mlockall() and core dumps would read all of it,
+ * and so fill the file.
+ */
+void *os_map_hidden(int fd, uint64_t offset, size_t bytes);
+void *os_map_shared(int fd, uint64_t offset, size_t bytes, bool writable);
+
+#endif

@@ -1,0 +1,37 @@
+/*
+ * The process's mappings, as /proc/self/maps has them.  -EBADF: the program has closed that file.
+ */
+#ifndef KSMPY_OS_MAPS_H
+#define KSMPY_OS_MAPS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct os_vma {
+    uintptr_t start, end;
+    uint64_t inode, dev; /* of the mapped file; 0 without one */
+    uint64_t offset; /* in it, of the mapping's start */
+    bool private_rw, shared;
+};
+
+struct os_maps {
+    int fd;
+    uint64_t inode;   /* behind fd, unless the program has closed it */
+    bool query;       /* PROCMAP_QUERY works (Linux 6.11) */
+    char *buffer;     /* the text way: what was read, and the last answer */
+    size_t fill, at;
+    struct os_vma last;
+};
+
+int os_maps_open(struct os_maps *maps);
+void os_maps_close(struct os_maps *maps);
+/* Forgets what was read before: to be called when mappings of interest may have changed. */
+void os_maps_refresh(struct os_maps *maps);
+/* The first mapping that ends above address: 1 found, 0 none, or -errno. Ask in ascending order. */
+int os_maps_find(struct os_maps *maps, uintptr_t address, struct os_vma *out);
+/* How many mappings the process has, or -errno. */
+int64_t os_maps_count(struct os_maps *maps);
+uint64_t os_max_map_count(void);
+
+#endif

@@ -1,0 +1,47 @@
+/*
+ * What the page tables say, as /proc/self/pagemap has it.  -ENOTTY: the kernel has no PAGEMAP_SCAN;
+ * -EFAULT: a part of the range is no user address.
+ */
+#ifndef KSMPY_OS_PAGEMAP_H
+#define KSMPY_OS_PAGEMAP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct os_range {
+    uintptr_t start, end;
+    bool zero;    /* the kernel's zero page, or nothing at all */
+    bool swapped; /* out, or only marked: os_pages() knows */
+};
+
+/*
+ * The ranges of [address, +n) that are tracked memory written since they were
+ * last asked about, and arms them again; overlays are passed over.  Returns
+ * the number of ranges (at most max), and in *next the address up to which the
+ * answer goes.
+ */
+int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                   int64_t max, uintptr_t *next);
+/*
+ * The ranges that are private memory of any kind, without arming; the rest of the contract is the
+ * same.
+ */
+int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                   int64_t max, uintptr_t *next);
+/* A page's kind, without PAGEMAP_SCAN. */
+enum os_page {
+    OS_PAGE_NONE,
+    OS_PAGE_FILE,
+    OS_PAGE_ANON,
+    OS_PAGE_ZERO,
+    OS_PAGE_UNTOLD, /* swapped out, or none: an ordinary user is not told which */
+};
+int os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds);
+/* Which pages can be written without a fault that a userfaultfd hears of. */
+int os_unprotected(int pagemap_fd, uintptr_t address, uint64_t n, bool *unprotected);
+/* Those that were not told are faulted in for reading, and asked about again. */
+int os_tell_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds);
+/* Is there a huge page, mapped as one, at this address? false where only PAGEMAP_SCAN could tell. */
+bool os_is_huge(int pagemap_fd, uintptr_t address);
+
+#endif
