@@ -212,7 +212,7 @@ def store(nursery: Nursery) -> Iterator[Store]:
 
     with Store.anonymous() as store:
         yield store
-        nursery.bury_all()
+        nursery.reap_all()
 
 
 @pytest.fixture

@@ -156,7 +156,7 @@ def test_a_full_file_system(nursery: Nursery, tmp_path: Path, size: str) -> None
     with ExitStack() as stack:
         place = stack.enter_context(small_tmpfs(tmp_path / "small", size))
         store = stack.enter_context(Store.open("name", directory=place / "stores"))
-        stack.callback(nursery.bury_all)
+        stack.callback(nursery.reap_all)
         first, second = nursery.born(store), nursery.born(store)
         refused = first.call("refusal", OPTIONS)
         assert refused in ((0, errno.ENOSPC) if size != "5m" else (0,))
@@ -189,7 +189,7 @@ def small_store(nursery: Nursery, tmp_path: Path) -> Iterator[Store]:
     with ExitStack() as stack:
         place = stack.enter_context(small_tmpfs(tmp_path / "small", str(FULL)))
         store = stack.enter_context(Store.open("name", directory=place / "stores"))
-        stack.callback(nursery.bury_all)
+        stack.callback(nursery.reap_all)
         yield store
 
 
@@ -368,7 +368,7 @@ def test_a_store_is_removed_while_in_use(nursery: Nursery, place: Path) -> None:
     """Two go on merging with each other; who opens the name from now on gets a new store."""
     with ExitStack() as stack:
         store = stack.enter_context(Store.open("name"))
-        stack.callback(nursery.bury_all)
+        stack.callback(nursery.reap_all)
         first, second = sharer(nursery, store), sharer(nursery, store)
         assert not store.unlink(unused_only=True)
         assert store.unlink() and os.listdir(place) == []

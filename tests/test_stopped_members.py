@@ -98,7 +98,7 @@ def test_forks_and_frees_do_not_wait(stopped: Stopped) -> None:
 
 
 def test_close_does_not_wait(stopped: Stopped) -> None:
-    """Who leaves meanwhile is buried afterwards: nothing of its is left in the store."""
+    """Who leaves meanwhile is reaped afterwards: nothing of its is left in the store."""
     stopped.stop()
     assert stopped.member.call("seconds", "close") < SOON
     stopped.member.call("compare")

@@ -261,7 +261,7 @@ static int take_slot(struct store *store)
 {
     if (!store_lock(store))
         return store_why_not(store);
-    slots_bury(store);
+    slots_reap(store);
     store_flush(store); /* no slot yet: these frames are nobody's, once others have the lock */
     void *lease;
     unsigned slot;
@@ -343,7 +343,7 @@ int store_attach(struct store *store, int fd, int nodes, const int *node_ids)
 
 /*
  * Where the lock is not to be had, or not all that was owed could be paid, it leaves as the dead
- * do, and is buried as they are.  Frames whose mappings went out of sight are kept for as long as
+ * do, and is reaped as they are.  Frames whose mappings went out of sight are kept for as long as
  * the process lives.
  */
 static void leave_store(struct store *store, int tries)

@@ -356,7 +356,7 @@ int64_t store_join(struct store *store, uint32_t first, uint64_t n)
 }
 
 /* Nobody of this process maps it any more, and it is in a tree. */
-static void bury_frame(struct store *store, uint32_t frame)
+static void free_live_frame(struct store *store, uint32_t frame)
 {
     stable_remove(store, frame);
     store_free(store, frame);
@@ -376,7 +376,7 @@ void store_drop(struct store *store, uint32_t frame, uint32_t n)
     if (store_leased(store, record))
         store->head->stale_frames++;
     else
-        bury_frame(store, frame);
+        free_live_frame(store, frame);
 }
 
 void store_leave(struct store *store, uint32_t frame)
@@ -520,14 +520,14 @@ static void reap_some(struct store *store, int node, uint64_t local, uint64_t en
         if (!frame_is_live(store, frame) || record->sharers || store_leased(store, record))
             continue;
         store->head->stale_frames--;
-        bury_frame(store, frame);
+        free_live_frame(store, frame);
     }
     store_unlock(store);
 }
 
 bool store_reap(struct store *store)
 {
-    slots_bury(store);
+    slots_reap(store);
     for (int node = 0; node < store->nodes && store->head->stale_frames; node++) {
         uint64_t high = store->ids[node].state->high;
         for (uint64_t at = 0; at < high; at += REAP_STEP)

@@ -169,7 +169,7 @@ static void raise_to(_Atomic uint32_t *mark, uint32_t value)
 
 /*
  * The lock comes first, and decides between two that want the same slot.  Who had it meanwhile
- * may have died in it: then it is to be buried.
+ * may have died in it: then it is to be reaped.
  */
 int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot, void **lease)
 {
@@ -279,7 +279,7 @@ static void clear_counts(struct store *store, unsigned slot)
     os_punch(store->lock_fd, counts_offset(store, slot), counts_bytes(store));
 }
 
-static void bury(struct store *store, unsigned slot)
+static void reap(struct store *store, unsigned slot)
 {
     struct slot *dead = &store->head->slots[slot];
     if (store->shared && dead->kind == SLOT_ENGINE) {
@@ -292,7 +292,7 @@ static void bury(struct store *store, unsigned slot)
     atomic_store(&dead->kind, SLOT_FREE);
 }
 
-void slots_bury(struct store *store)
+void slots_reap(struct store *store)
 {
     if (!store_has_files(store))
         return; /* everybody would look dead */
@@ -302,7 +302,7 @@ void slots_bury(struct store *store)
         if (!store_lock(store))
             return;
         if (atomic_load(&store->head->slots[i].kind) != SLOT_FREE && !slot_is_held(store, i))
-            bury(store, i);
+            reap(store, i);
         store_unlock(store);
     }
 }
@@ -371,7 +371,7 @@ static void bring_back(struct store *store, uint32_t frame)
 /*
  * Counts of the dead go first; then those of the living are all there are.  A
  * process that takes a frame, or dies, during this waits for the lock, or is
- * found by the next burial.
+ * found by the next reaping.
  */
 int store_rebuild(struct store *store)
 {
@@ -445,7 +445,7 @@ void store_fork_prepare(struct store *store)
         return; /* the child inherits no frame */
     uint32_t number = atomic_fetch_add(&head->forks, 1) + 1;
     if (slot_claim(store, SLOT_CHILD, &store->taking_slot, &store->taking) < 0) {
-        slots_bury(store);
+        slots_reap(store);
         if (slot_claim(store, SLOT_CHILD, &store->taking_slot, &store->taking) < 0)
             lose(store, number);
     }

@@ -331,12 +331,12 @@ void store_bequeath(const struct store *store);
 /* In a forked child: says in its slot who it is. */
 void slot_sign(const struct store *store);
 /* Takes back what processes held that are no more. */
-void slots_bury(struct store *store);
+void slots_reap(struct store *store);
 
 /* Around fork(): the child will hold a lease on all frames there are. */
 void store_fork_prepare(struct store *store);
 void store_fork_parent(struct store *store);
-/* May a child forked after a frame was born and before now map it? As of the last burial. */
+/* May a child forked after a frame was born and before now map it? As of the last reaping. */
 bool store_leased(const struct store *store, const struct frame *frame);
 
 /* ---- store/debts.c: what is done to the store once its lock is to be had ---- */

@@ -358,7 +358,7 @@ static void a_frame_that_nobody_maps_goes(void)
     part();
 }
 
-/* ---- between finding a dead one and burying it ---- */
+/* ---- between finding a dead one and reaping it ---- */
 
 static unsigned lost_slot;
 
@@ -371,7 +371,7 @@ static void a_newcomer_takes_the_slot(void)
     scan(two.engine, KSMPY_SCAN_EAGER);
 }
 
-static void nobody_is_buried_alive(void)
+static void nobody_is_reaped_alive(void)
 {
     REQUIRE(open_store() && arrive(&one, 1, 1000));
     struct store *seen = &one.engine->store;
@@ -379,7 +379,7 @@ static void nobody_is_buried_alive(void)
     atomic_store(&seen->head->slots[lost_slot].kind, SLOT_ENGINE);
     atomic_store(&seen->head->slots_end, lost_slot + 1);
     when_dead = a_newcomer_takes_the_slot;
-    slots_bury(seen);
+    slots_reap(seen);
     store_flush(seen);
     CHECK(!when_dead);
     struct member twin = {.engine = one.engine};
@@ -395,7 +395,7 @@ static void nobody_is_buried_alive(void)
 }
 
 /* Whoever asks another file finds that nobody holds a lock. */
-static void who_lost_its_files_buries_nobody(void)
+static void who_lost_its_files_reaps_nobody(void)
 {
     REQUIRE(open_store() && arrive(&one, 1, 1) && arrive(&two, 1, 1));
     scan(one.engine, KSMPY_SCAN_EAGER);
@@ -456,8 +456,8 @@ int main(void)
     RUN(a_block_of_equal_frames_stays_a_row);
     RUN(a_claim_that_comes_late_ends_on_the_frames_there_are);
     RUN(a_frame_that_nobody_maps_goes);
-    RUN(nobody_is_buried_alive);
-    RUN(who_lost_its_files_buries_nobody);
+    RUN(nobody_is_reaped_alive);
+    RUN(who_lost_its_files_reaps_nobody);
     RUN(one_at_a_time_lays_out_a_store);
     return finish();
 }

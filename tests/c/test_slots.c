@@ -116,7 +116,7 @@ static void what_the_dead_shared_is_taken_back(void)
     store_pin(&one, pinned);
     unsigned slot = one.slot;
     die(&one);
-    slots_bury(&two);
+    slots_reap(&two);
     store_flush(&two);
     CHECK(two.head->slots[slot].kind == SLOT_FREE && two.head->deaths == 1);
     CHECK(frame_at(&two, both)->sharers == 1 && frame_at(&two, both)->pins == 0);
@@ -125,7 +125,7 @@ static void what_the_dead_shared_is_taken_back(void)
     REQUIRE(attach(&one)); /* nothing is counted for whoever has that slot next */
     CHECK(one.slot == slot);
     die(&one);
-    slots_bury(&two);
+    slots_reap(&two);
     CHECK(frame_at(&two, both)->sharers == 1);
     tidy(&one);
     store_leave(&two, both);
@@ -139,7 +139,7 @@ static void what_the_dead_was_making_is_freed(void)
     store_free(&one, freeing);
     CHECK(state_of(&two, filling) == FRAME_FILLING && state_of(&two, freeing) == FRAME_DEAD);
     die(&one);
-    slots_bury(&two);
+    slots_reap(&two);
     store_flush(&two);
     CHECK(state_of(&two, filling) == FRAME_FREE && state_of(&two, freeing) == FRAME_FREE);
     tidy(&one);
@@ -166,7 +166,7 @@ static void nobody_waits_with_the_dead(void)
     CHECK(store_lock(&two) && wanted_is_elsewhere(&two, 0, SUM));
     store_unlock(&two);
     die(&one);
-    slots_bury(&two);
+    slots_reap(&two);
     CHECK(wanted_add(&two, 0, SUM) == WANTED_NOWHERE);
     tidy(&one);
     close_all();
@@ -189,7 +189,7 @@ static void a_slot_with_a_dead_one_in_it_is_not_taken(void)
     CHECK(slot != two.slot && one.head->slots[two.slot].kind == SLOT_ENGINE);
     CHECK(!slot_is_held(&one, two.slot) && slot_is_held(&one, slot));
     os_lease_drop(lease);
-    slots_bury(&one);
+    slots_reap(&one);
     CHECK(one.head->slots[two.slot].kind == SLOT_FREE && one.head->slots[slot].kind == SLOT_FREE);
     tidy(&two);
     REQUIRE(attach(&two));
@@ -346,7 +346,7 @@ static void an_index_whose_owner_died_is_made_anew(void)
     REQUIRE(attach(&one)); /* nothing is counted for whoever has that slot next */
     CHECK(one.slot == slot);
     die(&one);
-    slots_bury(&two);
+    slots_reap(&two);
     CHECK(frame_at(&two, both)->sharers == 1);
     tidy(&one);
     store_leave(&two, both);
@@ -437,7 +437,7 @@ static void a_fork_without_a_slot_loses_frames(void)
     CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
     for (unsigned i = 2; i < MAX_SLOTS; i++)
         os_lease_drop(leases[i]);
-    slots_bury(&one);
+    slots_reap(&one);
     store_leave(&one, frame);
     CHECK(!store_reap(&one) && state_of(&one, frame) == FRAME_LIVE);
     store_detach(&one);
@@ -482,7 +482,7 @@ static void what_is_pinned_outlasts_its_store(void)
     store_reap(&two);
     CHECK(state_of(&two, frame) == FRAME_LIVE);
     os_lease_drop(lease);
-    slots_bury(&two);
+    slots_reap(&two);
     store_reap(&two);
     CHECK(state_of(&two, frame) == FRAME_FREE);
     close_all();

@@ -131,7 +131,7 @@ static void live_until_killed(int store)
 }
 
 /* Whoever dies at any moment is taken out of the store, and the other one goes on. */
-static void the_dead_are_buried(void)
+static void the_dead_are_reaped(void)
 {
     struct neighbour one;
     if (!CHILDREN_START_THREADS)
@@ -244,7 +244,7 @@ int main(void)
     RUN(each_store_has_its_own_key);
     RUN(neighbours_come_to_share);
     RUN(neighbours_do_not_disturb_each_other);
-    RUN(the_dead_are_buried);
+    RUN(the_dead_are_reaped);
     RUN(a_child_goes_on_with_its_engine);
     RUN(a_head_that_says_too_much_is_refused);
     return finish();

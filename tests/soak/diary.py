@@ -74,7 +74,7 @@ class Diary:
         finally:
             os._exit(code)
 
-    def buried(self, pid: int, status: int) -> None:
+    def reaped(self, pid: int, status: int) -> None:
         """Whoever waited for a process says how it ended: by itself, or killed by the watcher."""
         if os.waitstatus_to_exitcode(status) not in (0, -9):
             self.fail(f"process {pid} ended with status {status:#x}")

@@ -187,7 +187,7 @@ class Fleet:
         self._kill()
 
     def _reap(self) -> bool:
-        """Bury whoever has ended: members, and orphans of members. True: none is left at all."""
+        """Reap whoever has ended: members, and orphans of members. True: none is left at all."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -195,7 +195,7 @@ class Fleet:
                 return True
             if not pid:
                 return False
-            self._diary.buried(pid, status)
+            self._diary.reaped(pid, status)
             self._first.discard(pid)
 
     # ---- looking ----------------------------------------------------------------------------

@@ -260,7 +260,7 @@ class Member:
             self._home.diary.alive()
             done, status = os.waitpid(pid, options)
             if done:
-                self._home.diary.buried(pid, status)
+                self._home.diary.reaped(pid, status)
                 self._children.remove(pid)
 
     def _bystander(self) -> None:

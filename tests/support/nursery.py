@@ -116,14 +116,14 @@ class Nursery:
         self._peers.append(peer)
         return peer
 
-    def bury_all(self) -> None:
+    def reap_all(self) -> None:
         """End all peers."""
         while self._peers:
             self._peers.pop().kill()
 
     def close(self) -> None:
         """End everything."""
-        self.bury_all()
+        self.reap_all()
         self._connection.close()
         assert self._process.wait(patience(10)) == 0
 

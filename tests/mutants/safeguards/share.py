@@ -89,10 +89,10 @@ MUTANTS = [
         tests=("c/test_store.c::neighbours_come_to_share",),
     ),
     Mutant(
-        "a newcomer buries the dead",
+        "a newcomer reaps the dead",
         file="csrc/store/attach.c",
         old="""\
-    slots_bury(store);
+    slots_reap(store);
     store_flush""",
         new="    store_flush",
         tests=("c/test_slots.c::a_newcomer_frees_what_the_dead_was_making",),

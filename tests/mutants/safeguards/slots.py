@@ -27,20 +27,20 @@ MUTANTS = [
         tests=("test_stopped_members.py::test_who_was_stopped_itself_has_not_waited",),
     ),
     Mutant(
-        "nobody is buried alive",
+        "nobody is reaped alive",
         file="csrc/store/members.c",
         old="""\
         if (atomic_load(&store->head->slots[i].kind) != SLOT_FREE && !slot_is_held(store, i))
-            bury(store, i);
+            reap(store, i);
 """,
         new="""\
-        bury(store, i);
+        reap(store, i);
 """,
-        tests=("c/test_between.c::nobody_is_buried_alive",),
+        tests=("c/test_between.c::nobody_is_reaped_alive",),
         quick=True,
     ),
     Mutant(
-        "who lost its files buries nobody",
+        "who lost its files reaps nobody",
         file="csrc/store/members.c",
         old="""\
         return; /* everybody would look dead */
@@ -48,7 +48,7 @@ MUTANTS = [
         new="""\
         atomic_signal_fence(memory_order_seq_cst);
 """,
-        tests=("c/test_between.c::who_lost_its_files_buries_nobody",),
+        tests=("c/test_between.c::who_lost_its_files_reaps_nobody",),
     ),
     Mutant(
         "an orphaned frame that somebody maps is kept",
@@ -261,7 +261,7 @@ MUTANTS = [
         "a fork takes the slots of the dead",
         file="csrc/store/members.c",
         old="""\
-        slots_bury(store);
+        slots_reap(store);
         if (slot_claim(store, SLOT_CHILD""",
         new="        if (slot_claim(store, SLOT_CHILD",
         tests=("c/test_slots.c::a_fork_without_a_slot_loses_frames",),

@@ -45,8 +45,8 @@ MUTANTS = [
     if (store_leased(store, record))
         store->head->stale_frames++;
     else
-        bury_frame(store, frame);""",
-        new="    bury_frame(store, frame);",
+        free_live_frame(store, frame);""",
+        new="    free_live_frame(store, frame);",
         tests=("c/test_slots.c::a_fork_leaves_a_lease_behind",),
     ),
     Mutant(
