@@ -176,14 +176,14 @@ def test_nothing_in_the_index_is_believed(company: Company, store: Store) -> Non
     counts = next(m.end - m.start for m in index if m.perms == "rw-s" and m.offset == 0)
     nodes, shift, _, record = struct.unpack_from("<IIII", os.pread(store.fileno(), 40, 0), 24)
     frames = nodes << shift
-    news = counts - 8 * (1 << 16)
-    wanted = news - 8 * 8 * frames
+    events = counts - 8 * (1 << 16)
+    wanted = events - 8 * 8 * frames
     records = wanted - record * frames
     trees = records - nodes * 4 * frames
     ids = trees - nodes * -(-((1 << shift) // 64 + 1) * 8 // PAGE) * PAGE
     parts = {"ids": (ids, trees, 8, 8), "trees": (trees, records, 4, 4)}
     parts["records"] = (records, wanted, 32, record)  # not: born, left, owner, tree, state
-    parts["wanted"] = (wanted, news, 8, 8)
+    parts["wanted"] = (wanted, events, 8, 8)
     parts["counters"] = (128, 176, 8, 8)
     changed = {name: _garble(store, *where) for name, where in parts.items()}
     assert all(changed.values()), changed

@@ -155,7 +155,7 @@ static int open_store(ksmpy_engine *engine, int fd)
         fork_let_go();
     } while (try_again(&patience, &error));
     if (!error)
-        engine->news = store->head->news;
+        engine->events = store->head->events;
     return error;
 }
 

@@ -211,7 +211,7 @@ struct ksmpy_engine {
     uint64_t pin_count;
     bool pins_unlisted; /* there was no room for some in that list, which stay for ever */
     uint64_t rule_changes; /* that this engine has followed */
-    uint64_t news; /* that it has read */
+    uint64_t events; /* that it has read */
     struct rb_tree unstable[MAX_NODES];
     struct arena unodes;
     uint32_t unode_count, unode_free;
@@ -356,7 +356,7 @@ bool follow_rules(ksmpy_engine *engine);
 /* At the start of a pass: in a full store, frames that nobody else has joined are left. */
 void follow_room(ksmpy_engine *engine);
 /* At the start of a pass: pages that wait, and of which others have made frames, are looked up. */
-void follow_news(ksmpy_engine *engine);
+void follow_events(ksmpy_engine *engine);
 
 /* ---- merge/run.c ---- */
 

@@ -195,7 +195,7 @@ static int revive(ksmpy_engine *engine)
     engine->forked = false;
     engine->rule_changes = UINT64_MAX; /* if it was laid out anew, its checksums are others */
     engine->sum_of_zeros = store_sum(store, engine->fz.zeros);
-    engine->news = UINT64_MAX; /* so that its pages are made known as its own */
+    engine->events = UINT64_MAX; /* so that its pages are made known as its own */
     attach_regions(engine);
     cursor_reset(engine);
     return 0;

@@ -5,7 +5,7 @@
 #include "ksmpy.h"
 #include "store/store.h"
 
-#define NEWS_AT_ONCE 256
+#define EVENTS_AT_ONCE 256
 #define LONELY_PASSES 4 /* in which nobody has joined a frame, though they look for it in each */
 #define LEAVE_AT_ONCE 4096 /* pages that are unmerged before a pass to make room */
 
@@ -36,7 +36,7 @@ bool follow_rules(ksmpy_engine *engine)
     return true;
 }
 
-/* Some news were missed: whoever waits looks itself, and says so again. */
+/* Some events were missed: whoever waits looks itself, and says so again. */
 static void look_for_all(ksmpy_engine *engine)
 {
     struct store *store = &engine->store;
@@ -49,7 +49,7 @@ static void look_for_all(ksmpy_engine *engine)
                 continue;
             int tree = tree_of(engine, page_node(record));
             if (!store_lock(store)) {
-                engine->news = UINT64_MAX; /* once more */
+                engine->events = UINT64_MAX; /* once more */
                 return;
             }
             bool known = stable_knows(store, tree, page_sum(record)) ||
@@ -62,16 +62,16 @@ static void look_for_all(ksmpy_engine *engine)
         }
 }
 
-void follow_news(ksmpy_engine *engine)
+void follow_events(ksmpy_engine *engine)
 {
-    struct news news[NEWS_AT_ONCE];
+    struct event events[EVENTS_AT_ONCE];
     int64_t found;
     if (!engine->store.shared)
         return;
-    while ((found = news_read(&engine->store, &engine->news, news, NEWS_AT_ONCE)) > 0)
+    while ((found = events_read(&engine->store, &engine->events, events, EVENTS_AT_ONCE)) > 0)
         for (int64_t i = 0; i < found; i++)
-            if (news[i].tree < engine->nodes)
-                unstable_wake(engine, news[i].tree, news[i].sum);
+            if (events[i].tree < engine->nodes)
+                unstable_wake(engine, events[i].tree, events[i].sum);
     if (found == -EOVERFLOW)
         look_for_all(engine);
 }

@@ -462,7 +462,7 @@ static bool begin_slice(ksmpy_engine *engine)
     engine->cursor.begun = true;
     budget_survey(engine);
     follow_room(engine);
-    follow_news(engine);
+    follow_events(engine);
     return true;
 }
 

@@ -11,7 +11,7 @@
  *
  *   entry   | checksum and tree: 48 bits | claimed: 1 bit | slot + 1: 15 bits |     0: empty
  *
- * News: the checksums of frames that came, or have room again.  The process
+ * Events: the checksums of frames that came, or have room again.  The process
  * that waits reads them when its next pass begins, and looks those pages up
  * once more.  A ring; who was away for longer than that looks up all of them.
  *
@@ -191,7 +191,7 @@ static void give_up(struct store *store, int tree, uint64_t sum, uint64_t claim)
         if (*entry == claim)
             *entry = key_of(tree, sum) | ANYBODY;
     }
-    news_add(store, tree, sum);
+    event_add(store, tree, sum);
 }
 
 void wanted_settle(struct store *store, int tree, uint64_t sum, bool shared)
@@ -218,7 +218,7 @@ void wanted_forget_slot(struct store *store, unsigned slot)
         }
         erase(store, i); /* another one may be here now */
         for (int tree = 0; entry & CLAIMED && tree < store->nodes; tree++)
-            news_add_for_all(store, tree, entry >> 16 ^ spread(tree));
+            event_add_for_all(store, tree, entry >> 16 ^ spread(tree));
     }
 }
 
@@ -235,53 +235,53 @@ int wanted_check(const struct store *store)
     return found == store->head->wanted_count && found < size ? 0 : -EUCLEAN;
 }
 
-/* ---- news ---- */
+/* ---- events ---- */
 
-static void add_news(struct store *store, int tree, uint64_t sum, unsigned slot)
+static void add_event(struct store *store, int tree, uint64_t sum, unsigned slot)
 {
-    uint64_t at = store->head->news % STORE_NEWS;
+    uint64_t at = store->head->events % STORE_EVENTS;
     if (!store->shared)
         return;
-    if (arena_grow(&store->news, at + 1) < 0) {
-        news_reset(store);
+    if (arena_grow(&store->events, at + 1) < 0) {
+        events_reset(store);
         return;
     }
-    *(uint64_t *)arena_at(&store->news, at) =
+    *(uint64_t *)arena_at(&store->events, at) =
         sum << (TREE_BITS + SLOT_BITS) | (uint64_t)tree << SLOT_BITS | slot;
-    store->head->news++;
+    store->head->events++;
 }
 
-void news_add(struct store *store, int tree, uint64_t sum)
+void event_add(struct store *store, int tree, uint64_t sum)
 {
-    add_news(store, tree, sum, store->slot);
+    add_event(store, tree, sum, store->slot);
 }
 
-void news_add_for_all(struct store *store, int tree, uint64_t sum)
+void event_add_for_all(struct store *store, int tree, uint64_t sum)
 {
-    add_news(store, tree, sum, NO_SLOT);
+    add_event(store, tree, sum, NO_SLOT);
 }
 
 /* To the next round: everybody has missed some, and nothing of this round will be read. */
-void news_reset(struct store *store)
+void events_reset(struct store *store)
 {
-    store->head->news = (store->head->news / STORE_NEWS + 3) * STORE_NEWS;
+    store->head->events = (store->head->events / STORE_EVENTS + 3) * STORE_EVENTS;
 }
 
-int64_t news_read(struct store *store, uint64_t *read, struct news *out, int64_t max)
+int64_t events_read(struct store *store, uint64_t *read, struct event *out, int64_t max)
 {
     int64_t found = 0;
     if (!store_lock(store))
         return 0;
-    uint64_t news = store->head->news;
-    bool missed = news - *read > STORE_NEWS || *read > news;
+    uint64_t end = store->head->events;
+    bool missed = end - *read > STORE_EVENTS || *read > end;
     if (missed)
-        *read = news;
-    for (; *read < news && found < max; ++*read) {
-        uint64_t entry = *(uint64_t *)arena_at(&store->news, *read % STORE_NEWS);
+        *read = end;
+    for (; *read < end && found < max; ++*read) {
+        uint64_t entry = *(uint64_t *)arena_at(&store->events, *read % STORE_EVENTS);
         if ((entry & ((1 << SLOT_BITS) - 1)) == store->slot)
             continue;
-        out[found++] = (struct news){entry >> (TREE_BITS + SLOT_BITS),
-                                     (int)(entry >> SLOT_BITS & ((1 << TREE_BITS) - 1))};
+        out[found++] = (struct event){entry >> (TREE_BITS + SLOT_BITS),
+                                      (int)(entry >> SLOT_BITS & ((1 << TREE_BITS) - 1))};
     }
     store_unlock(store);
     return missed ? -EOVERFLOW : found;

@@ -1,7 +1,7 @@
 /*
  * Shared stores: one file that engines of several processes attach to.
  *
- *   | head | ids | trees | records | wanted | news | counts of slot 0, 1, ... | frames |
+ *   | head | ids | trees | records | wanted | events | counts of slot 0, 1, ... | frames |
  *   '---- mapped by all, for writing ----------'   '- each its own, so -'     '- for reading -'
  *
  * The file is sparse, and as long as it can ever become; whatever will be
@@ -97,7 +97,8 @@ static void place_arrays(struct store *store, const struct store_layout *at)
     store->frames = (struct frame *)(void *)(base + at->records);
     arena_in_file(&store->wanted, sizeof(uint64_t), at->wanted_size, base + at->wanted, fd,
                   at->wanted);
-    arena_in_file(&store->news, sizeof(uint64_t), STORE_NEWS, base + at->news, fd, at->news);
+    arena_in_file(&store->events, sizeof(uint64_t), STORE_EVENTS, base + at->events, fd,
+                  at->events);
     for (int node = 0; node < store->nodes; node++) {
         uint64_t i = (uint64_t)node;
         uint64_t ids = at->ids + i * at->ids_stride;

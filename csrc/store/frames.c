@@ -389,7 +389,7 @@ void store_leave(struct store *store, uint32_t frame)
         --*count_of(store, frame);
         store->head->slots[store->slot].pages--;
         if (is_full(store, frame_at(store, frame)))
-            news_add(store, frame_at(store, frame)->tree, frame_at(store, frame)->sum);
+            event_add(store, frame_at(store, frame)->tree, frame_at(store, frame)->sum);
     }
     store_drop(store, frame, 1);
     store_unlock(store);
@@ -431,7 +431,7 @@ void store_unpin(struct store *store, uint32_t frame)
 void store_adopt(struct store *store, uint32_t frame, int tree)
 {
     stable_add(store, frame, tree);
-    news_add(store, tree, frame_at(store, frame)->sum);
+    event_add(store, tree, frame_at(store, frame)->sum);
 }
 
 void store_give_back(struct store *store, uint32_t first, uint64_t n)
@@ -555,5 +555,5 @@ uint64_t store_metadata_bytes(const struct store *store)
                  store->stable[node].state->trees * sizeof(struct rb_tree) +
                  store->counts[node].committed * sizeof(uint32_t);
     }
-    return bytes + (2 * store->head->wanted_size + store->news.committed) * sizeof(uint64_t);
+    return bytes + (2 * store->head->wanted_size + store->events.committed) * sizeof(uint64_t);
 }

@@ -33,8 +33,8 @@ struct store_layout store_layout_of(unsigned nodes, unsigned span_shift)
     at.trees_stride = up(frames * sizeof(struct rb_tree), PAGE_SIZE);
     at.records = at.trees + nodes * at.trees_stride;
     at.wanted = up(at.records + frames * sizeof(struct frame), PAGE_SIZE);
-    at.news = at.wanted + at.wanted_size * sizeof(uint64_t);
-    at.counts = at.news + STORE_NEWS * sizeof(uint64_t);
+    at.events = at.wanted + at.wanted_size * sizeof(uint64_t);
+    at.counts = at.events + STORE_EVENTS * sizeof(uint64_t);
     at.frames = up(at.counts + MAX_SLOTS * frames * sizeof(uint32_t), bytes_of(HUGE_PAGES));
     at.end = at.frames + bytes_of(frames);
     return at;

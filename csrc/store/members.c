@@ -238,7 +238,7 @@ static void take_back(struct store *store, uint32_t frame, uint32_t count)
 {
     struct frame *record = frame_at(store, frame);
     if (is_full(store, record))
-        news_add_for_all(store, record->tree, record->sum);
+        event_add_for_all(store, record->tree, record->sum);
     record->pins = (uint16_t)(record->pins - (count & PINNED ? 1 : 0));
     store_drop(store, frame, count & ~PINNED);
 }
@@ -346,7 +346,7 @@ static void begin_anew(struct store *store)
         }
     }
     wanted_reset(store);
-    news_reset(store);
+    events_reset(store);
 }
 
 static void bring_back(struct store *store, uint32_t frame)

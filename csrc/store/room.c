@@ -4,7 +4,7 @@
  * Frames take what there is but for a reserve, which is the index's: a frame is of no use to who
  * has no memory for its record, or to count his sharers of it.  Where that much is taken the store
  * is full.  Nobody makes frames for others then, which would only fail, and each such failure would
- * be news to everybody who waits.  Frames that nobody has joined for some passes go back to their
+ * be an event for everybody who waits.  Frames that nobody has joined for some passes go back to their
  * owners (see scan/neighbours.c), so that what others have as well comes to have room.
  */
 #include <errno.h>
@@ -45,7 +45,7 @@ void store_look_for_room(struct store *store)
     if (!atomic_load(&store->head->full) || !room_beside(store, 2) || !store_lock(store))
         return;
     atomic_store(&store->head->full, false);
-    news_reset(store); /* whoever waits looks once more */
+    events_reset(store); /* whoever waits looks once more */
     store_unlock(store);
 }
 

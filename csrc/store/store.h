@@ -40,7 +40,7 @@
 #define NO_FRAME NO_INDEX
 #define MAX_SLOTS 1024
 #define NO_SLOT MAX_SLOTS
-#define STORE_NEWS ((uint64_t)1 << 16) /* how many are kept */
+#define STORE_EVENTS ((uint64_t)1 << 16) /* how many are kept */
 #define PATIENCE_MS 5000 /* with who holds the gate or the lock, when a caller waits for it */
 #define LOCK_TRY_MS 2 /* with who holds the lock, where others wait for us meanwhile */
 #define STORE_KNOBS 3 /* the first ones of enum ksmpy_knob are rules that all sharers follow */
@@ -113,7 +113,7 @@ struct store_head {
     struct slot slots[MAX_SLOTS];
 
     uint64_t wanted_size, wanted_count; /* see store/announce.c */
-    uint64_t news;                      /* how many there ever were */
+    uint64_t events;                      /* how many there ever were */
 
     uint64_t deaths, rebuilds;
     uint64_t lock_waits, lock_wait_ns, lock_hold_max_ns;
@@ -174,7 +174,7 @@ struct store {
     bool bankrupt; /* some debt could not be noted */
     uint64_t locks, locked_at;
     struct arena counts[MAX_NODES]; /* uint32_t for each frame: how many sharers are ours */
-    struct arena wanted, news; /* uint64_t, see store/announce.c */
+    struct arena wanted, events; /* uint64_t, see store/announce.c */
 };
 
 static inline struct frame *frame_at(const struct store *store, uint32_t frame)
@@ -377,7 +377,7 @@ bool try_again(struct patience *patience, int *error);
 
 /* Offsets in bytes, wherever nothing else is said. */
 struct store_layout {
-    uint64_t ids, trees, records, wanted, news, counts, frames, end;
+    uint64_t ids, trees, records, wanted, events, counts, frames, end;
     uint64_t ids_stride, trees_stride; /* from node to node */
     uint64_t wanted_size, span; /* entries; frames of a node */
 };
@@ -444,16 +444,16 @@ void wanted_forget_slot(struct store *store, unsigned slot);
 int wanted_reset(struct store *store);
 int wanted_check(const struct store *store); /* 0 or -EUCLEAN */
 
-struct news { /* a frame came, or has room again */
+struct event { /* a frame came, or has room again */
     uint64_t sum;
     int tree;
 };
-void news_add(struct store *store, int tree, uint64_t sum);
+void event_add(struct store *store, int tree, uint64_t sum);
 /* The same of a dead process: we are to hear of it too. */
-void news_add_for_all(struct store *store, int tree, uint64_t sum);
+void event_add_for_all(struct store *store, int tree, uint64_t sum);
 /* Up to max of those that came since *read, by others; -EOVERFLOW: some were missed. */
-int64_t news_read(struct store *store, uint64_t *read, struct news *out, int64_t max);
-void news_reset(struct store *store);
+int64_t events_read(struct store *store, uint64_t *read, struct event *out, int64_t max);
+void events_reset(struct store *store);
 
 /* ---- store/stable.c: the stable trees ---- */
 

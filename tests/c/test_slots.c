@@ -287,13 +287,13 @@ static void a_frame_in_the_making_is_its_makers(void)
 static void others_hear_of_a_frame_with_room_again(void)
 {
     REQUIRE(open_pair());
-    struct news news;
+    struct event event;
     one.head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING] = 2;
     uint32_t frame = shared_frame(&one, 1);
     CHECK(store_join(&one, frame, 1) == 1);
-    uint64_t read = two.head->news;
+    uint64_t read = two.head->events;
     store_leave(&one, frame);
-    CHECK(news_read(&two, &read, &news, 1) == 1 && news.sum == frame_at(&one, frame)->sum);
+    CHECK(events_read(&two, &read, &event, 1) == 1 && event.sum == frame_at(&one, frame)->sum);
     store_leave(&one, frame);
     store_detach(&one);
     close_all();

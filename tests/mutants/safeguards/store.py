@@ -32,10 +32,10 @@ MUTANTS = [
         file="csrc/store/frames.c",
         old="""\
         if (is_full(store, frame_at(store, frame)))
-            news_add""",
+            event_add""",
         new="""\
         if (false)
-            news_add""",
+            event_add""",
         tests=("c/test_slots.c::others_hear_of_a_frame_with_room_again",),
     ),
     Mutant(
