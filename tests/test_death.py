@@ -177,13 +177,13 @@ def test_nothing_in_the_index_is_believed(company: Company, store: Store) -> Non
     nodes, shift, _, record = struct.unpack_from("<IIII", os.pread(store.fileno(), 40, 0), 24)
     frames = nodes << shift
     events = counts - 8 * (1 << 16)
-    wanted = events - 8 * 8 * frames
-    records = wanted - record * frames
+    announcements = events - 8 * 8 * frames
+    records = announcements - record * frames
     trees = records - nodes * 4 * frames
     ids = trees - nodes * -(-((1 << shift) // 64 + 1) * 8 // PAGE) * PAGE
     parts = {"ids": (ids, trees, 8, 8), "trees": (trees, records, 4, 4)}
-    parts["records"] = (records, wanted, 32, record)  # not: born, left, owner, tree, state
-    parts["wanted"] = (wanted, events, 8, 8)
+    parts["records"] = (records, announcements, 32, record)  # not: born, left, owner, tree, state
+    parts["announcements"] = (announcements, events, 8, 8)
     parts["counters"] = (128, 176, 8, 8)
     changed = {name: _garble(store, *where) for name, where in parts.items()}
     assert all(changed.values()), changed

@@ -233,7 +233,7 @@ int store_check(const struct store *store)
     struct frames_seen seen = {.report = &report};
     check_frames(store, &seen);
     check_counts(store, &report);
-    return report.error ? report.error : wanted_check(store);
+    return report.error ? report.error : announcements_check(store);
 }
 
 int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)

@@ -454,8 +454,8 @@ static void settle_claims(ksmpy_engine *engine, const struct run *run)
     bool locked = store_lock(store);
     for (uint64_t i = 0; i < run->n; i++) {
         const struct page *page = page_record(engine, run->page + (uint32_t)i);
-        wanted_settle(store, tree_of(engine, page_node(page)), page_sum(page),
-                      page_state(page) == PAGE_SHARED);
+        announcement_settle(store, tree_of(engine, page_node(page)), page_sum(page),
+                            page_state(page) == PAGE_SHARED);
     }
     if (locked)
         store_unlock(store);

@@ -196,7 +196,7 @@ void unstable_remove(ksmpy_engine *engine, uint32_t id)
 {
     struct page *page = page_record(engine, id);
     if (!engine->forked)
-        wanted_remove(&engine->store, candidate_tree(engine, id), page_sum(page));
+        announcement_remove(&engine->store, candidate_tree(engine, id), page_sum(page));
     if (page_state(page) == PAGE_PAIRED) {
         struct rb_arena arena = unode_arena(engine);
         uint32_t unode = page->link;

@@ -53,9 +53,9 @@ static void look_for_all(ksmpy_engine *engine)
                 return;
             }
             bool known = stable_knows(store, tree, page_sum(record)) ||
-                         wanted_is_elsewhere(store, tree, page_sum(record));
+                         announcement_is_elsewhere(store, tree, page_sum(record));
             if (!known)
-                wanted_add(store, tree, page_sum(record));
+                announcement_add(store, tree, page_sum(record));
             store_unlock(store);
             if (known)
                 page_withdraw(engine, page);

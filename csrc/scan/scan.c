@@ -123,15 +123,15 @@ static void wait_or_go_ahead(ksmpy_engine *engine, uint32_t id, uint64_t sum, co
 {
     struct store *store = &engine->store;
     int tree = tree_of(engine, page_node(page_record(engine, id)));
-    enum wanted wanted = wanted_add(store, tree, sum);
-    if (wanted == WANTED_HERE && engine->run.kind == RUN_ALONE && engine->run.n) {
+    enum announced announced = announcement_add(store, tree, sum);
+    if (announced == ANNOUNCED_HERE && engine->run.kind == RUN_ALONE && engine->run.n) {
         merge_run(engine); /* perhaps it is the pending run that will have made its frame */
         if (is_shared(engine, id) || try_frame(engine, id, sum, bytes, true))
             return;
     }
-    if (wanted == WANTED_ELSEWHERE)
+    if (announced == ANNOUNCED_ELSEWHERE)
         run_add(engine, RUN_ALONE, id, NO_INDEX);
-    else if (wanted != WANTED_UNKNOWN)
+    else if (announced != ANNOUNCED_UNKNOWN)
         unstable_add(engine, id);
 }
 

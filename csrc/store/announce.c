@@ -2,9 +2,9 @@
  * What the processes on a shared store tell each other, since none of them
  * reads another's memory.
  *
- * Wanted: the checksums of pages that wait for an equal one, and who has them.
- * Whoever sees a checksum that another process waits with claims it, and makes
- * a frame of its own page; others that come meanwhile wait for that.  A hash
+ * Announcements: the checksums of pages that wait for an equal one, and who
+ * has them.  Whoever sees a checksum that another process waits with claims it, and
+ * makes a frame of its own page; others that come meanwhile wait for that.  A hash
  * table with linear probing, at most half full: the table of size N is the
  * entries N .. 2N-1 of its part of the file, so that a bigger one is filled
  * beside it and the old one's memory goes back.
@@ -43,13 +43,13 @@ static uint64_t key_of(int tree, uint64_t sum)
 
 static uint64_t *entry_at(const struct store *store, uint64_t i)
 {
-    uint64_t size = store->head->wanted_size;
-    return arena_at(&store->wanted, size + (i & (size - 1)));
+    uint64_t size = store->head->announced_size;
+    return arena_at(&store->announcements, size + (i & (size - 1)));
 }
 
 static uint64_t home_of(const struct store *store, uint64_t entry)
 {
-    return (uint64_t)(((unsigned __int128)(entry >> 16) * store->head->wanted_size) >> SUM_BITS);
+    return (uint64_t)(((unsigned __int128)(entry >> 16) * store->head->announced_size) >> SUM_BITS);
 }
 
 /* Of the entry with that key, or of the empty place where it belongs. */
@@ -69,73 +69,74 @@ static uint64_t entry_for(uint64_t key, unsigned slot)
 /* Not as the arena remembers it: another process may have begun anew with a small table. */
 static int allocate(const struct store *store, uint64_t size)
 {
-    return arena_allocate(&store->wanted, size * sizeof(uint64_t), size * sizeof(uint64_t));
+    return arena_allocate(&store->announcements, size * sizeof(uint64_t), size * sizeof(uint64_t));
 }
 
 /* Twice the size; where there is no memory for it, it fills up further. */
 static bool grow(struct store *store)
 {
     struct store_head *head = store->head;
-    uint64_t size = head->wanted_size, found = 0;
-    if (4 * size > store->wanted.limit || allocate(store, 2 * size) < 0)
-        return head->wanted_count < size - size / 8;
-    head->wanted_size = 2 * size;
-    for (uint64_t i = size; i < 2 * size && found < head->wanted_count; i++) {
-        uint64_t entry = *(uint64_t *)arena_at(&store->wanted, i);
+    uint64_t size = head->announced_size, found = 0;
+    if (4 * size > store->announcements.limit || allocate(store, 2 * size) < 0)
+        return head->announced_count < size - size / 8;
+    head->announced_size = 2 * size;
+    for (uint64_t i = size; i < 2 * size && found < head->announced_count; i++) {
+        uint64_t entry = *(uint64_t *)arena_at(&store->announcements, i);
         if (!entry)
             continue;
         *entry_at(store, place_of(store, entry)) = entry;
         found++;
     }
-    os_punch(store->wanted.fd, store->wanted.offset + size * sizeof(uint64_t),
+    os_punch(store->announcements.fd, store->announcements.offset + size * sizeof(uint64_t),
              size * sizeof(uint64_t));
     return true;
 }
 
-int wanted_reset(struct store *store)
+int announcements_reset(struct store *store)
 {
-    os_punch(store->wanted.fd, store->wanted.offset, store->wanted.limit * sizeof(uint64_t));
-    store->head->wanted_count = 0;
+    os_punch(store->announcements.fd, store->announcements.offset,
+             store->announcements.limit * sizeof(uint64_t));
+    store->head->announced_count = 0;
     int error = allocate(store, SMALLEST);
-    store->head->wanted_size = error ? 0 : SMALLEST;
+    store->head->announced_size = error ? 0 : SMALLEST;
     return error;
 }
 
-static enum wanted meaning(const struct store *store, uint64_t entry)
+static enum announced meaning(const struct store *store, uint64_t entry)
 {
     if ((entry & SLOT_MASK & ~CLAIMED) == store->slot + 1)
-        return WANTED_HERE;
-    return entry & CLAIMED ? WANTED_SOON : WANTED_ELSEWHERE;
+        return ANNOUNCED_HERE;
+    return entry & CLAIMED ? ANNOUNCED_SOON : ANNOUNCED_ELSEWHERE;
 }
 
-bool wanted_is_elsewhere(const struct store *store, int tree, uint64_t sum)
+bool announcement_is_elsewhere(const struct store *store, int tree, uint64_t sum)
 {
-    if (!store->head->wanted_size)
+    if (!store->head->announced_size)
         return false;
     uint64_t entry = *entry_at(store, place_of(store, key_of(tree, sum)));
-    return entry && meaning(store, entry) == WANTED_ELSEWHERE;
+    return entry && meaning(store, entry) == ANNOUNCED_ELSEWHERE;
 }
 
-enum wanted wanted_add(struct store *store, int tree, uint64_t sum)
+enum announced announcement_add(struct store *store, int tree, uint64_t sum)
 {
     struct store_head *head = store->head;
     uint64_t key = key_of(tree, sum);
-    enum wanted found = WANTED_NOWHERE;
+    enum announced found = ANNOUNCED_NOWHERE;
     if (!store->shared)
-        return WANTED_NOWHERE;
+        return ANNOUNCED_NOWHERE;
     if (!store_lock(store))
-        return WANTED_UNKNOWN;
-    if (head->wanted_size && (2 * head->wanted_count < head->wanted_size || grow(store))) {
+        return ANNOUNCED_UNKNOWN;
+    if (head->announced_size && (2 * head->announced_count < head->announced_size || grow(store))) {
         uint64_t *entry = entry_at(store, place_of(store, key));
         if (*entry) {
             found = meaning(store, *entry);
-            if (found == WANTED_ELSEWHERE && atomic_load(&head->full))
-                found = WANTED_SOON; /* not before there is room for a frame */
-            if (found == WANTED_ELSEWHERE)
+            if (found == ANNOUNCED_ELSEWHERE && atomic_load(&head->full))
+                found = ANNOUNCED_SOON; /* not before there is room for a frame */
+            if (found == ANNOUNCED_ELSEWHERE)
                 *entry = entry_for(key, store->slot) | CLAIMED;
         } else {
             *entry = entry_for(key, store->slot);
-            head->wanted_count++;
+            head->announced_count++;
         }
     }
     store_unlock(store);
@@ -145,7 +146,7 @@ enum wanted wanted_add(struct store *store, int tree, uint64_t sum)
 /* The entries behind it move up, so that none is cut off from its home. */
 static void erase(struct store *store, uint64_t hole)
 {
-    uint64_t mask = store->head->wanted_size - 1;
+    uint64_t mask = store->head->announced_size - 1;
     for (uint64_t i = hole + 1; *entry_at(store, i); i++) {
         uint64_t home = home_of(store, *entry_at(store, i));
         if (((i - home) & mask) < ((i - hole) & mask))
@@ -154,12 +155,12 @@ static void erase(struct store *store, uint64_t hole)
         hole = i;
     }
     *entry_at(store, hole) = 0;
-    store->head->wanted_count--;
+    store->head->announced_count--;
 }
 
 static void remove_entry(struct store *store, uint64_t entry)
 {
-    if (!store->head->wanted_size)
+    if (!store->head->announced_size)
         return;
     uint64_t i = place_of(store, entry);
     if (*entry_at(store, i) == entry)
@@ -171,12 +172,12 @@ static void owe(struct store *store, enum debt_kind kind, int tree, uint64_t sum
     store_owe(store, (struct debt){.kind = (uint8_t)kind, .tree = (uint8_t)tree, .sum = sum});
 }
 
-void wanted_remove(struct store *store, int tree, uint64_t sum)
+void announcement_remove(struct store *store, int tree, uint64_t sum)
 {
     if (!store->shared)
         return;
     if (!store_lock(store)) {
-        owe(store, DEBT_UNWANT, tree, sum);
+        owe(store, DEBT_WITHDRAW, tree, sum);
         return;
     }
     remove_entry(store, entry_for(key_of(tree, sum), store->slot));
@@ -186,7 +187,7 @@ void wanted_remove(struct store *store, int tree, uint64_t sum)
 /* Those that wait for nothing now are told to look again. */
 static void give_up(struct store *store, int tree, uint64_t sum, uint64_t claim)
 {
-    if (store->head->wanted_size) {
+    if (store->head->announced_size) {
         uint64_t *entry = entry_at(store, place_of(store, claim));
         if (*entry == claim)
             *entry = key_of(tree, sum) | ANYBODY;
@@ -194,7 +195,7 @@ static void give_up(struct store *store, int tree, uint64_t sum, uint64_t claim)
     event_add(store, tree, sum);
 }
 
-void wanted_settle(struct store *store, int tree, uint64_t sum, bool shared)
+void announcement_settle(struct store *store, int tree, uint64_t sum, bool shared)
 {
     uint64_t claim = entry_for(key_of(tree, sum), store->slot) | CLAIMED;
     if (!store_lock(store)) {
@@ -208,9 +209,9 @@ void wanted_settle(struct store *store, int tree, uint64_t sum, bool shared)
     store_unlock(store);
 }
 
-void wanted_forget_slot(struct store *store, unsigned slot)
+void announcements_forget_slot(struct store *store, unsigned slot)
 {
-    for (uint64_t i = 0; i < store->head->wanted_size;) {
+    for (uint64_t i = 0; i < store->head->announced_size;) {
         uint64_t entry = *entry_at(store, i);
         if ((entry & SLOT_MASK & ~CLAIMED) != slot + 1) {
             i++;
@@ -222,17 +223,17 @@ void wanted_forget_slot(struct store *store, unsigned slot)
     }
 }
 
-int wanted_check(const struct store *store)
+int announcements_check(const struct store *store)
 {
-    uint64_t size = store->head->wanted_size, found = 0;
+    uint64_t size = store->head->announced_size, found = 0;
     if (size == 0)
-        return store->head->wanted_count ? -EUCLEAN : 0;
-    if (size & (size - 1) || size < SMALLEST || 2 * size > store->wanted.limit ||
+        return store->head->announced_count ? -EUCLEAN : 0;
+    if (size & (size - 1) || size < SMALLEST || 2 * size > store->announcements.limit ||
         allocate(store, size) < 0)
         return -EUCLEAN;
     for (uint64_t i = 0; i < size; i++)
         found += *entry_at(store, i) != 0;
-    return found == store->head->wanted_count && found < size ? 0 : -EUCLEAN;
+    return found == store->head->announced_count && found < size ? 0 : -EUCLEAN;
 }
 
 /* ---- events ---- */

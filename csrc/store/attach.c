@@ -1,8 +1,8 @@
 /*
  * Shared stores: one file that engines of several processes attach to.
  *
- *   | head | ids | trees | records | wanted | events | counts of slot 0, 1, ... | frames |
- *   '---- mapped by all, for writing ----------'   '- each its own, so -'     '- for reading -'
+ *   | head | ids | trees | records | announcements | events | counts of slot 0, 1, ... | frames |
+ *   '--------- mapped by all, for writing -----------------' '-- each its own, so ---' '- read -'
  *
  * The file is sparse, and as long as it can ever become; whatever will be
  * touched through a mapping is allocated first, since a full file system would
@@ -95,8 +95,8 @@ static void place_arrays(struct store *store, const struct store_layout *at)
     int fd = store->write_fd;
     store->head = store->index;
     store->frames = (struct frame *)(void *)(base + at->records);
-    arena_in_file(&store->wanted, sizeof(uint64_t), at->wanted_size, base + at->wanted, fd,
-                  at->wanted);
+    arena_in_file(&store->announcements, sizeof(uint64_t), at->announced_size,
+                  base + at->announcements, fd, at->announcements);
     arena_in_file(&store->events, sizeof(uint64_t), STORE_EVENTS, base + at->events, fd,
                   at->events);
     for (int node = 0; node < store->nodes; node++) {
@@ -162,7 +162,7 @@ static int fill_head(struct store *store)
     store_new_key(store);
     for (int node = 0; node < store->nodes && !error; node++)
         error = forest_clear(&store->stable[node]);
-    return error ? error : wanted_reset(store);
+    return error ? error : announcements_reset(store);
 }
 
 static bool rules_are_sound(const uint64_t *knobs)

@@ -34,12 +34,12 @@ static void pay(struct store *store, struct debt debt)
     case DEBT_FREE:
         store_give_back(store, debt.frame, 1);
         break;
-    case DEBT_UNWANT:
-        wanted_remove(store, debt.tree, debt.sum);
+    case DEBT_WITHDRAW:
+        announcement_remove(store, debt.tree, debt.sum);
         break;
     case DEBT_SETTLE:
     case DEBT_GIVE_UP:
-        wanted_settle(store, debt.tree, debt.sum, debt.kind == DEBT_SETTLE);
+        announcement_settle(store, debt.tree, debt.sum, debt.kind == DEBT_SETTLE);
         break;
     }
 }

@@ -555,5 +555,5 @@ uint64_t store_metadata_bytes(const struct store *store)
                  store->stable[node].state->trees * sizeof(struct rb_tree) +
                  store->counts[node].committed * sizeof(uint32_t);
     }
-    return bytes + (2 * store->head->wanted_size + store->events.committed) * sizeof(uint64_t);
+    return bytes + (2 * store->head->announced_size + store->events.committed) * sizeof(uint64_t);
 }

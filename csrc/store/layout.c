@@ -25,15 +25,15 @@ struct store_layout store_layout_of(unsigned nodes, unsigned span_shift)
 {
     struct store_layout at = {.span = (uint64_t)1 << span_shift};
     uint64_t frames = nodes * at.span;
-    at.wanted_size =
+    at.announced_size =
         8 * frames; /* at most half full, for all pages there are; as in store/announce.c */
     at.ids = up(sizeof(struct store_head), PAGE_SIZE);
     at.ids_stride = up(ids_words(at.span) * sizeof(uint64_t), PAGE_SIZE);
     at.trees = at.ids + nodes * at.ids_stride;
     at.trees_stride = up(frames * sizeof(struct rb_tree), PAGE_SIZE);
     at.records = at.trees + nodes * at.trees_stride;
-    at.wanted = up(at.records + frames * sizeof(struct frame), PAGE_SIZE);
-    at.events = at.wanted + at.wanted_size * sizeof(uint64_t);
+    at.announcements = up(at.records + frames * sizeof(struct frame), PAGE_SIZE);
+    at.events = at.announcements + at.announced_size * sizeof(uint64_t);
     at.counts = at.events + STORE_EVENTS * sizeof(uint64_t);
     at.frames = up(at.counts + MAX_SLOTS * frames * sizeof(uint32_t), bytes_of(HUGE_PAGES));
     at.end = at.frames + bytes_of(frames);

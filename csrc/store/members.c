@@ -285,7 +285,7 @@ static void reap(struct store *store, unsigned slot)
     if (store->shared && dead->kind == SLOT_ENGINE) {
         each_count(store, slot, take_back);
         free_orphans(store, slot);
-        wanted_forget_slot(store, slot);
+        announcements_forget_slot(store, slot);
         clear_counts(store, slot);
         store->head->deaths++;
     }
@@ -345,7 +345,7 @@ static void begin_anew(struct store *store)
             record->dup_next = record->dup_prev = NO_FRAME;
         }
     }
-    wanted_reset(store);
+    announcements_reset(store);
     events_reset(store);
 }
 

@@ -112,7 +112,7 @@ struct store_head {
     _Atomic uint32_t slots_end; /* slots from here on were never used */
     struct slot slots[MAX_SLOTS];
 
-    uint64_t wanted_size, wanted_count; /* see store/announce.c */
+    uint64_t announced_size, announced_count; /* see store/announce.c */
     uint64_t events;                      /* how many there ever were */
 
     uint64_t deaths, rebuilds;
@@ -174,7 +174,7 @@ struct store {
     bool bankrupt; /* some debt could not be noted */
     uint64_t locks, locked_at;
     struct arena counts[MAX_NODES]; /* uint32_t for each frame: how many sharers are ours */
-    struct arena wanted, events; /* uint64_t, see store/announce.c */
+    struct arena announcements, events; /* uint64_t, see store/announce.c */
 };
 
 static inline struct frame *frame_at(const struct store *store, uint32_t frame)
@@ -345,7 +345,7 @@ enum debt_kind {
     DEBT_LEAVE, /* frame */
     DEBT_PIN, /* frame */
     DEBT_FREE, /* frame */
-    DEBT_UNWANT, /* tree, sum */
+    DEBT_WITHDRAW, /* tree, sum */
     DEBT_SETTLE, /* tree, sum */
     DEBT_GIVE_UP, /* tree, sum */
 };
@@ -377,9 +377,9 @@ bool try_again(struct patience *patience, int *error);
 
 /* Offsets in bytes, wherever nothing else is said. */
 struct store_layout {
-    uint64_t ids, trees, records, wanted, events, counts, frames, end;
+    uint64_t ids, trees, records, announcements, events, counts, frames, end;
     uint64_t ids_stride, trees_stride; /* from node to node */
-    uint64_t wanted_size, span; /* entries; frames of a node */
+    uint64_t announced_size, span; /* entries; frames of a node */
 };
 
 struct store_layout store_layout_of(unsigned nodes, unsigned span_shift);
@@ -426,23 +426,23 @@ int store_check(const struct store *store);
 
 /* ---- store/announce.c: what processes tell each other ---- */
 
-enum wanted {
-    WANTED_NOWHERE, /* now a page of ours waits with it */
-    WANTED_HERE, /* one does already */
-    WANTED_ELSEWHERE, /* one of another process; we are to make the frame */
-    WANTED_SOON, /* somebody does so */
-    WANTED_UNKNOWN, /* the store's lock is not to be had */
+enum announced {
+    ANNOUNCED_NOWHERE, /* now a page of ours waits with it */
+    ANNOUNCED_HERE, /* one does already */
+    ANNOUNCED_ELSEWHERE, /* one of another process; we are to make the frame */
+    ANNOUNCED_SOON, /* somebody does so */
+    ANNOUNCED_UNKNOWN, /* the store's lock is not to be had */
 };
-enum wanted wanted_add(struct store *store, int tree, uint64_t sum);
-/* Would it be WANTED_ELSEWHERE? With the lock held. */
-bool wanted_is_elsewhere(const struct store *store, int tree, uint64_t sum);
+enum announced announcement_add(struct store *store, int tree, uint64_t sum);
+/* Would it be ANNOUNCED_ELSEWHERE? With the lock held. */
+bool announcement_is_elsewhere(const struct store *store, int tree, uint64_t sum);
 /* A page of ours waits no more. */
-void wanted_remove(struct store *store, int tree, uint64_t sum);
+void announcement_remove(struct store *store, int tree, uint64_t sum);
 /* The page that we were to make a frame of is its sharer now, or is not. */
-void wanted_settle(struct store *store, int tree, uint64_t sum, bool shared);
-void wanted_forget_slot(struct store *store, unsigned slot);
-int wanted_reset(struct store *store);
-int wanted_check(const struct store *store); /* 0 or -EUCLEAN */
+void announcement_settle(struct store *store, int tree, uint64_t sum, bool shared);
+void announcements_forget_slot(struct store *store, unsigned slot);
+int announcements_reset(struct store *store);
+int announcements_check(const struct store *store); /* 0 or -EUCLEAN */
 
 struct event { /* a frame came, or has room again */
     uint64_t sum;

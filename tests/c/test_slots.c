@@ -162,12 +162,12 @@ static void a_newcomer_frees_what_the_dead_was_making(void)
 static void nobody_waits_with_the_dead(void)
 {
     REQUIRE(open_pair());
-    CHECK(wanted_add(&one, 0, SUM) == WANTED_NOWHERE);
-    CHECK(store_lock(&two) && wanted_is_elsewhere(&two, 0, SUM));
+    CHECK(announcement_add(&one, 0, SUM) == ANNOUNCED_NOWHERE);
+    CHECK(store_lock(&two) && announcement_is_elsewhere(&two, 0, SUM));
     store_unlock(&two);
     die(&one);
     slots_reap(&two);
-    CHECK(wanted_add(&two, 0, SUM) == WANTED_NOWHERE);
+    CHECK(announcement_add(&two, 0, SUM) == ANNOUNCED_NOWHERE);
     tidy(&one);
     close_all();
 }

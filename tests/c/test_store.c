@@ -192,18 +192,18 @@ static void a_head_that_says_too_much_is_refused(void)
     int store = os_memfd("ksmpy-store", 0);
     REQUIRE(store >= 0 && arrive(&one, store));
     struct store_head *head = one.engine->store.head;
-    const uint64_t sound_size = head->wanted_size, sound_count = head->wanted_count;
+    const uint64_t sound_size = head->announced_size, sound_count = head->announced_count;
     const struct {
         uint64_t size, count;
     } damaged[] = {{(uint64_t)1 << 40, 0}, {sound_size - 1, 0}, {sound_size, 5}, {0, 1}, {1, 0}};
     for (size_t i = 0; i < sizeof damaged / sizeof damaged[0]; i++) {
-        head->wanted_size = damaged[i].size;
-        head->wanted_count = damaged[i].count;
+        head->announced_size = damaged[i].size;
+        head->announced_count = damaged[i].count;
         struct ksmpy_options options = {.nodes = 1, .store_fd = store};
         CHECK(ksmpy_engine_new(&options, &two.engine) == -EUCLEAN);
     }
-    head->wanted_size = sound_size;
-    head->wanted_count = sound_count;
+    head->announced_size = sound_size;
+    head->announced_count = sound_count;
     CHECK(arrive(&two, store));
     leave(&two);
     leave(&one);

@@ -15,7 +15,7 @@ MUTANTS = [
     Mutant(
         "nobody makes frames for others in a full store",
         file="csrc/store/announce.c",
-        old="if (found == WANTED_ELSEWHERE && atomic_load(&head->full))",
+        old="if (found == ANNOUNCED_ELSEWHERE && atomic_load(&head->full))",
         new="if (false)",
         tests=("test_damaged_stores.py::test_what_fits_is_shared_by_all",),
     ),

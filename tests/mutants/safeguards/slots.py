@@ -141,7 +141,7 @@ MUTANTS = [
         "nobody waits with the dead",
         file="csrc/store/members.c",
         old="""\
-        wanted_forget_slot(store, slot);
+        announcements_forget_slot(store, slot);
 """,
         new="",
         tests=("c/test_slots.c::nobody_waits_with_the_dead",),
