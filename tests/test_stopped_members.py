@@ -199,7 +199,9 @@ def test_frames_that_could_not_be_told_of_outlive_their_maker(
     assert stopped.store.stats().frame_bytes == 0 == frame_memory(stopped.store)
 
 
-def test_a_stopped_newcomer_keeps_the_gate(nursery: Nursery, store: Store, mode: Mode) -> None:
+def test_a_stopped_newcomer_keeps_the_attach_lock(
+    nursery: Nursery, store: Store, mode: Mode
+) -> None:
     """Others that want in are refused after a while; who is in goes on, and forks."""
     inside = nursery.born(store)
     inside.call("attach", mode.options)

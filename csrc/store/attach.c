@@ -9,7 +9,7 @@
  * answer a touch with SIGBUS.  Frames are written with pwrite() and mapped for
  * reading only, so that nobody can write into one by accident.
  *
- * A lock on the file's first byte, the gate, is held by whoever comes or
+ * A lock on the file's first byte, the attach lock, is held by whoever comes or
  * removes the store, and for reading by whoever only looks.  When nobody has a
  * slot, what is in the file is of no use to anyone: the next one lays it out
  * anew.  Otherwise the newcomer holds all of it against its own rules first,
@@ -31,16 +31,16 @@
 #include "os/map.h"
 #include "store/store.h"
 
-#define GATE 0
+#define ATTACH_BYTE 0
 
-/* ---- the gate ---- */
+/* ---- the attach lock ---- */
 
-int store_close_gate(int fd, bool exclusive)
+int attach_lock(int fd, bool exclusive)
 {
-    int gate = os_reopen(fd, O_RDWR);
-    if (gate < 0 || os_try_lock(gate, GATE, exclusive) == 0)
-        return gate;
-    close(gate);
+    int lock = os_reopen(fd, O_RDWR);
+    if (lock < 0 || os_try_lock(lock, ATTACH_BYTE, exclusive) == 0)
+        return lock;
+    close(lock);
     return -EAGAIN;
 }
 
@@ -318,13 +318,13 @@ static int enter(struct store *store, int nodes)
     return error;
 }
 
-static int enter_by_gate(struct store *store, int nodes)
+static int enter_locked(struct store *store, int nodes)
 {
-    int gate = store_close_gate(store->lock_fd, true);
-    if (gate < 0)
-        return gate;
+    int lock = attach_lock(store->lock_fd, true);
+    if (lock < 0)
+        return lock;
     int error = enter(store, nodes);
-    close(gate);
+    close(lock);
     return error;
 }
 
@@ -332,7 +332,7 @@ int store_attach(struct store *store, int fd, int nodes, const int *node_ids)
 {
     int error = store_open(store, fd);
     if (!error)
-        error = enter_by_gate(store, nodes);
+        error = enter_locked(store, nodes);
     if (error)
         store_close_files(store);
     else
@@ -375,7 +375,7 @@ int store_attach_again(struct store *store)
     if (!store_has_files(store))
         return -EBADF;
     store->lease = NULL;
-    int error = enter_by_gate(store, store->nodes);
+    int error = enter_locked(store, store->nodes);
     store->gift = gift;
     if (error) {
         store->lease = gift;

@@ -1,6 +1,6 @@
 /*
  * A shared store as it looks from outside: for who has a descriptor of it and no
- * engine on it.  Behind the gate, so that it is not laid out anew meanwhile.
+ * engine on it.  With the attach lock, so that it is not laid out anew meanwhile.
  */
 #include <errno.h>
 #include <string.h>
@@ -12,7 +12,7 @@
 
 typedef int look_at(struct store *store, const struct store_shape *shape, int error, void *out);
 
-/* Behind the gate, with what store_read_shape() said. The store is not mapped. */
+/* With the attach lock, and what store_read_shape() said. The store is not mapped. */
 static int look(int fd, bool exclusive, look_at *at, void *out)
 {
     struct store store;
@@ -22,11 +22,11 @@ static int look(int fd, bool exclusive, look_at *at, void *out)
     if (!error)
         do { /* forks need not wait for what we wait for */
             fork_hold();
-            int gate = store_close_gate(store.lock_fd, exclusive);
+            int lock = attach_lock(store.lock_fd, exclusive);
             error =
-                gate < 0 ? gate : at(&store, &shape, store_read_shape(store.lock_fd, &shape), out);
-            if (gate >= 0)
-                close(gate);
+                lock < 0 ? lock : at(&store, &shape, store_read_shape(store.lock_fd, &shape), out);
+            if (lock >= 0)
+                close(lock);
             fork_let_go();
         } while (try_again(&patience, &error));
     store_close_files(&store);

@@ -41,7 +41,7 @@
 #define MAX_SLOTS 1024
 #define NO_SLOT MAX_SLOTS
 #define STORE_EVENTS ((uint64_t)1 << 16) /* how many are kept */
-#define PATIENCE_MS 5000 /* with who holds the gate or the lock, when a caller waits for it */
+#define PATIENCE_MS 5000 /* with who holds the lock, or that of who attaches */
 #define LOCK_TRY_MS 2 /* with who holds the lock, where others wait for us meanwhile */
 #define STORE_KNOBS 3 /* the first ones of enum ksmpy_knob are rules that all sharers follow */
 
@@ -409,14 +409,14 @@ void store_return_to_parent(struct store *store); /* it does not work out: as be
 void store_detach(struct store *store);
 /* The file's descriptors, without looking into it; it is not mapped, and no slot is taken. */
 int store_open(struct store *store, int fd);
-/* A description of its own, which holds the gate until it is closed; or -EAGAIN, or -errno. */
-int store_close_gate(int fd, bool exclusive);
+/* A description of its own, which holds the lock until it is closed; or -EAGAIN, or -errno. */
+int attach_lock(int fd, bool exclusive);
 /* The process that has the lock of the store in this file, or 0. */
 uint32_t store_holder(int fd);
 bool store_is_used(const struct store *store); /* has anybody a slot? */
 int store_map(struct store *store, const struct store_shape *shape);
 void store_unmap(struct store *store);
-/* Behind the gate: from now on nobody can attach. */
+/* With the attach lock: from now on nobody can attach. */
 int store_retire(struct store *store);
 
 /* ---- engine/check.c ---- */

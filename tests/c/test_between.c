@@ -419,7 +419,7 @@ static void who_lost_its_files_reaps_nobody(void)
     close(store);
 }
 
-/* ---- the gate ---- */
+/* ---- the attach lock ---- */
 
 static int answer;
 

@@ -13,10 +13,10 @@ MUTANTS = [
         tests=("test_damaged_stores.py::test_another_layout_is_refused",),
     ),
     Mutant(
-        "one at a time comes through the gate",
+        "one at a time takes the attach lock",
         file="csrc/store/attach.c",
-        old="int gate = store_close_gate(store->lock_fd, true);",
-        new="int gate = store_close_gate(store->lock_fd, false);",
+        old="int lock = attach_lock(store->lock_fd, true);",
+        new="int lock = attach_lock(store->lock_fd, false);",
         tests=("c/test_between.c::one_at_a_time_lays_out_a_store",),
     ),
     Mutant(
