@@ -2,6 +2,7 @@
 #include "engine/engine.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -33,6 +34,14 @@ void engine_lock(ksmpy_engine *engine)
 void engine_unlock(ksmpy_engine *engine)
 {
     pthread_mutex_unlock(&engine->lock);
+}
+
+void engine_let_others_in(ksmpy_engine *engine)
+{
+    engine_unlock(engine);
+    while (atomic_load(&engine->waiting))
+        sched_yield();
+    engine_lock(engine);
 }
 
 int engine_lock_with_store(ksmpy_engine *engine)

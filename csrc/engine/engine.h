@@ -54,6 +54,7 @@
 #define SAMPLES 4 /* pages of a chunk that are read to see whether it is written all over */
 #define AHEAD 16     /* pages that are read before the first of them is looked up; a power of 2 */
 #define WINDOW 8192   /* pages that one question for written pages covers: 32 MiB */
+#define SLICE_NS 500000 /* after which who works for longer lets others have the lock */
 
 enum page_state {
     PAGE_NEW,     /* nothing is known */
@@ -115,6 +116,8 @@ struct region {
     uintptr_t address;
     uintptr_t shadow; /* see freezer_shadow(), or 0 */
     uint64_t n;
+    uint64_t serial; /* of its registration: no other region ever has it */
+    uint32_t leaving; /* calls that give its pages back just now: nothing of it is merged */
     uint32_t base;  /* id of its first page */
     uint32_t next, previous; /* in order of registration; of a free record: the next one */
     uint64_t pages_in[PAGE_STATES];
@@ -199,6 +202,7 @@ struct ksmpy_engine {
     struct arena chunk_records; /* struct chunk */
     struct arena pages; /* struct page */
     uint64_t registered;
+    uint64_t registrations; /* there ever were */
     uint64_t
         refused; /* pages of the longest run that had no mappings since they were last asked for */
     bool asks_again; /* this pass looks REFUSED pages up */
@@ -239,7 +243,6 @@ struct ksmpy_engine {
     bool unreadable; /* a page of the slice could not be read */
     struct os_memory memory;
     uint64_t allowed, allowed_ms; /* see memory_allows() */
-    int io_tries; /* times a millisecond that unmerging may wait for direct I/O to end */
 };
 
 static inline struct page *page_record(const ksmpy_engine *engine, uint32_t id)
@@ -285,6 +288,12 @@ bool engine_has_files(const ksmpy_engine *engine);
 int knob_check(int knob, uint64_t value); /* -EINVAL */
 void engine_lock(ksmpy_engine *engine); /* ahead of a pass under way */
 void engine_unlock(ksmpy_engine *engine);
+/* Between two slices of what takes long: whoever wants the lock (fork, a dying owner) has it. */
+void engine_let_others_in(ksmpy_engine *engine);
+/* Still the region that had this serial? Asked after others had the lock. */
+bool region_is(const ksmpy_engine *engine, uint32_t region, uint64_t serial);
+/* The lowest region that has a page at the address or above, or NO_REGION. */
+uint32_t region_from(const ksmpy_engine *engine, uintptr_t address);
 /*
  * With the store's lock too, after a wait that nobody has to take part in.  -EPERM in a child that
  * inherited the engine; -ETIMEDOUT: another process keeps the store locked.
@@ -413,19 +422,39 @@ static inline bool is_overlay(const ksmpy_engine *engine, const struct os_vma *v
  * than its cgroups or the machine have left is killed.
  */
 bool memory_allows(ksmpy_engine *engine, uint64_t n);
-#define IO_TRIES 500
 /* Pages of one region whose memory is an overlay become anonymous memory; 0 or the first error. */
 int unmerge_pages(ksmpy_engine *engine, uint32_t region, uint64_t first, uint64_t n,
                   enum page_state state);
-int unmerge_region(ksmpy_engine *engine, uint32_t region);
+
+/*
+ * A region's pages come back, in slices.  In between others have the lock, and find some pages of
+ * the region NEW and their owner's own, and the others as they were: whatever they do to either is
+ * right.  A pass leaves the region alone meanwhile.  Its candidates may still be merged as the equal
+ * of another page, but only those that come later in the walk.
+ */
+struct unmerging {
+    uint32_t region;
+    uint64_t serial; /* the region's: its number may be another's after a slice */
+    uint64_t page; /* of the region: those before it are dealt with */
+    bool discard; /* the memory is about to be freed: its bytes are not kept */
+    bool no_memory; /* was found for a piece: the others stay merged, too */
+    bool waits; /* for direct I/O to end, for a millisecond */
+    int io_tries; /* how often it still may */
+    int failure; /* the first one, or 0 */
+};
+void unmerging_begin(ksmpy_engine *engine, struct unmerging *work, uint32_t region, bool discard);
+/* One slice; false: that was the last one. */
+bool unmerging_step(ksmpy_engine *engine, struct unmerging *work);
+void unmerging_end(ksmpy_engine *engine, const struct unmerging *work);
 /* From now on every pass looks which of these overlays are private copies. */
 void mark_blind(ksmpy_engine *engine, uint32_t page, uint64_t n);
 /* Pages that were written; false: that would take more mappings than there may be. */
 bool unmerge_run(ksmpy_engine *engine, uint32_t page, uint64_t n);
-/* Only the pages whose copy-on-write was broken by a write. */
-void unmerge_written(ksmpy_engine *engine, uint32_t region);
-/* The same for memory that is about to be freed: its bytes are not kept. */
-void discard_region(ksmpy_engine *engine, uint32_t region);
+/*
+ * Only the pages whose copy-on-write was broken by a write, from that page of the region on, for a
+ * slice; where it goes on.
+ */
+uint64_t unmerge_written(ksmpy_engine *engine, uint32_t region, uint64_t first);
 
 /* ---- merge/budget.c ---- */
 

@@ -48,6 +48,13 @@ void fork_end_lease(ksmpy_engine *engine)
         store_end_lease(&engine->store);
 }
 
+/* Threads that were giving pages back, between two slices, are not here. */
+static void forget_callers(ksmpy_engine *engine)
+{
+    for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next)
+        region_at(engine, id)->leaving = 0;
+}
+
 static void let_go(ksmpy_engine *engine)
 {
     freezer_abandon(&engine->fz);
@@ -55,6 +62,7 @@ static void let_go(ksmpy_engine *engine)
     if (!engine->forked) /* a child's child goes on with its parent's lease */
         store_abandon(&engine->store);
     engine->forked = true;
+    forget_callers(engine);
     fork_end_lease(engine);
     engine->run = (struct run){.kind = RUN_NONE};
     atomic_store(&engine->waiting, 0);

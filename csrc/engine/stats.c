@@ -3,27 +3,38 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/pages.h"
 #include "engine/engine.h"
 #include "ksmpy.h"
 #include "os/guard.h"
 #include "os/maps.h"
 #include "store/store.h"
 
+/* In the order of addresses, whatever comes and goes meanwhile. */
+static bool refresh_some(ksmpy_engine *engine, uintptr_t *at)
+{
+    uint32_t id = region_from(engine, *at);
+    if (id == NO_REGION)
+        return false;
+    const struct region *region = region_at(engine, id);
+    uint64_t first = *at > region->address ? (*at - region->address) >> PAGE_SHIFT : 0;
+    *at = region->address + bytes_of(unmerge_written(engine, id, first));
+    return true;
+}
+
 int ksmpy_refresh(ksmpy_engine *engine)
 {
-    bool more = true;
+    uintptr_t at = 0;
     if (engine->forked)
         return -EPERM;
     sigset_t mask;
     guard_open(&mask);
-    for (uint32_t id = 0; more; id++) {
-        engine_lock(engine);
-        more = id < engine->region_count;
-        if (more && region_at(engine, id)->used)
-            unmerge_written(engine, id);
+    engine_lock(engine);
+    while (refresh_some(engine, &at)) {
         store_flush(&engine->store);
-        engine_unlock(engine);
+        engine_let_others_in(engine);
     }
+    engine_unlock(engine);
     guard_close(&mask);
     return 0;
 }

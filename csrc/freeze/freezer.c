@@ -150,10 +150,9 @@ uint64_t freezer_mappings(const struct freezer *fz)
     return freezer_registration(fz) ? 2 : 0;
 }
 
-void freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n)
+int freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    if (region_fd(fz) >= 0)
-        os_uffd_unregister(region_fd(fz), address, n);
+    return region_fd(fz) >= 0 ? os_uffd_unregister(region_fd(fz), address, n) : 0;
 }
 
 /*

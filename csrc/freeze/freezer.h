@@ -95,7 +95,7 @@ bool freezer_has_files(const struct freezer *fz); /* all of them */
 int freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n);
 /* How many mappings more that may take. */
 uint64_t freezer_mappings(const struct freezer *fz);
-void freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n);
+int freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n);
 
 /*
  * How many leading pages freeze() would try to freeze: no further than the next huge page, which

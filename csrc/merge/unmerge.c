@@ -141,30 +141,27 @@ static void stay_merged(ksmpy_engine *engine, const struct region *region, uintp
                pages_between(start, end));
 }
 
+static int unmerge_piece(ksmpy_engine *engine, const struct region *region, uintptr_t at,
+                         uint64_t n, enum page_state state)
+{
+    struct span piece = {at, at + bytes_of(n)};
+    uintptr_t blank = in_shadow(engine, region, at);
+    int error = freezer_unoverlay(&engine->fz, at, n, blank, region->vma_flags);
+    if (error)
+        stay_merged(engine, region, piece.start, piece.end);
+    else
+        forget_sharing(engine, region, piece, state);
+    return error;
+}
+
 static int unmerge_span(ksmpy_engine *engine, const struct region *region, struct span span,
                         enum page_state state)
 {
     int failure = 0;
-    while (span.start < span.end) {
-        uint64_t n = least(pages_between(span.start, span.end), FREEZE_MAX);
-        if (state == PAGE_NEW && !memory_allows(engine, n)) { /* others were written already */
-            stay_merged(engine, region, span.start, span.end);
-            return -ENOMEM;
-        }
-        uintptr_t blank = in_shadow(engine, region, span.start);
-        int error = freezer_unoverlay(&engine->fz, span.start, n, blank, region->vma_flags);
-        for (; error == -EBUSY && state == PAGE_NEW && engine->io_tries; engine->io_tries--) {
-            os_sleep_us(1000);
-            error = freezer_unoverlay(&engine->fz, span.start, n, blank, region->vma_flags);
-        }
-        if (error) {
-            stay_merged(engine, region, span.start, span.start + bytes_of(n));
-            failure = failure ? failure : error;
-        } else {
-            forget_sharing(engine, region, (struct span){span.start, span.start + bytes_of(n)},
-                           state);
-        }
-        span.start += bytes_of(n);
+    for (uint64_t n; span.start < span.end; span.start += bytes_of(n)) {
+        n = least(pages_between(span.start, span.end), FREEZE_MAX);
+        int error = unmerge_piece(engine, region, span.start, n, state);
+        failure = failure ? failure : error;
     }
     return failure;
 }
@@ -201,54 +198,193 @@ bool unmerge_run(ksmpy_engine *engine, uint32_t page, uint64_t n)
     return true;
 }
 
-/* Placed zero pages become memory of their own, which breaking copy-on-write does in place. */
-static int unmerge_zeros(ksmpy_engine *engine, const struct region *region)
+/* ---- a whole region, in slices ---- */
+
+#define IO_TRIES 500 /* times a millisecond that direct I/O is waited for */
+#define SLICE_OF_TEXT_NS                                                                           \
+    (40 * SLICE_NS) /* where each slice reads its mappings from the first one */
+
+static void note(struct unmerging *work, int error)
 {
-    int failure = 0;
-    for (uint64_t i = 0, n; i < region->n; i += n) {
-        n = 0;
-        while (n < CHUNK && i + n < region->n &&
-               page_state(page_record(engine, region->base + (uint32_t)(i + n))) == PAGE_ZERO)
-            n++;
+    work->failure = work->failure ? work->failure : error;
+}
+
+bool region_is(const ksmpy_engine *engine, uint32_t id, uint64_t serial)
+{
+    return id < engine->region_count && region_at(engine, id)->used &&
+           region_at(engine, id)->serial == serial;
+}
+
+void unmerging_begin(ksmpy_engine *engine, struct unmerging *work, uint32_t region, bool discard)
+{
+    *work = (struct unmerging){.region = region,
+                               .serial = region_at(engine, region)->serial,
+                               .discard = discard,
+                               .io_tries = IO_TRIES};
+    region_at(engine, region)->leaving++;
+}
+
+void unmerging_end(ksmpy_engine *engine, const struct unmerging *work)
+{
+    if (region_is(engine, work->region, work->serial) && region_at(engine, work->region)->leaving)
+        region_at(engine, work->region)->leaving--; /* in a child nobody was at it */
+}
+
+/*
+ * Everything else is forgotten, so that nobody finds it: the next pass begins from nothing.  Zero
+ * pages stay until they were unmerged, if that is to be.
+ */
+static void forget_pages(ksmpy_engine *engine, const struct unmerging *work, uint64_t first,
+                         uint64_t end)
+{
+    const struct region *region = region_at(engine, work->region);
+    bool shared = false, keeps_zeros = !work->discard && !region->lost;
+    for (uint64_t i = first; i < end; i++) {
+        uint32_t id = region->base + (uint32_t)i;
+        enum page_state state = page_state(page_record(engine, id));
+        shared |= state == PAGE_SHARED;
+        if (state == PAGE_SHARED || (state == PAGE_ZERO && keeps_zeros))
+            continue;
+        page_withdraw(engine, id);
+        if (state != PAGE_NEW)
+            page_become(engine, id, PAGE_NEW, NO_INDEX);
+        page_set_age(page_record(engine, id), 0);
+        page_set_skip(page_record(engine, id), 0);
+    }
+    if (!shared)
+        chunk_of(engine, region->base + (uint32_t)first)->blind = false;
+}
+
+/* Placed zero pages become memory of their own, which breaking copy-on-write does in place. */
+static void unmerge_zeros(ksmpy_engine *engine, struct unmerging *work, uint64_t first,
+                          uint64_t end)
+{
+    const struct region *region = region_at(engine, work->region);
+    for (uint64_t i = first, n; i < end; i += n ? n : 1) {
+        for (n = 0; i + n < end; n++)
+            if (page_state(page_record(engine, region->base + (uint32_t)(i + n))) != PAGE_ZERO)
+                break;
         int error = !n ? 0
                     : !memory_allows(engine, n)
                         ? -ENOMEM
                         : os_populate(region->address + bytes_of(i), n, true);
-        if (error)
-            failure = error;
+        note(work, error);
         for (uint64_t k = 0; k < n && !error; k++)
             page_become(engine, region->base + (uint32_t)(i + k), PAGE_NEW, NO_INDEX);
-        n = n ? n : 1;
     }
-    return failure;
 }
 
-/* Everything else is forgotten: the next pass begins from nothing. */
-static void reset_pages(ksmpy_engine *engine, const struct region *region)
+/* A piece of a stretch of overlays; false: it has to be tried again. */
+static bool give_piece_back(ksmpy_engine *engine, struct unmerging *work, uintptr_t at, uint64_t n)
 {
-    for (uint64_t i = 0; i < region->n; i++) {
-        uint32_t id = region->base + (uint32_t)i;
-        enum page_state state = page_state(page_record(engine, id));
-        if (state == PAGE_SHARED || state == PAGE_ZERO)
-            continue; /* could not be unmerged */
-        page_withdraw(engine, id);
-        page_become(engine, id, PAGE_NEW, NO_INDEX);
-        page_set_age(page_record(engine, id), 0);
-        page_set_skip(page_record(engine, id), 0);
+    const struct region *region = region_at(engine, work->region);
+    work->no_memory |= !memory_allows(engine, n);
+    if (work->no_memory) { /* others were written already */
+        stay_merged(engine, region, at, at + bytes_of(n));
+        note(work, -ENOMEM);
+        return true;
     }
-    for (uint64_t i = 0; i < region->n && !region->pages_in[PAGE_SHARED]; i += CHUNK)
-        chunk_of(engine, region->base + (uint32_t)i)->blind = false;
+    int error = unmerge_piece(engine, region, at, n, PAGE_NEW);
+    work->waits = error == -EBUSY && work->io_tries > 0;
+    work->io_tries -= work->waits;
+    if (!work->waits)
+        note(work, error);
+    return !work->waits;
 }
 
-int unmerge_region(ksmpy_engine *engine, uint32_t id)
+/* From work->page on; false: the slice is over before all were dealt with. */
+static bool unmerge_until(ksmpy_engine *engine, struct unmerging *work, uint64_t last,
+                          uint64_t deadline)
 {
-    const struct region *region = region_at(engine, id);
-    int error = unmerge_pages(engine, id, 0, region->n, PAGE_NEW);
-    int zeros = region->pages_in[PAGE_ZERO] && !region->lost ? unmerge_zeros(engine, region) : 0;
-    reset_pages(engine, region);
+    const struct region *region = region_at(engine, work->region);
+    uintptr_t at = region->address + bytes_of(work->page), end = region->address + bytes_of(last);
+    struct span span;
+    int found;
+    while ((found = next_overlay(engine, work->region, at, end, &span)) > 0) {
+        forget_lost(engine, region, (struct span){at, span.start}, PAGE_NEW);
+        for (at = span.start; at < span.end;) {
+            uint64_t n = least(pages_between(at, span.end), FREEZE_MAX);
+            bool done = give_piece_back(engine, work, at, n);
+            at += done ? bytes_of(n) : 0;
+            work->page = pages_between(region->address, at);
+            if (!done || (at < end && os_now_ns() >= deadline))
+                return false;
+        }
+    }
+    note(work, found);
+    if (!found)
+        forget_lost(engine, region, (struct span){at, end}, PAGE_NEW);
+    return true;
+}
+
+/*
+ * Fresh memory replaces the overlays. Where even that fails: better a leaked frame than a freed
+ * one that is mapped.  A part of a mapping may be refused where the whole of it is not.
+ */
+static void discard_until(ksmpy_engine *engine, struct unmerging *work, uint64_t last)
+{
+    const struct region *region = region_at(engine, work->region);
+    uintptr_t at = region->address + bytes_of(work->page), end = region->address + bytes_of(last);
+    uintptr_t whole = region->address + bytes_of(region->n);
+    struct span span;
+    while (region->pages_in[PAGE_SHARED] &&
+           next_overlay(engine, work->region, at, end, &span) > 0) {
+        forget_lost(engine, region, (struct span){at, span.start}, PAGE_NEW);
+        int error =
+            os_map_anonymous(span.start, pages_between(span.start, span.end), region->vma_flags);
+        if (error && span.end == end && end < whole &&
+            next_overlay(engine, work->region, span.start, whole, &span) > 0)
+            error = os_map_anonymous(span.start, pages_between(span.start, span.end),
+                                     region->vma_flags);
+        if (error)
+            forget_lost(engine, region, span, PAGE_NEW);
+        else
+            forget_sharing(engine, region, span, PAGE_NEW);
+        at = span.end;
+        if (at >= end)
+            return;
+    }
+    if (region->pages_in[PAGE_SHARED])
+        forget_lost(engine, region, (struct span){at, end}, PAGE_NEW);
+}
+
+/* false: the slice is over before the chunk is. */
+static bool give_chunk_back(ksmpy_engine *engine, struct unmerging *work, uint64_t deadline)
+{
+    const struct region *region = region_at(engine, work->region);
+    uint64_t first = work->page & ~(CHUNK - 1), end = least(first + CHUNK, region->n);
+    if (work->page == first)
+        forget_pages(engine, work, first, end);
+    if (work->discard)
+        discard_until(engine, work, end);
+    else if (!unmerge_until(engine, work, end, deadline))
+        return false;
+    if (region->pages_in[PAGE_ZERO] && !work->discard && !region->lost)
+        unmerge_zeros(engine, work, first, end);
+    forget_pages(engine, work, first, end);
+    work->page = end;
+    return true;
+}
+
+bool unmerging_step(ksmpy_engine *engine, struct unmerging *work)
+{
+    uint64_t slice = engine->maps.query ? SLICE_NS : SLICE_OF_TEXT_NS;
+    uint64_t deadline = os_now_ns() + slice;
+    if (!region_is(engine, work->region, work->serial)) {
+        work->failure = -ENOENT;
+        return false;
+    }
+    const struct region *region = region_at(engine, work->region);
+    work->waits = false;
+    os_maps_refresh(&engine->maps);
+    while (work->page < region->n && give_chunk_back(engine, work, deadline))
+        if (os_now_ns() >= deadline)
+            break;
     store_flush(&engine->store);
-    return error ? error : zeros;
+    return work->page < region->n;
 }
+
+/* ---- pages that were written ---- */
 
 /* An overlay shows its frame, or nothing yet; anything else is a copy that a write made. */
 static bool was_written(const ksmpy_engine *engine, uint32_t id, uint8_t kind)
@@ -261,58 +397,48 @@ static bool was_written(const ksmpy_engine *engine, uint32_t id, uint8_t kind)
     return false;
 }
 
-static void unmerge_written_chunk(ksmpy_engine *engine, uint32_t id, uint64_t first, uint64_t n)
+/* How many of at most n pages from that one on were written, if it was. */
+static uint64_t written_run(ksmpy_engine *engine, uint32_t page, const uint8_t *kinds, uint64_t n)
+{
+    uint64_t length = 0;
+    while (length < n && is_shared(engine, page + (uint32_t)length) &&
+           was_written(engine, page + (uint32_t)length, kinds[length]))
+        length++;
+    return length;
+}
+
+/* Of the chunk's pages from `first` to before `end`; where it goes on when the slice is over. */
+static uint64_t unmerge_written_chunk(ksmpy_engine *engine, uint32_t id, uint64_t first,
+                                      uint64_t end, uint64_t deadline)
 {
     const struct region *region = region_at(engine, id);
     uint8_t kinds[CHUNK];
-    if (page_kinds(engine, region->base + (uint32_t)first, n, kinds) < 0)
-        return;
-    for (uint64_t i = 0, length; i < n; i += length) {
-        uint32_t page = region->base + (uint32_t)(first + i);
-        enum page_state state = page_state(page_record(engine, page));
-        length = 1;
-        if (!was_written(engine, page, kinds[i]))
-            continue;
-        if (state == PAGE_ZERO) {
+    if (page_kinds(engine, region->base + (uint32_t)first, end - first, kinds) < 0)
+        return end;
+    for (uint64_t i = first, length; i < end; i += length) {
+        uint32_t page = region->base + (uint32_t)i;
+        bool zero = page_state(page_record(engine, page)) == PAGE_ZERO;
+        length = zero ? 0 : written_run(engine, page, kinds + (i - first), end - i);
+        if (zero && was_written(engine, page, kinds[i - first]))
             page_become(engine, page, PAGE_SEEN, NO_INDEX);
-            continue;
-        }
-        while (i + length < n && is_shared(engine, page + (uint32_t)length) &&
-               was_written(engine, page + (uint32_t)length, kinds[i + length]))
-            length++;
-        unmerge_run(engine, page, length);
+        if (length)
+            unmerge_run(engine, page, length);
+        if (length && os_now_ns() >= deadline)
+            return i + length;
+        length += !length;
     }
+    return end;
 }
 
-void unmerge_written(ksmpy_engine *engine, uint32_t id)
+uint64_t unmerge_written(ksmpy_engine *engine, uint32_t id, uint64_t first)
 {
     const struct region *region = region_at(engine, id);
+    uint64_t deadline = os_now_ns() + SLICE_NS;
     if (region->lost || (!region->pages_in[PAGE_SHARED] && !region->pages_in[PAGE_ZERO]))
-        return;
-    for (uint64_t at = 0; at < region->n; at += CHUNK)
-        unmerge_written_chunk(engine, id, at, least(region->n - at, CHUNK));
-}
-
-/*
- * Fresh memory replaces the overlays. Where even that fails: better a leaked frame than a freed
- * one that is mapped.
- */
-void discard_region(ksmpy_engine *engine, uint32_t id)
-{
-    const struct region *region = region_at(engine, id);
-    uintptr_t at = region->address, end = at + bytes_of(region->n);
-    struct span span;
-    os_maps_refresh(&engine->maps);
-    while (region->pages_in[PAGE_SHARED] && next_overlay(engine, id, at, end, &span) > 0) {
-        forget_lost(engine, region, (struct span){at, span.start}, PAGE_NEW);
-        if (os_map_anonymous(span.start, (span.end - span.start) >> PAGE_SHIFT,
-                             region->vma_flags) == 0)
-            forget_sharing(engine, region, span, PAGE_NEW);
-        else
-            forget_lost(engine, region, span, PAGE_NEW);
-        at = span.end;
+        return region->n;
+    while (first < region->n && os_now_ns() < deadline) {
+        uint64_t end = least((first | (CHUNK - 1)) + 1, region->n);
+        first = unmerge_written_chunk(engine, id, first, end, deadline);
     }
-    if (region->pages_in[PAGE_SHARED])
-        forget_lost(engine, region, (struct span){at, end}, PAGE_NEW);
-    store_flush(&engine->store);
+    return first;
 }

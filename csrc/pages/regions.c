@@ -7,6 +7,7 @@
 #include "freeze/freezer.h"
 #include "ksmpy.h"
 #include "os/arena.h"
+#include "os/clock.h"
 #include "os/guard.h"
 #include "os/map.h"
 #include "os/maps.h"
@@ -30,6 +31,11 @@ static uint32_t find_overlap(const ksmpy_engine *engine, uintptr_t address, uint
     }
     bool overlaps = found != NO_REGION && region_at(engine, found)->address < address + bytes_of(n);
     return overlaps ? found : NO_REGION;
+}
+
+uint32_t region_from(const ksmpy_engine *engine, uintptr_t address)
+{
+    return find_overlap(engine, address, (UINTPTR_MAX - address) >> PAGE_SHIFT);
 }
 
 /* None that is in the tree overlaps it. */
@@ -167,6 +173,7 @@ static int fill_record(ksmpy_engine *engine, uint32_t id, uintptr_t address, uin
                               .growing = vma_flags & KSMPY_VMA_GROWING,
                               .vma_flags = vma_flags & ~KSMPY_VMA_GROWING,
                               .address = address,
+                              .serial = ++engine->registrations,
                               .n = n,
                               .base = base};
     region->pages_in[PAGE_NEW] = n;
@@ -215,14 +222,24 @@ static bool known(const ksmpy_engine *engine, uint32_t region)
     return region < engine->region_count && region_at(engine, region)->used;
 }
 
+#define DETACHED_AT_ONCE 4096 /* pages; with the marks of each to be cleared 0.3 ms */
+
+/* Pages from *page on are watched no more; false: that was the last slice. */
+static bool detach_some(ksmpy_engine *engine, const struct region *region, uint64_t *page)
+{
+    uint64_t rest = region->n - *page, n = least(rest, DETACHED_AT_ONCE);
+    uintptr_t at = region->address + bytes_of(*page);
+    if (freezer_detach(&engine->fz, at, n) == -ENOMEM) { /* a part of a mapping takes one more */
+        n = rest;
+        freezer_detach(&engine->fz, at, n);
+    }
+    *page += n;
+    return *page < region->n;
+}
+
 static void remove_region(ksmpy_engine *engine, uint32_t id)
 {
-    struct region *region = region_at(engine, id);
-    for (uint64_t i = 0; i < region->n; i++) {
-        page_withdraw(engine, region->base + (uint32_t)i);
-        page_become(engine, region->base + (uint32_t)i, PAGE_NEW, NO_INDEX);
-    }
-    freezer_detach(&engine->fz, region->address, region->n);
+    const struct region *region = region_at(engine, id);
     if (!engine->forked) /* a child may not have it, if its owner keeps the memory from children */
         os_unmap((void *)region->shadow, bytes_of(region->n + 1));
     take_out(engine, id);
@@ -231,26 +248,60 @@ static void remove_region(ksmpy_engine *engine, uint32_t id)
     engine->gone_since_count++;
 }
 
+/* 0 or the first error; what could not be given back stays as it is. */
+static int give_back(ksmpy_engine *engine, struct unmerging *work)
+{
+    while (unmerging_step(engine, work)) {
+        if (work->waits) {
+            engine_unlock(engine);
+            os_sleep_us(1000);
+            engine_lock(engine);
+        } else {
+            engine_let_others_in(engine);
+        }
+    }
+    return work->failure;
+}
+
+/* Whatever others do meanwhile, they do not merge what has come back. */
+static int release(ksmpy_engine *engine, uint32_t id, bool discard)
+{
+    struct unmerging work;
+    uint64_t detached = 0;
+    unmerging_begin(engine, &work, id, discard);
+    int error = give_back(engine, &work);
+    while (!error && detach_some(engine, region_at(engine, id), &detached)) {
+        engine_let_others_in(engine);
+        error = region_is(engine, id, work.serial) ? 0 : -ENOENT;
+    }
+    if (error)
+        unmerging_end(engine, &work);
+    else
+        remove_region(engine, id);
+    return error;
+}
+
 int ksmpy_release(ksmpy_engine *engine, uint32_t region, int discard)
 {
-    int error = -ENOENT;
     sigset_t mask;
     engine_lock(engine);
     guard_open(&mask);
-    if (known(engine, region)) {
-        error = fork_revive(engine);
-        engine->io_tries = IO_TRIES;
-        if (discard && !error)
-            discard_region(engine, region);
-        else if (!error)
-            error = unmerge_region(engine, region);
-        if (!error)
-            remove_region(engine, region);
-        fork_end_lease(engine);
-    }
+    int error = known(engine, region) ? fork_revive(engine) : -ENOENT;
+    if (!error)
+        error = release(engine, region, discard);
+    fork_end_lease(engine);
     guard_close(&mask);
     engine_unlock(engine);
     check_step(engine);
+    return error;
+}
+
+static int unmerge(ksmpy_engine *engine, uint32_t region)
+{
+    struct unmerging work;
+    unmerging_begin(engine, &work, region, false);
+    int error = give_back(engine, &work);
+    unmerging_end(engine, &work);
     return error;
 }
 
@@ -260,39 +311,30 @@ int ksmpy_unmerge_region(ksmpy_engine *engine, uint32_t region)
         return -EPERM;
     sigset_t mask;
     engine_lock(engine);
-    engine->io_tries = IO_TRIES;
     guard_open(&mask);
-    int error = known(engine, region) ? unmerge_region(engine, region) : -ENOENT;
+    int error = known(engine, region) ? unmerge(engine, region) : -ENOENT;
     guard_close(&mask);
     engine_unlock(engine);
     check_step(engine);
     return error;
 }
 
-/*
- * One region at a time under the lock; new ones come last, and have nothing merged while no pass
- * runs.
- */
+/* New regions come last, and have nothing merged while no pass runs. */
 int ksmpy_unmerge(ksmpy_engine *engine)
 {
     int failure = 0;
-    bool more = true;
     sigset_t mask;
     if (engine->forked)
         return -EPERM;
     pass_lock(engine);
     guard_open(&mask);
     engine_lock(engine);
-    engine->io_tries = IO_TRIES;
-    engine_unlock(engine);
-    for (uint32_t id = 0; more; id++) {
-        engine_lock(engine);
-        more = id < engine->region_count;
-        int error = known(engine, id) ? unmerge_region(engine, id) : 0;
-        engine_unlock(engine);
-        failure = failure ? failure : error;
+    for (uint32_t id = 0; id < engine->region_count; id++) {
+        int error = known(engine, id) ? unmerge(engine, id) : 0;
+        engine_let_others_in(engine);
+        if (error != -ENOENT) /* it was released meanwhile */
+            failure = failure ? failure : error;
     }
-    engine_lock(engine);
     store_reap(&engine->store);
     cursor_reset(engine);
     engine_unlock(engine);

@@ -13,7 +13,6 @@
  *    counted as unshared.
  */
 #include <errno.h>
-#include <sched.h>
 #include <string.h>
 
 #include "base/checksum.h"
@@ -31,7 +30,7 @@
 #define AGE_MAX 15
 #define UNREADABLE                                                                                 \
     UINT64_MAX /* instead of a checksum: its owner has unmapped or protected the page */
-#define SLICE_NS                                                                                   \
+#define LONG_SLICE_NS                                                                              \
     4000000 /* a slice ends with the huge page then, and at once after CUT times that */
 #define CUT 8
 #define LINES 8 /* cache lines of the next page that are asked for at the end of this one */
@@ -398,7 +397,7 @@ static void next_region(ksmpy_engine *engine)
 
 static bool left_alone(const struct region *region)
 {
-    return region->lost || region->vma_flags & KSMPY_VMA_UNKNOWN;
+    return region->lost || region->leaving || region->vma_flags & KSMPY_VMA_UNKNOWN;
 }
 
 #define LOOKS 16 /* one in so many visits looks at the clock */
@@ -406,7 +405,8 @@ static bool left_alone(const struct region *region)
 static bool takes_long(uint64_t begin, uintptr_t address)
 {
     uint64_t took = os_now_ns() - begin;
-    return took > SLICE_NS && (address % bytes_of(HUGE_PAGES) == 0 || took > CUT * SLICE_NS);
+    return took > LONG_SLICE_NS &&
+           (address % bytes_of(HUGE_PAGES) == 0 || took > CUT * LONG_SLICE_NS);
 }
 
 /* As far as the end of a run, if there was anything to look at, and it does not take long. */
@@ -466,15 +466,6 @@ static bool begin_slice(ksmpy_engine *engine)
     return true;
 }
 
-/* Threads that need the lock at once (fork, a dying owner, stats) go first. */
-static void let_others_in(ksmpy_engine *engine)
-{
-    pthread_mutex_unlock(&engine->lock);
-    while (atomic_load(&engine->waiting))
-        sched_yield();
-    pthread_mutex_lock(&engine->lock);
-}
-
 static bool stopped(const ksmpy_engine *engine)
 {
     return atomic_load(&engine->interrupted) || atomic_load(&engine->pass_wanted);
@@ -500,7 +491,7 @@ static int scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
            error == -EAGAIN) {
         if (begin_slice(engine)) {
             scan_slice(engine, least(max_pages - result->scanned, SLICE_SCANNED), eager);
-            let_others_in(engine);
+            engine_let_others_in(engine);
             patience = (struct patience){0};
         } else {
             error = wait_for_store(engine, &patience);

@@ -8,25 +8,23 @@ MUTANTS = [
     Mutant(
         "what could not be discarded keeps its frames",
         file="csrc/merge/unmerge.c",
-        old="            forget_lost(engine, region, span, PAGE_NEW);\n        at = span.end;",
-        new="            forget_sharing(engine, region, span, PAGE_NEW);\n        at = span.end;",
+        old="            forget_lost(engine, region, span, PAGE_NEW);\n        else",
+        new="            forget_sharing(engine, region, span, PAGE_NEW);\n        else",
         tests=("c/test_merging.c::frames_stay_under_what_could_not_be_discarded",),
     ),
     Mutant(
         "pages that no page table knows are unmerged",
         file="csrc/merge/unmerge.c",
-        old="        uintptr_t blank = in_shadow(engine, region, span.start);\n",
+        old="    uintptr_t blank = in_shadow(engine, region, at);\n",
         new="""\
-        uint8_t kinds[FREEZE_MAX];
-        uint64_t absent = 0;
-        os_pages(engine->fz.pagemap_fd, span.start, n, kinds);
-        while (absent < n && kinds[absent] == OS_PAGE_NONE)
-            absent++;
-        uintptr_t blank = in_shadow(engine, region, span.start);
-        if (absent == n) {
-            span.start += bytes_of(n);
-            continue;
-        }
+    uint8_t kinds[FREEZE_MAX];
+    uint64_t absent = 0;
+    os_pages(engine->fz.pagemap_fd, at, n, kinds);
+    while (absent < n && kinds[absent] == OS_PAGE_NONE)
+        absent++;
+    uintptr_t blank = in_shadow(engine, region, at);
+    if (absent == n)
+        return 0;
 """,
         tests=("c/test_merging.c::absent_pages_leave_their_frames",),
     ),
@@ -66,14 +64,47 @@ MUTANTS = [
         "what could not be unmerged keeps its frames",
         file="csrc/merge/unmerge.c",
         old="""\
-            failure = failure ? failure : error;
-        } else {
+        stay_merged(engine, region, piece.start, piece.end);
+    else
 """,
         new="""\
-            failure = failure ? failure : error;
-        }
-        {
+        stay_merged(engine, region, piece.start, piece.end);
 """,
         tests=("c/test_merging.c::frames_stay_under_what_could_not_be_unmerged",),
+    ),
+    Mutant(
+        "what has come back is no other page's equal",
+        file="csrc/merge/unmerge.c",
+        old="    if (work->page == first)\n        forget_pages(engine, work, first, end);\n",
+        new="",
+        tests=("c/test_slices.c::what_has_come_back_is_no_other_pages_equal",),
+    ),
+    Mutant(
+        "a region with an old number is another one",
+        file="csrc/merge/unmerge.c",
+        old="           region_at(engine, id)->serial == serial;",
+        new="           serial;",
+        tests=("c/test_slices.c::a_region_with_an_old_number_is_left_alone",),
+    ),
+    Mutant(
+        "what is given back may be another's at once",
+        file="csrc/pages/regions.c",
+        old="        error = region_is(engine, id, work.serial) ? 0 : -ENOENT;",
+        new="",
+        tests=("c/test_slices.c::what_is_given_back_may_be_anothers_at_once",),
+    ),
+    Mutant(
+        "a pass merges nothing of what comes back",
+        file="csrc/scan/scan.c",
+        old="    return region->lost || region->leaving || ",
+        new="    return region->lost || ",
+        tests=("c/test_slices.c::a_pass_merges_nothing_of_what_comes_back",),
+    ),
+    Mutant(
+        "nobody gives pages back in a child",
+        file="csrc/engine/fork.c",
+        old="    forget_callers(engine);\n",
+        new="    (void)forget_callers;\n",
+        tests=("c/test_slices.c::a_fork_between_two_slices_of_an_unmerge",),
     ),
 ]
