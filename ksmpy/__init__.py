@@ -10,58 +10,52 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ksmpy.engine.engine import Engine
-    from ksmpy.engine.region import Region
-    from ksmpy.engine.stats import (
-        Check,
-        Coverage,
-        Estimate,
-        Refused,
-        RegionStats,
-        ScanResult,
-        Share,
-        Stats,
-        StoreStats,
-    )
+    from ksmpy.engine.region import Region, Share
+    from ksmpy.engine.stats import RegionStats, ScanResult, Stats
     from ksmpy.errors import KnobError, KsmpyError, RegionError, StoreError, Unsupported
     from ksmpy.memory.arrays import array, copy, empty, empty_like, full, zeros
+    from ksmpy.store.stats import StoreStats
     from ksmpy.store.store import Store, StoreProcess
     from ksmpy.watch.analyze import analyze
-    from ksmpy.watch.doctor import doctor
-    from ksmpy.whole.dedup import Report, dedup, estimate
-    from ksmpy.whole.enable import disable, enable, worker_init
+    from ksmpy.watch.doctor import Check, doctor
+    from ksmpy.watch.estimate import Estimate, Refused, estimate
+    from ksmpy.whole.adopt import Coverage
+    from ksmpy.whole.dedup import Report, dedup
+    from ksmpy.whole.enable import coverage, disable, enable, worker_init
 
     __version__: str
 
 _EXPORTS = {
-    "Check": "engine.stats",
-    "Coverage": "engine.stats",
+    "Check": "watch.doctor",
+    "Coverage": "whole.adopt",
     "Engine": "engine.engine",
-    "Estimate": "engine.stats",
+    "Estimate": "watch.estimate",
     "KnobError": "errors",
     "KsmpyError": "errors",
-    "Refused": "engine.stats",
+    "Refused": "watch.estimate",
     "Region": "engine.region",
     "RegionError": "errors",
     "RegionStats": "engine.stats",
     "Report": "whole.dedup",
     "ScanResult": "engine.stats",
-    "Share": "engine.stats",
+    "Share": "engine.region",
     "Stats": "engine.stats",
     "Store": "store.store",
     "StoreError": "errors",
     "StoreProcess": "store.store",
-    "StoreStats": "engine.stats",
+    "StoreStats": "store.stats",
     "Unsupported": "errors",
     "analyze": "watch.analyze",
     "array": "memory.arrays",
     "copy": "memory.arrays",
+    "coverage": "whole.enable",
     "dedup": "whole.dedup",
     "disable": "whole.enable",
     "doctor": "watch.doctor",
     "empty": "memory.arrays",
     "empty_like": "memory.arrays",
     "enable": "whole.enable",
-    "estimate": "whole.dedup",
+    "estimate": "watch.estimate",
     "full": "memory.arrays",
     "worker_init": "whole.enable",
     "zeros": "memory.arrays",
@@ -90,6 +84,7 @@ __all__ = [
     "analyze",
     "array",
     "copy",
+    "coverage",
     "dedup",
     "disable",
     "doctor",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["KnobError", "KsmpyError", "RegionError", "StoreError", "Unsupported"]
+__all__ = ["CommandError", "KnobError", "KsmpyError", "RegionError", "StoreError", "Unsupported"]
 
 
 class KsmpyError(Exception):
@@ -26,3 +26,12 @@ class KnobError(OSError, ValueError):
 
 class StoreError(KsmpyError, OSError):
     """A store that cannot be opened, used or trusted."""
+
+
+class CommandError(Exception):
+    """A failure that is shown as one line, with a hint at the way out."""
+
+    def __init__(self, message: str, hint: str = "", code: int = 1) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.code = code

@@ -59,14 +59,12 @@ def looking(auto: Any) -> Any:
     """An engine and a look for mappings of 1 MiB, taken by hand."""
     if auto.freeze == "signal":
         pytest.skip("no userfaultfd")
-    return auto, Adopter(auto, MIB, "mappings")
+    return auto, Adopter(auto._core, MIB, "mappings")
 
 
 def merged(engine: Any, pages: int) -> None:
     """Wait until so many pages are saved."""
-    until(
-        lambda: engine.stats().pages_sharing >= pages, lambda: engine.coverage, limit=patience(30)
-    )
+    until(lambda: engine.stats().pages_sharing >= pages, ksmpy.coverage, limit=patience(30))
 
 
 # ---- found ---------------------------------------------------------------------------------
@@ -81,9 +79,11 @@ def test_arrays_in_a_dict(enabled: Any, way: str) -> None:
     engine = enabled(adopt=way)
     merged(engine, 2 * len(wanted) // PAGE - 64)
     assert all(np.array_equal(each, wanted) for each in state.values())
-    text = str(engine.coverage)
+    text = str(ksmpy.coverage())
     assert (
-        text.startswith("found ") and "adopted" in text and engine.coverage.adopted_bytes > 98 * MIB
+        text.startswith("found ")
+        and "adopted" in text
+        and ksmpy.coverage().adopted_bytes > 98 * MIB
     )
     until(
         lambda: any(region.name.startswith("layer") for region in engine.regions()), engine.regions
@@ -160,12 +160,12 @@ def test_memory_without_an_object_is_found(looking: Any) -> None:
     address = _libc.mmap(None, ctypes.c_size_t(8 * MIB), 3, flags, -1, 0)
     ctypes.memset(address, 1, 8 * MIB)
     try:
-        adopter.look(engine)
+        adopter.look(engine._core)
         assert engine.regions() == ()
-        adopter.look(engine)
+        adopter.look(engine._core)
         covered = sum(
             min(r.address + r.nbytes, address + 8 * MIB) - max(r.address, address)
-            for r in engine.overlapping(address, address + 8 * MIB)
+            for r in engine._core.overlapping(address, address + 8 * MIB)
         )
         assert covered == 8 * MIB
     finally:
@@ -201,7 +201,7 @@ def test_what_must_not_be_adopted(looking: Any) -> None:
     where = np.frombuffer(locked, np.uint8)
     is_locked = _libc.mlock(ctypes.c_void_p(where.ctypes.data), ctypes.c_size_t(2 * MIB)) == 0
     for _ in range(2):
-        adopter.look(engine)
+        adopter.look(engine._core)
     ours = native.own_memory()
     stacks = [(m.start, m.end) for m in oracle.mappings() if m.path == "[stack]"]
     pointers = [
@@ -219,8 +219,8 @@ def test_what_must_not_be_adopted(looking: Any) -> None:
         assert not any(start <= pointer < end for pointer in pointers)
     if is_locked:
         address = where.ctypes.data
-        assert not any(engine.overlapping(address, address + 2 * MIB))
-        assert any("mlock" in reason for reason, _ in engine.coverage.left), engine.coverage
+        assert not any(engine._core.overlapping(address, address + 2 * MIB))
+        assert any("mlock" in reason for reason, _ in adopter.coverage.left), adopter.coverage
     assert np.array_equal(arr, twin)
     del where
     engine.close()
@@ -233,10 +233,10 @@ def test_untouched_memory_is_left(looking: Any) -> None:
     room = mmap.mmap(-1, 256 * MIB, flags=flags)
     address = np.frombuffer(room, np.uint8).ctypes.data // (64 * MIB) * (64 * MIB) + 64 * MIB
     for _ in range(2):
-        adopter.look(engine)
-    assert not any(engine.overlapping(address, address + 64 * MIB))
+        adopter.look(engine._core)
+    assert not any(engine._core.overlapping(address, address + 64 * MIB))
     assert mappings.present_bytes((address, address + 64 * MIB)) == 0
-    assert dict(engine.coverage.left)["not in memory"] >= 64 * MIB
+    assert dict(adopter.coverage.left)["not in memory"] >= 64 * MIB
     engine.close()
     room.close()
 
@@ -269,9 +269,9 @@ def test_intervals() -> None:
 def test_no_look_where_nothing_changed(looking: Any) -> None:
     """A look follows a change of the address space, and nothing else for half a minute."""
     engine, adopter = looking
-    until(lambda: not adopter.step(engine), lambda: engine.coverage)
+    until(lambda: not adopter.step(engine._core), lambda: adopter.coverage)
     more = mmap.mmap(-1, 8 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    until(lambda: adopter.step(engine), "the new mapping was not noticed")
+    until(lambda: adopter.step(engine._core), "the new mapping was not noticed")
     more.close()
     engine.close()
 
@@ -285,14 +285,14 @@ def test_memory_that_comes_and_goes_is_waited_for(looking: Any) -> None:
         begin = time.monotonic()
 
         def adopted() -> bool:
-            adopter.look(engine)
-            return any(engine.overlapping(*_whole(arr)))
+            adopter.look(engine._core)
+            return any(engine._core.overlapping(*_whole(arr)))
 
-        until(adopted, lambda: engine.coverage, limit=patience(30))
+        until(adopted, lambda: adopter.coverage, limit=patience(30))
         return time.monotonic() - begin
 
     seconds_until_adopted()
-    engine.drop_lost()
+    engine._core.drop_lost()
     assert seconds_until_adopted() > 1
     engine.close()
 
@@ -352,16 +352,16 @@ def test_adopted_memory_gives_way(looking: Any) -> None:
     engine, adopter = looking
     arr = weights(7, 8)
     for _ in range(2):
-        adopter.look(engine)
-    assert all(region.adopted for region in engine.overlapping(*_whole(arr)))
+        adopter.look(engine._core)
+    assert all(region._adopted for region in engine._core.overlapping(*_whole(arr)))
     region = engine.register(arr[: 4 * MIB], name="mine")
-    assert (region.name, region.adopted) == ("mine", False)
+    assert (region.name, region._adopted) == ("mine", False)
     with ksmpy.Engine() as other, pytest.raises(RegionError, match="mine"):
         other.register(arr[MIB : 2 * MIB])
     with ksmpy.Engine() as other:
         other.register(arr[4 * MIB :])
         for _ in range(2):
-            adopter.look(engine)
+            adopter.look(engine._core)
         assert len(other.regions()) == 1
     assert np.array_equal(arr, weights(7, 8))
     engine.close()
@@ -377,7 +377,7 @@ def test_register_range(engine: Any) -> None:
         engine.register_range(memory.address_of(each), each.nbytes, name=name)
         for each, name in ((one, "one"), (two, None))
     ]
-    assert regions[0].name == "one" and not regions[0].adopted
+    assert regions[0].name == "one" and not regions[0]._adopted
     assert hex(memory.address_of(two)) in regions[1].name
     engine.scan(eager=True)
     assert engine.stats().pages_sharing == 63  # not the last page
@@ -402,7 +402,7 @@ def test_register_range_ends_with_its_owner(engine: Any) -> None:
     assert engine.stats().pages_sharing == 63
     del owner
     gc.collect()
-    assert region.released
+    assert region._released
     assert np.array_equal(one, two)
 
 

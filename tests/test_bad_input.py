@@ -87,7 +87,7 @@ def _refused(engine: Any, buffer: Any, *words: str) -> None:
     gc.collect()  # the traceback holds the buffer
     assert any(word in message for word in words), message
     assert engine.regions() == ()
-    engine.check()
+    engine._core.check()
 
 
 # ---- refused ----------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_overlapping_and_twice(engine: Any) -> None:
     engine.register(big[10 * PAGE :])
     engine.register(big[: 2 * PAGE + 100])
     assert len(engine.regions()) == 3
-    engine.check()
+    engine._core.check()
 
 
 def test_registered_with_another_engine(make_engine: MakeEngine) -> None:
@@ -222,8 +222,8 @@ def test_foreign_userfaultfd(make_engine: MakeEngine, mode: Mode) -> None:
     other = make_engine()
     one = memory.distinct(8)
     wanted = one.tobytes()
-    other._native.register(*memory.span(one), 0)  # what ksmpy's Python side knows nothing of
-    number = other._native._pointer  # keep the engine alive
+    other._core._native.register(*memory.span(one), 0)  # what ksmpy's Python side knows nothing of
+    number = other._core._native._pointer  # keep the engine alive
     engine = make_engine()
     try:
         engine.register(one)
@@ -233,7 +233,7 @@ def test_foreign_userfaultfd(make_engine: MakeEngine, mode: Mode) -> None:
     assert one.tobytes() == wanted
     for found in list(range(8)):
         try:
-            other._native.release(found, discard=False)
+            other._core._native.release(found, discard=False)
         except OSError:
             continue
     assert number
@@ -400,7 +400,7 @@ def _goes_on(victim: Victim, wanted: bytes) -> None:
         engine.scan(2, eager=True)
     assert twin.tobytes() == wanted == other.tobytes()
     assert oracle.true_saved_pages([memory.span(twin), memory.span(other)]) >= 24
-    engine.check()
+    engine._core.check()
     engine.unmerge()
     assert twin.tobytes() == wanted == other.tobytes()
     assert not oracle.maps_store(*memory.span(twin)) and not oracle.maps_store(*memory.span(other))
@@ -429,7 +429,7 @@ def test_lost_memory_may_be_registered_again(victim: Victim) -> None:
     engine.scan(2, eager=True)
     assert oracle.true_saved_pages([(raw.address, raw.nbytes), memory.span(twin)]) == 32
     assert raw.array.tobytes() == wanted == twin.tobytes()
-    engine.check()
+    engine._core.check()
     engine.close()
     raw.unmap()
 
@@ -594,7 +594,7 @@ def test_heap_memory_freed_and_used_again(engine: Any) -> None:
         assert engine.regions() == ()
         fresh = np.zeros(100_000, dtype=np.uint8)
         assert not fresh.any(), "calloc handed out a frame's bytes"
-    engine.check()
+    engine._core.check()
 
 
 def test_owners_die_in_many_threads(engine: Any) -> None:
@@ -622,7 +622,7 @@ def test_owners_die_in_many_threads(engine: Any) -> None:
     gc.collect()
     assert not wrong
     assert engine.regions() == ()
-    engine.check()
+    engine._core.check()
 
 
 # ---- misuse of engine, region and knobs ----------------------------------------------------------
@@ -702,4 +702,4 @@ def test_scanning_nothing(engine: Any) -> None:
         result = engine.scan(2, eager=True)
         assert result.scanned == 0 and result.full >= 1
     engine.unmerge()
-    engine.check()
+    engine._core.check()

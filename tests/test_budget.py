@@ -78,7 +78,7 @@ def test_long_runs_come_first_when_mappings_are_scarce(engine: Any) -> None:
     assert len(oracle.mappings()) > engine.stats().vma_limit - ASSUMED - OTHERS
     assert _saved(runs) > 0.95 * RUN * RUNS
     assert [array.tobytes() for array in scattered + runs] == wanted
-    engine.check()
+    engine._core.check()
 
 
 def test_scattered_pages_leave_a_share_for_ever(engine: Any) -> None:
@@ -99,7 +99,7 @@ def test_scattered_pages_leave_a_share_for_ever(engine: Any) -> None:
     assert _saved(later) == 4096
     assert _saved(scattered) >= before
     _within_budget(engine)
-    engine.check()
+    engine._core.check()
 
 
 @pytest.mark.parametrize("look", ["scan", "stats"])
@@ -118,7 +118,7 @@ def test_writes_into_long_runs_keep_the_budget(look: str, engine: Any) -> None:
         getattr(engine, look)()
         _within_budget(engine)
         assert [array.tobytes() for array in arrays] == wanted
-        engine.check()
+        engine._core.check()
     engine.knobs.vma_share_percent = 50
     engine.scan()
     assert engine.stats().pages_sharing == _saved(arrays), "what was left then is forgotten"

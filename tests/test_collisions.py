@@ -45,7 +45,7 @@ def test_many_pages_of_one_checksum_keep_nobody_waiting(make_engine: Any) -> Non
     assert time.monotonic() - begin < patience(6)
     assert max(waits) < patience(2)
     assert array.tobytes() == wanted
-    engine.check()
+    engine._core.check()
 
 
 def test_equal_ones_among_them_merge(make_engine: Any) -> None:
@@ -64,4 +64,4 @@ def test_equal_ones_among_them_merge(make_engine: Any) -> None:
     assert one.tobytes() == wanted
     engine.unmerge()
     assert one.tobytes() == wanted
-    engine.check()
+    engine._core.check()

@@ -168,7 +168,7 @@ if not pid:
     os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
 assert engine.stats().pages_sharing == 64
-engine.check()
+engine._core.check()
 engine.close()
 assert one.tobytes() == wanted == two.tobytes()
 """

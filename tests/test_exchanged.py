@@ -140,7 +140,7 @@ def test_a_child_keeps_what_went_out_of_sight(engine: Any) -> None:
         _move(block, place)
     _unmap(blocks)
     engine.scan(2)
-    assert all(region.released for region in regions)
+    assert all(region._released for region in regions)
     to_child, from_parent = os.pipe()
     pid = os.fork()
     if pid == 0:

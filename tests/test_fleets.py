@@ -168,7 +168,7 @@ class Request(Worker):
         before = [oracle.frames_of(*span) for span in _spans(master)]
         ksmpy.worker_init(store=store, adopt=False, sleep_millisecs=1)
         super().__init__(ksmpy.enable())
-        assert self.engine is master.engine and not self.engine.inherited
+        assert self.engine is master.engine and not self.engine._core.inherited
         assert [oracle.frames_of(*span) for span in _spans(master)] == before
         assert self.engine.knobs.run == 1
         self.arrays, self.wanted = list(master.arrays), list(master.wanted)
@@ -190,7 +190,7 @@ class Request(Worker):
         engine = ksmpy.enable(store="name")
         assert engine is self.engine
         self.leave()
-        assert engine.closed
+        assert engine._core.closed
         new = ksmpy.enable(store="name", adopt=False)
         assert new is not engine and not new.regions()
         ksmpy.disable()
@@ -243,7 +243,7 @@ def test_enable_in_a_child_with_another_store(master: Worker) -> None:
     def work() -> None:
         for options in ({"store": "other"}, {"store": None}, {"freeze": "signal"}):
             own = ksmpy.enable(adopt=False, **options)  # type: ignore[arg-type]
-            assert own is not master.engine and master.engine.inherited
+            assert own is not master.engine and master.engine._core.inherited
             ksmpy.disable()
         master.compare()
 

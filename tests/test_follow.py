@@ -256,7 +256,7 @@ def test_a_program_may_ask_for_its_own_engine(tmp_path: Path) -> None:
     first = enabled_engine()
     assert ksmpy.enable() is first and ksmpy.enable(sleep_millisecs=5) is first
     second = ksmpy.enable(store=ksmpy.Store.anonymous())
-    assert second is not first and first.closed
+    assert second is not first and first._core.closed
     try:
         ksmpy.enable(freeze="signal", tracking="checksum")
     except ksmpy.KsmpyError:

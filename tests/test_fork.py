@@ -104,7 +104,7 @@ def test_the_parent_frees_nothing_that_a_child_maps(engine: Any, close_all: bool
     child = Child(merged.compare_and_write, close_all=close_all).ready()
     merged.tear_apart()
     child.finish()
-    engine.check()
+    engine._core.check()
 
 
 def _moved(page: int) -> int:
@@ -251,12 +251,12 @@ def test_a_series_of_children_of_different_ages(engine: Any) -> None:
             array[:] = merged.arrays[0] ^ np.uint8(age + 1)
         merged.arrays[1][:] = merged.arrays[2][:] = merged.arrays[0]
         engine.scan(2, eager=True)
-        engine.check()
+        engine._core.check()
     assert oracle.true_saved_pages(merged.spans()) >= 128
     for child in reversed(children):
         child.finish()
     engine.unmerge()
-    engine.check()
+    engine._core.check()
 
 
 def _same(merged: Merged, then: list[bytes]) -> None:
@@ -295,7 +295,7 @@ def test_forks_from_c_while_ksmd_runs(engine: Any) -> None:
     with _ksmd(engine):
         fork_and_verify(merged.arrays[:3], 20)
     merged.compare()
-    engine.check()
+    engine._core.check()
 
 
 def test_forks_while_everything_is_unmerged(engine: Any) -> None:
@@ -367,7 +367,7 @@ def test_the_inherited_engine_is_the_parents(engine: Any) -> None:
     in_child(child)
     merged.compare()
     assert oracle.true_saved_pages(merged.spans()) >= 128
-    engine.check()
+    engine._core.check()
 
 
 def test_the_childs_own_engine(mode: Mode, engine: Any) -> None:
@@ -382,7 +382,7 @@ def test_the_childs_own_engine(mode: Mode, engine: Any) -> None:
             own.scan(2, eager=True)
             merged.compare()
             assert extra.tobytes() == merged.wanted[0]
-            own.check()
+            own._core.check()
             users = oracle.shared_pages([*merged.spans(), memory.span(extra)])
             assert users.total() - len(users) >= 3 * 64
             merged.arrays[1][5] ^= 1
@@ -397,7 +397,7 @@ def test_the_childs_own_engine(mode: Mode, engine: Any) -> None:
     engine.scan(2, eager=True)
     waiting.finish()
     merged.compare()
-    engine.check()
+    engine._core.check()
 
 
 def test_the_childs_child_has_an_engine_too(mode: Mode, engine: Any) -> None:
@@ -428,7 +428,7 @@ def test_popen_and_exec(engine: Any) -> None:
     assert before.returncode == 0
     merged.compare()
     merged.tear_apart()
-    engine.check()
+    engine._core.check()
 
 
 def test_descriptors_do_not_leak_into_exec(engine: Any) -> None:
@@ -487,4 +487,4 @@ def test_buffers_die_in_the_child(engine: Any) -> None:
     in_child(child)
     merged.compare()
     assert oracle.true_saved_pages(merged.spans()) >= 128
-    engine.check()
+    engine._core.check()

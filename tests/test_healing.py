@@ -60,7 +60,7 @@ def test_written_pages_heal(step: int, engine: Any, mode: Mode) -> None:
         engine.scan()
     assert engine.stats().pages_sharing == 0
     assert _inside(arrays) <= before + (0 if _heals(mode) else 2 * len(arrays))
-    engine.check()
+    engine._core.check()
 
 
 @pytest.mark.parametrize("step", [0, 2, 3, 64])
@@ -80,7 +80,7 @@ def test_unmerged_pages_heal(step: int, engine: Any, mode: Mode) -> None:
     assert not any(oracle.maps_store(*memory.span(array)) for array in arrays)
     assert _inside(arrays) <= (before if _heals(mode) else merged + 2 * len(arrays))
     assert [array.tobytes() for array in arrays] == wanted
-    engine.check()
+    engine._core.check()
 
 
 class _Workload:
@@ -140,7 +140,7 @@ def test_mappings_do_not_creep(engine: Any, mode: Mode) -> None:
     print(f"  {len(oracle.mappings())} after unmerge()")
     assert _inside(work.arrays) == inside
     assert len(oracle.mappings()) <= before + OTHERS
-    engine.check()
+    engine._core.check()
 
 
 @pytest.mark.parametrize("count", [1, 4, 31, 32])

@@ -193,7 +193,7 @@ with injector.understating():
     engine.unmerge()
     assert [array.tobytes() for array in arrays] == wanted
 assert merged > 2000 and injector.understated > 50, (merged, injector.understated)
-engine.check()
+engine._core.check()
 engine.close()
 """
 

@@ -38,7 +38,7 @@ ENOUGH_SECONDS = 60.0
 
 def _settle(engine: Any) -> None:
     engine.scan(2, eager=True)
-    engine.check()
+    engine._core.check()
 
 
 def _pair(count: int = 32, seed: int = 1) -> tuple[Bytes, Bytes]:
@@ -104,7 +104,7 @@ def test_invariant_1_no_write_is_lost_under_load(mode: Mode, engine: Any) -> Non
             merged += engine.scan(2, eager=True).merged
             apart += engine.stats().pages_sharing > 0
             engine.unmerge()
-            engine.check()
+            engine._core.check()
         torture.assert_alive()
         assert all(now > then for now, then in zip(torture.progress(), at_first, strict=True))
 
@@ -124,7 +124,7 @@ def test_invariant_2_counters_may_lag_but_a_pass_sets_them_right(engine: Any) ->
     assert oracle.true_saved_pages(spans) == 0
     engine.scan()
     assert engine.stats().pages_sharing == 0
-    engine.check()
+    engine._core.check()
     one[::PAGE] ^= 1
     _settle(engine)
     assert engine.stats().pages_sharing == oracle.true_saved_pages(spans) == 32
@@ -141,7 +141,7 @@ def test_invariant_2_a_pass_that_was_cut_short_forgets_no_write(engine: Any) -> 
     one[60 * PAGE] ^= 1
     cut, whole = engine.scan(max_pages=1), engine.scan()
     assert (cut.unmerged, whole.unmerged) == (1, 1)
-    engine.check()
+    engine._core.check()
 
 
 def test_invariant_2_unmerge_asks_the_address_space_not_the_counters(engine: Any) -> None:
@@ -155,7 +155,7 @@ def test_invariant_2_unmerge_asks_the_address_space_not_the_counters(engine: Any
     engine.unmerge()
     assert (one.tobytes(), two.tobytes()) == model
     assert not oracle.maps_store(*memory.span(one)) and not oracle.maps_store(*memory.span(two))
-    engine.check()
+    engine._core.check()
 
 
 def test_invariant_2_same_bytes_written_again_are_no_longer_shared(engine: Any) -> None:
@@ -169,7 +169,7 @@ def test_invariant_2_same_bytes_written_again_are_no_longer_shared(engine: Any) 
     assert oracle.true_saved_pages(spans) == 0
     engine.scan()
     assert engine.stats().pages_sharing <= oracle.true_saved_pages(spans)
-    engine.check()
+    engine._core.check()
 
 
 # ---- 3 -------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_invariant_3_no_frame_is_freed_that_a_child_maps(engine: Any, close_all:
     engine.unmerge()
     _settle(engine)
     child.finish()
-    engine.check()
+    engine._core.check()
 
 
 def test_invariant_3_a_frame_nobody_maps_is_freed(engine: Any) -> None:
@@ -290,7 +290,7 @@ for kind in kinds:
     assert not left or error is not None, f"{kind}: left merged, and not a word about it"
     assert error is None or engine.knobs.run == 0
     refused += error is not None
-    engine.check()
+    engine._core.check()
     engine.unmerge()
     assert not oracle.maps_store(*memory.span(one)) and not oracle.maps_store(*memory.span(two))
 assert refused, "nothing ever failed: this proves nothing"
@@ -412,7 +412,7 @@ def test_invariant_7_the_mapping_budget_is_kept(engine: Any) -> None:
     assert result.no_budget > 0 and stats.pages_no_budget > 0, "what was left out is not counted"
     assert stats.pages_sharing > 500, "it stopped long before the budget"
     assert (one.tobytes(), two.tobytes()) == wanted
-    engine.check()
+    engine._core.check()
 
 
 _CROWDED = """
@@ -457,7 +457,7 @@ for leave in (20, 4, 1):
     libc.mprotect(ctypes.c_void_p(room), ctypes.c_size_t((limit + 8) * 4096), 0)
 engine.unmerge()
 assert not any(oracle.maps_store(*memory.span(array)) for array in arrays)
-engine.check()
+engine._core.check()
 result = engine.scan(2, eager=True)
 assert result.merged, result
 engine.close()

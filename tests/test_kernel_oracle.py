@@ -159,7 +159,7 @@ class World:
         truth = self.kernel.counters()
         problems = []
         for engine, buffer in zip(self.engines, self.buffers[1:], strict=True):
-            engine.check()
+            engine._core.check()
             ours = _counters(engine)
             wrong = self.differences(truth, ours, buffer)
             if wrong:

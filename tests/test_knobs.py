@@ -12,7 +12,8 @@ import pytest
 from conftest import FREEZES, Mode
 from ksmpy import KnobError, KsmpyError
 from ksmpy.engine.advisor import Advisor, Limits
-from ksmpy.engine.knobs import KNOBS, environment
+from ksmpy.engine.knobs import KNOBS
+from ksmpy.whole.options import environment
 from support import memory
 from support.knobs import LONE_PAGE, refused, visits
 from support.patience import patience, until
@@ -213,7 +214,7 @@ def test_stopping_is_quick(auto: Any) -> None:
     begin = time.monotonic()
     auto.knobs.run = 0
     assert time.monotonic() - begin < 5.0
-    assert not auto._daemon.running
+    assert not auto._core._daemon.running
 
 
 def test_a_failing_scanner_says_so(
@@ -225,7 +226,7 @@ def test_a_failing_scanner_says_so(
         raise OSError(errno.EIO, "ksmpy_scan: broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(auto._native, "scan", fail)
+        patch.setattr(auto._core._native, "scan", fail)
         auto.knobs.run = 1
         until(lambda: auto.knobs.run == 0, "the scanner goes on", limit=PATIENCE)
     assert [record.levelname for record in caplog.records] == ["ERROR"]
@@ -319,4 +320,4 @@ def test_smart_scan_skips_by_age(engine: Any) -> None:
         return stats.pages_scanned, stats.pages_skipped
 
     assert visits(engine.scan, work) == LONE_PAGE
-    engine.check()
+    engine._core.check()

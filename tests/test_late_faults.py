@@ -33,7 +33,7 @@ with ksmpy.Engine(freeze=sys.argv[1], tracking="wp-async") as engine:
     assert seen >= 0, "no fault came late"
     assert seen == wanted[3 * 4096], seen
     assert (one == wanted).all()
-    engine.check()
+    engine._core.check()
 """
 
 

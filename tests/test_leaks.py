@@ -407,7 +407,7 @@ def test_forks_leak_nothing(mode: Mode) -> None:
             engine.unmerge()
 
         _nothing_grows(work)
-        engine.check()
+        engine._core.check()
 
 
 def test_ranges_of_several_mappings_leak_nothing(mode: Mode) -> None:

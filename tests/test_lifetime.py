@@ -49,17 +49,17 @@ def test_region_ends_with_its_array(engine: Any, monkeypatch: pytest.MonkeyPatch
     first, second = merged_pair(engine, lambda: ksmpy.copy(pattern(1)))
     region = engine.regions()[0]
     seen = []
-    release = engine._native.release
+    release = engine._core._native.release
 
     def watch(number: int, *, discard: bool) -> None:
         seen.append((still_there(region), discard))
         release(number, discard=discard)
 
-    monkeypatch.setattr(engine._native, "release", watch)
+    monkeypatch.setattr(engine._core._native, "release", watch)
     del first
     assert len(engine.regions()) == 1
     assert seen == [(True, True)]
-    assert region.released
+    assert region._released
     assert engine.stats().pages_sharing == 0
     assert np.array_equal(second, pattern(1))
 
@@ -80,7 +80,7 @@ def test_a_pass_ends_with_its_last_region(others: int, engine: Any) -> None:
         region.release()
     assert engine.scan().full == 1
     assert engine.stats().full_scans == 7
-    engine.check()
+    engine._core.check()
 
 
 def test_the_dead_are_reaped_though_every_pass_loses_its_last_region(engine: Any) -> None:
@@ -98,7 +98,7 @@ def test_the_dead_are_reaped_though_every_pass_loses_its_last_region(engine: Any
         region.release()
     assert engine.stats().stale_frames == 0
     assert np.array_equal(*arrays)
-    engine.check()
+    engine._core.check()
 
 
 def test_memory_is_intact_when_a_region_ends(auto: Any) -> None:
@@ -194,7 +194,7 @@ def test_death_during_scans(engine: Any) -> None:
     assert len(engine.regions()) == 3
     for arr in stay:
         assert np.array_equal(arr, pattern(5))
-    engine.check()
+    engine._core.check()
 
 
 # ---- other owners ------------------------------------------------------------------------
@@ -238,11 +238,11 @@ def test_owners_may_change_their_memory(engine: Any, make: Any, change: Any) -> 
     fresh = [b"\xaa" * size for size in range(1000, 300_000, 1000)]
     engine.scan(eager=True)
     assert engine.regions() == ()
-    assert all(region.released for region in regions)
+    assert all(region._released for region in regions)
     assert all(block.count(0xAA) == len(block) for block in fresh)
     assert [bytes(memoryview(owner).cast("B")[:MIB]) for owner in owners] == before
     del fresh
-    engine.check()
+    engine._core.check()
 
 
 def test_mmap_cannot_be_resized_or_closed(engine: Any) -> None:
@@ -267,7 +267,7 @@ def test_other_owners_end(engine: Any) -> None:
     del data, numbers, mapped
     gc.collect()
     assert engine.regions() == ()
-    assert all(region.released for region in regions)
+    assert all(region._released for region in regions)
     assert again() is None and not still_there(regions[2])
 
 
@@ -304,7 +304,7 @@ def test_mmap_cannot_be_closed_and_ends(engine: Any) -> None:
         data.close()
     del data
     gc.collect()
-    assert region.released
+    assert region._released
     assert not still_there(region)
 
 
@@ -312,7 +312,7 @@ def test_abandoned_buffers_are_noticed_by_the_collector(auto: Any) -> None:
     """A collection of the garbage collector's ends abandoned regions, without any call of ours."""
     region = auto.register(bytearray(MIB))
     gc.collect()
-    assert region.released
+    assert region._released
 
 
 INTERRUPT = """
@@ -351,7 +351,7 @@ def test_abandoned_buffers_are_noticed_in_any_thread(auto: Any) -> None:
     thread = threading.Thread(target=gc.collect)
     thread.start()
     thread.join()
-    assert region.released
+    assert region._released
 
 
 @pytest.fixture(scope="module")
@@ -444,9 +444,9 @@ def test_close_gives_everything_back(make_engine: Any) -> None:
     engine.knobs.run = 1
     engine.close()
     engine.close()
-    assert engine.closed
+    assert engine._core.closed
     for region in regions:
-        assert region.released
+        assert region._released
         assert not oracle.maps_store(region.address, region.nbytes)
         region.release()
     assert np.array_equal(first, second)
@@ -507,7 +507,7 @@ def test_many_threads_register_and_release(auto: Any) -> None:
                 assert region.stats().rmap_items <= 8
                 region.release()
                 region.release()
-                assert region.released and np.array_equal(data, pattern(seed, 8 * oracle.PAGE))
+                assert region._released and np.array_equal(data, pattern(seed, 8 * oracle.PAGE))
                 auto.register(data)
         except BaseException as error:
             errors.append(error)
@@ -522,14 +522,14 @@ def test_many_threads_register_and_release(auto: Any) -> None:
     assert errors == []
     assert auto.regions() == ()
     assert auto.stats().registered_pages == 0
-    auto.check()
+    auto._core.check()
 
 
 def test_forgotten_engine_lives_for_its_regions(mode: Any) -> None:
     """An engine nobody holds stays for its regions, and closes itself with the last of them."""
     engine = ksmpy.Engine(**mode.options)
     first, second = merged_pair(engine, lambda: ksmpy.copy(pattern(12)))
-    native, alive = engine._native, weakref.ref(engine)
+    native, alive = engine._core._native, weakref.ref(engine._core)
     engine.knobs.run = 1
     del engine
     gc.collect()
@@ -546,7 +546,7 @@ def test_forgotten_engine_without_regions(mode: Any) -> None:
     """An engine without regions closes itself when it is forgotten, its thread as well."""
     engine = ksmpy.Engine(**mode.options)
     engine.knobs.run = 1
-    native = engine._native
+    native = engine._core._native
     del engine
     until(lambda: native.closed, "the engine lives on")
 
@@ -560,7 +560,7 @@ def test_child_of_fork(engine: Any) -> None:
     engine.knobs.run = 1
 
     def child() -> None:
-        regions = engine.all_regions()
+        regions = engine._core.all_regions()
         assert engine.knobs.run == 0
         for call in (engine.scan, engine.stats, engine.unmerge, regions[0].stats):
             with pytest.raises(KsmpyError, match="in the child"):
@@ -608,7 +608,7 @@ def test_array_dies_in_the_child(engine: Any) -> None:
     def child() -> None:
         pair.clear()
         gc.collect()
-        assert engine.all_regions() == []
+        assert engine._core.all_regions() == []
 
     procs.in_child(child)
     assert all(np.array_equal(arr, pattern(15)) for arr in pair)
@@ -685,7 +685,7 @@ def test_a_release_that_fails_forgets_no_region(
     first, second = merged_pair(engine, lambda: ksmpy.copy(pattern(1)))
     wanted = second.tobytes()
     region = engine.regions()[0]
-    release = engine._native.release
+    release = engine._core._native.release
 
     def fail(number: int, *, discard: bool) -> None:
         if after:
@@ -693,10 +693,10 @@ def test_a_release_that_fails_forgets_no_region(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._native, "release", fail)
+        patch.setattr(engine._core._native, "release", fail)
         with pytest.raises(error):
             region.release()
-    assert region.released == after
+    assert region._released == after
     assert len(engine.regions()) == (1 if after else 2)
     engine.close()
     assert first.tobytes() == second.tobytes() == wanted
@@ -713,11 +713,11 @@ def test_an_owner_whose_release_fails_is_tried_again(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._native, "release", fail)
+        patch.setattr(engine._core._native, "release", fail)
         del first
         gc.collect()
-        assert not region.released
-    assert len(engine.regions()) == 1 and region.released
-    engine.check()
+        assert not region._released
+    assert len(engine.regions()) == 1 and region._released
+    engine._core.check()
     engine.close()
     assert second.tobytes() == pattern(1).tobytes()

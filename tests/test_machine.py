@@ -274,7 +274,7 @@ class Machine(RuleBasedStateMachine):
                     engine.register(buffer.array)
                 engine.scan(2, eager=True)
                 self.bytes_are_the_models()
-                engine.check()
+                engine._core.check()
         for buffer in self.all:
             buffer.array[:] = 0x33
         assert all((buffer.array == 0x33).all() for buffer in self.all)
@@ -304,7 +304,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def structures_are_sound(self) -> None:
         """The native checker finds nothing."""
-        self.engine.check()
+        self.engine._core.check()
 
     @invariant()
     def knobs_are_the_models(self) -> None:

@@ -51,8 +51,8 @@ LEAVING = (
 group.limit(group.used() + 40 * MIB)
 with engine:
     pass
-assert not engine.closed and engine.regions()
-engine.check()
+assert not engine._core.closed and engine.regions()
+engine._core.check()
 try:
     engine.close()
 except OSError as error:

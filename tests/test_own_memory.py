@@ -67,7 +67,7 @@ def test_unmerging_while_new_memory_is_locked(count: int, mode: Mode) -> None:
             libc.munlockall()
             assert engine.scan(2, eager=True).merged == 2 * count
             assert one.tobytes() == wanted == two.tobytes()
-            engine.check()
+            engine._core.check()
 
     in_child(child)
 
@@ -92,7 +92,7 @@ def test_no_increment_is_lost_once_memory_is_locked(what: int, count: int, mode:
                 _lock(what)
                 for _ in range(8):
                     engine.scan(eager=True)
-                    engine.check()
+                    engine._core.check()
                 libc.munlockall()
                 engine.unmerge()
                 torture.assert_alive()
@@ -119,7 +119,7 @@ def test_locking_memory_does_not_fill_the_store(future: bool) -> None:
             _lock(MCL_CURRENT)
             assert _store_memory() <= 16 * MIB
             engine.unmerge()
-            engine.check()
+            engine._core.check()
             assert one.tobytes() == wanted
             libc.munlockall()
 
@@ -191,7 +191,7 @@ def test_no_increment_is_lost_under_an_onlooker(mode: Mode, engine: Any) -> None
         while going_on(merged):
             merged += engine.scan(eager=True).merged
             engine.unmerge()
-            engine.check()
+            engine._core.check()
         torture.assert_alive()
 
 
@@ -219,7 +219,7 @@ with ksmpy.Engine(freeze=sys.argv[1], tracking=sys.argv[2]) as engine:
     wanted[100] ^= 1
     engine.unmerge()
     assert (one == wanted).all()
-    engine.check()
+    engine._core.check()
 """
 
 

@@ -18,10 +18,11 @@ import pytest
 
 import ksmpy
 from ksmpy import KsmpyError, RegionError, native
-from ksmpy.engine import numa
+from ksmpy.engine import core, numa
 from ksmpy.whole import enable as enabling
 from support import memory, oracle, procs
 from support.patience import patience, until
+from support.tracked import track_all
 
 MIB = 1 << 20
 PAGE = oracle.PAGE
@@ -173,7 +174,7 @@ def test_scan_counts(engine: Any) -> None:
     assert oracle.true_saved_pages(spans) == 16
     assert [r.stats().merging_pages for r in regions] == [16, 16]
     assert sum(r.stats().saved_pages for r in regions) == 16
-    engine.check()
+    engine._core.check()
 
 
 def test_scan_waits_a_pass_unless_eager(engine: Any) -> None:
@@ -256,7 +257,7 @@ def test_many_threads_scan(engine: Any) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    engine.check()
+    engine._core.check()
     assert engine.stats().pages_sharing == 256
 
 
@@ -273,13 +274,13 @@ def test_track(engine: Any) -> None:
 
 
 def test_track_passes_over_what_cannot_be_merged(engine: Any, tmp_path: Any) -> None:
-    """A file-backed array among others is passed over, with its reason in track_all."""
+    """A file-backed array among others is passed over, with its reason."""
     path = tmp_path / "file"
     path.write_bytes(bytes(MIB))
     mapped = np.memmap(path, np.uint8, mode="r")
     objs = [mapped, pattern(4)]
     assert len(engine.track(objs)) == 1
-    regions, refused = engine.track_all((objs,), min_bytes=MIB)
+    regions, refused = track_all(engine, objs, min_bytes=MIB)
     assert len(regions) == 1
     assert len(refused) == 1 and "file-backed" in refused[0][1]
 
@@ -440,7 +441,7 @@ def test_dedup_uses_the_engine_that_is_enabled(enabled: Any) -> None:
     with ksmpy.dedup(a, b) as report:
         assert set(report.regions) == set(engine.regions()) and len(report.regions) == 2
         assert engine.stats().pages_sharing == 256
-    assert engine.regions() == (region,) and not engine.closed
+    assert engine.regions() == (region,) and not engine._core.closed
 
 
 def test_dedup_in_a_child_begins_anew() -> None:
@@ -489,7 +490,7 @@ def test_dedup_counts_the_refusals_of_all_passes(monkeypatch: pytest.MonkeyPatch
         ksmpy.ScanResult(no_memory=2, volatiles=7),
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(ksmpy.Engine, "scan", lambda self, **_: results.pop(0))
+        patch.setattr(core.Core, "scan", lambda *_, **__: results.pop(0))
         report = ksmpy.dedup(pattern(13))
     with report:
         assert (report.scan.no_budget, report.scan.no_memory) == (5, 2)
@@ -505,7 +506,7 @@ def test_dedup_as_a_block() -> None:
     arrays = [pattern(2) for _ in range(2)]
     with ksmpy.dedup(arrays) as report:
         assert report.stats.pages_sharing == 256
-    assert all(region.released for region in report.regions)
+    assert all(region._released for region in report.regions)
 
 
 def test_dedup_stays_until_the_objects_die() -> None:
@@ -583,7 +584,7 @@ def test_what_cannot_be_seen_is_said(engine: Any) -> None:
             raise AssertionError("serialised")
 
     objs = {"model": Model(), "weights": pattern(7)}
-    regions, refused = engine.track_all((objs,), min_bytes=MIB)
+    regions, refused = track_all(engine, objs, min_bytes=MIB)
     assert len(regions) == 1 and refused[0][0] == "['model']"
     regions[0].release()
     assert ksmpy.estimate(objs).skipped == tuple(refused)
@@ -672,7 +673,7 @@ def test_enable_is_idempotent(enabled: Any) -> None:
         enabled(tracking=other)
     ksmpy.disable()
     ksmpy.disable()
-    assert engine.closed
+    assert engine._core.closed
     assert enabled(adopt=False) is not engine
 
 
@@ -764,3 +765,18 @@ def test_worker_init_is_picklable() -> None:
     """Spawned workers get it by pickle."""
     assert pickle.loads(pickle.dumps(ksmpy.worker_init)) is ksmpy.worker_init
     assert "ksmpy" in sys.modules
+
+
+ENGINE = (
+    "register register_range track start stop scan knobs stats unmerge regions shares freeze"
+    " tracking close"
+)
+REGION = "name address nbytes pages stats unmerge release"
+
+
+def test_an_engine_and_a_region_show_what_users_need_and_no_more(auto: Any) -> None:
+    """What the package itself needs of an engine is in no user's way, nor in a completion."""
+    region = auto.register(memory.distinct(8))
+    for shown, wanted in ((auto, ENGINE), (region, REGION)):
+        names = {name for name in dir(shown) if not name.startswith("_")}
+        assert names == set(wanted.split())

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from ksmpy import RegionError
-from ksmpy.engine import engine as engine_module
+from ksmpy.engine import regions as regions_module
 from support import memory, oracle
 from support.memory import Bytes
 from support.oracle import PAGE
+from support.tracked import track_all
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -47,7 +48,7 @@ def test_regions_leave_the_process_its_mappings(engine: Any) -> None:
     if LIMIT > 40_000:
         pytest.skip("vm.max_map_count is too high to be reached in a test")
     _, pages = _every_other_page(LIMIT // 2)
-    regions, refused = engine.track_all((pages,), min_bytes=1)
+    regions, refused = track_all(engine, pages, min_bytes=1)
     if not _takes_mappings(engine):
         assert not refused
         return
@@ -63,7 +64,7 @@ def test_regions_leave_the_process_its_mappings(engine: Any) -> None:
     for region in regions[::2]:
         region.release()
     engine.register(pages[-1])
-    engine.check()
+    engine._core.check()
 
 
 def test_a_registration_costs_little_however_many_there_are(auto: Any) -> None:
@@ -75,7 +76,7 @@ def test_a_registration_costs_little_however_many_there_are(auto: Any) -> None:
     for page in reversed(pages):
         auto.register(page)
     assert (time.thread_time() - begin) / len(pages) < 5e-3
-    auto.check()
+    auto._core.check()
 
 
 def test_regions_never_overlap(engine: Any) -> None:
@@ -99,7 +100,7 @@ def test_regions_never_overlap(engine: Any) -> None:
         else:
             assert not taken
             regions[first, end] = region
-    engine.check()
+    engine._core.check()
 
 
 # ---- what is not asked at once -----------------------------------------------------------
@@ -108,7 +109,7 @@ def test_regions_never_overlap(engine: Any) -> None:
 @pytest.fixture
 def dear(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading all of the mappings takes too long to do it at each registration."""
-    monkeypatch.setattr(engine_module._allowance, "_spent", inf)
+    monkeypatch.setattr(regions_module._allowance, "_spent", inf)
 
 
 def _private(pages: int, *advice: int) -> Bytes:
@@ -135,7 +136,7 @@ def test_what_was_not_asked_at_registration_is_asked_before_merging(
     taken = [engine.register(array) for array in equal]
     with caplog.at_level(logging.WARNING, "ksmpy"):
         engine.scan(eager=True)
-    assert all(region.released for region in refused)
+    assert all(region._released for region in refused)
     assert "kept from forked children" in caplog.text and "mlock" in caplog.text or not can_lock
     assert not any(oracle.maps_store(region.address, region.nbytes) for region in refused)
     assert engine.regions() == tuple(taken)

@@ -63,7 +63,7 @@ def test_replaced_memory_is_tracked_only_with_the_rest(engine: Any) -> None:
         two[::PAGE] = two[::PAGE]
         assert one.tobytes() == wanted == two.tobytes()
         assert engine.freeze in ("signal", "uffd-wp") or not _tracked_only(two)
-    engine.check()
+    engine._core.check()
 
 
 BESIDE = """
@@ -94,7 +94,7 @@ with ksmpy.Engine(freeze=sys.argv[1], tracking=sys.argv[2]) as engine:
         assert one.tobytes() == wanted
         for start in starts:
             assert ctypes.string_at(start + gap, block) == bytes([0x42]) * block
-    engine.check()
+    engine._core.check()
 """
 
 

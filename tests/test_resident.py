@@ -33,7 +33,7 @@ def test_merging_does_not_raise_the_resident_size(engine: Any) -> None:
     engine.scan(eager=True)
     assert engine.stats().pages_sharing == 2 * len(model) // 4096
     assert _resident_bytes() - _metadata_bytes(engine) <= before + MIB
-    engine.check()
+    engine._core.check()
     model[::4096] ^= 1  # single pages, looked up one by one in the next pass
     model[::4096] ^= 1
     engine.scan(2, eager=True)

@@ -72,7 +72,7 @@ def test_it_is_merged_when_it_rests(count: int, engine: Any) -> None:
     assert engine.stats().pages_sharing == 0
     engine.scan()
     assert engine.stats().pages_sharing == count
-    engine.check()
+    engine._core.check()
     wanted = arrays[0].tobytes()
     _write_all(arrays[1], 1)
     assert arrays[0].tobytes() == wanted != arrays[1].tobytes()
@@ -91,7 +91,7 @@ def test_a_part_of_it_rests(engine: Any) -> None:
             _write_all(array[half:], seed)
         engine.scan()
     assert engine.stats().pages_sharing == PAGES // 2
-    engine.check()
+    engine._core.check()
 
 
 def test_it_is_left_alone_again_after_an_eager_pass(mode: Mode, engine: Any) -> None:
@@ -124,7 +124,7 @@ def test_an_eager_call_goes_on_where_another_one_stopped(engine: Any) -> None:
         _write_all(array[320 * PAGE :], seed)
         engine.scan()
         assert engine.stats().ksm_zero_pages == 64
-    engine.check()
+    engine._core.check()
 
 
 def test_an_eager_pass_reads_everything(mode: Mode, engine: Any) -> None:
@@ -140,7 +140,7 @@ def test_an_eager_pass_reads_everything(mode: Mode, engine: Any) -> None:
     assert engine.stats().pages_sharing == PAGES
     assert engine.stats().pages_unshared == PAGES
     assert mode.tracking == "checksum" or engine.scan().scanned == 0
-    engine.check()
+    engine._core.check()
 
 
 def _huge() -> list[Bytes]:
@@ -176,7 +176,7 @@ def test_huge_pages_are_merged_in_the_second_pass(engine: Any) -> None:
     assert engine.stats().pages_sharing == 0
     engine.scan()
     assert engine.stats().pages_sharing == len(arrays[0]) // PAGE
-    engine.check()
+    engine._core.check()
 
 
 def test_huge_pages_of_which_some_are_written(engine: Any) -> None:
@@ -190,4 +190,4 @@ def test_huge_pages_of_which_some_are_written(engine: Any) -> None:
             array[:: 8 * PAGE] = seed
         engine.scan()
     assert engine.stats().pages_sharing == count - count // 8
-    engine.check()
+    engine._core.check()

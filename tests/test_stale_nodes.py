@@ -56,7 +56,7 @@ def _switched(engine: Any) -> None:
     stats = engine.stats()
     assert (stats.pages_shared, stats.pages_sharing, stats.stale_frames) == (0, 0, 0)
     assert (stats.stable_node_chains, stats.stable_node_dups, stats.frame_bytes) == (0, 0, 0)
-    engine.check()
+    engine._core.check()
 
 
 # ---- cause 1: frames that linger -------------------------------------------------------------
@@ -115,7 +115,7 @@ def test_cause_1_stale_frames_are_shared_again(engine: Any) -> None:
     child = Child(compare).ready()
     engine.knobs.run = 2
     engine.scan(2, eager=True)
-    engine.check()
+    engine._core.check()
     assert engine.stats().stale_frames == 0
     assert oracle.true_saved_pages(map(memory.span, arrays)) == 64
     assert engine.stats().frame_bytes == 32 * PAGE
@@ -193,7 +193,7 @@ def test_cause_3_written_copies_in_swap_are_found(engine: Any, swap_area: str) -
         assert swap.swapped_copies(map(memory.span, arrays)) > 64
         stats = engine.stats()
         assert (stats.pages_shared, stats.pages_sharing) == (64, 0)
-        engine.check()
+        engine._core.check()
         for array in arrays:
             swap.evict(*memory.span(array))
         engine.scan(4)
@@ -262,7 +262,7 @@ def test_cause_4_migration_between_nodes(engine: Any) -> None:
             _no_store(arrays)
             engine.knobs.merge_across_nodes = 1 - engine.knobs.merge_across_nodes
             engine.scan(3, eager=True)
-            engine.check()
+            engine._core.check()
             assert [array.tobytes() for array in arrays] == [wanted] * 3
     assert rounds[nodes[-1]] > 1
     engine.knobs.run = 2
@@ -308,7 +308,7 @@ def test_frames_lie_on_their_node(engine: Any, unbalanced: None) -> None:
         _settle(array, node)
         engine.register(array)
     engine.scan(3)
-    engine.check()
+    engine._core.check()
     assert oracle.true_saved_pages(map(memory.span, arrays)) == 64 * len(nodes)
     for array, node in zip(arrays, homes, strict=True):
         assert (array == one).all()  # and every page is present
@@ -366,7 +366,7 @@ for nth in (1, count // 2 + 1, count):
     assert failed is not None and failed.errno == errno.ENOMEM, (nth, count, failed)
     assert engine.knobs.run == 0
     assert [array.tobytes() for array in arrays] == [wanted] * 3
-    engine.check()
+    engine._core.check()
     stats = engine.stats()
     users = oracle.shared_pages(map(memory.span, arrays))
     assert stats.pages_shared == len(users) > 0, (stats, len(users))
@@ -386,7 +386,7 @@ for nth in (1, count // 2 + 1, count):
     stats = engine.stats()
     assert (stats.pages_shared, stats.pages_sharing, stats.frame_bytes) == (0, 0, 0)
     assert [array.tobytes() for array in arrays] == [wanted] * 3
-    engine.check()
+    engine._core.check()
 engine.close()
 """
 

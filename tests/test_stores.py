@@ -96,7 +96,7 @@ def test_processes_share_frames(shared: Shared, store: Store, mode: Any, how: st
     other_process(_merge_the_same, given, mode.options, 2 * PAGES)
     assert [int(process) for process in store.processes()] == [os.getpid()]
     shared.compare()
-    shared.engine.check()
+    shared.engine._core.check()
 
 
 def test_an_anonymous_store_is_shared_by_descriptor(make_engine: Any) -> None:
@@ -125,7 +125,7 @@ def test_an_engine_keeps_its_store(make_engine: Any, store: Store) -> None:
     store.close()
     shared.two[0] ^= 1
     assert shared.engine.stats().merging_pages == 2 * PAGES - 1
-    shared.engine.check()
+    shared.engine._core.check()
 
 
 def test_a_private_stores_pages_are_its_own(engine: Any) -> None:
@@ -202,10 +202,10 @@ def test_a_child_goes_on_with_its_parents_engine(shared: Shared, store: Store) -
 
     def use() -> None:
         engine = shared.engine
-        assert engine.inherited
+        assert engine._core.inherited
         assert {int(p): p.inherited for p in store.processes()}[os.getpid()]
         assert engine.knobs.run == 0 and engine.knobs.sleep_millisecs == 7
-        assert list(engine.regions()) == shared.regions and not engine.inherited
+        assert list(engine.regions()) == shared.regions and not engine._core.inherited
         assert not {int(p): p.inherited for p in store.processes()}[os.getpid()]
         shared.compare()
         shared.one[:] = 1
@@ -213,7 +213,7 @@ def test_a_child_goes_on_with_its_parents_engine(shared: Shared, store: Store) -
         engine.scan(2, eager=True)
         engine.knobs.run = 1
         engine.knobs.run = 0
-        engine.check()
+        engine._core.check()
         engine.close()
         assert os.getpid() not in store.processes()
 
@@ -221,7 +221,7 @@ def test_a_child_goes_on_with_its_parents_engine(shared: Shared, store: Store) -
     shared.engine.knobs.run = 0
     shared.compare()
     assert shared.engine.stats().merging_pages == 2 * PAGES
-    shared.engine.check()
+    shared.engine._core.check()
 
 
 def test_a_grandchild_does_so_too(shared: Shared, store: Store) -> None:
@@ -231,7 +231,7 @@ def test_a_grandchild_does_so_too(shared: Shared, store: Store) -> None:
         assert shared.engine.stats().merging_pages == 2 * PAGES
 
         def again() -> None:
-            assert shared.engine.inherited
+            assert shared.engine._core.inherited
             shared.engine.unmerge()
             assert not any(oracle.maps_store(r.address, r.nbytes) for r in shared.regions)
             shared.compare()
@@ -260,12 +260,12 @@ def test_letting_go_in_a_child_revives_nothing(shared: Shared, how: str) -> None
             del shared.one, shared.two
             ksmpy.doctor()
             spans = []
-        assert shared.engine.closed or shared.engine.inherited
+        assert shared.engine._core.closed or shared.engine._core.inherited
         assert not any(oracle.maps_store(*span) for span in spans)
 
     in_child(let_go)
     shared.compare()
-    shared.engine.check()
+    shared.engine._core.check()
 
 
 def test_a_child_takes_a_buffer_to_an_engine_of_its_own(shared: Shared, store: Store) -> None:
@@ -275,7 +275,7 @@ def test_a_child_takes_a_buffer_to_an_engine_of_its_own(shared: Shared, store: S
         with ksmpy.Engine(store=store) as own:
             own.register(shared.one)
             own.scan(2, eager=True)
-            assert shared.regions[0].released and shared.engine.inherited
+            assert shared.regions[0]._released and shared.engine._core.inherited
             assert own.stats().merging_pages == PAGES
         shared.compare()
         shared.engine.close()
@@ -354,7 +354,7 @@ def test_doctor_leaves_an_inherited_engine_alone(shared: Shared) -> None:
 
     def look() -> None:
         ksmpy.doctor()
-        assert shared.engine.inherited
+        assert shared.engine._core.inherited
 
     in_child(look)
 

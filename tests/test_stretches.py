@@ -57,7 +57,7 @@ def test_a_constant_array_takes_few_mappings(eager: bool, engine: Any) -> None:
     assert (len(frames), max(frames.values())) == (32, 256)
     assert _inside(array) <= 2 * 256 + 32
     assert (array == 7).all()
-    engine.check()
+    engine._core.check()
 
 
 def test_each_doubling_takes_as_many_mappings_as_the_one_before(engine: Any) -> None:
@@ -96,7 +96,7 @@ def test_stretches_of_any_length(engine: Any) -> None:
     assert stats.pages_shared == len(frames)
     assert stats.pages_unshared == sum(n % sharing == 1 for n in contents.values())
     assert b"".join(array.tobytes() for array in arrays) == memory.contents(kinds)
-    engine.check()
+    engine._core.check()
 
 
 def test_a_guess_about_the_rest_is_worth_a_few_frames(engine: Any) -> None:
@@ -129,7 +129,7 @@ def test_later_stretches_follow_the_frames_in_their_order(engine: Any) -> None:
     assert max(users.values()) <= 64
     assert _inside(second) <= 64 // 9 + 64 - 9
     assert (second == 7).all()
-    engine.check()
+    engine._core.check()
 
 
 def test_written_pages_come_out_of_a_block(engine: Any, mode: Mode) -> None:
@@ -151,7 +151,7 @@ def test_written_pages_come_out_of_a_block(engine: Any, mode: Mode) -> None:
         users = _frames(array)
         assert max(users.values()) <= 32
         assert np.array_equal(array, wanted)
-        engine.check()
+        engine._core.check()
     assert engine.stats().pages_sharing == oracle.true_saved_pages([memory.span(array)])
     engine.unmerge()
     assert np.array_equal(array, wanted)
@@ -190,7 +190,7 @@ def test_no_write_into_a_stretch_is_lost(engine: Any) -> None:
         stop.set()
         scanner.join()
     assert not array.any()
-    engine.check()
+    engine._core.check()
 
 
 def test_a_constant_array_leaves_mappings_for_the_rest(engine: Any) -> None:
@@ -220,7 +220,7 @@ def test_zeros_take_neither_frames_nor_mappings(engine: Any, mode: Mode) -> None
     assert (stats.pages_shared, stats.ksm_zero_pages) == (0, 4096 + 512)
     assert _inside(array, zeros) <= before + (2 if mode.freeze == "signal" else 0)
     assert not zeros.any() and not array.reshape(-1, PAGE)[::2].any()
-    engine.check()
+    engine._core.check()
 
 
 def test_refused_pages_wait_until_there_is_room(engine: Any, mode: Mode) -> None:
@@ -242,4 +242,4 @@ def test_refused_pages_wait_until_there_is_room(engine: Any, mode: Mode) -> None
     engine.scan(2, eager=True)
     assert oracle.true_saved_pages([memory.span(array)]) == 2048
     assert array.tobytes() == wanted
-    engine.check()
+    engine._core.check()

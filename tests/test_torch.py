@@ -117,7 +117,7 @@ def test_registered_storages(engine: Any, change: Any, where: str) -> None:
         del mine
         gc.collect()
         check(blocks)
-    engine.check()
+    engine._core.check()
 
 
 @pytest.fixture(params=EACH_FREEZE, ids=str)
@@ -137,7 +137,7 @@ def test_adopted_storages(enabled: Any, change: Any, way: str) -> None:
     mine = tensors()
     wanted = mine[0].clone()
     engine = enabled(adopt=way)
-    until(lambda: engine.stats().pages_sharing > 200, lambda: engine.coverage, limit=patience(30))
+    until(lambda: engine.stats().pages_sharing > 200, ksmpy.coverage, limit=patience(30))
     for each in mine:
         change(each)
     if change is dropped:
@@ -166,7 +166,7 @@ def test_array_of_a_tensor(engine: Any) -> None:
         replaced(each)
     blocks = refill()
     assert engine.regions() == ()
-    assert all(region.released for region in regions)
+    assert all(region._released for region in regions)
     check(blocks)
 
 
@@ -179,7 +179,7 @@ def test_model_in_a_state_dict_is_found(enabled: Any) -> None:
         for model in models:
             model.weight.copy_(torch.arange(16.0).repeat(1024, 64))
     engine = enabled(adopt="objects")
-    until(lambda: engine.stats().pages_sharing > 200, lambda: engine.coverage, limit=patience(30))
+    until(lambda: engine.stats().pages_sharing > 200, ksmpy.coverage, limit=patience(30))
     before = models[1].weight.clone()
     with torch.no_grad():
         models[0].weight += 1

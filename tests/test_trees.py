@@ -32,7 +32,7 @@ pytestmark = [
 def _chain(engine: Any, sharers: list[int]) -> None:
     """One content lies on frames with exactly so many sharers; the counters say so."""
     stats = engine.stats()
-    engine.check()
+    engine._core.check()
     chained = len(sharers) > 1
     assert (stats.stable_node_chains, stats.stable_node_dups) == (
         int(chained), len(sharers) if chained else 0,
@@ -145,7 +145,7 @@ def test_switching_between_trees(make_engine: MakeEngine, nodes: int) -> None:
         engine.knobs.merge_across_nodes = int(not apart)
         topology.turn = turn // 2
         engine.scan(3, eager=True)
-        engine.check()
+        engine._core.check()
         frames = _pages_by_node(arrays, topology)
         kinds: dict[tuple[int, bytes], int] = Counter()
         for array in arrays:
@@ -185,7 +185,7 @@ def test_a_moved_page_is_found_in_its_new_tree(make_engine: MakeEngine) -> None:
     assert engine.stats().pages_sharing == 0
     _Half.move(topology, memory.address_of(copy))
     engine.scan(4)
-    engine.check()
+    engine._core.check()
     assert engine.stats().pages_sharing == 4
 
 
@@ -251,6 +251,6 @@ def test_a_page_that_was_written_and_moved_is_not_taken_for_a_merged_one(
     engine.scan(eager=True, max_pages=1)
     engine.stats()
     engine.scan(eager=True, max_pages=11)
-    engine.check()
+    engine._core.check()
     stayed = set(oracle.frames_of(*memory.span(stays)))
     assert not stayed & set(oracle.frames_of(*memory.span(moves)))

@@ -53,7 +53,7 @@ def test_no_increment_is_lost_while_everything_happens(mode: Mode, engine: Any) 
             merged += engine.scan(eager=True).merged
             regions.append(engine.register(torture.buffers[number % 3]))
             engine.unmerge()
-            engine.check()
+            engine._core.check()
             torture.assert_alive()
             number += 1
         engine.unmerge()
@@ -76,7 +76,7 @@ def test_no_increment_is_lost_under_ksmd(mode: Mode, engine: Any) -> None:
             torture.assert_alive()
             engine.knobs.run = 2
             assert engine.stats().pages_sharing == 0
-            engine.check()
+            engine._core.check()
 
 
 def test_no_increment_is_lost_in_huge_pages(mode: Mode, engine: Any) -> None:
@@ -91,7 +91,7 @@ def test_no_increment_is_lost_in_huge_pages(mode: Mode, engine: Any) -> None:
             for _ in range(3):
                 merged += engine.scan(eager=True).merged
             torture.assert_alive()
-            engine.check()
+            engine._core.check()
             for region in regions:
                 region.release()
 
@@ -264,7 +264,7 @@ def test_sparse_writes_never_come_undone(mode: Mode, engine: Any) -> None:
             value = int(rng.integers(256))
             one[offset] = two[offset] = model[offset] = value
         assert one.tobytes() == model and two.tobytes() == model
-        engine.check()
+        engine._core.check()
     assert merged > 4
 
 

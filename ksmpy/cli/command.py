@@ -1,6 +1,4 @@
-"""What every command is made of: its class, its parser with options from the environment, its
-errors.
-"""
+"""What every command is made of: its class, and its parser with options from the environment."""
 
 from __future__ import annotations
 
@@ -10,19 +8,12 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
+from ksmpy.errors import CommandError
+
 __all__ = ["Command", "CommandError", "Parser", "TRUE", "at_least", "engine_options", "size"]
 
 TRUE = {"1", "yes", "true", "on"}
 _FALSE = {"0", "no", "false", "off"}
-
-
-class CommandError(Exception):
-    """A failure that is shown as one line, with a hint at the way out."""
-
-    def __init__(self, message: str, hint: str = "", code: int = 1) -> None:
-        super().__init__(message)
-        self.hint = hint
-        self.code = code
 
 
 class Parser(argparse.ArgumentParser):

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
+from ksmpy.text import human_bytes
+
 __all__ = ["fancy", "human_bytes", "print_json", "progress", "table"]
 
 Cell = str | int | float | None
@@ -29,13 +31,6 @@ def fancy(stream: TextIO) -> bool:
         and os.environ.get("TERM") != "dumb"
         and importlib.util.find_spec("rich") is not None
     )
-
-
-def human_bytes(count: float) -> str:
-    """Bytes in binary units with one decimal: 86.7 MiB."""
-    from ksmpy.engine.stats import human_bytes as text
-
-    return text(count)
 
 
 def _plain_value(value: object) -> object:

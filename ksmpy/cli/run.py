@@ -27,7 +27,7 @@ class Run(Command):
     json = False
 
     def arguments(self, parser: Parser) -> None:
-        from ksmpy.engine.knobs import OPTIONS
+        from ksmpy.whole.options import OPTIONS
 
         for name, kind in OPTIONS.items():
             if name == "run":  # the knob: it is on, that is what the command is for
@@ -70,7 +70,7 @@ class Run(Command):
 
 
 def _chosen(options: argparse.Namespace) -> dict[str, int | str]:
-    from ksmpy.engine.knobs import OPTIONS
+    from ksmpy.whole.options import OPTIONS
 
     found = {name: getattr(options, name) for name in OPTIONS if name != "run"}
     return {name: value for name, value in found.items() if value is not None}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ksmpy.cli.command import Command, CommandError, Parser, at_least
 from ksmpy.cli.output import human_bytes, print_json, table
-from ksmpy.watch.observe import Observation, observe, users
+from ksmpy.watch.observe import Observation, observe, observe_all
 
 if TYPE_CHECKING:
     from ksmpy.store.store import StoreProcess
@@ -106,14 +106,3 @@ def row(seen: Observation) -> tuple[str | int, ...]:
         human_bytes(seen.pss_bytes),
         f"{seen.vmas} of {seen.vma_limit}",
     )
-
-
-def observe_all() -> list[Observation]:
-    """All processes that use ksmpy; one that ends while it is looked at is left out."""
-    found: list[Observation] = []
-    for pid in users():
-        try:
-            found.append(observe(pid))
-        except CommandError:
-            continue
-    return found

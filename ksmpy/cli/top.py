@@ -8,8 +8,8 @@ import time
 
 from ksmpy.cli.command import Command, CommandError, Parser, at_least
 from ksmpy.cli.output import fancy, human_bytes, print_json, table
-from ksmpy.cli.stats import COLUMNS, observe_all, row
-from ksmpy.watch.observe import Observation, observe
+from ksmpy.cli.stats import COLUMNS, row
+from ksmpy.watch.observe import Observation, observe, observe_all
 
 
 def _interval(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Options and knobs: the kernel's names, ranges and error codes, and the KSMPY_* environment.
+"""The knobs: the kernel's names, ranges and error codes.
 
 The knobs are those of /sys/kernel/mm/ksm; what a value means stands in the kernel's
 Documentation/admin-guide/mm/ksm.rst.
@@ -7,8 +7,6 @@ Documentation/admin-guide/mm/ksm.rst.
 from __future__ import annotations
 
 import errno
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any, Protocol
@@ -17,20 +15,11 @@ from ksmpy.engine.advisor import Limits
 from ksmpy.errors import KnobError
 from ksmpy.native import FREEZES, KNOB_NUMBERS, TRACKINGS
 
-__all__ = ["ADVISOR_MODES", "KNOBS", "OPTIONS", "UNSET", "Knobs", "check_modes", "environment"]
+__all__ = ["ADVISOR_MODES", "KNOBS", "Knobs", "Settings", "check_modes"]
 
 UINT_MAX = 2**32 - 1
 ULONG_MAX = 2**64 - 1
 
-
-class _Unset:
-    """Stands for an argument that was not given, where None is one that can be."""
-
-    def __repr__(self) -> str:
-        return "<default>"
-
-
-UNSET: Any = _Unset()
 
 ADVISOR_MODES = ("none", "scan-time")
 
@@ -67,45 +56,6 @@ KNOBS: dict[str, Knob] = {
 }
 
 _SWITCHES = {"run", "merge_across_nodes", "use_zero_pages", "smart_scan"}
-
-OPTIONS: dict[str, tuple[str, ...] | type[int] | type[str]] = {
-    "freeze": FREEZES,
-    "tracking": TRACKINGS,
-    "store": str,
-    "min_bytes": int,
-    "adopt": ("mappings", "objects", "0", "1"),
-    "advisor_mode": ADVISOR_MODES,
-    **dict.fromkeys(KNOBS, int),
-}
-
-
-def environment(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """The options that KSMPY_* variables set, as enable() and the commands take them.
-
-    KSMPY_FREEZE, KSMPY_TRACKING, KSMPY_STORE, KSMPY_MIN_BYTES, KSMPY_ADOPT, and each knob's name
-    in capitals as in KSMPY_PAGES_TO_SCAN. Raises ValueError naming the variable for a value that
-    cannot be.
-    """
-    found: dict[str, Any] = {}
-    for option, kind in OPTIONS.items():
-        variable = f"KSMPY_{option.upper()}"
-        text = env.get(variable, "").strip()
-        if text:
-            found[option] = _parse(variable, text, kind)
-    return found
-
-
-def _parse(variable: str, text: str, kind: tuple[str, ...] | type[int] | type[str]) -> int | str:
-    if isinstance(kind, tuple):
-        if text not in kind:
-            raise ValueError(f"{variable}={text!r}: must be one of {', '.join(kind)}")
-        return text
-    if kind is str:
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{variable}={text!r}: must be a whole number") from None
 
 
 def check_modes(freeze: str, tracking: str) -> None:

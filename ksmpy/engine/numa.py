@@ -175,5 +175,5 @@ class Placement:
             try:
                 native.set_nodes(region._number, nodes)
             except OSError:
-                if not region.released:
+                if not region._released:
                     raise

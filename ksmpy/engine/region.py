@@ -4,23 +4,56 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ksmpy.engine.stats import RegionStats
 from ksmpy.errors import KsmpyError
-from ksmpy.memory.buffers import Unowned
+from ksmpy.memory.lifetime import Unowned
 from ksmpy.native import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ksmpy.engine.engine import Engine
-    from ksmpy.memory.buffers import Lifetime
+    from ksmpy.memory.lifetime import Lifetime
 
-__all__ = ["Region"]
+__all__ = ["Home", "Region", "Share"]
 
 _log = logging.getLogger("ksmpy")
+
+
+class Home(Protocol):
+    """What a region needs of the engine that it is registered with."""
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process got the engine by fork, and has not made it its own."""
+
+    def region_stats(self, region: Region) -> RegionStats:
+        """The counters of a region."""
+
+    def unmerge_region(self, region: Region) -> None:
+        """Give a region its own pages back."""
+
+    def release_region(self, region: Region) -> None:
+        """End a region, keeping its bytes."""
+
+    def drop_lost(self) -> None:
+        """End the regions whose memory was unmapped or replaced."""
+
+    def sweep(self) -> None:
+        """End the regions whose owners are gone."""
+
+    def overlapping(self, start: int, end: int) -> Iterator[Region]:
+        """The regions that have a page in [start, end); page-aligned."""
+
+    def inherit(self) -> None:
+        """Become the copy in a forked child."""
+
+    def stop_thread(self) -> None:
+        """Stop the thread that scans."""
 
 
 class Region:
@@ -32,7 +65,7 @@ class Region:
     """
 
     __slots__ = (
-        "_engine",
+        "_home",
         "_lifetime",
         "_number",
         "_released",
@@ -50,9 +83,9 @@ class Region:
     """Bytes in whole pages: the fragments at both ends of the buffer are not part of it."""
 
     def __init__(
-        self, engine: Engine, number: int, name: str, address: int, nbytes: int, life: Lifetime
+        self, home: Home, number: int, name: str, address: int, nbytes: int, life: Lifetime
     ) -> None:
-        self._engine = engine
+        self._home = home
         self._number = number
         self._lifetime = life
         self._released = False
@@ -67,27 +100,14 @@ class Region:
         return self.nbytes // PAGE_SIZE
 
     @property
-    def engine(self) -> Engine:
-        """The engine that the region is, or was, registered with. KsmpyError for a copy."""
-        try:
-            return self._engine
-        except AttributeError:
-            raise KsmpyError(f"region {self.name!r} is a copy, and has no engine") from None
-
-    @property
-    def adopted(self) -> bool:
+    def _adopted(self) -> bool:
         """Whether enable() found the memory by itself: it gives way to what is registered."""
         return isinstance(self._lifetime, Unowned) and self._lifetime.adopted
-
-    @property
-    def released(self) -> bool:
-        """Whether the region has ended."""
-        return self._released
 
     def stats(self) -> RegionStats:
         """Counters of the region. KsmpyError when it has ended."""
         self._require()
-        return self._engine.region_stats(self)
+        return self._home.region_stats(self)
 
     def unmerge(self) -> None:
         """Give the region its own pages back; it stays registered and may merge again.
@@ -95,12 +115,12 @@ class Region:
         OSError (ENOMEM, EBUSY) for pages that could not be: they stay merged, no byte changes.
         """
         self._require()
-        self._engine.unmerge_region(self)
+        self._home.unmerge_region(self)
 
     def release(self) -> None:
         """End the region: its bytes stay, in pages of its own. No-op when it has ended."""
         if not self._released:
-            self._engine.release_region(self)
+            self._home.release_region(self)
 
     def _require(self) -> None:
         if self._released:
@@ -140,3 +160,22 @@ def _record(name: str, address: int, nbytes: int) -> Region:
     region._reports = 0
     region._lifetime = Unowned(over=True)
     return region
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Two regions (or one, with itself) and how many of their pages lie on common frames."""
+
+    a: Region
+    b: Region
+    pages: int
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The two regions' names."""
+        return self.a.name, self.b.name
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on common frames."""
+        return self.pages * PAGE_SIZE

@@ -14,24 +14,25 @@ from typing import TYPE_CHECKING
 from ksmpy import native
 
 if TYPE_CHECKING:
-    from ksmpy.engine.engine import Engine
-    from ksmpy.engine.region import Region
-    from ksmpy.memory.buffers import Buffer
+    from ksmpy.engine.region import Home, Region
 
-__all__ = ["anchor", "enter", "leave", "let_go", "live_engines", "overlapping", "within"]
+__all__ = ["anchor", "enter", "leave", "let_go", "live", "new_serial", "overlapping"]
 
 _numbers = itertools.count(1)
-_engines: dict[int, weakref.ref[Engine]] = {}
+_engines: dict[int, weakref.ref[Home]] = {}
 # An engine with regions stays alive, whoever forgets it: its owners' deaths need it.
-_anchored: dict[int, Engine] = {}
+_anchored: dict[int, Home] = {}
 
 
-def enter(engine: Engine) -> int:
-    """Note a new engine; returns its serial number."""
+def new_serial() -> int:
+    """A number for an engine, which no other engine of this process has had."""
+    return next(_numbers)
+
+
+def enter(serial: int, engine: Home) -> None:
+    """Note a new engine, which may be swept from here on."""
     _install_hooks()
-    serial = next(_numbers)
     _engines[serial] = weakref.ref(engine)
-    return serial
 
 
 def leave(serial: int) -> None:
@@ -39,7 +40,7 @@ def leave(serial: int) -> None:
     _engines.pop(serial, None)
 
 
-def anchor(serial: int, engine: Engine) -> None:
+def anchor(serial: int, engine: Home) -> None:
     """Keep an engine alive: it has a region."""
     _anchored[serial] = engine
 
@@ -49,7 +50,7 @@ def let_go(serial: int) -> None:
     _anchored.pop(serial, None)
 
 
-def live_engines() -> list[Engine]:
+def live() -> list[Home]:
     """The engines of this process that are not closed, the inherited ones included."""
     engines = (ref() for ref in list(_engines.values()))
     return [engine for engine in engines if engine is not None]
@@ -57,17 +58,8 @@ def live_engines() -> list[Engine]:
 
 def overlapping(start: int, end: int) -> Iterator[Region]:
     """The regions of all engines that have a page in [start, end)."""
-    for engine in live_engines():
+    for engine in live():
         yield from engine.overlapping(start, end)
-
-
-def within(buffer: Buffer, engine: Engine) -> Region | None:
-    """The engine's own region that holds all of the buffer's whole pages."""
-    start, end = buffer.pages
-    for region in engine.overlapping(start, end) if start < end else ():
-        if region.address <= start and end <= region.address + region.nbytes:
-            return region
-    return None
 
 
 # Collections of the youngest objects come many times a second: a sweep takes 2 % at most.
@@ -79,7 +71,7 @@ _next_sweep = [0.0]
 def _sweep_all(at_once: bool) -> None:
     begin = time.monotonic()
     if at_once or begin >= _next_sweep[0]:
-        for engine in live_engines():
+        for engine in live():
             engine.sweep()
         end = time.monotonic()
         _next_sweep[0] = end + max(_SWEEP_SECONDS, (end - begin) * _SWEEP_FACTOR)
@@ -90,12 +82,12 @@ def _stop_all() -> None:
     Collections go on until the modules are gone, the sweeps do not.
     """
     native.sweep_no_more()
-    for engine in live_engines():
+    for engine in live():
         engine.stop_thread()
 
 
 def _inherit_all() -> None:
-    for engine in live_engines():
+    for engine in live():
         engine.inherit()
 
 

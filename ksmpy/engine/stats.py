@@ -1,4 +1,4 @@
-"""The figures that ksmpy hands out: frozen records, counts in pages of 4096 bytes.
+"""The figures of an engine: frozen records, counts in pages of 4096 bytes.
 
 Names are the kernel's (Documentation/admin-guide/mm/ksm.rst) wherever it has one.
 """
@@ -7,52 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, NamedTuple
 
 from ksmpy.native import PAGE_SIZE
+from ksmpy.text import Row, human_bytes, table_html, table_text
 
-if TYPE_CHECKING:
-    from ksmpy.engine.region import Region
-
-__all__ = [
-    "BufferEstimate",
-    "Check",
-    "Coverage",
-    "Estimate",
-    "Refused",
-    "RegionStats",
-    "ScanResult",
-    "Share",
-    "Stats",
-    "StoreStats",
-]
-
-
-def human_bytes(count: float) -> str:
-    """A byte count with a binary unit, as in '1.5 GiB'."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-class Refused(NamedTuple):
-    """What was not merged, or not looked at, and why."""
-
-    name: str
-    reason: str
-
-
-def refusal_lines(refused: tuple[Refused, ...]) -> list[str]:
-    """One line for each reason, naming the first that it holds for."""
-    names: dict[str, list[str]] = {}
-    for name, reason in refused:
-        names.setdefault(reason, []).append(name)
-    return [
-        f"refused {each[0]}{f' and {len(each) - 1} more' if len(each) > 1 else ''}: {reason}"
-        for reason, each in names.items()
-    ]
+__all__ = ["RegionStats", "ScanResult", "Stats", "stats_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,54 +77,36 @@ class Stats:
         )
 
     def __str__(self) -> str:
-        from ksmpy.watch.display import stats_text
-
-        return stats_text(self)
+        return table_text(stats_rows(self))
 
     def _repr_html_(self) -> str:
-        from ksmpy.watch.display import stats_html
-
-        return stats_html(self)
+        return table_html("ksmpy: counters of an engine", stats_rows(self))
 
 
-@dataclass(frozen=True, slots=True)
-class StoreStats:
-    """The counters of a whole store, of all its processes together."""
-
-    pages_shared: int
-    pages_sharing: int
-    stale_frames: int
-    """Frames without a sharer that a forked child may still map."""
-    stable_node_chains: int
-    stable_node_dups: int
-    frame_bytes: int
-    """Memory that the frames take."""
-    metadata_bytes: int
-    saved_bytes: int
-    """Net gain in bytes: pages_sharing * 4096 - metadata_bytes, or 0 where that is negative."""
-    merge_across_nodes: int
-    max_page_sharing: int
-    use_zero_pages: int
-    deaths: int
-    """Processes that ended without leaving the store, and were noticed."""
-    rebuilds: int
-    """How often the index was made anew, because a process died while it changed it."""
-    lock_waits: int
-    """How often the store's lock was another's, and had to be waited for."""
-    lock_wait_ns: int
-    lock_hold_max_ns: int
-    full: int
-    """1 while its frames have taken what its file system has for them, so that no more are made."""
-
-    @classmethod
-    def from_native(cls, values: Mapping[str, int]) -> StoreStats:
-        """The record for what the store reports."""
-        profit = values["pages_sharing"] * PAGE_SIZE - values["metadata_bytes"]
-        known = {field.name for field in fields(cls)}
-        return cls(
-            **{name: value for name, value in values.items() if name in known},
-            saved_bytes=max(0, profit),
-        )
+def stats_rows(stats: Stats) -> list[Row]:
+    """What an engine's counters say, in words."""
+    rows = [
+        ("saved", human_bytes(stats.saved_bytes)),
+        (
+            "merged",
+            f"{stats.merging_pages} of {stats.registered_pages} pages; {stats.pages_shared} frames"
+            f" take {human_bytes(stats.frame_bytes)}",
+        ),
+        ("zero pages", str(stats.ksm_zero_pages)),
+        ("alone", f"{stats.pages_unshared} pages; {stats.pages_volatile} are written often"),
+        ("metadata", human_bytes(stats.metadata_bytes)),
+        ("mappings", f"{stats.vmas} of {stats.vma_limit}"),
+        ("passes", str(stats.full_scans)),
+    ]
+    refusals = (
+        ("in use for I/O", stats.pages_busy),
+        ("for want of mappings", stats.pages_no_budget),
+        ("for want of memory", stats.pages_no_memory),
+        ("changed meanwhile", stats.pages_differed),
+        ("memory gone", stats.pages_lost),
+    )
+    told = ", ".join(f"{count} {why}" for why, count in refusals if count)
+    return [*rows, ("refused", told)] if told else rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,114 +167,3 @@ class ScanResult:
         return ScanResult(
             **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Two regions (or one, with itself) and how many of their pages lie on common frames."""
-
-    a: Region
-    b: Region
-    pages: int
-
-    @property
-    def names(self) -> tuple[str, str]:
-        """The two regions' names."""
-        return self.a.name, self.b.name
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on common frames."""
-        return self.pages * PAGE_SIZE
-
-
-@dataclass(frozen=True, slots=True)
-class BufferEstimate:
-    """What an estimate says of one buffer or mapping, in pages."""
-
-    name: str
-    pages: int
-    duplicate_pages: int
-    """Pages whose bytes also occur in an earlier page, of this buffer or of another."""
-    zero_pages: int
-    """All-zero pages, whether duplicates or not."""
-
-    @property
-    def saved_bytes(self) -> int:
-        """What the duplicates take up."""
-        return self.duplicate_pages * PAGE_SIZE
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What merging would save, found by digests; nothing was changed.
-
-    Gross figures: the engine's metadata, some 16 bytes a page, is not taken off.
-    """
-
-    total_pages: int
-    duplicate_pages: int
-    """Pages that could go: each page whose bytes occurred before."""
-    zero_pages: int
-    """All-zero pages, whether duplicates or not."""
-    buffers: tuple[BufferEstimate, ...] = ()
-    skipped: tuple[Refused, ...] = ()
-    """What could not be looked at."""
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes looked at."""
-        return self.total_pages * PAGE_SIZE
-
-    @property
-    def saved_bytes(self) -> int:
-        """Bytes that merging would give back."""
-        return self.duplicate_pages * PAGE_SIZE
-
-    def __str__(self) -> str:
-        part = self.duplicate_pages / self.total_pages if self.total_pages else 0.0
-        first = (
-            f"{human_bytes(self.saved_bytes)} of {human_bytes(self.total_bytes)} ({part:.0%}) in"
-            f" {len(self.buffers)} buffers are duplicates; {self.zero_pages} pages are zero"
-        )
-        return "\n".join([first, *refusal_lines(self.skipped)])
-
-    def _repr_html_(self) -> str:
-        from ksmpy.watch.display import estimate_html
-
-        return estimate_html(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """What a look for memory to adopt has found, in bytes; of pieces of at least min_bytes."""
-
-    found_bytes: int
-    found_pieces: int
-    adopted_bytes: int
-    """Registered, by the look or by the program itself."""
-    left: tuple[tuple[str, int], ...] = ()
-    """(reason, bytes) of the rest, most first."""
-
-    @property
-    def left_bytes(self) -> int:
-        """What was found and is not registered."""
-        return sum(count for _, count in self.left)
-
-    def __str__(self) -> str:
-        text = (
-            f"found {human_bytes(self.found_bytes)} in {self.found_pieces} pieces, adopted"
-            f" {human_bytes(self.adopted_bytes)}, left {human_bytes(self.left_bytes)}"
-        )
-        reasons = ", ".join(f"{human_bytes(count)} {reason}" for reason, count in self.left)
-        return f"{text}: {reasons}" if reasons else text
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line of doctor(): does it work here, what was found, how to get the rest."""
-
-    name: str
-    ok: bool
-    detail: str
-    hint: str = ""

@@ -11,10 +11,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
-import resource
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+if sys.platform != "win32":
+    import resource
 
 from ksmpy import native
 from ksmpy.native import PAGE_SIZE

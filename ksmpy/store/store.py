@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ksmpy import native
-from ksmpy.engine.stats import StoreStats
 from ksmpy.errors import KnobError, StoreError
 from ksmpy.store import files
+from ksmpy.store.stats import StoreStats
 
 __all__ = ["Store", "StoreProcess", "attach"]
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ksmpy.engine.stats import BufferEstimate, Estimate, Refused
 from ksmpy.errors import KsmpyError, Unsupported
 from ksmpy.native import PAGE_SIZE
 from ksmpy.store.files import is_store
+from ksmpy.watch.estimate import BufferEstimate, Estimate, Refused
 
 if TYPE_CHECKING:
     import numpy as np

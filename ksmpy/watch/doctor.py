@@ -7,16 +7,19 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from ksmpy import limits, native
-from ksmpy.engine import numa, registry
-from ksmpy.engine.stats import Check, human_bytes
+from ksmpy.engine import numa
+from ksmpy.engine.core import Core, live_engines
 from ksmpy.errors import KsmpyError, StoreError
 from ksmpy.store import files
 from ksmpy.store.store import MORE_ROOM
+from ksmpy.text import human_bytes
+from ksmpy.watch.stores import named_stores, shown
 
-__all__ = ["doctor"]
+__all__ = ["Check", "doctor"]
 
 _KSM = "/sys/kernel/mm/ksm"
 # Docker gives a container 64 MiB of /dev/shm.
@@ -24,6 +27,16 @@ _STORE_ROOM = 256 << 20
 # An unused store whose processes have left it keeps its index only.
 _LITTLE = 1 << 20
 _THP = "/sys/kernel/mm/transparent_hugepage/enabled"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of doctor(): does it work here, what was found, how to get the rest."""
+
+    name: str
+    ok: bool
+    detail: str
+    hint: str = ""
 
 
 def doctor() -> list[Check]:
@@ -135,11 +148,10 @@ def _devices() -> Check:
 
 
 def _auto() -> Check:
-    from ksmpy.engine.engine import Engine
-
     try:
-        with Engine() as engine:
-            detail = f"freeze={engine.freeze!r}, tracking={engine.tracking!r}"
+        engine = Core()
+        detail = f"freeze={engine.freeze!r}, tracking={engine.tracking!r}"
+        engine.close()
     except (KsmpyError, OSError) as error:
         return Check("engine", False, str(error), "the lines above say what is missing")
     return Check("engine", True, f"auto chooses {detail}")
@@ -162,8 +174,6 @@ def _stores() -> Check:
 
 def _unused_stores() -> Check:
     """Named stores that no process uses: their memory stays taken until they are removed."""
-    from ksmpy.watch.stores import named_stores, shown
-
     what = "unused stores"
     try:
         unused = [store for store in named_stores() if store.unused]
@@ -201,7 +211,7 @@ _MORE_MAPPINGS = (
 def _budget() -> Check:
     """What the engines of this process did not merge for want of mappings."""
     told, left_out = [], 0
-    for engine in registry.live_engines():
+    for engine in live_engines():
         try:
             if engine.inherited:
                 continue
@@ -221,7 +231,7 @@ def _budget() -> Check:
 def _room() -> Check:
     """The stores of this process's engines that are full."""
     full = []
-    for engine in registry.live_engines():
+    for engine in live_engines():
         try:
             store = engine.full_store()
         except KsmpyError:  # closed
@@ -262,9 +272,7 @@ def _core_dumps() -> Check:
         return Check("core dumps", True, f"hold merged pages (coredump_filter {chosen:#x})")
     if not chosen & _DUMP_MEMORY:
         return Check("core dumps", True, f"hold no memory (coredump_filter {chosen:#x})")
-    merged = any(
-        not engine.inherited and engine.stats().merging_pages for engine in registry.live_engines()
-    )
+    merged = any(not engine.inherited and engine.stats().merging_pages for engine in live_engines())
     if merged or not os.access(path, os.W_OK):
         return Check("core dumps", False, f"lack merged pages (coredump_filter {chosen:#x})", hint)
     detail = f"will hold merged pages: the first merge sets {chosen | _DUMP_FILES:#x}"

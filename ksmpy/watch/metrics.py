@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from ksmpy.engine.stats import StoreStats
 from ksmpy.errors import StoreError
+from ksmpy.store.stats import StoreStats
+from ksmpy.watch.observe import Observation, observe_all
 from ksmpy.watch.stores import NamedStore, named_stores, shown
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-    from ksmpy.watch.observe import Observation
 
 __all__ = ["Collector", "Served", "serve"]
 
@@ -138,8 +139,6 @@ class Collector:
 
     def collect(self) -> Iterator[Metric]:
         """All families, from one look. Processes that end meanwhile are left out."""
-        from ksmpy.cli.stats import observe_all
-
         try:
             stores, refused = named_stores(), 0
         except StoreError:
@@ -153,9 +152,7 @@ class Collector:
 def _totals(seen: list[Observation], stores: list[NamedStore], refused: int) -> Iterator[Metric]:
     from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 
-    from ksmpy import __version__
-
-    yield InfoMetricFamily("ksmpy_build", "The exporter's version.", {"version": __version__})
+    yield InfoMetricFamily("ksmpy_build", "The exporter's version.", {"version": version("ksmpy")})
     yield GaugeMetricFamily(
         "ksmpy_saved_bytes",
         "Memory that merging saves all processes seen: the sum of ksmpy_process_saved_bytes.",

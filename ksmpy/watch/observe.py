@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ksmpy.cli.command import CommandError
+from ksmpy.errors import CommandError
 from ksmpy.store.files import is_shared_store, is_store
 
-__all__ = ["Observation", "observe", "users"]
+__all__ = ["Observation", "observe", "observe_all", "users"]
 
 _HEADER = re.compile(r"[0-9a-f]+-[0-9a-f]+ (\S{4}) \S+ (\S+) (\d+) *(.*)")
 
@@ -164,3 +164,14 @@ def users() -> list[int]:
         except OSError:
             continue  # gone, or not ours to look at
     return sorted(found)
+
+
+def observe_all() -> list[Observation]:
+    """All processes that use ksmpy; one that ends while it is looked at is left out."""
+    found: list[Observation] = []
+    for pid in users():
+        try:
+            found.append(observe(pid))
+        except CommandError:
+            continue
+    return found

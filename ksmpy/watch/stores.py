@@ -6,9 +6,9 @@ import errno
 import os
 from dataclasses import dataclass, replace
 
-from ksmpy.engine.stats import StoreStats
 from ksmpy.errors import StoreError
 from ksmpy.store import files
+from ksmpy.store.stats import StoreStats
 from ksmpy.store.store import Store, StoreProcess
 
 __all__ = ["NamedStore", "look_at", "named_stores", "shown"]

@@ -17,22 +17,19 @@ import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ksmpy.engine import registry
-from ksmpy.engine.stats import Coverage
+from ksmpy.engine.core import Core, live_engines
+from ksmpy.engine.region import Region
 from ksmpy.errors import KsmpyError
 from ksmpy.memory import mappings
 from ksmpy.memory.mappings import Interval, Survey, size
 from ksmpy.memory.objects import Named, named_memory
 from ksmpy.native import PAGE_SIZE
+from ksmpy.text import human_bytes
 
-if TYPE_CHECKING:
-    from ksmpy.engine.engine import Engine
-    from ksmpy.engine.region import Region
-
-__all__ = ["WAYS", "Adopter"]
+__all__ = ["WAYS", "Adopter", "Coverage"]
 
 _log = logging.getLogger("ksmpy")
 
@@ -59,10 +56,35 @@ _NEW = "new, or given back lately"
 _ABSENT = "not in memory"
 
 
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What a look for memory to adopt has found, in bytes; of pieces of at least min_bytes."""
+
+    found_bytes: int
+    found_pieces: int
+    adopted_bytes: int
+    """Registered, by the look or by the program itself."""
+    left: tuple[tuple[str, int], ...] = ()
+    """(reason, bytes) of the rest, most first."""
+
+    @property
+    def left_bytes(self) -> int:
+        """What was found and is not registered."""
+        return sum(count for _, count in self.left)
+
+    def __str__(self) -> str:
+        text = (
+            f"found {human_bytes(self.found_bytes)} in {self.found_pieces} pieces, adopted"
+            f" {human_bytes(self.adopted_bytes)}, left {human_bytes(self.left_bytes)}"
+        )
+        reasons = ", ".join(f"{human_bytes(count)} {reason}" for reason, count in self.left)
+        return f"{text}: {reasons}" if reasons else text
+
+
 class Adopter:
     """A thread that registers memory with an engine, until stopped or the engine closes."""
 
-    def __init__(self, engine: Engine, min_bytes: int, way: str) -> None:
+    def __init__(self, engine: Core, min_bytes: int, way: str) -> None:
         self._engine = weakref.ref(engine)
         self._min_bytes = max(min_bytes, PAGE_SIZE)
         self._way = way
@@ -75,6 +97,8 @@ class Adopter:
         self._losses: dict[int, tuple[int, float]] = {}
         self._refused: dict[Interval, tuple[str, float]] = {}
         self._state: object = None
+        self.coverage: Coverage | None = None
+        """What the last look has found."""
         self._looked = 0.0
         self._thread = threading.Thread(target=self._loop, name="ksmpy-adopt", daemon=True)
 
@@ -108,7 +132,7 @@ class Adopter:
             cost = 0.0 if looks < 2 else (time.thread_time() - begin) * _COST_FACTOR
             wait = max(_MIN_SECONDS, cost)
 
-    def step(self, engine: Engine) -> bool:
+    def step(self, engine: Core) -> bool:
         """Look, if anything may have changed; whether it did."""
         state = self._changing_state(engine)
         idle = state == self._state and not self._pending
@@ -118,7 +142,7 @@ class Adopter:
         self.look(engine)
         return True
 
-    def _changing_state(self, engine: Engine) -> object:
+    def _changing_state(self, engine: Core) -> object:
         if self._way == "objects":
             return object()
         # In pages: the address space, what of it is in memory, its writable part.
@@ -126,13 +150,11 @@ class Adopter:
         filled = int(resident) // _FILLED_PAGES if self._absent else 0
         return size, writable, filled, len(engine.all_regions())
 
-    def look(self, engine: Engine) -> None:
+    def look(self, engine: Core) -> None:
         """Register what this look and the previous one have both seen."""
         self._note_losses(engine)
         named = list(named_memory(self._min_bytes)) if self._way == "objects" else []
-        taken = [
-            _interval(region) for each in registry.live_engines() for region in each.all_regions()
-        ]
+        taken = [_interval(region) for each in live_engines() for region in each.all_regions()]
         if self._way == "objects":
             self._let_go(named)
             found = Survey(mappings.subtract(_whole(named), sorted(taken)))
@@ -142,12 +164,12 @@ class Adopter:
         if wanted and not self._stop.is_set():
             self._adopt(engine, wanted, found.left)
         self._name(named)
-        engine.covered(self._coverage(engine, found))
+        self.coverage = self._coverage(engine, found)
 
-    def _note_losses(self, engine: Engine) -> None:
+    def _note_losses(self, engine: Core) -> None:
         """Where memory went that was adopted, the next is not adopted so soon."""
         now = time.monotonic()
-        present = {region for region in engine.all_regions() if region.adopted}
+        present = {region for region in engine.all_regions() if region._adopted}
         for region in self._adopted - present:
             place = region.address // _PLACE
             count = self._losses.get(place, (0, 0.0))[0]
@@ -187,7 +209,7 @@ class Adopter:
         self._absent = _ABSENT in found.left
         return wanted
 
-    def _adopt(self, engine: Engine, wanted: list[Interval], left: dict[str, int]) -> None:
+    def _adopt(self, engine: Core, wanted: list[Interval], left: dict[str, int]) -> None:
         pieces = [(start, end, f"{start:#x}") for start, end in wanted]
         regions, refused = engine.adopt(pieces)
         until = time.monotonic() + _REFUSED_SECONDS
@@ -202,7 +224,7 @@ class Adopter:
 
     def _name(self, named: Iterable[Named]) -> None:
         """Give regions the name of the largest object in them, for people to read."""
-        regions = [region for region in self._unnamed if not region.released]
+        regions = [region for region in self._unnamed if not region._released]
         self._unnamed = []
         if not regions:
             return
@@ -221,7 +243,7 @@ class Adopter:
         for region, (_, _, name) in best.items():
             region.name = name
 
-    def _coverage(self, engine: Engine, found: Survey) -> Coverage:
+    def _coverage(self, engine: Core, found: Survey) -> Coverage:
         regions = engine.all_regions()
         adopted = sum(region.nbytes for region in regions)
         left = sorted(found.left.items(), key=lambda item: -item[1])

@@ -1,13 +1,11 @@
-"""The two calls that most users need: merge the buffers in these objects, or say what it saves."""
+"""The call that most users need: merge the buffers in these objects."""
 
 from __future__ import annotations
 
-import array
 import ctypes
 import errno
 import logging
 import os
-import sys
 import threading
 import time
 import weakref
@@ -15,31 +13,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ksmpy.engine.stats import (
-    BufferEstimate,
-    Estimate,
-    Refused,
-    ScanResult,
-    Stats,
-    human_bytes,
-    refusal_lines,
-)
+from ksmpy.engine.core import Core
+from ksmpy.engine.engine import core_of
+from ksmpy.engine.region import Region
+from ksmpy.engine.stats import ScanResult, Stats
 from ksmpy.errors import KsmpyError
-from ksmpy.memory.maps import AddressSpace, refusal
 from ksmpy.memory.walk import Found, find_buffers, merge_ranges
 from ksmpy.native import PAGE_SIZE
+from ksmpy.text import human_bytes, table_html
+from ksmpy.watch.estimate import Refused, refusal_lines
+from ksmpy.whole.enable import enabled_engine
 
-if TYPE_CHECKING:
-    from ksmpy.engine.engine import Engine
-    from ksmpy.engine.region import Region
-
-__all__ = ["Report", "dedup", "estimate"]
+__all__ = ["Report", "dedup"]
 
 _log = logging.getLogger("ksmpy")
-
-MIN_BYTES = 1 << 20
 
 # Pages that a thread keeps writing would be tried for ever.
 _MAX_PASSES = 8
@@ -51,21 +40,19 @@ class _Process:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.lock = threading.RLock()
-        self._engine: Callable[[], Engine | None] = lambda: None
+        self._engine: Callable[[], Core | None] = lambda: None
 
-    def engine(self) -> tuple[Engine, bool]:
+    def engine(self) -> tuple[Core, bool]:
         """The engine that enable() made, or that of earlier calls, or a new one; whether new."""
-        from ksmpy.engine.engine import Engine
-        from ksmpy.whole.enable import enabled_engine
-
-        engine = enabled_engine() or self._engine()
+        enabled = enabled_engine()
+        engine = core_of(enabled) if enabled is not None else self._engine()
         if engine is not None and not engine.closed:
             return engine, False
-        engine = Engine()
+        engine = Core()
         self._engine = weakref.ref(engine)
         return engine, True
 
-    def close_idle(self, engine: Engine) -> None:
+    def close_idle(self, engine: Core) -> None:
         """Close the engine of the dedup() calls when it has nothing to do."""
         if engine is self._engine() and not engine.closed and not engine.all_regions():
             engine.close()
@@ -135,7 +122,7 @@ class Report:
     """Names of buffers with the bytes of another one that begins elsewhere in a page."""
     volatile_pages: int = 0
     """Pages that somebody was writing in the last pass."""
-    _engine: Engine | None = field(default=None, repr=False, kw_only=True)
+    _engine: Core | None = field(default=None, repr=False, kw_only=True)
     _claims: dict[Region, None] = field(default_factory=dict, repr=False, kw_only=True)
     _home: _Process | None = field(default=None, repr=False, kw_only=True)
 
@@ -186,9 +173,13 @@ class Report:
         return "\n".join(lines + refusal_lines(self.refused))
 
     def _repr_html_(self) -> str:
-        from ksmpy.watch.display import report_html
-
-        return report_html(self)
+        first, *notes = str(self).splitlines()
+        rows = [
+            ("saved", human_bytes(self.saved_bytes)),
+            ("before", human_bytes(self.before_bytes)),
+            ("after", human_bytes(self.after_bytes)),
+        ]
+        return table_html(first, rows, notes)
 
     def _left_alone(self) -> tuple[tuple[int, str], ...]:
         scan = self.scan
@@ -205,7 +196,7 @@ def _copied(figures: dict[str, Any]) -> Report:
     return Report(**figures)
 
 
-def dedup(*objs: object, min_bytes: int = MIN_BYTES) -> Report:
+def dedup(*objs: object, min_bytes: int = 1 << 20) -> Report:
     """Find the buffers of at least `min_bytes` bytes in any objects, and merge their equal pages.
 
     They stay merged until the objects die, or report.undo(). Nobody notices: addresses stay,
@@ -223,7 +214,7 @@ def dedup(*objs: object, min_bytes: int = MIN_BYTES) -> Report:
             before = set(engine.all_regions())
             earlier = 0 if new else engine.stats().general_profit
             found, hidden = find_buffers(objs, min_bytes)
-            regions, refused = engine.track_found(found)
+            regions, refused = engine.track(found)
             claims = _claim(regions, before)
             scan, volatile = _passes(engine)
             stats = engine.stats()
@@ -250,11 +241,11 @@ def dedup(*objs: object, min_bytes: int = MIN_BYTES) -> Report:
     )
 
 
-def _passes(engine: Engine) -> tuple[ScanResult, int]:
+def _passes(engine: Core) -> tuple[ScanResult, int]:
     """Passes until nothing more merges; all that they did, and what was volatile in the last."""
     scan, volatile = ScanResult(), 0
     for number in range(_MAX_PASSES):
-        done = engine.scan(eager=True)
+        done = engine.scan(1, eager=True, max_pages=None)
         scan = _together(scan, done)
         # The first pass takes every page for a written one: only the second one can tell.
         volatile = done.volatiles if number else 0
@@ -297,91 +288,3 @@ def _misaligned(found: list[Found], regions: list[Region]) -> tuple[str, ...]:
         for names in sorted(places.values(), key=len)[:-1]
         for name in names
     )
-
-
-def estimate(*objs: object, min_bytes: int = MIN_BYTES) -> Estimate:
-    """What dedup() would save, by a 128-bit murmur3 digest of each page; changes nothing.
-
-    Gross: the engine's metadata is not taken off. Pages that were never written take no memory,
-    and are not counted where /proc/self/pagemap tells. Works on every system.
-    """
-    found, skipped = find_buffers(objs, min_bytes)
-    pieces = merge_ranges(found)
-    limit = max((item.buffer.pages[1] for item in pieces), default=0)
-    space = AddressSpace.read(limit) if sys.platform.startswith("linux") else None
-    counter = PageCounter()
-    buffers = []
-    for item in pieces:
-        start, end = item.buffer.pages
-        reason = "it holds no whole page" if end <= start else None
-        if space is not None and reason is None:
-            reason = refusal(space.covering(start, end), start, end)
-        if reason is not None:
-            skipped.append((item.name, reason))
-        else:
-            buffers.append(_look(item, counter))
-    return Estimate(
-        total_pages=sum(buffer.pages for buffer in buffers),
-        duplicate_pages=sum(buffer.duplicate_pages for buffer in buffers),
-        zero_pages=sum(buffer.zero_pages for buffer in buffers),
-        buffers=tuple(buffers),
-        skipped=tuple(Refused(*each) for each in skipped),
-    )
-
-
-def _look(item: Found, counter: PageCounter) -> BufferEstimate:
-    start, end = item.buffer.pages
-    memory = memoryview((ctypes.c_char * (end - start)).from_address(start)).cast("B")
-    duplicates, zeros = counter.count(memory, _page_flags(start, end))
-    return BufferEstimate(item.name, (end - start) // PAGE_SIZE, duplicates, zeros)
-
-
-# Documentation/admin-guide/mm/pagemap.rst
-_PRESENT = 1 << 63
-_SWAPPED = 1 << 62
-_EXCLUSIVE = 1 << 56
-
-
-def _page_flags(start: int, end: int) -> array.array[int] | None:
-    """The entries of /proc/self/pagemap; None where there are none."""
-    flags = array.array("Q")
-    try:
-        with open("/proc/self/pagemap", "rb", buffering=0) as file:
-            file.seek(start // PAGE_SIZE * 8)
-            while 0 < (missing := (end - start) // PAGE_SIZE - len(flags)):
-                part = file.read(missing * 8)
-                if not part:
-                    return None
-                flags.frombytes(part)
-    except OSError:
-        return None
-    return flags
-
-
-class PageCounter:
-    """Remembers the digests of all pages it was shown."""
-
-    def __init__(self) -> None:
-        import mmh3
-
-        self._digest = mmh3.mmh3_x64_128_digest
-        self._zero = self._digest(bytes(PAGE_SIZE))
-        self._seen: set[bytes] = set()
-
-    def count(self, memory: memoryview, flags: array.array[int] | None) -> tuple[int, int]:
-        """(pages whose bytes were seen before, all-zero pages) of `memory`, whole pages, as far as
-        they have memory of their own by the `flags` of pagemap.
-        """
-        digest, seen, zero = self._digest, self._seen, self._zero
-        digests = []
-        for page in range(len(memory) // PAGE_SIZE):
-            entry = _PRESENT | _EXCLUSIVE if flags is None else flags[page]
-            if not entry & (_PRESENT | _SWAPPED):
-                continue
-            found = digest(memory[page * PAGE_SIZE : (page + 1) * PAGE_SIZE])
-            # The kernel's zero page is nobody's alone.
-            if found != zero or not entry & _PRESENT or entry & _EXCLUSIVE:
-                digests.append(found)
-        known = len(seen)
-        seen.update(digests)
-        return len(digests) - (len(seen) - known), digests.count(zero)

@@ -8,19 +8,21 @@ import os
 import threading
 from typing import Any
 
-from ksmpy.engine import knobs, notices
-from ksmpy.engine.engine import Engine
-from ksmpy.engine.knobs import UNSET
+from ksmpy import native
+from ksmpy.engine import notices
+from ksmpy.engine.engine import Engine, core_of
+from ksmpy.engine.knobs import KNOBS
 from ksmpy.engine.numa import Topology
 from ksmpy.errors import KsmpyError
 from ksmpy.store.files import store_path
 from ksmpy.store.store import Store
-from ksmpy.whole import follow
-from ksmpy.whole.adopt import WAYS, Adopter
+from ksmpy.whole.adopt import WAYS, Adopter, Coverage
+from ksmpy.whole.common import common_store
+from ksmpy.whole.options import UNSET, environment
 
 _log = logging.getLogger("ksmpy")
 
-__all__ = ["disable", "enable", "enable_unasked", "enabled_engine", "worker_init"]
+__all__ = ["coverage", "disable", "enable", "enable_unasked", "enabled_engine", "worker_init"]
 
 _ENGINE_OPTIONS = ("store", "topology", "freeze", "tracking")
 # What enable() gives each process anew, also where it goes on with an inherited engine.
@@ -56,7 +58,7 @@ class _State:
         return None
 
     def _open(self) -> Engine | None:
-        return None if self.engine is None or self.engine.closed else self.engine
+        return None if self.engine is None or core_of(self.engine).closed else self.engine
 
 
 _state = _State()
@@ -65,6 +67,12 @@ _state = _State()
 def enabled_engine() -> Engine | None:
     """The engine, if this process called enable()."""
     return _state.present()
+
+
+def coverage() -> Coverage | None:
+    """What the last look for memory to adopt has found; None where enable() looks for none."""
+    adopter = _state.adopter if _state.present() is not None else None
+    return None if adopter is None else adopter.coverage
 
 
 def _in_child() -> None:
@@ -109,7 +117,7 @@ def enable(
     registered without the program's help. "objects" (or True): what arrays, tensors and other
     Python objects have. "mappings": every private anonymous mapping that lives for two looks,
     whoever made it; as "objects" where no userfaultfd tells what is given back. False: nothing.
-    `Engine.coverage` says what was found. KSMPY_* variables give the defaults.
+    `coverage()` says what was found. KSMPY_* variables give the defaults.
 
     Idempotent: a second call sets the knobs it names on the same engine. In a forked child it goes
     on with the parent's engine, its regions and knobs, if that is on a shared store and no other
@@ -148,8 +156,8 @@ def enable_unasked() -> bool:
 
 def _default_store() -> str | Store | None:
     """KSMPY_STORE, or the store of `ksmpy run`, where one is above this process."""
-    name = knobs.environment().get("store")
-    return name if name is not None else follow.common_store()
+    name = environment().get("store")
+    return name if name is not None else common_store()
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -160,7 +168,8 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _begin(options: dict[str, Any]) -> Engine:
-    defaults = {"run": 1, **knobs.environment()}
+    native.require()
+    defaults = {"run": 1, **environment()}
     store = _default_store()
     if store is not None:
         defaults["store"] = store
@@ -178,7 +187,7 @@ def _start(options: dict[str, Any]) -> Engine:
     try:
         _run(engine, options)
     except BaseException:
-        engine.leave()
+        core_of(engine).leave()
         raise
     _state.options = made
     return engine
@@ -186,7 +195,7 @@ def _start(options: dict[str, Any]) -> Engine:
 
 def _go_on(engine: Engine, options: dict[str, Any]) -> Engine:
     """With an inherited engine. After an error it stands still, and enable() can be tried again."""
-    engine.require_open()
+    core_of(engine).require_open()
     try:
         _run(engine, options)
     except BaseException:
@@ -201,7 +210,7 @@ def _run(engine: Engine, options: dict[str, Any]) -> None:
     adopter = None
     way = _way(options.get("adopt", True), engine)
     if way is not None:
-        adopter = Adopter(engine, options.get("min_bytes", 1 << 20), way)
+        adopter = Adopter(core_of(engine), options.get("min_bytes", 1 << 20), way)
         adopter.start()
     _state.pid, _state.engine, _state.adopter = os.getpid(), engine, adopter
     _state.unasked = False
@@ -233,7 +242,7 @@ def _malloc_counts_on_zeros() -> bool:
 
 def _set_knobs(engine: Engine, options: dict[str, Any]) -> None:
     # pages_to_scan is refused once the advisor is on, run starts the scanner: these two last.
-    names = [name for name in options if name in knobs.KNOBS and name != "run"]
+    names = [name for name in options if name in KNOBS and name != "run"]
     for name in (*names, "advisor_mode", "run"):
         if name in options:
             setattr(engine.knobs, name, options[name])

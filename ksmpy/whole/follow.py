@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 
 from ksmpy.errors import KsmpyError
-from ksmpy.store.store import Store
+from ksmpy.whole.enable import enable_unasked
 
-__all__ = ["FOLLOW", "begin", "common_store"]
+__all__ = ["begin"]
 
 _log = logging.getLogger("ksmpy")
-
-# The descriptor of a store that the supervisor made, as other processes can open it, or "named"
-# where KSMPY_STORE names one.
-FOLLOW = "KSMPY_FOLLOW"
-
-
-def common_store() -> Store | None:
-    """The store that the supervisor made for all below it; None without one, or when it is gone.
-
-    Or when this process is another user's, or has less rights than the supervisor.
-    """
-    place = os.environ.get(FOLLOW, "")
-    if not place.startswith("/proc/"):
-        return None
-    try:
-        fd = os.open(place, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        _log.debug("no store to share with the other processes: %s", error)
-        return None
-    try:
-        return Store.from_fd(fd)
-    except KsmpyError as error:
-        _log.debug("no store to share with the other processes: %s", error)
-        return None
-    finally:
-        os.close(fd)
 
 
 def begin() -> bool:
@@ -45,14 +18,12 @@ def begin() -> bool:
 
     The program does not know, so it hears of no failure either.
     """
-    from ksmpy.whole import enable as enabling
-
     # The program has not asked for the threads that it is warned of.
     warnings.filterwarnings(
         "ignore", "This process .* is multi-threaded, use of fork", DeprecationWarning
     )
     try:
-        return enabling.enable_unasked()
+        return enable_unasked()
     except (KsmpyError, OSError, ValueError) as error:
         _log.debug("this process is left alone: %s", error)
         return False

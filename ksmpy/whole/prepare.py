@@ -11,7 +11,8 @@ from typing import Any
 
 from ksmpy.errors import KsmpyError
 from ksmpy.store.store import Store
-from ksmpy.whole.follow import FOLLOW
+from ksmpy.whole.common import FOLLOW
+from ksmpy.whole.enable import disable, enable
 
 __all__ = ["check", "environment", "open_store"]
 
@@ -63,8 +64,6 @@ def check(store: Store, options: Options) -> None:
 
 
 def _try(store: Store, options: Options) -> None:
-    from ksmpy.whole import enable as enabling
-
     known: dict[str, Any] = {name: value for name, value in options.items() if name != "store"}
-    enabling.enable(**{**known, "adopt": False, "run": 0}, store=store)
-    enabling.disable()
+    enable(**{**known, "adopt": False, "run": 0}, store=store)
+    disable()

@@ -9,7 +9,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from ksmpy.cli.command import CommandError
+from ksmpy.errors import CommandError
 from ksmpy.store.store import Store
 from ksmpy.whole.tally import Tally, isolated
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ksmpy.engine.stats import human_bytes
 from ksmpy.errors import StoreError
 from ksmpy.store.store import Store
+from ksmpy.text import human_bytes
 
 __all__ = ["Tally", "below", "command_line", "isolated", "pss_bytes"]
 

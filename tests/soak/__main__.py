@@ -157,8 +157,8 @@ def _do(plan: Plan, before: House) -> None:
 def _print_state(soak: Soak) -> None:
     engine = soak.engine
     print(f"VIOLATION in {engine!r}\n{dict(soak.count)}", flush=True)
-    if not engine.closed:
-        print(f"{engine.knobs}\n{engine._native.stats()}\n{engine.regions()}", flush=True)
+    if not engine._core.closed:
+        print(f"{engine.knobs}\n{engine._core._native.stats()}\n{engine.regions()}", flush=True)
 
 
 def _one_mode(plan: Plan) -> int:

@@ -65,7 +65,7 @@ def live(arrays: Sequence[Bytes], verify: Callable[[], None], seconds: float, fr
             for array in arrays:
                 engine.register(array)
             engine.scan(2, eager=True)
-            engine.check()
+            engine._core.check()
     end = time.monotonic() + seconds
     while True:
         for array, bytes_then in zip(arrays, born, strict=True):

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import ksmpy
 from ksmpy import Store, StoreError
-from ksmpy.engine.stats import StoreStats
 from ksmpy.errors import Unsupported
 from ksmpy.native import FREEZES, TRACKINGS
+from ksmpy.store.stats import StoreStats
 from tests.support.oracle import PAGE
 from tests.support.patience import until
 
@@ -233,12 +233,12 @@ class Fleet:
         self._take_down(self.store.stats())
         Outside(self.store, pids & family()).check_allocated()
         with ksmpy.Engine(store=self.store, topology=self._home.topology()) as newcomer:
-            newcomer.check()
+            newcomer._core.check()
             newcomer.scan()
             after = Outside(self.store, pids & family())
             after.check_allocated()
             after.check_counted()
-            newcomer.check()
+            newcomer._core.check()
         self.last = after
         self.count["seen"] += 1
 
@@ -258,7 +258,7 @@ class Fleet:
             last.scan(2, eager=True)
             self._end_all()
             last.scan(3, eager=True)
-            last.check()
+            last._core.check()
             there = self.store.processes()
             assert [int(p) for p in there] == [os.getpid()], f"the dead are there: {there}"
             last.unmerge()

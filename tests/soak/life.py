@@ -110,7 +110,7 @@ class Soak:
         self._refused()
         self._some_change()
         verify()
-        self.engine.check()
+        self.engine._core.check()
         self.children.look(wait=alone)
         self._unmerge()
         self._switch()
@@ -186,7 +186,7 @@ class Soak:
         self.count["switches"] += across
         if across:
             assert oracle.store_bytes() == 0, f"changed over {oracle.store_bytes()} bytes of frames"
-        self.engine.check()
+        self.engine._core.check()
 
     def end(self) -> None:
         """Unmerged, no frame is left; closed, nothing at all."""

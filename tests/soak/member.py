@@ -225,7 +225,7 @@ class Member:
             cargo.region = self._engine.register(cargo.array)
 
     def _check(self) -> None:
-        self._engine.check()
+        self._engine._core.check()
 
     # ---- children ---------------------------------------------------------------------------
 

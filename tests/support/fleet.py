@@ -109,7 +109,7 @@ class Worker:
         """Merge, and look that all is in order."""
         self.engine.scan(passes, eager=True)
         self.compare()
-        self.engine.check()
+        self.engine._core.check()
 
     def merging(self) -> int:
         """How many pages the engine has on frames, by its own settled count."""
@@ -124,7 +124,7 @@ class Worker:
         self.engine.unmerge()
         assert not any(oracle.maps_store(*memory.span(array)) for array in self.arrays)
         self.compare()
-        self.engine.check()
+        self.engine._core.check()
 
     def set(self, knob: str, value: int) -> None:
         """Assign a knob."""

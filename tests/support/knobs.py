@@ -19,7 +19,7 @@ def refused(engine: Any, name: str, value: int | str, code: int) -> None:
         setattr(engine.knobs, name, value)
     assert caught.value.errno == code
     assert getattr(engine.knobs, name) == before
-    engine.check()
+    engine._core.check()
 
 
 def both_refused(engine: Any) -> None:

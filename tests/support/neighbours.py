@@ -142,10 +142,10 @@ def fork(pauser: Pauser, make: Make, nth: int) -> None:
         Merged.compare(shared)
         if touches:
             shared.engine.scan(2, eager=True)
-            shared.engine.check()
+            shared.engine._core.check()
             Merged.compare(shared)
             shared.unmerge()
-            shared.engine.check()
+            shared.engine._core.check()
             assert not shared.maps_store()
             Merged.compare(shared)
 

@@ -210,7 +210,7 @@ class Sharer:
         """Neither bytes nor structures are wrong."""
         self.compare()
         for engine in self._engines:
-            engine.check()
+            engine._core.check()
 
     def spans(self) -> list[tuple[int, int]]:
         """Where the arrays are."""

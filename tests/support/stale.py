@@ -79,7 +79,7 @@ class Merged:
         stats = self.engine.stats()
         assert (stats.pages_shared, stats.pages_sharing, stats.stale_frames) == (0, 0, 0)
         assert stats.frame_bytes == 0
-        self.engine.check()
+        self.engine._core.check()
         self.engine.knobs.max_page_sharing = 3
         self.compare()
         self.engine.close()
@@ -98,7 +98,7 @@ def registration(pauser: Pauser, make: Callable[[], Merged], nth: int) -> None:
     with ExitStack() as stack:
         with pauser.at("pthread_mutex_lock", nth, merged.unmerge):
             before = oracle.store_mappings()
-            native = Worker(lambda: engine._native.register(address, length, 0))
+            native = Worker(lambda: engine._core._native.register(address, length, 0))
             public = Worker(lambda: engine.register(later))
             scan = Worker(lambda: engine.scan(eager=True))
             waits = scan.waits(0.1)
@@ -113,7 +113,7 @@ def registration(pauser: Pauser, make: Callable[[], Merged], nth: int) -> None:
     merged.unmerge()
     merged.compare()
     assert not merged.maps_store()
-    engine._native.release(number, discard=False)
+    engine._core._native.release(number, discard=False)
     merged.finish()
 
 
@@ -130,7 +130,7 @@ def fork(pauser: Pauser, make: Callable[[], Merged], nth: int) -> None:
             own.scan(2, eager=True)
             merged.compare()
             own.knobs.run = 2
-            own.check()
+            own._core.check()
             assert not merged.maps_store()
         merged.arrays[0][:] = 0
         assert merged.arrays[1].tobytes() == merged.wanted[1]

@@ -1,0 +1,371 @@
+"""What one engine has registered: coming, going, and what becomes of regions whose owner dies.
+
+State is kept in dicts and changed by single atomic operations, because an owner's death can
+call back at any allocation of any thread. Whoever registers holds the engine's lock; a callback
+never takes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from operator import index
+
+from ksmpy import native
+from ksmpy.engine import registry
+from ksmpy.engine.numa import Placement
+from ksmpy.engine.region import Home, Region
+from ksmpy.errors import KsmpyError, RegionError
+from ksmpy.memory.buffers import Buffer, locate
+from ksmpy.memory.lifetime import Held, Lifetime, Unowned, Watched, lifetime
+from ksmpy.memory.maps import AddressSpace, Allowance, refusal, register_error, vma_flags
+from ksmpy.memory.walk import Found, merge_ranges
+from ksmpy.native import NativeEngine
+
+__all__ = ["Regions"]
+
+_log = logging.getLogger("ksmpy")
+
+# Of the held owners that each registration looks at.
+_SWEPT = 64
+
+_allowance = Allowance()
+
+# Asking owners where their memory is takes the background scanner 1 % of its time at most.
+_QUESTION_FACTOR = 100
+_ADDRESSES = 1 << 64
+
+
+class Regions:
+    """The regions of one engine, by their numbers and by what must be asked about them."""
+
+    def __init__(self, engine: NativeEngine, placement: Placement, serial: int) -> None:
+        self._native = engine
+        self._placement = placement
+        self._serial = serial
+        # By identity, for the native engine gives a number again as soon as it is free.
+        self._all: dict[Region, None] = {}
+        self._numbers: dict[int, Region] = {}
+        self._held: dict[Region, None] = {}
+        self._swept = 0
+        # Registered before anybody asked what their mappings are like.
+        self._unasked: dict[Region, None] = {}
+        self._asking = threading.Lock()
+        self._movable: dict[Region, None] = {}
+        self._next_question = 0.0
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def all(self) -> list[Region]:
+        """All of them, in the order of their registration."""
+        return list(self._all)
+
+    def inherit(self) -> None:
+        """Become the copy in a forked child: no other thread asks for flags there."""
+        self._asking = threading.Lock()
+
+    # ---- coming -------------------------------------------------------------------------
+
+    def register(self, home: Home, buffer: object, name: str | None) -> Region:
+        """As Engine.register()."""
+        self._sweep_some()
+        found = locate(buffer)
+        self._make_way(home, found)
+        return self._add(home, found, _allowance.read(found.pages[1]), name, None)
+
+    def register_range(
+        self, home: Home, address: int, nbytes: int, name: str | None, owner: object
+    ) -> Region:
+        """As Engine.register_range(), of arguments that checked_range() has seen."""
+        life = Unowned() if owner is None else Watched(owner, discard=False)
+        self.sweep()
+        found = Buffer(address, nbytes, None, None)
+        label = name if name is not None else f"range-{address:#x}"
+        self._make_way(home, found, repr(label))
+        return self._add(home, found, AddressSpace.read(found.pages[1]), label, None, life)
+
+    def track(self, home: Home, found: list[Found]) -> tuple[list[Region], list[tuple[str, str]]]:
+        """Register buffers that find_buffers() has found. Returns the regions, those that were
+        there before included, and (name, reason) of what cannot be merged.
+        """
+        self.sweep()
+        regions: dict[int, Region] = {}
+        refused: list[tuple[str, str]] = []
+        wanted: list[Found] = []
+        for item in merge_ranges(found):
+            known = self._within(item.buffer)
+            if known is not None:
+                regions[known.address] = known
+                continue
+            try:
+                self._make_way(home, item.buffer)
+            except RegionError as error:
+                refused.append((item.name, str(error)))
+            else:
+                wanted.append(item)
+        space = AddressSpace.read(max((item.buffer.pages[1] for item in wanted), default=0))
+        for item in wanted:
+            try:
+                region = self._add(home, item.buffer, space, item.name, item.anchor)
+            except (RegionError, OSError) as error:
+                refused.append((item.name, str(error)))
+            else:
+                regions[region.address] = region
+        return list(regions.values()), refused
+
+    def adopt(
+        self, home: Home, pieces: list[tuple[int, int, str]]
+    ) -> tuple[list[Region], list[tuple[int, int, str]]]:
+        """Register (start, end, name) of page-aligned memory, whoever has it. It gives way to what
+        anybody registers. Returns the regions, and (start, end, reason) of what cannot be merged.
+        """
+        regions: list[Region] = []
+        refused: list[tuple[int, int, str]] = []
+        space = AddressSpace.read(max((end for _, end, _ in pieces), default=0))
+        for start, end, name in pieces:
+            found = Buffer(start, end - start, None, None)
+            try:
+                self._make_way(home, found)
+                life = Unowned(adopted=True)
+                regions.append(self._add(home, found, space, name, None, life))
+            except (RegionError, OSError) as error:
+                refused.append((start, end, str(error)))
+        return regions, refused
+
+    def _make_way(self, home: Home, buffer: Buffer, what: str = "the buffer") -> None:
+        """Refuse what holds no page or overlaps a region; end inherited and adopted regions under
+        it.
+        """
+        start, end = buffer.pages
+        if buffer.nbytes == 0:
+            raise RegionError(f"{what} is empty")
+        if end <= start:
+            raise RegionError(f"{what} ({buffer.nbytes} bytes) holds no whole 4096-byte page")
+        for region in registry.overlapping(start, end):
+            if not region._home.inherited:
+                region._home.drop_lost()
+                if region._released:
+                    continue
+                if not region._adopted:
+                    whose = "" if region._home is home else " of another engine"
+                    raise RegionError(f"{what} overlaps the region {region.name!r}{whose}")
+            region.release()
+
+    def _flags(self, start: int, end: int, space: AddressSpace | None, what: str) -> int:
+        if space is None:
+            return native.VMA_UNKNOWN
+        mappings = space.covering(start, end)
+        reason = refusal(mappings, start, end)
+        if reason is not None:
+            raise RegionError(f"{what} cannot be merged: {reason}")
+        return vma_flags(mappings)
+
+    def _add(
+        self,
+        home: Home,
+        buffer: Buffer,
+        space: AddressSpace | None,
+        name: str | None,
+        anchor: object,
+        life: Lifetime | None = None,
+    ) -> Region:
+        start, end = buffer.pages
+        what = "the buffer" if buffer.owner is not None else repr(name)
+        flags = self._flags(start, end, space, what)
+        life = life or lifetime(buffer, anchor)
+        nodes = self._placement.ask(start, (end - start) // native.PAGE_SIZE)
+        # Of an object it is known that it does not grow while we look at it.
+        growing = native.VMA_GROWING if buffer.owner is None else 0
+        try:
+            number = self._native.register(start, end - start, flags | growing)
+        except OSError as error:
+            if space is None and error.errno == errno.EADDRNOTAVAIL:
+                return self._add(home, buffer, AddressSpace.read(end), name, anchor, life)
+            raise register_error(error) from error
+        if nodes is not None:  # a pass under way comes by before the next one asks
+            self._native.set_nodes(number, nodes)
+        label = name if name is not None else f"{type(buffer.owner).__name__}-{number}"
+        region = Region(home, number, label, start, end - start, life)
+        self._note(region, unasked=flags == native.VMA_UNKNOWN)
+        registry.anchor(self._serial, home)
+        life.watch(partial(self._ended, region))
+        return region
+
+    def _note(self, region: Region, *, unasked: bool) -> None:
+        self._all[region] = None
+        self._numbers[region._number] = region
+        if unasked:
+            self._unasked[region] = None
+        if isinstance(region._lifetime, Held):
+            self._held[region] = None
+        if region._lifetime.can_move:
+            self._movable[region] = None
+
+    # ---- who is where -------------------------------------------------------------------
+
+    def by_number(self) -> dict[int, Region]:
+        """The regions by the native engine's numbers."""
+        return {region._number: region for region in self.all()}
+
+    def overlapping(self, start: int, end: int) -> Iterator[Region]:
+        """The regions that have a page in [start, end); page-aligned."""
+        while start < end:
+            try:
+                number = self._native.find_region(start, end - start)
+            except KsmpyError:  # closed
+                return
+            region = self._numbers.get(number) if number is not None else None
+            if region is None:
+                return
+            start = region.address + region.nbytes
+            yield region
+
+    def _within(self, buffer: Buffer) -> Region | None:
+        """The region that holds all of the buffer's whole pages."""
+        start, end = buffer.pages
+        for region in self.overlapping(start, end) if start < end else ():
+            if region.address <= start and end <= region.address + region.nbytes:
+                return region
+        return None
+
+    # ---- going --------------------------------------------------------------------------
+
+    def sweep(self, *, thorough: bool = True) -> None:
+        """End the regions whose owners nobody but us holds any more, or that have moved away:
+        the latter only from time to time unless `thorough`.
+        """
+        for region in list(self._held):
+            if region._lifetime.abandoned():
+                self._ended(region)
+        begin = time.monotonic()
+        if self._movable and (thorough or begin >= self._next_question):
+            for region in list(self._movable):
+                if region._lifetime.moved():
+                    self._ended(region, moved=True)
+            self._next_question = begin + _QUESTION_FACTOR * (time.monotonic() - begin)
+
+    def _sweep_some(self) -> None:
+        held = list(self._held)
+        first = self._swept if self._swept < len(held) else 0
+        self._swept = first + _SWEPT
+        for region in held[first : first + _SWEPT]:
+            if region._lifetime.abandoned():
+                self._ended(region)
+
+    def drop_lost(self) -> None:
+        """End the regions whose memory was unmapped or replaced; what is left of it stays."""
+        lost = set(self._native.find_lost())
+        for region in self.all() if lost else ():
+            if region._number in lost:
+                level = logging.DEBUG if region._adopted else logging.WARNING
+                _log.log(level, "region %r lost its memory and was released", region.name)
+                self.end(region, discard=False)
+
+    def _ended(self, region: Region, *, moved: bool = False) -> None:
+        """The owner dies, has been left to us alone, or has `moved`. Runs in any thread, at any
+        time. What cannot be given back, for want of memory above all, stays merged, and is tried
+        again.
+        """
+        try:
+            self.end(region, discard=not moved and region._lifetime.discard)
+        except BaseException as error:
+            if region in self._all:
+                _log.error("region %r cannot be released yet: %s", region.name, error)
+                region._lifetime.drop()
+                region._lifetime = Unowned(over=True)
+                self._movable.pop(region, None)
+                self._held[region] = None
+            else:
+                _log.error("region %r could not be released: %s", region.name, error)
+            if not isinstance(error, Exception):
+                raise
+
+    def end(self, region: Region, *, discard: bool) -> None:
+        """End a region; its bytes stay unless `discard` says that nobody needs them. No-op for
+        one that has ended. OSError when its pages cannot be given back: it stays.
+        """
+        # Of several that want to end it, the one that takes it out of the dict does.
+        if self._all.pop(region, region) is region:
+            return
+        self._numbers.pop(region._number, None)  # the number may be another's from here on
+        try:
+            self._native.release(region._number, discard=discard)
+        except BaseException:  # Ctrl-C may come before the call or after it
+            if self._is_native(region):
+                self._all[region] = None
+                self._numbers[region._number] = region
+            else:
+                self._forget(region)
+            raise
+        self._forget(region)
+
+    def _is_native(self, region: Region) -> bool:
+        try:
+            return self._native.find_region(region.address, region.nbytes) == region._number
+        except KsmpyError:  # closed
+            return False
+
+    def _forget(self, region: Region) -> None:
+        self._all.pop(region, None)
+        self._held.pop(region, None)
+        self._unasked.pop(region, None)
+        self._movable.pop(region, None)
+        region._released = True
+        region._lifetime.drop()
+        if not self._all:
+            registry.let_go(self._serial)
+
+    # ---- what their mappings are like ----------------------------------------------------
+
+    def ask_for_flags(self) -> None:
+        """Look at the mappings of regions that were registered without, all in one reading. One
+        thread does: another would find regions merged meanwhile.
+        """
+        if not self._unasked or not self._asking.acquire(blocking=False):
+            return
+        try:
+            regions = [region for region in list(self._unasked) if not region._released]
+            ends = (region.address + region.nbytes for region in regions)
+            space = AddressSpace.read(max(ends, default=0))
+            for region in regions:
+                self._tell_flags(region, space)
+        finally:
+            self._asking.release()
+
+    def _tell_flags(self, region: Region, space: AddressSpace) -> None:
+        start, end = region.address, region.address + region.nbytes
+        mappings = space.covering(start, end)
+        ours = (self._native.freeze, self._native.tracking) != ("signal", "checksum")
+        reason = refusal(mappings, start, end, registered=ours)
+        # What is not the owner's memory any more, whatever its flags, the pass will find lost.
+        lost = refusal([replace(each, flags=None) for each in mappings], start, end) is not None
+        try:
+            if reason is None or lost:
+                self._native.set_vma_flags(region._number, vma_flags(mappings))
+            else:
+                _log.warning("region %r was released: %s", region.name, reason)
+                self.end(region, discard=False)
+        except OSError as error:
+            if not region._released and error.errno != errno.ENOENT:  # it ended meanwhile
+                raise
+        self._unasked.pop(region, None)
+
+
+def checked_range(address: int, nbytes: int, name: str | None, owner: object) -> tuple[int, int]:
+    """The arguments of register_range() as numbers. TypeError for what is none, or for an owner
+    that takes no weak reference; RegionError for what is no range of addresses.
+    """
+    start, size = index(address), index(nbytes)
+    if start < 0 or size < 0 or start + size > _ADDRESSES:
+        label = name if name is not None else f"range-{start:#x}"
+        raise RegionError(f"{label} ({size} bytes at {start:#x}) is no range of addresses")
+    if owner is not None:
+        weakref.ref(owner)
+    return start, size

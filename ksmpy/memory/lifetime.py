@@ -1,0 +1,236 @@
+"""How long a region lives: as long as the owner of its memory has that memory.
+
+Where a weak reference's callback tells of the owner's end in time, it does: numpy's arrays up to
+numpy 2.4, torch's storages. Other owners are held, and count as abandoned once ours are the only
+references.
+
+An owner may also give its memory up, or change it, and live on: torch's storages are resized and
+moved to shared memory, a bytearray grows, ctypes.resize() moves what it is given. So owners are
+asked from time to time where their memory is, and at the end whether it is still the same. Only
+then may its bytes be thrown away: it could be anybody's by now.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ksmpy import native
+from ksmpy.memory.buffers import Buffer, can_move, home, is_ndarray
+
+__all__ = ["Held", "Lifetime", "Unowned", "Watched", "lifetime"]
+
+_HAVE_GC = 1 << 14  # Py_TPFLAGS_HAVE_GC
+
+
+class Lifetime(Protocol):
+    """How long a region's memory lives, and what to do with its bytes when it ends."""
+
+    @property
+    def discard(self) -> bool:
+        """The owner is at its end, the memory is still its own, and nobody else can see it: its
+        bytes need not be kept.
+        """
+
+    @property
+    def can_move(self) -> bool:
+        """Whether moved() may ever be true."""
+
+    def moved(self) -> bool:
+        """Whether the owner lives on, with other memory."""
+
+    def watch(self, ended: Callable[[], None]) -> None:
+        """Call `ended` just before the owner's memory goes, if the owner tells by itself."""
+
+    def abandoned(self) -> bool:
+        """Whether nobody but us holds the owner any more."""
+
+    def drop(self) -> None:
+        """Let go of the owner."""
+
+
+class Unowned:
+    """Memory known by its address only, and by nobody's death. Also what an owner has left that
+    could not be given back at once: `over`.
+    """
+
+    __slots__ = ("adopted", "over")
+
+    discard = False
+    can_move = False
+
+    def __init__(self, *, adopted: bool = False, over: bool = False) -> None:
+        self.adopted = adopted
+        self.over = over
+
+    def moved(self) -> bool:
+        """Never: there is nobody to ask."""
+        return False
+
+    def watch(self, ended: Callable[[], None]) -> None:
+        """Nothing tells."""
+
+    def abandoned(self) -> bool:
+        """Whether it is over."""
+        return self.over
+
+    def drop(self) -> None:
+        """Nothing is held."""
+
+
+class Watched:
+    """An owner that is watched by a weak reference.
+
+    When an object of a class that takes part in garbage collection dies in a cycle, its weak
+    references are told before the finalizers of that cycle run. These may still read the memory,
+    so it must keep its bytes then. An object whose last reference went is past its finalizer.
+    """
+
+    __slots__ = ("_array", "_collectable", "_home", "_kept", "_owner", "_ref", "can_move")
+
+    def __init__(self, owner: Any, *, discard: bool, kept: object = None) -> None:
+        self._collectable = bool(type(owner).__flags__ & _HAVE_GC)
+        self.can_move = can_move(owner) and kept is None
+        self._home = home(owner) if self.can_move else None
+        self._array = _Array.of(owner) if discard and is_ndarray(owner) else None
+        self._owner: Any = owner
+        self._kept = kept
+        self._ref: weakref.ref[Any] | None = None
+
+    @property
+    def discard(self) -> bool:
+        """Not when the collector of this very thread may have found the owner, nor when its
+        memory is not what it was; which only an array can tell that is dying.
+        """
+        if self._array is None or (self._collectable and native.collecting()):
+            return False
+        return self._array.unchanged()
+
+    def moved(self) -> bool:
+        """Ask the owner."""
+        owner = self._ref() if self.can_move and self._ref is not None else None
+        return owner is not None and home(owner) != self._home
+
+    def watch(self, ended: Callable[[], None]) -> None:
+        """Call `ended` when the owner is about to be freed."""
+        self._ref = weakref.ref(self._owner, lambda _: ended())
+        self._owner = None
+
+    def abandoned(self) -> bool:
+        """Never: the callback tells."""
+        return False
+
+    def drop(self) -> None:
+        """Stop watching."""
+        self._ref = self._owner = self._kept = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Array:
+    """What a numpy array says of its memory, read where it cannot be asked: it is dying, but its
+    weak references are told before the object itself goes.
+    """
+
+    place: int
+    data: int
+
+    # Of struct PyArrayObject_fields, part of numpy's binary interface since its version 1.7.
+    _DATA = 16
+    _FLAGS = 64
+    _OWNS_DATA = 4
+
+    @classmethod
+    def of(cls, arr: Any) -> _Array | None:
+        """None where the structure is another one (a debug build of Python)."""
+        known = cls(id(arr), int(arr.__array_interface__["data"][0]))
+        return known if known.unchanged() else None
+
+    def unchanged(self) -> bool:
+        """Whether it still owns the memory that it had."""
+        data = ctypes.c_void_p.from_address(self.place + self._DATA).value
+        flags = ctypes.c_int.from_address(self.place + self._FLAGS).value
+        return data == self.data and bool(flags & self._OWNS_DATA)
+
+
+class Held:
+    """An owner that is kept until nobody else holds it."""
+
+    __slots__ = ("_alone", "_discard", "_export", "_home", "_owner", "_pin", "can_move")
+
+    def __init__(self, owner: Any, export: memoryview | None, *, discard: bool) -> None:
+        self._discard = discard
+        self.can_move = can_move(owner)
+        self._home = home(owner) if discard or self.can_move else None
+        self._owner: Any = owner
+        self._export = export
+        # An array with a weak reference to it cannot be resized. One with a callback is not
+        # shared with anybody, and so tells ours from the user's.
+        self._pin = weakref.ref(owner, _ignore) if is_ndarray(owner) else None
+        self._alone = _ALONE[export is not None]
+
+    @property
+    def discard(self) -> bool:
+        """Not while somebody could get the owner back by a weak reference."""
+        lonely = weakref.getweakrefcount(self._owner) == (self._pin is not None)
+        own = self._pin is None or self._owner.flags.owndata
+        return self._discard and lonely and own and home(self._owner) == self._home
+
+    def moved(self) -> bool:
+        """Ask the owner."""
+        return self.can_move and self._owner is not None and home(self._owner) != self._home
+
+    def watch(self, ended: Callable[[], None]) -> None:
+        """Nothing tells: abandoned() must be asked."""
+
+    def references(self) -> int:
+        """How many references the owner has, the ones of this call included."""
+        return sys.getrefcount(self._owner)
+
+    def abandoned(self) -> bool:
+        """Whether only our own references are left."""
+        return self._owner is not None and self.references() <= self._alone
+
+    def drop(self) -> None:
+        """Give the owner up."""
+        export, self._export, self._owner, self._pin = self._export, None, None, None
+        if export is not None:
+            export.release()
+
+
+def _ignore(_: object) -> None:
+    """The callback of a weak reference that is there for its own sake."""
+
+
+# How many references count as "only ours", without and with an export: measured, because it
+# differs between Python versions.
+_ALONE: dict[bool, int] = {False: 0, True: 0}
+
+
+def _measure_alone() -> None:
+    def without() -> Held:
+        return Held(bytearray(1), None, discard=True)
+
+    def with_export() -> Held:
+        owner = bytearray(1)
+        return Held(owner, memoryview(owner), discard=True)
+
+    _ALONE[False] = without().references()
+    held = with_export()
+    _ALONE[True] = held.references()
+    held.drop()
+
+
+_measure_alone()
+
+
+def lifetime(buffer: Buffer, anchor: object = None) -> Lifetime:
+    """The lifetime of a buffer; with an `anchor`, the region ends when that object dies."""
+    if anchor is not None:
+        return Watched(anchor, discard=False, kept=(buffer.owner, buffer.export))
+    if buffer.watched:
+        return Watched(buffer.owner, discard=buffer.owned)
+    return Held(buffer.owner, buffer.export, discard=buffer.owned)
