@@ -2,16 +2,17 @@
  * Walks every structure and says what does not fit: for tests, and after each step of debug
  * builds.
  */
+#include "engine/check.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/pages.h"
 #include "base/rbtree.h"
-#include "engine/engine.h"
-#include "ksmpy.h"
+#include "engine/locks.h"
 #include "os/arena.h"
+#include "pages/pages.h"
 #include "store/store.h"
 
 struct report {
@@ -54,17 +55,17 @@ static void expect_census(struct report *report, const uint64_t *is, const struc
         expect(report, kinds_of_pages[state], is[state], census->pages_in[state]);
 }
 
-static void count_region(const ksmpy_engine *engine, uint32_t id, struct census *census,
+static void count_region(const struct pages *pages, uint32_t id, struct census *census,
                          struct report *report)
 {
-    const struct region *region = region_at(engine, id);
+    const struct region *region = region_at(pages, id);
     struct census own = {0};
     for (uint64_t i = 0; i < region->n; i++) {
-        const struct page *page = page_record(engine, region->base + (uint32_t)i);
+        const struct page *page = page_record(pages, region->base + (uint32_t)i);
         own.pages_in[page_state(page)]++;
-        if (region_of(engine, region->base + (uint32_t)i) != id)
-            complain(report, "owner of a page", region_of(engine, region->base + (uint32_t)i), id);
-        if (page_state(page) == PAGE_SHARED && !frame_is_live(&engine->store, page->link))
+        if (region_of(pages, region->base + (uint32_t)i) != id)
+            complain(report, "owner of a page", region_of(pages, region->base + (uint32_t)i), id);
+        if (page_state(page) == PAGE_SHARED && !frame_is_live(&pages->store, page->link))
             complain(report, "shared page's frame is in no tree", page->link, 0);
     }
     expect_census(report, region->pages_in, &own);
@@ -73,70 +74,71 @@ static void count_region(const ksmpy_engine *engine, uint32_t id, struct census 
 }
 
 /* In order of addresses every region begins where the one before it has ended, or later. */
-static void check_addresses(const ksmpy_engine *engine, struct report *report)
+static void check_addresses(const struct pages *pages, struct report *report)
 {
-    struct rb_arena arena = {.base = engine->regions.base, .stride = sizeof(struct region)};
-    int64_t count = rb_check(&arena, &engine->by_address, engine->region_count), regions = 0;
+    struct rb_arena arena = {.base = pages->regions.base, .stride = sizeof(struct region)};
+    int64_t count = rb_check(&arena, &pages->by_address, pages->region_count), regions = 0;
     uintptr_t end = 0;
-    for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next)
+    EACH_REGION (pages, id)
         regions++;
     expect(report, "regions by address", (uint64_t)count, (uint64_t)regions);
     if (report->error)
         return;
-    for (uint32_t at = rb_first(&arena, &engine->by_address); at != RB_NONE;
+    for (uint32_t at = rb_first(&arena, &pages->by_address); at != RB_NONE;
          at = rb_next(&arena, at)) {
-        if (region_at(engine, at)->address < end)
-            complain(report, "region begins inside another one", region_at(engine, at)->address,
+        if (region_at(pages, at)->address < end)
+            complain(report, "region begins inside another one", region_at(pages, at)->address,
                      end);
-        end = region_at(engine, at)->address + bytes_of(region_at(engine, at)->n);
+        end = region_at(pages, at)->address + bytes_of(region_at(pages, at)->n);
     }
 }
 
-static void check_pages(const ksmpy_engine *engine, struct report *report)
+static void check_pages(const struct pages *pages, struct report *report)
 {
     struct census census = {0};
     uint64_t registered = 0;
-    for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next) {
-        count_region(engine, id, &census, report);
-        registered += region_at(engine, id)->n;
+    EACH_REGION (pages, id) {
+        count_region(pages, id, &census, report);
+        registered += region_at(pages, id)->n;
     }
-    expect(report, "registered pages", engine->registered, registered);
-    check_addresses(engine, report);
-    expect_census(report, engine->pages_in, &census);
+    expect(report, "registered pages", pages->registered, registered);
+    check_addresses(pages, report);
+    expect_census(report, pages->pages_in, &census);
 }
 
-static void check_buckets(const ksmpy_engine *engine, struct report *report)
+static void check_buckets(const struct pages *pages, struct report *report)
 {
     uint64_t waiting = 0;
-    for (uint64_t i = 0; i < engine->page_buckets; i++)
-        for (uint32_t id = engine->page_heads[i];
-             id != NO_PAGE && waiting <= engine->pages_in[PAGE_WAITING]; waiting++) {
-            expect(report, "state of a page in a bucket", page_state(page_record(engine, id)),
+    for (uint64_t i = 0; i < pages->candidates.buckets; i++)
+        for (uint32_t id = pages->candidates.heads[i];
+             id != NO_PAGE && waiting <= pages->pages_in[PAGE_WAITING]; waiting++) {
+            expect(report, "state of a page in a bucket", page_state(page_record(pages, id)),
                    PAGE_WAITING);
-            id = page_record(engine, id)->link;
+            id = page_record(pages, id)->link;
         }
-    expect(report, "pages in buckets", waiting, engine->pages_in[PAGE_WAITING]);
+    expect(report, "pages in buckets", waiting, pages->pages_in[PAGE_WAITING]);
 }
 
-static void check_unstable(const ksmpy_engine *engine, struct report *report)
+static void check_unstable(const struct pages *pages, struct report *report)
 {
-    struct rb_arena arena = {.base = engine->unodes.base, .stride = sizeof(struct unode)};
+    struct rb_arena arena = {.base = pages->candidates.nodes.base, .stride = sizeof(struct unode)};
     int64_t paired = 0;
     for (int tree = 0; tree < MAX_NODES; tree++) {
-        int64_t count = rb_check(&arena, &engine->unstable[tree], engine->unode_count);
+        int64_t count =
+            rb_check(&arena, &pages->candidates.trees[tree], pages->candidates.node_count);
         if (count < 0) {
             complain(report, "unstable tree is no red-black tree", (uint64_t)tree, 0);
             return;
         }
         paired += count;
-        for (uint32_t at = rb_first(&arena, &engine->unstable[tree]); at != RB_NONE;
+        for (uint32_t at = rb_first(&arena, &pages->candidates.trees[tree]); at != RB_NONE;
              at = rb_next(&arena, at)) {
-            uint32_t page = ((struct unode *)arena_at(&engine->unodes, at))->page;
-            expect(report, "node of a page in the unstable tree", page_record(engine, page)->link,
+            uint32_t page = ((struct unode *)arena_at(&pages->candidates.nodes, at))->page;
+            expect(report, "node of a page in the unstable tree", page_record(pages, page)->link,
                    at);
         }
     }
-    expect(report, "pages in unstable trees", (uint64_t)paired, engine->pages_in[PAGE_PAIRED]);
+    expect(report, "pages in unstable trees", (uint64_t)paired, pages->pages_in[PAGE_PAIRED]);
 }
 
 struct frames_seen {
@@ -242,16 +244,16 @@ int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)
     int error = engine_lock_with_store(engine); /* or somebody may make the index anew meanwhile */
     if (error)
         return error;
-    check_pages(engine, &report);
-    check_buckets(engine, &report);
-    check_unstable(engine, &report);
-    struct frames_seen seen = {.report = &report, .read = &engine->store};
-    check_frames(&engine->store, &seen);
-    if (engine->store.shared)
-        check_counts(&engine->store, &report);
+    check_pages(&engine->pages, &report);
+    check_buckets(&engine->pages, &report);
+    check_unstable(&engine->pages, &report);
+    struct frames_seen seen = {.report = &report, .read = &engine->pages.store};
+    check_frames(&engine->pages.store, &seen);
+    if (engine->pages.store.shared)
+        check_counts(&engine->pages.store, &report);
     else
-        expect(&report, "sharers of all frames", seen.sharers, engine->pages_in[PAGE_SHARED]);
-    store_look_away(&engine->store, true);
+        expect(&report, "sharers of all frames", seen.sharers, engine->pages.pages_in[PAGE_SHARED]);
+    store_look_away(&engine->pages.store, true);
     engine_unlock_with_store(engine);
     return report.error;
 }
@@ -260,7 +262,7 @@ int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)
 void check_step(ksmpy_engine *engine)
 {
     char text[256] = "";
-    if (!engine->forked && ksmpy_check(engine, text, sizeof text) == -EUCLEAN) {
+    if (!engine->pages.forked && ksmpy_check(engine, text, sizeof text) == -EUCLEAN) {
         fprintf(stderr, "ksmpy: the engine's structures are not sound: %s\n", text);
         abort();
     }

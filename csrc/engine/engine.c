@@ -1,16 +1,16 @@
-/* The engine as its callers see it: construction and knobs. */
+/* The engine as its callers see it: construction. */
 #include "engine/engine.h"
 
 #include <errno.h>
-#include <sched.h>
-#include <stdlib.h>
-#include <string.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <unistd.h>
 
 #include "base/pages.h"
 #include "base/rbtree.h"
+#include "engine/fork.h"
+#include "engine/knobs.h"
 #include "freeze/freezer.h"
-#include "ksmpy.h"
 #include "os/arena.h"
 #include "os/devices.h"
 #include "os/files.h"
@@ -18,61 +18,15 @@
 #include "os/maps.h"
 #include "os/memory.h"
 #include "os/probe.h"
+#include "pages/candidates.h"
+#include "pages/pages.h"
+#include "pages/peers.h"
+#include "pages/pins.h"
 #include "store/store.h"
 
 #define MAX_REGIONS ((uint64_t)1 << 20)
 #define MIN_PAGES                                                                                  \
     ((uint64_t)1 << 24) /* 64 GiB of registered memory at least, 8 times the machine's at most */
-
-void engine_lock(ksmpy_engine *engine)
-{
-    atomic_fetch_add(&engine->waiting, 1);
-    pthread_mutex_lock(&engine->lock);
-    atomic_fetch_sub(&engine->waiting, 1);
-}
-
-void engine_unlock(ksmpy_engine *engine)
-{
-    pthread_mutex_unlock(&engine->lock);
-}
-
-void engine_let_others_in(ksmpy_engine *engine)
-{
-    engine_unlock(engine);
-    while (atomic_load(&engine->waiting))
-        sched_yield();
-    engine_lock(engine);
-}
-
-int engine_lock_with_store(ksmpy_engine *engine)
-{
-    struct patience patience = {0};
-    int error;
-    do {
-        engine_lock(engine);
-        error = engine->forked               ? -EPERM
-                : store_lock(&engine->store) ? 0
-                                             : store_why_not(&engine->store);
-        if (error)
-            engine_unlock(engine);
-    } while (try_again(&patience, &error));
-    return error;
-}
-
-void engine_unlock_with_store(ksmpy_engine *engine)
-{
-    store_unlock(&engine->store);
-    engine_unlock(engine);
-}
-
-void pass_lock(ksmpy_engine *engine)
-{
-    atomic_fetch_add(&engine->pass_wanted, 1);
-    pthread_mutex_lock(&engine->pass);
-    atomic_fetch_sub(&engine->pass_wanted, 1);
-}
-
-/* ---- construction ---- */
 
 static int choose_freeze(const struct ksmpy_caps *caps, int wanted)
 {
@@ -101,13 +55,6 @@ static int choose_tracking(const struct ksmpy_caps *caps, int wanted)
     return can ? KSMPY_TRACKING_WP_ASYNC : -EOPNOTSUPP;
 }
 
-static void default_knobs(uint64_t *knobs)
-{
-    knobs[KSMPY_KNOB_SMART_SCAN] = 1;
-    knobs[KSMPY_KNOB_CHAINS_PRUNE_MILLISECS] = 2000;
-    knobs[KSMPY_KNOB_VMA_SHARE_PERCENT] = 50;
-}
-
 static uint64_t page_limit(void)
 {
     uint64_t limit = os_memory_pages() * 8;
@@ -115,78 +62,78 @@ static uint64_t page_limit(void)
     return limit < RB_MAX_NODES ? limit : RB_MAX_NODES;
 }
 
-static int open_arrays(ksmpy_engine *engine)
+static int open_arrays(struct pages *pages)
 {
     uint64_t limit = page_limit(), chunks = limit >> CHUNK_SHIFT;
-    int error = arena_init(&engine->regions, sizeof(struct region), MAX_REGIONS);
+    int error = arena_init(&pages->regions, sizeof(struct region), MAX_REGIONS);
     if (!error)
-        error = arena_init(&engine->pages, sizeof(struct page), limit);
+        error = arena_init(&pages->records, sizeof(struct page), limit);
     if (!error)
-        error = arena_init(&engine->chunk_records, sizeof(struct chunk), chunks);
+        error = arena_init(&pages->chunk_records, sizeof(struct chunk), chunks);
     if (!error)
-        error = ids_init(&engine->chunks, chunks, &engine->chunk_state);
-    return error ? error : unstable_init(engine);
+        error = ids_init(&pages->chunks, chunks, &pages->chunk_state);
+    return error ? error : unstable_init(pages);
 }
 
-static void close_arrays(ksmpy_engine *engine)
+static void close_arrays(struct pages *pages)
 {
-    pins_forget(engine);
-    arena_destroy(&engine->regions);
-    arena_destroy(&engine->pages);
-    arena_destroy(&engine->chunk_records);
-    ids_destroy(&engine->chunks);
-    unstable_destroy(engine);
+    pins_forget(pages);
+    arena_destroy(&pages->regions);
+    arena_destroy(&pages->records);
+    arena_destroy(&pages->chunk_records);
+    ids_destroy(&pages->chunks);
+    unstable_destroy(pages);
 }
 
 static void close_engine(ksmpy_engine *engine)
 {
-    os_maps_close(&engine->maps);
-    os_memory_close(&engine->memory);
-    if (engine->store.head || engine->store.write_fd >= 0)
-        store_destroy(&engine->store);
-    close_arrays(engine);
+    os_maps_close(&engine->pages.maps);
+    os_memory_close(&engine->merger.allowance.memory);
+    if (engine->pages.store.head || engine->pages.store.write_fd >= 0)
+        store_destroy(&engine->pages.store);
+    close_arrays(&engine->pages);
     pthread_mutex_destroy(&engine->lock);
     pthread_mutex_destroy(&engine->pass);
     os_unmap(engine, sizeof *engine);
 }
 
-static int open_store(ksmpy_engine *engine, int fd)
+static int open_store(struct pages *pages, int fd)
 {
-    struct store *store = &engine->store;
+    struct store *store = &pages->store;
     struct patience patience = {0};
-    const int *node_ids = engine->injected_nodes ? NULL : engine->node_ids;
+    const int *node_ids = pages->injected_nodes ? NULL : pages->node_ids;
     int error;
     if (fd <= 0)
-        return store_init(store, engine->nodes, node_ids);
+        return store_init(store, pages->nodes, node_ids);
     do {
         fork_hold();
-        error = store_attach(store, fd, engine->nodes, node_ids);
+        error = store_attach(store, fd, pages->nodes, node_ids);
         fork_let_go();
     } while (try_again(&patience, &error));
     if (!error)
-        engine->events = store->head->events;
+        pages->events_read = store->head->events;
     return error;
 }
 
 static int start(ksmpy_engine *engine, int freeze_mode, int store_fd)
 {
-    int error = os_maps_open(&engine->maps);
+    int error = os_maps_open(&engine->pages.maps);
     if (!error)
-        error = os_memory_open(&engine->memory);
+        error = os_memory_open(&engine->merger.allowance.memory);
     if (!error)
-        error = open_arrays(engine);
+        error = open_arrays(&engine->pages);
     if (!error)
-        error = open_store(engine, store_fd);
+        error = open_store(&engine->pages, store_fd);
     if (error)
         return error;
-    follow_rules(engine);
-    error = freezer_init(&engine->fz, freeze_mode, engine->tracked);
+    follow_rules(&engine->pages);
+    error = freezer_init(&engine->merger.fz, freeze_mode, engine->pages.tracked);
     if (error)
         return error;
-    engine->sum_of_zeros = store_sum(&engine->store, engine->fz.zeros);
+    engine->pages.sum_of_zeros = store_sum(&engine->pages.store, engine->merger.fz.zeros);
     error = fork_watch(engine);
     if (error)
-        freezer_destroy(&engine->fz);
+        freezer_destroy(&engine->merger.fz);
     return error;
 }
 
@@ -199,6 +146,29 @@ static int lack_of(const struct ksmpy_caps *caps)
     if (fd)
         close(fd);
     return caps->memfd && caps->madv_populate ? 0 : -EOPNOTSUPP;
+}
+
+/* Nothing is registered, and nothing is open. */
+static void begin_pages(struct pages *pages, const struct ksmpy_options *options)
+{
+    pages->maps.fd = -1;
+    store_forget_files(&pages->store);
+    pages->nodes = options->nodes;
+    pages->injected_nodes = !options->node_ids;
+    pages->first_region = pages->last_region = pages->free_region = NO_REGION;
+    pages->by_address = RB_EMPTY;
+    for (int i = 0; i < pages->nodes; i++)
+        pages->node_ids[i] = options->node_ids ? options->node_ids[i] : -1;
+    default_knobs(pages->knobs);
+}
+
+static void put_together(ksmpy_engine *engine)
+{
+    pthread_mutex_init(&engine->lock, NULL);
+    pthread_mutex_init(&engine->pass, NULL);
+    engine->merger.pages = engine->merger.budget.pages = engine->scanner.pages = &engine->pages;
+    engine->scanner.merger = &engine->merger;
+    engine->scanner.window.region = NO_REGION;
 }
 
 int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
@@ -220,21 +190,11 @@ int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
         os_alloc(sizeof *engine); /* not from the heap, which may be registered */
     if (!engine)
         return -ENOMEM;
-    pthread_mutex_init(&engine->lock, NULL);
-    pthread_mutex_init(&engine->pass, NULL);
-    engine->maps.fd = -1;
-    store_forget_files(&engine->store);
-    engine->minds_devices =
+    put_together(engine);
+    engine->merger.bar.minds_devices =
         options->freeze == KSMPY_FREEZE_AUTO && freeze_mode == KSMPY_FREEZE_UFFD_WP;
-    engine->tracked = tracking == KSMPY_TRACKING_WP_ASYNC;
-    engine->nodes = options->nodes;
-    engine->injected_nodes = !options->node_ids;
-    engine->first_region = engine->last_region = engine->cursor.region = NO_REGION;
-    engine->free_region = NO_REGION;
-    engine->by_address = RB_EMPTY;
-    for (int i = 0; i < engine->nodes; i++)
-        engine->node_ids[i] = options->node_ids ? options->node_ids[i] : -1;
-    default_knobs(engine->knobs);
+    begin_pages(&engine->pages, options);
+    engine->pages.tracked = tracking == KSMPY_TRACKING_WP_ASYNC;
     int error = start(engine, freeze_mode, options->store_fd);
     if (error)
         close_engine(engine);
@@ -245,113 +205,30 @@ int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
 
 int ksmpy_engine_close(ksmpy_engine *engine)
 {
-    if (engine->first_region != NO_REGION && !engine->forked)
+    if (engine->pages.first_region != NO_REGION && !engine->pages.forked)
         return -EBUSY;
     fork_unwatch(engine);
-    freezer_destroy(&engine->fz);
+    freezer_destroy(&engine->merger.fz);
     close_engine(engine);
     return 0;
 }
 
 int ksmpy_engine_freeze(ksmpy_engine *engine)
 {
-    return engine->fz.mode;
+    return engine->merger.fz.mode;
 }
 
 int ksmpy_engine_tracking(ksmpy_engine *engine)
 {
-    return engine->tracked ? KSMPY_TRACKING_WP_ASYNC : KSMPY_TRACKING_CHECKSUM;
+    return engine->pages.tracked ? KSMPY_TRACKING_WP_ASYNC : KSMPY_TRACKING_CHECKSUM;
 }
 
 int ksmpy_engine_forked(ksmpy_engine *engine)
 {
-    return engine->forked;
+    return engine->pages.forked;
 }
 
 void ksmpy_interrupt(ksmpy_engine *engine)
 {
     atomic_store(&engine->interrupted, true);
-}
-
-/* ---- knobs ---- */
-
-/* Frames of the old rule must be gone: EBUSY while one is shared, or may be mapped by a child. */
-static int change_rule(ksmpy_engine *engine, int knob, uint64_t value)
-{
-    struct store *store = &engine->store;
-    int error = 0;
-    if (store->head->knobs[knob] == value)
-        return 0;
-    store_reap(store);
-    if (store->head->live_frames || store->head->shared_frames) {
-        error = -EBUSY;
-    } else {
-        store->head->knobs[knob] = value;
-        store->head->rule_changes++;
-    }
-    return error;
-}
-
-static int set_knob(ksmpy_engine *engine, int knob, uint64_t value)
-{
-    int error = 0;
-    if (knob == KSMPY_KNOB_MERGE_ACROSS_NODES || knob == KSMPY_KNOB_MAX_PAGE_SHARING)
-        error = change_rule(engine, knob, value);
-    else if (knob == KSMPY_KNOB_USE_ZERO_PAGES)
-        engine->store.head->knobs[knob] = value;
-    else
-        engine->knobs[knob] = value;
-    engine->count_again_ns = 0;
-    follow_rules(engine);
-    return error;
-}
-
-bool engine_has_files(const ksmpy_engine *engine)
-{
-    return store_has_files(&engine->store) && freezer_has_files(&engine->fz);
-}
-
-int knob_check(int knob, uint64_t value)
-{
-    switch (knob) {
-    case KSMPY_KNOB_MERGE_ACROSS_NODES:
-    case KSMPY_KNOB_USE_ZERO_PAGES:
-    case KSMPY_KNOB_SMART_SCAN:
-        return value <= 1 ? 0 : -EINVAL;
-    case KSMPY_KNOB_MAX_PAGE_SHARING:
-        return value >= 2 && value <= INT32_MAX ? 0 : -EINVAL;
-    case KSMPY_KNOB_VMA_SHARE_PERCENT:
-        return value <= 100 ? 0 : -EINVAL;
-    case KSMPY_KNOB_CHAINS_PRUNE_MILLISECS:
-        return value <= UINT32_MAX ? 0 : -EINVAL;
-    default:
-        return -EINVAL;
-    }
-}
-
-int ksmpy_knob_set(ksmpy_engine *engine, int knob, uint64_t value)
-{
-    int error = knob_check(knob, value);
-    if (error)
-        return error;
-    pass_lock(engine);
-    error = engine_lock_with_store(engine);
-    if (!error) {
-        error = set_knob(engine, knob, value);
-        engine_unlock_with_store(engine);
-    }
-    pthread_mutex_unlock(&engine->pass);
-    check_step(engine);
-    return error;
-}
-
-int ksmpy_knob_get(ksmpy_engine *engine, int knob, uint64_t *value)
-{
-    if (knob < 0 || knob >= KSMPY_KNOB_COUNT)
-        return -EINVAL;
-    engine_lock(engine);
-    bool rule = knob < STORE_KNOBS && !engine->forked;
-    *value = rule ? engine->store.head->knobs[knob] : engine->knobs[knob];
-    engine_unlock(engine);
-    return 0;
 }

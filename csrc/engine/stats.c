@@ -1,37 +1,41 @@
 /* Counters, and who shares with whom. */
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/pages.h"
-#include "engine/engine.h"
-#include "ksmpy.h"
+#include "engine/locks.h"
+#include "merge/merger.h"
+#include "merge/written.h"
 #include "os/guard.h"
 #include "os/maps.h"
+#include "pages/candidates.h"
+#include "pages/pages.h"
+#include "pages/regions.h"
 #include "store/store.h"
 
 /* In the order of addresses, whatever comes and goes meanwhile. */
-static bool refresh_some(ksmpy_engine *engine, uintptr_t *at)
+static bool refresh_some(struct merger *merger, uintptr_t *at)
 {
-    uint32_t id = region_from(engine, *at);
+    uint32_t id = region_from(merger->pages, *at);
     if (id == NO_REGION)
         return false;
-    const struct region *region = region_at(engine, id);
+    const struct region *region = region_at(merger->pages, id);
     uint64_t first = *at > region->address ? (*at - region->address) >> PAGE_SHIFT : 0;
-    *at = region->address + bytes_of(unmerge_written(engine, id, first));
+    *at = region->address + bytes_of(unmerge_written(merger, id, first));
     return true;
 }
 
 int ksmpy_refresh(ksmpy_engine *engine)
 {
     uintptr_t at = 0;
-    if (engine->forked)
+    if (engine->pages.forked)
         return -EPERM;
     sigset_t mask;
     guard_open(&mask);
     engine_lock(engine);
-    while (refresh_some(engine, &at)) {
-        store_flush(&engine->store);
+    while (refresh_some(&engine->merger, &at)) {
+        store_flush(&engine->pages.store);
         engine_let_others_in(engine);
     }
     engine_unlock(engine);
@@ -41,40 +45,41 @@ int ksmpy_refresh(ksmpy_engine *engine)
 
 static uint64_t metadata_bytes(const ksmpy_engine *engine)
 {
-    return sizeof *engine + engine->regions.committed * sizeof(struct region) +
-           engine->pages.committed * sizeof(struct page) +
-           engine->chunk_records.committed * sizeof(struct chunk) +
-           engine->chunks.words.committed * sizeof(uint64_t) + unstable_metadata_bytes(engine) +
-           store_metadata_bytes(&engine->store);
+    return sizeof *engine + engine->pages.regions.committed * sizeof(struct region) +
+           engine->pages.records.committed * sizeof(struct page) +
+           engine->pages.chunk_records.committed * sizeof(struct chunk) +
+           engine->pages.chunks.words.committed * sizeof(uint64_t) +
+           unstable_metadata_bytes(&engine->pages) + store_metadata_bytes(&engine->pages.store);
 }
 
 static void fill(ksmpy_engine *engine, struct ksmpy_stats *out)
 {
-    const struct store_head *head = engine->store.head;
-    int64_t vmas = os_maps_count(&engine->maps);
+    const struct store_head *head = engine->pages.store.head;
+    int64_t vmas = os_maps_count(&engine->pages.maps);
     *out = (struct ksmpy_stats){
         .pages_shared = head->shared_frames,
         .pages_sharing = head->shared_pages - head->shared_frames,
-        .pages_unshared = engine->pages_in[PAGE_WAITING] + engine->pages_in[PAGE_PAIRED],
-        .pages_volatile = engine->pages_in[PAGE_SEEN] + engine->pages_in[PAGE_REFUSED],
-        .pages_scanned = engine->scanned,
-        .pages_skipped = engine->skipped,
-        .full_scans = engine->full_scans,
-        .ksm_zero_pages = engine->pages_in[PAGE_ZERO],
+        .pages_unshared =
+            engine->pages.pages_in[PAGE_WAITING] + engine->pages.pages_in[PAGE_PAIRED],
+        .pages_volatile = engine->pages.pages_in[PAGE_SEEN] + engine->pages.pages_in[PAGE_REFUSED],
+        .pages_scanned = engine->scanner.scanned,
+        .pages_skipped = engine->scanner.skipped,
+        .full_scans = engine->pages.full_scans,
+        .ksm_zero_pages = engine->pages.pages_in[PAGE_ZERO],
         .stable_node_chains = head->chains,
         .stable_node_dups = head->dups,
         .stale_frames = head->stale_frames,
-        .registered_pages = engine->registered,
-        .merging_pages = engine->pages_in[PAGE_SHARED],
+        .registered_pages = engine->pages.registered,
+        .merging_pages = engine->pages.pages_in[PAGE_SHARED],
         .metadata_bytes = metadata_bytes(engine),
-        .frame_bytes = store_bytes(&engine->store),
+        .frame_bytes = store_bytes(&engine->pages.store),
         .vmas = vmas > 0 ? (uint64_t)vmas : 0,
-        .vma_limit = os_max_map_count() * engine->knobs[KSMPY_KNOB_VMA_SHARE_PERCENT] / 100,
-        .pages_busy = engine->busy,
-        .pages_no_budget = engine->no_budget,
-        .pages_no_memory = engine->no_memory,
-        .pages_differed = engine->differed,
-        .pages_lost = engine->lost,
+        .vma_limit = os_max_map_count() * engine->pages.knobs[KSMPY_KNOB_VMA_SHARE_PERCENT] / 100,
+        .pages_busy = engine->merger.busy,
+        .pages_no_budget = engine->merger.no_budget,
+        .pages_no_memory = engine->merger.no_memory,
+        .pages_differed = engine->merger.differed,
+        .pages_lost = engine->pages.lost,
     };
 }
 
@@ -91,19 +96,19 @@ int ksmpy_stats(ksmpy_engine *engine, struct ksmpy_stats *out)
 int ksmpy_store_full(ksmpy_engine *engine)
 {
     engine_lock(engine);
-    bool full = !engine->forked && atomic_load(&engine->store.head->full);
+    bool full = !engine->pages.forked && atomic_load(&engine->pages.store.head->full);
     engine_unlock(engine);
     return full;
 }
 
 /* A frame with k sharers saves k - 1 pages; each sharer has an equal part in that. */
-static uint64_t saved_pages(const ksmpy_engine *engine, const struct region *region)
+static uint64_t saved_pages(const struct pages *pages, const struct region *region)
 {
     double saved = 0;
     for (uint64_t i = 0; i < region->n; i++) {
-        const struct page *page = page_record(engine, region->base + (uint32_t)i);
+        const struct page *page = page_record(pages, region->base + (uint32_t)i);
         if (page_state(page) == PAGE_SHARED)
-            saved += 1.0 - 1.0 / frame_at(&engine->store, page->link)->sharers;
+            saved += 1.0 - 1.0 / frame_at(&pages->store, page->link)->sharers;
     }
     return (uint64_t)(saved + 0.5);
 }
@@ -120,11 +125,11 @@ int ksmpy_region_stats(ksmpy_engine *engine, uint32_t id, struct ksmpy_region_st
     int error = engine_lock_with_store(engine);
     if (error)
         return error;
-    if (id < engine->region_count && region_at(engine, id)->used) {
-        const struct region *region = region_at(engine, id);
-        *out =
-            (struct ksmpy_region_stats){rmap_items(region), region->pages_in[PAGE_SHARED],
-                                        region->pages_in[PAGE_ZERO], saved_pages(engine, region)};
+    if (region_is_known(&engine->pages, id)) {
+        const struct region *region = region_at(&engine->pages, id);
+        *out = (struct ksmpy_region_stats){rmap_items(region), region->pages_in[PAGE_SHARED],
+                                           region->pages_in[PAGE_ZERO],
+                                           saved_pages(&engine->pages, region)};
     } else {
         error = -ENOENT;
     }
@@ -182,16 +187,13 @@ static bool push(struct entries *entries, uint64_t key, uint64_t pages)
     return true;
 }
 
-static bool collect_sharers(const ksmpy_engine *engine, struct entries *sharers)
+static bool collect_sharers(const struct pages *pages, struct entries *sharers)
 {
-    for (uint32_t id = engine->first_region; id != NO_REGION; id = region_at(engine, id)->next)
-        for (uint64_t i = 0; i < region_at(engine, id)->n; i++) {
-            const struct page *page =
-                page_record(engine, region_at(engine, id)->base + (uint32_t)i);
-            if (page_state(page) == PAGE_SHARED &&
-                !push(sharers, (uint64_t)page->link << 32 | id, 1))
-                return false;
-        }
+    EACH_PAGE (pages, id) {
+        uint64_t frame = page_record(pages, id)->link;
+        if (is_shared(pages, id) && !push(sharers, frame << 32 | region_of(pages, id), 1))
+            return false;
+    }
     add_up(sharers);
     return true;
 }
@@ -230,10 +232,10 @@ int64_t ksmpy_shares(ksmpy_engine *engine, struct ksmpy_share *out, int64_t max)
 {
     struct entries sharers = {0}, pairs = {0};
     int64_t count = -ENOMEM;
-    if (engine->forked)
+    if (engine->pages.forked)
         return -EPERM;
     engine_lock(engine);
-    bool collected = collect_sharers(engine, &sharers);
+    bool collected = collect_sharers(&engine->pages, &sharers);
     engine_unlock(engine);
     if (collected && collect_pairs(&sharers, &pairs)) {
         count = (int64_t)pairs.count;

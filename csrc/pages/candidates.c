@@ -9,23 +9,26 @@
  * The checksums are those of the records, so a page that changes behind them
  * is found where it was put, and memcmp says that it is not equal any more.
  */
+#include "pages/candidates.h"
+
 #include <errno.h>
 #include <string.h>
 
 #include "base/rbtree.h"
-#include "engine/engine.h"
-#include "ksmpy.h"
 #include "os/arena.h"
 #include "os/map.h"
+#include "pages/pages.h"
+#include "pages/records.h"
 #include "store/store.h"
 
 #define FIRST_BUCKETS 1024
 #define COMPARED 32 /* different pages of one checksum; more are none by chance */
 #define WOKEN 256   /* as many as a frame has sharers, by default */
 
-static uint32_t *bucket(const ksmpy_engine *engine, uint64_t sum)
+static uint32_t *bucket(const struct pages *pages, uint64_t sum)
 {
-    return &engine->page_heads[(uint64_t)(((unsigned __int128)sum * engine->page_buckets) >> 48)];
+    return &pages->candidates
+                .heads[(uint64_t)(((unsigned __int128)sum * pages->candidates.buckets) >> 48)];
 }
 
 /* Empty buckets, or NULL. */
@@ -37,89 +40,89 @@ static uint32_t *new_heads(uint64_t buckets)
     return heads;
 }
 
-static struct rb_arena unode_arena(const ksmpy_engine *engine)
+static struct rb_arena unode_arena(const struct pages *pages)
 {
-    return (struct rb_arena){.base = engine->unodes.base, .stride = sizeof(struct unode)};
+    return (struct rb_arena){.base = pages->candidates.nodes.base, .stride = sizeof(struct unode)};
 }
 
-static struct unode *unode_at(const ksmpy_engine *engine, uint32_t unode)
+static struct unode *unode_at(const struct pages *pages, uint32_t unode)
 {
-    return arena_at(&engine->unodes, unode);
+    return arena_at(&pages->candidates.nodes, unode);
 }
 
-static uint32_t unode_take(ksmpy_engine *engine)
+static uint32_t unode_take(struct pages *pages)
 {
-    uint32_t unode = engine->unode_free;
+    uint32_t unode = pages->candidates.free_node;
     if (unode != NO_INDEX) {
-        engine->unode_free = unode_at(engine, unode)->page;
+        pages->candidates.free_node = unode_at(pages, unode)->page;
         return unode;
     }
-    if (arena_grow(&engine->unodes, engine->unode_count + 1) < 0)
+    if (arena_grow(&pages->candidates.nodes, pages->candidates.node_count + 1) < 0)
         return NO_INDEX;
-    return engine->unode_count++;
+    return pages->candidates.node_count++;
 }
 
-static void unode_give(ksmpy_engine *engine, uint32_t unode)
+static void unode_give(struct pages *pages, uint32_t unode)
 {
-    unode_at(engine, unode)->page = engine->unode_free;
-    engine->unode_free = unode;
+    unode_at(pages, unode)->page = pages->candidates.free_node;
+    pages->candidates.free_node = unode;
 }
 
-static int candidate_tree(const ksmpy_engine *engine, uint32_t id)
+static int candidate_tree(const struct pages *pages, uint32_t id)
 {
-    return tree_of(engine, page_node(page_record(engine, id)));
+    return tree_of(pages, page_node(page_record(pages, id)));
 }
 
-static int compare_keys(const ksmpy_engine *engine, uint64_t sum, uint32_t id, uint32_t unode)
+static int compare_keys(const struct pages *pages, uint64_t sum, uint32_t id, uint32_t unode)
 {
-    uint32_t other = unode_at(engine, unode)->page;
-    int order = compare_u64(sum, page_sum(page_record(engine, other)));
+    uint32_t other = unode_at(pages, unode)->page;
+    int order = compare_u64(sum, page_sum(page_record(pages, other)));
     return order ? order : compare_u64(id, other);
 }
 
 /* WAITING, and already out of its bucket. Without memory for a node it waits on. */
-static bool pair(ksmpy_engine *engine, uint32_t id)
+static bool pair(struct pages *pages, uint32_t id)
 {
-    uint32_t unode = unode_take(engine);
+    uint32_t unode = unode_take(pages);
     if (unode == NO_INDEX)
         return false;
-    struct rb_arena arena = unode_arena(engine);
-    struct rb_tree *tree = &engine->unstable[candidate_tree(engine, id)];
-    uint64_t sum = page_sum(page_record(engine, id));
+    struct rb_arena arena = unode_arena(pages);
+    struct rb_tree *tree = &pages->candidates.trees[candidate_tree(pages, id)];
+    uint64_t sum = page_sum(page_record(pages, id));
     uint32_t parent = RB_NONE, at = tree->root;
     enum rb_side side = RB_LEFT;
     while (at != RB_NONE) {
         parent = at;
-        side = compare_keys(engine, sum, id, at) < 0 ? RB_LEFT : RB_RIGHT;
+        side = compare_keys(pages, sum, id, at) < 0 ? RB_LEFT : RB_RIGHT;
         at = rb_child(rb_at(&arena, at), side);
     }
-    unode_at(engine, unode)->page = id;
+    unode_at(pages, unode)->page = id;
     rb_link(&arena, tree, unode, parent, side);
-    page_become(engine, id, PAGE_PAIRED, unode);
+    page_become(pages, id, PAGE_PAIRED, unode);
     return true;
 }
 
 /* Pages of the bucket with this checksum, of this tree, go to the unstable tree. */
-static void pair_bucket(ksmpy_engine *engine, int tree, uint64_t sum)
+static void pair_bucket(struct pages *pages, int tree, uint64_t sum)
 {
-    uint32_t *link = bucket(engine, sum);
+    uint32_t *link = bucket(pages, sum);
     while (*link != NO_PAGE) {
-        uint32_t id = *link, next = page_record(engine, id)->link;
-        bool equal = page_sum(page_record(engine, id)) == sum && candidate_tree(engine, id) == tree;
-        if (equal && pair(engine, id))
+        uint32_t id = *link, next = page_record(pages, id)->link;
+        bool equal = page_sum(page_record(pages, id)) == sum && candidate_tree(pages, id) == tree;
+        if (equal && pair(pages, id))
             *link = next;
         else
-            link = &page_record(engine, id)->link;
+            link = &page_record(pages, id)->link;
     }
 }
 
 /* The first node of the tree whose checksum is not below sum. */
-static uint32_t lower_bound(const ksmpy_engine *engine, int tree, uint64_t sum)
+static uint32_t lower_bound(const struct pages *pages, int tree, uint64_t sum)
 {
-    struct rb_arena arena = unode_arena(engine);
-    uint32_t found = RB_NONE, at = engine->unstable[tree].root;
+    struct rb_arena arena = unode_arena(pages);
+    uint32_t found = RB_NONE, at = pages->candidates.trees[tree].root;
     while (at != RB_NONE) {
-        bool left = compare_keys(engine, sum, 0, at) <= 0;
+        bool left = compare_keys(pages, sum, 0, at) <= 0;
         if (left)
             found = at;
         at = rb_child(rb_at(&arena, at), left ? RB_LEFT : RB_RIGHT);
@@ -128,132 +131,148 @@ static uint32_t lower_bound(const ksmpy_engine *engine, int tree, uint64_t sum)
 }
 
 /* The frozen comparison decides; a page that makes a run longer is taken at its checksum's word. */
-static bool suits(const ksmpy_engine *engine, uint32_t id, int tree, uint64_t sum)
+static bool suits(const struct pages *pages, uint32_t id, int tree, uint64_t sum)
 {
-    if (id >= engine->pages.committed)
+    if (id >= pages->records.committed)
         return false;
-    const struct page *page = page_record(engine, id);
-    return page_waits(page) && page_sum(page) == sum && candidate_tree(engine, id) == tree;
+    const struct page *page = page_record(pages, id);
+    return page_waits(page) && page_sum(page) == sum && candidate_tree(pages, id) == tree;
 }
 
-uint32_t unstable_find(ksmpy_engine *engine, uint32_t id, uint32_t preferred)
+uint32_t unstable_find(struct pages *pages, uint32_t id, uint32_t preferred)
 {
-    struct rb_arena arena = unode_arena(engine);
-    uint64_t sum = page_sum(page_record(engine, id));
-    int tree = candidate_tree(engine, id);
-    const void *bytes = (const void *)page_address(engine, id);
-    if (suits(engine, preferred, tree, sum))
+    struct rb_arena arena = unode_arena(pages);
+    uint64_t sum = page_sum(page_record(pages, id));
+    int tree = candidate_tree(pages, id);
+    const void *bytes = (const void *)page_address(pages, id);
+    if (suits(pages, preferred, tree, sum))
         return preferred;
-    pair_bucket(engine, tree, sum);
-    uint32_t at = lower_bound(engine, tree, sum);
+    pair_bucket(pages, tree, sum);
+    uint32_t at = lower_bound(pages, tree, sum);
     for (int tries = 0; at != RB_NONE && tries < COMPARED; at = rb_next(&arena, at), tries++) {
-        uint32_t other = unode_at(engine, at)->page;
-        if (page_sum(page_record(engine, other)) != sum)
+        uint32_t other = unode_at(pages, at)->page;
+        if (page_sum(page_record(pages, other)) != sum)
             break;
-        if (compare_live(bytes, (const void *)page_address(engine, other)) == 0)
+        if (compare_live(bytes, (const void *)page_address(pages, other)) == 0)
             return other;
     }
     return NO_PAGE;
 }
 
-void unstable_wake(ksmpy_engine *engine, int tree, uint64_t sum)
+static void take_out(struct pages *pages, uint32_t id)
 {
-    uint64_t most = sum == engine->sum_of_zeros ? UINT64_MAX : WOKEN;
-    pair_bucket(engine, tree, sum);
+    struct page *page = page_record(pages, id);
+    if (!pages->forked)
+        announcement_remove(&pages->store, candidate_tree(pages, id), page_sum(page));
+    if (page_state(page) == PAGE_PAIRED) {
+        struct rb_arena arena = unode_arena(pages);
+        uint32_t unode = page->link;
+        rb_erase(&arena, &pages->candidates.trees[candidate_tree(pages, id)], unode);
+        unode_give(pages, unode);
+    } else {
+        uint32_t *link = bucket(pages, page_sum(page));
+        while (*link != id)
+            link = &page_record(pages, *link)->link;
+        *link = page->link;
+    }
+    page_become(pages, id, PAGE_SEEN, NO_INDEX);
+}
+
+void page_withdraw(struct pages *pages, uint32_t id)
+{
+    if (page_waits(page_record(pages, id)))
+        take_out(pages, id);
+}
+
+void unstable_wake(struct pages *pages, int tree, uint64_t sum)
+{
+    uint64_t most = sum == pages->sum_of_zeros ? UINT64_MAX : WOKEN;
+    pair_bucket(pages, tree, sum);
     for (uint64_t woken = 0; woken < most; woken++) {
-        uint32_t at = lower_bound(engine, tree, sum);
-        if (at == RB_NONE || page_sum(page_record(engine, unode_at(engine, at)->page)) != sum)
+        uint32_t at = lower_bound(pages, tree, sum);
+        if (at == RB_NONE || page_sum(page_record(pages, unode_at(pages, at)->page)) != sum)
             return;
-        uint32_t id = unode_at(engine, at)->page;
-        page_withdraw(engine, id);
-        page_set_age(page_record(engine, id), 0);
-        page_set_skip(page_record(engine, id), 0);
+        uint32_t id = unode_at(pages, at)->page;
+        page_withdraw(pages, id);
+        page_set_age(page_record(pages, id), 0);
+        page_set_skip(page_record(pages, id), 0);
     }
 }
 
-void unstable_prefetch(const ksmpy_engine *engine, uint64_t sum)
+void unstable_prefetch(const struct pages *pages, uint64_t sum)
 {
-    __builtin_prefetch(bucket(engine, sum), 1);
+    __builtin_prefetch(bucket(pages, sum), 1);
 }
 
-void unstable_prefetch_page(const ksmpy_engine *engine, uint64_t sum, int place)
+void unstable_prefetch_page(const struct pages *pages, uint64_t sum, int place)
 {
-    uint32_t id = *bucket(engine, sum);
+    uint32_t id = *bucket(pages, sum);
     while (place-- && id != NO_PAGE)
-        id = page_record(engine, id)->link;
+        id = page_record(pages, id)->link;
     if (id != NO_PAGE)
-        __builtin_prefetch(page_record(engine, id));
+        __builtin_prefetch(page_record(pages, id));
 }
 
-void unstable_add(ksmpy_engine *engine, uint32_t id)
+void unstable_add(struct pages *pages, uint32_t id)
 {
-    uint32_t *head = bucket(engine, page_sum(page_record(engine, id)));
-    page_become(engine, id, PAGE_WAITING, *head);
+    uint32_t *head = bucket(pages, page_sum(page_record(pages, id)));
+    page_become(pages, id, PAGE_WAITING, *head);
     *head = id;
 }
 
-void unstable_remove(ksmpy_engine *engine, uint32_t id)
-{
-    struct page *page = page_record(engine, id);
-    if (!engine->forked)
-        announcement_remove(&engine->store, candidate_tree(engine, id), page_sum(page));
-    if (page_state(page) == PAGE_PAIRED) {
-        struct rb_arena arena = unode_arena(engine);
-        uint32_t unode = page->link;
-        rb_erase(&arena, &engine->unstable[candidate_tree(engine, id)], unode);
-        unode_give(engine, unode);
-    } else {
-        uint32_t *link = bucket(engine, page_sum(page));
-        while (*link != id)
-            link = &page_record(engine, *link)->link;
-        *link = page->link;
-    }
-    page_become(engine, id, PAGE_SEEN, NO_INDEX);
-}
-
-int unstable_init(ksmpy_engine *engine)
+int unstable_init(struct pages *pages)
 {
     for (int i = 0; i < MAX_NODES; i++)
-        engine->unstable[i] = RB_EMPTY;
-    engine->unode_free = NO_INDEX;
-    engine->page_buckets = FIRST_BUCKETS;
-    engine->page_heads = new_heads(FIRST_BUCKETS);
-    if (!engine->page_heads)
+        pages->candidates.trees[i] = RB_EMPTY;
+    pages->candidates.free_node = NO_INDEX;
+    pages->candidates.buckets = FIRST_BUCKETS;
+    pages->candidates.heads = new_heads(FIRST_BUCKETS);
+    if (!pages->candidates.heads)
         return -ENOMEM;
-    return arena_init(&engine->unodes, sizeof(struct unode), engine->pages.limit);
+    return arena_init(&pages->candidates.nodes, sizeof(struct unode), pages->records.limit);
 }
 
-void unstable_destroy(ksmpy_engine *engine)
+void unstable_destroy(struct pages *pages)
 {
-    os_unmap(engine->page_heads, engine->page_buckets * sizeof(uint32_t));
-    arena_destroy(&engine->unodes);
+    os_unmap(pages->candidates.heads, pages->candidates.buckets * sizeof(uint32_t));
+    arena_destroy(&pages->candidates.nodes);
 }
 
 /* Two pages a bucket at the most keep a record and its share of the table within 16 bytes. */
-int unstable_resize(ksmpy_engine *engine, uint64_t pages)
+int unstable_resize(struct pages *pages, uint64_t n)
 {
-    if (pages <= 2 * engine->page_buckets)
+    if (n <= 2 * pages->candidates.buckets)
         return 0;
-    uint64_t buckets = pages * 3 / 4;
-    uint32_t *heads = new_heads(buckets), *old = engine->page_heads;
+    uint64_t buckets = n * 3 / 4;
+    uint32_t *heads = new_heads(buckets), *old = pages->candidates.heads;
     if (!heads)
         return -ENOMEM;
-    uint64_t old_buckets = engine->page_buckets;
-    engine->page_heads = heads;
-    engine->page_buckets = buckets;
+    uint64_t old_buckets = pages->candidates.buckets;
+    pages->candidates.heads = heads;
+    pages->candidates.buckets = buckets;
     for (uint64_t i = 0; i < old_buckets; i++)
         for (uint32_t id = old[i], next; id != NO_PAGE; id = next) {
-            next = page_record(engine, id)->link;
-            uint32_t *head = bucket(engine, page_sum(page_record(engine, id)));
-            page_record(engine, id)->link = *head;
+            next = page_record(pages, id)->link;
+            uint32_t *head = bucket(pages, page_sum(page_record(pages, id)));
+            page_record(pages, id)->link = *head;
             *head = id;
         }
     os_unmap(old, old_buckets * sizeof *old);
     return 0;
 }
 
-uint64_t unstable_metadata_bytes(const ksmpy_engine *engine)
+uint64_t unstable_metadata_bytes(const struct pages *pages)
 {
-    return engine->page_buckets * sizeof(uint32_t) +
-           engine->unodes.committed * sizeof(struct unode);
+    return pages->candidates.buckets * sizeof(uint32_t) +
+           pages->candidates.nodes.committed * sizeof(struct unode);
+}
+
+/* A page that lies elsewhere now belongs in another tree. */
+void page_move_to_node(struct pages *pages, uint32_t id, unsigned node)
+{
+    struct page *page = page_record(pages, id);
+    if (page_node(page) == node)
+        return;
+    page_withdraw(pages, id);
+    page_set_node(page, node);
 }

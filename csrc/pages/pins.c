@@ -3,14 +3,16 @@
  * Such a frame is pinned until a look at all mappings of the process finds none of it, and again in
  * the next passes: a look takes time, and an overlay that is moved meanwhile can escape it.
  */
+#include "pages/pins.h"
+
 #include "base/pages.h"
-#include "engine/engine.h"
-#include "ksmpy.h"
 #include "os/arena.h"
 #include "os/maps.h"
+#include "pages/overlay.h"
+#include "pages/pages.h"
 #include "store/store.h"
 
-#define LOOKS 3
+#define CHECKS 3
 
 struct pin {
     uint32_t frame;
@@ -18,103 +20,102 @@ struct pin {
 };
 
 /* In a forked child the store is the parent's, and what the child maps its lease keeps. */
-void pins_add(ksmpy_engine *engine, uint32_t frame)
+void pins_add(struct pages *pages, uint32_t frame)
 {
-    uint64_t limit = frame_limit(&engine->store);
-    if (!engine->forked)
-        store_pin(&engine->store, frame);
-    if (!engine->pins.base && arena_init(&engine->pins, sizeof(struct pin), limit) < 0)
-        engine->pins_unlisted = true;
-    else if (arena_grow(&engine->pins, engine->pin_count + 1) < 0)
-        engine->pins_unlisted = true;
+    uint64_t limit = frame_limit(&pages->store);
+    if (!pages->forked)
+        store_pin(&pages->store, frame);
+    if (!pages->pins.list.base && arena_init(&pages->pins.list, sizeof(struct pin), limit) < 0)
+        pages->pins.unlisted = true;
+    else if (arena_grow(&pages->pins.list, pages->pins.count + 1) < 0)
+        pages->pins.unlisted = true;
     else
-        *(struct pin *)arena_at(&engine->pins, engine->pin_count++) = (struct pin){frame, 0};
+        *(struct pin *)arena_at(&pages->pins.list, pages->pins.count++) = (struct pin){frame, 0};
 }
 
-void pins_inherit(ksmpy_engine *engine)
+void pins_inherit(struct pages *pages)
 {
-    for (uint64_t i = 0; i < engine->pin_count; i++) {
-        struct pin *pin = arena_at(&engine->pins, i);
+    for (uint64_t i = 0; i < pages->pins.count; i++) {
+        struct pin *pin = arena_at(&pages->pins.list, i);
         pin->unseen = 0;
-        if (frame_is_live(&engine->store, pin->frame))
-            store_pin(&engine->store, pin->frame);
+        if (frame_is_live(&pages->store, pin->frame))
+            store_pin(&pages->store, pin->frame);
     }
 }
 
-void pins_forget(ksmpy_engine *engine)
+void pins_forget(struct pages *pages)
 {
-    arena_destroy(&engine->pins);
-    arena_destroy(&engine->pins_seen);
-    engine->pin_count = 0;
+    arena_destroy(&pages->pins.list);
+    arena_destroy(&pages->pins.seen);
+    pages->pins.count = 0;
 }
 
-static struct pin *pin_at(const ksmpy_engine *engine, uint64_t i)
+static struct pin *pin_at(const struct pages *pages, uint64_t i)
 {
-    return arena_at(&engine->pins, i);
+    return arena_at(&pages->pins.list, i);
 }
 
-static uint64_t *word_of(const ksmpy_engine *engine, uint32_t frame)
+static uint64_t *word_of(const struct pages *pages, uint32_t frame)
 {
-    return arena_at(&engine->pins_seen, frame / 64);
+    return arena_at(&pages->pins.seen, frame / 64);
 }
 
 /* No frame with a pin of ours has been seen. */
-static bool begin_look(ksmpy_engine *engine)
+static bool begin_check(struct pages *pages)
 {
-    uint64_t words = frame_limit(&engine->store) / 64 + 1, end = 0;
-    if (!engine->pins_seen.base && arena_init(&engine->pins_seen, sizeof(uint64_t), words) < 0)
+    uint64_t words = frame_limit(&pages->store) / 64 + 1, end = 0;
+    if (!pages->pins.seen.base && arena_init(&pages->pins.seen, sizeof(uint64_t), words) < 0)
         return false;
-    for (uint64_t i = 0; i < engine->pin_count; i++)
-        end = pin_at(engine, i)->frame > end ? pin_at(engine, i)->frame : end;
-    if (arena_grow(&engine->pins_seen, end / 64 + 1) < 0)
+    for (uint64_t i = 0; i < pages->pins.count; i++)
+        end = pin_at(pages, i)->frame > end ? pin_at(pages, i)->frame : end;
+    if (arena_grow(&pages->pins.seen, end / 64 + 1) < 0)
         return false;
-    for (uint64_t i = 0; i < engine->pin_count; i++)
-        *word_of(engine, pin_at(engine, i)->frame) = 0;
+    for (uint64_t i = 0; i < pages->pins.count; i++)
+        *word_of(pages, pin_at(pages, i)->frame) = 0;
     return true;
 }
 
-static void see(ksmpy_engine *engine, const struct os_vma *vma)
+static void see(struct pages *pages, const struct os_vma *vma)
 {
-    const struct store *store = &engine->store;
-    uint64_t end = engine->pins_seen.committed * 64;
+    const struct store *store = &pages->store;
+    uint64_t end = pages->pins.seen.committed * 64;
     uint64_t first = (vma->offset - store->offset) >> PAGE_SHIFT;
     uint64_t n = (vma->end - vma->start) >> PAGE_SHIFT;
     for (uint64_t frame = first; frame < first + n && frame < end; frame++)
         if (frame_is_live(store, (uint32_t)frame) && frame_at(store, (uint32_t)frame)->pins)
-            *word_of(engine, (uint32_t)frame) |= (uint64_t)1 << (frame % 64);
+            *word_of(pages, (uint32_t)frame) |= (uint64_t)1 << (frame % 64);
 }
 
 /* The engine's own views are shared mappings, overlays are private ones, whatever their rights. */
-static bool see_all(ksmpy_engine *engine)
+static bool see_all(struct pages *pages)
 {
     struct os_vma vma;
     uintptr_t at = 0;
     int found;
-    os_maps_refresh(&engine->maps);
-    while ((found = os_maps_find(&engine->maps, at, &vma)) > 0) {
-        if (shows_store(engine, &vma) && !vma.shared && vma.offset >= engine->store.offset)
-            see(engine, &vma);
+    os_maps_refresh(&pages->maps);
+    while ((found = os_maps_find(&pages->maps, at, &vma)) > 0) {
+        if (shows_store(pages, &vma) && !vma.shared && vma.offset >= pages->store.offset)
+            see(pages, &vma);
         at = vma.end;
     }
     return found == 0;
 }
 
-void pins_look(ksmpy_engine *engine)
+void pins_check(struct pages *pages)
 {
     uint64_t kept = 0;
-    if (!engine->pin_count || !begin_look(engine) || !see_all(engine) ||
-        !store_lock(&engine->store))
+    if (!pages->pins.count || !begin_check(pages) || !see_all(pages) || !store_lock(&pages->store))
         return;
-    for (uint64_t i = 0; i < engine->pin_count; i++) {
-        struct pin pin = *pin_at(engine, i);
-        bool seen = *word_of(engine, pin.frame) >> (pin.frame % 64) & 1;
+    for (uint64_t i = 0; i < pages->pins.count; i++) {
+        struct pin pin = *pin_at(pages, i);
+        bool seen = *word_of(pages, pin.frame) >> (pin.frame % 64) & 1;
         pin.unseen = seen ? 0 : pin.unseen + 1;
-        if (pin.unseen < LOOKS)
-            *pin_at(engine, kept++) = pin;
+        if (pin.unseen < CHECKS)
+            *pin_at(pages, kept++) = pin;
         else
-            store_unpin(&engine->store, pin.frame);
+            store_unpin(&pages->store, pin.frame);
     }
-    engine->pin_count = kept;
-    engine->store.pinned = kept || engine->pins_unlisted;
-    store_unlock(&engine->store);
+    pages->pins.count = kept;
+    pages->store.pinned = kept || pages->pins.unlisted;
+    store_unlock(&pages->store);
 }

@@ -1,9 +1,11 @@
 /* Frames follow their memory from node to node. */
+#include "scan/migrate.h"
+
 #include "base/checksum.h"
 #include "base/pages.h"
-#include "engine/engine.h"
-#include "ksmpy.h"
 #include "os/numa.h"
+#include "pages/pages.h"
+#include "pages/records.h"
 #include "store/store.h"
 
 /* Only what is in our page tables has a node; a read of what is no frame would make it one. */
@@ -16,16 +18,16 @@ KSMPY_READS_LIVE_MEMORY static void look_at(struct store *store, uint32_t first,
     store_unlock(store);
 }
 
-static void follow_chunk(ksmpy_engine *engine, uint32_t first, uint64_t n)
+static void follow_chunk(struct pages *pages, uint32_t first, uint64_t n)
 {
-    struct store *store = &engine->store;
+    struct store *store = &pages->store;
     int found[CHUNK];
     look_at(store, first, n);
     if (os_nodes((uintptr_t)store->memory + bytes_of(first), n, found) < 0)
         return;
     for (uint64_t i = 0; i < n; i++) {
         uint32_t frame = first + (uint32_t)i;
-        int node = node_index(engine, found[i]);
+        int node = node_index(pages, found[i]);
         if (!store_lock(store))
             return;
         if (node >= 0 && frame_is_live(store, frame) && node != frame_at(store, frame)->tree) {
@@ -37,16 +39,15 @@ static void follow_chunk(ksmpy_engine *engine, uint32_t first, uint64_t n)
     store_look_away(store, true);
 }
 
-void frames_follow_nodes(ksmpy_engine *engine)
+void frames_follow_nodes(struct pages *pages)
 {
-    const struct store *store = &engine->store;
-    if (engine->knobs[KSMPY_KNOB_MERGE_ACROSS_NODES] || engine->nodes == 1 ||
-        engine->injected_nodes)
+    const struct store *store = &pages->store;
+    if (pages->knobs[KSMPY_KNOB_MERGE_ACROSS_NODES] || pages->nodes == 1 || pages->injected_nodes)
         return;
-    for (int node = 0; node < engine->nodes; node++)
+    for (int node = 0; node < pages->nodes; node++)
         for (uint64_t at = 0; at < store->ids[node].state->high; at += CHUNK) {
             uint64_t rest = store->ids[node].state->high - at;
             uint32_t first = (uint32_t)at + first_frame(store, node);
-            follow_chunk(engine, first, least(rest, CHUNK));
+            follow_chunk(pages, first, least(rest, CHUNK));
         }
 }

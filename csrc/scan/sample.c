@@ -10,45 +10,47 @@
  *
  * A wrong guess costs time only: pages that are not asked about count as written.
  */
-#include "engine/engine.h"
-#include "ksmpy.h"
+#include "scan/sample.h"
+
+#include "merge/merger.h"
 #include "os/guard.h"
 #include "os/pagemap.h"
+#include "pages/pages.h"
 
 /* Visits in a row that found every page of a chunk written, before the next one reads samples. */
-#define RESTLESS 3
+#define WRITE_HOT 3
 
 /* Other pages in each pass: Fibonacci hashing (Knuth, TAOCP vol. 3, 6.4) of its number. */
-static uint32_t sample(const ksmpy_engine *engine, uint32_t id, uint64_t n, uint32_t i)
+static uint32_t sample(const struct pages *pages, uint32_t id, uint64_t n, uint32_t i)
 {
-    uint32_t hash = (chunk_of(engine, id)->sampled_in * SAMPLES + i) * 0x9E3779B1u;
+    uint32_t hash = (chunk_of(pages, id)->sampled_in * SAMPLES + i) * 0x9E3779B1u;
     uint32_t page = id + (uint32_t)(hash * n >> 32);
     uint64_t sum;
-    return guard_checksum(&engine->store.key, (const void *)page_address(engine, page), &sum)
+    return guard_checksum(&pages->store.key, (const void *)page_address(pages, page), &sum)
                ? (uint32_t)sum
                : ~hash;
 }
 
-static void take_samples(const ksmpy_engine *engine, uint32_t id, uint64_t n)
+static void take_samples(const struct pages *pages, uint32_t id, uint64_t n)
 {
-    struct chunk *chunk = chunk_of(engine, id);
+    struct chunk *chunk = chunk_of(pages, id);
     chunk->sampled = true;
-    chunk->sampled_in = (uint32_t)engine->full_scans;
+    chunk->sampled_in = (uint32_t)pages->full_scans;
     for (uint32_t i = 0; i < SAMPLES; i++)
-        chunk->samples[i] = sample(engine, id, n, i);
+        chunk->samples[i] = sample(pages, id, n, i);
 }
 
-static unsigned unchanged_samples(const ksmpy_engine *engine, uint32_t id, uint64_t n)
+static unsigned unchanged_samples(const struct pages *pages, uint32_t id, uint64_t n)
 {
     unsigned unchanged = 0;
     for (uint32_t i = 0; i < SAMPLES; i++)
-        unchanged += sample(engine, id, n, i) == chunk_of(engine, id)->samples[i];
+        unchanged += sample(pages, id, n, i) == chunk_of(pages, id)->samples[i];
     return unchanged;
 }
 
-enum chunk_look chunk_look(const ksmpy_engine *engine, uint32_t id, uint64_t n, bool eager)
+enum chunk_plan chunk_plan(const struct merger *merger, uint32_t id, uint64_t n, bool eager)
 {
-    struct chunk *chunk = chunk_of(engine, id);
+    struct chunk *chunk = chunk_of(merger->pages, id);
     bool fresh = !chunk->visited;
     chunk->visited = true;
     if (eager) {
@@ -56,26 +58,26 @@ enum chunk_look chunk_look(const ksmpy_engine *engine, uint32_t id, uint64_t n, 
         return CHUNK_ASK;
     }
     if (chunk->sampled) {
-        unsigned unchanged = unchanged_samples(engine, id, n);
+        unsigned unchanged = unchanged_samples(merger->pages, id, n);
         chunk->sampled = false;
-        chunk->restless = 0;
+        chunk->write_hot = 0;
         if (unchanged)
             return unchanged == SAMPLES ? CHUNK_SETTLED : CHUNK_ASK;
     } else if (!fresh || n < CHUNK ||
-               !os_is_huge(engine->fz.pagemap_fd, page_address(engine, id))) {
+               !os_is_huge(merger->fz.pagemap_fd, page_address(merger->pages, id))) {
         return CHUNK_ASK;
     }
-    take_samples(engine, id, n);
-    return CHUNK_REST;
+    take_samples(merger->pages, id, n);
+    return CHUNK_WRITE_HOT;
 }
 
-void chunk_asked(const ksmpy_engine *engine, uint32_t id, uint64_t n, bool all_written)
+void chunk_asked(const struct pages *pages, uint32_t id, uint64_t n, bool all_written)
 {
-    struct chunk *chunk = chunk_of(engine, id);
+    struct chunk *chunk = chunk_of(pages, id);
     if (!all_written)
-        chunk->restless = 0;
-    else if (chunk->restless < RESTLESS)
-        chunk->restless++;
-    if (chunk->restless == RESTLESS)
-        take_samples(engine, id, n);
+        chunk->write_hot = 0;
+    else if (chunk->write_hot < WRITE_HOT)
+        chunk->write_hot++;
+    if (chunk->write_hot == WRITE_HOT)
+        take_samples(pages, id, n);
 }

@@ -24,7 +24,7 @@
 #include "base/checksum.h"
 #include "base/pages.h"
 #include "base/rbtree.h"
-#include "engine/engine.h"
+#include "engine/knobs.h"
 #include "os/arena.h"
 #include "os/files.h"
 #include "os/lease.h"

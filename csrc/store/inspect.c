@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "engine/engine.h"
+#include "engine/fork.h"
 #include "ksmpy.h"
 #include "store/store.h"
 

@@ -143,11 +143,11 @@ static void a_frame_has_no_sharer_too_many(void)
     three.engine = two.engine;
     REQUIRE(bring(&twin, 1));
     scan(two.engine, KSMPY_SCAN_EAGER);
-    CHECK(most_sharers(&two.engine->store) == 2);
+    CHECK(most_sharers(&two.engine->pages.store) == 2);
     REQUIRE(bring(&one, 1));
     before_join = two_takes_the_last_place;
     scan(one.engine, KSMPY_SCAN_EAGER);
-    CHECK(!before_join && most_sharers(&two.engine->store) == 3);
+    CHECK(!before_join && most_sharers(&two.engine->pages.store) == 3);
     CHECK(sound(one.engine));
     forget(&three);
     forget(&twin);
@@ -177,14 +177,14 @@ static void a_frame_that_was_freed_is_not_joined(void)
     memset(two.memory, 0, PAGE_SIZE);
     memset(twin.memory, 0, PAGE_SIZE);
     scan(two.engine, KSMPY_SCAN_EAGER);
-    CHECK(most_sharers(&two.engine->store) == 2);
+    CHECK(most_sharers(&two.engine->pages.store) == 2);
     before_join = two_unmerges;
     scan(one.engine, KSMPY_SCAN_EAGER);
     CHECK(!before_join && is_zero(one.memory));
     fill(two.memory, PAGES, 1000);
     fill(twin.memory, PAGES, 1000);
     scan(two.engine, KSMPY_SCAN_EAGER);
-    CHECK(most_sharers(&two.engine->store) == 2);
+    CHECK(most_sharers(&two.engine->pages.store) == 2);
     CHECK(is_zero(one.memory));
     CHECK(sound(one.engine) && sound(two.engine));
     forget(&twin);
@@ -199,7 +199,7 @@ static void two_switches_the_rule(void)
     CHECK(ksmpy_unmerge(two.engine) == 0);
     CHECK(ksmpy_knob_set(two.engine, KSMPY_KNOB_MERGE_ACROSS_NODES, 0) == 0);
     scan(two.engine, KSMPY_SCAN_EAGER);
-    CHECK(most_sharers(&two.engine->store) == 2);
+    CHECK(most_sharers(&two.engine->pages.store) == 2);
 }
 
 static void a_rule_holds_for_who_looked_before_it(void)
@@ -214,7 +214,7 @@ static void a_rule_holds_for_who_looked_before_it(void)
     CHECK(ksmpy_set_nodes(one.engine, one.region, nodes, PAGES) == 0);
     before_join = two_switches_the_rule;
     scan(one.engine, KSMPY_SCAN_EAGER);
-    CHECK(!before_join && most_sharers(&two.engine->store) == 2);
+    CHECK(!before_join && most_sharers(&two.engine->pages.store) == 2);
     CHECK(sound(one.engine));
     forget(&twin);
     leave(&two);
@@ -246,7 +246,7 @@ static void two_comes_first_with_a_pair(void)
 /* Of equal pages: shared, sharing. */
 static bool counted(uint64_t frames, uint64_t saved)
 {
-    const struct store_head *head = one.engine->store.head;
+    const struct store_head *head = one.engine->pages.store.head;
     CHECK(head->shared_frames == frames && head->shared_pages - head->shared_frames == saved);
     return head->shared_frames == frames && head->shared_pages - head->shared_frames == saved &&
            sound(one.engine) && sound(two.engine);
@@ -280,7 +280,7 @@ static void who_comes_second_takes_the_frames_of_the_first(void)
 {
     REQUIRE(both_look(256));
     CHECK(counted(PAGES, 3 * PAGES));
-    CHECK(one.engine->store.head->chains == 0);
+    CHECK(one.engine->pages.store.head->chains == 0);
     part();
 }
 
@@ -288,7 +288,7 @@ static void full_frames_are_no_reason_to_go_without(void)
 {
     REQUIRE(both_look(2));
     CHECK(counted(2 * PAGES, 2 * PAGES));
-    CHECK(one.engine->store.head->dups == 2 * PAGES);
+    CHECK(one.engine->pages.store.head->dups == 2 * PAGES);
     part();
 }
 
@@ -304,10 +304,11 @@ static void a_block_of_equal_frames_stays_a_row(void)
     memset(pages, 7, bytes_of(RUN_MAX));
     REQUIRE(ksmpy_register(one.engine, (uintptr_t)pages, bytes_of(RUN_MAX), 0, &region) == 0);
     scan(one.engine, KSMPY_SCAN_EAGER);
-    uint32_t base = region_at(one.engine, region)->base, broken = 0;
+    uint32_t base = region_at(&one.engine->pages, region)->base, broken = 0;
     for (uint32_t id = base + 1; id < base + RUN_MAX; id++)
-        broken += page_record(one.engine, id)->link != page_record(one.engine, id - 1)->link + 1;
-    CHECK(broken == 1 && most_sharers(&one.engine->store) == 2);
+        broken += page_record(&one.engine->pages, id)->link !=
+                  page_record(&one.engine->pages, id - 1)->link + 1;
+    CHECK(broken == 1 && most_sharers(&one.engine->pages.store) == 2);
     CHECK(ksmpy_release(one.engine, region, 0) == 0);
     CHECK(ksmpy_engine_close(one.engine) == 0);
     os_unmap(room, bytes_of(2 * RUN_MAX));
@@ -352,7 +353,7 @@ static void a_frame_that_nobody_maps_goes(void)
     when_filled = one_writes;
     scan(one.engine, KSMPY_SCAN_EAGER);
     CHECK(!when_filled && counted(PAGES - 1, PAGES - 1));
-    CHECK(one.engine->store.head->live_frames == PAGES - 1);
+    CHECK(one.engine->pages.store.head->live_frames == PAGES - 1);
     one_writes();
     REQUIRE(bring_pair(&two, &twins[1]));
     part();
@@ -365,7 +366,7 @@ static unsigned lost_slot;
 static void a_newcomer_takes_the_slot(void)
 {
     REQUIRE(arrive(&two, 1, 1));
-    CHECK(two.engine->store.slot == lost_slot);
+    CHECK(two.engine->pages.store.slot == lost_slot);
     three.engine = two.engine;
     REQUIRE(bring(&three, 1));
     scan(two.engine, KSMPY_SCAN_EAGER);
@@ -374,7 +375,7 @@ static void a_newcomer_takes_the_slot(void)
 static void nobody_is_reaped_alive(void)
 {
     REQUIRE(open_store() && arrive(&one, 1, 1000));
-    struct store *seen = &one.engine->store;
+    struct store *seen = &one.engine->pages.store;
     lost_slot = seen->slot + 1;
     atomic_store(&seen->head->slots[lost_slot].kind, SLOT_ENGINE);
     atomic_store(&seen->head->slots_end, lost_slot + 1);
@@ -401,14 +402,14 @@ static void who_lost_its_files_reaps_nobody(void)
     scan(one.engine, KSMPY_SCAN_EAGER);
     scan(two.engine, KSMPY_SCAN_EAGER);
     scan(one.engine, KSMPY_SCAN_EAGER);
-    CHECK(most_sharers(&one.engine->store) == 2);
-    int lock_fd = one.engine->store.lock_fd;
+    CHECK(most_sharers(&one.engine->pages.store) == 2);
+    int lock_fd = one.engine->pages.store.lock_fd;
     int kept = fcntl(lock_fd, F_DUPFD_CLOEXEC, 0), other = os_memfd("other", PAGE_SIZE);
     REQUIRE(kept >= 0 && other >= 0 && dup2(other, lock_fd) == lock_fd);
     CHECK(ksmpy_unmerge(one.engine) == 0);
     struct ksmpy_store_process there[4];
     CHECK(ksmpy_store_processes(store, there, 4) == 2);
-    CHECK(most_sharers(&two.engine->store) == 1);
+    CHECK(most_sharers(&two.engine->pages.store) == 1);
     CHECK(filled(one.memory, PAGES, 1) && filled(two.memory, PAGES, 1));
     REQUIRE(dup2(kept, lock_fd) == lock_fd);
     close(kept);

@@ -133,7 +133,7 @@ static void long_chains_are_searched_bit_by_bit(void)
     enum { FRAMES = 1000, FULL = 2 };
     struct pair pair;
     REQUIRE(open_pair(&pair, 1));
-    struct store *store = &pair.engine->store;
+    struct store *store = &pair.engine->pages.store;
     uint64_t n = FRAMES, sum = store_sum(store, pair.a);
     store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING] = FULL;
     uint32_t first = store_take(store, 0, &n), found = NO_FRAME;
@@ -169,7 +169,7 @@ static void frames_that_cannot_be_read_are_not_used(void)
     struct pair pair;
     struct ksmpy_scan_result result;
     REQUIRE(open_pair(&pair, 1));
-    struct store *store = &pair.engine->store;
+    struct store *store = &pair.engine->pages.store;
     munmap((void *)(uintptr_t)store->memory, bytes_of(HUGE_PAGES));
     store->readable[0] = 0;
     CHECK(ksmpy_scan(pair.engine, UINT64_MAX, KSMPY_SCAN_EAGER, &result) == -ENOMEM);
@@ -195,7 +195,7 @@ static void a_run_passes_over_a_full_frame(void)
     scan(pair.engine, KSMPY_SCAN_EAGER);
     CHECK(stats(pair.engine).pages_shared == N && stats(pair.engine).merging_pages == N * SHARING);
     for (uint32_t frame = 0; frame < N; frame++)
-        CHECK(frame_at(&pair.engine->store, frame)->sharers == SHARING);
+        CHECK(frame_at(&pair.engine->pages.store, frame)->sharers == SHARING);
     CHECK(sound(pair.engine));
     close_pair(&pair);
 }
@@ -362,7 +362,7 @@ static bool at_rest;
 static void look_before_fork(void)
 {
     at_rest = forking && pthread_mutex_trylock(&forking->lock) == EBUSY &&
-              pthread_mutex_trylock(&forking->fz.lock) == EBUSY;
+              pthread_mutex_trylock(&forking->merger.fz.lock) == EBUSY;
 }
 
 static bool can_lock(pthread_mutex_t *mutex)
@@ -381,9 +381,9 @@ static void nothing_is_half_done_at_a_fork(void)
     forking = NULL;
     REQUIRE(pid >= 0);
     if (pid == 0)
-        _exit(can_lock(&pair.engine->lock) && can_lock(&pair.engine->fz.lock) ? 0 : 1);
+        _exit(can_lock(&pair.engine->lock) && can_lock(&pair.engine->merger.fz.lock) ? 0 : 1);
     CHECK(at_rest);
-    CHECK(can_lock(&pair.engine->lock) && can_lock(&pair.engine->fz.lock));
+    CHECK(can_lock(&pair.engine->lock) && can_lock(&pair.engine->merger.fz.lock));
     CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
     scan(pair.engine, 0); /* notices that the child is gone */
     close_pair(&pair);

@@ -13,10 +13,12 @@
 #include "engine/engine.h"
 #include "freeze/freezer.h"
 #include "ksmpy.h"
+#include "merge/unmerge.h"
 #include "os/files.h"
 #include "os/map.h"
 #include "os/maps.h"
 #include "pages.h"
+#include "pages/overlay.h"
 
 enum { PAGES = 64, SEEN = 64 /* bytes of a page that the weak checksum looks at */ };
 
@@ -145,7 +147,7 @@ static void pages_that_collide_stay_apart(void)
     REQUIRE(watch_pair());
     scan(engine, KSMPY_SCAN_EAGER);
     scan(engine, KSMPY_SCAN_EAGER);
-    CHECK(is_shared(engine, region_at(engine, region_b)->base));
+    CHECK(is_shared(&engine->pages, region_at(&engine->pages, region_b)->base));
     for (unsigned page = 1; page < PAGES; page++)
         make_collide(b, page);
     CHECK(filled(a, PAGES, 1) && filled(b, PAGES, 1));
@@ -160,13 +162,13 @@ static void a_run_in_pieces_keeps_to_the_budget(void)
     for (unsigned page = 1; page < PAGES; page += 2)
         make_collide(b, page);
     REQUIRE(watch_pair());
-    uint64_t limit = (uint64_t)os_maps_count(&engine->maps) + PAGES / 4;
+    uint64_t limit = (uint64_t)os_maps_count(&engine->pages.maps) + PAGES / 4;
     max_maps = 2 * limit; /* of which the engine takes a half */
     scan(engine, KSMPY_SCAN_EAGER);
     scan(engine, KSMPY_SCAN_EAGER);
-    CHECK(is_shared(engine, region_at(engine, region_b)->base));
+    CHECK(is_shared(&engine->pages, region_at(&engine->pages, region_b)->base));
     /* The index takes some, too, when it is used for the first time. */
-    CHECK((uint64_t)os_maps_count(&engine->maps) <= limit + PAGES / 8);
+    CHECK((uint64_t)os_maps_count(&engine->pages.maps) <= limit + PAGES / 8);
     close_pair();
 }
 
@@ -183,7 +185,7 @@ static void a_zero_page_is_zero_when_it_is_exchanged(void)
     CHECK(ksmpy_knob_set(engine, KSMPY_KNOB_USE_ZERO_PAGES, 1) == 0);
     before_freeze = write_into_zeros;
     scan(engine, KSMPY_SCAN_EAGER);
-    CHECK(!before_freeze && engine->pages_in[PAGE_ZERO]);
+    CHECK(!before_freeze && engine->pages.pages_in[PAGE_ZERO]);
     CHECK(a[bytes_of(3) + 5] == 1);
     close_pair();
 }
@@ -209,10 +211,10 @@ static void what_a_device_writes_into_stays_where_it_is(void)
     CHECK(scan(engine, KSMPY_SCAN_EAGER).merged == 0 || way == KSMPY_FREEZE_UFFD_MOVE);
     device_writes = false;
     scan(engine, KSMPY_SCAN_EAGER);
-    CHECK(engine->pages_in[PAGE_SHARED] == 2 * PAGES);
+    CHECK(engine->pages.pages_in[PAGE_SHARED] == 2 * PAGES);
     a[5] ^= 1; /* a copy, which is where a device would write */
     device_writes = true;
-    CHECK(unmerge_pages(engine, region_a, 0, 1, PAGE_SEEN) == -EBUSY);
+    CHECK(unmerge_pages(&engine->merger, region_a, 0, 1, PAGE_SEEN) == -EBUSY);
     device_writes = false;
     a[5] ^= 1;
     CHECK(filled(a, PAGES, 1) && filled(b, PAGES, 1));
@@ -223,14 +225,14 @@ static int kept, other;
 
 static void the_program_takes_the_descriptor(void)
 {
-    CHECK(dup2(other, engine->store.memfd) >= 0);
+    CHECK(dup2(other, engine->pages.store.memfd) >= 0);
 }
 
 /* Overlays would be mapped from whatever has the number of the store by now. */
 static void nothing_is_merged_onto_another_file(void)
 {
     REQUIRE(open_pair() && watch_pair());
-    kept = dup(engine->store.memfd);
+    kept = dup(engine->pages.store.memfd);
     other = os_memfd("other", bytes_of(2 * PAGES));
     REQUIRE(kept >= 0 && other >= 0);
     when_asked_for_locks = the_program_takes_the_descriptor;
@@ -238,7 +240,7 @@ static void nothing_is_merged_onto_another_file(void)
     ksmpy_scan(engine, 2 * PAGES, KSMPY_SCAN_EAGER | KSMPY_SCAN_RESTART, &result);
     CHECK(!when_asked_for_locks && result.merged == 0);
     CHECK(filled(a, PAGES, 1) && filled(b, PAGES, 1));
-    REQUIRE(dup2(kept, engine->store.memfd) >= 0);
+    REQUIRE(dup2(kept, engine->pages.store.memfd) >= 0);
     close(kept);
     close(other);
     close_pair();
@@ -250,9 +252,9 @@ static bool shows_no_frame(const uint8_t *memory)
 {
     struct os_vma vma;
     uintptr_t at = (uintptr_t)memory, end = at + bytes_of(PAGES);
-    os_maps_refresh(&engine->maps);
-    while (at < end && os_maps_find(&engine->maps, at, &vma) > 0 && vma.start < end) {
-        if (shows_store(engine, &vma))
+    os_maps_refresh(&engine->pages.maps);
+    while (at < end && os_maps_find(&engine->pages.maps, at, &vma) > 0 && vma.start < end) {
+        if (shows_store(&engine->pages, &vma))
             return false;
         at = vma.end;
     }
@@ -263,11 +265,11 @@ static void frames_stay_under_what_could_not_be_unmerged(void)
 {
     REQUIRE(open_pair() && watch_pair());
     scan(engine, KSMPY_SCAN_EAGER);
-    uint64_t shared = engine->pages_in[PAGE_SHARED];
+    uint64_t shared = engine->pages.pages_in[PAGE_SHARED];
     none_come_back = true;
     CHECK(ksmpy_unmerge(engine) == -ENOMEM);
     none_come_back = false;
-    CHECK(shared && engine->pages_in[PAGE_SHARED] == shared);
+    CHECK(shared && engine->pages.pages_in[PAGE_SHARED] == shared);
     CHECK(filled(a, PAGES, 1) && filled(b, PAGES, 1));
     CHECK(ksmpy_unmerge(engine) == 0 && shows_no_frame(a) && shows_no_frame(b));
     close_pair();
@@ -278,7 +280,7 @@ static void absent_pages_leave_their_frames(void)
 {
     REQUIRE(open_pair() && watch_pair());
     scan(engine, KSMPY_SCAN_EAGER);
-    CHECK(is_shared(engine, region_at(engine, region_a)->base));
+    CHECK(is_shared(&engine->pages, region_at(&engine->pages, region_a)->base));
     CHECK(madvise(a, bytes_of(PAGES), MADV_DONTNEED) == 0);
     CHECK(madvise(b, bytes_of(PAGES), MADV_DONTNEED) == 0);
     CHECK(ksmpy_unmerge(engine) == 0);
@@ -304,7 +306,7 @@ static void frames_stay_under_what_could_not_be_discarded(void)
     CHECK(ksmpy_register(engine, (uintptr_t)a, bytes_of(PAGES), 0, &region_a) == 0);
     scan(engine, KSMPY_SCAN_EAGER);
     scan(engine, KSMPY_SCAN_EAGER);
-    CHECK(is_shared(engine, region_at(engine, region_a)->base));
+    CHECK(is_shared(&engine->pages, region_at(&engine->pages, region_a)->base));
     CHECK(filled(overlays, PAGES, 1));
     os_unmap(overlays, bytes_of(PAGES));
     close_pair();
@@ -320,9 +322,9 @@ static void pages_that_cannot_be_frozen_leave_their_frames(void)
         struct ksmpy_scan_result result = scan(engine, KSMPY_SCAN_EAGER);
         frozen_error = 0;
         CHECK(result.merged == 0);
-        const struct store_head *head = engine->store.head;
+        const struct store_head *head = engine->pages.store.head;
         CHECK(head->live_frames == 0 && head->shared_pages == 0 &&
-              store_bytes(&engine->store) == 0);
+              store_bytes(&engine->pages.store) == 0);
         CHECK(scan(engine, KSMPY_SCAN_EAGER).merged == 2 * PAGES);
         close_pair();
     }

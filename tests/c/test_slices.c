@@ -10,11 +10,13 @@
 #include "base/pages.h"
 #include "check.h"
 #include "engine/engine.h"
+#include "engine/locks.h"
 #include "freeze/freezer.h"
 #include "ksmpy.h"
 #include "os/map.h"
 #include "os/maps.h"
 #include "pages.h"
+#include "pages/overlay.h"
 #include "store/store.h"
 
 enum { PAGES = 8192 }; /* no way of freezing gives so many back in one slice */
@@ -91,16 +93,16 @@ static bool open_merged(void)
     if (!watch(a, &region_a) || !watch(b, &region_b))
         return false;
     scan(engine, KSMPY_SCAN_EAGER);
-    return engine->pages_in[PAGE_SHARED] == 2 * PAGES;
+    return engine->pages.pages_in[PAGE_SHARED] == 2 * PAGES;
 }
 
 static void close_all(void)
 {
     CHECK(between == NULL); /* there were slices */
     CHECK(sound(engine));
-    while (engine->first_region != NO_REGION)
-        REQUIRE(ksmpy_release(engine, engine->first_region, 0) == 0);
-    CHECK(sound(engine) && store_bytes(&engine->store) == 0);
+    while (engine->pages.first_region != NO_REGION)
+        REQUIRE(ksmpy_release(engine, engine->pages.first_region, 0) == 0);
+    CHECK(sound(engine) && store_bytes(&engine->pages.store) == 0);
     CHECK(ksmpy_engine_close(engine) == 0);
     os_unmap(a, bytes_of(PAGES));
     os_unmap(b, bytes_of(PAGES));
@@ -108,7 +110,7 @@ static void close_all(void)
 
 static uint64_t shared_of(uint32_t region)
 {
-    return region_at(engine, region)->pages_in[PAGE_SHARED];
+    return region_at(&engine->pages, region)->pages_in[PAGE_SHARED];
 }
 
 static uint64_t overlays_of(const uint8_t *memory)
@@ -116,9 +118,10 @@ static uint64_t overlays_of(const uint8_t *memory)
     struct os_vma vma;
     uintptr_t at = (uintptr_t)memory, end = at + bytes_of(PAGES);
     uint64_t found = 0;
-    os_maps_refresh(&engine->maps);
-    for (; at < end && os_maps_find(&engine->maps, at, &vma) > 0 && vma.start < end; at = vma.end)
-        found += shows_store(engine, &vma);
+    os_maps_refresh(&engine->pages.maps);
+    for (; at < end && os_maps_find(&engine->pages.maps, at, &vma) > 0 && vma.start < end;
+         at = vma.end)
+        found += shows_store(&engine->pages, &vma);
     return found;
 }
 
@@ -133,7 +136,7 @@ static int look_at_all(void)
     char go;
     if (!filled(a, PAGES, 1) || !filled(b, PAGES, 1))
         return 1;
-    if (region_at(engine, region_a)->leaving)
+    if (region_at(&engine->pages, region_a)->leaving)
         return 7; /* a pass of the child's would leave it alone for ever */
     a[0] ^= 1; /* nothing of the parent's */
     a[0] ^= 1;
@@ -286,7 +289,7 @@ static void a_region_with_an_old_number_is_left_alone(void)
     CHECK(ksmpy_release(engine, region_a, 0) == -ENOENT);
     CHECK(shared_of(region_a) == PAGES && filled(a, PAGES, 1));
     scan(engine, KSMPY_SCAN_EAGER);
-    CHECK(region_at(engine, region_a)->leaving == 0);
+    CHECK(region_at(&engine->pages, region_a)->leaving == 0);
     close_all();
 }
 
@@ -349,7 +352,7 @@ static void what_failed_in_the_middle_is_gone_on_with(void)
     fail_after = PAGES / FREEZE_MAX / 2;
     CHECK(ksmpy_release(engine, region_a, 0) == -ENOMEM);
     CHECK(fail_after == 0 && shared_of(region_a) == FREEZE_MAX && sound(engine));
-    CHECK(region_at(engine, region_a)->leaving == 0 && filled(a, PAGES, 1));
+    CHECK(region_at(&engine->pages, region_a)->leaving == 0 && filled(a, PAGES, 1));
     scan(engine, KSMPY_SCAN_EAGER);
     CHECK(shared_of(region_a) == PAGES); /* it is a region as any other */
     CHECK(ksmpy_unmerge(engine) == 0);

@@ -191,7 +191,7 @@ static void a_head_that_says_too_much_is_refused(void)
     struct neighbour one, two;
     int store = os_memfd("ksmpy-store", 0);
     REQUIRE(store >= 0 && arrive(&one, store));
-    struct store_head *head = one.engine->store.head;
+    struct store_head *head = one.engine->pages.store.head;
     const uint64_t sound_size = head->announced_size, sound_count = head->announced_count;
     const struct {
         uint64_t size, count;
@@ -215,9 +215,10 @@ static uint64_t key_of(int store)
     struct neighbour one, two;
     if (!arrive(&one, store) || !arrive(&two, store))
         return 0;
-    uint64_t key = one.engine->store.head->key;
-    CHECK(two.engine->store.head->key == key);
-    CHECK(memcmp(&one.engine->store.key, &two.engine->store.key, sizeof(struct checksum_key)) == 0);
+    uint64_t key = one.engine->pages.store.head->key;
+    CHECK(two.engine->pages.store.head->key == key);
+    CHECK(memcmp(&one.engine->pages.store.key, &two.engine->pages.store.key,
+                 sizeof(struct checksum_key)) == 0);
     leave(&one);
     leave(&two);
     return key;

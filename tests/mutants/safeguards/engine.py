@@ -7,7 +7,7 @@ from ..mutant import Mutant
 MUTANTS = [
     Mutant(
         "a rule is not switched over frames",
-        file="csrc/engine/engine.c",
+        file="csrc/engine/knobs.c",
         old="    if (store->head->live_frames || store->head->shared_frames) {",
         new="    if (false) {",
         tests=("c/test_engine.c::full_frames_form_chains",),

@@ -10,10 +10,10 @@ MUTANTS = [
         file="csrc/engine/fork.c",
         old="""\
         engine_lock(engine);
-        pthread_mutex_lock(&engine->fz.lock);
+        pthread_mutex_lock(&engine->merger.fz.lock);
 """,
         new="""\
-        pthread_mutex_lock(&engine->fz.lock);
+        pthread_mutex_lock(&engine->merger.fz.lock);
 """,
         tests=("c/test_engine.c::nothing_is_half_done_at_a_fork",),
     ),
@@ -22,7 +22,7 @@ MUTANTS = [
         file="csrc/engine/fork.c",
         old="""\
         engine_lock(engine);
-        pthread_mutex_lock(&engine->fz.lock);
+        pthread_mutex_lock(&engine->merger.fz.lock);
 """,
         new="""\
         engine_lock(engine);
@@ -31,15 +31,15 @@ MUTANTS = [
     ),
     Mutant(
         "a child's lease lasts while an overlay may be anywhere",
-        file="csrc/engine/fork.c",
-        old="!engine->astray && !engine->pin_count && ",
+        file="csrc/pages/sharing.c",
+        old="!pages->astray && !pages->pins.count && ",
         new="",
         tests=("test_fork.py::test_a_child_keeps_the_frames_of_a_single_page",),
     ),
     Mutant(
         "a child's lease lasts while a page is merged",
-        file="csrc/engine/fork.c",
-        old=" && !engine->pages_in[PAGE_SHARED])",
+        file="csrc/pages/sharing.c",
+        old=" && !pages->pages_in[PAGE_SHARED])",
         new=")",
         tests=("test_fork.py::test_a_child_keeps_the_frames_of_a_single_page",),
     ),

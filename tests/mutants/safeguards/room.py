@@ -35,7 +35,7 @@ MUTANTS = [
     ),
     Mutant(
         "frames that nobody joins make room",
-        file="csrc/scan/neighbours.c",
+        file="csrc/merge/lonely.c",
         old="if (n && (!lonely ||",
         new="if (false && (!lonely ||",
         tests=("test_damaged_stores.py::test_frames_that_nobody_joins_make_room",),

@@ -7,14 +7,14 @@ from ..mutant import Mutant
 MUTANTS = [
     Mutant(
         "what may be made longer is never one overlay",
-        file="csrc/scan/scan.c",
+        file="csrc/scan/lookup.c",
         old="    return region->growing && (i + 1 == region->n || is_block_head(bytes));",
         new="    return region->growing && i < region->n && is_block_head(bytes);",
         tests=("test_growth.py::test_a_merged_mapping_grows_with_zeros",),
     ),
     Mutant(
         "what malloc may make longer is never one overlay",
-        file="csrc/scan/scan.c",
+        file="csrc/scan/lookup.c",
         old="    return region->growing && (i + 1 == region->n || is_block_head(bytes));",
         new="    return region->growing && i + 1 == region->n && bytes;",
         tests=("test_growth.py::test_blocks_of_malloc_that_are_one_mapping",),

@@ -8,21 +8,21 @@ MUTANTS = [
     Mutant(
         "what could not be discarded keeps its frames",
         file="csrc/merge/unmerge.c",
-        old="            forget_lost(engine, region, span, PAGE_NEW);\n        else",
-        new="            forget_sharing(engine, region, span, PAGE_NEW);\n        else",
+        old="            forget_lost(pages, region, span, PAGE_NEW);\n        else",
+        new="            forget_sharing(pages, region, span, PAGE_NEW);\n        else",
         tests=("c/test_merging.c::frames_stay_under_what_could_not_be_discarded",),
     ),
     Mutant(
         "pages that no page table knows are unmerged",
         file="csrc/merge/unmerge.c",
-        old="    uintptr_t blank = in_shadow(engine, region, at);\n",
+        old="    uintptr_t blank = in_shadow(merger->pages, region, at);\n",
         new="""\
     uint8_t kinds[FREEZE_MAX];
     uint64_t absent = 0;
-    os_pages(engine->fz.pagemap_fd, at, n, kinds);
+    os_pages(merger->fz.pagemap_fd, at, n, kinds);
     while (absent < n && kinds[absent] == OS_PAGE_NONE)
         absent++;
-    uintptr_t blank = in_shadow(engine, region, at);
+    uintptr_t blank = in_shadow(merger->pages, region, at);
     if (absent == n)
         return 0;
 """,
@@ -31,22 +31,22 @@ MUTANTS = [
     Mutant(
         "an overlay is known by its place in the file",
         file="csrc/merge/unmerge.c",
-        old="            page_keep_frame(engine, id);",
-        new="            (void)engine;",
+        old="            page_keep_frame(pages, id);",
+        new="            (void)pages;",
         tests=("test_exchanged.py::test_exchanged_overlays_keep_each_others_frames",),
     ),
     Mutant(
         "overlays that are out of sight keep their frames",
         file="csrc/merge/unmerge.c",
-        old="    forget(engine, region, span, state, page_abandon);",
-        new="    forget(engine, region, span, state, page_unshare);",
+        old="    forget(pages, region, span, state, page_abandon);",
+        new="    forget(pages, region, span, state, page_unshare);",
         tests=("c/test_merging.c::frames_stay_under_what_could_not_be_discarded",),
     ),
     Mutant(
         "protected overlays end their region",
         file="csrc/merge/unmerge.c",
         old="""\
-            lose_region(engine, region);
+            lose_region(pages, region);
 """,
         new="""\
             (void)0;
@@ -56,40 +56,43 @@ MUTANTS = [
     Mutant(
         "writes into runs keep to the budget",
         file="csrc/merge/unmerge.c",
-        old="    if (!budget_make_room(engine, 2)) {",
-        new="    if (false) {",
+        old="    if (!budget_has_room_recounted(&merger->budget, UNMERGE_MAPPINGS))",
+        new="    if (false)",
         tests=("test_budget.py::test_writes_into_long_runs_keep_the_budget",),
     ),
     Mutant(
         "what could not be unmerged keeps its frames",
         file="csrc/merge/unmerge.c",
         old="""\
-        stay_merged(engine, region, piece.start, piece.end);
+        stay_merged(merger->pages, region, piece.start, piece.end);
     else
 """,
         new="""\
-        stay_merged(engine, region, piece.start, piece.end);
+        stay_merged(merger->pages, region, piece.start, piece.end);
 """,
         tests=("c/test_merging.c::frames_stay_under_what_could_not_be_unmerged",),
     ),
     Mutant(
         "what has come back is no other page's equal",
         file="csrc/merge/unmerge.c",
-        old="    if (work->page == first)\n        forget_pages(engine, work, first, end);\n",
+        old="""\
+    if (work->page == first)
+        forget_pages(merger->pages, work, first, end);
+""",
         new="",
         tests=("c/test_slices.c::what_has_come_back_is_no_other_pages_equal",),
     ),
     Mutant(
         "a region with an old number is another one",
-        file="csrc/merge/unmerge.c",
-        old="           region_at(engine, id)->serial == serial;",
+        file="csrc/pages/regions.c",
+        old="           region_at(pages, id)->serial == serial;",
         new="           serial;",
         tests=("c/test_slices.c::a_region_with_an_old_number_is_left_alone",),
     ),
     Mutant(
         "what is given back may be another's at once",
-        file="csrc/pages/regions.c",
-        old="        error = region_is(engine, id, work.serial) ? 0 : -ENOENT;",
+        file="csrc/engine/api.c",
+        old="        error = region_is(&engine->pages, id, work.serial) ? 0 : -ENOENT;",
         new="",
         tests=("c/test_slices.c::what_is_given_back_may_be_anothers_at_once",),
     ),
@@ -103,7 +106,7 @@ MUTANTS = [
     Mutant(
         "nobody gives pages back in a child",
         file="csrc/engine/fork.c",
-        old="    forget_callers(engine);\n",
+        old="    forget_callers(&engine->pages);\n",
         new="    (void)forget_callers;\n",
         tests=("c/test_slices.c::a_fork_between_two_slices_of_an_unmerge",),
     ),

@@ -1,0 +1,234 @@
+/* Regions, as the callers of the engine see them. */
+#include <errno.h>
+
+#include "base/pages.h"
+#include "engine/check.h"
+#include "engine/locks.h"
+#include "engine/revive.h"
+#include "freeze/freezer.h"
+#include "merge/budget.h"
+#include "merge/merger.h"
+#include "merge/unmerge.h"
+#include "os/clock.h"
+#include "os/guard.h"
+#include "os/map.h"
+#include "pages/candidates.h"
+#include "pages/lost.h"
+#include "pages/pages.h"
+#include "pages/regions.h"
+#include "pages/sharing.h"
+#include "scan/window.h"
+#include "store/store.h"
+
+/* What the kernel is asked before anything is taken for the region. */
+static int may_add(struct merger *merger, uintptr_t address, uint64_t n, int vma_flags)
+{
+    if (region_find(merger->pages, address, n) != NO_REGION)
+        return -EEXIST;
+    if (vma_flags & KSMPY_VMA_UNKNOWN && !memory_is_plain(merger->pages, address, n))
+        return -EADDRNOTAVAIL;
+    return budget_admits(&merger->budget, n, freezer_mappings(&merger->fz)) ? 0 : -EDQUOT;
+}
+
+static int add_region(struct merger *merger, uintptr_t address, uint64_t n, int vma_flags,
+                      uint32_t *out)
+{
+    int error = may_add(merger, address, n, vma_flags);
+    if (error)
+        return error;
+    uint32_t id = region_make(merger->pages, address, n, vma_flags);
+    if (id == NO_REGION)
+        return -ENOMEM;
+    error = freezer_attach(&merger->fz, address, n);
+    if (error) {
+        region_unmake(merger->pages, id);
+        return error;
+    }
+    region_enlist(merger->pages, id);
+    budget_region_came(&merger->budget);
+    *out = id;
+    return 0;
+}
+
+int ksmpy_register(ksmpy_engine *engine, uintptr_t address, size_t length, int vma_flags,
+                   uint32_t *region)
+{
+    uint64_t n = length >> PAGE_SHIFT;
+    if (engine->pages.forked)
+        return -EPERM;
+    if (address % PAGE_SIZE || length % PAGE_SIZE || !n || address + length < address)
+        return -EINVAL;
+    engine_lock(engine);
+    int error = add_region(&engine->merger, address, n, vma_flags, region);
+    engine_unlock(engine);
+    check_step(engine);
+    return error;
+}
+
+#define DETACHED_AT_ONCE 4096 /* pages; with the marks of each to be cleared 0.3 ms */
+
+/* Pages from *page on are watched no more; false: that was the last slice. */
+static bool detach_some(struct merger *merger, const struct region *region, uint64_t *page)
+{
+    uint64_t rest = region->n - *page, n = least(rest, DETACHED_AT_ONCE);
+    uintptr_t at = region->address + bytes_of(*page);
+    if (freezer_detach(&merger->fz, at, n) == -ENOMEM) { /* a part of a mapping takes one more */
+        n = rest;
+        freezer_detach(&merger->fz, at, n);
+    }
+    *page += n;
+    return *page < region->n;
+}
+
+static void remove_region(ksmpy_engine *engine, uint32_t id)
+{
+    const struct region *region = region_at(&engine->pages, id);
+    if (!engine->pages.forked) /* a child may not have it, if its owner keeps it from children */
+        os_unmap((void *)region->shadow, bytes_of(region->n + 1));
+    window_leave_region(&engine->scanner, id);
+    region_remove(&engine->pages, id);
+    budget_region_went(&engine->merger.budget);
+}
+
+/* 0 or the first error; what could not be given back stays as it is. */
+static int give_back(ksmpy_engine *engine, struct unmerging *work)
+{
+    while (unmerging_step(&engine->merger, work)) {
+        if (work->waits) {
+            engine_unlock(engine);
+            os_sleep_us(1000);
+            engine_lock(engine);
+        } else {
+            engine_let_others_in(engine);
+        }
+    }
+    return work->failure;
+}
+
+/* Whatever others do meanwhile, they do not merge what has come back. */
+static int release(ksmpy_engine *engine, uint32_t id, bool discard)
+{
+    struct unmerging work;
+    uint64_t detached = 0;
+    unmerging_begin(&engine->pages, &work, id, discard);
+    int error = give_back(engine, &work);
+    while (!error && detach_some(&engine->merger, region_at(&engine->pages, id), &detached)) {
+        engine_let_others_in(engine);
+        error = region_is(&engine->pages, id, work.serial) ? 0 : -ENOENT;
+    }
+    if (error)
+        unmerging_end(&engine->pages, &work);
+    else
+        remove_region(engine, id);
+    return error;
+}
+
+int ksmpy_release(ksmpy_engine *engine, uint32_t region, int discard)
+{
+    sigset_t mask;
+    engine_lock(engine);
+    guard_open(&mask);
+    int error = region_is_known(&engine->pages, region) ? fork_revive(&engine->merger) : -ENOENT;
+    if (!error)
+        error = release(engine, region, discard);
+    sharing_end_lease(&engine->pages);
+    guard_close(&mask);
+    engine_unlock(engine);
+    check_step(engine);
+    return error;
+}
+
+static int unmerge(ksmpy_engine *engine, uint32_t region)
+{
+    struct unmerging work;
+    unmerging_begin(&engine->pages, &work, region, false);
+    int error = give_back(engine, &work);
+    unmerging_end(&engine->pages, &work);
+    return error;
+}
+
+int ksmpy_unmerge_region(ksmpy_engine *engine, uint32_t region)
+{
+    if (engine->pages.forked)
+        return -EPERM;
+    sigset_t mask;
+    engine_lock(engine);
+    guard_open(&mask);
+    int error = region_is_known(&engine->pages, region) ? unmerge(engine, region) : -ENOENT;
+    guard_close(&mask);
+    engine_unlock(engine);
+    check_step(engine);
+    return error;
+}
+
+/* New regions come last, and have nothing merged while no pass runs. */
+int ksmpy_unmerge(ksmpy_engine *engine)
+{
+    int failure = 0;
+    sigset_t mask;
+    if (engine->pages.forked)
+        return -EPERM;
+    pass_lock(engine);
+    guard_open(&mask);
+    engine_lock(engine);
+    for (uint32_t id = 0; id < engine->pages.region_count; id++) {
+        int error = region_is_known(&engine->pages, id) ? unmerge(engine, id) : 0;
+        engine_let_others_in(engine);
+        if (error != -ENOENT) /* it was released meanwhile */
+            failure = failure ? failure : error;
+    }
+    store_reap(&engine->pages.store);
+    window_reset(&engine->scanner);
+    engine_unlock(engine);
+    guard_close(&mask);
+    pass_unlock(engine);
+    check_step(engine);
+    return failure;
+}
+
+int64_t ksmpy_find_lost(ksmpy_engine *engine, uint32_t *regions, int64_t max)
+{
+    int64_t count = 0;
+    if (engine->pages.forked)
+        return -EPERM;
+    engine_lock(engine);
+    find_lost_regions(&engine->pages);
+    EACH_REGION (&engine->pages, id)
+        if (region_at(&engine->pages, id)->lost && count++ < max)
+            regions[count - 1] = id;
+    engine_unlock(engine);
+    return count;
+}
+
+int64_t ksmpy_find_region(ksmpy_engine *engine, uintptr_t address, size_t length)
+{
+    engine_lock(engine);
+    uint32_t id = region_find(&engine->pages, address, length >> PAGE_SHIFT);
+    engine_unlock(engine);
+    return id == NO_REGION ? -ENOENT : (int64_t)id;
+}
+
+int ksmpy_set_vma_flags(ksmpy_engine *engine, uint32_t region, int vma_flags)
+{
+    engine_lock(engine);
+    int error = region_is_known(&engine->pages, region) ? 0 : -ENOENT;
+    if (!error)
+        region_at(&engine->pages, region)->vma_flags = vma_flags;
+    engine_unlock(engine);
+    return error;
+}
+
+int ksmpy_set_nodes(ksmpy_engine *engine, uint32_t region, const uint8_t *nodes, uint64_t count)
+{
+    int error = 0;
+    engine_lock(engine);
+    if (!region_is_known(&engine->pages, region) || region_at(&engine->pages, region)->n != count)
+        error = -ENOENT;
+    for (uint64_t i = 0; i < count && !error; i++)
+        if (nodes[i] < engine->pages.nodes)
+            page_move_to_node(&engine->pages, region_at(&engine->pages, region)->base + (uint32_t)i,
+                              nodes[i]);
+    engine_unlock(engine);
+    check_step(engine);
+    return error;
+}

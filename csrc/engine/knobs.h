@@ -1,0 +1,10 @@
+/* Where each knob is defined. */
+#ifndef KSMPY_ENGINE_KNOBS_H
+#define KSMPY_ENGINE_KNOBS_H
+
+#include "engine/engine.h"
+
+int knob_check(int knob, uint64_t value); /* -EINVAL */
+void default_knobs(uint64_t *knobs);
+
+#endif

@@ -1,0 +1,62 @@
+/* An engine's locks. */
+#include "engine/locks.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+
+#include "store/store.h"
+
+void engine_lock(ksmpy_engine *engine)
+{
+    atomic_fetch_add(&engine->waiting, 1);
+    pthread_mutex_lock(&engine->lock);
+    atomic_fetch_sub(&engine->waiting, 1);
+}
+
+void engine_unlock(ksmpy_engine *engine)
+{
+    pthread_mutex_unlock(&engine->lock);
+}
+
+void engine_let_others_in(ksmpy_engine *engine)
+{
+    engine_unlock(engine);
+    while (atomic_load(&engine->waiting))
+        sched_yield();
+    engine_lock(engine);
+}
+
+int engine_lock_with_store(ksmpy_engine *engine)
+{
+    struct patience patience = {0};
+    int error;
+    do {
+        engine_lock(engine);
+        error = engine->pages.forked               ? -EPERM
+                : store_lock(&engine->pages.store) ? 0
+                                                   : store_why_not(&engine->pages.store);
+        if (error)
+            engine_unlock(engine);
+    } while (try_again(&patience, &error));
+    return error;
+}
+
+void engine_unlock_with_store(ksmpy_engine *engine)
+{
+    store_unlock(&engine->pages.store);
+    engine_unlock(engine);
+}
+
+void pass_lock(ksmpy_engine *engine)
+{
+    atomic_fetch_add(&engine->pass_wanted, 1);
+    pthread_mutex_lock(&engine->pass);
+    atomic_fetch_sub(&engine->pass_wanted, 1);
+}
+
+void pass_unlock(ksmpy_engine *engine)
+{
+    pthread_mutex_unlock(&engine->pass);
+}

@@ -1,0 +1,74 @@
+/* A pass in slices, between which other threads get the lock. */
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "base/pages.h"
+#include "engine/check.h"
+#include "engine/locks.h"
+#include "merge/bar.h"
+#include "os/guard.h"
+#include "scan/scan.h"
+#include "store/store.h"
+
+static bool stopped(const ksmpy_engine *engine)
+{
+    return atomic_load(&engine->interrupted) || atomic_load(&engine->pass_wanted);
+}
+
+/* Nobody is kept waiting by a process that keeps the store locked. */
+static int wait_for_store(ksmpy_engine *engine, struct patience *patience)
+{
+    int error = store_why_not(&engine->pages.store);
+    pthread_mutex_unlock(&engine->lock);
+    try_again(patience, &error);
+    pthread_mutex_lock(&engine->lock);
+    return error;
+}
+
+static int scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
+{
+    const struct ksmpy_scan_result *result = engine->merger.result;
+    struct patience patience = {0};
+    uint64_t passes = engine->pages.full_scans;
+    int error = -EAGAIN;
+    while (result->scanned < max_pages && engine->pages.full_scans == passes && !stopped(engine) &&
+           error == -EAGAIN) {
+        if (scan_begin_slice(&engine->scanner)) {
+            scan_slice(&engine->scanner, least(max_pages - result->scanned, SLICE_SCANNED), eager);
+            engine_let_others_in(engine);
+            patience = (struct patience){0};
+        } else {
+            error = wait_for_store(engine, &patience);
+        }
+    }
+    return error == -EAGAIN ? engine->pages.store.broken : error;
+}
+
+int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
+               struct ksmpy_scan_result *result)
+{
+    memset(result, 0, sizeof *result);
+    if (engine->pages.forked)
+        return -EPERM;
+    sigset_t mask;
+    pthread_mutex_lock(&engine->pass);
+    pthread_mutex_lock(&engine->lock);
+    guard_open(&mask);
+    atomic_store(&engine->interrupted, false);
+    engine->merger.result = result;
+    int error = merger_has_files(&engine->merger) ? engine->pages.store.broken : -EBADF;
+    if (!error)
+        scan_end_left_over(&engine->scanner);
+    if (flags & KSMPY_SCAN_RESTART)
+        scan_restart(&engine->scanner);
+    if (!error)
+        error = scan_until(engine, max_pages, flags & KSMPY_SCAN_EAGER);
+    engine->merger.result = NULL;
+    guard_close(&mask);
+    pthread_mutex_unlock(&engine->lock);
+    pass_unlock(engine);
+    check_step(engine);
+    return error;
+}

@@ -1,0 +1,124 @@
+/*
+ * In a forked child: an inherited engine can give memory back, with a freezer of its own, and on a
+ * shared store it can become a whole engine again.
+ */
+#include "engine/revive.h"
+
+#include <errno.h>
+
+#include "base/pages.h"
+#include "engine/check.h"
+#include "engine/fork.h"
+#include "engine/locks.h"
+#include "freeze/freezer.h"
+#include "merge/merger.h"
+#include "os/maps.h"
+#include "pages/overlay.h"
+#include "pages/pages.h"
+#include "pages/pins.h"
+#include "pages/records.h"
+#include "scan/scanner.h"
+#include "scan/window.h"
+#include "store/store.h"
+
+/* The one it has is its parent's, or not there. */
+static int open_freezer(struct merger *merger, bool tracked)
+{
+    int error = os_maps_open(&merger->pages->maps);
+    if (error)
+        return error;
+    error = freezer_init(&merger->fz, merger->fz.mode, tracked);
+    if (error)
+        os_maps_close(&merger->pages->maps);
+    return error;
+}
+
+int fork_revive(struct merger *merger)
+{
+    bool has_one = !merger->pages->forked || merger->fz.pagemap_fd >= 0;
+    return has_one ? 0 : open_freezer(merger, false);
+}
+
+/* Overlays are registered only to track them. What is not here the next pass finds lost. */
+static void attach_region(struct merger *merger, const struct region *region)
+{
+    uintptr_t at = region->address, end = at + bytes_of(region->n);
+    struct os_vma vma;
+    while (at < end && os_maps_find(&merger->pages->maps, at, &vma) > 0 && vma.start < end) {
+        uintptr_t start = vma.start > at ? vma.start : at;
+        uint64_t n = ((vma.end < end ? vma.end : end) - start) >> PAGE_SHIFT;
+        if (is_overlay(merger->pages, &vma))
+            freezer_track_overlay(&merger->fz, start, n);
+        else
+            freezer_attach(&merger->fz, start, n);
+        at = vma.end;
+    }
+}
+
+static void attach_regions(struct merger *merger)
+{
+    EACH_REGION (merger->pages, id) {
+        struct region *region = region_at(merger->pages, id);
+        os_maps_refresh(&merger->pages->maps);
+        region->shadow = 0; /* where it was not inherited, its place may be another's */
+        mark_untracked(merger->pages, region->base, region->n);
+        attach_region(merger, region);
+    }
+}
+
+/* All that the records say: nobody can tell which of it is really mapped here. */
+static void rejoin_frames(struct pages *pages)
+{
+    EACH_PAGE (pages, id)
+        if (is_shared(pages, id))
+            store_rejoin(&pages->store, page_record(pages, id)->link);
+}
+
+/* The child's lease keeps its frames until it has joined them. */
+static int revive(struct scanner *scanner)
+{
+    struct store *store = &scanner->pages->store;
+    if (!store->shared)
+        return -EPERM;
+    int error = store_attach_again(store);
+    if (error)
+        return error;
+    if (scanner->merger->fz.pagemap_fd >= 0) { /* fork_revive() made one, which tracks nothing */
+        freezer_destroy(&scanner->merger->fz);
+        os_maps_close(&scanner->pages->maps);
+    }
+    error = open_freezer(scanner->merger, scanner->pages->tracked);
+    if (!error && !store_lock(store))
+        error = store_why_not(store);
+    if (error) {
+        store_return_to_parent(store);
+        return error;
+    }
+    rejoin_frames(scanner->pages);
+    pins_inherit(scanner->pages);
+    store_unlock(store);
+    store_part_from_parent(store);
+    scanner->pages->forked = false;
+    scanner->pages->rules_followed =
+        UINT64_MAX; /* if it was laid out anew, its checksums are others */
+    scanner->pages->sum_of_zeros = store_sum(store, scanner->merger->fz.zeros);
+    scanner->pages->events_read = UINT64_MAX; /* so that its pages are made known as its own */
+    attach_regions(scanner->merger);
+    window_reset(scanner);
+    return 0;
+}
+
+int ksmpy_revive(ksmpy_engine *engine)
+{
+    struct patience patience = {0};
+    int error = 0;
+    do {
+        fork_hold();
+        engine_lock(engine);
+        error = engine->pages.forked ? revive(&engine->scanner) : 0;
+        engine_unlock(engine);
+        fork_let_go();
+    } while (try_again(&patience, &error));
+    check_step(engine);
+    return error;
+}

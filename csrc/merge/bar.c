@@ -1,0 +1,40 @@
+/* What forbids merging for a slice of a pass. */
+#include "merge/bar.h"
+
+#include "freeze/freezer.h"
+#include "merge/merger.h"
+#include "os/clock.h"
+#include "os/devices.h"
+#include "os/map.h"
+#include "store/store.h"
+
+#define DEVICES_NS 10000000 /* to ask takes 2.7 us a descriptor */
+
+bool merger_has_files(const struct merger *merger)
+{
+    return store_has_files(&merger->pages->store) && freezer_has_files(&merger->fz);
+}
+
+/* Pages that a device may write into have to be refused one by one, which only uffd-move can. */
+static bool devices_may_write(struct merger *merger)
+{
+    uint64_t now = os_now_ns();
+    if (merger->bar.minds_devices && now - merger->bar.devices_asked_ns >= DEVICES_NS) {
+        merger->bar.devices = os_has_devices();
+        merger->bar.devices_asked_ns = now;
+    }
+    return merger->bar.devices;
+}
+
+/*
+ * After mlockall(MCL_FUTURE) an overlay would be filled with copies of its frames at once, and
+ * without its own descriptors the engine would write into other files.
+ */
+bool merging_is_barred(struct merger *merger)
+{
+    if (!merger->bar.known)
+        merger->bar.barred =
+            os_locks_new_memory() || !merger_has_files(merger) || devices_may_write(merger);
+    merger->bar.known = true;
+    return merger->bar.barred;
+}

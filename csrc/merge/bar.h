@@ -1,0 +1,12 @@
+/* What forbids merging for a slice of a pass. */
+#ifndef KSMPY_MERGE_BAR_H
+#define KSMPY_MERGE_BAR_H
+
+#include "merge/merger.h"
+
+/* Has the program left the engine's descriptors alone? */
+bool merger_has_files(const struct merger *merger);
+/* When it is first asked in a slice it is found out, for all of it. */
+bool merging_is_barred(struct merger *merger);
+
+#endif

@@ -1,0 +1,26 @@
+/* The mapping budget: how many mappings there are, and may be. */
+#ifndef KSMPY_MERGE_BUDGET_H
+#define KSMPY_MERGE_BUDGET_H
+
+#include "merge/merger.h"
+
+void budget_count(struct budget *budget);
+/* At the start of a pass: counts, and asks whether refused pages are to be looked up again. */
+void budget_survey(struct budget *budget);
+/* May a run of n pages take so many mappings more? */
+bool budget_allows(struct budget *budget, uint64_t n, uint64_t more);
+/* The same for a region of n pages that is to be registered; refusing many does not take long. */
+bool budget_admits(struct budget *budget, uint64_t n, uint64_t more);
+void budget_region_came(struct budget *budget);
+void budget_region_went(struct budget *budget);
+/*
+ * SEEN pages of a run that was refused: they are passed over until a run of that length would not
+ * be.
+ */
+void budget_refuse(struct budget *budget, uint32_t page, uint64_t n, uint64_t length);
+/* The same for what must be done whatever comes later; never counts. */
+bool budget_has_room(const struct budget *budget, uint64_t more);
+/* Counts anew if there seems to be none. */
+bool budget_has_room_recounted(struct budget *budget, uint64_t more);
+
+#endif

@@ -1,0 +1,32 @@
+/* How much memory unmerging may take. */
+#include "merge/memory.h"
+
+#include "base/pages.h"
+#include "merge/merger.h"
+#include "os/clock.h"
+#include "os/memory.h"
+#include "store/store.h"
+
+#define RESERVE 2048 /* pages that are left to the program: 8 MiB */
+#define ALLOWED 16384 /* pages at one answer */
+#define GOOD_FOR_MS 100
+
+/*
+ * An answer is asked for once in some MiB.  It is for a part of what is left only: others may ask
+ * at the same time.  What unmerging has freed so far is given back first.
+ */
+bool memory_allows(struct merger *merger, uint64_t n)
+{
+    uint64_t now = os_now_ms();
+    if (merger->allowance.pages < n || now - merger->allowance.asked_ms > GOOD_FOR_MS) {
+        store_flush(&merger->pages->store);
+        uint64_t left = os_memory_left(&merger->allowance.memory, NULL, 0);
+        left = left > RESERVE ? left - RESERVE : 0;
+        merger->allowance.pages = left / 8 > n ? least(left / 8, ALLOWED) : least(left, n);
+        merger->allowance.asked_ms = now;
+    }
+    if (merger->allowance.pages < n)
+        return false;
+    merger->allowance.pages -= n;
+    return true;
+}

@@ -1,0 +1,49 @@
+/* What merging and unmerging need besides the pages. */
+#ifndef KSMPY_MERGE_MERGER_H
+#define KSMPY_MERGE_MERGER_H
+
+#include "freeze/freezer.h"
+#include "os/memory.h"
+#include "pages/pages.h"
+
+#define SLICE_NS 500000 /* after which who works for longer lets others have the lock */
+
+/* The mapping budget: see merge/budget.h. */
+struct budget {
+    struct pages *pages;
+    uint64_t mappings, counted, limit; /* estimate; at the last count; allowed */
+    uint64_t regions_limit; /* up to which regions are taken: half of the kernel's limit at least */
+    uint64_t count_again_ns; /* when a count would be worth its time again */
+    uint64_t gone_since_count; /* regions */
+    uint64_t refused; /* pages of the longest run that had none since they were last asked for */
+    bool asks_again; /* this pass looks REFUSED pages up */
+    uint64_t cramped_in; /* 1 + full_scans of the pass in which no overlay could make room */
+    uint64_t calm_since; /* full_scans when the last region came, or mappings were last scarce */
+};
+
+/* What forbids merging: see merge/bar.h. */
+struct bar {
+    bool known, barred; /* not known when a slice begins */
+    bool minds_devices; /* nobody has asked for a way of freezing that does not see their writes */
+    bool devices; /* there were some when it was asked last */
+    uint64_t devices_asked_ns;
+};
+
+/* Memory that may be taken: see merge/memory.h. */
+struct allowance {
+    struct os_memory memory;
+    uint64_t pages; /* that are left of the last answer */
+    uint64_t asked_ms;
+};
+
+struct merger {
+    struct pages *pages;
+    struct freezer fz;
+    struct budget budget;
+    struct bar bar;
+    struct allowance allowance;
+    uint64_t busy, no_budget, no_memory, differed; /* pages that were refused */
+    struct ksmpy_scan_result *result; /* of the call under way */
+};
+
+#endif

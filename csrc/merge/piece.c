@@ -1,0 +1,194 @@
+/*
+ * One piece of a run: a huge page, or at most FREEZE_MAX small ones.
+ *
+ * Freeze, compare every page with its frame, map the equal ones, give the others back, thaw.
+ * Bookkeeping comes after the thaw, so that nobody waits for it.
+ */
+#include "merge/piece.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/pages.h"
+#include "freeze/freezer.h"
+#include "merge/budget.h"
+#include "merge/merger.h"
+#include "merge/refusal.h"
+#include "os/map.h"
+#include "pages/candidates.h"
+#include "pages/pages.h"
+#include "pages/records.h"
+#include "pages/sharing.h"
+#include "store/store.h"
+
+#define PREFETCH 8 /* pages ahead that the index is told of */
+
+/* Frozen: which pages may be mapped. */
+static void compare(struct merger *merger, struct piece *piece, const uint8_t *view)
+{
+    for (uint64_t i = 0; i < piece->n; i++) {
+        const uint8_t *frame = frame_bytes(&merger->pages->store, piece->frame + (uint32_t)i);
+        piece->mapped[i] = false;
+        piece->equal[i] = !merger->fz.hole[i] && compare_live(frame, view + bytes_of(i)) == 0;
+    }
+}
+
+uint64_t piece_same_length(const struct piece *piece, uint64_t first)
+{
+    uint64_t end = first + 1;
+    while (end < piece->n && piece->equal[end] == piece->equal[first])
+        end++;
+    return end - first;
+}
+
+/* Mappings that an overlay of n pages adds: one for each end that touches no other overlay. */
+static uint64_t new_mappings(const struct pages *pages, uint32_t page, uint64_t n)
+{
+    const struct region *region = region_at(pages, region_of(pages, page));
+    uint64_t first = page - region->base, end = first + n;
+    bool left = first > 0 && is_shared(pages, page - 1);
+    bool right = end < region->n && is_shared(pages, page + (uint32_t)n);
+    return 2 - (uint64_t)left - (uint64_t)right;
+}
+
+/* Frozen: equal pages onto their frames, the others back. 0 or the last error. */
+static int exchange(struct merger *merger, struct piece *piece)
+{
+    int failure = 0,
+        vma_flags = region_at(merger->pages, region_of(merger->pages, piece->page))->vma_flags;
+    for (uint64_t i = 0, n; i < piece->n; i += n) {
+        n = piece_same_length(piece, i);
+        uint64_t more = new_mappings(merger->pages, piece->page + (uint32_t)i, n);
+        int error = piece->equal[i] ? -EDQUOT : -ECANCELED;
+        if (piece->equal[i] && budget_has_room(&merger->budget, more))
+            error = freeze_overlay(&merger->fz, i, n, merger->pages->store.memfd,
+                                   frame_offset(&merger->pages->store, piece->frame + (uint32_t)i));
+        if (error)
+            freeze_restore(&merger->fz, i, n);
+        else
+            memset(piece->mapped + i, true, n);
+        if (!error && vma_flags & KSMPY_VMA_DONTDUMP)
+            os_set_vma_flags(page_address(merger->pages, piece->page + (uint32_t)i), n,
+                             KSMPY_VMA_DONTDUMP);
+        if (error && piece->equal[i])
+            failure = error;
+        merger->budget.mappings += error ? 0 : more;
+    }
+    return failure;
+}
+
+/* It was frozen and is not merged: nobody knows whether it was written before that. */
+static void look_anew(struct merger *merger, uint32_t page)
+{
+    if (merger->pages->tracked && merger->fz.ops->forgets_writes)
+        page_withdraw(merger->pages, page);
+}
+
+static void settle(struct merger *merger, const struct piece *piece, int error)
+{
+    uint64_t left = 0;
+    bool locked = store_lock(&merger->pages->store);
+    for (uint64_t i = 0; i < piece->n; i++) {
+        if (i + PREFETCH < piece->n) {
+            uint32_t later = piece->page + (uint32_t)i + PREFETCH;
+            unstable_prefetch(merger->pages, page_sum(page_record(merger->pages, later)));
+        }
+        if (!piece->mapped[i]) {
+            store_leave(&merger->pages->store, piece->frame + (uint32_t)i);
+            look_anew(merger, piece->page + (uint32_t)i);
+            left++;
+            continue;
+        }
+        page_share(merger->pages, piece->page + (uint32_t)i, piece->frame + (uint32_t)i);
+        merger->result->merged++;
+    }
+    if (locked)
+        store_unlock(&merger->pages->store);
+    if (left)
+        count_refusal(merger, error, left);
+}
+
+/* Pages that are no overlay yet: freezing an overlay would stop nobody. */
+static uint64_t own_memory(const struct pages *pages, uint32_t page, uint64_t n)
+{
+    return is_shared(pages, page) ? 0 : pages_alike(pages, page, n, PAGE_SHARED);
+}
+
+/* While there is no overlay in the region, which would be what is cast. */
+static void need_shadow(struct merger *merger, uint32_t page)
+{
+    struct region *region = region_at(merger->pages, region_of(merger->pages, page));
+    if (region->pages_in[PAGE_SHARED] || region->shadow || !budget_has_room(&merger->budget, 3))
+        return; /* a shadow takes one, and the overlay that it is for two */
+    look_anew(merger, region->base); /* it may go away for it, and come back */
+    region->shadow = freezer_shadow(&merger->fz, region->address, region->n, region->vma_flags);
+    merger->budget.mappings += region->shadow != 0;
+}
+
+static uint64_t refuse(struct merger *merger, struct piece *piece, uint64_t n, int error)
+{
+    piece->n = n;
+    memset(piece->mapped, false, n);
+    for (uint64_t i = 0; i < n; i++)
+        if (!is_shared(merger->pages, piece->page + (uint32_t)i))
+            look_anew(merger, piece->page + (uint32_t)i);
+    count_refusal(merger, error, n);
+    return n;
+}
+
+static void leave_frames(struct pages *pages, uint32_t first, uint64_t n)
+{
+    bool locked = store_lock(&pages->store);
+    for (uint64_t i = 0; i < n; i++)
+        store_leave(&pages->store, first + (uint32_t)i);
+    if (locked)
+        store_unlock(&pages->store);
+}
+
+int64_t join_frames(struct pages *pages, uint32_t frame, uint64_t n)
+{
+    struct store *store = &pages->store;
+    int64_t joined = -ESTALE;
+    if (!store_lock(store))
+        return store_why_not(store);
+    if (pages->rules_followed == store->head->rule_changes)
+        joined = store_join(store, frame, n);
+    store_unlock(store);
+    return joined;
+}
+
+/* Pages whose frames have been joined for them; how many were frozen, or why none was. */
+static int64_t exchange_piece(struct merger *merger, struct piece *piece, uint64_t n)
+{
+    const uint8_t *view;
+    int64_t frozen = freeze(&merger->fz, page_address(merger->pages, piece->page), n, &view);
+    if (frozen <= 0)
+        return frozen;
+    piece->n = (uint64_t)frozen;
+    compare(merger, piece, view);
+    int error = exchange(merger, piece);
+    thaw(&merger->fz);
+    settle(merger, piece, error);
+    return frozen;
+}
+
+uint64_t merge_piece(struct merger *merger, struct piece *piece, uint64_t n, bool joined)
+{
+    uint64_t reach = freeze_reach(&merger->fz, page_address(merger->pages, piece->page), n);
+    uint64_t own = own_memory(merger->pages, piece->page, reach);
+    int64_t held = joined ? (int64_t)own : -ECANCELED, got = -ECANCELED;
+    budget_has_room_recounted(&merger->budget, 2); /* exchange() cannot */
+    need_shadow(merger, piece->page);
+    if (own && !joined)
+        held = join_frames(merger->pages, piece->frame, own);
+    if (held < 0)
+        return refuse(merger, piece, 1, (int)held);
+    if (own)
+        got = exchange_piece(merger, piece, (uint64_t)held);
+    uint64_t frozen = got < 0 ? 0 : (uint64_t)got;
+    /* Locked memory: not even one page could be moved. */
+    uint64_t done = frozen ? frozen : got == -EINVAL ? (uint64_t)held : 1;
+    leave_frames(merger->pages, piece->frame + (uint32_t)frozen,
+                 (joined ? done : (uint64_t)held) - frozen);
+    return frozen ? frozen : refuse(merger, piece, done, got == -EINVAL ? -EBUSY : (int)got);
+}

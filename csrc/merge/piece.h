@@ -1,0 +1,30 @@
+/* One piece of a run: frozen, compared, and exchanged. */
+#ifndef KSMPY_MERGE_PIECE_H
+#define KSMPY_MERGE_PIECE_H
+
+#include "freeze/freezer.h"
+#include "merge/merger.h"
+
+/* What became of one piece: which of its pages lie on their frames now. */
+struct piece {
+    uint32_t page, frame;
+    uint64_t n;
+    bool equal[FREEZE_HUGE];
+    bool mapped[FREEZE_HUGE];
+};
+
+/* How many pages from that one on are equal to their frames, if it is; or else are not. */
+uint64_t piece_same_length(const struct piece *piece, uint64_t first);
+/*
+ * Frames are joined before anything is frozen: from then on no other process frees them, and
+ * if this one dies everybody knows what it may have mapped.  How many leading
+ * ones of the n were, or -errno.
+ */
+int64_t join_frames(struct pages *pages, uint32_t frame, uint64_t n);
+/*
+ * One piece from the start of a run; returns how many pages it dealt with, mapped or refused, each of
+ * which has left its frame if it does not lie on it.  joined: the frames of all n pages are.
+ */
+uint64_t merge_piece(struct merger *merger, struct piece *piece, uint64_t n, bool joined);
+
+#endif

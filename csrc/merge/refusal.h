@@ -1,0 +1,9 @@
+/* Pages that were not merged, counted by the reason. */
+#ifndef KSMPY_MERGE_REFUSAL_H
+#define KSMPY_MERGE_REFUSAL_H
+
+#include "merge/merger.h"
+
+void count_refusal(struct merger *merger, int error, uint64_t pages);
+
+#endif

@@ -1,0 +1,10 @@
+/* Neighbours that are equal to each other. */
+#ifndef KSMPY_MERGE_STRETCH_H
+#define KSMPY_MERGE_STRETCH_H
+
+#include "merge/merger.h"
+#include "merge/run.h"
+
+void merge_equal(struct merger *merger, struct run run, const struct outlook *outlook);
+
+#endif

@@ -1,0 +1,69 @@
+/* Merged pages that were written: their copies become memory of their own for good. */
+#include "merge/written.h"
+
+#include "base/pages.h"
+#include "merge/merger.h"
+#include "merge/overlay.h"
+#include "merge/relief.h"
+#include "os/arena.h"
+#include "os/clock.h"
+#include "os/pagemap.h"
+#include "pages/pages.h"
+#include "pages/records.h"
+
+/* An overlay shows its frame, or nothing yet; anything else is a copy that a write made. */
+static bool was_written(const struct pages *pages, uint32_t id, uint8_t kind)
+{
+    enum page_state state = page_state(page_record(pages, id));
+    if (state == PAGE_SHARED)
+        return kind == OS_PAGE_ANON || kind == OS_PAGE_ZERO;
+    if (state == PAGE_ZERO) /* a copy that a forked child shares looks like the zero page */
+        return kind == OS_PAGE_ANON || (kind == OS_PAGE_ZERO && !page_is_zero(pages, id));
+    return false;
+}
+
+/* How many of at most n pages from that one on were written, if it was. */
+static uint64_t written_run(struct pages *pages, uint32_t page, const uint8_t *kinds, uint64_t n)
+{
+    uint64_t length = 0;
+    while (length < n && is_shared(pages, page + (uint32_t)length) &&
+           was_written(pages, page + (uint32_t)length, kinds[length]))
+        length++;
+    return length;
+}
+
+/* Of the chunk's pages from `first` to before `end`; where it goes on when the slice is over. */
+static uint64_t unmerge_written_chunk(struct merger *merger, uint32_t id, uint64_t first,
+                                      uint64_t end, uint64_t deadline)
+{
+    const struct region *region = region_at(merger->pages, id);
+    uint8_t kinds[CHUNK];
+    if (page_kinds(merger, region->base + (uint32_t)first, end - first, kinds) < 0)
+        return end;
+    for (uint64_t i = first, length; i < end; i += length) {
+        uint32_t page = region->base + (uint32_t)i;
+        bool zero = page_state(page_record(merger->pages, page)) == PAGE_ZERO;
+        length = zero ? 0 : written_run(merger->pages, page, kinds + (i - first), end - i);
+        if (zero && was_written(merger->pages, page, kinds[i - first]))
+            page_become(merger->pages, page, PAGE_SEEN, NO_INDEX);
+        if (length)
+            relief_unmerge_run(merger, page, length);
+        if (length && os_now_ns() >= deadline)
+            return i + length;
+        length += !length;
+    }
+    return end;
+}
+
+uint64_t unmerge_written(struct merger *merger, uint32_t id, uint64_t first)
+{
+    const struct region *region = region_at(merger->pages, id);
+    uint64_t deadline = os_now_ns() + SLICE_NS;
+    if (region->lost || (!region->pages_in[PAGE_SHARED] && !region->pages_in[PAGE_ZERO]))
+        return region->n;
+    while (first < region->n && os_now_ns() < deadline) {
+        uint64_t end = least((first | (CHUNK - 1)) + 1, region->n);
+        first = unmerge_written_chunk(merger, id, first, end, deadline);
+    }
+    return first;
+}

@@ -1,0 +1,60 @@
+/* Pages of zeros onto the kernel's zero page. */
+#include "merge/zeros.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/pages.h"
+#include "freeze/freezer.h"
+#include "merge/merger.h"
+#include "merge/piece.h"
+#include "merge/refusal.h"
+#include "os/arena.h"
+#include "os/guard.h"
+#include "pages/pages.h"
+#include "pages/records.h"
+
+static bool is_zero(const void *page)
+{
+    bool zero;
+    return guard_is_zero(page, &zero) && zero;
+}
+
+static uint64_t zero_piece(struct merger *merger, uint32_t page, uint64_t n)
+{
+    struct piece piece = {.page = page};
+    const uint8_t *view;
+    int vma_flags = region_at(merger->pages, region_of(merger->pages, page))->vma_flags;
+    int64_t got = freeze(&merger->fz, page_address(merger->pages, page), n, &view);
+    if (got < 0) {
+        count_refusal(merger, (int)got, 1);
+        return 1;
+    }
+    piece.n = (uint64_t)got;
+    for (uint64_t i = 0; i < piece.n; i++)
+        piece.equal[i] = !merger->fz.hole[i] && is_zero(view + bytes_of(i));
+    for (uint64_t i = 0, length; i < piece.n; i += length) {
+        length = piece_same_length(&piece, i);
+        int error = piece.equal[i] ? freeze_zero(&merger->fz, i, length, vma_flags) : -ECANCELED;
+        if (error)
+            freeze_restore(&merger->fz, i, length);
+        memset(piece.mapped + i, error == 0, length);
+    }
+    thaw(&merger->fz);
+    for (uint64_t i = 0; i < piece.n; i++)
+        if (piece.mapped[i]) {
+            page_become(merger->pages, page + (uint32_t)i, PAGE_ZERO, NO_INDEX);
+            merger->result->zeroed++;
+        } else {
+            count_refusal(merger, -ECANCELED, 1);
+        }
+    return piece.n;
+}
+
+void merge_zeros(struct merger *merger, uint32_t page, uint64_t n)
+{
+    for (uint64_t done; n; n -= done) {
+        done = zero_piece(merger, page, n);
+        page += (uint32_t)done;
+    }
+}

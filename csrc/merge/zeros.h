@@ -1,0 +1,9 @@
+/* Pages of zeros onto the kernel's zero page. */
+#ifndef KSMPY_MERGE_ZEROS_H
+#define KSMPY_MERGE_ZEROS_H
+
+#include "merge/merger.h"
+
+void merge_zeros(struct merger *merger, uint32_t page, uint64_t n);
+
+#endif

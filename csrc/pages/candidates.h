@@ -1,0 +1,28 @@
+/* The unstable trees, and the pages that wait for an equal one. */
+#ifndef KSMPY_PAGES_CANDIDATES_H
+#define KSMPY_PAGES_CANDIDATES_H
+
+#include "pages/pages.h"
+
+int unstable_init(struct pages *pages);
+void unstable_destroy(struct pages *pages);
+uint64_t unstable_metadata_bytes(const struct pages *pages);
+/* Room for the candidates of that many pages; fails without harm. */
+int unstable_resize(struct pages *pages, uint64_t n);
+/*
+ * The candidate with the bytes of page id, or NO_PAGE. The preferred one is taken if it has their
+ * checksum.
+ */
+uint32_t unstable_find(struct pages *pages, uint32_t id, uint32_t preferred);
+/* A frame came, or has room again: candidates of its checksum are looked up in the next pass. */
+void unstable_wake(struct pages *pages, int tree, uint64_t sum);
+void unstable_prefetch(const struct pages *pages, uint64_t sum);
+/* The page at that place of its bucket, some time after the one before it, or the bucket. */
+void unstable_prefetch_page(const struct pages *pages, uint64_t sum, int place);
+void unstable_add(struct pages *pages, uint32_t id);
+/* Out of the candidates' structures, if it is in them: SEEN. */
+void page_withdraw(struct pages *pages, uint32_t id);
+/* A page that lies elsewhere now belongs in another tree. */
+void page_move_to_node(struct pages *pages, uint32_t id, unsigned node);
+
+#endif

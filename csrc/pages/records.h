@@ -1,0 +1,20 @@
+/* Page records, and the counters that follow from their states: the only writer of page states. */
+#ifndef KSMPY_PAGES_RECORDS_H
+#define KSMPY_PAGES_RECORDS_H
+
+#include "pages/pages.h"
+
+int node_index(const struct pages *pages, int node_id); /* or -1 */
+/* How many of the pages, from the first one on, still lie where their records say. */
+uint64_t pages_on_their_node(const struct pages *pages, uint32_t id, uint64_t n);
+/*
+ * How many of the n pages, from the first one on, are in that state, if the first one is; or else
+ * are not.
+ */
+uint64_t pages_alike(const struct pages *pages, uint32_t id, uint64_t n, enum page_state state);
+void page_become(struct pages *pages, uint32_t id, enum page_state state, uint32_t link);
+bool page_is_zero(const struct pages *pages, uint32_t id); /* its bytes, live */
+/* From now on every pass looks which of these overlays are private copies. */
+void mark_untracked(struct pages *pages, uint32_t id, uint64_t n);
+
+#endif

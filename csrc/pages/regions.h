@@ -1,0 +1,24 @@
+/* Regions: their records, their page ids, and their order. */
+#ifndef KSMPY_PAGES_REGIONS_H
+#define KSMPY_PAGES_REGIONS_H
+
+#include "pages/pages.h"
+
+/* The lowest region with a page in the n pages at the address, or NO_REGION. */
+uint32_t region_find(const struct pages *pages, uintptr_t address, uint64_t n);
+/* The lowest region that has a page at the address or above, or NO_REGION. */
+uint32_t region_from(const struct pages *pages, uintptr_t address);
+/* Still the region that had this serial? Asked after others had the lock. */
+bool region_is(const struct pages *pages, uint32_t region, uint64_t serial);
+bool region_is_known(const struct pages *pages, uint32_t region);
+/* Is it all private anonymous memory that may be written? */
+bool memory_is_plain(struct pages *pages, uintptr_t address, uint64_t n);
+/* A record, and page ids with theirs; NO_REGION: there is no memory for them. */
+uint32_t region_make(struct pages *pages, uintptr_t address, uint64_t n, int vma_flags);
+void region_unmake(struct pages *pages, uint32_t id);
+/* From now on it is one of the regions, of which none overlaps it. */
+void region_enlist(struct pages *pages, uint32_t id);
+/* It is none any more; all of its pages are NEW. */
+void region_remove(struct pages *pages, uint32_t id);
+
+#endif

@@ -1,0 +1,75 @@
+/* Checksums of the pages that come next. */
+#include "scan/ahead.h"
+
+#include "base/checksum.h"
+#include "base/pages.h"
+#include "merge/merger.h"
+#include "merge/run.h"
+#include "os/guard.h"
+#include "pages/candidates.h"
+#include "pages/pages.h"
+#include "scan/scanner.h"
+#include "store/store.h"
+
+#define LINES 8 /* cache lines of the next page that are asked for at the end of this one */
+
+bool is_to_be_looked_up(const struct budget *budget, enum page_state state)
+{
+    return state == PAGE_NEW || state == PAGE_SEEN || (state == PAGE_REFUSED && budget->asks_again);
+}
+
+/* Will this page of the window be looked up? Wrong guesses cost time only. */
+static bool wants_sum(const struct scanner *scanner, uint32_t id, uint64_t at, bool eager)
+{
+    const struct window *window = &scanner->window;
+    const struct page *page = page_record(scanner->pages, id);
+    enum page_state state = page_state(page);
+    if (has_bit(window->zero, at) || page_age(page) >= ALWAYS_VISITED || state >= PAGE_SHARED)
+        return false;
+    if (!scanner->pages->tracked)
+        return true;
+    return has_bit(window->written, at) ? eager
+                                        : is_to_be_looked_up(&scanner->merger->budget, state);
+}
+
+/*
+ * The page after those whose checksums are known.  Its place in the index, and then the pages that
+ * wait there, come from memory while pages before it are dealt with.
+ */
+static void sum_one_more(struct scanner *scanner, uint32_t id)
+{
+    struct ahead *ahead = &scanner->ahead;
+    uintptr_t address = page_address(scanner->pages, id);
+    uint64_t sum;
+    bool readable = guard_checksum(&scanner->pages->store.key, (const void *)address, &sum);
+    sum = readable ? cut_sum(sum) : UNREADABLE;
+    ahead->sums[id % AHEAD] = sum;
+    ahead->n++;
+    if (!readable)
+        return;
+    stable_prefetch(&scanner->pages->store,
+                    tree_of(scanner->pages, page_node(page_record(scanner->pages, id))), sum);
+    unstable_prefetch(scanner->pages, sum);
+    for (int line = 0; line < LINES; line++) /* by itself the processor stops where a page ends */
+        __builtin_prefetch((const char *)address + PAGE_SIZE + 64 * line);
+    for (uint32_t place = 0, back = AHEAD / 2; place < 2; place++, back += AHEAD / 4)
+        if (ahead->n > back && ahead->sums[(id - back) % AHEAD] != UNREADABLE)
+            unstable_prefetch_page(scanner->pages, ahead->sums[(id - back) % AHEAD], (int)place);
+}
+
+uint64_t sum_of(struct scanner *scanner, uint32_t id, bool eager)
+{
+    const struct window *window = &scanner->window;
+    struct ahead *ahead = &scanner->ahead;
+    uint32_t first = region_at(scanner->pages, window->region)->base + (uint32_t)window->first;
+    uint64_t past = id - ahead->first, end = least(ahead->end, first + window->n);
+    ahead->n = past < ahead->n ? ahead->n - past : 0;
+    ahead->first = id;
+    while (ahead->n < AHEAD) {
+        uint32_t next = id + (uint32_t)ahead->n;
+        if (ahead->n && (next >= end || !wants_sum(scanner, next, next - first, eager)))
+            break;
+        sum_one_more(scanner, next);
+    }
+    return ahead->sums[id % AHEAD];
+}

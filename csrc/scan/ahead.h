@@ -1,0 +1,16 @@
+/* Checksums of the pages that come next. */
+#ifndef KSMPY_SCAN_AHEAD_H
+#define KSMPY_SCAN_AHEAD_H
+
+#include "scan/scanner.h"
+
+#define ALWAYS_VISITED 3 /* visits of a page before smart_scan passes it over for the first time */
+#define UNREADABLE                                                                                 \
+    UINT64_MAX /* instead of a checksum: its owner has unmapped or protected the page */
+
+/* Of a page that was not written since it came to that state. */
+bool is_to_be_looked_up(const struct budget *budget, enum page_state state);
+/* The page's checksum, or UNREADABLE; those after it are read as well. */
+uint64_t sum_of(struct scanner *scanner, uint32_t id, bool eager);
+
+#endif

@@ -1,0 +1,185 @@
+/* Looking a page up: who has its bytes? */
+#include "scan/lookup.h"
+
+#include <errno.h>
+
+#include "base/pages.h"
+#include "merge/refusal.h"
+#include "merge/run.h"
+#include "os/arena.h"
+#include "os/guard.h"
+#include "pages/candidates.h"
+#include "pages/pages.h"
+#include "pages/records.h"
+#include "scan/ahead.h"
+#include "scan/collect.h"
+#include "scan/scanner.h"
+#include "scan/window.h"
+#include "store/store.h"
+
+static uint32_t find_frame(struct pages *pages, uint32_t id, uint64_t sum, const void *bytes,
+                           uint32_t preferred)
+{
+    int tree = tree_of(pages, page_node(page_record(pages, id)));
+    if (!store_lock(&pages->store))
+        return NO_FRAME;
+    uint32_t frame = stable_find(&pages->store, tree, sum, bytes, preferred);
+    store_unlock(&pages->store);
+    return frame;
+}
+
+/* Is it equal to the page before? */
+static bool goes_on(const struct pages *pages, uint32_t id)
+{
+    return id != region_at(pages, region_of(pages, id))->base && are_equal(pages, id - 1, id);
+}
+
+/* settled: new frames may be made of it, and of equal pages after it. */
+static bool try_frame(struct scanner *scanner, uint32_t id, uint64_t sum, const void *bytes,
+                      bool settled)
+{
+    uint32_t frame = find_frame(scanner->pages, id, sum, bytes,
+                                run_wanted(scanner->pages, &scanner->run, RUN_FRAME, id));
+    if (frame == NO_FRAME)
+        return false;
+    if (run_extends(scanner->pages, &scanner->run, RUN_FRAME, id, frame)) {
+        scanner->run.n++;
+        return true;
+    }
+    carry_out(scanner); /* it may have filled that frame, or made a better one */
+    if (is_shared(scanner->pages, id))
+        return true;
+    frame = find_frame(scanner->pages, id, sum, bytes, NO_FRAME);
+    if (frame == NO_FRAME)
+        return false;
+    collect_first(scanner, settled && goes_on(scanner->pages, id) ? RUN_EQUAL : RUN_FRAME, id,
+                  frame);
+    return true;
+}
+
+/* The page before waits, and has these bytes: a stretch of equal pages begins. */
+static bool try_neighbour(struct scanner *scanner, uint32_t id, uint64_t sum, const void *bytes)
+{
+    if (!goes_on(scanner->pages, id) || !page_waits(page_record(scanner->pages, id - 1)))
+        return false;
+    carry_out(scanner); /* it may have taken either of them, or made a frame with their bytes */
+    if (is_shared(scanner->pages, id) || try_frame(scanner, id, sum, bytes, true))
+        return true;
+    if (!page_waits(page_record(scanner->pages, id - 1)))
+        return false;
+    collect_first(scanner, RUN_EQUAL, id - 1, NO_INDEX);
+    scanner->run.n = 2;
+    return true;
+}
+
+/* Another page has these bytes and waits: both of them will share a new frame. */
+static bool try_candidate(struct scanner *scanner, uint32_t id, uint64_t sum, const void *bytes)
+{
+    if (try_neighbour(scanner, id, sum, bytes))
+        return true;
+    uint32_t other =
+        unstable_find(scanner->pages, id, run_wanted(scanner->pages, &scanner->run, RUN_PAGE, id));
+    if (other == NO_PAGE)
+        return false;
+    if (run_extends(scanner->pages, &scanner->run, RUN_PAGE, id, other)) {
+        scanner->run.n++;
+        return true;
+    }
+    carry_out(scanner); /* it may have taken that page */
+    if (is_shared(scanner->pages, id))
+        return true;
+    if (try_frame(scanner, id, sum, bytes, true))
+        return true;
+    other = unstable_find(scanner->pages, id, NO_PAGE);
+    if (other == NO_PAGE)
+        return false;
+    collect_first(scanner, RUN_PAGE, id, other);
+    return true;
+}
+
+/*
+ * Nobody here has these bytes.  A page of another process may: then this one
+ * becomes a frame's first sharer.  Else it waits.
+ */
+static void wait_or_go_ahead(struct scanner *scanner, uint32_t id, uint64_t sum, const void *bytes)
+{
+    struct store *store = &scanner->pages->store;
+    int tree = tree_of(scanner->pages, page_node(page_record(scanner->pages, id)));
+    enum announced announced = announcement_add(store, tree, sum);
+    if (announced == ANNOUNCED_HERE && scanner->run.kind == RUN_ALONE && scanner->run.n) {
+        carry_out(scanner); /* perhaps it is the pending run that will have made its frame */
+        if (is_shared(scanner->pages, id) || try_frame(scanner, id, sum, bytes, true))
+            return;
+    }
+    if (announced == ANNOUNCED_ELSEWHERE)
+        collect(scanner, RUN_ALONE, id, NO_INDEX);
+    else if (announced != ANNOUNCED_UNKNOWN)
+        unstable_add(scanner->pages, id);
+}
+
+/* Does a block that glibc has mapped for itself begin here: {0, its size | 2}? */
+static bool is_block_head(const void *page)
+{
+    uint64_t words[2];
+    return guard_copy(words, page, sizeof words) && !words[0] && words[1] % PAGE_SIZE == 2 &&
+           words[1] > PAGE_SIZE;
+}
+
+/*
+ * mremap makes a mapping longer, and that of an overlay would show the frames that come next.  A
+ * range of several mappings it refuses (EFAULT), and realloc() copies then.  So what may be grown
+ * is never one overlay: the last page of such a region is left alone, and so is the first one of
+ * each block of malloc's in it, since neighbouring blocks are one mapping.
+ */
+static bool stays_apart(const struct region *region, uint64_t i, const void *bytes)
+{
+    return region->growing && (i + 1 == region->n || is_block_head(bytes));
+}
+
+void look_up(struct scanner *scanner, uint32_t id, bool changed, bool eager)
+{
+    struct page *page = page_record(scanner->pages, id);
+    const void *bytes = (const void *)page_address(scanner->pages, id);
+    uint64_t sum = sum_of(scanner, id, eager);
+    enum page_state state = page_state(page);
+    if (sum == UNREADABLE) {
+        page_withdraw(scanner->pages, id);
+        page_become(scanner->pages, id, PAGE_NEW, NO_INDEX);
+        scanner->unreadable = true;
+        return;
+    }
+    bool indexed = page_waits(page), zero = sum == scanner->pages->sum_of_zeros;
+    if (!scanner->pages->tracked)
+        changed = state == PAGE_NEW || page_sum(page) != sum;
+    if (indexed && !changed && !(zero && scanner->pages->knobs[KSMPY_KNOB_USE_ZERO_PAGES]))
+        return; /* whatever is equal to it will find it */
+    if (state == PAGE_REFUSED && !changed && !scanner->merger->budget.asks_again) {
+        count_refusal(scanner->merger, -EDQUOT, 1);
+        return;
+    }
+    page_withdraw(scanner->pages, id);
+    page_set_sum(page, sum);
+    page_become(scanner->pages, id, PAGE_SEEN, NO_INDEX);
+    if (zero && window_at_hole(scanner, id)) {
+        page_become(scanner->pages, id, PAGE_HOLE, NO_INDEX);
+        return;
+    }
+    bool to_zero_page = zero && scanner->pages->knobs[KSMPY_KNOB_USE_ZERO_PAGES];
+    const struct region *region = region_at(scanner->pages, region_of(scanner->pages, id));
+    bool apart = !to_zero_page && stays_apart(region, id - region->base, bytes);
+    bool settled = !changed || eager;
+    bool equal = settled && !apart && run_extends(scanner->pages, &scanner->run, RUN_EQUAL, id, 0);
+    if (!to_zero_page && !equal && !apart && try_frame(scanner, id, sum, bytes, settled))
+        return;
+    if (scanner->pages->store.away)
+        return; /* it is looked up again */
+    scanner->merger->result->volatiles += changed;
+    if (!settled || apart)
+        return;
+    if (equal)
+        scanner->run.n++;
+    else if (to_zero_page)
+        collect(scanner, RUN_ZERO, id, NO_INDEX);
+    else if (!try_candidate(scanner, id, sum, bytes))
+        wait_or_go_ahead(scanner, id, sum, bytes);
+}

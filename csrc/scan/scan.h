@@ -1,0 +1,18 @@
+/* One pass over the regions, in slices. */
+#ifndef KSMPY_SCAN_SCAN_H
+#define KSMPY_SCAN_SCAN_H
+
+#include "scan/scanner.h"
+
+#define SLICE_SCANNED RUN_MAX /* pages looked at before other threads get the lock */
+
+/* false: another process keeps the store locked. */
+bool scan_begin_slice(struct scanner *scanner);
+/* As far as the end of a run, if there was anything to look at, and it does not take long. */
+void scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager);
+/* The pass under way ended when its last region went, and this is the first call since. */
+void scan_end_left_over(struct scanner *scanner);
+/* What was done of the pass under way does not count. */
+void scan_restart(struct scanner *scanner);
+
+#endif
