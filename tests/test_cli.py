@@ -353,7 +353,13 @@ def test_run_can_be_interrupted() -> None:
     """Ctrl-C reaches the program, and ends it as it ends the interpreter by itself."""
     code = "import time; print(1, flush=True); time.sleep(60)"
     command = [sys.executable, "-m", "ksmpy", "run", "-c", code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+    # Shells let their background jobs ignore it, and whoever these start.
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, heeded)
+    with child:
         assert child.stdout is not None
         child.stdout.readline()
         child.send_signal(signal.SIGINT)
