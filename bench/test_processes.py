@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import ksmpy
+from ksmpy import proc
+from ksmpy.store.files import is_shared_store
 
 from .conftest import Meter
 from .data import GIB, MIB, copies, unique, whole_pages
@@ -26,18 +28,12 @@ PROCESSES = 8
 
 def _pss(address: int, nbytes: int) -> int:
     """PSS of this process's array and of all that it maps of the store, in bytes."""
-    found, counts = 0, False
-    with open("/proc/self/smaps") as lines:
-        for line in lines:
-            name, *values = line.split()
-            if not name.endswith(":"):
-                start, end = (int(part, 16) for part in name.split("-"))
-                counts = "/memfd:ksmpy-store" in line or (
-                    start < address + nbytes and address < end
-                )
-            elif name == "Pss:" and counts:
-                found += int(values[0]) * 1024
-    return found
+    return sum(
+        mapping.sizes["Pss"]
+        for mapping in proc.smaps()
+        if is_shared_store(mapping.path)
+        or (mapping.start < address + nbytes and address < mapping.end)
+    )
 
 
 def _life(orders: Connection, store: ksmpy.Store, nbytes: int, options: Options) -> None:

@@ -6,10 +6,12 @@ import errno
 import sys
 from collections.abc import Callable
 
+from ksmpy import proc
+
 if sys.platform != "win32":
     import resource  # at once: a process that is out of mappings can load no library any more
 
-__all__ = ["MemoryLeft", "why"]
+__all__ = ["MemoryLeft", "mappings", "why"]
 
 MemoryLeft = Callable[[], "tuple[int, str]"]
 """Bytes that this process may still take, and what allows no more."""
@@ -31,7 +33,7 @@ def why(number: int, memory_left: MemoryLeft) -> str:
     }
     try:
         reason = reasons.get(number, lambda: "")()
-    except MemoryError:
+    except (MemoryError, OSError):
         reason = ""
     return f": {reason}" if reason else ""
 
@@ -68,7 +70,7 @@ def _no_memory(memory_left: MemoryLeft) -> str:
                 f"{name} allows {limit // _MIB} MiB, of which {left // _MIB} MiB are left:"
                 f" raise it (ulimit {option})"
             )
-    used, limit = _mappings()
+    used, limit = mappings()
     if used > limit * 9 // 10:
         return f"{used} of {limit} mappings (vm.max_map_count) are in use: raise it (root)"
     left, which = memory_left()
@@ -86,9 +88,13 @@ def _used(name: str) -> int:
     return int(words[index]) * resource.getpagesize() if words else 0
 
 
-def _mappings() -> tuple[int, int]:
+def mappings() -> tuple[int, int]:
+    """How many mappings this process has, and may have: vm.max_map_count, 65530 unless told.
+
+    OSError without /proc.
+    """
     limit = _read("/proc/sys/vm/max_map_count")
-    return _read("/proc/self/maps").count("\n"), int(limit) if limit else 65530
+    return proc.count_mappings(), int(limit) if limit else 65530
 
 
 def _read(path: str) -> str:

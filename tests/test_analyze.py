@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 import ksmpy
-from ksmpy.watch.analyze import MappingEstimate, _parse_maps
+from ksmpy import proc
+from ksmpy.watch import analyze
+from ksmpy.watch.analyze import MappingEstimate
 from support.patience import until
 
 pytest.importorskip("mmh3")
@@ -176,7 +178,8 @@ def test_neighbouring_overlays_and_memory_are_one_row() -> None:
         "d000-e000 ---p 00000000 00:00 0 \n"
         "ffff0000-ffff1000 r--p 00000000 00:00 0                  [vvar]\n"
     )
-    rows = [(found.start, found.end, found.name, len(found.parts)) for found in _parse_maps(text)]
+    found = analyze._rows(proc.parse(text.encode()))
+    rows = [(each.start, each.end, each.name, len(each.parts)) for each in found]
     assert rows == [(0x1000, 0x6000, "", 3), (0x6000, 0x7000, "", 1), (0xB000, 0xC000, "[heap]", 1)]
 
 

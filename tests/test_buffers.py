@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ksmpy import RegionError
+from ksmpy import RegionError, proc
 from ksmpy.memory.buffers import Buffer, locate
-from ksmpy.memory.maps import AddressSpace, Mapping, refusal, vma_flags
+from ksmpy.memory.maps import AddressSpace, refusal, vma_flags
 from ksmpy.memory.walk import Found, find_buffers, merge_ranges
 from ksmpy.native import PAGE_SIZE, VMA_DONTDUMP, VMA_HUGEPAGE, VMA_NOHUGEPAGE
 from support import procs
@@ -180,9 +180,15 @@ def test_reading_stops_where_it_may() -> None:
     assert len(AddressSpace.read(0).covering(0, 2**64)) < len(whole.covering(0, 2**64))
 
 
+def _mapping(start: int, end: int, letters: str | None) -> proc.Mapping:
+    """An anonymous one, with VmFlags of these letters."""
+    details = None if letters is None else f"VmFlags: {letters} \n".encode()
+    return proc.Mapping(start, end, "rw-p", "00:00", 0, "", details)
+
+
 def test_unmapped_memory_is_refused() -> None:
     """A hole at the start, in the middle or at the end is found."""
-    low, high = Mapping(0x1000, 0x3000, "rw-p", "", None), Mapping(0x4000, 0x6000, "rw-p", "", None)
+    low, high = _mapping(0x1000, 0x3000, None), _mapping(0x4000, 0x6000, None)
     space = AddressSpace([low, high])
     for start, end in ((0x0, 0x2000), (0x2000, 0x5000), (0x5000, 0x7000), (0x8000, 0x9000)):
         reason = refusal(space.covering(start, end), start, end)
@@ -204,7 +210,7 @@ def test_unmapped_memory_is_refused() -> None:
 )
 def test_flags_that_refuse(letters: str, words: str) -> None:
     """Each flag of the kernel's that stands against merging has a sentence of its own."""
-    mapping = Mapping(0, PAGE_SIZE, "rw-p", "", frozenset(letters.split()))
+    mapping = _mapping(0, PAGE_SIZE, letters)
     reason = refusal([mapping], 0, PAGE_SIZE)
     assert reason is not None and words in reason
 
@@ -213,12 +219,12 @@ def test_flags_to_repeat() -> None:
     """The engine is told the flags that all of a region's mappings have."""
 
     def flags(*each: str) -> int:
-        return vma_flags([Mapping(0, 1, "rw-p", "", frozenset(f.split())) for f in each])
+        return vma_flags([_mapping(0, 1, letters) for letters in each])
 
     assert flags("rd wr hg") == VMA_HUGEPAGE
     assert flags("rd nh dd", "rd nh dd") == VMA_NOHUGEPAGE | VMA_DONTDUMP
     assert flags("rd hg", "rd") == 0
-    assert vma_flags([Mapping(0, 1, "rw-p", "", None)]) == 0
+    assert vma_flags([_mapping(0, 1, None)]) == 0
 
 
 # ---- walk --------------------------------------------------------------------------------

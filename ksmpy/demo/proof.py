@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
+from ksmpy import proc
 from ksmpy.demo.weights import Layout
 from ksmpy.native import PAGE_SIZE
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["Memory", "OwnPages", "last_layer", "wrong_bytes"]
 
 _PIECE = 1 << 20  # bytes of the file compared at a time: the check itself must not need memory
-
-# Bits of a pagemap entry (Documentation/admin-guide/mm/pagemap.rst).
-_FILE, _SWAPPED, _PRESENT = 1 << 61, 1 << 62, 1 << 63
 
 
 @dataclass(frozen=True)
@@ -38,12 +36,7 @@ class Memory:
     @classmethod
     def of(cls, pid: int) -> Memory:
         """From /proc/PID/smaps_rollup; OSError when the process is gone."""
-        sizes: dict[str, int] = {}
-        with open(f"/proc/{pid}/smaps_rollup") as file:
-            for line in file:
-                key, _, rest = line.partition(":")
-                if rest.endswith("kB\n"):
-                    sizes[key] = int(rest.split()[0]) * 1024
+        sizes = proc.rollup(pid)
         uss = sizes["Private_Clean"] + sizes["Private_Dirty"]
         return cls(sizes["Pss"], sizes.get("Pss_File", 0), uss)
 
@@ -67,11 +60,9 @@ class OwnPages:
         first = -(-data.ctypes.data // PAGE_SIZE)
         self.offset = first * PAGE_SIZE - data.ctypes.data  # of the first whole page, in the array
         count = (data.nbytes - self.offset) // PAGE_SIZE
-        with open("/proc/self/pagemap", "rb", buffering=0) as file:
-            file.seek(first * 8)
-            entries = np.frombuffer(file.read(count * 8), np.uint64)
-        there = (entries & np.uint64(_PRESENT | _SWAPPED)) != 0
-        self.pages: NDArray[np.bool_] = there & ((entries & np.uint64(_FILE)) == 0)
+        entries = np.frombuffer(proc.own_page_entries(first * PAGE_SIZE, count), np.uint64)
+        there = (entries & np.uint64(proc.PRESENT | proc.SWAPPED)) != 0
+        self.pages: NDArray[np.bool_] = there & ((entries & np.uint64(proc.FILE)) == 0)
 
     def touched(self, ranges: list[tuple[int, int]]) -> NDArray[np.bool_]:
         """The pages that hold at least one byte of any of the ranges (first, end) of the array."""

@@ -345,7 +345,7 @@ class Regions:
         ours = (self._native.freeze, self._native.tracking) != ("signal", "checksum")
         reason = refusal(mappings, start, end, registered=ours)
         # What is not the owner's memory any more, whatever its flags, the pass will find lost.
-        lost = refusal([replace(each, flags=None) for each in mappings], start, end) is not None
+        lost = refusal([replace(each, details=None) for each in mappings], start, end) is not None
         try:
             if reason is None or lost:
                 self._native.set_vma_flags(region._number, vma_flags(mappings))

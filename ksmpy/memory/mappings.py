@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from pathlib import Path
 if sys.platform != "win32":
     import resource
 
-from ksmpy import native
+from ksmpy import native, proc
 from ksmpy.native import PAGE_SIZE
 
 __all__ = ["Interval", "Survey", "cut", "intersect", "present_bytes", "size", "subtract", "survey"]
@@ -28,10 +27,6 @@ Interval = tuple[int, int]
 
 STACKS = "stacks, and what lies behind a guard page as they do"
 
-# Anonymous, private, and writable or (guards) without any rights.
-_LINE = re.compile(
-    rb"^([0-9a-f]+)-([0-9a-f]+) (rw-p|---p) 00000000 00:00 0 *(\[heap\]|\[anon:[^\n]*|)$", re.M
-)
 # glibc aligns the heaps of its arenas to their largest size. Each may begin behind another's
 # unused rest, which is protected as a stack's guard is.
 _ARENA_BYTES = 64 << 20
@@ -51,7 +46,7 @@ class Survey:
 
 def survey(min_bytes: int, taken: Iterable[Interval]) -> Survey:
     """Look at all mappings, less those `taken`, and without what is smaller than `min_bytes`."""
-    found, stacks = _anonymous(Path("/proc/self/maps").read_bytes())
+    found, stacks = _anonymous(proc.raw_mappings())
     own = [_whole_pages(each) for each in native.own_memory()]
     free = _large(subtract(found, sorted([*taken, *own])), min_bytes)
     if free:
@@ -61,12 +56,14 @@ def survey(min_bytes: int, taken: Iterable[Interval]) -> Survey:
     return Survey(_large(kept, min_bytes), {STACKS: left} if left else {})
 
 
-def _anonymous(maps: bytes) -> tuple[list[Interval], list[Interval]]:
+def _anonymous(maps: list[tuple[bytes, ...]]) -> tuple[list[Interval], list[Interval]]:
     """The writable mappings, neighbours as one; and what of them looks like stacks."""
     found: list[Interval] = []
     stacks: list[Interval] = []
     guard_end = 0
-    for first, last, rights, name in _LINE.findall(maps):
+    for first, last, rights, offset, _, inode, name in maps:
+        if rights not in (b"rw-p", b"---p") or inode != b"0" or int(offset, 16) or not _bare(name):
+            continue
         start, end = int(first, 16), int(last, 16)
         if rights == b"---p":
             guard_end = end
@@ -77,6 +74,11 @@ def _anonymous(maps: bytes) -> tuple[list[Interval], list[Interval]]:
             start = found.pop()[0]
         found.append((start, end))
     return found, stacks
+
+
+def _bare(name: bytes) -> bool:
+    """Whether a mapping without a file is the program's own: neither a stack nor the kernel's."""
+    return not name or name == b"[heap]" or name.startswith(b"[anon:")
 
 
 def _stack_end(start: int, end: int) -> int:

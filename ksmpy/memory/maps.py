@@ -1,22 +1,19 @@
-"""The process's own mappings, from /proc/self/smaps: which of them can hold a region."""
+"""Which of the process's own mappings can hold a region, and why the others cannot."""
 
 from __future__ import annotations
 
 import errno
-import re
 import time
 from bisect import bisect_right
-from dataclasses import dataclass
 
+from ksmpy import proc
 from ksmpy.errors import RegionError
 from ksmpy.native import VMA_DONTDUMP, VMA_HUGEPAGE, VMA_NOHUGEPAGE
+from ksmpy.proc import Mapping
 from ksmpy.store.files import is_store
 
-__all__ = ["Allowance", "AddressSpace", "Mapping", "refusal", "register_error", "vma_flags"]
+__all__ = ["AddressSpace", "Allowance", "refusal", "register_error", "vma_flags"]
 
-_HEADER = re.compile(
-    rb"^([0-9a-f]+)-([0-9a-f]+) ([rwxsp-]{4}) [0-9a-f]+ \S+ \d+ *(.*)$", re.MULTILINE
-)
 _ENGINE_FLAGS = {"hg": VMA_HUGEPAGE, "nh": VMA_NOHUGEPAGE, "dd": VMA_DONTDUMP}
 
 # Letters of VmFlags (Documentation/filesystems/proc.rst), most telling first.
@@ -37,17 +34,6 @@ _REFUSED = {
 _USERFAULTFD = frozenset({"um", "uw", "ui"})
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """One line of /proc/self/maps, and its VmFlags (None where the kernel does not tell)."""
-
-    start: int
-    end: int
-    perms: str
-    path: str
-    flags: frozenset[str] | None
-
-
 class AddressSpace:
     """A snapshot of the mappings, taken once for many look-ups."""
 
@@ -57,16 +43,8 @@ class AddressSpace:
 
     @classmethod
     def read(cls, limit: int) -> AddressSpace:
-        """The mappings below the address `limit`, as they are now.
-
-        The kernel counts every page of each mapping for this file, 10 ms for a few hundred
-        mappings. The newest ones have low addresses: stopping early saves most of it.
-        """
-        try:
-            return cls(_parse(_text("/proc/self/smaps", limit)))
-        except FileNotFoundError:
-            # Kernels without CONFIG_PROC_PAGE_MONITOR: permissions and paths only.
-            return cls(_parse(_text("/proc/self/maps", limit)))
+        """The mappings below the address `limit`, as they are now."""
+        return cls(proc.smaps(limit=limit))
 
     def covering(self, start: int, end: int) -> list[Mapping]:
         """The mappings that touch [start, end), in order."""
@@ -108,36 +86,6 @@ class Allowance:
         self._last = time.monotonic() - begin
         self._spent += self._last
         return space
-
-
-def _text(path: str, limit: int) -> bytes:
-    """The file up to the end, or at least to the first mapping that begins at `limit` or above."""
-    data = bytearray()
-    with open(path, "rb", buffering=0) as file:
-        while part := file.read(1 << 16):
-            data += part
-            if any(int(header[1], 16) >= limit for header in _HEADER.finditer(part)):
-                break
-    return bytes(data)
-
-
-def _parse(data: bytes) -> list[Mapping]:
-    headers = list(_HEADER.finditer(data))
-    ends = [header.start() for header in headers[1:]] + [len(data)]
-    mappings = []
-    for header, limit in zip(headers, ends, strict=True):
-        begin = data.find(b"VmFlags:", header.end(), limit)
-        flags = data[begin + 8 : data.find(b"\n", begin, limit)] if begin >= 0 else None
-        mappings.append(
-            Mapping(
-                int(header[1], 16),
-                int(header[2], 16),
-                header[3].decode(),
-                header[4].decode(errors="replace"),
-                frozenset(flags.decode().split()) if flags is not None else None,
-            )
-        )
-    return mappings
 
 
 def refusal(

@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ksmpy import proc
 from ksmpy.errors import KsmpyError, Unsupported
 from ksmpy.native import PAGE_SIZE
+from ksmpy.proc import EXCLUSIVE, FILE, PRESENT, SWAPPED
 from ksmpy.store.files import is_store
 from ksmpy.watch.estimate import BufferEstimate, Estimate, Refused
 
@@ -31,13 +32,8 @@ _WINDOW_PAGES = (
     1 << 20
 )  # pagemap entries looked at in one go: 8 MiB of them, for 4 GiB of address space
 
-# Documentation/admin-guide/mm/pagemap.rst
-_PRESENT = 1 << 63
-_SWAPPED = 1 << 62
-_FILE = 1 << 61  # file-backed or shared anonymous: an overlay of a memfd, too
-_EXCLUSIVE = 1 << 56
-
-_MAPS_LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) [0-9a-f]+ \S+ (\d+) *(.*)")
+# Of the kernel, in every process.
+_KERNELS = ("[vvar]", "[vdso]", "[vsyscall]", "[vvar_vclock]")
 
 Progress = Callable[[int, int], None]
 
@@ -89,21 +85,17 @@ class _Mapping:
         )
 
 
-def _parse_maps(text: str) -> list[_Mapping]:
-    """The private, readable, anonymous mappings (and overlays of a ksmpy store) of a maps file."""
+def _rows(mappings: list[proc.Mapping]) -> list[_Mapping]:
+    """The private, readable, anonymous ones, and overlays of a ksmpy store."""
     found: list[_Mapping] = []
-    for line in text.splitlines():
-        match = _MAPS_LINE.match(line)
-        if match is None:
-            continue
-        start, end = int(match[1], 16), int(match[2], 16)
-        permissions, inode, name = match[3], int(match[4]), match[5]
-        overlay = is_store(name)
+    for each in mappings:
+        start, end, permissions = each.start, each.end, each.perms
+        overlay = is_store(each.path)
         if not permissions.startswith("r") or permissions[3] != "p":
             continue
-        if (inode and not overlay) or name in ("[vvar]", "[vdso]", "[vsyscall]", "[vvar_vclock]"):
+        if (each.inode and not overlay) or each.path in _KERNELS:
             continue
-        name = "" if overlay else name
+        name = "" if overlay else each.path
         last = found[-1] if found else None
         if last and (last.end, last.permissions, last.name) == (start, permissions, name):
             last.end = end
@@ -124,7 +116,7 @@ class _Process:
         try:
             self.memory = self._open("mem")
             self.pagemap = self._open("pagemap")
-            self.mappings = _parse_maps(self._maps())
+            self.mappings = _rows(self._maps())
         except BaseException:
             self.close()
             raise
@@ -160,17 +152,16 @@ class _Process:
             raise self.gone() from None
         return self.descriptors[-1]
 
-    def _maps(self) -> str:
+    def _maps(self) -> list[proc.Mapping]:
         try:
-            with open(f"/proc/{self.pid}/maps", errors="surrogateescape") as file:
-                text = file.read()
+            found = proc.mappings(self.pid)
         except PermissionError:
             raise self._refused() from None
         except OSError:
             raise self.gone() from None
-        if not text:  # a kernel thread, or one that is just going
+        if not found:  # a kernel thread, or one that is just going
             raise KsmpyError(f"process {self.pid} has no memory of its own (a kernel thread?)")
-        return text
+        return found
 
     def gone(self) -> KsmpyError:
         return KsmpyError(f"process {self.pid} ended while it was being read")
@@ -189,7 +180,7 @@ class _Process:
 
         for first in range(start // PAGE_SIZE, end // PAGE_SIZE, _WINDOW_PAGES):
             count = min(_WINDOW_PAGES, end // PAGE_SIZE - first)
-            data = os.pread(self.pagemap, count * 8, first * 8)
+            data = proc.page_entries(self.pagemap, first * PAGE_SIZE, count)
             if not data:
                 self.check_alive()
                 return
@@ -249,11 +240,11 @@ def _read_part(
     process: _Process, mapping: _Mapping, part: tuple[int, int], census: _Census, buffer: memoryview
 ) -> None:
     for base, flags in process.flags(*part):
-        present = (flags & _PRESENT) != 0
-        ours = present & ((flags & _FILE) == 0)
+        present = (flags & PRESENT) != 0
+        ours = present & ((flags & FILE) == 0)
         mapping.merged += int((present & ~ours).sum())
-        mapping.swapped += int(((flags & _SWAPPED) != 0).sum())
-        exclusive = (flags & _EXCLUSIVE) != 0
+        mapping.swapped += int(((flags & SWAPPED) != 0).sum())
+        exclusive = (flags & EXCLUSIVE) != 0
         for first, count in _runs(ours):
             got = process.pages(base + first * PAGE_SIZE, count, buffer)
             for index in range(got):

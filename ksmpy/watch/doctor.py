@@ -193,9 +193,7 @@ def _unused_stores() -> Check:
 
 
 def _mappings() -> Check:
-    limit = int(_read("/proc/sys/vm/max_map_count") or 0)
-    with open("/proc/self/maps", "rb") as file:
-        used = sum(1 for _ in file)
+    used, limit = limits.mappings()
     ok = used < limit // 4 and limit >= 65530
     hint = "" if ok else "raise the limit: sysctl vm.max_map_count=1048576 (root)"
     return Check("mappings", ok, f"{used} of {limit} (vm.max_map_count) in use", hint)

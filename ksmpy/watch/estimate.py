@@ -8,9 +8,11 @@ import sys
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ksmpy import proc
 from ksmpy.memory.maps import AddressSpace, refusal
 from ksmpy.memory.walk import Found, find_buffers, merge_ranges
 from ksmpy.native import PAGE_SIZE
+from ksmpy.proc import EXCLUSIVE, PRESENT, SWAPPED
 from ksmpy.text import human_bytes, table_html
 
 __all__ = ["BufferEstimate", "Estimate", "PageCounter", "Refused", "estimate", "refusal_lines"]
@@ -136,26 +138,15 @@ def _look(item: Found, counter: PageCounter) -> BufferEstimate:
     return BufferEstimate(item.name, (end - start) // PAGE_SIZE, duplicates, zeros)
 
 
-# Documentation/admin-guide/mm/pagemap.rst
-_PRESENT = 1 << 63
-_SWAPPED = 1 << 62
-_EXCLUSIVE = 1 << 56
-
-
 def _page_flags(start: int, end: int) -> array.array[int] | None:
     """The entries of /proc/self/pagemap; None where there are none."""
-    flags = array.array("Q")
+    pages = (end - start) // PAGE_SIZE
     try:
-        with open("/proc/self/pagemap", "rb", buffering=0) as file:
-            file.seek(start // PAGE_SIZE * 8)
-            while 0 < (missing := (end - start) // PAGE_SIZE - len(flags)):
-                part = file.read(missing * 8)
-                if not part:
-                    return None
-                flags.frombytes(part)
+        entries = proc.own_page_entries(start, pages)
     except OSError:
         return None
-    return flags
+    flags = array.array("Q", entries)
+    return flags if len(flags) == pages else None
 
 
 class PageCounter:
@@ -175,12 +166,12 @@ class PageCounter:
         digest, seen, zero = self._digest, self._seen, self._zero
         digests = []
         for page in range(len(memory) // PAGE_SIZE):
-            entry = _PRESENT | _EXCLUSIVE if flags is None else flags[page]
-            if not entry & (_PRESENT | _SWAPPED):
+            entry = PRESENT | EXCLUSIVE if flags is None else flags[page]
+            if not entry & (PRESENT | SWAPPED):
                 continue
             found = digest(memory[page * PAGE_SIZE : (page + 1) * PAGE_SIZE])
             # The kernel's zero page is nobody's alone.
-            if found != zero or not entry & _PRESENT or entry & _EXCLUSIVE:
+            if found != zero or not entry & PRESENT or entry & EXCLUSIVE:
                 digests.append(found)
         known = len(seen)
         seen.update(digests)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ksmpy import proc
 from ksmpy.errors import CommandError
 from ksmpy.store.files import is_shared_store, is_store
 
 __all__ = ["Observation", "observe", "observe_all", "users"]
-
-_HEADER = re.compile(r"[0-9a-f]+-[0-9a-f]+ (\S{4}) \S+ (\S+) (\d+) *(.*)")
 
 
 @dataclass
@@ -89,18 +87,16 @@ class _Stores:
         return total[False], total[True]
 
 
-def _add_mapping(
-    seen: Observation, stores: _Stores, header: re.Match[str], sizes: dict[str, int]
-) -> None:
+def _add_mapping(seen: Observation, stores: _Stores, mapping: proc.Mapping) -> None:
+    sizes = mapping.sizes
     seen.vmas += 1
     seen.pss_bytes += sizes.get("Pss", 0)
     seen.uss_bytes += sizes.get("Private_Clean", 0) + sizes.get("Private_Dirty", 0)
-    path = header[4]
-    if not is_store(path):
+    if not is_store(mapping.path):
         return
-    shared = is_shared_store(path)
-    stores.shared[header[2], int(header[3])] = shared
-    private = header[1][3] == "p"
+    shared = is_shared_store(mapping.path)
+    stores.shared[mapping.device, mapping.inode] = shared
+    private = mapping.perms[3] == "p"
     anonymous = sizes.get("Anonymous", 0)
     part = max(0, sizes.get("Pss", 0) - anonymous)
     if shared and private:
@@ -119,23 +115,9 @@ def observe(pid: int) -> Observation:
     """Look at one process; CommandError when there is none, or when it may not be looked at."""
     try:
         seen = Observation(pid, Path(f"/proc/{pid}/comm").read_text().strip())
-        text = Path(f"/proc/{pid}/smaps").read_text(errors="surrogateescape")
         stores = _Stores()
-        header: re.Match[str] | None = None
-        sizes: dict[str, int] = {}
-        for line in text.splitlines():
-            match = _HEADER.match(line)
-            if match is None:
-                key, _, rest = line.partition(":")
-                value = rest.split()
-                if value and value[0].isdigit():
-                    sizes[key] = int(value[0]) * 1024
-                continue
-            if header is not None:
-                _add_mapping(seen, stores, header, sizes)
-            header, sizes = match, {}
-        if header is not None:
-            _add_mapping(seen, stores, header, sizes)
+        for mapping in proc.smaps(pid):
+            _add_mapping(seen, stores, mapping)
         private, shared = stores.frame_bytes(pid)
         seen.vma_limit = int(Path("/proc/sys/vm/max_map_count").read_text())
     except OSError as error:
@@ -147,10 +129,6 @@ def observe(pid: int) -> Observation:
     return seen
 
 
-def _path(line: str) -> str:
-    return line.rstrip("\n").split(maxsplit=5)[-1]
-
-
 def users() -> list[int]:
     """The processes that have a ksmpy store mapped, as far as this user may see."""
     found: list[int] = []
@@ -158,11 +136,11 @@ def users() -> list[int]:
         if not entry.name.isdigit():
             continue
         try:
-            with open(entry / "maps", errors="surrogateescape") as file:
-                if any("ksmpy" in line and is_store(_path(line)) for line in file):
-                    found.append(int(entry.name))
+            text = proc.read("maps", entry.name)
         except OSError:
             continue  # gone, or not ours to look at
+        if b"ksmpy" in text and any(is_store(mapping.path) for mapping in proc.parse(text)):
+            found.append(int(entry.name))
     return sorted(found)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ksmpy import proc
 from ksmpy.errors import StoreError
 from ksmpy.store.store import Store
 from ksmpy.text import human_bytes
@@ -38,12 +39,9 @@ def below(pid: int) -> Iterator[int]:
 def pss_bytes(pid: int) -> int:
     """A process's proportional set size; 0 when it has ended, or may not be looked at."""
     try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        return proc.rollup(pid).get("Pss", 0)
     except OSError:
         return 0
-    return next(
-        (int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:")), 0
-    )
 
 
 def command_line(pid: int) -> list[str]:

@@ -1,0 +1,165 @@
+"""What /proc tells of a process's memory: its mappings, their sizes, and the entries of its pages.
+
+The one reader of these files. Each function takes a process's id, or "self"; OSError when it is
+gone, or may not be looked at. Bits and fields are those of the kernel's
+Documentation/filesystems/proc.rst and Documentation/admin-guide/mm/pagemap.rst.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+__all__ = [
+    "EXCLUSIVE",
+    "FILE",
+    "PRESENT",
+    "SWAPPED",
+    "Mapping",
+    "count_mappings",
+    "mappings",
+    "own_page_entries",
+    "page_entries",
+    "parse",
+    "raw_mappings",
+    "read",
+    "rollup",
+    "smaps",
+]
+
+# Bits of a pagemap entry.
+PRESENT = 1 << 63
+SWAPPED = 1 << 62
+FILE = 1 << 61  # of a file, or shared anonymous: an overlay of a memfd, too
+EXCLUSIVE = 1 << 56
+
+_ENTRY_BYTES = 8
+_PAGE_BYTES = 4096
+
+# start, end, permissions, offset, device, inode, path
+_HEADER = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) ([rwxsp-]{4}) ([0-9a-f]+) (\S+) (\d+) *(.*)$", re.MULTILINE
+)
+_SIZE = re.compile(rb"^(\w+): +(\d+) kB$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """A line of maps, and what smaps adds to it."""
+
+    start: int
+    end: int
+    perms: str
+    device: str
+    inode: int
+    path: str
+    details: bytes | None = None
+    """The lines below it in smaps; None where they were not read."""
+
+    @property
+    def flags(self) -> frozenset[str] | None:
+        """Its VmFlags; None where the kernel does not tell."""
+        details = self.details or b""
+        begin = details.find(b"VmFlags:")
+        if begin < 0:
+            return None
+        return frozenset(details[begin + 8 :].partition(b"\n")[0].decode().split())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What smaps counts, in bytes, by the kernel's names."""
+        found = _SIZE.findall(self.details or b"")
+        return {name.decode(): int(kibibytes) * 1024 for name, kibibytes in found}
+
+
+def read(name: str, pid: int | str = "self", *, limit: int | None = None) -> bytes:
+    """The bytes of maps or smaps: all of them, or at least up to the first mapping that begins at
+    the address `limit` or above.
+    """
+    data = bytearray()
+    with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+        while part := file.read(1 << 16):
+            data += part
+            if limit is not None and any(
+                int(header[1], 16) >= limit for header in _HEADER.finditer(part)
+            ):
+                break
+    return bytes(data)
+
+
+def parse(data: bytes, *, detailed: bool = False) -> list[Mapping]:
+    """The mappings in the bytes of maps, or of smaps (`detailed`)."""
+    headers = list(_HEADER.finditer(data))
+    ends = [*(header.start() for header in headers[1:]), len(data)][: len(headers)]
+    return [
+        Mapping(
+            int(header[1], 16),
+            int(header[2], 16),
+            header[3].decode(),
+            header[5].decode(),
+            int(header[6]),
+            header[7].decode(errors="replace"),
+            data[header.end() + 1 : end] if detailed else None,
+        )
+        for header, end in zip(headers, ends, strict=True)
+    ]
+
+
+def mappings(pid: int | str = "self") -> list[Mapping]:
+    """All mappings, in the order of their addresses."""
+    return parse(read("maps", pid))
+
+
+def smaps(pid: int | str = "self", *, limit: int | None = None) -> list[Mapping]:
+    """All mappings with their details, or those below the address `limit`.
+
+    The kernel counts every page of each mapping for this, 10 ms for a few hundred mappings. The
+    newest ones have low addresses: stopping early saves most of it. Kernels without
+    CONFIG_PROC_PAGE_MONITOR have no such file: then without details.
+    """
+    try:
+        return parse(read("smaps", pid, limit=limit), detailed=True)
+    except FileNotFoundError:
+        return parse(read("maps", pid, limit=limit))
+
+
+def raw_mappings(pid: int | str = "self") -> list[tuple[bytes, ...]]:
+    """(start, end, permissions, offset, device, inode, path) of all mappings as they are written
+    there, for those who look at tens of thousands and keep few.
+    """
+    return _HEADER.findall(read("maps", pid))
+
+
+def count_mappings(pid: int | str = "self") -> int:
+    """How many mappings there are."""
+    return read("maps", pid).count(b"\n")
+
+
+def rollup(pid: int | str = "self") -> dict[str, int]:
+    """The sums of a process's sizes, in bytes, by the kernel's names (smaps_rollup)."""
+    found = _SIZE.findall(read("smaps_rollup", pid))
+    return {name.decode(): int(kibibytes) * 1024 for name, kibibytes in found}
+
+
+def page_entries(pagemap: int, start: int, pages: int) -> bytes:
+    """The entries of a process's pages from the address `start` on, 8 bytes each, through a
+    descriptor of its pagemap. Fewer where the address space ends, or the process has.
+    """
+    data = bytearray()
+    while missing := pages * _ENTRY_BYTES - len(data):
+        at = start // _PAGE_BYTES * _ENTRY_BYTES + len(data)
+        part = os.pread(pagemap, missing, at)
+        if not part:
+            break
+        data += part
+    return bytes(data)
+
+
+def own_page_entries(start: int, pages: int) -> bytes:
+    """The same of this process."""
+    descriptor = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return page_entries(descriptor, start, pages)
+    finally:
+        os.close(descriptor)
