@@ -256,7 +256,7 @@ tell(0)
 def test_without_permission_the_way_out_is_told() -> None:
     """An ordinary user who looks at root's process is told what would allow it."""
     code = (
-        "import os, ksmpy, ksmpy.analyze, mmh3, numpy\n"
+        "import os, ksmpy, ksmpy.watch.analyze, mmh3, numpy\n"
         f"os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         f"ksmpy.analyze({os.getpid()})\n"
     )
