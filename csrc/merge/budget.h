@@ -11,6 +11,7 @@ void budget_survey(struct budget *budget);
 bool budget_allows(struct budget *budget, uint64_t n, uint64_t more);
 /* The same for a region of n pages that is to be registered; refusing many does not take long. */
 bool budget_admits(struct budget *budget, uint64_t n, uint64_t more);
+/* A registration, and the end of one: others may have room, or want it, from now on. */
 void budget_region_came(struct budget *budget);
 void budget_region_went(struct budget *budget);
 /*
@@ -18,9 +19,9 @@ void budget_region_went(struct budget *budget);
  * be.
  */
 void budget_refuse(struct budget *budget, uint32_t page, uint64_t n, uint64_t length);
-/* The same for what must be done whatever comes later; never counts. */
+/* Is there room for what must be done whatever comes later? Never counts. */
 bool budget_has_room(const struct budget *budget, uint64_t more);
-/* Counts anew if there seems to be none. */
+/* The same, but counts anew if there seems to be none. */
 bool budget_has_room_recounted(struct budget *budget, uint64_t more);
 
 #endif

@@ -72,6 +72,12 @@ static void pass_over(struct scanner *scanner)
     scanner->merger->result->skipped++;
 }
 
+static void count_scanned(struct scanner *scanner)
+{
+    scanner->scanned++;
+    scanner->merger->result->scanned++;
+}
+
 /* The page tables say that a page is the owner's own memory, not what we left there. */
 static void visit_written(struct scanner *scanner, uint32_t id, bool zero, bool eager)
 {
@@ -83,8 +89,7 @@ static void visit_written(struct scanner *scanner, uint32_t id, bool zero, bool 
         pass_over(scanner);
         return;
     }
-    scanner->scanned++;
-    scanner->merger->result->scanned++;
+    count_scanned(scanner);
     page_withdraw(scanner->pages, id);
     page_become(scanner->pages, id, PAGE_SEEN, NO_INDEX);
     if (eager)
@@ -105,8 +110,7 @@ static void visit_tracked(struct scanner *scanner, uint32_t id, bool written, bo
         if (state == PAGE_REFUSED)
             count_refusal(scanner->merger, -EDQUOT, 1);
     } else {
-        scanner->scanned++;
-        scanner->merger->result->scanned++;
+        count_scanned(scanner);
         look_up(scanner, id, false, eager);
     }
 }
@@ -126,8 +130,7 @@ static void visit_untracked(struct scanner *scanner, uint32_t id, bool anonymous
         pass_over(scanner);
         return;
     }
-    scanner->scanned++;
-    scanner->merger->result->scanned++;
+    count_scanned(scanner);
     look_up(scanner, id, false, eager);
 }
 
@@ -139,8 +142,7 @@ static void visit(struct scanner *scanner, const struct region *region, uint64_t
     bool written = has_bit(window->written, at), zero = has_bit(window->zero, at);
     if (is_shared(scanner->pages, id)) {
         if (has_bit(window->copied, at)) {
-            scanner->scanned++;
-            scanner->merger->result->scanned++;
+            count_scanned(scanner);
             scanner->merger->result->unmerged++;
             collect(scanner, RUN_UNMERGE, id, NO_INDEX);
         } else {

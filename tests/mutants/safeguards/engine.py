@@ -1,4 +1,4 @@
-"""csrc/engine/engine.c."""
+"""csrc/engine/knobs.c."""
 
 from __future__ import annotations
 

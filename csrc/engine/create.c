@@ -1,6 +1,4 @@
-/* The engine as its callers see it: construction. */
-#include "engine/engine.h"
-
+/* Making an engine, and taking it apart. */
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
