@@ -6,6 +6,7 @@
 #include "engine/locks.h"
 #include "engine/revive.h"
 #include "freeze/freezer.h"
+#include "freeze/registration.h"
 #include "merge/budget.h"
 #include "merge/merger.h"
 #include "merge/unmerge.h"

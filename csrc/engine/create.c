@@ -12,6 +12,7 @@
 #include "os/arena.h"
 #include "os/devices.h"
 #include "os/files.h"
+#include "os/forks.h"
 #include "os/map.h"
 #include "os/maps.h"
 #include "os/memory.h"

@@ -14,19 +14,16 @@
 #include "engine/locks.h"
 #include "freeze/freezer.h"
 #include "merge/run.h"
+#include "os/forks.h"
 #include "os/maps.h"
 #include "pages/pages.h"
 #include "pages/sharing.h"
 #include "store/store.h"
 
-static pthread_mutex_t all_lock = PTHREAD_MUTEX_INITIALIZER;
-static ksmpy_engine *all;
-static pthread_once_t once = PTHREAD_ONCE_INIT;
-static int atfork_error;
+static ksmpy_engine *all; /* changed while no fork can happen */
 
-static void prepare(void)
+static void before_fork(void)
 {
-    pthread_mutex_lock(&all_lock);
     for (ksmpy_engine *engine = all; engine; engine = engine->next) {
         engine_lock(engine);
         pthread_mutex_lock(&engine->merger.fz.lock);
@@ -42,7 +39,6 @@ static void in_parent(void)
         pthread_mutex_unlock(&engine->merger.fz.lock);
         engine_unlock(engine);
     }
-    pthread_mutex_unlock(&all_lock);
 }
 
 /* Threads that were giving pages back, between two slices, are not here. */
@@ -72,44 +68,29 @@ static void in_child(void)
 {
     for (ksmpy_engine *engine = all; engine; engine = engine->next)
         let_go(engine);
-    pthread_mutex_init(&all_lock, NULL);
 }
 
-static void set_up(void)
-{
-    atfork_error = -pthread_atfork(prepare, in_parent, in_child);
-}
-
-void fork_hold(void)
-{
-    pthread_once(&once, set_up);
-    pthread_mutex_lock(&all_lock);
-}
-
-void fork_let_go(void)
-{
-    pthread_mutex_unlock(&all_lock);
-}
+static const struct fork_calls fork_calls = {before_fork, in_parent, in_child};
 
 int fork_watch(ksmpy_engine *engine)
 {
-    pthread_once(&once, set_up);
-    if (atfork_error)
-        return atfork_error;
-    pthread_mutex_lock(&all_lock);
+    int error = forks_call(&fork_calls);
+    if (error)
+        return error;
+    fork_hold();
     engine->next = all;
     all = engine;
-    pthread_mutex_unlock(&all_lock);
+    fork_let_go();
     return 0;
 }
 
 void fork_unwatch(ksmpy_engine *engine)
 {
-    pthread_mutex_lock(&all_lock);
+    fork_hold();
     ksmpy_engine **link = &all;
     while (*link && *link != engine)
         link = &(*link)->next;
     if (*link)
         *link = engine->next;
-    pthread_mutex_unlock(&all_lock);
+    fork_let_go();
 }

@@ -8,10 +8,11 @@
 
 #include "base/pages.h"
 #include "engine/check.h"
-#include "engine/fork.h"
 #include "engine/locks.h"
 #include "freeze/freezer.h"
+#include "freeze/registration.h"
 #include "merge/merger.h"
+#include "os/forks.h"
 #include "os/maps.h"
 #include "pages/overlay.h"
 #include "pages/pages.h"

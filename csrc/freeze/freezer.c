@@ -1,4 +1,3 @@
-/* Freezing: what the ways of it have in common. */
 #include "freeze/freezer.h"
 
 #include <errno.h>
@@ -7,10 +6,14 @@
 #include <unistd.h>
 
 #include "base/pages.h"
+#include "freeze/descriptors.h"
+#include "freeze/ops.h"
+#include "freeze/signal.h"
+#include "freeze/stage.h"
+#include "freeze/uffd_away.h"
+#include "freeze/uffd_wp.h"
 #include "ksmpy.h"
 #include "os/direct_io.h"
-#include "os/files.h"
-#include "os/guard.h"
 #include "os/map.h"
 #include "os/pagemap.h"
 #include "os/uffd.h"
@@ -21,63 +24,11 @@
 #define THREAD_BYTES ((uintptr_t)2304) /* of what pthread_self() points to */
 
 static const struct freezer_ops *const ways[] = {
-    [KSMPY_FREEZE_UFFD_MOVE] = &freeze_by_uffd,
-    [KSMPY_FREEZE_UFFD_REMAP] = &freeze_by_uffd,
+    [KSMPY_FREEZE_UFFD_MOVE] = &freeze_by_moving,
+    [KSMPY_FREEZE_UFFD_REMAP] = &freeze_by_remapping,
     [KSMPY_FREEZE_SIGNAL] = &freeze_by_signal,
     [KSMPY_FREEZE_UFFD_WP] = &freeze_by_protection,
 };
-
-static void forget(struct freezer *fz)
-{
-    fz->uffd = fz->wp_fd = fz->stop_fd = fz->pagemap_fd = fz->tasks_fd = -1;
-    fz->slot = -1;
-    fz->helped = false;
-}
-
-static int file_of(const struct freezer *fz, int i)
-{
-    const int files[FREEZER_FILES] = {fz->uffd, fz->wp_fd, fz->stop_fd, fz->pagemap_fd,
-                                      fz->tasks_fd};
-    return files[i];
-}
-
-static void know_files(struct freezer *fz)
-{
-    uint64_t dev;
-    for (int i = 0; i < FREEZER_FILES; i++)
-        if (file_of(fz, i) >= 0)
-            os_know_file(file_of(fz, i), &fz->inodes[i], &dev);
-}
-
-static bool has_file(const struct freezer *fz, int i)
-{
-    int fd = file_of(fz, i);
-    return fd >= 0 && (!fz->inodes[i] || os_is_file(fd, fz->inodes[i]));
-}
-
-bool freezer_has(const struct freezer *fz, int fd)
-{
-    for (int i = 0; i < FREEZER_FILES; i++)
-        if (file_of(fz, i) == fd)
-            return has_file(fz, i);
-    return false;
-}
-
-bool freezer_has_files(const struct freezer *fz)
-{
-    for (int i = 0; i < FREEZER_FILES; i++)
-        if (file_of(fz, i) >= 0 && !has_file(fz, i))
-            return false;
-    return true;
-}
-
-static void close_all(struct freezer *fz)
-{
-    for (int i = 0; i < FREEZER_FILES; i++)
-        if (has_file(fz, i))
-            close(file_of(fz, i));
-    forget(fz);
-}
 
 static void unmap_all(struct freezer *fz)
 {
@@ -90,11 +41,13 @@ static void unmap_all(struct freezer *fz)
 int freezer_init(struct freezer *fz, int mode, bool tracked)
 {
     memset(fz, 0, sizeof *fz);
-    forget(fz);
+    freezer_forget_files(fz);
+    fz->slot = -1;
     fz->mode = mode;
     fz->ops = ways[mode];
     fz->tracked = tracked;
     pthread_mutex_init(&fz->lock, NULL);
+    signal_note_guests();
     fz->stage = (uintptr_t)os_alloc(bytes_of(FREEZE_MAX));
     fz->zeros = os_alloc(PAGE_SIZE);
     fz->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
@@ -106,7 +59,7 @@ int freezer_init(struct freezer *fz, int mode, bool tracked)
                                            : 0;
     if (!error)
         error = fz->ops->init(fz);
-    know_files(fz);
+    freezer_know_files(fz);
     if (!error && fz->ops->start)
         error = fz->ops->start(fz);
     if (error)
@@ -116,8 +69,9 @@ int freezer_init(struct freezer *fz, int mode, bool tracked)
 
 void freezer_destroy(struct freezer *fz)
 {
-    fz->ops->stop(fz);
-    close_all(fz);
+    if (fz->ops->stop)
+        fz->ops->stop(fz);
+    freezer_close_files(fz);
     unmap_all(fz);
     pthread_mutex_destroy(&fz->lock);
 }
@@ -126,33 +80,9 @@ void freezer_destroy(struct freezer *fz)
 void freezer_abandon(struct freezer *fz)
 {
     fz->ops->abandon(fz);
-    close_all(fz);
+    freezer_close_files(fz);
     fz->windows[0] = fz->windows[1] = 0;
     pthread_mutex_init(&fz->lock, NULL);
-}
-
-static int region_fd(const struct freezer *fz)
-{
-    return fz->uffd >= 0 ? fz->uffd : fz->wp_fd;
-}
-
-int freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    int mode = freezer_registration(fz);
-    int error = fz->ops->fills_holes ? os_populate(address, n, false) : 0;
-    if (error && error != -EINVAL) /* EINVAL: before Linux 5.14; the fault thread fills holes */
-        return error;
-    return mode ? os_uffd_register(region_fd(fz), address, n, mode) : 0;
-}
-
-uint64_t freezer_mappings(const struct freezer *fz)
-{
-    return freezer_registration(fz) ? 2 : 0;
-}
-
-int freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    return region_fd(fz) >= 0 ? os_uffd_unregister(region_fd(fz), address, n) : 0;
 }
 
 /*
@@ -217,7 +147,7 @@ int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t 
         return -EBUSY;
     pthread_mutex_lock(&fz->lock);
     int64_t got = freeze_some(fz, address, n, view);
-    if (got == -EBUSY && fz->mode == KSMPY_FREEZE_UFFD_MOVE) {
+    if (got == -EBUSY && fz->ops->refuses_pinned) {
         pthread_mutex_unlock(&fz->lock);
         n = least(n, FREEZE_MAX);
         os_populate(address, n, true);
@@ -229,7 +159,7 @@ int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t 
         pthread_mutex_unlock(&fz->lock);
         return got ? got : -EAGAIN;
     }
-    if (fz->mode != KSMPY_FREEZE_UFFD_MOVE && os_direct_io(fz->tasks_fd, address, (uint64_t)got)) {
+    if (!fz->ops->refuses_pinned && os_direct_io(fz->tasks_fd, address, (uint64_t)got)) {
         freeze_restore(fz, 0, (uint64_t)got);
         thaw(fz);
         return -EBUSY;
@@ -271,55 +201,6 @@ void thaw(struct freezer *fz)
 {
     fz->ops->thaw(fz, fz->start, (fz->end - fz->start) >> PAGE_SHIFT);
     pthread_mutex_unlock(&fz->lock);
-}
-
-int freezer_track_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    return fz->tracked ? os_uffd_register(fz->uffd, address, n, freezer_registration(fz)) : 0;
-}
-
-int freezer_still(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    uint8_t kinds[FREEZE_MAX];
-    bool copies = os_pages(fz->pagemap_fd, address, n, kinds) < 0;
-    for (uint64_t i = 0; i < n && !copies; i++)
-        copies = kinds[i] != OS_PAGE_NONE && kinds[i] != OS_PAGE_FILE;
-    return copies && os_direct_io(fz->tasks_fd, address, n) ? -EBUSY : 0;
-}
-
-int freezer_copy(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    return guard_copy((void *)fz->stage, (const void *)address, bytes_of(n)) ? 0 : -EFAULT;
-}
-
-/*
- * Old kernels (6.1 for one) protect no more than lies in one mapping at a time
- * (ENOENT), and after a fork neighbours with equal rights need not be one.
- */
-int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    int error = os_uffd_protect(fz->wp_fd, address, n, true);
-    if (error != -ENOENT || n == 1)
-        return error;
-    error = 0;
-    for (uint64_t i = 0; i < n && !error; i++)
-        error = os_uffd_protect(fz->wp_fd, address + bytes_of(i), 1, true);
-    return error;
-}
-
-/*
- * A failed mremap that has unmapped its target leaves nothing but our copy.
- * os_can_map() makes that unlikely; here it is made good.
- */
-int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n)
-{
-    if (!os_can_map(n))
-        return -ENOMEM;
-    int error = os_remap(address, from, n, true);
-    if (!error || os_claim(address, n) != 0)
-        return error; /* it is still mapped */
-    fz->ops->rebuild(fz, address, from, n);
-    return 0;
 }
 
 uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)

@@ -13,6 +13,8 @@
  * nothing is frozen while there is one.  Whoever left the handler by siglongjmp
  * was not seen to leave, but blocks the signal no more.
  */
+#include "freeze/signal.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -26,7 +28,9 @@
 #include <unistd.h>
 
 #include "base/pages.h"
-#include "freeze/freezer.h"
+#include "freeze/ops.h"
+#include "freeze/replace.h"
+#include "freeze/stage.h"
 #include "os/apart.h"
 #include "os/clock.h"
 #include "os/handlers.h"
@@ -68,11 +72,11 @@ static void wait_for_thaw(uint32_t count)
     syscall(SYS_futex, &thaws, FUTEX_WAIT_PRIVATE, count, NULL, NULL, 0);
 }
 
-bool signal_claims(const siginfo_t *info)
+static bool claims(int number, const siginfo_t *info)
 {
     uintptr_t address = (uintptr_t)info->si_addr;
     uint32_t count = atomic_load(&thaws);
-    if (info->si_code != SEGV_ACCERR)
+    if (number != SIGSEGV || info->si_code != SEGV_ACCERR)
         return false;
     if (is_frozen(address, address + 1)) {
         wait_for_thaw(count);
@@ -179,7 +183,11 @@ static bool note_visit(_Atomic uint64_t *entry, uint32_t thread, bool *is_new)
            atomic_compare_exchange_strong(entry, &known, visit | thread);
 }
 
-bool signal_enter_guest(void)
+/*
+ * A handler of the program's is about to run with SIGSEGV blocked: from now on nothing is frozen.
+ * true: leave_guest() is to be called when it returns.
+ */
+static bool enter_guest(void)
 {
     uint32_t thread = (uint32_t)syscall(SYS_gettid), count;
     _Atomic uint64_t *entry;
@@ -198,12 +206,19 @@ bool signal_enter_guest(void)
     return is_new;
 }
 
-void signal_leave_guest(void)
+static void leave_guest(void)
 {
     uint32_t thread = (uint32_t)syscall(SYS_gettid);
     for (int i = 0; i < GUESTS; i++)
         if ((uint32_t)atomic_load(&guests[i]) == thread)
             atomic_store(&guests[i], 0);
+}
+
+static const struct fault_claim claim = {claims, enter_guest, leave_guest};
+
+void signal_note_guests(void)
+{
+    handlers_ask(FAULT_OF_FREEZING, &claim);
 }
 
 static int take_slot(void)

@@ -1,8 +1,10 @@
-/* Stage and shadow: where pages lie that are about to take the place of an overlay's. */
+#include "freeze/stage.h"
+
 #include <errno.h>
 
 #include "base/pages.h"
-#include "freeze/freezer.h"
+#include "freeze/ops.h"
+#include "freeze/replace.h"
 #include "os/clock.h"
 #include "os/map.h"
 #include "os/uffd.h"
@@ -54,10 +56,10 @@ void stage_close(struct freezer *fz)
     fz->stage = fz->stage_end = 0;
 }
 
-int stage_fill(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
+int stage_fill(int fd, uintptr_t to, uintptr_t from, uint64_t n)
 {
     for (int tries = 0; n;) {
-        int64_t done = os_uffd_copy(fz->wp_fd, to, (const void *)from, n);
+        int64_t done = os_uffd_copy(fd, to, (const void *)from, n);
         if (done == -ENOENT || done == -ENOMEM || (done <= 0 && ++tries > RETRIES))
             return done ? (int)done : -EAGAIN;
         if (done <= 0) {
@@ -83,7 +85,7 @@ static int fill_shadow(struct freezer *fz, uintptr_t shadow, uintptr_t address, 
         return error;
     error = os_drop(shadow, n);
     if (!error)
-        error = stage_fill(fz, shadow, address, n);
+        error = stage_fill(fz->wp_fd, shadow, address, n);
     os_uffd_unregister(fz->wp_fd, shadow, n);
     return error;
 }

@@ -1,129 +1,42 @@
 /*
- * Freezing with userfaultfd.
+ * Freezing with userfaultfd, by taking pages away.
  *
  * Regions are registered for missing pages.  To freeze is to take the pages
  * away: a thread that touches one finds it missing and sleeps until thaw()
  * wakes it, and then repeats its access.  All of it is decided by the kernel;
- * the fault thread has one small duty: a page that is missing although nobody
- * froze it (never touched, or given back with MADV_DONTNEED) gets the zero
- * page.  It may do that only while nothing is frozen, or it would put zeros
- * into a frozen range, and the thread that has frozen it may be waiting for
- * a fault of its own: so it tries the freezer's lock and never waits for it.
- * When it cannot take the lock it wakes the faulting thread, which faults
- * again: a spurious wake-up is harmless.
- *
- * There are no events (of mremap, munmap, madvise).  A thread inside such a
- * system call waits until its event has been read, and cannot be stopped
- * meanwhile; a tracer that has stopped the fault thread, and then waits for
- * that one to stop, waits for ever.
+ * what is missing although nobody froze it is freeze/fault_thread.c's.
  */
+#include "freeze/uffd_away.h"
+
 #include <errno.h>
-#include <poll.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "base/pages.h"
-#include "freeze/freezer.h"
-#include "ksmpy.h"
+#include "freeze/fault_thread.h"
+#include "freeze/ops.h"
+#include "freeze/registration.h"
+#include "freeze/replace.h"
+#include "freeze/shadow.h"
+#include "freeze/stage.h"
 #include "os/clock.h"
 #include "os/map.h"
-#include "os/own.h"
 #include "os/pagemap.h"
 #include "os/uffd.h"
 
-#define FAULTS 256 /* read before the first of them is answered */
 #define RETRIES 64 /* of a transient refusal, 50 us apart, before the slower way is taken */
 #define RETRIES_AT_ONCE 8
 
-/*
- * A fault that was read before a thaw may be about a page that lies on a frame
- * by now, and that no page table knows yet: the kernel would put zeros there.
- * Its thread was woken; if it still misses something it faults again.
- */
-static void fill_hole(struct freezer *fz, uintptr_t address, uint32_t thaws)
+static bool moves(const struct freezer *fz)
 {
-    if (pthread_mutex_trylock(&fz->lock) == 0) {
-        /* EEXIST may be a marker that write tracking left; a copy replaces it. */
-        if (atomic_load(&fz->thaws) == thaws && os_uffd_zero(fz->uffd, address, 1) == -EEXIST)
-            os_uffd_copy(fz->uffd, address, fz->zeros, 1);
-        pthread_mutex_unlock(&fz->lock);
-        os_uffd_wake(fz->uffd, address, 1);
-    } else { /* perhaps frozen; then it faults again, and waits for thaw() */
-        os_sleep_us(20);
-        os_uffd_wake(fz->uffd, address, 1);
-    }
-}
-
-/*
- * A thread that is woken too early faults again at once.  So everything is read before anyone is
- * woken, and nobody's turn comes twice before another's.
- */
-static void read_all(struct freezer *fz, uintptr_t *faults, int *count)
-{
-    int event = OS_UFFD_OTHER;
-    *count = 0;
-    while (*count < FAULTS && event != OS_UFFD_NOTHING) {
-        event = os_uffd_read(fz->uffd, &faults[*count]);
-        *count += event == OS_UFFD_FAULT;
-    }
-}
-
-static void *fault_thread(void *argument)
-{
-    struct freezer *fz = argument;
-    struct pollfd wait[2] = {{.fd = fz->uffd, .events = POLLIN},
-                             {.fd = fz->stop_fd, .events = POLLIN}};
-    uintptr_t faults[FAULTS];
-    int count;
-    for (;;) {
-        if (poll(wait, 2, -1) < 0)
-            continue;
-        if (wait[1].revents || !freezer_has(fz, fz->uffd))
-            return NULL;
-        uint32_t thaws = atomic_load(&fz->thaws);
-        read_all(fz, faults, &count);
-        for (int i = 0; i < count; i++)
-            fill_hole(fz, faults[i], thaws);
-    }
-}
-
-/* Its stack is memory of ours: frozen, it would wait for itself. */
-static void note_stack(struct freezer *fz)
-{
-    pthread_attr_t attributes;
-    void *stack = NULL;
-    size_t bytes = 0;
-    if (pthread_getattr_np(fz->thread, &attributes) != 0)
-        return;
-    if (pthread_attr_getstack(&attributes, &stack, &bytes) == 0) {
-        fz->stack = (uintptr_t)stack;
-        fz->stack_bytes = bytes;
-        os_own(fz->stack, fz->stack_bytes);
-    }
-    pthread_attr_destroy(&attributes);
-}
-
-/* Signals are for the program's own threads. */
-static int uffd_start(struct freezer *fz)
-{
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = pthread_create(&fz->thread, NULL, fault_thread, fz);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    fz->helped = error == 0;
-    if (fz->helped)
-        note_stack(fz);
-    return -error;
+    return fz->ops->refuses_pinned;
 }
 
 static int open_uffds(struct freezer *fz)
 {
     bool kernel_mode;
-    int features = (fz->tracked ? OS_UFFD_WP_ASYNC : 0) |
-                   (fz->mode == KSMPY_FREEZE_UFFD_MOVE ? OS_UFFD_MOVE : 0);
+    int features = (fz->tracked ? OS_UFFD_WP_ASYNC : 0) | (moves(fz) ? OS_UFFD_MOVE : 0);
     fz->uffd = os_uffd_open(features, &kernel_mode);
     if (fz->uffd < 0)
         return fz->uffd;
@@ -132,11 +45,6 @@ static int open_uffds(struct freezer *fz)
         return fz->wp_fd;
     fz->stop_fd = eventfd(0, EFD_CLOEXEC);
     return fz->stop_fd < 0 ? -errno : 0;
-}
-
-static bool moves(const struct freezer *fz)
-{
-    return fz->mode == KSMPY_FREEZE_UFFD_MOVE;
 }
 
 /*
@@ -167,21 +75,6 @@ static int uffd_init(struct freezer *fz)
     int error = open_uffds(fz);
     stage_open(fz); /* without it the small stage stays, and costs mappings */
     return error ? error : open_window(fz, FREEZE_MAX);
-}
-
-static void uffd_stop(struct freezer *fz)
-{
-    if (!fz->helped)
-        return;
-    uint64_t one = 1;
-    if (!freezer_has(fz, fz->stop_fd))
-        pthread_cancel(fz->thread); /* the program has closed it; in poll() it holds nothing */
-    else
-        while (write(fz->stop_fd, &one, sizeof one) < 0 && errno == EINTR)
-            ;
-    pthread_join(fz->thread, NULL);
-    os_disown(fz->stack, fz->stack_bytes);
-    fz->helped = false;
 }
 
 /* ---- freezing ---- */
@@ -429,42 +322,14 @@ static void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
 
 /* ---- giving overlays back ---- */
 
-/*
- * Two anonymous mappings become one only if their anon_vma is the same one and
- * their offsets follow each other.  What lies between two overlays gets an
- * anon_vma of its own when it is touched, so pages that come back one by one
- * would stay apart.  Hence the shadow of a region: one page of it is moved
- * away, whose mapping keeps its identity, grows, and lends its parts from then
- * on.  The page goes back where it came from.
- *
- *   region  | a | b | c | d |      a's mapping moves      | a |
- *   region  |   | b | c | d |      and grows              | a |   |   |   |   |
- *   region  | a | b | c | d |      the shadow             |   |   |   |   |   |
- *
- * The page beyond is never lent: a mapping that is moved whole loses its
- * identity to the new place.
- */
 static uintptr_t uffd_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
     (void)vma_flags; /* it has those of the region */
-    uintptr_t at = check_registered(fz, address, 1) ? 0 : (uintptr_t)os_reserve(PAGE_SIZE);
-    if (!at || os_remap(at, address, 1, true))
-        return 0; /* a failed mremap may have unmapped its target, which may be another's by now */
-    uintptr_t shadow = os_grow(at, n + 1);
-    if (shadow)
-        at = shadow;
-    for (int tries = 0; os_remap(address, at, 1, true); tries++) {
-        if (tries > RETRIES) {
-            put_pages(fz, address, at, 1);
-            os_drop(at, 1); /* a copy may have been made; what is lent later has to be empty */
-            break;
-        }
-        os_sleep_us(50);
-    }
+    if (check_registered(fz, address, 1))
+        return 0;
+    uintptr_t shadow = shadow_by_displacing(fz->uffd, address, n);
     attach_again(fz, address, 1);
     wake(fz, address, 1);
-    if (!shadow)
-        os_unmap((void *)at, PAGE_SIZE);
     return shadow;
 }
 
@@ -520,18 +385,12 @@ static void uffd_rebuild(struct freezer *fz, uintptr_t address, uintptr_t from, 
         memcpy((void *)address, (const void *)from, bytes_of(n));
 }
 
-const struct freezer_ops freeze_by_uffd = {
-    .registration = OS_UFFD_MISSING,
-    .fills_holes = true,
-    .init = uffd_init,
-    .start = uffd_start,
-    .stop = uffd_stop,
-    .abandon = stage_close,
-    .freeze = uffd_freeze,
-    .restore = uffd_restore,
-    .zero = uffd_zero,
-    .thaw = uffd_thaw,
-    .shadow = uffd_shadow,
-    .unoverlay = uffd_unoverlay,
-    .rebuild = uffd_rebuild,
-};
+/* What moving and remapping have in common. */
+#define WAY                                                                                        \
+    .registration = OS_UFFD_MISSING, .fills_holes = true, .init = uffd_init,                       \
+    .start = fault_thread_start, .stop = fault_thread_stop, .abandon = stage_close,                \
+    .freeze = uffd_freeze, .restore = uffd_restore, .zero = uffd_zero, .thaw = uffd_thaw,          \
+    .shadow = uffd_shadow, .unoverlay = uffd_unoverlay, .rebuild = uffd_rebuild
+
+const struct freezer_ops freeze_by_moving = {WAY, .refuses_pinned = true};
+const struct freezer_ops freeze_by_remapping = {WAY};

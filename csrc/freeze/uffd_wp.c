@@ -20,19 +20,23 @@
  * needs that, and which nobody can find empty.  So no fault has to be answered,
  * and there is no thread for it.
  */
+#include "freeze/uffd_wp.h"
+
 #include <errno.h>
 #include <string.h>
 
 #include "base/pages.h"
-#include "freeze/freezer.h"
+#include "freeze/ops.h"
+#include "freeze/registration.h"
+#include "freeze/replace.h"
+#include "freeze/shadow.h"
+#include "freeze/stage.h"
 #include "os/clock.h"
 #include "os/direct_io.h"
 #include "os/map.h"
 #include "os/maps.h"
 #include "os/pagemap.h"
 #include "os/uffd.h"
-
-#define RETRIES 64 /* 50 us apart */
 
 typedef int change(int fd, uintptr_t address, uint64_t n);
 
@@ -79,11 +83,6 @@ static int wp_init(struct freezer *fz)
         return fz->wp_fd;
     stage_open(fz); /* without it the small stage stays, and costs mappings */
     return 0;
-}
-
-static void wp_stop(struct freezer *fz)
-{
-    (void)fz; /* has no thread */
 }
 
 /* ---- freezing ---- */
@@ -191,39 +190,17 @@ static uintptr_t borrow_page(struct freezer *fz, uintptr_t address, int vma_flag
     return lent ? start - PAGE_SIZE : 0;
 }
 
-/* The page at the shadow's start belongs to address, where whoever touches it waits. */
-static void put_back(struct freezer *fz, uintptr_t address, uintptr_t shadow)
-{
-    for (int tries = 0; os_remap(address, shadow, 1, true); tries++) {
-        if (tries > RETRIES && stage_fill(fz, address, shadow, 1) == 0) {
-            os_drop(shadow, 1);
-            return;
-        }
-        os_sleep_us(50);
-    }
-}
-
 /*
- * As uffd_shadow(): the region's first page goes away for it, and comes back.  Meanwhile its
- * address is registered for missing pages; a system call that touches it waits only where the
- * kernel handles its faults too: elsewhere it is done only while no other thread is in such a call.
+ * While the region's first page is away, its address is registered for missing pages; a system call
+ * that touches it waits only where the kernel handles its faults too: elsewhere it is done only
+ * while no other thread is in such a call.
  */
 static uintptr_t displaced_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    uintptr_t at = (uintptr_t)os_reserve(PAGE_SIZE), shadow = 0;
-    if (!at || take_over(fz, address, 1) < 0) {
-        os_unmap((void *)at, PAGE_SIZE);
+    if (take_over(fz, address, 1) < 0)
         return 0;
-    }
     int error = os_uffd_register(fz->wp_fd, address, 1, OS_UFFD_WP | OS_UFFD_MISSING);
-    if (!error)
-        error = os_remap(at, address, 1, true);
-    if (!error) { /* a failed mremap may have unmapped its target, which may be another's by now */
-        shadow = os_grow(at, n + 1);
-        put_back(fz, address, shadow ? shadow : at);
-        if (!shadow)
-            os_unmap((void *)at, PAGE_SIZE);
-    }
+    uintptr_t shadow = error ? 0 : shadow_by_displacing(fz->wp_fd, address, n);
     os_uffd_wake(fz->wp_fd, address, 1);
     os_uffd_unregister(fz->wp_fd, address, 1);
     freezer_attach(fz, address, 1);
@@ -231,7 +208,7 @@ static uintptr_t displaced_shadow(struct freezer *fz, uintptr_t address, uint64_
 }
 
 /*
- * The shadow's identity (see uffd_shadow()) comes from an empty page, which the region's mapping
+ * The shadow's identity (see freeze/shadow.h) comes from an empty page, which the region's mapping
  * gets for it below its start: so no page of the region has to go away for a moment.
  *
  *              |page| ... | a | b | c | d |       the mapping, one page longer
@@ -259,8 +236,10 @@ static uintptr_t borrowed_shadow(struct freezer *fz, uintptr_t address, uint64_t
 static uintptr_t wp_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
     uintptr_t shadow = borrowed_shadow(fz, address, n, vma_flags);
+    if (shadow)
+        return shadow;
     bool harmless = fz->waits_in_calls || os_others_wait(fz->tasks_fd);
-    return shadow || !harmless ? shadow : displaced_shadow(fz, address, n);
+    return harmless ? displaced_shadow(fz, address, n) : 0;
 }
 
 static int take_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
@@ -311,7 +290,7 @@ static void wp_rebuild(struct freezer *fz, uintptr_t address, uintptr_t from, ui
         os_sleep_us(50);
     if (error)
         memcpy((void *)address, (const void *)from, bytes_of(n));
-    while (!error && stage_fill(fz, address, from, n) < 0)
+    while (!error && stage_fill(fz->wp_fd, address, from, n) < 0)
         ;
     os_uffd_unregister(fz->wp_fd, address, n);
 }
@@ -320,7 +299,6 @@ const struct freezer_ops freeze_by_protection = {
     .registration = OS_UFFD_WP,
     .forgets_writes = true,
     .init = wp_init,
-    .stop = wp_stop,
     .abandon = stage_close,
     .freeze = wp_freeze,
     .restore = wp_restore,

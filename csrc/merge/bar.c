@@ -1,6 +1,7 @@
 /* What forbids merging for a slice of a pass. */
 #include "merge/bar.h"
 
+#include "freeze/descriptors.h"
 #include "freeze/freezer.h"
 #include "merge/merger.h"
 #include "os/clock.h"

@@ -8,6 +8,7 @@
 
 #include "base/pages.h"
 #include "freeze/freezer.h"
+#include "freeze/registration.h"
 #include "merge/merger.h"
 #include "merge/piece.h"
 #include "os/guard.h"

@@ -10,8 +10,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
+
+#include "os/entries.h"
 
 static bool lets_devices_write(const char *file)
 {
@@ -31,38 +32,23 @@ static bool lets_devices_write(const char *file)
     return false;
 }
 
-struct entry { /* struct linux_dirent64 */
-    uint64_t inode;
-    int64_t next;
-    uint16_t length;
-    uint8_t type;
-    char name[];
-};
-
-static bool is_device(int files, const char *name)
+static bool is_device(const char *name, void *files)
 {
     char file[64];
-    ssize_t length = readlinkat(files, name, file, sizeof file - 1);
+    ssize_t length = readlinkat(*(int *)files, name, file, sizeof file - 1);
     file[length > 0 ? length : 0] = 0;
     return lets_devices_write(file);
 }
 
+/* Where nobody can tell, it has. */
 static bool has_descriptor(void)
 {
-    _Alignas(struct entry) char buffer[4096];
-    bool found = false;
-    long got = 0;
     int files = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (files < 0)
-        return true; /* nobody can tell */
-    while (!found && (got = syscall(SYS_getdents64, files, buffer, sizeof buffer)) > 0)
-        for (long at = 0; at < got && !found;) {
-            const struct entry *entry = (const struct entry *)(buffer + at);
-            at += entry->length;
-            found = is_device(files, entry->name);
-        }
+        return true;
+    int found = os_each_entry(files, is_device, &files);
     close(files);
-    return found || got < 0;
+    return found != 0;
 }
 
 /* Of anybody on this machine: without any there is none of ours. */

@@ -38,19 +38,12 @@
 #include "base/pages.h"
 #include "os/apart.h"
 #include "os/clock.h"
+#include "os/entries.h"
 
 #define LOOKS 6
 #define BETWEEN_LOOKS_US 20
 
 enum activity { ELSEWHERE, RUNNING, READING_INTO, UNKNOWN }; /* the worst comes last */
-
-struct entry { /* struct linux_dirent64 */
-    uint64_t inode;
-    int64_t next;
-    uint16_t length;
-    uint8_t type;
-    char name[];
-};
 
 /* What is asked, and by which thread. */
 struct question {
@@ -144,26 +137,29 @@ static enum activity look_at(struct question *question, const char *thread)
     return got == -ENOENT || got == -ESRCH ? ELSEWHERE : UNKNOWN;
 }
 
+struct round {
+    struct question *question;
+    long looker;
+    enum activity worst;
+};
+
+static bool look_at_thread(const char *name, void *data)
+{
+    struct round *round = data;
+    long thread = strtol(name, NULL, 10);
+    if (thread == round->looker || thread == round->question->asker)
+        return false;
+    enum activity activity = look_at(round->question, name);
+    round->worst = activity > round->worst ? activity : round->worst;
+    return round->worst >= READING_INTO;
+}
+
 /* The worst of what the threads do, but for those that look. */
 static enum activity look(struct question *question)
 {
-    _Alignas(struct entry) char buffer[4096];
-    enum activity worst = ELSEWHERE;
-    long self = syscall(SYS_gettid), got;
-    lseek(question->tasks_fd, 0, SEEK_SET);
-    while ((got = syscall(SYS_getdents64, question->tasks_fd, buffer, sizeof buffer)) > 0)
-        for (long at = 0; at < got;) {
-            const struct entry *entry = (const struct entry *)(buffer + at);
-            at += entry->length;
-            long thread = strtol(entry->name, NULL, 10);
-            if (entry->name[0] == '.' || thread == self || thread == question->asker)
-                continue;
-            enum activity activity = look_at(question, entry->name);
-            worst = activity > worst ? activity : worst;
-            if (worst >= READING_INTO)
-                return worst;
-        }
-    return got < 0 ? UNKNOWN : worst;
+    struct round round = {.question = question, .looker = syscall(SYS_gettid)};
+    int seen = os_each_entry(question->tasks_fd, look_at_thread, &round);
+    return seen < 0 ? UNKNOWN : round.worst;
 }
 
 /* "nr arg0 arg1 ...": a call in which a thread only waits, and touches no memory of others. */
@@ -186,22 +182,17 @@ static bool only_waits(const char *text)
     return false;
 }
 
+static bool works(const char *name, void *tasks)
+{
+    char text[256];
+    if (strtol(name, NULL, 10) == syscall(SYS_gettid))
+        return false;
+    return tell(*(int *)tasks, name, "syscall", text, sizeof text) <= 0 || !only_waits(text);
+}
+
 bool os_others_wait(int tasks_fd)
 {
-    _Alignas(struct entry) char buffer[4096];
-    char text[256];
-    long self = syscall(SYS_gettid), got;
-    lseek(tasks_fd, 0, SEEK_SET);
-    while ((got = syscall(SYS_getdents64, tasks_fd, buffer, sizeof buffer)) > 0)
-        for (long at = 0; at < got;) {
-            const struct entry *entry = (const struct entry *)(buffer + at);
-            at += entry->length;
-            if (entry->name[0] == '.' || strtol(entry->name, NULL, 10) == self)
-                continue;
-            if (tell(tasks_fd, entry->name, "syscall", text, sizeof text) <= 0 || !only_waits(text))
-                return false;
-        }
-    return got == 0;
+    return os_each_entry(tasks_fd, works, &tasks_fd) == 0;
 }
 
 static bool is_read_direct(int fd)
@@ -210,26 +201,26 @@ static bool is_read_direct(int fd)
     return flags >= 0 && (flags & O_ACCMODE) != O_WRONLY && is_direct(fd);
 }
 
+static bool is_open_for_that(const char *name, void *nothing)
+{
+    (void)nothing;
+    return is_read_direct((int)strtol(name, NULL, 10));
+}
+
 /*
  * Does the process have such a file open to read from? true also where nobody can tell.  By way
  * of the threads' directory, as /proc may be out of sight by now.
  */
 static bool has_direct(struct question *question)
 {
-    _Alignas(struct entry) char buffer[4096];
     int fds = openat(question->tasks_fd, "../fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    long got = fds < 0 ? -1 : 1;
-    question->crowded |= fds < 0 && os_is_crowded(-errno);
-    bool found = false;
-    while (!found && got > 0 && (got = syscall(SYS_getdents64, fds, buffer, sizeof buffer)) > 0)
-        for (long at = 0; at < got && !found;) {
-            const struct entry *entry = (const struct entry *)(buffer + at);
-            at += entry->length;
-            found = entry->name[0] != '.' && is_read_direct((int)strtol(entry->name, NULL, 10));
-        }
-    if (fds >= 0)
-        close(fds);
-    return found || got < 0;
+    if (fds < 0) {
+        question->crowded |= os_is_crowded(-errno);
+        return true;
+    }
+    int found = os_each_entry(fds, is_open_for_that, NULL);
+    close(fds);
+    return found != 0;
 }
 
 int os_tasks_open(void)

@@ -26,10 +26,26 @@ static void signals(sigset_t *set)
     sigaddset(set, SIGBUS);
 }
 
+/* Does not come back if this was a guarded read of this thread. */
+static bool escape(int number, const siginfo_t *info)
+{
+    (void)number;
+    uintptr_t at = (uintptr_t)info->si_addr;
+    size_t size = guarded.size;
+    bool sent = info->si_code <= 0; /* by kill or raise, not by an access */
+    if (sent || !size || (at - guarded.one >= size && at - guarded.two >= size))
+        return false;
+    guarded.size = 0;
+    longjmp(guarded.place, 1);
+}
+
+static const struct fault_claim claim = {.claims = escape};
+
 void guard_open(sigset_t *before)
 {
     sigset_t ours;
     signals(&ours);
+    handlers_ask(FAULT_OF_A_READ, &claim);
     handlers_install();
     pthread_sigmask(SIG_UNBLOCK, &ours, before);
 }
@@ -37,17 +53,6 @@ void guard_open(sigset_t *before)
 void guard_close(const sigset_t *before)
 {
     pthread_sigmask(SIG_SETMASK, before, NULL);
-}
-
-void guard_escape(const siginfo_t *info)
-{
-    uintptr_t at = (uintptr_t)info->si_addr;
-    size_t size = guarded.size;
-    bool sent = info->si_code <= 0; /* by kill or raise, not by an access */
-    if (sent || !size || (at - guarded.one >= size && at - guarded.two >= size))
-        return;
-    guarded.size = 0;
-    longjmp(guarded.place, 1);
 }
 
 /*

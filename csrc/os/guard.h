@@ -7,8 +7,8 @@
  * other fault.  That costs a read some nanoseconds; to let the kernel read
  * (process_vm_readv) takes two to three times as long as to read.
  */
-#ifndef KSMPY_GUARD_H
-#define KSMPY_GUARD_H
+#ifndef KSMPY_OS_GUARD_H
+#define KSMPY_OS_GUARD_H
 
 #include <signal.h>
 #include <stdbool.h>
@@ -25,9 +25,6 @@ struct checksum_key;
  */
 void guard_open(sigset_t *before);
 void guard_close(const sigset_t *before);
-
-/* In the handler: does not come back if this was a guarded read of this thread. */
-void guard_escape(const siginfo_t *info);
 
 /* ---- false: (a part of) the memory cannot be read ---- */
 

@@ -8,9 +8,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "freeze/freezer.h"
-#include "os/guard.h"
-
 #define LEVELS 16
 #define SIGNALS 64
 
@@ -22,6 +19,23 @@ static struct level {
     int number;         /* of the signal */
     struct sigaction before;
 } levels[LEVELS];
+
+static _Atomic(const struct fault_claim *) claims[FAULT_CAUSES];
+
+void handlers_ask(enum fault_cause cause, const struct fault_claim *claim)
+{
+    atomic_store(&claims[cause], claim);
+}
+
+static bool is_claimed(int number, const siginfo_t *info)
+{
+    for (int cause = 0; cause < FAULT_CAUSES; cause++) {
+        const struct fault_claim *claim = atomic_load(&claims[cause]);
+        if (claim && claim->claims(number, info))
+            return true;
+    }
+    return false;
+}
 
 static bool is_handler(const struct sigaction *action)
 {
@@ -44,13 +58,14 @@ static void call(const struct sigaction *action, int number, siginfo_t *info, vo
     if (!(action->sa_flags & SA_NODEFER))
         sigaddset(&blocked, number);
     pthread_sigmask(SIG_BLOCK, &blocked, &outer);
-    bool guest = sigismember(&blocked, SIGSEGV) == 1 && signal_enter_guest();
+    const struct fault_claim *host = atomic_load(&claims[FAULT_OF_FREEZING]);
+    bool guest = sigismember(&blocked, SIGSEGV) == 1 && host && host->enter_guest();
     if (action->sa_flags & SA_SIGINFO)
         action->sa_sigaction(number, info, context);
     else
         action->sa_handler(number);
     if (guest)
-        signal_leave_guest();
+        host->leave_guest();
     pthread_sigmask(SIG_SETMASK, &outer, NULL);
 }
 
@@ -70,8 +85,7 @@ static void hand_on(struct level *level, int number, siginfo_t *info, void *cont
 static void on_signal(struct level *level, int number, siginfo_t *info, void *context)
 {
     int saved = errno;
-    guard_escape(info);
-    bool ours = number == SIGSEGV && signal_claims(info);
+    bool ours = is_claimed(number, info);
     errno = saved;
     if (!ours)
         hand_on(level, number, info, context);

@@ -11,8 +11,28 @@
  * to it, or put it back.  So each handler that was found has a function of its
  * own before it, for ever, and no chain can come back to itself.
  */
-#ifndef KSMPY_HANDLERS_H
-#define KSMPY_HANDLERS_H
+#ifndef KSMPY_OS_HANDLERS_H
+#define KSMPY_OS_HANDLERS_H
+
+#include <signal.h>
+#include <stdbool.h>
+
+/* Who may have caused a fault of SIGSEGV or SIGBUS, in the order in which they are asked. */
+enum fault_cause { FAULT_OF_A_READ, FAULT_OF_FREEZING, FAULT_CAUSES };
+
+struct fault_claim {
+    /* In the handler: true: it was a fault of ours, and is over. */
+    bool (*claims)(int number, const siginfo_t *info);
+    /*
+     * A handler of the program's is about to run with SIGSEGV blocked.  true: leave_guest() is to be
+     * called when it returns.  Only FAULT_OF_FREEZING has these two.
+     */
+    bool (*enter_guest)(void);
+    void (*leave_guest)(void);
+};
+
+/* From now on they are asked. Nothing comes to them before handlers_install(). */
+void handlers_ask(enum fault_cause cause, const struct fault_claim *claim);
 
 /*
  * From now on SIGSEGV and SIGBUS come to the engine first; to be called again before each time that

@@ -6,8 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "engine/fork.h"
 #include "ksmpy.h"
+#include "os/forks.h"
 #include "store/store.h"
 
 typedef int look_at(struct store *store, const struct store_shape *shape, int error, void *out);

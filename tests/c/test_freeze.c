@@ -11,6 +11,7 @@
 #include "base/pages.h"
 #include "check.h"
 #include "freeze/freezer.h"
+#include "freeze/registration.h"
 #include "ksmpy.h"
 #include "os/clock.h"
 #include "os/files.h"

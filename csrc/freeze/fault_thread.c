@@ -1,0 +1,126 @@
+/*
+ * The fault thread has one small duty: a page that is missing although nobody
+ * froze it (never touched, or given back with MADV_DONTNEED) gets the zero
+ * page.  It may do that only while nothing is frozen, or it would put zeros
+ * into a frozen range, and the thread that has frozen it may be waiting for
+ * a fault of its own: so it tries the freezer's lock and never waits for it.
+ * When it cannot take the lock it wakes the faulting thread, which faults
+ * again: a spurious wake-up is harmless.
+ *
+ * There are no events (of mremap, munmap, madvise).  A thread inside such a
+ * system call waits until its event has been read, and cannot be stopped
+ * meanwhile; a tracer that has stopped the fault thread, and then waits for
+ * that one to stop, waits for ever.
+ */
+#include "freeze/fault_thread.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include "freeze/descriptors.h"
+#include "freeze/ops.h"
+#include "os/clock.h"
+#include "os/own.h"
+#include "os/uffd.h"
+
+#define FAULTS 256 /* read before the first of them is answered */
+
+/*
+ * A fault that was read before a thaw may be about a page that lies on a frame
+ * by now, and that no page table knows yet: the kernel would put zeros there.
+ * Its thread was woken; if it still misses something it faults again.
+ */
+static void fill_hole(struct freezer *fz, uintptr_t address, uint32_t thaws)
+{
+    if (pthread_mutex_trylock(&fz->lock) == 0) {
+        /* EEXIST may be a marker that write tracking left; a copy replaces it. */
+        if (atomic_load(&fz->thaws) == thaws && os_uffd_zero(fz->uffd, address, 1) == -EEXIST)
+            os_uffd_copy(fz->uffd, address, fz->zeros, 1);
+        pthread_mutex_unlock(&fz->lock);
+        os_uffd_wake(fz->uffd, address, 1);
+    } else { /* perhaps frozen; then it faults again, and waits for thaw() */
+        os_sleep_us(20);
+        os_uffd_wake(fz->uffd, address, 1);
+    }
+}
+
+/*
+ * A thread that is woken too early faults again at once.  So everything is read before anyone is
+ * woken, and nobody's turn comes twice before another's.
+ */
+static void read_all(struct freezer *fz, uintptr_t *faults, int *count)
+{
+    int event = OS_UFFD_OTHER;
+    *count = 0;
+    while (*count < FAULTS && event != OS_UFFD_NOTHING) {
+        event = os_uffd_read(fz->uffd, &faults[*count]);
+        *count += event == OS_UFFD_FAULT;
+    }
+}
+
+static void *fault_thread(void *argument)
+{
+    struct freezer *fz = argument;
+    struct pollfd wait[2] = {{.fd = fz->uffd, .events = POLLIN},
+                             {.fd = fz->stop_fd, .events = POLLIN}};
+    uintptr_t faults[FAULTS];
+    int count;
+    for (;;) {
+        if (poll(wait, 2, -1) < 0)
+            continue;
+        if (wait[1].revents || !freezer_has(fz, fz->uffd))
+            return NULL;
+        uint32_t thaws = atomic_load(&fz->thaws);
+        read_all(fz, faults, &count);
+        for (int i = 0; i < count; i++)
+            fill_hole(fz, faults[i], thaws);
+    }
+}
+
+/* Its stack is memory of ours: frozen, it would wait for itself. */
+static void note_stack(struct freezer *fz)
+{
+    pthread_attr_t attributes;
+    void *stack = NULL;
+    size_t bytes = 0;
+    if (pthread_getattr_np(fz->thread, &attributes) != 0)
+        return;
+    if (pthread_attr_getstack(&attributes, &stack, &bytes) == 0) {
+        fz->stack = (uintptr_t)stack;
+        fz->stack_bytes = bytes;
+        os_own(fz->stack, fz->stack_bytes);
+    }
+    pthread_attr_destroy(&attributes);
+}
+
+/* Signals are for the program's own threads. */
+int fault_thread_start(struct freezer *fz)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(&fz->thread, NULL, fault_thread, fz);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    fz->helped = error == 0;
+    if (fz->helped)
+        note_stack(fz);
+    return -error;
+}
+
+void fault_thread_stop(struct freezer *fz)
+{
+    if (!fz->helped)
+        return;
+    uint64_t one = 1;
+    if (!freezer_has(fz, fz->stop_fd))
+        pthread_cancel(fz->thread); /* the program has closed it; in poll() it holds nothing */
+    else
+        while (write(fz->stop_fd, &one, sizeof one) < 0 && errno == EINTR)
+            ;
+    pthread_join(fz->thread, NULL);
+    os_disown(fz->stack, fz->stack_bytes);
+    fz->helped = false;
+}

@@ -1,0 +1,55 @@
+#include "freeze/replace.h"
+
+#include <errno.h>
+
+#include "base/pages.h"
+#include "freeze/ops.h"
+#include "os/direct_io.h"
+#include "os/guard.h"
+#include "os/map.h"
+#include "os/pagemap.h"
+#include "os/uffd.h"
+
+int freezer_still(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    uint8_t kinds[FREEZE_MAX];
+    bool copies = os_pages(fz->pagemap_fd, address, n, kinds) < 0;
+    for (uint64_t i = 0; i < n && !copies; i++)
+        copies = kinds[i] != OS_PAGE_NONE && kinds[i] != OS_PAGE_FILE;
+    return copies && os_direct_io(fz->tasks_fd, address, n) ? -EBUSY : 0;
+}
+
+int freezer_copy(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    return guard_copy((void *)fz->stage, (const void *)address, bytes_of(n)) ? 0 : -EFAULT;
+}
+
+/*
+ * Old kernels (6.1 for one) protect no more than lies in one mapping at a time
+ * (ENOENT), and after a fork neighbours with equal rights need not be one.
+ */
+int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    int error = os_uffd_protect(fz->wp_fd, address, n, true);
+    if (error != -ENOENT || n == 1)
+        return error;
+    error = 0;
+    for (uint64_t i = 0; i < n && !error; i++)
+        error = os_uffd_protect(fz->wp_fd, address + bytes_of(i), 1, true);
+    return error;
+}
+
+/*
+ * A failed mremap that has unmapped its target leaves nothing but our copy.
+ * os_can_map() makes that unlikely; here it is made good.
+ */
+int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n)
+{
+    if (!os_can_map(n))
+        return -ENOMEM;
+    int error = os_remap(address, from, n, true);
+    if (!error || os_claim(address, n) != 0)
+        return error; /* it is still mapped */
+    fz->ops->rebuild(fz, address, from, n);
+    return 0;
+}

@@ -1,0 +1,22 @@
+/*
+ * Giving overlay pages their bytes back: what the ways of freezing have in common.
+ */
+#ifndef KSMPY_FREEZE_REPLACE_H
+#define KSMPY_FREEZE_REPLACE_H
+
+#include <stdint.h>
+
+#include "freeze/ops.h"
+
+/* Protects what belongs to wp_fd: from then on its writers wait. */
+int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n);
+/* Of overlay pages that no thread can write now: -EBUSY when a device may do so, into a copy. */
+int freezer_still(struct freezer *fz, uintptr_t address, uint64_t n);
+/* What they show, to the stage; -EFAULT: a part of them is gone. */
+int freezer_copy(struct freezer *fz, uintptr_t address, uint64_t n);
+/*
+ * Moves the memory at from over overlay pages; should the target be lost meanwhile, it is rebuilt.
+ */
+int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n);
+
+#endif

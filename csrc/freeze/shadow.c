@@ -1,0 +1,38 @@
+#include "freeze/shadow.h"
+
+#include <errno.h>
+#include <stdbool.h>
+
+#include "base/pages.h"
+#include "freeze/stage.h"
+#include "os/clock.h"
+#include "os/map.h"
+
+#define RETRIES 64 /* of a transient refusal, 50 us apart, before the page is copied */
+
+/* A copy may be made; what is lent later has to be empty. */
+static void put_back(int fd, uintptr_t address, uintptr_t page)
+{
+    for (int tries = 0; os_remap(address, page, 1, true); tries++) {
+        int error = tries > RETRIES ? stage_fill(fd, address, page, 1) : -EAGAIN;
+        bool unmapped =
+            error == -ENOENT && tries > 4 * RETRIES; /* there is nothing to give it to */
+        if (error == 0 || unmapped) {
+            os_drop(page, 1);
+            return;
+        }
+        os_sleep_us(50);
+    }
+}
+
+uintptr_t shadow_by_displacing(int fd, uintptr_t address, uint64_t n)
+{
+    uintptr_t page = (uintptr_t)os_reserve(PAGE_SIZE);
+    if (!page || os_remap(page, address, 1, true))
+        return 0; /* a failed mremap may have unmapped its target, which may be another's by now */
+    uintptr_t shadow = os_grow(page, n + 1);
+    put_back(fd, address, shadow ? shadow : page);
+    if (!shadow)
+        os_unmap((void *)page, PAGE_SIZE);
+    return shadow;
+}

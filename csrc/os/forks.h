@@ -1,0 +1,21 @@
+/*
+ * fork(), held off while something is made that a child must not inherit half done, and those who
+ * are to be called around it.
+ */
+#ifndef KSMPY_OS_FORKS_H
+#define KSMPY_OS_FORKS_H
+
+/* What is called around each fork, while nobody holds forks off. */
+struct fork_calls {
+    void (*before)(void);
+    void (*in_parent)(void);
+    void (*in_child)(void);
+};
+
+/* For ever; there is one such caller. 0, or a negative errno: there is no memory to note it. */
+int forks_call(const struct fork_calls *calls);
+/* No fork happens in between. Taken before any lock that is taken around a fork. */
+void fork_hold(void);
+void fork_let_go(void);
+
+#endif
