@@ -88,17 +88,20 @@ EACH_FREEZE = [
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--short`: what `make test` runs."""
+    """`--short`: what `make test` runs; after it, `--rest` makes it everything."""
     parser.addoption(
         "--short",
         action="store_true",
         help="each test in this machine's own mode and in one other, which its name decides, and"
         " shorter tortures",
     )
+    parser.addoption("--rest", action="store_true", help="all that --short leaves out")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """A length that somebody has set by name stays."""
+    if config.getoption("short") and config.getoption("rest"):
+        raise pytest.UsageError("--short and --rest are two halves of the suite")
     if config.getoption("short"):
         for name, length in short.LENGTHS.items():
             os.environ.setdefault(name, length)
@@ -116,7 +119,7 @@ def _in_a_mode(item: pytest.Item) -> tuple[str, str] | None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In the short form each test has few modes, chosen among those that were asked for (-k)."""
-    if not config.getoption("short"):
+    if not (config.getoption("short") or config.getoption("rest")):
         return
     import ksmpy
 
@@ -126,10 +129,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for found in filter(None, map(_in_a_mode, items)):
         there.setdefault(found[0], set()).add(found[1])
     chosen = {test: short.modes_of(test, modes, own) for test, modes in there.items()}
-    left_out = [item for item in items if (at := _in_a_mode(item)) and at[1] not in chosen[at[0]]]
+    short_form: list[pytest.Item] = []
+    rest: list[pytest.Item] = []
+    for item in items:
+        at = _in_a_mode(item)
+        (rest if at and at[1] not in chosen[at[0]] else short_form).append(item)
+    items[:], left_out = (rest, short_form) if config.getoption("rest") else (short_form, rest)
     config.hook.pytest_deselected(items=left_out)
-    gone = set(left_out)
-    items[:] = [item for item in items if item not in gone]
 
 
 @pytest.fixture(params=MODES, ids=str)

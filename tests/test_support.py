@@ -182,6 +182,7 @@ def test_the_short_form_has_every_test_and_every_mode() -> None:
     assert {mode.sub("", test) for test in some} == {mode.sub("", test) for test in everything}
     assert {test for test in everything if not mode.search(test)} <= some
     assert there <= {found[0] for test in some if (found := mode.search(test))}
+    assert _collected("tests/test_lifetime.py", "--rest") == everything - some
 
 
 @pytest.mark.parametrize("own", ["a", "not among them"])
