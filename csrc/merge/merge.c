@@ -38,7 +38,7 @@ static void merge_onto_promoted(struct merger *merger, const struct run *run)
             n++;
         merge_onto_frames(merger, page, frame, n);
     }
-    settle_run(merger, run->page, run->n);
+    track_merged(merger, run->page, run->n);
 }
 
 static void merge_pages(struct merger *merger, struct run run)
@@ -121,7 +121,7 @@ static void merge_onto(struct merger *merger, struct run run, const struct outlo
         count_refusal(merger, -EDQUOT, run.n);
     } else if (run.kind == RUN_FRAME) {
         merge_onto_frames(merger, run.page, run.target, run.n);
-        settle_run(merger, run.page, run.n);
+        track_merged(merger, run.page, run.n);
     } else if (run.kind == RUN_ALONE) {
         promote_alone(merger, run);
     } else {

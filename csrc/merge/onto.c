@@ -35,7 +35,7 @@ static void track_overlays(struct merger *merger, uint32_t page, uint64_t n)
     mark_untracked(merger->pages, page, n);
 }
 
-void settle_run(struct merger *merger, uint32_t page, uint64_t n)
+void track_merged(struct merger *merger, uint32_t page, uint64_t n)
 {
     for (uint64_t i = 0, length; i < n; i += length) {
         uint32_t id = page + (uint32_t)i;
@@ -174,6 +174,6 @@ int promote(struct merger *merger, uint32_t page, uint64_t *n)
     }
     store_give_back(store, batch.taken + (uint32_t)*n, taken - *n);
     fault_in(page_address(merger->pages, page), *n);
-    settle_run(merger, page, *n);
+    track_merged(merger, page, *n);
     return *n ? 0 : error;
 }

@@ -13,6 +13,6 @@ void merge_onto_frames(struct merger *merger, uint32_t page, uint32_t frame, uin
  */
 int promote(struct merger *merger, uint32_t page, uint64_t *n);
 /* Pages that were just merged: the engine hears of their writers. */
-void settle_run(struct merger *merger, uint32_t page, uint64_t n);
+void track_merged(struct merger *merger, uint32_t page, uint64_t n);
 
 #endif

@@ -77,8 +77,8 @@ static int exchange(struct merger *merger, struct piece *piece)
     return failure;
 }
 
-/* It was frozen and is not merged: nobody knows whether it was written before that. */
-static void look_anew(struct merger *merger, uint32_t page)
+/* It was frozen and is not merged: tracking may have lost that it was written, so it is looked up anew. */
+static void forget_writes(struct merger *merger, uint32_t page)
 {
     if (merger->pages->tracked && merger->fz.ops->forgets_writes)
         page_withdraw(merger->pages, page);
@@ -95,7 +95,7 @@ static void settle(struct merger *merger, const struct piece *piece, int error)
         }
         if (!piece->mapped[i]) {
             store_leave(&merger->pages->store, piece->frame + (uint32_t)i);
-            look_anew(merger, piece->page + (uint32_t)i);
+            forget_writes(merger, piece->page + (uint32_t)i);
             left++;
             continue;
         }
@@ -120,7 +120,7 @@ static void need_shadow(struct merger *merger, uint32_t page)
     struct region *region = region_at(merger->pages, region_of(merger->pages, page));
     if (region->pages_in[PAGE_SHARED] || region->shadow || !budget_has_room(&merger->budget, 3))
         return; /* a shadow takes one, and the overlay that it is for two */
-    look_anew(merger, region->base); /* it may go away for it, and come back */
+    forget_writes(merger, region->base); /* it may go away for it, and come back */
     region->shadow = freezer_shadow(&merger->fz, region->address, region->n, region->vma_flags);
     merger->budget.mappings += region->shadow != 0;
 }
@@ -131,7 +131,7 @@ static uint64_t refuse(struct merger *merger, struct piece *piece, uint64_t n, i
     memset(piece->mapped, false, n);
     for (uint64_t i = 0; i < n; i++)
         if (!is_shared(merger->pages, piece->page + (uint32_t)i))
-            look_anew(merger, piece->page + (uint32_t)i);
+            forget_writes(merger, piece->page + (uint32_t)i);
     count_refusal(merger, error, n);
     return n;
 }

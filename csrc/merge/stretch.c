@@ -174,5 +174,5 @@ void merge_equal(struct merger *merger, struct run run, const struct outlook *ou
         if (frame == NO_FRAME)
             frame = frame_of_any(merger->pages, page, (uint64_t)done);
     }
-    settle_run(merger, run.page, page - run.page);
+    track_merged(merger, run.page, page - run.page);
 }

@@ -2,8 +2,8 @@
 #include "merge/written.h"
 
 #include "base/pages.h"
+#include "merge/kinds.h"
 #include "merge/merger.h"
-#include "merge/overlay.h"
 #include "merge/relief.h"
 #include "os/arena.h"
 #include "os/clock.h"

@@ -10,8 +10,8 @@
 #include <string.h>
 
 #include "base/pages.h"
+#include "merge/kinds.h"
 #include "merge/merger.h"
-#include "merge/overlay.h"
 #include "merge/run.h"
 #include "os/arena.h"
 #include "os/numa.h"

@@ -1,5 +1,5 @@
-/* What lies behind pages that are overlays, or may be. */
-#include "merge/overlay.h"
+/* What kind of memory lies behind pages. */
+#include "merge/kinds.h"
 
 #include "merge/merger.h"
 #include "os/pagemap.h"

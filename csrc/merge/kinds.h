@@ -1,6 +1,6 @@
-/* What lies behind pages that are overlays, or may be. */
-#ifndef KSMPY_MERGE_OVERLAY_H
-#define KSMPY_MERGE_OVERLAY_H
+/* What kind of memory lies behind pages. */
+#ifndef KSMPY_MERGE_KINDS_H
+#define KSMPY_MERGE_KINDS_H
 
 #include "merge/merger.h"
 
