@@ -160,12 +160,12 @@ static int have_avx2(void)
 #endif
 }
 
-uint64_t ksmpy_checksum_portable(const void *data, size_t length)
+uint64_t checksum_portable(const void *data, size_t length)
 {
     return checksum_by(block_portable, &public_key, data, length);
 }
 
-uint64_t ksmpy_checksum_keyed(const struct checksum_key *key, const void *data, size_t length)
+uint64_t checksum_keyed(const struct checksum_key *key, const void *data, size_t length)
 {
 #if HAVE_AVX2
     if (have_avx2())
@@ -174,12 +174,12 @@ uint64_t ksmpy_checksum_keyed(const struct checksum_key *key, const void *data, 
     return checksum_by(block_portable, key, data, length);
 }
 
-uint64_t ksmpy_checksum(const void *data, size_t length)
+uint64_t checksum_of(const void *data, size_t length)
 {
-    return ksmpy_checksum_keyed(&public_key, data, length);
+    return checksum_keyed(&public_key, data, length);
 }
 
-KSMPY_READS_LIVE_MEMORY uint64_t ksmpy_read_only_portable(const void *data, size_t length)
+KSMPY_READS_LIVE_MEMORY uint64_t read_words_portable(const void *data, size_t length)
 {
     const unsigned char *bytes = data;
     uint64_t sum = 0;
@@ -189,11 +189,11 @@ KSMPY_READS_LIVE_MEMORY uint64_t ksmpy_read_only_portable(const void *data, size
     return sum;
 }
 
-uint64_t ksmpy_read_only(const void *data, size_t length)
+uint64_t read_words(const void *data, size_t length)
 {
 #if HAVE_AVX2
     if (have_avx2())
         return read_only_avx2(data, length);
 #endif
-    return ksmpy_read_only_portable(data, length);
+    return read_words_portable(data, length);
 }

@@ -46,20 +46,20 @@ struct checksum_key {
     uint64_t words[CHECKSUM_WORDS];
 };
 void checksum_make_key(struct checksum_key *key, uint64_t seed);
-uint64_t ksmpy_checksum_keyed(const struct checksum_key *key, const void *data, size_t length);
+uint64_t checksum_keyed(const struct checksum_key *key, const void *data, size_t length);
 
 /* length must be a multiple of 64; data may be aligned in any way. From CHECKSUM_SEED. */
-uint64_t ksmpy_checksum(const void *data, size_t length);
+uint64_t checksum_of(const void *data, size_t length);
 
 /* The same value without vector instructions, whatever the machine has. */
-uint64_t ksmpy_checksum_portable(const void *data, size_t length);
+uint64_t checksum_portable(const void *data, size_t length);
 
 /*
  * The sum of the 64-bit words of data, read as fast as this machine can: the
- * yardstick for ksmpy_checksum.  length must be a multiple of 64.
+ * yardstick for checksum_of().  length must be a multiple of 64.
  */
-uint64_t ksmpy_read_only(const void *data, size_t length);
-uint64_t ksmpy_read_only_portable(const void *data, size_t length);
+uint64_t read_words(const void *data, size_t length);
+uint64_t read_words_portable(const void *data, size_t length);
 
 /* The 48 bits of the checksum that records have room for. */
 static inline uint64_t cut_sum(uint64_t sum)

@@ -86,8 +86,3 @@ bool os_has_devices(void)
 {
     return has_descriptor() || has_ring();
 }
-
-int ksmpy_has_devices(void)
-{
-    return os_has_devices();
-}

@@ -75,7 +75,7 @@ void guard_close(const sigset_t *before)
 
 bool guard_checksum(const struct checksum_key *key, const void *page, uint64_t *sum)
 {
-    GUARDED(page, page, PAGE_SIZE, *sum = ksmpy_checksum_keyed(key, page, PAGE_SIZE));
+    GUARDED(page, page, PAGE_SIZE, *sum = checksum_keyed(key, page, PAGE_SIZE));
 }
 
 KSMPY_READS_LIVE_MEMORY bool guard_is_zero(const void *page, bool *zero)

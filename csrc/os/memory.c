@@ -306,17 +306,6 @@ uint64_t os_memory_left(struct os_memory *memory, char *which, size_t size)
     return question.left;
 }
 
-int64_t ksmpy_memory_left(char *which, size_t size)
-{
-    struct os_memory memory;
-    int error = os_memory_open(&memory);
-    if (error)
-        return error;
-    uint64_t left = os_memory_left(&memory, which, size);
-    os_memory_close(&memory);
-    return (int64_t)least(left << PAGE_SHIFT, INT64_MAX);
-}
-
 uint64_t os_memory_pages(void)
 {
     long pages = sysconf(_SC_PHYS_PAGES);

@@ -10,8 +10,6 @@
 #include <stdbool.h>
 #include <sys/mman.h>
 
-#include "ksmpy.h"
-
 #define SLOTS 1024 /* in the first table; each further one has twice as many */
 #define TABLES 16
 
@@ -112,7 +110,7 @@ static int add_variables(struct dl_phdr_info *object, size_t size, void *list)
     return ours;
 }
 
-int64_t ksmpy_own_memory(struct ksmpy_range *out, int64_t max)
+int64_t os_own_memory(struct ksmpy_range *out, int64_t max)
 {
     struct list list = {.out = out, .max = max};
     struct slot *table;

@@ -127,9 +127,3 @@ void os_probe(struct ksmpy_caps *caps)
     caps->madv_populate = probe_mapping(try_populate);
     caps->memfd = probe_memfd();
 }
-
-int ksmpy_probe(struct ksmpy_caps *caps)
-{
-    os_probe(caps);
-    return 0;
-}

@@ -58,7 +58,7 @@ static uint64_t sum_of_shape(const struct store_shape *shape)
     uint8_t bytes[64] = {0};
     _Static_assert(offsetof(struct store_shape, sum) <= sizeof bytes, "it fits");
     memcpy(bytes, shape, offsetof(struct store_shape, sum));
-    return ksmpy_checksum(bytes, sizeof bytes);
+    return checksum_of(bytes, sizeof bytes);
 }
 
 /* Of bytes that no simple checksum gets right by chance. */
@@ -67,7 +67,7 @@ static uint64_t which_checksum(void)
     uint8_t page[PAGE_SIZE];
     for (size_t i = 0; i < PAGE_SIZE; i++)
         page[i] = (uint8_t)(i * 167 + (i >> 8));
-    return ksmpy_checksum(page, PAGE_SIZE);
+    return checksum_of(page, PAGE_SIZE);
 }
 
 /* One that outlives whoever dies with it, in any process. */
@@ -96,7 +96,7 @@ static uint64_t which_mutex(void)
     made.bytes[sizeof made.bytes - 1] = sizeof(pthread_mutex_t);
     if (store_make_mutex(&made.mutex) < 0)
         return 0;
-    uint64_t sum = ksmpy_checksum(made.bytes, sizeof made.bytes);
+    uint64_t sum = checksum_of(made.bytes, sizeof made.bytes);
     pthread_mutex_destroy(&made.mutex);
     return sum;
 }

@@ -196,7 +196,7 @@ static inline const uint8_t *frame_bytes(struct store *store, uint32_t frame)
 /* Of a page's bytes, as records have it. */
 static inline uint64_t store_sum(const struct store *store, const void *bytes)
 {
-    return cut_sum(ksmpy_checksum_keyed(&store->key, bytes, PAGE_SIZE));
+    return cut_sum(checksum_keyed(&store->key, bytes, PAGE_SIZE));
 }
 static inline uint64_t frame_offset(const struct store *store, uint32_t frame)
 {

@@ -31,7 +31,7 @@ static void add_sum(struct sums *sums, const page *data)
         if (!sums->sum)
             abort();
     }
-    sums->sum[sums->count++] = ksmpy_checksum(data, PAGE);
+    sums->sum[sums->count++] = checksum_of(data, PAGE);
 }
 
 static int by_value(const void *a, const void *b)
@@ -75,10 +75,8 @@ static void both_ways_give_the_same_sum(void)
     for (size_t length = 0; length <= ROOM; length += 64) {
         size_t offset = next_random(&random) % 64;
 
-        CHECK(ksmpy_checksum(data + offset, length) ==
-              ksmpy_checksum_portable(data + offset, length));
-        CHECK(ksmpy_read_only(data + offset, length) ==
-              ksmpy_read_only_portable(data + offset, length));
+        CHECK(checksum_of(data + offset, length) == checksum_portable(data + offset, length));
+        CHECK(read_words(data + offset, length) == read_words_portable(data + offset, length));
     }
 }
 
@@ -91,7 +89,7 @@ static void extreme_words_give_the_same_sum(void)
     for (size_t i = 0; i < sizeof(extremes) / sizeof(extremes[0]); i++) {
         for (int w = 0; w < WORDS; w++)
             data.word[w] = extremes[i];
-        CHECK(ksmpy_checksum(&data, PAGE) == ksmpy_checksum_portable(&data, PAGE));
+        CHECK(checksum_of(&data, PAGE) == checksum_portable(&data, PAGE));
     }
 }
 
@@ -100,12 +98,12 @@ static void the_definition_does_not_drift(void)
     page data;
 
     memset(&data, 0, PAGE);
-    CHECK(ksmpy_checksum(&data, 0) == 0x3762e809e95bf46a);
-    CHECK(ksmpy_checksum(&data, PAGE) == 0x5eb787d6ed9dbb06);
+    CHECK(checksum_of(&data, 0) == 0x3762e809e95bf46a);
+    CHECK(checksum_of(&data, PAGE) == 0x5eb787d6ed9dbb06);
     for (int i = 0; i < PAGE; i++)
         data.byte[i] = (unsigned char)(i * 7 + i / 256);
-    CHECK(ksmpy_checksum(&data, 64) == 0xffaf54a1e6ba1085);
-    CHECK(ksmpy_checksum(&data, PAGE) == 0xa1d7037f42e7c2c0);
+    CHECK(checksum_of(&data, 64) == 0xffaf54a1e6ba1085);
+    CHECK(checksum_of(&data, PAGE) == 0xa1d7037f42e7c2c0);
 }
 
 static void one_or_two_flipped_bits_never_collide(void)
@@ -142,10 +140,10 @@ static void a_flipped_bit_changes_half_of_the_sum(void)
         if (round == 0)
             memset(&data, 0, PAGE);
         for (int bit = 0; bit < 8 * PAGE; bit += 3, rounds++) {
-            uint64_t before = ksmpy_checksum(&data, PAGE), changed;
+            uint64_t before = checksum_of(&data, PAGE), changed;
 
             data.byte[bit / 8] ^= (unsigned char)(1 << bit % 8);
-            changed = before ^ ksmpy_checksum(&data, PAGE);
+            changed = before ^ checksum_of(&data, PAGE);
             CHECK(__builtin_popcountll(changed) >= 8); /* chance: 2 in 10^10 */
             for (int i = 0; i < 64; i++)
                 flips[i] += changed >> i & 1;
@@ -330,10 +328,10 @@ static void no_word_hides_another(void)
 static void length_counts(void)
 {
     static const unsigned char zeros[4 * PAGE];
-    uint64_t last = ksmpy_checksum(zeros, 0);
+    uint64_t last = checksum_of(zeros, 0);
 
     for (size_t length = 64; length <= sizeof(zeros); length += 64) {
-        uint64_t sum = ksmpy_checksum(zeros, length);
+        uint64_t sum = checksum_of(zeros, length);
 
         CHECK(sum != last);
         last = sum;
@@ -347,12 +345,12 @@ static void blocks_of_long_data_keep_their_order(void)
 
     for (int i = 0; i < 3; i++)
         fill_random(&data[i], &random);
-    sum = ksmpy_checksum(data, sizeof(data));
+    sum = checksum_of(data, sizeof(data));
     for (int i = 0; i < 2; i++) {
         memcpy(other, data, sizeof(other));
         other[i] = data[i + 1];
         other[i + 1] = data[i];
-        CHECK(ksmpy_checksum(other, sizeof(other)) != sum);
+        CHECK(checksum_of(other, sizeof(other)) != sum);
     }
 }
 
@@ -374,14 +372,14 @@ static void a_page_may_be_written_meanwhile(void)
 
     REQUIRE(pthread_create(&writer, NULL, write_live, NULL) == 0);
     for (int i = 0; i < 20000; i++) {
-        ksmpy_checksum(&live, PAGE);
-        ksmpy_checksum_portable(&live, PAGE);
-        ksmpy_read_only(&live, PAGE);
-        ksmpy_read_only_portable(&live, PAGE);
+        checksum_of(&live, PAGE);
+        checksum_portable(&live, PAGE);
+        read_words(&live, PAGE);
+        read_words_portable(&live, PAGE);
     }
     atomic_store(&live_stop, 1);
     pthread_join(writer, NULL);
-    CHECK(ksmpy_checksum(&live, PAGE) == ksmpy_checksum_portable(&live, PAGE));
+    CHECK(checksum_of(&live, PAGE) == checksum_portable(&live, PAGE));
 }
 
 int main(void)

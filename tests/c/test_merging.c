@@ -30,17 +30,15 @@ static bool locks_memory, device_writes;
 static uint64_t max_maps;
 static void (*before_freeze)(void); /* once */
 
-uint64_t __real_ksmpy_checksum(const void *data, size_t length);
-uint64_t __real_ksmpy_checksum_keyed(const struct checksum_key *key, const void *data,
-                                     size_t length);
-uint64_t __wrap_ksmpy_checksum_keyed(const struct checksum_key *key, const void *data,
-                                     size_t length)
+uint64_t __real_checksum_of(const void *data, size_t length);
+uint64_t __real_checksum_keyed(const struct checksum_key *key, const void *data, size_t length);
+uint64_t __wrap_checksum_keyed(const struct checksum_key *key, const void *data, size_t length)
 {
-    return __real_ksmpy_checksum_keyed(key, data, weak ? SEEN : length);
+    return __real_checksum_keyed(key, data, weak ? SEEN : length);
 }
-uint64_t __wrap_ksmpy_checksum(const void *data, size_t length)
+uint64_t __wrap_checksum_of(const void *data, size_t length)
 {
-    return __real_ksmpy_checksum(data, weak ? SEEN : length);
+    return __real_checksum_of(data, weak ? SEEN : length);
 }
 
 int64_t __real_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view);

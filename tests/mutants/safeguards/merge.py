@@ -9,7 +9,7 @@ MUTANTS = [
         "bytes are compared, not checksums",
         file="csrc/merge/piece.c",
         old="compare_live(frame, view + bytes_of(i)) == 0",
-        new="ksmpy_checksum(frame, PAGE_SIZE) == ksmpy_checksum(view + bytes_of(i), PAGE_SIZE)",
+        new="checksum_of(frame, PAGE_SIZE) == checksum_of(view + bytes_of(i), PAGE_SIZE)",
         tests=("c/test_merging.c::pages_that_collide_stay_apart",),
         quick=True,
     ),

@@ -1,0 +1,45 @@
+/* What can be asked without an engine: of the machine, of this process, of the checksum. */
+#include "base/checksum.h"
+#include "base/pages.h"
+#include "ksmpy.h"
+#include "os/devices.h"
+#include "os/memory.h"
+#include "os/own.h"
+#include "os/probe.h"
+
+int ksmpy_probe(struct ksmpy_caps *caps)
+{
+    os_probe(caps);
+    return 0;
+}
+
+int ksmpy_has_devices(void)
+{
+    return os_has_devices();
+}
+
+int64_t ksmpy_memory_left(char *which, size_t size)
+{
+    struct os_memory memory;
+    int error = os_memory_open(&memory);
+    if (error)
+        return error;
+    uint64_t left = os_memory_left(&memory, which, size);
+    os_memory_close(&memory);
+    return (int64_t)least(left << PAGE_SHIFT, INT64_MAX);
+}
+
+int64_t ksmpy_own_memory(struct ksmpy_range *out, int64_t max)
+{
+    return os_own_memory(out, max);
+}
+
+uint64_t ksmpy_checksum(const void *data, size_t length)
+{
+    return checksum_of(data, length);
+}
+
+uint64_t ksmpy_read_only(const void *data, size_t length)
+{
+    return read_words(data, length);
+}
