@@ -1,7 +1,6 @@
 /* What can be asked without an engine: of the machine, of this process, of the checksum. */
 #include "base/checksum.h"
 #include "base/pages.h"
-#include "ksmpy.h"
 #include "os/devices.h"
 #include "os/memory.h"
 #include "os/own.h"

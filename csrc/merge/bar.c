@@ -27,6 +27,11 @@ static bool devices_may_write(struct merger *merger)
     return merger->bar.devices;
 }
 
+void bar_ask_again(struct merger *merger)
+{
+    merger->bar.known = false;
+}
+
 /*
  * After mlockall(MCL_FUTURE) an overlay would be filled with copies of its frames at once, and
  * without its own descriptors the engine would write into other files.

@@ -6,6 +6,7 @@
 
 /* Has the program left the engine's descriptors alone? */
 bool merger_has_files(const struct merger *merger);
+void bar_ask_again(struct merger *merger); /* another slice begins */
 /* When it is first asked in a slice it is found out, for all of it. */
 bool merging_is_barred(struct merger *merger);
 

@@ -136,36 +136,29 @@ static bool stays_apart(const struct region *region, uint64_t i, const void *byt
     return region->growing && (i + 1 == region->n || is_block_head(bytes));
 }
 
-void look_up(struct scanner *scanner, uint32_t id, bool changed, bool eager)
+static bool goes_to_zero_page(const struct scanner *scanner, uint64_t sum)
 {
-    struct page *page = page_record(scanner->pages, id);
+    return sum == scanner->pages->sum_of_zeros && scanner->pages->knobs[KSMPY_KNOB_USE_ZERO_PAGES];
+}
+
+/* Nothing has changed for a page that was looked up before. */
+static bool stays_as_it_is(struct scanner *scanner, const struct page *page, uint64_t sum)
+{
+    if (page_waits(page))
+        return !goes_to_zero_page(scanner, sum); /* whatever is equal to it will find it */
+    if (page_state(page) != PAGE_REFUSED || scanner->merger->budget.asks_again)
+        return false;
+    count_refusal(scanner->merger, -EDQUOT, 1);
+    return true;
+}
+
+/* Who has these bytes?  SEEN, with its checksum. */
+static void find_equal(struct scanner *scanner, uint32_t id, bool changed, bool eager)
+{
     const void *bytes = (const void *)page_address(scanner->pages, id);
-    uint64_t sum = sum_of(scanner, id, eager);
-    enum page_state state = page_state(page);
-    if (sum == UNREADABLE) {
-        page_withdraw(scanner->pages, id);
-        page_become(scanner->pages, id, PAGE_NEW, NO_INDEX);
-        scanner->unreadable = true;
-        return;
-    }
-    bool indexed = page_waits(page), zero = sum == scanner->pages->sum_of_zeros;
-    if (!scanner->pages->tracked)
-        changed = state == PAGE_NEW || page_sum(page) != sum;
-    if (indexed && !changed && !(zero && scanner->pages->knobs[KSMPY_KNOB_USE_ZERO_PAGES]))
-        return; /* whatever is equal to it will find it */
-    if (state == PAGE_REFUSED && !changed && !scanner->merger->budget.asks_again) {
-        count_refusal(scanner->merger, -EDQUOT, 1);
-        return;
-    }
-    page_withdraw(scanner->pages, id);
-    page_set_sum(page, sum);
-    page_become(scanner->pages, id, PAGE_SEEN, NO_INDEX);
-    if (zero && window_at_hole(scanner, id)) {
-        page_become(scanner->pages, id, PAGE_HOLE, NO_INDEX);
-        return;
-    }
-    bool to_zero_page = zero && scanner->pages->knobs[KSMPY_KNOB_USE_ZERO_PAGES];
     const struct region *region = region_at(scanner->pages, region_of(scanner->pages, id));
+    uint64_t sum = page_sum(page_record(scanner->pages, id));
+    bool to_zero_page = goes_to_zero_page(scanner, sum);
     bool apart = !to_zero_page && stays_apart(region, id - region->base, bytes);
     bool settled = !changed || eager;
     bool equal = settled && !apart && run_extends(scanner->pages, &scanner->run, RUN_EQUAL, id, 0);
@@ -182,4 +175,27 @@ void look_up(struct scanner *scanner, uint32_t id, bool changed, bool eager)
         collect(scanner, RUN_ZERO, id, NO_INDEX);
     else if (!try_candidate(scanner, id, sum, bytes))
         wait_or_go_ahead(scanner, id, sum, bytes);
+}
+
+void look_up(struct scanner *scanner, uint32_t id, bool changed, bool eager)
+{
+    struct page *page = page_record(scanner->pages, id);
+    uint64_t sum = sum_of(scanner, id, eager);
+    if (sum == UNREADABLE) {
+        page_withdraw(scanner->pages, id);
+        page_become(scanner->pages, id, PAGE_NEW, NO_INDEX);
+        scanner->unreadable = true;
+        return;
+    }
+    if (!scanner->pages->tracked)
+        changed = page_state(page) == PAGE_NEW || page_sum(page) != sum;
+    if (!changed && stays_as_it_is(scanner, page, sum))
+        return;
+    page_withdraw(scanner->pages, id);
+    page_set_sum(page, sum);
+    page_become(scanner->pages, id, PAGE_SEEN, NO_INDEX);
+    if (sum == scanner->pages->sum_of_zeros && window_at_hole(scanner, id))
+        page_become(scanner->pages, id, PAGE_HOLE, NO_INDEX);
+    else
+        find_equal(scanner, id, changed, eager);
 }

@@ -17,6 +17,7 @@
 #include <errno.h>
 
 #include "base/pages.h"
+#include "merge/bar.h"
 #include "merge/budget.h"
 #include "merge/lonely.h"
 #include "merge/refusal.h"
@@ -195,6 +196,30 @@ static bool takes_long(uint64_t begin, uintptr_t address)
            (address % bytes_of(HUGE_PAGES) == 0 || took > CUT * LONG_SLICE_NS);
 }
 
+/* What was known when others had the lock is asked again. */
+static void begin_slice(struct scanner *scanner, const struct region *region, uint64_t max_pages,
+                        bool eager)
+{
+    struct window *window = &scanner->window;
+    scanner->ahead.n = window->holes_n = 0;
+    scanner->ahead.end = region->base + (uint32_t)least(window->at + max_pages, region->n);
+    scanner->unreadable = false;
+    bar_ask_again(scanner->merger);
+    if (eager && !window->eager)
+        window_turn_eager(scanner);
+}
+
+static void end_slice(struct scanner *scanner, const struct region *region)
+{
+    carry_out(scanner);
+    if (scanner->unreadable)
+        check_lost_region(scanner->pages, scanner->window.region);
+    store_look_away(&scanner->pages->store, false);
+    store_flush(&scanner->pages->store);
+    if (scanner->window.at >= region->n || left_alone(region))
+        next_region(scanner);
+}
+
 void scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager)
 {
     struct window *window = &scanner->window;
@@ -204,11 +229,7 @@ void scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager)
     }
     const struct region *region = region_at(scanner->pages, window->region);
     uint64_t before = scanner->merger->result->scanned;
-    scanner->ahead.n = scanner->window.holes_n = 0;
-    scanner->merger->bar.known = scanner->unreadable = false;
-    scanner->ahead.end = region->base + (uint32_t)least(window->at + max_pages, region->n);
-    if (eager && !window->eager)
-        window_turn_eager(scanner);
+    begin_slice(scanner, region, max_pages, eager);
     uint64_t begin = os_now_ns();
     for (uint64_t visited = 0; visited < SLICE_VISITED; visited++) {
         uint64_t scanned = scanner->merger->result->scanned - before;
@@ -226,13 +247,7 @@ void scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager)
             break;
         window->at++;
     }
-    carry_out(scanner);
-    if (scanner->unreadable)
-        check_lost_region(scanner->pages, window->region);
-    store_look_away(&scanner->pages->store, false);
-    store_flush(&scanner->pages->store);
-    if (window->at >= region->n || left_alone(region))
-        next_region(scanner);
+    end_slice(scanner, region);
 }
 
 bool scan_begin_slice(struct scanner *scanner)
