@@ -1,4 +1,4 @@
-"""The kernel's own KSM through ksmpy.kernel: what is read, what is set, and that it is all put
+"""The kernel's own KSM, by ksmpy.watch.kernel: what is read, what is set, and that it is all put
 back.
 """
 

@@ -1,0 +1,89 @@
+"""The Python package's layers: nothing imports from a layer above, or itself by way of others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import ksmpy
+from support.imports import circles, imports_of, layer_of, upward
+
+#: From the ground up.
+LAYERS = (
+    "ksmpy.errors",
+    "ksmpy.text",
+    "ksmpy.proc",
+    "ksmpy.limits",
+    "ksmpy.native",
+    "ksmpy.store",
+    "ksmpy.memory",
+    "ksmpy.engine",
+    "ksmpy.watch",
+    "ksmpy.whole",
+    "ksmpy",
+    "ksmpy.demo",
+    "ksmpy.cli",
+    "ksmpy.__main__",
+)
+ROOT = Path(ksmpy.__file__).parent
+
+
+def test_no_module_imports_from_above() -> None:
+    """Imports inside functions count as any others."""
+    edges = imports_of(ROOT)
+    assert len(edges) > 50 and sum(map(len, edges.values())) > 150, "it has looked elsewhere"
+    assert upward(edges, LAYERS) == []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Nor do two modules of one layer."""
+    assert circles(imports_of(ROOT)) == []
+
+
+def test_each_module_has_a_layer() -> None:
+    """What lies in the package itself is named among the layers."""
+    own = layer_of("ksmpy", LAYERS)
+    assert [module for module in imports_of(ROOT) if layer_of(module, LAYERS) == own] == ["ksmpy"]
+
+
+def test_only_native_imports_the_extension() -> None:
+    """The C interface changes in one place."""
+    found = [
+        path.name
+        for path in ROOT.rglob("*.py")
+        if "_ksmpy import" in path.read_text(encoding="utf-8")
+    ]
+    assert found == ["native.py"]
+
+
+@pytest.mark.parametrize(
+    ("added", "wrong"),
+    [
+        ("def f():\n    from ksmpy.engine import core", "upward"),
+        ("import ksmpy.engine.core", "upward"),
+        ("from importlib import import_module as i\nimport importlib\n"
+         "importlib.import_module('ksmpy.cli')", "upward"),
+        ("from . import b", "circle"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_found(added: str, wrong: str, tmp_path: Path) -> None:
+    """Each kind of import, in a package of this shape that was right before."""
+    files = {
+        "__init__": "",
+        "store/__init__": "",
+        "store/a": "import os",
+        "store/b": "from ksmpy.store.a import os",
+        "engine/__init__": "",
+        "engine/core": "from ksmpy.store import b",
+        "cli": "import ksmpy",
+    }
+    root = tmp_path / "ksmpy"
+    for name, text in files.items():
+        path = root / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert (upward(imports_of(root), LAYERS), circles(imports_of(root))) == ([], [])
+    (root / "store/a.py").write_text(added)
+    found = upward(imports_of(root), LAYERS) if wrong == "upward" else circles(imports_of(root))
+    assert found
