@@ -7,6 +7,11 @@
 
 typedef struct ksmpy_engine ksmpy_engine;
 
+enum ksmpy_limit {
+    KSMPY_PAGE_SIZE = 4096, /* bytes; other machines are not supported */
+    KSMPY_MAX_NODES = 32 /* NUMA nodes of an engine */
+};
+
 enum ksmpy_freeze {
     KSMPY_FREEZE_AUTO = 0,
     KSMPY_FREEZE_UFFD_MOVE = 1,  /* UFFDIO_MOVE to a scratch window (Linux 6.8) */
@@ -21,13 +26,13 @@ enum ksmpy_tracking {
     KSMPY_TRACKING_CHECKSUM = 2  /* compare each page's checksum with the last pass's */
 };
 
-/* Knobs that the engine itself obeys; the other ones live in Python. */
+/* Knobs that the engine itself obeys, by the kernel's names; the other ones live in Python. */
 enum ksmpy_knob {
     KSMPY_KNOB_MERGE_ACROSS_NODES = 0,
     KSMPY_KNOB_MAX_PAGE_SHARING = 1,
     KSMPY_KNOB_USE_ZERO_PAGES = 2,
     KSMPY_KNOB_SMART_SCAN = 3,
-    KSMPY_KNOB_CHAINS_PRUNE_MILLISECS = 4,
+    KSMPY_KNOB_STABLE_NODE_CHAINS_PRUNE_MILLISECS = 4,
     KSMPY_KNOB_VMA_SHARE_PERCENT = 5, /* share of vm.max_map_count the process may reach */
     KSMPY_KNOB_COUNT = 6
 };
@@ -66,7 +71,7 @@ struct ksmpy_caps {
 struct ksmpy_options {
     int freeze; /* enum ksmpy_freeze */
     int tracking; /* enum ksmpy_tracking */
-    int nodes; /* how many NUMA nodes, 1 to 32 */
+    int nodes; /* how many NUMA nodes, 1 to KSMPY_MAX_NODES */
     const int *node_ids; /* their numbers for mbind, or NULL: no placement */
     int store_fd; /* of the file that engines share, open for reading and writing; 0 or less: a private store */
 };

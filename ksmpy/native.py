@@ -28,28 +28,38 @@ except ImportError as _error:
         else f"ksmpy's extension module is missing or does not load: {_error}"
     )
 
-PAGE_SIZE = 4096
-MAX_NODES = 32
 
-FREEZES = ("auto", "uffd-move", "uffd-remap", "signal", "uffd-wp")
-TRACKINGS = ("auto", "wp-async", "checksum")
+def _constant(name: str, without: int = 0) -> int:
+    """An enumerator of the extension's, or `without` where there is no extension."""
+    return int(getattr(lib, f"KSMPY_{name}")) if _missing is None else without
 
-VMA_HUGEPAGE = 1
-VMA_NOHUGEPAGE = 2
-VMA_DONTDUMP = 4
-VMA_UNKNOWN = 8
-VMA_GROWING = 16
 
-SCAN_EAGER = 1
-SCAN_RESTART = 2
+def _words(enum: str) -> tuple[str, ...]:
+    """What its enumerators are called by users, in their order: "uffd-wp" for .._UFFD_WP."""
+    if _missing is not None:
+        return ("auto",)
+    prefix = f"KSMPY_{enum.upper()}_"
+    names = sorted(ffi.typeof(f"enum ksmpy_{enum}").elements.items())
+    return tuple(name.removeprefix(prefix).lower().replace("_", "-") for _, name in names)
+
+
+PAGE_SIZE = _constant("PAGE_SIZE", 4096)  # in bytes; estimate() counts pages on every system
+MAX_NODES = _constant("MAX_NODES")
+
+FREEZES = _words("freeze")
+TRACKINGS = _words("tracking")
+
+VMA_HUGEPAGE = _constant("VMA_HUGEPAGE")
+VMA_NOHUGEPAGE = _constant("VMA_NOHUGEPAGE")
+VMA_DONTDUMP = _constant("VMA_DONTDUMP")
+VMA_UNKNOWN = _constant("VMA_UNKNOWN")
+VMA_GROWING = _constant("VMA_GROWING")
+
+SCAN_EAGER = _constant("SCAN_EAGER")
+SCAN_RESTART = _constant("SCAN_RESTART")
 
 KNOB_NUMBERS = {
-    "merge_across_nodes": 0,
-    "max_page_sharing": 1,
-    "use_zero_pages": 2,
-    "smart_scan": 3,
-    "stable_node_chains_prune_millisecs": 4,
-    "vma_share_percent": 5,
+    word.replace("-", "_"): number for number, word in enumerate(_words("knob")) if word != "count"
 }
 
 
@@ -254,8 +264,8 @@ class NativeEngine:
         self._pointer: list[Any] = [out[0]]
         self._inside: dict[object, None] = {}
         self._closed = False
-        self.freeze = FREEZES[lib.ksmpy_engine_freeze(out[0])]
-        self.tracking = TRACKINGS[lib.ksmpy_engine_tracking(out[0])]
+        self.freeze: str = FREEZES[lib.ksmpy_engine_freeze(out[0])]
+        self.tracking: str = TRACKINGS[lib.ksmpy_engine_tracking(out[0])]
 
     def _call(self, function: Callable[..., Any], *args: Any) -> int:
         token = object()

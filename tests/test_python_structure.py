@@ -13,6 +13,7 @@ from support.imports import circles, imports_of, layer_of, upward
 LAYERS = (
     "ksmpy.errors",
     "ksmpy.text",
+    "ksmpy.context",
     "ksmpy.proc",
     "ksmpy.limits",
     "ksmpy.native",

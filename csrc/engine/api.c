@@ -21,6 +21,8 @@
 #include "scan/window.h"
 #include "store/store.h"
 
+_Static_assert(PAGE_SIZE == KSMPY_PAGE_SIZE, "Python counts in other pages");
+
 /* What the kernel is asked before anything is taken for the region. */
 static int may_add(struct merger *merger, uintptr_t address, uint64_t n, int vma_flags)
 {

@@ -13,7 +13,7 @@
 void default_knobs(uint64_t *knobs)
 {
     knobs[KSMPY_KNOB_SMART_SCAN] = 1;
-    knobs[KSMPY_KNOB_CHAINS_PRUNE_MILLISECS] = 2000;
+    knobs[KSMPY_KNOB_STABLE_NODE_CHAINS_PRUNE_MILLISECS] = 2000;
     knobs[KSMPY_KNOB_VMA_SHARE_PERCENT] = 50;
 }
 
@@ -59,7 +59,7 @@ int knob_check(int knob, uint64_t value)
         return value >= 2 && value <= INT32_MAX ? 0 : -EINVAL;
     case KSMPY_KNOB_VMA_SHARE_PERCENT:
         return value <= 100 ? 0 : -EINVAL;
-    case KSMPY_KNOB_CHAINS_PRUNE_MILLISECS:
+    case KSMPY_KNOB_STABLE_NODE_CHAINS_PRUNE_MILLISECS:
         return value <= UINT32_MAX ? 0 : -EINVAL;
     default:
         return -EINVAL;

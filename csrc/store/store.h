@@ -36,7 +36,7 @@
 #include "ksmpy.h"
 #include "os/arena.h"
 
-#define MAX_NODES 32
+#define MAX_NODES KSMPY_MAX_NODES
 #define NO_FRAME NO_INDEX
 #define MAX_SLOTS 1024
 #define NO_SLOT MAX_SLOTS

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from ksmpy import native
+from ksmpy.context import unless_scarce
 from ksmpy.engine import notices, registry
 from ksmpy.engine.knobs import Knobs, Settings, check_modes
 from ksmpy.engine.ksmd import Daemon
@@ -395,16 +396,14 @@ class Core:
         They are right as they are. The engine stays open, stopped, until their owners die or
         close() is called again; a warning says so.
         """
-        try:
-            self.close()
-        except OSError as error:
-            if error.errno != errno.ENOMEM:
-                raise
-            _log.warning(
+        unless_scarce(
+            self.close,
+            lambda words: _log.warning(
                 "%d regions stay merged, and their engine open until they end: %s",
                 len(self._regions),
-                error.strerror,
-            )
+                words,
+            ),
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self._regions)} regions, run={self._run}"

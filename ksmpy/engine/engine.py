@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
+from ksmpy.context import Ending
 from ksmpy.engine.core import Core
 from ksmpy.engine.knobs import Knobs
 from ksmpy.engine.numa import Topology
@@ -19,7 +19,7 @@ from ksmpy.text import Row, code_html, table_html, table_text
 __all__ = ["Engine", "core_of"]
 
 
-class Engine:
+class Engine(Ending):
     """Merges equal pages of registered buffers, in place.
 
     `store`: None for a private store; a Store, or the name of one (made if it is missing), to
@@ -156,12 +156,7 @@ class Engine:
         self._core.require_open()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _leave(self) -> None:
         self._core.leave()
 
     def __repr__(self) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from ksmpy.context import Ending, unless_scarce
 from ksmpy.engine.stats import RegionStats
 from ksmpy.errors import KsmpyError
 from ksmpy.memory.lifetime import Unowned
@@ -56,7 +56,7 @@ class Home(Protocol):
         """Stop the thread that scans."""
 
 
-class Region:
+class Region(Ending):
     """The whole pages of one registered buffer.
 
     It ends by itself when the buffer's owner dies, by release(), and as a context manager at the
@@ -130,19 +130,11 @@ class Region:
         self._require()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self.release()
-        except OSError as refusal:
-            # Nobody can act on it here: without memory for it, pages stay merged, and right.
-            if refusal.errno != errno.ENOMEM:
-                raise
-            _log.warning("region %r stays merged until it ends: %s", self.name, refusal.strerror)
+    def _leave(self) -> None:
+        unless_scarce(
+            self.release,
+            partial(_log.warning, "region %r stays merged until it ends: %s", self.name),
+        )
 
     def __reduce__(self) -> tuple[Callable[..., Region], tuple[str, int, int]]:
         return _record, (self.name, self.address, self.nbytes)

@@ -10,10 +10,10 @@ import errno
 import os
 import weakref
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, TypeVar
 
 from ksmpy import native
+from ksmpy.context import Ending
 from ksmpy.errors import KnobError, StoreError
 from ksmpy.store import files
 from ksmpy.store.stats import StoreStats
@@ -57,7 +57,7 @@ class StoreProcess(int):
         )
 
 
-class Store:
+class Store(Ending):
     """Frames that several processes share: give it to their engines, as Engine(store=...).
 
     Made by Store.open(), Store.anonymous() or Store.from_fd(). A context manager: close() at the
@@ -231,12 +231,7 @@ class Store:
         self.fileno()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _leave(self) -> None:
         self.close()
 
     def __eq__(self, other: object) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import logging
 import os
 import threading
@@ -12,9 +11,9 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
-from types import TracebackType
 from typing import Any
 
+from ksmpy.context import Ending, unless_scarce
 from ksmpy.engine.core import Core
 from ksmpy.engine.engine import core_of
 from ksmpy.engine.region import Region
@@ -77,13 +76,7 @@ def _let_go(regions: dict[Region, None]) -> None:
 
 
 def _leave(undo: Callable[[], None]) -> None:
-    """Where nobody can act on its error: without memory for it, pages stay merged, and right."""
-    try:
-        undo()
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
-            raise
-        _log.warning("regions stay merged until they end: %s", error.strerror)
+    unless_scarce(undo, partial(_log.warning, "regions stay merged until they end: %s"))
 
 
 _process = _Process()
@@ -98,7 +91,7 @@ def _here() -> _Process:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Report(Ending):
     """What dedup() did; as a context manager, undone at the end of the block.
 
     A copy, and what a pickle of it becomes, has the figures only: it cannot be undone.
@@ -149,12 +142,7 @@ class Report:
     def __enter__(self) -> Report:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _leave(self) -> None:
         _leave(self.undo)
 
     def __str__(self) -> str:
