@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from ksmpy.store.store import Store, StoreProcess
     from ksmpy.watch.analyze import analyze
     from ksmpy.watch.doctor import Check, doctor
-    from ksmpy.watch.estimate import Estimate, Refused, estimate
+    from ksmpy.watch.estimate import Estimate, Refused
     from ksmpy.whole.adopt import Coverage
     from ksmpy.whole.dedup import Report, dedup
     from ksmpy.whole.enable import coverage, disable, enable, worker_init
+    from ksmpy.whole.estimator import estimate
 
     __version__: str
 
@@ -55,7 +56,7 @@ _EXPORTS = {
     "empty": "memory.arrays",
     "empty_like": "memory.arrays",
     "enable": "whole.enable",
-    "estimate": "watch.estimate",
+    "estimate": "whole.estimator",
     "full": "memory.arrays",
     "worker_init": "whole.enable",
     "zeros": "memory.arrays",

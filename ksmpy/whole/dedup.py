@@ -25,7 +25,7 @@ from ksmpy.text import human_bytes, table_html
 from ksmpy.watch.estimate import Refused, refusal_lines
 from ksmpy.whole.enable import enabled_engine
 
-__all__ = ["Report", "dedup"]
+__all__ = ["Report", "dedup", "present_engine"]
 
 _log = logging.getLogger("ksmpy")
 
@@ -41,12 +41,17 @@ class _Process:
         self.lock = threading.RLock()
         self._engine: Callable[[], Core | None] = lambda: None
 
-    def engine(self) -> tuple[Core, bool]:
-        """The engine that enable() made, or that of earlier calls, or a new one; whether new."""
+    def present(self) -> Core | None:
+        """The engine that enable() made, or that of earlier calls."""
         enabled = enabled_engine()
         engine = core_of(enabled) if enabled is not None else self._engine()
-        if engine is not None and not engine.closed:
-            return engine, False
+        return None if engine is None or engine.closed else engine
+
+    def engine(self) -> tuple[Core, bool]:
+        """The one that is present, or a new one; whether new."""
+        there = self.present()
+        if there is not None:
+            return there, False
         engine = Core()
         self._engine = weakref.ref(engine)
         return engine, True
@@ -88,6 +93,11 @@ def _here() -> _Process:
     if _process.pid != os.getpid():
         _process = _Process()
     return _process
+
+
+def present_engine() -> Core | None:
+    """What dedup() would use now, if that is there already."""
+    return _here().present()
 
 
 @dataclass(frozen=True, slots=True)
