@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -30,12 +31,19 @@ def why(number: int, memory_left: MemoryLeft) -> str:
         errno.EMFILE: _no_descriptors,
         errno.ENFILE: lambda: "the whole system's file table is full: raise fs.file-max (root)",
         errno.EFBIG: _file_size,
+        errno.ENOENT: _no_proc,
     }
     try:
         reason = reasons.get(number, lambda: "")()
     except (MemoryError, OSError):
         reason = ""
     return f": {reason}" if reason else ""
+
+
+def _no_proc() -> str:
+    if os.path.exists("/proc/self"):
+        return ""
+    return "/proc is not mounted here, by which memory is given back: mount -t proc proc /proc"
 
 
 def _limit(name: str) -> int | None:

@@ -81,6 +81,49 @@ assert one.tobytes() == wanted and two.tobytes() == plain
 """
 
 
+CHILD = """
+import traceback
+engine = ksmpy.Engine(freeze=sys.argv[1], tracking=sys.argv[2])
+one = memory.distinct(1024)
+two, plain = memory.twin(one), one.tobytes()
+for array in (one, two):
+    engine.register(array)
+engine.scan(eager=True)
+assert engine.stats().pages_sharing == 1024
+told, tell = os.pipe()
+child = os.fork()
+if not child:
+    status = 1
+    try:
+        one[:: 2 * 4096] ^= 1
+        wanted = one.tobytes()
+        with open("/proc/self/maps") as maps:
+            hide()
+            try:
+                engine.close()
+            except (OSError, ksmpy.KsmpyError) as error:
+                os.write(tell, str(error).encode())
+            maps.seek(0)
+            if "memfd:ksmpy" in maps.read():
+                os.write(tell, b" MERGED")
+        assert one.tobytes() == wanted and two.tobytes() == plain
+        status = 0
+    except SystemExit as left:
+        status = left.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+os.close(tell)
+said = os.read(told, 4096).decode()
+print(said)
+assert one.tobytes() == two.tobytes() == plain
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+engine.close()
+sys.exit(status)
+"""
+
+
 def _without_proc(work: str, *arguments: str) -> str:
     done = python("-c", HIDDEN + work, *arguments)
     if done.returncode == 77:
@@ -111,3 +154,12 @@ def test_what_is_merged_is_given_back(chosen: Mode) -> None:
     if reason := chosen.missing():
         pytest.skip(reason)
     _without_proc(ALIVE, *chosen)
+
+
+@pytest.mark.parametrize("chosen", EACH_FREEZE, ids=str)
+def test_a_forked_child_loses_nothing(chosen: Mode) -> None:
+    """What it inherited is given back there as well, or stays merged and says why."""
+    if reason := chosen.missing():
+        pytest.skip(reason)
+    told = _without_proc(CHILD, *chosen).strip()
+    assert not told or "/proc" in told

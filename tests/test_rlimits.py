@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 import ksmpy
+from conftest import EACH_FREEZE, Mode
+from support import inject
 from support.procs import python
 
 pytestmark = pytest.mark.timeout(120)
@@ -44,6 +48,48 @@ except (OSError, ksmpy.KsmpyError) as error:
     print(error)
 """
 
+GIVE_BACK = """
+import os, resource, sys, threading
+from contextlib import contextmanager
+import ksmpy
+from ksmpy.watch import doctor
+from support import memory
+from support.inject import Injector
+
+engine = ksmpy.Engine(freeze=sys.argv[1], tracking=sys.argv[2])
+injector = Injector()
+one = memory.distinct(1024)
+two = memory.twin(one)
+for array in (one, two):
+    engine.register(array)
+engine.scan(eager=True)
+assert engine.stats().pages_sharing == 1024
+one[:: 2 * 4096] ^= 1
+wanted = one.tobytes(), two.tobytes()
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+@contextmanager
+def no_number():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+full = no_number() if sys.argv[3] == "RLIMIT_NOFILE" else injector.failing_kind("open", 1)
+with full:
+    for give_back in (engine.unmerge, engine.close):
+        try:
+            give_back()
+        except OSError as error:
+            print(error.errno, error)
+    assert {check.name for check in ksmpy.doctor()} >= {"engine", "mappings", "swap"}
+assert (one.tobytes(), two.tobytes()) == wanted
+engine.close()
+with open("/proc/self/maps") as maps:
+    assert "memfd:ksmpy" not in maps.read()
+assert (one.tobytes(), two.tobytes()) == wanted
+"""
+
 #: What leaves no room for an engine, and the name that an error has to give.
 LIMITS = [("RLIMIT_NOFILE", 60), ("RLIMIT_AS", 1 << 30), ("RLIMIT_FSIZE", 1 << 20)]
 
@@ -67,6 +113,20 @@ def test_an_engine_that_a_limit_forbids_names_it(kind: str, limit: int) -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
     assert kind in done.stdout and "ulimit" in done.stdout
+
+
+@pytest.mark.parametrize("chosen", EACH_FREEZE, ids=str)
+@pytest.mark.parametrize(
+    ("limit", "number"), [("RLIMIT_NOFILE", errno.EMFILE), ("fs.file-max", errno.ENFILE)]
+)
+def test_without_any_descriptor_memory_stays_merged(chosen: Mode, limit: str, number: int) -> None:
+    """A limit of none, or a full system: what cannot be given back names it, and can be later."""
+    if reason := chosen.missing():
+        pytest.skip(reason)
+    done = python("-c", GIVE_BACK, *chosen, limit, env=inject.preloaded({}))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for line in done.stdout.splitlines():
+        assert line.startswith(f"{number} ") and limit in line
 
 
 def test_doctor_answers_when_its_first_probe_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ int freezer_still(struct freezer *fz, uintptr_t address, uint64_t n)
     bool copies = os_pages(fz->pagemap_fd, address, n, kinds) < 0;
     for (uint64_t i = 0; i < n && !copies; i++)
         copies = kinds[i] != OS_PAGE_NONE && kinds[i] != OS_PAGE_FILE;
-    return copies && os_direct_io(fz->tasks_fd, address, n) ? -EBUSY : 0;
+    return copies ? os_direct_io(fz->tasks_fd, address, n) : 0;
 }
 
 int freezer_copy(struct freezer *fz, uintptr_t address, uint64_t n)

@@ -16,7 +16,7 @@ typedef void os_work(void *data);
 int os_apart(os_work *work, void *data);
 static inline bool os_is_crowded(int error)
 {
-    return error == -EMFILE;
+    return error == -EMFILE || error == -ENFILE;
 }
 
 #endif

@@ -50,8 +50,8 @@ struct question {
     int tasks_fd;
     uintptr_t start, end;
     long asker;
-    bool crowded; /* for want of a descriptor nobody could tell */
-    bool busy;    /* the answer */
+    int crowded; /* why nobody could tell, if it was for want of a descriptor; or 0 */
+    bool busy;   /* the answer */
 };
 
 /* What a file of a thread's in /proc says: its length, or -errno. */
@@ -133,7 +133,8 @@ static enum activity look_at(struct question *question, const char *thread)
         if (got > 0)
             return judge_state(text);
     }
-    question->crowded |= os_is_crowded(got);
+    if (os_is_crowded(got))
+        question->crowded = got;
     return got == -ENOENT || got == -ESRCH ? ELSEWHERE : UNKNOWN;
 }
 
@@ -214,6 +215,7 @@ static bool is_open_for_that(const char *name, void *nothing)
 static bool has_direct(struct question *question)
 {
     int fds = openat(question->tasks_fd, "../fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+<<<<<<< HEAD
     if (fds < 0) {
         question->crowded |= os_is_crowded(-errno);
         return true;
@@ -221,6 +223,21 @@ static bool has_direct(struct question *question)
     int found = os_each_entry(fds, is_open_for_that, NULL);
     close(fds);
     return found != 0;
+=======
+    long got = fds < 0 ? -errno : 1;
+    if (os_is_crowded((int)got))
+        question->crowded = (int)got;
+    bool found = false;
+    while (!found && got > 0 && (got = syscall(SYS_getdents64, fds, buffer, sizeof buffer)) > 0)
+        for (long at = 0; at < got && !found;) {
+            const struct entry *entry = (const struct entry *)(buffer + at);
+            at += entry->length;
+            found = entry->name[0] != '.' && is_read_direct((int)strtol(entry->name, NULL, 10));
+        }
+    if (fds >= 0)
+        close(fds);
+    return found || got < 0;
+>>>>>>> b1fb6fa (Who cannot be given memory back for want of a descriptor, or of /proc, is told so)
 }
 
 int os_tasks_open(void)
@@ -246,7 +263,7 @@ static void ask_apart(void *data)
     question->busy = is_busy(question);
 }
 
-bool os_direct_io(int tasks_fd, uintptr_t address, uint64_t n)
+int os_direct_io(int tasks_fd, uintptr_t address, uint64_t n)
 {
     struct question question = {
         .tasks_fd = tasks_fd,
@@ -254,9 +271,14 @@ bool os_direct_io(int tasks_fd, uintptr_t address, uint64_t n)
         .end = address + bytes_of(n),
         .asker = syscall(SYS_gettid),
     };
-    bool busy = is_busy(&question);
-    if (!question.crowded)
-        return busy;
-    question.busy = is_read_direct(STDIN_FILENO); /* which is not there apart */
-    return question.busy || os_apart(ask_apart, &question) < 0 || question.busy;
+    question.busy = is_busy(&question);
+    if (question.crowded && is_read_direct(STDIN_FILENO)) /* which is not there apart */
+        return -EBUSY;
+    if (question.crowded) {
+        int crowded = question.crowded;
+        question.crowded = 0;
+        if (os_apart(ask_apart, &question) < 0)
+            return crowded;
+    }
+    return question.busy && question.crowded ? question.crowded : question.busy ? -EBUSY : 0;
 }

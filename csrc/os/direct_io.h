@@ -11,9 +11,9 @@
 int os_tasks_open(void); /* a descriptor for os_direct_io(), or -errno */
 /*
  * Does a thread wait for a device that writes into these pages? Ask when they cannot be written
- * any more.
+ * any more.  -EBUSY: it does, or nobody can tell; -EMFILE, -ENFILE: for want of a descriptor.
  */
-bool os_direct_io(int tasks_fd, uintptr_t address, uint64_t n);
+int os_direct_io(int tasks_fd, uintptr_t address, uint64_t n);
 /* Does every other thread wait for something, in a call that reads and writes no memory? */
 bool os_others_wait(int tasks_fd);
 

@@ -12,11 +12,13 @@ from ksmpy.native import VMA_DONTDUMP, VMA_HUGEPAGE, VMA_NOHUGEPAGE
 from ksmpy.proc import Mapping
 from ksmpy.store.files import is_store
 
-__all__ = ["AddressSpace", "Allowance", "refusal", "register_error", "vma_flags"]
+__all__ = ["MERGED", "AddressSpace", "Allowance", "refusal", "register_error", "vma_flags"]
 
 _ENGINE_FLAGS = {"hg": VMA_HUGEPAGE, "nh": VMA_NOHUGEPAGE, "dd": VMA_DONTDUMP}
 
 # Letters of VmFlags (Documentation/filesystems/proc.rst), most telling first.
+#: Why overlays are refused.
+MERGED = "it is merged already, by an engine"
 _REFUSED = {
     "ht": "it lies on huge pages of hugetlbfs",
     "io": "it is a device's memory (VM_IO)",
@@ -111,7 +113,7 @@ def _mapping_refusal(mapping: Mapping, ours: frozenset[str]) -> str | None:
     if "ht" in flags:
         return _REFUSED["ht"]
     if is_store(mapping.path):
-        return "it is merged already, by an engine"
+        return MERGED
     if mapping.perms[3] == "s":
         # Anonymous shared memory is a deleted /dev/zero in the kernel's eyes.
         file = "" if mapping.path.startswith("/dev/zero") else f" and file-backed ({mapping.path})"

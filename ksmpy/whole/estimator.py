@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import array
 import ctypes
 import sys
+from contextlib import suppress
 
 from ksmpy import proc
 from ksmpy.engine.knobs import KNOBS
@@ -26,8 +28,8 @@ def estimate(*objs: object, min_bytes: int = 1 << 20) -> Estimate:
     and mappings are counted as the engine does: where vm.max_map_count does not allow for all of
     what is equal, as with scattered pages, which take up to four of them a pair, only what it does
     allow for is promised. Pages that were never written take no memory, and are not counted where
-    /proc/self/pagemap tells. Works on every system, where there are no mappings to count without
-    that limit.
+    /proc/self/pagemap tells. Works on every system; without
+    /proc nothing limits the mappings.
     """
     found, skipped = find_buffers(objs, min_bytes)
     pieces = merge_ranges(found)
@@ -66,11 +68,11 @@ def _whole_pages(item: Found) -> int:
     return (end - start) // PAGE_SIZE
 
 
-def _page_flags(start: int, end: int) -> list[int] | None:
+def _page_flags(start: int, end: int) -> array.array[int] | None:
     """The entries of /proc/self/pagemap; None where there are none."""
     pages = (end - start) // PAGE_SIZE
     try:
-        entries = list(proc.own_page_entries(start, pages))
+        entries = array.array("Q", proc.own_page_entries(start, pages))
     except OSError:
         return None
     return entries if len(entries) == pages else None
@@ -120,7 +122,7 @@ def _forecast(regions: int) -> Forecast:
         knobs = {name: getattr(engine.knobs, name) for name in knobs}
         share = engine.knobs.vma_share_percent
     budget = None
-    if sys.platform.startswith("linux"):
+    with suppress(OSError):
         used, most = mappings()
         used += _UNCOUNTED + regions * _REGION_MAPPINGS + (_OWN_MAPPINGS if engine is None else 0)
         budget = Budget(used, most * share // 100)

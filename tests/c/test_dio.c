@@ -25,7 +25,7 @@ static bool asked(int tasks, bool wanted)
 {
     static uint8_t page[PAGE_SIZE];
     for (int tries = 0; tries < 1000; tries++)
-        if (os_direct_io(tasks, (uintptr_t)page & ~(PAGE_SIZE - 1), 1) == wanted)
+        if ((os_direct_io(tasks, (uintptr_t)page & ~(PAGE_SIZE - 1), 1) != 0) == wanted)
             return true;
     return false;
 }
@@ -84,7 +84,7 @@ static void look_at_a_reader(int tasks, int flags, bool wanted)
     take_all(taken);
     for (int tries = 0; tries < 1000 && !seen; tries++) {
         os_sleep_us(1000); /* until it waits */
-        seen = os_direct_io(tasks, (uintptr_t)target, 1) == wanted;
+        seen = (os_direct_io(tasks, (uintptr_t)target, 1) != 0) == wanted;
     }
     CHECK(seen);
     CHECK(open("/dev/null", O_RDONLY) < 0); /* still */

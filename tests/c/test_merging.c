@@ -65,10 +65,10 @@ int __wrap_freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, 
     return none_come_back ? -ENOMEM : __real_freezer_unoverlay(fz, address, n, blank, vma_flags);
 }
 
-bool __real_os_direct_io(int tasks_fd, uintptr_t address, uint64_t n);
-bool __wrap_os_direct_io(int tasks_fd, uintptr_t address, uint64_t n)
+int __real_os_direct_io(int tasks_fd, uintptr_t address, uint64_t n);
+int __wrap_os_direct_io(int tasks_fd, uintptr_t address, uint64_t n)
 {
-    return device_writes || __real_os_direct_io(tasks_fd, address, n);
+    return device_writes ? -EBUSY : __real_os_direct_io(tasks_fd, address, n);
 }
 
 bool __wrap_os_locks_new_memory(void)

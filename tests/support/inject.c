@@ -99,7 +99,7 @@ static const struct kind kinds[KINDS] = {
     [PUNCH] = {"fallocate(PUNCH_HOLE)", {EINTR}},
     [TRUNCATE] = {"ftruncate", {ENOSPC}},
     [MEMFD] = {"memfd_create", {EMFILE, ENOMEM}},
-    [OPEN] = {"open", {EMFILE}},
+    [OPEN] = {"open", {EMFILE, ENFILE}},
     [READ] = {"read", {EINTR}},
     [PREAD] = {"pread", {ENOMEM}},
     [PWRITE] = {"pwrite", {ENOSPC, EFAULT, EBADF}},
@@ -463,6 +463,19 @@ int open(const char *path, int flags, ...)
     va_end(rest);
     FAIL_IF(OPEN, -1);
     return real(path, flags, mode);
+}
+
+int openat(int folder, const char *path, int flags, ...)
+{
+    va_list rest;
+    mode_t mode;
+
+    REAL(openat);
+    va_start(rest, flags);
+    mode = va_arg(rest, mode_t);
+    va_end(rest);
+    FAIL_IF(OPEN, -1);
+    return real(folder, path, flags, mode);
 }
 
 ssize_t read(int fd, void *buffer, size_t length)

@@ -23,7 +23,7 @@ MUTANTS = [
     Mutant(
         "what a device writes into is not unmerged",
         file="csrc/freeze/replace.c",
-        old="    return copies && os_direct_io(fz->tasks_fd, address, n) ? -EBUSY : 0;",
+        old="    return copies ? os_direct_io(fz->tasks_fd, address, n) : 0;",
         new="    return 0;",
         tests=("c/test_merging.c::what_a_device_writes_into_stays_where_it_is",),
     ),
