@@ -100,13 +100,17 @@ def test_stretches_of_any_length(engine: Any) -> None:
 
 
 def test_a_guess_about_the_rest_is_worth_a_few_frames(engine: Any) -> None:
-    """Pages further on that only seem to belong to the stretch cost at most twice its frames."""
-    sharing = 16
+    """Pages further on that only seem to belong to the stretch cost at most twice its frames.
+
+    For a guess of any length 256 of them are looked at, of this array every 121st.
+    """
+    sharing, run, step = 16, 2048, 121
     engine.knobs.max_page_sharing = sharing
-    array = memory.distinct(8 * 2048)
+    array = memory.distinct(10 * run)
     pages = array.reshape(-1, PAGE)
-    pages[:4096] = 7
-    pages[4096::2] = 7
+    first = -memory.span(array)[0] // PAGE % run  # a run begins there
+    pages[first : first + run] = 7
+    pages[first + run :: step] = 7
     engine.register(array)
     engine.scan(eager=True)
     sharers = int((pages == 7).all(axis=1).sum())

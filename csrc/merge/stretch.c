@@ -63,14 +63,15 @@ static uint64_t equal_ahead(const struct pages *pages, const struct outlook *out
     return equal;
 }
 
-static uint64_t frames_with_bytes_of(struct pages *pages, uint32_t page)
+/* Of at most max. */
+static uint64_t frames_with_bytes_of(struct pages *pages, uint32_t page, uint64_t max)
 {
     const struct page *record = page_record(pages, page);
     int tree = tree_of(pages, page_node(record));
     if (!store_lock(&pages->store))
         return 0;
     uint64_t count = stable_count(&pages->store, tree, page_sum(record),
-                                  (const void *)page_address(pages, page));
+                                  (const void *)page_address(pages, page), max);
     store_unlock(&pages->store);
     return count;
 }
@@ -82,7 +83,8 @@ static uint64_t frames_with_bytes_of(struct pages *pages, uint32_t page)
 static uint64_t block_length(struct pages *pages, const struct outlook *outlook, uint32_t page,
                              uint64_t n)
 {
-    uint64_t frames = frames_for(pages, n), most = frames_with_bytes_of(pages, page) + 2 * frames;
+    uint64_t frames = frames_for(pages, n);
+    uint64_t most = frames_with_bytes_of(pages, page, n) + 2 * frames;
     most = most > SMALL_BLOCK ? most : SMALL_BLOCK;
     uint64_t power = (uint64_t)1 << (63 - __builtin_clzll(least(most, n)));
     if (power <= frames) /* powers of 2 fit into what is merged at once */

@@ -215,29 +215,13 @@ static bool is_open_for_that(const char *name, void *nothing)
 static bool has_direct(struct question *question)
 {
     int fds = openat(question->tasks_fd, "../fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-<<<<<<< HEAD
     if (fds < 0) {
-        question->crowded |= os_is_crowded(-errno);
+        question->crowded = os_is_crowded(-errno) ? -errno : question->crowded;
         return true;
     }
     int found = os_each_entry(fds, is_open_for_that, NULL);
     close(fds);
     return found != 0;
-=======
-    long got = fds < 0 ? -errno : 1;
-    if (os_is_crowded((int)got))
-        question->crowded = (int)got;
-    bool found = false;
-    while (!found && got > 0 && (got = syscall(SYS_getdents64, fds, buffer, sizeof buffer)) > 0)
-        for (long at = 0; at < got && !found;) {
-            const struct entry *entry = (const struct entry *)(buffer + at);
-            at += entry->length;
-            found = entry->name[0] != '.' && is_read_direct((int)strtol(entry->name, NULL, 10));
-        }
-    if (fds >= 0)
-        close(fds);
-    return found || got < 0;
->>>>>>> b1fb6fa (Who cannot be given memory back for want of a descriptor, or of /proc, is told so)
 }
 
 int os_tasks_open(void)

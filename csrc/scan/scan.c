@@ -189,11 +189,14 @@ static bool left_alone(const struct region *region)
 
 #define CLOCK_EVERY 16 /* one in so many visits looks at the clock */
 
-static bool takes_long(uint64_t begin, uintptr_t address)
+/* To be asked before each visit but the first, so that huge pages are ends wherever they begin. */
+static bool takes_long(uint64_t begin, uint64_t visited, uintptr_t address)
 {
+    bool huge = address % bytes_of(HUGE_PAGES) == 0;
+    if (!visited || (!huge && visited % CLOCK_EVERY != CLOCK_EVERY - 1))
+        return false;
     uint64_t took = os_now_ns() - begin;
-    return took > LONG_SLICE_NS &&
-           (address % bytes_of(HUGE_PAGES) == 0 || took > CUT * LONG_SLICE_NS);
+    return took > LONG_SLICE_NS && (huge || took > CUT * LONG_SLICE_NS);
 }
 
 /* What was known when others had the lock is asked again. */
@@ -235,7 +238,7 @@ void scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager)
         uint64_t scanned = scanner->merger->result->scanned - before;
         uintptr_t address = region->address + bytes_of(window->at);
         bool at_start = run_starts_at(address);
-        if (visited % CLOCK_EVERY == CLOCK_EVERY - 1 && takes_long(begin, address))
+        if (takes_long(begin, visited, address))
             break;
         if (window->at >= region->n || left_alone(region) || scanned >= max_pages ||
             (scanned && at_start) || scanner->unreadable)

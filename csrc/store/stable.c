@@ -183,11 +183,11 @@ uint32_t stable_find_row(struct store *store, int tree, uint64_t sum, const void
     return longest ? best : NO_FRAME;
 }
 
-uint64_t stable_count(struct store *store, int tree, uint64_t sum, const void *bytes)
+uint64_t stable_count(struct store *store, int tree, uint64_t sum, const void *bytes, uint64_t max)
 {
     uint64_t count = 0;
     uint32_t at = find_head(store, tree, sum, bytes);
-    for (; at != NO_FRAME; at = frame_at(store, at)->dup_next)
+    for (; at != NO_FRAME && count < max; at = frame_at(store, at)->dup_next)
         count++;
     return count;
 }

@@ -475,8 +475,8 @@ uint32_t stable_find(struct store *store, int tree, uint64_t sum, const void *by
  */
 uint32_t stable_find_row(struct store *store, int tree, uint64_t sum, const void *bytes,
                          uint32_t preferred, uint64_t *n);
-/* How many frames have these bytes? */
-uint64_t stable_count(struct store *store, int tree, uint64_t sum, const void *bytes);
+/* How many frames have these bytes, of at most max? */
+uint64_t stable_count(struct store *store, int tree, uint64_t sum, const void *bytes, uint64_t max);
 /* Is there a frame with this checksum that has room? */
 bool stable_knows(const struct store *store, int tree, uint64_t sum);
 /* The checksum will be asked for soon. */

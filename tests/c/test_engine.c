@@ -14,6 +14,7 @@
 #include "ksmpy.h"
 #include "os/arena.h"
 #include "os/clock.h"
+#include "os/map.h"
 #include "pages.h"
 #include "store/store.h"
 
@@ -105,6 +106,79 @@ static void zero_pages_need_no_frame(void)
     CHECK(stats(pair.engine).ksm_zero_pages == PAGES / 2);
     pair.a[0] = 1;
     CHECK(stats(pair.engine).ksm_zero_pages == PAGES / 2 - 1);
+    CHECK(sound(pair.engine));
+    close_pair(&pair);
+}
+
+/* ---- time ---- */
+
+static uint64_t slow_ns; /* what a slice has taken whenever it looks at the clock */
+static uint64_t slice_ends[32], slices; /* pages of the region that were done by then */
+static uint64_t clock_calls;
+static bool in_slice;
+
+uint64_t __real_os_now_ns(void);
+uint64_t __wrap_os_now_ns(void)
+{
+    return __real_os_now_ns() + (in_slice && clock_calls++ ? slow_ns : 0);
+}
+
+void __real_scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager);
+void __wrap_scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager)
+{
+    clock_calls = 0;
+    in_slice = slow_ns != 0;
+    __real_scan_slice(scanner, max_pages, eager);
+    if (in_slice && slices < sizeof slice_ends / sizeof slice_ends[0])
+        slice_ends[slices++] = scanner->window.at;
+    in_slice = false;
+}
+
+/* Others get the lock meanwhile, whatever a page takes. */
+static void slices_end_by_time(void)
+{
+    enum { BEFORE = 5, N = BEFORE + 2 * HUGE_PAGES + 100, MS = 1000000 };
+    struct ksmpy_options options = {.nodes = 1};
+    ksmpy_engine *engine;
+    uint32_t region;
+    uint8_t *room = os_alloc(bytes_of(N + 2 * HUGE_PAGES)), *memory = room;
+    REQUIRE(room && ksmpy_engine_new(&options, &engine) == 0);
+    while ((uintptr_t)memory % bytes_of(HUGE_PAGES))
+        memory += PAGE_SIZE;
+    memory += bytes_of(HUGE_PAGES - BEFORE);
+    fill(memory, N, 1);
+    REQUIRE(ksmpy_register(engine, (uintptr_t)memory, bytes_of(N), 0, &region) == 0);
+    slices = 0;
+    slow_ns = 5 * MS; /* with a huge page */
+    scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(slice_ends[0] == BEFORE && slice_ends[1] == BEFORE + HUGE_PAGES);
+    CHECK(slice_ends[2] == BEFORE + 2 * HUGE_PAGES);
+    slices = 0;
+    slow_ns = 100 * MS; /* at once */
+    scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(slices == 32 && slice_ends[0] == BEFORE);
+    for (int i = 1; i < 32; i++)
+        CHECK(slice_ends[i] - slice_ends[i - 1] <= 15);
+    slow_ns = 0;
+    CHECK(sound(engine));
+    CHECK(ksmpy_release(engine, region, 0) == 0 && ksmpy_engine_close(engine) == 0);
+    os_unmap(room, bytes_of(N + 2 * HUGE_PAGES));
+}
+
+/* Equal pages of which none lies beside another. */
+static void full_frames_are_passed_over(void)
+{
+    struct pair pair;
+    REQUIRE(open_pair(&pair, 1));
+    CHECK(ksmpy_knob_set(pair.engine, KSMPY_KNOB_MAX_PAGE_SHARING, 4) == 0);
+    fill(pair.b, PAGES, 1000);
+    for (unsigned page = 0; page < PAGES; page += 2) {
+        memset(page_at((uintptr_t)pair.a, page), 7, PAGE_SIZE);
+        memset(page_at((uintptr_t)pair.b, page), 7, PAGE_SIZE);
+    }
+    scan(pair.engine, KSMPY_SCAN_EAGER);
+    struct ksmpy_stats now = stats(pair.engine);
+    CHECK(now.pages_shared == PAGES / 4 && now.merging_pages == PAGES);
     CHECK(sound(pair.engine));
     close_pair(&pair);
 }
@@ -418,6 +492,8 @@ static void run_all(void)
 {
     RUN(equal_pages_merge_and_come_apart);
     RUN(zero_pages_need_no_frame);
+    RUN(slices_end_by_time);
+    RUN(full_frames_are_passed_over);
     RUN(full_frames_form_chains);
     RUN(frames_that_cannot_be_read_are_not_used);
     RUN(long_chains_are_searched_bit_by_bit);

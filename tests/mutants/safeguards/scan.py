@@ -6,6 +6,20 @@ from ..mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "a slice ends by time",
+        file="csrc/scan/scan.c",
+        old="        if (takes_long(begin, visited, address))\n            break;\n",
+        new="",
+        tests=("c/test_engine.c::slices_end_by_time",),
+    ),
+    Mutant(
+        "a slice ends with a huge page",
+        file="csrc/scan/scan.c",
+        old="(!huge && visited % CLOCK_EVERY != CLOCK_EVERY - 1))",
+        new="visited % CLOCK_EVERY != CLOCK_EVERY - 1)",
+        tests=("c/test_engine.c::slices_end_by_time",),
+    ),
+    Mutant(
         "what may be made longer is never one overlay",
         file="csrc/scan/lookup.c",
         old="    return region->growing && (i + 1 == region->n || is_block_head(bytes));",

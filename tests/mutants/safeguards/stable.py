@@ -19,7 +19,7 @@ MUTANTS = [
         if (has_room(store, frame_at(store, *at)) &&
             (best""",
         new="        if ((best",
-        tests=("c/test_engine.c::full_frames_form_chains",),
+        tests=("c/test_engine.c::full_frames_are_passed_over",),
     ),
     Mutant(
         "a full frame in a run is passed over",
