@@ -31,6 +31,8 @@ static int open_freezer(struct merger *merger, bool tracked)
     error = freezer_init(&merger->fz, merger->fz.mode, tracked);
     if (error)
         os_maps_close(&merger->pages->maps);
+    else
+        freezer_know_store(&merger->fz, merger->pages->store.inode, merger->pages->store.dev);
     return error;
 }
 

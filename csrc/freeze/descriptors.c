@@ -8,12 +8,15 @@
 void freezer_forget_files(struct freezer *fz)
 {
     fz->uffd = fz->wp_fd = fz->stop_fd = fz->pagemap_fd = fz->tasks_fd = -1;
+    removals_forget(&fz->removals);
 }
 
 static int file_of(const struct freezer *fz, int i)
 {
-    const int files[FREEZER_FILES] = {fz->uffd, fz->wp_fd, fz->stop_fd, fz->pagemap_fd,
-                                      fz->tasks_fd};
+    const struct removals *removals = &fz->removals;
+    const int files[FREEZER_FILES] = {fz->uffd,          fz->wp_fd,         fz->stop_fd,
+                                      fz->pagemap_fd,    fz->tasks_fd,      removals->overlay_fd,
+                                      removals->gate_fd, removals->stop_fd, removals->tasks_fd};
     return files[i];
 }
 
@@ -52,5 +55,6 @@ void freezer_close_files(struct freezer *fz)
     for (int i = 0; i < FREEZER_FILES; i++)
         if (has_file(fz, i))
             close(file_of(fz, i));
+    removals_close(fz);
     freezer_forget_files(fz);
 }

@@ -7,7 +7,7 @@
  * When it cannot take the lock it wakes the faulting thread, which faults
  * again: a spurious wake-up is harmless.
  *
- * There are no events (of mremap, munmap, madvise).  A thread inside such a
+ * There are no events of mremap and munmap.  A thread inside such a
  * system call waits until its event has been read, and cannot be stopped
  * meanwhile; a tracer that has stopped the fault thread, and then waits for
  * that one to stop, waits for ever.
@@ -17,13 +17,10 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
-#include <unistd.h>
 
 #include "freeze/descriptors.h"
 #include "freeze/ops.h"
 #include "os/clock.h"
-#include "os/own.h"
 #include "os/uffd.h"
 
 #define FAULTS 256 /* read before the first of them is answered */
@@ -54,9 +51,10 @@ static void fill_hole(struct freezer *fz, uintptr_t address, uint32_t thaws)
 static void read_all(struct freezer *fz, uintptr_t *faults, int *count)
 {
     int event = OS_UFFD_OTHER;
+    uintptr_t end;
     *count = 0;
     while (*count < FAULTS && event != OS_UFFD_NOTHING) {
-        event = os_uffd_read(fz->uffd, &faults[*count]);
+        event = os_uffd_read(fz->uffd, &faults[*count], &end);
         *count += event == OS_UFFD_FAULT;
     }
 }
@@ -80,47 +78,12 @@ static void *fault_thread(void *argument)
     }
 }
 
-/* Its stack is memory of ours: frozen, it would wait for itself. */
-static void note_stack(struct freezer *fz)
-{
-    pthread_attr_t attributes;
-    void *stack = NULL;
-    size_t bytes = 0;
-    if (pthread_getattr_np(fz->thread, &attributes) != 0)
-        return;
-    if (pthread_attr_getstack(&attributes, &stack, &bytes) == 0) {
-        fz->stack = (uintptr_t)stack;
-        fz->stack_bytes = bytes;
-        os_own(fz->stack, fz->stack_bytes);
-    }
-    pthread_attr_destroy(&attributes);
-}
-
-/* Signals are for the program's own threads. */
 int fault_thread_start(struct freezer *fz)
 {
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = pthread_create(&fz->thread, NULL, fault_thread, fz);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    fz->helped = error == 0;
-    if (fz->helped)
-        note_stack(fz);
-    return -error;
+    return helper_start(&fz->helper, fault_thread, fz);
 }
 
 void fault_thread_stop(struct freezer *fz)
 {
-    if (!fz->helped)
-        return;
-    uint64_t one = 1;
-    if (!freezer_has(fz, fz->stop_fd))
-        pthread_cancel(fz->thread); /* the program has closed it; in poll() it holds nothing */
-    else
-        while (write(fz->stop_fd, &one, sizeof one) < 0 && errno == EINTR)
-            ;
-    pthread_join(fz->thread, NULL);
-    os_disown(fz->stack, fz->stack_bytes);
-    fz->helped = false;
+    helper_end(&fz->helper, fz->stop_fd, freezer_has(fz, fz->stop_fd));
 }

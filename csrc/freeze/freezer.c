@@ -7,7 +7,9 @@
 
 #include "base/pages.h"
 #include "freeze/descriptors.h"
+#include "freeze/gate.h"
 #include "freeze/ops.h"
+#include "freeze/registration.h"
 #include "freeze/signal.h"
 #include "freeze/stage.h"
 #include "freeze/uffd_away.h"
@@ -59,6 +61,8 @@ int freezer_init(struct freezer *fz, int mode, bool tracked)
                                            : 0;
     if (!error)
         error = fz->ops->init(fz);
+    if (!error && fz->ops->registration)
+        error = removals_open(fz);
     freezer_know_files(fz);
     if (!error && fz->ops->start)
         error = fz->ops->start(fz);
@@ -69,6 +73,7 @@ int freezer_init(struct freezer *fz, int mode, bool tracked)
 
 void freezer_destroy(struct freezer *fz)
 {
+    removals_stop(fz);
     if (fz->ops->stop)
         fz->ops->stop(fz);
     freezer_close_files(fz);
@@ -79,8 +84,12 @@ void freezer_destroy(struct freezer *fz)
 /* The descriptors act on the parent's address space; what is kept from children is not here. */
 void freezer_abandon(struct freezer *fz)
 {
+    uint64_t inode = fz->removals.inode, dev = fz->removals.dev;
     fz->ops->abandon(fz);
+    fz->helper.runs = false;
     freezer_close_files(fz);
+    freezer_know_store(fz, inode, dev);
+    fz->removals.overflown = true; /* a note may have been half written */
     fz->windows[0] = fz->windows[1] = 0;
     pthread_mutex_init(&fz->lock, NULL);
 }
@@ -94,6 +103,7 @@ static int64_t freeze_some(struct freezer *fz, uintptr_t address, uint64_t n, co
     for (;;) {
         fz->start = address;
         fz->end = address + bytes_of(n);
+        memset(fz->mapped, false, n);
         int64_t got = fz->ops->freeze(fz, address, n, view);
         if (got > 0)
             return got;
@@ -103,6 +113,19 @@ static int64_t freeze_some(struct freezer *fz, uintptr_t address, uint64_t n, co
             return got;
         n = n > FREEZE_MAX ? FREEZE_MAX : n / 2;
     }
+}
+
+static void hold(struct freezer *fz)
+{
+    pthread_mutex_lock(&fz->lock);
+    removals_hold(fz);
+    fz->to_zeros = false;
+}
+
+static void let_go(struct freezer *fz)
+{
+    removals_let_go(fz);
+    pthread_mutex_unlock(&fz->lock);
 }
 
 static bool meets(uintptr_t address, uint64_t n, uintptr_t start, uintptr_t end)
@@ -133,6 +156,14 @@ uint64_t freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n)
     return least(n, FREEZE_MAX);
 }
 
+static int64_t freeze_held(struct freezer *fz, uintptr_t address, uint64_t n, bool to_zeros,
+                           const uint8_t **view)
+{
+    hold(fz);
+    fz->to_zeros = to_zeros;
+    return is_being_given_back(fz, address, n) ? -EAGAIN : freeze_some(fz, address, n, view);
+}
+
 /*
  * After any fork, and for ever, a page that existed then is "shared" in the
  * kernel's eyes and cannot be moved (EBUSY).  Breaking copy-on-write makes it
@@ -140,23 +171,22 @@ uint64_t freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n)
  * huge page before the fork only the first page is asked (seen on Linux 6.18),
  * which may not be among ours: so such pages are parted.
  */
-int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
+static int64_t freeze_now(struct freezer *fz, uintptr_t address, uint64_t n, bool to_zeros,
+                          const uint8_t **view)
 {
     n = freeze_reach(fz, address, n);
     if (needed_here(address, n))
         return -EBUSY;
-    pthread_mutex_lock(&fz->lock);
-    int64_t got = freeze_some(fz, address, n, view);
+    int64_t got = freeze_held(fz, address, n, to_zeros, view);
     if (got == -EBUSY && fz->ops->refuses_pinned) {
-        pthread_mutex_unlock(&fz->lock);
+        let_go(fz);
         n = least(n, FREEZE_MAX);
         os_populate(address, n, true);
         os_split(address, n);
-        pthread_mutex_lock(&fz->lock);
-        got = freeze_some(fz, address, n, view);
+        got = freeze_held(fz, address, n, to_zeros, view);
     }
     if (got <= 0) {
-        pthread_mutex_unlock(&fz->lock);
+        let_go(fz);
         return got ? got : -EAGAIN;
     }
     if (!fz->ops->refuses_pinned && os_direct_io(fz->tasks_fd, address, (uint64_t)got)) {
@@ -165,6 +195,16 @@ int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t 
         return -EBUSY;
     }
     return got;
+}
+
+int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
+{
+    return freeze_now(fz, address, n, false, view);
+}
+
+int64_t freeze_for_zeros(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
+{
+    return freeze_now(fz, address, n, true, view);
 }
 
 void freeze_restore(struct freezer *fz, uint64_t first, uint64_t n)
@@ -186,7 +226,12 @@ int freeze_overlay(struct freezer *fz, uint64_t first, uint64_t n, int memfd, ui
     uintptr_t address = fz->start + bytes_of(first);
     if (fz->wp_fd >= 0 && !is_registered(fz, address, n))
         return -ECANCELED; /* its owner unmapped it, and others may have got the place */
-    return os_map_frames(address, n, memfd, offset);
+    int error = os_map_frames(address, n, memfd, offset);
+    if (error)
+        return error;
+    memset(fz->mapped + first, true, n);
+    freezer_watch_overlay(fz, address, n);
+    return 0;
 }
 
 int freeze_zero(struct freezer *fz, uint64_t first, uint64_t n, int vma_flags)
@@ -200,16 +245,16 @@ int freeze_zero(struct freezer *fz, uint64_t first, uint64_t n, int vma_flags)
 void thaw(struct freezer *fz)
 {
     fz->ops->thaw(fz, fz->start, (fz->end - fz->start) >> PAGE_SHIFT);
-    pthread_mutex_unlock(&fz->lock);
+    let_go(fz);
 }
 
 uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
     if (!fz->ops->shadow || os_is_rationed() || !os_can_map(n + 2))
         return 0;
-    pthread_mutex_lock(&fz->lock);
+    hold(fz);
     uintptr_t shadow = fz->ops->shadow(fz, address, n, vma_flags);
-    pthread_mutex_unlock(&fz->lock);
+    let_go(fz);
     return shadow;
 }
 
@@ -218,8 +263,9 @@ int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr
 {
     if (needed_here(address, n))
         return -EBUSY;
-    pthread_mutex_lock(&fz->lock);
-    int error = fz->ops->unoverlay(fz, address, n, blank, vma_flags);
-    pthread_mutex_unlock(&fz->lock);
+    hold(fz);
+    bool there = fz->removals.gate_fd < 0 || is_all_overlay(fz, address, n);
+    int error = there ? fz->ops->unoverlay(fz, address, n, blank, vma_flags) : -ESTALE;
+    let_go(fz);
     return error;
 }

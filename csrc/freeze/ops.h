@@ -11,35 +11,38 @@
 #include <stdint.h>
 
 #include "base/pages.h"
+#include "freeze/helper.h"
+#include "freeze/removals.h"
 
 /* Longest range of small pages frozen at once: bounds how long a thread may wait. */
 #define FREEZE_MAX 128
 /* A huge page is frozen, mapped over and freed as one; to split it would take longer than that. */
 #define FREEZE_HUGE HUGE_PAGES
 
-#define FREEZER_FILES 5
+#define FREEZER_FILES 9
 
 struct freezer {
     int mode;      /* enum ksmpy_freeze, never AUTO */
     const struct freezer_ops *ops;
     bool tracked;  /* regions are registered for asynchronous write protection */
-    bool helped;   /* the fault thread runs */
     bool waits_in_calls; /* faults of system calls wait too, where others fail (EFAULT) */
     pthread_mutex_t lock;
 
     _Atomic uint32_t thaws; /* counts up: what waited before was woken, and needs no answer */
     uintptr_t start, end;  /* what is frozen, or was to be; guarded by the lock */
     bool hole[FREEZE_HUGE]; /* frozen page was not there: its view must not be touched */
+    bool mapped[FREEZE_HUGE]; /* frozen page is an overlay by now */
+    bool to_zeros; /* of what is frozen nothing becomes an overlay */
+    bool taken; /* something belongs to the gate, and is to go home */
 
     int uffd;      /* missing pages of regions, and their write tracking; or -1 */
-    int wp_fd; /* blocks writers of overlays while they are unmerged, and see uffd-wp; or -1 */
+    int wp_fd; /* what is said of any memory, whoever has it, is said to this one; or -1 */
     int stop_fd; /* tells the fault thread to end */
     int pagemap_fd;
     int tasks_fd; /* what other threads do */
     uint64_t inodes[FREEZER_FILES]; /* of these descriptors, in their order; 0: not yet known */
-    pthread_t thread;
-    uintptr_t stack; /* the thread's */
-    size_t stack_bytes;
+    struct helper helper; /* the fault thread */
+    struct removals removals;
     uintptr_t windows[2]; /* for small pages, for a huge one; 0: none */
     uintptr_t *window; /* where the frozen pages are kept, one of the two */
     bool torn; /* the huge window has a page table now, so that no huge page fits in */
@@ -56,6 +59,7 @@ struct freezer_ops {
     int registration; /* enum os_uffd_mode of a region's memory, tracked or not */
     bool forgets_writes; /* tracking forgets what was written to pages before they were frozen */
     bool refuses_pinned; /* a page that anything pins for a device cannot be frozen: EBUSY */
+    uint64_t tracked_run; /* shortest run of overlays whose writes are tracked */
     bool fills_holes; /* at registration: no first touch is to come to the fault thread */
     int (*init)(struct freezer *fz);
     int (*start)(struct freezer *fz); /* or NULL: it has no thread */

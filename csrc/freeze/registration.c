@@ -2,22 +2,32 @@
 
 #include <errno.h>
 
+#include "base/pages.h"
 #include "freeze/ops.h"
+#include "os/clock.h"
 #include "os/map.h"
 #include "os/uffd.h"
 
-static int region_fd(const struct freezer *fz)
+#define RETRIES 64 /* 50 us apart */
+
+int freezer_home(const struct freezer *fz)
 {
     return fz->uffd >= 0 ? fz->uffd : fz->wp_fd;
 }
 
-int freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n)
+int freezer_register(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     int mode = freezer_registration(fz);
+    return mode ? os_uffd_register(freezer_home(fz), address, n, mode) : 0;
+}
+
+int freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n)
+{
     int error = fz->ops->fills_holes ? os_populate(address, n, false) : 0;
     if (error && error != -EINVAL) /* EINVAL: before Linux 5.14; the fault thread fills holes */
         return error;
-    return mode ? os_uffd_register(region_fd(fz), address, n, mode) : 0;
+    error = removals_start(fz);
+    return error ? error : freezer_register(fz, address, n);
 }
 
 uint64_t freezer_mappings(const struct freezer *fz)
@@ -25,12 +35,37 @@ uint64_t freezer_mappings(const struct freezer *fz)
     return freezer_registration(fz) ? 2 : 0;
 }
 
+void freezer_change_what_can_be(freezer_change *change, int fd, uintptr_t address, uint64_t n)
+{
+    if (change(fd, address, n) == 0 || n == 1)
+        return;
+    freezer_change_what_can_be(change, fd, address, n / 2);
+    freezer_change_what_can_be(change, fd, address + bytes_of(n / 2), n - n / 2);
+}
+
 int freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    return region_fd(fz) >= 0 ? os_uffd_unregister(region_fd(fz), address, n) : 0;
+    int error = freezer_home(fz) >= 0 ? os_uffd_unregister(freezer_home(fz), address, n) : 0;
+    if (error && error != -ENOMEM) /* not all of it is ours any more */
+        freezer_change_what_can_be(os_uffd_unregister, freezer_home(fz), address, n);
+    return error;
 }
 
 int freezer_track_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    return fz->tracked ? os_uffd_register(fz->uffd, address, n, freezer_registration(fz)) : 0;
+    int fd = fz->removals.overlay_fd >= 0 ? fz->removals.overlay_fd : fz->uffd;
+    int mode = fz->tracked ? OS_UFFD_WP : OS_UFFD_MISSING;
+    int error = removals_start(fz);
+    return error || fd < 0 ? error : os_uffd_register(fd, address, n, mode);
+}
+
+void freezer_watch_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    int mode = fz->tracked && n >= fz->ops->tracked_run ? OS_UFFD_WP : OS_UFFD_MISSING;
+    int fd = fz->removals.overlay_fd;
+    for (int tries = 0; fd >= 0 && os_uffd_register(fd, address, n, mode) == -ENOMEM; tries++) {
+        if (tries > RETRIES)
+            return;
+        os_sleep_us(50);
+    }
 }

@@ -15,6 +15,7 @@
 
 #include "base/pages.h"
 #include "freeze/fault_thread.h"
+#include "freeze/gate.h"
 #include "freeze/ops.h"
 #include "freeze/registration.h"
 #include "freeze/replace.h"
@@ -40,7 +41,7 @@ static int open_uffds(struct freezer *fz)
     fz->uffd = os_uffd_open(features, &kernel_mode);
     if (fz->uffd < 0)
         return fz->uffd;
-    fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC, &kernel_mode);
+    fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC | (features & OS_UFFD_MOVE), &kernel_mode);
     if (fz->wp_fd < 0)
         return fz->wp_fd;
     fz->stop_fd = eventfd(0, EFD_CLOEXEC);
@@ -166,12 +167,11 @@ static int64_t freeze_by_move(struct freezer *fz, uintptr_t address, uint64_t n)
  */
 static int check_registered(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    uint64_t asked = moves(fz) ? 1 : n;
-    int64_t filled = os_uffd_zero(fz->uffd, address, asked);
+    if (n > 1)
+        return os_uffd_is_registered(fz->wp_fd, address, n) ? 0 : -ENOENT;
+    int64_t filled = os_uffd_zero(fz->wp_fd, address, 1);
     if (filled > 0 || filled == -EEXIST)
         return 0;
-    if (filled == -ENOENT && asked > 1)
-        return -ENOENT;
     return filled == -EAGAIN ? -EAGAIN : -EPERM;
 }
 
@@ -180,6 +180,8 @@ static int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, co
     int error = need_window(fz, n); /* first: the thaw after any error drops n pages of it */
     if (!error)
         error = check_registered(fz, address, n);
+    if (!error)
+        error = gate_take(fz, address, n, OS_UFFD_MISSING);
     if (error)
         return error;
     int64_t got = moves(fz) ? freeze_by_move(fz, address, n) : freeze_by_remap(fz, address, n);
@@ -208,8 +210,8 @@ static void put_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t
     int tries = 0;
     while (n) {
         part = least(part, n);
-        int64_t done = move ? os_uffd_move(fz->uffd, to, from, part)
-                            : os_uffd_copy(fz->uffd, to, (void *)from, part);
+        int64_t done = move ? os_uffd_move(gate_of(fz), to, from, part)
+                            : os_uffd_copy(fz->wp_fd, to, (void *)from, part);
         if ((done == -EINVAL || done == -ENOENT) && part > 1) {
             part /= 2;
             continue;
@@ -225,7 +227,8 @@ static void put_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t
             n -= (uint64_t)done;
             continue;
         }
-        if (done == -EINVAL || ++tries > RETRIES)
+        bool changing = done == -EAGAIN && tries > RETRIES_AT_ONCE; /* somebody gives it back */
+        if (done == -EINVAL || changing || ++tries > RETRIES)
             move = false;
         os_sleep_us(50);
     }
@@ -269,7 +272,6 @@ static void remap_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64
         }
         os_sleep_us(50);
     }
-    attach_again(fz, to, n);
 }
 
 static void uffd_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
@@ -286,7 +288,7 @@ static int uffd_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_
 {
     (void)vma_flags;
     for (int tries = 0; n; tries++) {
-        int64_t done = os_uffd_zero(fz->uffd, address, n);
+        int64_t done = os_uffd_zero(fz->wp_fd, address, n);
         if (done > 0) {
             address += bytes_of((uint64_t)done);
             n -= (uint64_t)done;
@@ -309,6 +311,7 @@ static void wake(struct freezer *fz, uintptr_t address, uint64_t n)
 
 static void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
 {
+    gate_give_back(fz, address, n);
     wake(fz, address, n);
     if (!fz->window || !*fz->window)
         return;
@@ -327,24 +330,12 @@ static uintptr_t uffd_shadow(struct freezer *fz, uintptr_t address, uint64_t n, 
     (void)vma_flags; /* it has those of the region */
     if (check_registered(fz, address, 1))
         return 0;
-    uintptr_t shadow = shadow_by_displacing(fz->uffd, address, n);
-    attach_again(fz, address, 1);
+    fz->mapped[0] = false;
+    int error = gate_take(fz, address, 1, OS_UFFD_MISSING);
+    uintptr_t shadow = error ? 0 : shadow_by_displacing(fz->wp_fd, address, n);
+    gate_give_back(fz, address, 1);
     wake(fz, address, 1);
     return shadow;
-}
-
-static void unblock_writers(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    os_uffd_protect(fz->wp_fd, address, n, false);
-    os_uffd_unregister(fz->wp_fd, address, n);
-}
-
-/* A mapping can be registered with one userfaultfd only: tracking ends. */
-static int take_over(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    if (fz->tracked)
-        os_uffd_unregister(fz->uffd, address, n);
-    return os_uffd_register(fz->wp_fd, address, n, OS_UFFD_WP);
 }
 
 /*
@@ -355,42 +346,39 @@ static int take_over(struct freezer *fz, uintptr_t address, uint64_t n)
 static int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t shadow,
                           int vma_flags)
 {
-    int error = take_over(fz, address, n);
-    if (!error)
-        error = freezer_block_writers(fz, address, n);
-    if (!error)
-        error = freezer_still(fz, address, n);
+    int error = gate_take_overlays(fz, address, n);
     if (!error)
         error = stage_bring_back(fz, address, n, shadow, vma_flags);
     if (error) {
-        unblock_writers(fz, address, n);
-        freezer_track_overlay(fz, address, n);
+        gate_return_overlays(fz, address, n);
         return error;
     }
     attach_again(fz, address, n);
     wake(fz, address, n);
-    os_uffd_wake(fz->wp_fd, address, n);
+    os_uffd_wake(gate_of(fz), address, n);
     return 0;
 }
 
 /* Nobody may find it empty: it is registered before it is committed. */
 static void uffd_rebuild(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n)
 {
-    bool filled_later = os_uffd_register(fz->uffd, address, n, freezer_registration(fz)) == 0;
+    bool filled_later = os_uffd_register(gate_of(fz), address, n, OS_UFFD_MISSING) == 0;
     while (os_commit((void *)address, bytes_of(n)) < 0)
         os_sleep_us(50);
     if (filled_later)
         put_pages(fz, address, from, n);
     else
         memcpy((void *)address, (const void *)from, bytes_of(n));
+    os_uffd_unregister(gate_of(fz), address, n);
 }
 
 /* What moving and remapping have in common. */
 #define WAY                                                                                        \
-    .registration = OS_UFFD_MISSING, .fills_holes = true, .init = uffd_init,                       \
-    .start = fault_thread_start, .stop = fault_thread_stop, .abandon = stage_close,                \
-    .freeze = uffd_freeze, .restore = uffd_restore, .zero = uffd_zero, .thaw = uffd_thaw,          \
-    .shadow = uffd_shadow, .unoverlay = uffd_unoverlay, .rebuild = uffd_rebuild
+    .registration = OS_UFFD_MISSING, .forgets_writes = true, .tracked_run = 32,                    \
+    .fills_holes = true, .init = uffd_init, .start = fault_thread_start,                           \
+    .stop = fault_thread_stop, .abandon = stage_close, .freeze = uffd_freeze,                      \
+    .restore = uffd_restore, .zero = uffd_zero, .thaw = uffd_thaw, .shadow = uffd_shadow,          \
+    .unoverlay = uffd_unoverlay, .rebuild = uffd_rebuild
 
 const struct freezer_ops freeze_by_moving = {WAY, .refuses_pinned = true};
 const struct freezer_ops freeze_by_remapping = {WAY};

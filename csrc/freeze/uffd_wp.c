@@ -7,14 +7,14 @@
  * writer wait.  So a range is taken from it, and given to one that does:
  *
  *   region   | a | b | c | d |      tracked
- *   freeze   | a | b | c | d |      b and c belong to wp_fd, and are protected: writers wait
+ *   freeze   | a | b | c | d |      b and c belong to the gate, and are protected: writers wait
  *   compare in place
  *   overlay  | a |frame frame| d |  writers still wait
  *   thaw     | a |frame frame| d |  tracked again; writers go on
  *
  * What was written to b or c before they were protected, and not asked about
  * by then, is forgotten by that: pages that were frozen and not merged have to
- * be looked at anew.  Without tracking, regions belong to wp_fd all the time.
+ * be looked at anew.
  *
  * Nothing is absent, but for one page once in the life of a region whose shadow
  * needs that, and which nobody can find empty.  So no fault has to be answered,
@@ -26,6 +26,7 @@
 #include <string.h>
 
 #include "base/pages.h"
+#include "freeze/gate.h"
 #include "freeze/ops.h"
 #include "freeze/registration.h"
 #include "freeze/replace.h"
@@ -37,40 +38,6 @@
 #include "os/maps.h"
 #include "os/pagemap.h"
 #include "os/uffd.h"
-
-typedef int change(int fd, uintptr_t address, uint64_t n);
-
-static int watch_writes(int fd, uintptr_t address, uint64_t n)
-{
-    return os_uffd_register(fd, address, n, OS_UFFD_WP);
-}
-
-static int let_writers_go(int fd, uintptr_t address, uint64_t n)
-{
-    return os_uffd_protect(fd, address, n, false);
-}
-
-/* The owner may have put something else into a part of the range, which is passed over. */
-static void change_what_can_be(change *change, int fd, uintptr_t address, uint64_t n)
-{
-    if (change(fd, address, n) == 0 || n == 1)
-        return;
-    change_what_can_be(change, fd, address, n / 2);
-    change_what_can_be(change, fd, address + bytes_of(n / 2), n - n / 2);
-}
-
-/*
- * Back to where the range belongs.  Should the kernel not take it back, its writers are let go
- * all the same: it looks unwritten for ever then, which costs merges and no byte.
- */
-static void give_back(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    if (fz->tracked && os_uffd_unregister(fz->wp_fd, address, n) == 0)
-        change_what_can_be(watch_writes, fz->uffd, address, n);
-    else
-        change_what_can_be(let_writers_go, fz->wp_fd, address, n);
-    os_uffd_wake(fz->wp_fd, address, n);
-}
 
 static int wp_init(struct freezer *fz)
 {
@@ -91,22 +58,18 @@ static int wp_init(struct freezer *fz)
  * Only of memory that we were registered for: what its owner has mapped there since is not, and
  * the kernel says so when it is to be protected (ENOENT).
  */
-static int take_over(struct freezer *fz, uintptr_t address, uint64_t n)
+static int take_over(struct freezer *fz, uintptr_t address, uint64_t n, int uffd_mode)
 {
-    int error = fz->tracked ? os_uffd_protect(fz->uffd, address, n, true)
-                            : os_uffd_protect(fz->wp_fd, address, n, false);
+    int error = os_uffd_protect(fz->wp_fd, address, n, fz->tracked);
     if (error)
         return error == -ENOENT ? -EPERM : error;
-    if (!fz->tracked)
-        return 0;
-    error = os_uffd_unregister(fz->uffd, address, n);
-    return error ? error : watch_writes(fz->wp_fd, address, n);
+    return gate_take(fz, address, n, uffd_mode);
 }
 
 /* A page that was not there could not be protected, and may have come meanwhile: a hole. */
 static int64_t wp_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
-    int error = take_over(fz, address, n);
+    int error = take_over(fz, address, n, OS_UFFD_WP);
     if (error == -EPERM)
         return n > 1 ? -ENOENT : error;
     if (!error)
@@ -114,18 +77,17 @@ static int64_t wp_freeze(struct freezer *fz, uintptr_t address, uint64_t n, cons
     if (!error)
         error = os_unprotected(fz->pagemap_fd, address, n, fz->hole);
     if (error) {
-        give_back(fz, address, n);
+        gate_give_back(fz, address, n);
         return error;
     }
     *view = (const uint8_t *)address;
     return (int64_t)n;
 }
 
-/* To split a mapping for it could fail, so the pages of a tracked region go back together. */
+/* To split a mapping for it could fail, so the pages go back together. */
 static void wp_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
 {
-    if (!fz->tracked)
-        change_what_can_be(let_writers_go, fz->wp_fd, address + bytes_of(first), n);
+    (void)fz, (void)address, (void)first, (void)n;
 }
 
 /* They become holes, which read as zeros. Locked memory is not to have any (EINVAL). */
@@ -133,14 +95,6 @@ static int wp_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_fl
 {
     (void)fz, (void)vma_flags;
     return os_empty(address, n);
-}
-
-static void wp_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    if (fz->tracked)
-        give_back(fz, address, n);
-    else
-        os_uffd_wake(fz->wp_fd, address, n);
 }
 
 /* ---- giving overlays back ---- */
@@ -197,13 +151,10 @@ static uintptr_t borrow_page(struct freezer *fz, uintptr_t address, int vma_flag
  */
 static uintptr_t displaced_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    if (take_over(fz, address, 1) < 0)
-        return 0;
-    int error = os_uffd_register(fz->wp_fd, address, 1, OS_UFFD_WP | OS_UFFD_MISSING);
+    fz->mapped[0] = false;
+    int error = take_over(fz, address, 1, OS_UFFD_WP | OS_UFFD_MISSING);
     uintptr_t shadow = error ? 0 : shadow_by_displacing(fz->wp_fd, address, n);
-    os_uffd_wake(fz->wp_fd, address, 1);
-    os_uffd_unregister(fz->wp_fd, address, 1);
-    freezer_attach(fz, address, 1);
+    gate_give_back(fz, address, 1);
     return shadow;
 }
 
@@ -242,25 +193,6 @@ static uintptr_t wp_shadow(struct freezer *fz, uintptr_t address, uint64_t n, in
     return harmless ? displaced_shadow(fz, address, n) : 0;
 }
 
-static int take_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    if (fz->tracked)
-        os_uffd_unregister(fz->uffd, address, n);
-    int error = os_uffd_register(fz->wp_fd, address, n, OS_UFFD_WP);
-    if (!error)
-        error = freezer_block_writers(fz, address, n);
-    return error ? error : freezer_still(fz, address, n);
-}
-
-/* Overlays are not registered where writes are not tracked. */
-static void give_overlay_back(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    if (os_uffd_unregister(fz->wp_fd, address, n) != 0)
-        change_what_can_be(let_writers_go, fz->wp_fd, address, n);
-    os_uffd_wake(fz->wp_fd, address, n);
-    freezer_track_overlay(fz, address, n);
-}
-
 /*
  *   overlay  | frame | own copy | frame |    writers wait, readers go on
  *   shadow   | bytes | bytes    | bytes |    filled with what the overlay shows
@@ -271,15 +203,15 @@ static void give_overlay_back(struct freezer *fz, uintptr_t address, uint64_t n)
 static int wp_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t shadow,
                         int vma_flags)
 {
-    int error = take_overlay(fz, address, n);
+    int error = gate_take_overlays(fz, address, n);
     if (!error)
         error = stage_bring_back(fz, address, n, shadow, vma_flags);
     if (error) {
-        give_overlay_back(fz, address, n);
+        gate_return_overlays(fz, address, n);
         return error;
     }
-    freezer_attach(fz, address, n);
-    os_uffd_wake(fz->wp_fd, address, n);
+    freezer_register(fz, address, n);
+    os_uffd_wake(gate_of(fz), address, n);
     return 0;
 }
 
@@ -298,12 +230,13 @@ static void wp_rebuild(struct freezer *fz, uintptr_t address, uintptr_t from, ui
 const struct freezer_ops freeze_by_protection = {
     .registration = OS_UFFD_WP,
     .forgets_writes = true,
+    .tracked_run = 1,
     .init = wp_init,
     .abandon = stage_close,
     .freeze = wp_freeze,
     .restore = wp_restore,
     .zero = wp_zero,
-    .thaw = wp_thaw,
+    .thaw = gate_give_back,
     .shadow = wp_shadow,
     .unoverlay = wp_unoverlay,
     .rebuild = wp_rebuild,

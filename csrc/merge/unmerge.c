@@ -25,6 +25,8 @@
 #include "pages/sharing.h"
 #include "store/store.h"
 
+#define TRIES 256
+
 struct span {
     uintptr_t start, end;
 };
@@ -144,13 +146,60 @@ static int unmerge_span(struct merger *merger, const struct region *region, stru
     return failure;
 }
 
-int unmerge_pages(struct merger *merger, uint32_t id, uint64_t first, uint64_t n,
-                  enum page_state state)
+/* ---- what owners have given back ---- */
+
+/* These pages are anonymous memory now, which is to be like the region's. */
+static void follow_removed(struct pages *pages, const struct region *region,
+                           const struct removed *removed)
+{
+    uintptr_t end = region->address + bytes_of(region->n);
+    struct span span = {removed->start > region->address ? removed->start : region->address,
+                        removed->end < end ? removed->end : end};
+    if (span.start >= span.end)
+        return;
+    struct os_vma vma = {.start = removed->start, .offset = removed->offset};
+    keep_exchanged(pages, region, &vma, span);
+    forget_sharing(pages, region, span, PAGE_NEW);
+    if (!region->lost)
+        os_set_vma_flags(span.start, pages_between(span.start, span.end), region->vma_flags);
+}
+
+/* There was no room to tell which: the mappings do. */
+static void follow_mappings(struct pages *pages, uint32_t id)
+{
+    const struct region *region = region_at(pages, id);
+    uintptr_t at = region->address, end = at + bytes_of(region->n);
+    struct span span;
+    int found;
+    os_maps_refresh(&pages->maps);
+    while ((found = next_overlay(pages, id, at, end, &span)) > 0) {
+        forget_lost(pages, region, (struct span){at, span.start}, PAGE_NEW);
+        at = span.end;
+    }
+    if (found == 0)
+        forget_lost(pages, region, (struct span){at, end}, PAGE_NEW);
+}
+
+void follow_removals(struct merger *merger)
+{
+    struct pages *pages = merger->pages;
+    struct removed removed;
+    while (freezer_removed(&merger->fz, &removed))
+        EACH_REGION (pages, id)
+            follow_removed(pages, region_at(pages, id), &removed);
+    if (freezer_removed_more(&merger->fz))
+        EACH_REGION (pages, id)
+            follow_mappings(pages, id);
+}
+
+static int unmerge_once(struct merger *merger, uint32_t id, uint64_t first, uint64_t n,
+                        enum page_state state)
 {
     const struct region *region = region_at(merger->pages, id);
     uintptr_t at = region->address + bytes_of(first), end = at + bytes_of(n);
     struct span span;
     int failure = 0, found;
+    follow_removals(merger);
     os_maps_refresh(&merger->pages->maps);
     while ((found = next_overlay(merger->pages, id, at, end, &span)) > 0) {
         forget_lost(merger->pages, region, (struct span){at, span.start}, state);
@@ -162,6 +211,16 @@ int unmerge_pages(struct merger *merger, uint32_t id, uint64_t first, uint64_t n
         return failure ? failure : found;
     forget_lost(merger->pages, region, (struct span){at, end}, state);
     return failure;
+}
+
+/* Once more where it is not what it was a moment ago. */
+int unmerge_pages(struct merger *merger, uint32_t id, uint64_t first, uint64_t n,
+                  enum page_state state)
+{
+    int error = unmerge_once(merger, id, first, n, state);
+    for (int tries = 0; error == -ESTALE && tries < TRIES; tries++)
+        error = unmerge_once(merger, id, first, n, state);
+    return error;
 }
 
 int unmerge_run(struct merger *merger, uint32_t page, uint64_t n)
@@ -256,6 +315,8 @@ static bool give_piece_back(struct merger *merger, struct unmerging *work, uintp
         return true;
     }
     int error = unmerge_piece(merger, region, at, n, PAGE_NEW);
+    if (error == -ESTALE) /* its owner has given it back meanwhile */
+        return false;
     work->waits = error == -EBUSY && work->io_tries > 0;
     work->io_tries -= work->waits;
     if (!work->waits)
@@ -346,6 +407,7 @@ bool unmerging_step(struct merger *merger, struct unmerging *work)
     }
     const struct region *region = region_at(merger->pages, work->region);
     work->waits = false;
+    follow_removals(merger);
     os_maps_refresh(&merger->pages->maps);
     while (work->page < region->n && give_chunk_back(merger, work, deadline))
         if (os_now_ns() >= deadline)

@@ -7,6 +7,8 @@
 /* Pages of one region whose memory is an overlay become anonymous memory; 0 or the first error. */
 int unmerge_pages(struct merger *merger, uint32_t region, uint64_t first, uint64_t n,
                   enum page_state state);
+/* The records follow what owners have given back (MADV_DONTNEED). */
+void follow_removals(struct merger *merger);
 #define UNMERGE_MAPPINGS 2 /* that unmerging pages in a row takes: they were in the middle of one */
 /* Pages of a run that were written; -EDQUOT: that would take more mappings than there may be. */
 int unmerge_run(struct merger *merger, uint32_t page, uint64_t n);

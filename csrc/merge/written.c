@@ -5,6 +5,7 @@
 #include "merge/kinds.h"
 #include "merge/merger.h"
 #include "merge/relief.h"
+#include "merge/unmerge.h"
 #include "os/arena.h"
 #include "os/clock.h"
 #include "os/pagemap.h"
@@ -59,6 +60,7 @@ uint64_t unmerge_written(struct merger *merger, uint32_t id, uint64_t first)
 {
     const struct region *region = region_at(merger->pages, id);
     uint64_t deadline = os_now_ns() + SLICE_NS;
+    follow_removals(merger);
     if (region->lost || (!region->pages_in[PAGE_SHARED] && !region->pages_in[PAGE_ZERO]))
         return region->n;
     while (first < region->n && os_now_ns() < deadline) {

@@ -25,7 +25,7 @@ static uint64_t zero_piece(struct merger *merger, uint32_t page, uint64_t n)
     struct piece piece = {.page = page};
     const uint8_t *view;
     int vma_flags = region_at(merger->pages, region_of(merger->pages, page))->vma_flags;
-    int64_t got = freeze(&merger->fz, page_address(merger->pages, page), n, &view);
+    int64_t got = freeze_for_zeros(&merger->fz, page_address(merger->pages, page), n, &view);
     if (got < 0) {
         count_refusal(merger, (int)got, 1);
         return 1;

@@ -30,6 +30,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
@@ -39,6 +40,10 @@
 #include "os/apart.h"
 #include "os/clock.h"
 #include "os/entries.h"
+
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
 
 #define LOOKS 6
 #define BETWEEN_LOOKS_US 20
@@ -194,6 +199,74 @@ static bool works(const char *name, void *tasks)
 bool os_others_wait(int tasks_fd)
 {
     return os_each_entry(tasks_fd, works, &tasks_fd) == 0;
+}
+
+/* ---- memory that is given back ---- */
+
+/* "nr arg0 arg1 ..." of a thread that waits in madvise(). */
+static bool is_removal(const char *text, struct os_removal *removal)
+{
+    char *at;
+    if (strtol(text, &at, 10) != SYS_madvise)
+        return false;
+    removal->start = strtoul(at, &at, 16);
+    removal->end = removal->start + bytes_of((strtoul(at, &at, 16) + PAGE_SIZE - 1) >> PAGE_SHIFT);
+    unsigned long advice = strtoul(at, &at, 16);
+    return advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_DONTNEED_LOCKED;
+}
+
+struct removers {
+    int tasks_fd;
+    long looker;
+    struct os_removal *found;
+    int n, max;
+    bool running;
+};
+
+static bool add_remover(const char *name, void *data)
+{
+    struct removers *removers = data;
+    char text[256];
+    long thread = strtol(name, NULL, 10);
+    if (thread == removers->looker ||
+        tell(removers->tasks_fd, name, "syscall", text, sizeof text) <= 0)
+        return false;
+    removers->running |= strncmp(text, "running", 7) == 0;
+    if (is_removal(text, &removers->found[removers->n]))
+        removers->found[removers->n++].thread = thread;
+    return removers->n == removers->max;
+}
+
+int os_removals(int tasks_fd, struct os_removal *removals, int max, bool *running)
+{
+    struct removers removers = {
+        .tasks_fd = tasks_fd, .looker = syscall(SYS_gettid), .found = removals, .max = max};
+    os_each_entry(tasks_fd, add_remover, &removers);
+    *running = removers.running;
+    return removers.n;
+}
+
+bool os_may_remove(int tasks_fd, const struct os_removal *removal)
+{
+    char name[24], text[256];
+    struct os_removal now;
+    snprintf(name, sizeof name, "%ld", removal->thread);
+    if (removal->thread == syscall(SYS_gettid))
+        return false;
+    int got = removal->thread ? tell(tasks_fd, name, "syscall", text, sizeof text) : -EACCES;
+    if (got <= 0)
+        return got != -ENOENT && got != -ESRCH;
+    return strncmp(text, "running", 7) == 0 ||
+           (is_removal(text, &now) && now.start == removal->start && now.end == removal->end);
+}
+
+bool os_has_locked_memory(int tasks_fd)
+{
+    char text[4096], name[24];
+    snprintf(name, sizeof name, "%ld", (long)syscall(SYS_gettid));
+    const char *line =
+        tell(tasks_fd, name, "status", text, sizeof text) > 0 ? strstr(text, "VmLck:") : NULL;
+    return !line || strtoul(line + 6, NULL, 10) != 0;
 }
 
 static bool is_read_direct(int fd)

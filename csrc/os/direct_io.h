@@ -17,4 +17,19 @@ int os_direct_io(int tasks_fd, uintptr_t address, uint64_t n);
 /* Does every other thread wait for something, in a call that reads and writes no memory? */
 bool os_others_wait(int tasks_fd);
 
+/* A thread in madvise() that gives memory back (MADV_DONTNEED, MADV_FREE). */
+struct os_removal {
+    uintptr_t start, end;
+    long thread; /* 0: nobody knows which */
+};
+/*
+ * Those that wait there, for the kernel or for us: up to max of them; returns how many.  Others
+ * that are running may be there as well.
+ */
+int os_removals(int tasks_fd, struct os_removal *removals, int max, bool *running);
+/* May that thread still be in it? One that runs does not say where. */
+bool os_may_remove(int tasks_fd, const struct os_removal *removal);
+/* Has the process memory that is locked? true also where nobody can tell. */
+bool os_has_locked_memory(int tasks_fd);
+
 #endif

@@ -25,6 +25,7 @@ struct uffdio_move {
 #endif
 
 #define FEATURE_FLAG_WP (1u << 0)
+#define FEATURE_EVENT_REMOVE (1u << 3)
 #define FEATURE_WP_SHMEM (1u << 12)
 #define FEATURE_WP_UNPOPULATED (1u << 13)
 #define FEATURE_WP_ASYNC (1u << 15)
@@ -60,6 +61,8 @@ static uint64_t kernel_features(int features)
         bits |= FEATURE_FLAG_WP | FEATURE_WP_SHMEM | FEATURE_WP_UNPOPULATED | FEATURE_WP_ASYNC;
     if (features & OS_UFFD_WP_SYNC)
         bits |= FEATURE_FLAG_WP | FEATURE_WP_SHMEM;
+    if (features & OS_UFFD_TELL_REMOVE)
+        bits |= FEATURE_EVENT_REMOVE;
     return bits;
 }
 
@@ -152,7 +155,7 @@ bool os_uffd_is_registered(int fd, uintptr_t address, uint64_t n)
     return ioctl(fd, UFFDIO_CONTINUE, &request) < 0 && errno != ENOENT;
 }
 
-int os_uffd_read(int fd, uintptr_t *address)
+int os_uffd_read(int fd, uintptr_t *start, uintptr_t *end)
 {
     struct uffd_msg message;
     ssize_t got;
@@ -161,8 +164,14 @@ int os_uffd_read(int fd, uintptr_t *address)
     while (got < 0 && errno == EINTR);
     if (got != (ssize_t)sizeof message)
         return OS_UFFD_NOTHING;
+    if (message.event == UFFD_EVENT_REMOVE) {
+        *start = (uintptr_t)message.arg.remove.start;
+        *end = (uintptr_t)message.arg.remove.end;
+        return OS_UFFD_REMOVE;
+    }
     if (message.event != UFFD_EVENT_PAGEFAULT)
         return OS_UFFD_OTHER;
-    *address = (uintptr_t)message.arg.pagefault.address & ~(PAGE_SIZE - 1);
+    *start = (uintptr_t)message.arg.pagefault.address & ~(PAGE_SIZE - 1);
+    *end = *start + PAGE_SIZE;
     return OS_UFFD_FAULT;
 }

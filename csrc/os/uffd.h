@@ -15,11 +15,12 @@ enum os_uffd_feature {
     OS_UFFD_MOVE = 1,
     OS_UFFD_WP_ASYNC = 2,   /* write protection that the kernel lifts by itself */
     OS_UFFD_WP_SYNC = 4,    /* write protection that blocks, also on shmem mappings */
+    OS_UFFD_TELL_REMOVE = 8 /* madvise() that gives pages back waits until that is read */
 };
 
 enum os_uffd_mode { OS_UFFD_MISSING = 1, OS_UFFD_WP = 2 };
 
-enum os_uffd_event { OS_UFFD_NOTHING, OS_UFFD_FAULT, OS_UFFD_OTHER };
+enum os_uffd_event { OS_UFFD_NOTHING, OS_UFFD_FAULT, OS_UFFD_REMOVE, OS_UFFD_OTHER };
 
 /*
  * A new userfaultfd, or -errno.  *kernel_mode tells whether it also handles faults in system
@@ -34,9 +35,12 @@ int64_t os_uffd_copy(int fd, uintptr_t to, const void *from, uint64_t n);
 int64_t os_uffd_zero(int fd, uintptr_t address, uint64_t n);
 int os_uffd_wake(int fd, uintptr_t address, uint64_t n);
 int os_uffd_protect(int fd, uintptr_t address, uint64_t n, bool on);
-/* Is the range one mapping that is registered, with whatever descriptor? Changes nothing. */
+/* Is it one anonymous mapping that is registered, with whatever descriptor? Changes nothing. */
 bool os_uffd_is_registered(int fd, uintptr_t address, uint64_t n);
-/* The next message, without waiting; for OS_UFFD_FAULT *address is the faulting page. */
-int os_uffd_read(int fd, uintptr_t *address);
+/*
+ * The next message, without waiting: faults come first.  For OS_UFFD_FAULT *start is the page, for
+ * OS_UFFD_REMOVE [*start, *end) is what is given back, as far as one mapping goes.
+ */
+int os_uffd_read(int fd, uintptr_t *start, uintptr_t *end);
 
 #endif

@@ -22,6 +22,7 @@
 #include "merge/lonely.h"
 #include "merge/refusal.h"
 #include "merge/run.h"
+#include "merge/unmerge.h"
 #include "os/arena.h"
 #include "os/clock.h"
 #include "pages/candidates.h"
@@ -232,6 +233,7 @@ void scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager)
     }
     const struct region *region = region_at(scanner->pages, window->region);
     uint64_t before = scanner->merger->result->scanned;
+    follow_removals(scanner->merger);
     begin_slice(scanner, region, max_pages, eager);
     uint64_t begin = os_now_ns();
     for (uint64_t visited = 0; visited < SLICE_VISITED; visited++) {

@@ -117,6 +117,13 @@ static void frozen_pages_come_back(void)
     give_back(&fz, range);
 }
 
+static void know(struct freezer *fz, int memfd)
+{
+    uint64_t inode = 0, dev = 0;
+    os_identify(memfd, &inode, &dev);
+    freezer_know_store(fz, inode, dev);
+}
+
 static void overlays_come_back(void)
 {
     struct freezer fz;
@@ -124,6 +131,7 @@ static void overlays_come_back(void)
     int memfd = os_memfd("frames", bytes_of(N));
     REQUIRE(range && memfd >= 0 && freezer_init(&fz, way, false) == 0);
     REQUIRE(freezer_attach(&fz, range, N) == 0 && os_write(memfd, 0, (void *)range, N) == N);
+    know(&fz, memfd);
     REQUIRE(os_map_frames(range, N, memfd, 0) == 0);
     awaited = range;
     CHECK(freezer_unoverlay(&fz, range, N, 0, 0) == 0 && !awaited);
@@ -160,6 +168,7 @@ static void a_move_that_fails_halfway_is_made_good(void)
     int memfd = os_memfd("frames", bytes_of(N));
     REQUIRE(range && memfd >= 0 && freezer_init(&fz, way, false) == 0);
     REQUIRE(freezer_attach(&fz, range, N) == 0 && os_write(memfd, 0, (void *)range, N) == N);
+    know(&fz, memfd);
     REQUIRE(os_map_frames(range, N, memfd, 0) == 0);
     refused = range;
     freezer_unoverlay(&fz, range, N, 0, 0);
@@ -227,12 +236,16 @@ static void own_memory_is_told(void)
     CHECK(!is_own(memory) && !is_own(page_at((uintptr_t)memory, 7)));
     CHECK(is_own(&way) && !is_own(&memory));
     struct freezer fz;
-    REQUIRE(freezer_init(&fz, way, false) == 0);
-    uintptr_t stack = fz.stack;
+    uintptr_t range = new_range();
+    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
+    uintptr_t stacks[] = {fz.helper.stack, fz.removals.helper.stack};
     CHECK(is_own((void *)fz.stage) && is_own(fz.zeros));
-    CHECK(!fz.helped || (stack && is_own((void *)stack)));
-    freezer_destroy(&fz);
-    CHECK(!stack || !is_own((void *)stack));
+    CHECK(!fz.helper.runs || (stacks[0] && is_own((void *)stacks[0])));
+    CHECK(fz.removals.helper.runs == (way != KSMPY_FREEZE_SIGNAL));
+    CHECK(!fz.removals.helper.runs || (stacks[1] && is_own((void *)stacks[1])));
+    give_back(&fz, range);
+    CHECK(!stacks[0] || !is_own((void *)stacks[0]));
+    CHECK(!stacks[1] || !is_own((void *)stacks[1]));
 }
 
 int main(void)

@@ -57,6 +57,18 @@ int __wrap_os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags)
     return no_memory ? -ENOMEM : __real_os_map_anonymous(address, n, vma_flags);
 }
 
+int64_t __real_freeze_for_zeros(struct freezer *fz, uintptr_t address, uint64_t n,
+                                const uint8_t **view);
+int64_t __wrap_freeze_for_zeros(struct freezer *fz, uintptr_t address, uint64_t n,
+                                const uint8_t **view)
+{
+    void (*act)(void) = before_freeze;
+    before_freeze = NULL;
+    if (act)
+        act();
+    return __real_freeze_for_zeros(fz, address, n, view);
+}
+
 int __real_freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
                              int vma_flags);
 int __wrap_freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
@@ -279,8 +291,8 @@ static void absent_pages_leave_their_frames(void)
     REQUIRE(open_pair() && watch_pair());
     scan(engine, KSMPY_SCAN_EAGER);
     CHECK(is_shared(&engine->pages, region_at(&engine->pages, region_a)->base));
-    CHECK(madvise(a, bytes_of(PAGES), MADV_DONTNEED) == 0);
-    CHECK(madvise(b, bytes_of(PAGES), MADV_DONTNEED) == 0);
+    CHECK(madvise(a, bytes_of(PAGES), MADV_PAGEOUT) == 0);
+    CHECK(madvise(b, bytes_of(PAGES), MADV_PAGEOUT) == 0);
     CHECK(ksmpy_unmerge(engine) == 0);
     CHECK(shows_no_frame(a) && shows_no_frame(b));
     CHECK(filled(a, PAGES, 1) && filled(b, PAGES, 1));

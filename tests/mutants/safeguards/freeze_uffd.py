@@ -25,11 +25,4 @@ MUTANTS = [
         os_sleep_us(50);""",
         tests=("c/test_freeze.c::frozen_pages_come_back",),
     ),
-    Mutant(
-        "a fault answered late puts no zeros",
-        file="csrc/freeze/fault_thread.c",
-        old="if (atomic_load(&fz->thaws) == thaws && os_uffd_zero(",
-        new="if (os_uffd_zero(",
-        tests=("test_late_faults.py::test_a_late_answer_puts_no_zeros",),
-    ),
 ]

@@ -1,0 +1,80 @@
+#include "freeze/gate.h"
+
+#include "base/pages.h"
+#include "freeze/registration.h"
+#include "freeze/replace.h"
+#include "os/uffd.h"
+
+int gate_of(const struct freezer *fz)
+{
+    return fz->to_zeros ? fz->wp_fd : fz->removals.gate_fd;
+}
+
+int gate_take(struct freezer *fz, uintptr_t address, uint64_t n, int uffd_mode)
+{
+    fz->taken = true;
+    int error = os_uffd_unregister(freezer_home(fz), address, n);
+    return error ? error : os_uffd_register(gate_of(fz), address, n, uffd_mode);
+}
+
+static int let_writers_go(int fd, uintptr_t address, uint64_t n)
+{
+    return os_uffd_protect(fd, address, n, false);
+}
+
+static void bring_home(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (freezer_register(fz, address, n) == 0 || n == 1)
+        return;
+    bring_home(fz, address, n / 2);
+    bring_home(fz, address + bytes_of(n / 2), n - n / 2);
+}
+
+/*
+ * Should the kernel not take it back, its writers are let go all the same: it looks unwritten for
+ * ever then, which costs merges and no byte.
+ */
+static void give_back(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (os_uffd_unregister(gate_of(fz), address, n) == 0) {
+        bring_home(fz, address, n);
+        return;
+    }
+    if (n == 1) {
+        let_writers_go(fz->wp_fd, address, 1);
+        return;
+    }
+    give_back(fz, address, n / 2);
+    give_back(fz, address + bytes_of(n / 2), n - n / 2);
+}
+
+void gate_give_back(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (!fz->taken)
+        return;
+    for (uint64_t i = 0, length; i < n; i += length) {
+        for (length = 1; i + length < n && fz->mapped[i + length] == fz->mapped[i];)
+            length++;
+        if (!fz->mapped[i])
+            give_back(fz, address + bytes_of(i), length);
+    }
+    fz->taken = false;
+    os_uffd_wake(gate_of(fz), address, n);
+}
+
+int gate_take_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    os_uffd_unregister(fz->removals.overlay_fd, address, n);
+    int error = os_uffd_register(gate_of(fz), address, n, OS_UFFD_WP);
+    if (!error)
+        error = freezer_block_writers(fz, address, n);
+    return error ? error : freezer_still(fz, address, n);
+}
+
+void gate_return_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (os_uffd_unregister(gate_of(fz), address, n) != 0)
+        freezer_change_what_can_be(let_writers_go, fz->wp_fd, address, n);
+    os_uffd_wake(gate_of(fz), address, n);
+    freezer_track_overlay(fz, address, n);
+}

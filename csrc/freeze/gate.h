@@ -1,0 +1,23 @@
+/*
+ * Whom memory belongs to.  A mapping has one userfaultfd.  A region's pages are at home with one
+ * that tracks writes, or answers missing pages, and asks nobody who gives them back.  While they
+ * are frozen they belong to the gate: there whoever writes to them, misses them or gives them back
+ * waits.  What becomes an overlay meanwhile stays with the userfaultfd of overlays.
+ */
+#ifndef KSMPY_FREEZE_GATE_H
+#define KSMPY_FREEZE_GATE_H
+
+#include "freeze/ops.h"
+
+/* What is frozen belongs to it; where nothing becomes an overlay, nobody asks who gives it back. */
+int gate_of(const struct freezer *fz);
+/* From home to the gate. On error too gate_give_back() is to be called. */
+int gate_take(struct freezer *fz, uintptr_t address, uint64_t n, int uffd_mode);
+/* Back home, but for overlays; whoever waits goes on. */
+void gate_give_back(struct freezer *fz, uintptr_t address, uint64_t n);
+
+/* The same for overlays, while they are turned back. */
+int gate_take_overlays(struct freezer *fz, uintptr_t address, uint64_t n);
+void gate_return_overlays(struct freezer *fz, uintptr_t address, uint64_t n);
+
+#endif

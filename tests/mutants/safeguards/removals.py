@@ -1,0 +1,29 @@
+"""csrc/freeze/removals.c, and what follows it."""
+
+from __future__ import annotations
+
+from ..mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        "overlays are replaced before the message is read",
+        file="csrc/freeze/removals.c",
+        old="seen |= replace_overlays(fz, calls[i].start, calls[i].end, false) > 0;",
+        new="seen = true;",
+        tests=("test_given_back.py::test_what_is_given_back_is_zero_at_once",),
+    ),
+    Mutant(
+        "who was let go on is waited for",
+        file="csrc/freeze/removals.c",
+        old="if (os_now_ns() < leaver->until && os_may_remove(fz->tasks_fd, &leaver->call))",
+        new="if (false)",
+        tests=("test_given_back.py::test_given_back_under_a_scanner_at_full_speed",),
+    ),
+    Mutant(
+        "the records follow what was given back",
+        file="csrc/merge/unmerge.c",
+        old="    forget_sharing(pages, region, span, PAGE_NEW);\n    if (!region->lost)",
+        new="    if (!region->lost)",
+        tests=("test_given_back.py::test_what_is_given_back_is_zero_at_once",),
+    ),
+]

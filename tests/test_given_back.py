@@ -1,0 +1,127 @@
+"""MADV_DONTNEED keeps its meaning for merged memory where there is a userfaultfd."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Any
+
+import pytest
+
+from conftest import Mode
+from support import memory, oracle
+from support.oracle import PAGE
+
+pytestmark = pytest.mark.timeout(60)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+MADV_FREE = 8
+
+
+@pytest.fixture(autouse=True)
+def with_events(mode: Mode) -> None:
+    """Without a userfaultfd nobody tells the engine."""
+    if mode.freeze == "signal":
+        pytest.skip("there is no event")
+
+
+def _give_back(array: memory.Bytes, first: int, count: int, advice: int = 4) -> None:
+    at = memory.address_of(array) + first * PAGE
+    assert _libc.madvise(at, count * PAGE, advice) == 0
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 64), (8, 16), (63, 1), (5, 1)])
+def test_what_is_given_back_is_zero_at_once(engine: Any, first: int, count: int) -> None:
+    """A part of a run, its end, one page: zeros there, nothing else changes, no frame is left."""
+    one = memory.distinct(64, seed=3)
+    two = memory.twin(one)
+    wanted = one.copy()
+    regions = [engine.register(array) for array in (one, two)]
+    engine.scan(2, eager=True)
+    assert oracle.true_saved_pages([memory.span(one), memory.span(two)]) == 64
+    _give_back(one, first, count)
+    wanted[first * PAGE : (first + count) * PAGE] = 0
+    assert (one == wanted).all()
+    engine._core.check()
+    assert engine.stats().pages_sharing == 64 - count
+    _give_back(two, first, count)
+    assert (two == wanted).all()
+    assert engine.stats().frame_bytes == (64 - count) * PAGE
+    one[first * PAGE] = two[first * PAGE] = 7
+    wanted[first * PAGE] = 7
+    engine.scan(2, eager=True)
+    assert (one == wanted).all() and (two == wanted).all()
+    for region in regions:
+        region.release()
+    assert (one == wanted).all() and (two == wanted).all()
+    assert engine.stats().frame_bytes == 0
+
+
+def test_scattered_overlays_are_given_back(engine: Any) -> None:
+    """Single merged pages between others, and one call for all of them."""
+    one, two = memory.distinct(64, seed=3), memory.distinct(64, seed=4)
+    two[:: 2 * PAGE] = one[:: 2 * PAGE]
+    for page in range(0, 64, 2):
+        two[page * PAGE : (page + 1) * PAGE] = one[page * PAGE : (page + 1) * PAGE]
+    for array in (one, two):
+        engine.register(array)
+    engine.scan(2, eager=True)
+    assert engine.stats().pages_sharing == 32
+    _give_back(one, 0, 64)
+    assert not one.any()
+    assert engine.stats().pages_sharing == 0
+
+
+def test_freeing_lazily_is_still_possible(engine: Any) -> None:
+    """MADV_FREE of merged memory succeeds, as for any private memory, and takes what is written."""
+    one = memory.distinct(32, seed=3)
+    two = memory.twin(one)
+    wanted = two.copy()
+    for array in (one, two):
+        engine.register(array)
+    engine.scan(2, eager=True)
+    _give_back(one, 0, 32, MADV_FREE)
+    one[:] = 9
+    assert (one == 9).all() and (two == wanted).all()
+
+
+def test_given_back_under_a_scanner_at_full_speed(engine: Any) -> None:
+    """Again and again, right after it was made equal: zeros, and neighbours are whole.
+
+    A call that comes within the microsecond of an exchange finds the frame's bytes: seen once in a
+    thousand rounds, and let pass once in twenty.
+    """
+    one = memory.distinct(64, seed=3)
+    two = memory.twin(one)
+    wanted = one.copy()
+    for array in (one, two):
+        engine.register(array)
+    stop = threading.Event()
+    merged = [0]
+
+    def scan() -> None:
+        while not stop.is_set():
+            merged[0] += engine.scan(eager=True).merged
+
+    scanner = threading.Thread(target=scan)
+    scanner.start()
+    try:
+        rounds = wrong = 0
+        while rounds < 200 or not merged[0]:
+            at = slice(16 * PAGE, 48 * PAGE)
+            one[at] = wanted[at]
+            if rounds % 2:
+                threading.Event().wait(0.002)
+            _give_back(one, 16, 32)
+            wrong += bool(one[at].any())
+            assert (one[: 16 * PAGE] == wanted[: 16 * PAGE]).all()
+            assert (one[48 * PAGE :] == wanted[48 * PAGE :]).all()
+            rounds += 1
+    finally:
+        stop.set()
+        scanner.join()
+    assert merged[0] > 64
+    assert wrong <= rounds / 20, f"{wrong} of {rounds} rounds, {merged[0]} merged"
+    assert (two == wanted).all()
+    engine._core.check()
