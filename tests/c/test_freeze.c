@@ -140,6 +140,28 @@ static void overlays_come_back(void)
     close(memfd);
 }
 
+/* The message of its thread was read, and that may take its pages away at any moment. */
+static void what_is_being_given_back_is_not_frozen(void)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    uintptr_t range = new_range();
+    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
+    fz.removals.leavers[0] = (struct leaver){.start = range + bytes_of(END - 1),
+                                             .end = range + bytes_of(END),
+                                             .until = os_now_ns() + (uint64_t)1000000000000};
+    fz.removals.leavers_n = 1;
+    CHECK(freeze(&fz, range, N, &view) == -EAGAIN);
+    CHECK(fz.removals.leavers_n == 1);
+    fz.removals.leavers[0].until = os_now_ns();
+    REQUIRE(freeze_all(&fz, range, &view));
+    CHECK(fz.removals.leavers_n == 0);
+    freeze_restore(&fz, 0, N);
+    thaw(&fz);
+    CHECK(filled((const uint8_t *)range, N, 1));
+    give_back(&fz, range);
+}
+
 /* Its owner unmapped it while it was frozen, and somebody else got the place. */
 static void what_others_map_there_stays(void)
 {
@@ -260,6 +282,8 @@ int main(void)
         RUN(a_move_that_fails_halfway_is_made_good);
         if (way != KSMPY_FREEZE_SIGNAL) /* which has nobody to ask */
             RUN(what_others_map_there_stays);
+        if (way != KSMPY_FREEZE_SIGNAL)
+            RUN(what_is_being_given_back_is_not_frozen);
         RUN(own_stack_is_never_frozen);
         RUN(own_memory_is_told);
         for (change = 0; change < CHANGES; change++) {

@@ -17,7 +17,7 @@ MUTANTS = [
         file="csrc/freeze/removals.c",
         old="if (os_now_ns() < leaver->until && os_may_remove(fz->tasks_fd, &leaver->call))",
         new="if (false)",
-        tests=("test_given_back.py::test_given_back_under_a_scanner_at_full_speed",),
+        tests=("c/test_freeze.c::what_is_being_given_back_is_not_frozen",),
     ),
     Mutant(
         "the records follow what was given back",
