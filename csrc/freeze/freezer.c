@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/pages.h"
+#include "freeze/borrow.h"
 #include "freeze/descriptors.h"
 #include "freeze/gate.h"
 #include "freeze/ops.h"
@@ -37,6 +38,7 @@ static void unmap_all(struct freezer *fz)
     os_unmap((void *)fz->windows[0], bytes_of(FREEZE_MAX));
     os_unmap((void *)fz->windows[1], bytes_of(FREEZE_HUGE));
     stage_close(fz);
+    borrow_close(fz);
     os_unmap(fz->zeros, PAGE_SIZE);
 }
 
@@ -91,6 +93,7 @@ void freezer_abandon(struct freezer *fz)
     freezer_know_store(fz, inode, dev);
     fz->removals.overflown = true; /* a note may have been half written */
     fz->windows[0] = fz->windows[1] = 0;
+    memset(fz->kept, 0, sizeof fz->kept);
     pthread_mutex_init(&fz->lock, NULL);
 }
 

@@ -21,6 +21,8 @@
 
 #define FREEZER_FILES 9
 
+#define KEPT_PLACES 4
+
 struct freezer {
     int mode;      /* enum ksmpy_freeze, never AUTO */
     const struct freezer_ops *ops;
@@ -48,6 +50,8 @@ struct freezer {
     bool torn; /* the huge window has a page table now, so that no huge page fits in */
     uintptr_t stage; /* copies of overlay pages on their way back */
     uintptr_t stage_end; /* of the reservation that the stage slides through; 0: it does not */
+    uintptr_t kept[KEPT_PLACES]; /* pages that shadows were borrowed from; 0: none */
+    unsigned kept_next;
     void *zeros; /* one page */
     int slot; /* signal: which entry of the handler's table */
 };

@@ -19,9 +19,9 @@ int freezer_still(struct freezer *fz, uintptr_t address, uint64_t n)
     return copies ? os_direct_io(fz->tasks_fd, address, n) : 0;
 }
 
-int freezer_copy(struct freezer *fz, uintptr_t address, uint64_t n)
+int freezer_copy(uintptr_t to, uintptr_t address, uint64_t n)
 {
-    return guard_copy((void *)fz->stage, (const void *)address, bytes_of(n)) ? 0 : -EFAULT;
+    return guard_copy((void *)to, (const void *)address, bytes_of(n)) ? 0 : -EFAULT;
 }
 
 /*

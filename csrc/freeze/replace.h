@@ -13,7 +13,7 @@ int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n);
 /* Of overlay pages that no thread can write now: -EBUSY when a device may do so, into a copy. */
 int freezer_still(struct freezer *fz, uintptr_t address, uint64_t n);
 /* What they show, to the stage; -EFAULT: a part of them is gone. */
-int freezer_copy(struct freezer *fz, uintptr_t address, uint64_t n);
+int freezer_copy(uintptr_t to, uintptr_t address, uint64_t n);
 /*
  * Moves the memory at from over overlay pages; should the target be lost meanwhile, it is rebuilt.
  */

@@ -25,12 +25,45 @@ static void put_back(int fd, uintptr_t address, uintptr_t page)
     }
 }
 
+/*
+ * The kernel likes to put new mappings right below others, and a page below a region's mapping is
+ * what its shadow needs: so one page more was mapped, and is left free.
+ */
+static void leave_room(uintptr_t shadow, uint64_t n)
+{
+    os_unmap(page_at(shadow, n + 1), PAGE_SIZE);
+}
+
+uintptr_t shadow_grow(uintptr_t from, uint64_t n)
+{
+    uintptr_t shadow = os_grow(from, n + 2);
+    if (shadow)
+        leave_room(shadow, n);
+    return shadow;
+}
+
+/*
+ * One page of it is touched, for an identity that is the same everywhere in it.  Whoever fills
+ * that page may be given more.
+ */
+uintptr_t shadow_afresh(uint64_t n, int vma_flags)
+{
+    uintptr_t shadow = (uintptr_t)os_alloc(bytes_of(n + 2));
+    if (!shadow)
+        return 0;
+    leave_room(shadow, n);
+    os_set_vma_flags(shadow, n + 1, vma_flags);
+    os_populate(shadow + bytes_of(n), 1, true);
+    os_drop(shadow, n + 1);
+    return shadow;
+}
+
 uintptr_t shadow_by_displacing(int fd, uintptr_t address, uint64_t n)
 {
     uintptr_t page = (uintptr_t)os_reserve(PAGE_SIZE);
     if (!page || os_remap(page, address, 1, true))
         return 0; /* a failed mremap may have unmapped its target, which may be another's by now */
-    uintptr_t shadow = os_grow(page, n + 1);
+    uintptr_t shadow = shadow_grow(page, n);
     put_back(fd, address, shadow ? shadow : page);
     if (!shadow)
         os_unmap((void *)page, PAGE_SIZE);

@@ -25,5 +25,9 @@
  * waits: fd is registered for missing pages there, and the caller wakes them.
  */
 uintptr_t shadow_by_displacing(int fd, uintptr_t address, uint64_t n);
+/* One with an identity of its own: what comes back is one mapping with itself, in any order. */
+uintptr_t shadow_afresh(uint64_t n, int vma_flags);
+/* Of n pages and one more, with the identity of the one page at from; or 0. */
+uintptr_t shadow_grow(uintptr_t from, uint64_t n);
 
 #endif

@@ -28,8 +28,10 @@
 #include <unistd.h>
 
 #include "base/pages.h"
+#include "freeze/borrow.h"
 #include "freeze/ops.h"
 #include "freeze/replace.h"
+#include "freeze/shadow.h"
 #include "freeze/stage.h"
 #include "os/apart.h"
 #include "os/clock.h"
@@ -324,30 +326,73 @@ static void signal_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
     syscall(SYS_futex, &thaws, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
-/* The stage's pages become the region's. */
-static int signal_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
-                            int vma_flags)
+/* Read-only, so that what is being filled is a mapping too short to get a huge page. */
+static uintptr_t signal_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
-    (void)blank;
-    int error = os_populate(fz->stage, n, true);
+    uintptr_t shadow = shadow_by_borrowing(fz, address, n, vma_flags);
+    if (!shadow)
+        shadow = shadow_afresh(n, vma_flags);
+    if (shadow)
+        os_protect(shadow, n + 1, false);
+    return shadow;
+}
+
+/* The pages at from become the region's, with the bytes that the overlays show. */
+static int replace_by(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n)
+{
+    int error = os_populate(from, n, true);
     if (error)
         return error;
     error = block_writers(fz, address, n);
     if (!error)
         error = freezer_still(fz, address, n);
     if (!error)
-        error = freezer_copy(fz, address, n);
+        error = freezer_copy(from, address, n);
     if (!error)
-        error = freezer_replace(fz, address, fz->stage, n);
+        error = freezer_replace(fz, address, from, n);
     if (error)
         os_protect(address, n, true);
     signal_thaw(fz, address, n);
+    return error;
+}
+
+/*
+ * Whoever looked at all of our memory may have filled the shadow, hence it is emptied.  A page more
+ * than is moved can be written meanwhile: a mapping that is moved whole loses its identity, and
+ * would remain one of its own when it is read-only again.
+ */
+static int from_shadow(struct freezer *fz, uintptr_t address, uintptr_t shadow, uint64_t n)
+{
+    int error = os_protect(shadow, n + 1, true);
+    if (!error)
+        error = os_drop(shadow, n);
+    if (!error)
+        error = replace_by(fz, address, shadow, n);
+    os_drop(shadow, n);
+    os_protect(shadow, n + 1, false);
+    return error;
+}
+
+static int from_stage(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
+{
+    int error = replace_by(fz, address, fz->stage, n);
     if (error)
         return error;
     stage_slide(fz, n);
     os_set_vma_flags(address, n, vma_flags);
-    track_again(fz, address, n);
     return 0;
+}
+
+/* The stage's pages cost mappings: they have an identity of their own. */
+static int signal_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t shadow,
+                            int vma_flags)
+{
+    int error = shadow ? from_shadow(fz, address, shadow, n) : -ENOENT;
+    if (error && error != -EBUSY)
+        error = from_stage(fz, address, n, vma_flags);
+    if (!error)
+        track_again(fz, address, n);
+    return error;
 }
 
 static void signal_rebuild(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n)
@@ -373,6 +418,7 @@ const struct freezer_ops freeze_by_signal = {
     .restore = signal_restore,
     .zero = signal_zero,
     .thaw = signal_thaw,
+    .shadow = signal_shadow,
     .unoverlay = signal_unoverlay,
     .rebuild = signal_rebuild,
 };

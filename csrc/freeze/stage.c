@@ -105,7 +105,7 @@ static int from_stage(struct freezer *fz, uintptr_t address, uint64_t n, int vma
 {
     int error = os_populate(fz->stage, n, true);
     if (!error)
-        error = freezer_copy(fz, address, n);
+        error = freezer_copy(fz->stage, address, n);
     if (!error)
         error = freezer_replace(fz, address, fz->stage, n);
     if (error)

@@ -26,6 +26,7 @@
 #include <string.h>
 
 #include "base/pages.h"
+#include "freeze/borrow.h"
 #include "freeze/gate.h"
 #include "freeze/ops.h"
 #include "freeze/registration.h"
@@ -35,7 +36,6 @@
 #include "os/clock.h"
 #include "os/direct_io.h"
 #include "os/map.h"
-#include "os/maps.h"
 #include "os/pagemap.h"
 #include "os/uffd.h"
 
@@ -100,51 +100,6 @@ static int wp_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_fl
 /* ---- giving overlays back ---- */
 
 /*
- * A page more of a mapping, below its start, where nothing is: an empty one with its identity.
- * registered: the mapping belongs to a region, and the page has to do so too.
- */
-static bool extend_down(struct freezer *fz, struct os_maps *maps, uintptr_t start, int vma_flags,
-                        bool registered)
-{
-    struct os_vma whole;
-    uintptr_t page = start - PAGE_SIZE;
-    if (os_map_at(page, 1) < 0)
-        return false;
-    if (registered) {
-        os_set_vma_flags(page, 1, vma_flags);
-        freezer_attach(fz, page, 1);
-    }
-    os_maps_refresh(maps);
-    if (os_maps_find(maps, page, &whole) > 0 && whole.start <= page && whole.end > start)
-        return true;
-    os_unmap((void *)page, PAGE_SIZE);
-    return false;
-}
-
-/*
- * The start of the mapping that the region is part of, as it was before it was registered: what
- * lies right below the region was one mapping with it, or nothing does.
- */
-static uintptr_t begin_of_mapping(struct os_maps *maps, uintptr_t address)
-{
-    struct os_vma below;
-    bool found = os_maps_find(maps, address - PAGE_SIZE, &below) > 0;
-    bool part = found && below.end == address && below.private_rw && !below.inode;
-    return part ? below.start : address;
-}
-
-static uintptr_t borrow_page(struct freezer *fz, uintptr_t address, int vma_flags)
-{
-    struct os_maps maps;
-    if (os_maps_open(&maps) < 0)
-        return 0;
-    uintptr_t start = begin_of_mapping(&maps, address);
-    bool lent = extend_down(fz, &maps, start, vma_flags, start == address);
-    os_maps_close(&maps);
-    return lent ? start - PAGE_SIZE : 0;
-}
-
-/*
  * While the region's first page is away, its address is registered for missing pages; a system call
  * that touches it waits only where the kernel handles its faults too: elsewhere it is done only
  * while no other thread is in such a call.
@@ -158,39 +113,15 @@ static uintptr_t displaced_shadow(struct freezer *fz, uintptr_t address, uint64_
     return shadow;
 }
 
-/*
- * The shadow's identity (see freeze/shadow.h) comes from an empty page, which the region's mapping
- * gets for it below its start: so no page of the region has to go away for a moment.
- *
- *              |page| ... | a | b | c | d |       the mapping, one page longer
- *   |page| ... |   |   |   |   |                  moved away, and grown
- *              |   |   |   |   |                  the shadow
- */
-static uintptr_t borrowed_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
-{
-    uintptr_t page = borrow_page(fz, address, vma_flags);
-    uintptr_t at = page ? (uintptr_t)os_reserve(PAGE_SIZE) : 0;
-    uint64_t before = (address - page) >> PAGE_SHIFT;
-    if (!at || os_remap(at, page, 1, false) < 0) {
-        /* A failed mremap may have unmapped its target, which may be another's by now. */
-        os_unmap((void *)page, PAGE_SIZE);
-        return 0;
-    }
-    uintptr_t grown = os_grow(at, before + n + 1);
-    os_unmap((void *)(grown ? grown : at), bytes_of(grown ? before : 1));
-    if (!grown)
-        return 0;
-    os_set_vma_flags(grown + bytes_of(before), n + 1, vma_flags);
-    return grown + bytes_of(before);
-}
-
 static uintptr_t wp_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
-    uintptr_t shadow = borrowed_shadow(fz, address, n, vma_flags);
+    uintptr_t shadow = shadow_by_borrowing(fz, address, n, vma_flags);
     if (shadow)
         return shadow;
     bool harmless = fz->waits_in_calls || os_others_wait(fz->tasks_fd);
-    return harmless ? displaced_shadow(fz, address, n) : 0;
+    if (harmless)
+        shadow = displaced_shadow(fz, address, n);
+    return shadow ? shadow : shadow_afresh(n, vma_flags);
 }
 
 /*

@@ -59,9 +59,12 @@ static bool is_ours(const struct os_maps *maps)
 /* More of the text: 1, 0 at its end, or -errno. */
 static int refill(struct os_maps *maps)
 {
-    memmove(maps->buffer, maps->buffer + maps->at, maps->fill - maps->at);
+    if (maps->at < maps->fill)
+        memmove(maps->buffer, maps->buffer + maps->at, maps->fill - maps->at);
     maps->fill -= maps->at;
     maps->at = 0;
+    if (!maps->buffer && !(maps->buffer = os_alloc(BUFFER_BYTES)))
+        return -ENOMEM;
     if (!is_ours(maps))
         return -EBADF;
     ssize_t got = read(maps->fd, maps->buffer + maps->fill, BUFFER_BYTES - 1 - maps->fill);
@@ -75,7 +78,8 @@ static int refill(struct os_maps *maps)
 static int next_line(struct os_maps *maps, char **line)
 {
     char *end;
-    while (!(end = memchr(maps->buffer + maps->at, '\n', maps->fill - maps->at))) {
+    while (maps->at == maps->fill ||
+           !(end = memchr(maps->buffer + maps->at, '\n', maps->fill - maps->at))) {
         int more = refill(maps);
         if (more <= 0)
             return more;
@@ -134,11 +138,6 @@ int os_maps_open(struct os_maps *maps)
     *maps = (struct os_maps){.fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC)};
     if (maps->fd < 0)
         return -errno;
-    maps->buffer = os_alloc(BUFFER_BYTES);
-    if (!maps->buffer) {
-        close(maps->fd);
-        return -ENOMEM;
-    }
     struct os_vma vma;
     uint64_t dev;
     maps->query = find_by_query(maps, 0, &vma) >= 0;

@@ -19,7 +19,7 @@ struct os_maps {
     int fd;
     uint64_t inode;   /* behind fd, unless the program has closed it */
     bool query;       /* PROCMAP_QUERY works (Linux 6.11) */
-    char *buffer;     /* the text way: what was read, and the last answer */
+    char *buffer;     /* the text way, once it is gone: what was read, and the last answer */
     size_t fill, at;
     struct os_vma last;
 };

@@ -79,6 +79,18 @@ void os_disown(uintptr_t start, size_t bytes)
             cut(&table[i], start, start + bytes);
 }
 
+bool os_owns(uintptr_t address)
+{
+    struct slot *table;
+    for (int number = 0; number < TABLES && (table = table_at(number, false)); number++)
+        for (size_t i = 0; i < slots_in(number); i++) {
+            uintptr_t start = atomic_load(&table[i].start);
+            if (start > 1 && address >= start && address < atomic_load(&table[i].end))
+                return true;
+        }
+    return false;
+}
+
 struct list {
     struct ksmpy_range *out;
     int64_t max, count;

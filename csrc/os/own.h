@@ -6,6 +6,7 @@
 #ifndef KSMPY_OS_OWN_H
 #define KSMPY_OS_OWN_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -13,6 +14,7 @@
 
 void os_own(uintptr_t start, size_t bytes);
 void os_disown(uintptr_t start, size_t bytes);
+bool os_owns(uintptr_t address);
 /* Writes up to max ranges, the module's variables among them; returns how many there are. */
 int64_t os_own_memory(struct ksmpy_range *out, int64_t max);
 

@@ -27,4 +27,28 @@ MUTANTS = [
         new="    return 0;",
         tests=("c/test_merging.c::what_a_device_writes_into_stays_where_it_is",),
     ),
+    Mutant(
+        "what comes back in signal has its place's identity",
+        file="csrc/freeze/signal.c",
+        old="    .shadow = signal_shadow,\n",
+        new="",
+        tests=(
+            "test_islands.py::test_written_pages_come_back_in_place[signal+checksum]",
+            "test_islands.py::test_scattered_overlays_leave_no_islands[signal+checksum-release]",
+        ),
+    ),
+    Mutant(
+        "a shadow in signal stays one mapping",
+        file="csrc/freeze/signal.c",
+        old="    int error = os_protect(shadow, n + 1, true);",
+        new="    int error = os_protect(shadow, n, true);",
+        tests=("test_budget.py::test_writes_into_long_runs_keep_the_budget[signal+checksum-scan]",),
+    ),
+    Mutant(
+        "what has no room below it comes back as one mapping",
+        file="csrc/freeze/shadow.c",
+        old="    os_populate(shadow + bytes_of(n), 1, true);\n",
+        new="",
+        tests=("test_islands.py::test_written_pages_come_back_in_place[signal+checksum]",),
+    ),
 ]
