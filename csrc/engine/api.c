@@ -70,15 +70,31 @@ int ksmpy_register(ksmpy_engine *engine, uintptr_t address, size_t length, int v
 
 #define DETACHED_AT_ONCE 4096 /* pages; with the marks of each to be cleared 0.3 ms */
 
+/* Whatever else its owner has put there. */
+static void detach_what_is_ours(struct merger *merger, uintptr_t at, uint64_t n)
+{
+    uintptr_t end = at + bytes_of(n);
+    struct os_vma vma;
+    os_maps_refresh(&merger->pages->maps);
+    while (at < end && os_maps_find(&merger->pages->maps, at, &vma) > 0 && vma.start < end) {
+        uintptr_t start = vma.start > at ? vma.start : at;
+        at = vma.end < end ? vma.end : end;
+        freezer_detach(&merger->fz, start, (at - start) >> PAGE_SHIFT);
+    }
+}
+
 /* Pages from *page on are watched no more; false: that was the last slice. */
 static bool detach_some(struct merger *merger, const struct region *region, uint64_t *page)
 {
     uint64_t rest = region->n - *page, n = least(rest, DETACHED_AT_ONCE);
     uintptr_t at = region->address + bytes_of(*page);
-    if (freezer_detach(&merger->fz, at, n) == -ENOMEM) { /* a part of a mapping takes one more */
+    int error = freezer_detach(&merger->fz, at, n);
+    if (error == -ENOMEM) { /* a part of a mapping takes one more */
         n = rest;
-        freezer_detach(&merger->fz, at, n);
+        error = freezer_detach(&merger->fz, at, n);
     }
+    if (error == -EINVAL)
+        detach_what_is_ours(merger, at, n);
     *page += n;
     return *page < region->n;
 }
@@ -96,7 +112,7 @@ static void remove_region(ksmpy_engine *engine, uint32_t id)
 /* 0 or the first error; what could not be given back stays as it is. */
 static int give_back(ksmpy_engine *engine, struct unmerging *work)
 {
-    while (unmerging_step(&engine->merger, work)) {
+    while (unmerging_step(&engine->merger, work) || unmerging_again(&engine->merger, work)) {
         if (work->waits) {
             engine_unlock(engine);
             os_sleep_us(1000);

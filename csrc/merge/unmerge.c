@@ -304,6 +304,17 @@ static void unmerge_zeros(struct merger *merger, struct unmerging *work, uint64_
     }
 }
 
+/* Are these pages, which were overlays when they were looked at, still all of them? */
+static bool are_overlays(struct pages *pages, uintptr_t at, uintptr_t end)
+{
+    struct os_vma vma;
+    os_maps_refresh(&pages->maps);
+    for (; at < end; at = vma.end)
+        if (os_maps_find(&pages->maps, at, &vma) <= 0 || vma.start > at || !is_overlay(pages, &vma))
+            return false;
+    return true;
+}
+
 /* A piece of a stretch of overlays; false: it has to be tried again. */
 static bool give_piece_back(struct merger *merger, struct unmerging *work, uintptr_t at, uint64_t n)
 {
@@ -321,6 +332,7 @@ static bool give_piece_back(struct merger *merger, struct unmerging *work, uintp
     work->io_tries -= work->waits;
     if (!work->waits)
         note(work, error);
+    work->vanished |= error && !are_overlays(merger->pages, at, at + bytes_of(n));
     return !work->waits;
 }
 
@@ -414,4 +426,21 @@ bool unmerging_step(struct merger *merger, struct unmerging *work)
             break;
     store_flush(&merger->pages->store);
     return work->page < region->n;
+}
+
+#define LOOKS 3
+
+bool unmerging_again(struct merger *merger, struct unmerging *work)
+{
+    bool given_up = !work->failure || ++work->looks == LOOKS;
+    if (given_up || !region_is(merger->pages, work->region, work->serial))
+        return false;
+    bool was_lost = region_at(merger->pages, work->region)->lost;
+    check_lost_region(merger->pages, work->region);
+    if (!work->vanished && region_at(merger->pages, work->region)->lost == was_lost)
+        return false;
+    work->vanished = work->no_memory = false;
+    work->page = 0;
+    work->failure = 0;
+    return true;
 }

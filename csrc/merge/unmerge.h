@@ -28,10 +28,17 @@ struct unmerging {
     bool waits; /* for direct I/O to end, for a millisecond */
     int io_tries; /* how often it still may */
     int failure; /* the first one, or 0 */
+    bool vanished; /* what could not be given back was no overlay any more */
+    int looks; /* at all of it */
 };
 void unmerging_begin(struct pages *pages, struct unmerging *work, uint32_t region, bool discard);
 /* One slice; false: that was the last one. */
 bool unmerging_step(struct merger *merger, struct unmerging *work);
+/*
+ * After the last one.  true: begin anew, as what failed may have failed because its owner has
+ * unmapped it, or put something else there, since it was looked at.
+ */
+bool unmerging_again(struct merger *merger, struct unmerging *work);
 void unmerging_end(struct pages *pages, const struct unmerging *work);
 
 #endif

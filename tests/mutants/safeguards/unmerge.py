@@ -110,4 +110,14 @@ MUTANTS = [
         new="    (void)forget_callers;\n",
         tests=("c/test_slices.c::a_fork_between_two_slices_of_an_unmerge",),
     ),
+    Mutant(
+        "memory that goes while its region is released is no failure",
+        file="csrc/merge/unmerge.c",
+        old="    bool given_up = !work->failure || ++work->looks == LOOKS;",
+        new="    bool given_up = true;",
+        tests=(
+            "test_vanished.py::test_a_region_without_its_memory_is_released[signal+checksum-gone]",
+            "test_vanished.py::test_memory_goes_while_its_region_is_released[signal+checksum-gone]",
+        ),
+    ),
 ]
