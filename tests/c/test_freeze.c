@@ -71,10 +71,24 @@ static bool intact(uintptr_t range)
            filled(page_at(range, END), N - END, 1 + END);
 }
 
-/* Between guard pages, so that no change can make it one mapping with others. */
+static bool crosses_huge_page(uintptr_t base)
+{
+    uintptr_t first = base + PAGE_SIZE, last = base + bytes_of(N);
+    return first / bytes_of(HUGE_PAGES) != last / bytes_of(HUGE_PAGES);
+}
+
+/*
+ * Between guard pages, so that no change can make it one mapping with others, and within one huge
+ * page, as no more is frozen at once.
+ */
 static uintptr_t new_range(void)
 {
     uintptr_t base = (uintptr_t)os_reserve(bytes_of(N + 2));
+    for (int tries = 0; base && crosses_huge_page(base) && tries < 10; tries++) {
+        uintptr_t other = (uintptr_t)os_reserve(bytes_of(N + 2));
+        os_unmap((void *)base, bytes_of(N + 2));
+        base = other;
+    }
     if (!base || os_commit(page_at(base, 1), bytes_of(N)) < 0)
         return 0;
     fill(page_at(base, 1), N, 1);
