@@ -168,7 +168,7 @@ def _garble(store: Store, start: int, end: int, size: int, stride: int) -> int:
 def test_nothing_in_the_index_is_believed(company: Company, store: Store) -> None:
     """Killed with any structure half changed: trees, chains, sharers, announcements, counters.
 
-    The layout is that of csrc/store/attach.c, counted back from where the sharers' counts begin.
+    The layout is that of csrc/store/mapping.c, counted back from where the sharers' counts begin.
     """
     company.victim.call("add", 7, 2, LONG)
     company.victim.stop("fallocate", 2, True, "scan")

@@ -19,7 +19,7 @@
 #include "pages/regions.h"
 #include "pages/sharing.h"
 #include "scan/window.h"
-#include "store/store.h"
+#include "store/frames.h"
 
 _Static_assert(PAGE_SIZE == KSMPY_PAGE_SIZE, "Python counts in other pages");
 

@@ -10,32 +10,13 @@
 
 #include "base/pages.h"
 #include "base/rbtree.h"
+#include "base/report.h"
 #include "engine/locks.h"
 #include "os/arena.h"
 #include "pages/pages.h"
-#include "store/store.h"
-
-struct report {
-    char *text;
-    size_t size;
-    int error;
-};
-
-static void complain(struct report *report, const char *what, uint64_t is, uint64_t should_be)
-{
-    if (report->error)
-        return;
-    report->error = -EUCLEAN;
-    if (report->text)
-        snprintf(report->text, report->size, "%s: %llu, should be %llu", what,
-                 (unsigned long long)is, (unsigned long long)should_be);
-}
-
-static void expect(struct report *report, const char *what, uint64_t is, uint64_t should_be)
-{
-    if (is != should_be)
-        complain(report, what, is, should_be);
-}
+#include "store/check.h"
+#include "store/layout.h"
+#include "store/pool.h"
 
 /* Pages by state, as their records say. */
 struct census {
@@ -141,103 +122,6 @@ static void check_unstable(const struct pages *pages, struct report *report)
     expect(report, "pages in unstable trees", (uint64_t)paired, pages->pages_in[PAGE_PAIRED]);
 }
 
-struct frames_seen {
-    struct report *report;
-    struct store *read; /* whose bytes are looked at as well, or NULL */
-    uint64_t live, shared, stale, sharers, chains, dups;
-};
-
-/* Indices that a file says may lead anywhere: a chain has no more frames than there are. */
-static void see_chain(const struct store *store, uint32_t head, int tree, void *argument)
-{
-    struct frames_seen *seen = argument;
-    struct report *report = seen->report;
-    uint64_t length = 0;
-    uint32_t before = NO_FRAME;
-    for (uint32_t at = head; at != NO_FRAME; at = frame_at(store, at)->dup_next) {
-        if (!frame_is_live(store, at) || seen->live + length >= store->head->live_frames) {
-            complain(report, "frame of a chain is not live", at, head);
-            return;
-        }
-        const struct frame *frame = frame_at(store, at);
-        expect(report, "frame before in its chain", frame->dup_prev, before);
-        expect(report, "tree of a frame", frame->tree, (uint64_t)tree);
-        if (seen->read && store_sum(seen->read, frame_bytes(seen->read, at)) != frame->sum)
-            complain(report, "frame's bytes have another checksum", at, frame->sum);
-        seen->sharers += frame->sharers;
-        seen->shared += frame->sharers != 0;
-        seen->stale += frame->sharers == 0;
-        before = at;
-        length++;
-    }
-    seen->live += length;
-    seen->chains += length > 1;
-    seen->dups += length > 1 ? length : 0;
-}
-
-/* Frames that are being filled have sharers before they are in a tree. */
-static void see_new_frames(const struct store *store, struct frames_seen *seen)
-{
-    uint64_t live = 0;
-    for (int node = 0; node < store->nodes; node++) {
-        uint64_t used = 0, high = store->ids[node].state->high;
-        for (uint64_t i = 0; i < high; i++) {
-            const struct frame *frame = frame_at(store, (uint32_t)i + first_frame(store, node));
-            bool in_use = ids_has(&store->ids[node], (uint32_t)i);
-            used += in_use;
-            live += frame->state == FRAME_LIVE;
-            if ((frame->state != FRAME_FREE) != in_use)
-                complain(seen->report, "state of a frame", frame->state, in_use);
-            if (frame->state != FRAME_FILLING)
-                continue;
-            seen->sharers += frame->sharers;
-            seen->shared += frame->sharers != 0;
-        }
-        expect(seen->report, "frames in use", store->ids[node].state->used, used);
-    }
-    expect(seen->report, "live frames that are in a tree", seen->live, live);
-}
-
-static void check_frames(const struct store *store, struct frames_seen *seen)
-{
-    const struct store_head *head = store->head;
-    struct report *report = seen->report;
-    for (int tree = 0; tree < store->nodes; tree++)
-        if (stable_walk(store, tree, see_chain, seen) < 0)
-            complain(report, "stable tree is no red-black tree", (uint64_t)tree, 0);
-    see_new_frames(store, seen);
-    expect(report, "live frames", head->live_frames, seen->live);
-    expect(report, "shared frames", head->shared_frames, seen->shared);
-    expect(report, "stale frames", head->stale_frames, seen->stale);
-    expect(report, "chains", head->chains, seen->chains);
-    expect(report, "frames in chains", head->dups, seen->dups);
-    expect(report, "sharers of all frames", head->shared_pages, seen->sharers);
-}
-
-static void check_counts(const struct store *store, struct report *report)
-{
-    uint64_t pages = 0;
-    uint32_t used = 0;
-    for (unsigned i = 0; i < MAX_SLOTS; i++) {
-        const struct slot *slot = &store->head->slots[i];
-        pages += slot->kind == SLOT_ENGINE ? slot->pages : 0;
-        used = slot->kind != SLOT_FREE ? i + 1 : used;
-    }
-    uint32_t end = store->head->slots_end; /* after the slots: others may take some meanwhile */
-    if (end < used || end > MAX_SLOTS)
-        complain(report, "slots in use", end, used);
-    expect(report, "pages of all slots", store->head->shared_pages, pages);
-}
-
-int store_check(const struct store *store)
-{
-    struct report report = {0};
-    struct frames_seen seen = {.report = &report};
-    check_frames(store, &seen);
-    check_counts(store, &report);
-    return report.error ? report.error : announcements_check(store);
-}
-
 int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)
 {
     struct report report = {.text = text, .size = size};
@@ -247,13 +131,10 @@ int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)
     check_pages(&engine->pages, &report);
     check_buckets(&engine->pages, &report);
     check_unstable(&engine->pages, &report);
-    struct frames_seen seen = {.report = &report, .read = &engine->pages.store};
-    check_frames(&engine->pages.store, &seen);
-    if (engine->pages.store.shared)
-        check_counts(&engine->pages.store, &report);
-    else
-        expect(&report, "sharers of all frames", seen.sharers, engine->pages.pages_in[PAGE_SHARED]);
-    store_look_away(&engine->pages.store, true);
+    uint64_t sharers;
+    store_report(&engine->pages.store, &report, &sharers);
+    if (!engine->pages.store.shared)
+        expect(&report, "sharers of all frames", sharers, engine->pages.pages_in[PAGE_SHARED]);
     engine_unlock_with_store(engine);
     return report.error;
 }

@@ -21,6 +21,11 @@
 #include "pages/pages.h"
 #include "pages/peers.h"
 #include "pages/pins.h"
+#include "store/attach.h"
+#include "store/files.h"
+#include "store/layout.h"
+#include "store/patience.h"
+#include "store/private.h"
 #include "store/store.h"
 
 #define MAX_REGIONS ((uint64_t)1 << 20)

@@ -18,7 +18,7 @@
 #include "os/maps.h"
 #include "pages/pages.h"
 #include "pages/sharing.h"
-#include "store/store.h"
+#include "store/members.h"
 
 static ksmpy_engine *all; /* changed while no fork can happen */
 

@@ -8,6 +8,9 @@
 #include "merge/merger.h"
 #include "pages/pages.h"
 #include "pages/peers.h"
+#include "store/frames.h"
+#include "store/layout.h"
+#include "store/rules.h"
 #include "store/store.h"
 
 void default_knobs(uint64_t *knobs)
@@ -51,18 +54,14 @@ static int set_knob(struct budget *budget, int knob, uint64_t value)
 int knob_check(int knob, uint64_t value)
 {
     switch (knob) {
-    case KSMPY_KNOB_MERGE_ACROSS_NODES:
-    case KSMPY_KNOB_USE_ZERO_PAGES:
     case KSMPY_KNOB_SMART_SCAN:
         return value <= 1 ? 0 : -EINVAL;
-    case KSMPY_KNOB_MAX_PAGE_SHARING:
-        return value >= 2 && value <= INT32_MAX ? 0 : -EINVAL;
     case KSMPY_KNOB_VMA_SHARE_PERCENT:
         return value <= 100 ? 0 : -EINVAL;
     case KSMPY_KNOB_STABLE_NODE_CHAINS_PRUNE_MILLISECS:
         return value <= UINT32_MAX ? 0 : -EINVAL;
     default:
-        return -EINVAL;
+        return rule_check(knob, value);
     }
 }
 

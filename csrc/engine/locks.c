@@ -6,7 +6,8 @@
 #include <sched.h>
 #include <stdatomic.h>
 
-#include "store/store.h"
+#include "store/lock.h"
+#include "store/patience.h"
 
 void engine_lock(ksmpy_engine *engine)
 {

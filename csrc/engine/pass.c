@@ -10,7 +10,8 @@
 #include "merge/bar.h"
 #include "os/guard.h"
 #include "scan/scan.h"
-#include "store/store.h"
+#include "store/lock.h"
+#include "store/patience.h"
 
 static bool stopped(const ksmpy_engine *engine)
 {

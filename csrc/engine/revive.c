@@ -20,6 +20,10 @@
 #include "pages/records.h"
 #include "scan/scanner.h"
 #include "scan/window.h"
+#include "store/attach.h"
+#include "store/lock.h"
+#include "store/patience.h"
+#include "store/sharers.h"
 #include "store/store.h"
 
 /* The one it has is its parent's, or not there. */

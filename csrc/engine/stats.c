@@ -12,6 +12,9 @@
 #include "pages/candidates.h"
 #include "pages/pages.h"
 #include "pages/regions.h"
+#include "store/frames.h"
+#include "store/layout.h"
+#include "store/pool.h"
 #include "store/store.h"
 
 /* In the order of addresses, whatever comes and goes meanwhile. */

@@ -7,7 +7,7 @@
 #include "os/clock.h"
 #include "os/devices.h"
 #include "os/map.h"
-#include "store/store.h"
+#include "store/files.h"
 
 #define DEVICES_NS 10000000 /* to ask takes 2.7 us a descriptor */
 

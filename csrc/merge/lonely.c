@@ -8,6 +8,7 @@
 #include "merge/relief.h"
 #include "merge/unmerge.h"
 #include "pages/pages.h"
+#include "store/frames.h"
 #include "store/store.h"
 
 #define LONELY_PASSES 4 /* in which nobody has joined a frame, though they look for it in each */

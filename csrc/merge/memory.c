@@ -5,7 +5,7 @@
 #include "merge/merger.h"
 #include "os/clock.h"
 #include "os/memory.h"
-#include "store/store.h"
+#include "store/frames.h"
 
 #define RESERVE 2048 /* pages that are left to the program: 8 MiB */
 #define ALLOWED 16384 /* pages at one answer */

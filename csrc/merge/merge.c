@@ -18,6 +18,8 @@
 #include "os/map.h"
 #include "pages/pages.h"
 #include "pages/records.h"
+#include "store/announce.h"
+#include "store/lock.h"
 #include "store/store.h"
 
 static bool on_frame(const struct pages *pages, uint32_t page, uint32_t frame)

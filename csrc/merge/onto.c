@@ -14,6 +14,13 @@
 #include "os/guard.h"
 #include "pages/pages.h"
 #include "pages/records.h"
+#include "store/frames.h"
+#include "store/layout.h"
+#include "store/lock.h"
+#include "store/pool.h"
+#include "store/room.h"
+#include "store/sharers.h"
+#include "store/stable.h"
 #include "store/store.h"
 
 #define TRACKED_RUN 32 /* shortest run whose overlays are tracked */

@@ -14,11 +14,14 @@
 #include "merge/budget.h"
 #include "merge/merger.h"
 #include "merge/refusal.h"
+#include "os/guard.h"
 #include "os/map.h"
 #include "pages/candidates.h"
 #include "pages/pages.h"
 #include "pages/records.h"
 #include "pages/sharing.h"
+#include "store/frames.h"
+#include "store/lock.h"
 #include "store/store.h"
 
 #define PREFETCH 8 /* pages ahead that the index is told of */

@@ -3,8 +3,8 @@
 
 #include "base/pages.h"
 #include "os/arena.h"
+#include "os/guard.h"
 #include "pages/pages.h"
-#include "store/store.h"
 
 static bool same_region(const struct pages *pages, uint32_t a, uint32_t b)
 {

@@ -21,7 +21,11 @@
 #include "merge/onto.h"
 #include "merge/refusal.h"
 #include "merge/run.h"
+#include "os/guard.h"
 #include "pages/pages.h"
+#include "store/layout.h"
+#include "store/lock.h"
+#include "store/stable.h"
 #include "store/store.h"
 
 #define SMALL_BLOCK 16 /* frames that a stretch may get which seems to be long enough for them */

@@ -23,6 +23,7 @@
 #include "pages/records.h"
 #include "pages/regions.h"
 #include "pages/sharing.h"
+#include "store/frames.h"
 #include "store/store.h"
 
 #define TRIES 256

@@ -106,3 +106,9 @@ bool guard_touch(uintptr_t start, uintptr_t end, size_t piece)
 {
     GUARDED(start, start, end - start, touch(start, end, piece));
 }
+
+int compare_live(const void *a, const void *b)
+{
+    int order;
+    return guard_compare(a, b, &order) ? order : -1;
+}

@@ -32,6 +32,8 @@ bool guard_checksum(const struct checksum_key *key, const void *page, uint64_t *
 bool guard_is_zero(const void *page, bool *zero);
 /* As memcmp() of two pages. */
 bool guard_compare(const void *one, const void *two, int *order);
+/* The same, and -1 where it cannot be read: a hint until it is compared again while frozen. */
+int compare_live(const void *a, const void *b);
 bool guard_copy(void *to, const void *from, size_t bytes);
 /* One byte of each address in [start, end) that is the first of a piece of so many bytes, and of start. */
 bool guard_touch(uintptr_t start, uintptr_t end, size_t piece);

@@ -10,6 +10,8 @@
 #include <stdbool.h>
 #include <sys/mman.h>
 
+#include "ksmpy.h"
+
 #define SLOTS 1024 /* in the first table; each further one has twice as many */
 #define TABLES 16
 

@@ -16,10 +16,12 @@
 
 #include "base/rbtree.h"
 #include "os/arena.h"
+#include "os/guard.h"
 #include "os/map.h"
 #include "pages/pages.h"
 #include "pages/records.h"
-#include "store/store.h"
+#include "store/announce.h"
+#include "store/layout.h"
 
 #define FIRST_BUCKETS 1024
 #define COMPARED 32 /* different pages of one checksum; more are none by chance */

@@ -23,6 +23,7 @@
 #include "ksmpy.h"
 #include "os/arena.h"
 #include "os/maps.h"
+#include "store/layout.h"
 #include "store/store.h"
 
 #define NO_PAGE NO_INDEX

@@ -5,6 +5,11 @@
 
 #include "pages/candidates.h"
 #include "pages/pages.h"
+#include "store/announce.h"
+#include "store/board.h"
+#include "store/layout.h"
+#include "store/lock.h"
+#include "store/stable.h"
 #include "store/store.h"
 
 #define EVENTS_AT_ONCE 256

@@ -10,6 +10,10 @@
 #include "os/maps.h"
 #include "pages/overlay.h"
 #include "pages/pages.h"
+#include "store/frames.h"
+#include "store/lock.h"
+#include "store/pool.h"
+#include "store/sharers.h"
 #include "store/store.h"
 
 #define CHECKS 3

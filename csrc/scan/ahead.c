@@ -9,7 +9,7 @@
 #include "pages/candidates.h"
 #include "pages/pages.h"
 #include "scan/scanner.h"
-#include "store/store.h"
+#include "store/stable.h"
 
 #define LINES 8 /* cache lines of the next page that are asked for at the end of this one */
 

@@ -15,6 +15,11 @@
 #include "scan/collect.h"
 #include "scan/scanner.h"
 #include "scan/window.h"
+#include "store/announce.h"
+#include "store/board.h"
+#include "store/layout.h"
+#include "store/lock.h"
+#include "store/stable.h"
 #include "store/store.h"
 
 static uint32_t find_frame(struct pages *pages, uint32_t id, uint64_t sum, const void *bytes,

@@ -6,7 +6,11 @@
 #include "os/numa.h"
 #include "pages/pages.h"
 #include "pages/records.h"
+#include "store/lock.h"
+#include "store/pool.h"
+#include "store/stable.h"
 #include "store/store.h"
+#include "store/view.h"
 
 /* Only what is in our page tables has a node; a read of what is no frame would make it one. */
 KSMPY_READS_LIVE_MEMORY static void look_at(struct store *store, uint32_t first, uint64_t n)

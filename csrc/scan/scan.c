@@ -37,7 +37,8 @@
 #include "scan/migrate.h"
 #include "scan/scanner.h"
 #include "scan/window.h"
-#include "store/store.h"
+#include "store/frames.h"
+#include "store/view.h"
 
 #define SLICE_VISITED 8192 /* pages passed over before other threads get the lock */
 #define AGE_MAX 15

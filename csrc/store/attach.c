@@ -16,20 +16,34 @@
  * and refuses what does not fit: 32-bit indices out of a damaged file would
  * lead anywhere.
  */
+#include "store/attach.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "base/checksum.h"
 #include "base/pages.h"
-#include "base/rbtree.h"
-#include "engine/knobs.h"
 #include "os/arena.h"
 #include "os/files.h"
 #include "os/lease.h"
 #include "os/map.h"
+#include "store/board.h"
+#include "store/check.h"
+#include "store/debts.h"
+#include "store/files.h"
+#include "store/frames.h"
+#include "store/layout.h"
+#include "store/lock.h"
+#include "store/mapping.h"
+#include "store/members.h"
+#include "store/private.h"
+#include "store/room.h"
+#include "store/rules.h"
+#include "store/slots.h"
+#include "store/stable.h"
 #include "store/store.h"
+#include "store/view.h"
 
 #define ATTACH_BYTE 0
 
@@ -52,86 +66,6 @@ uint32_t store_holder(int fd)
         os_pread(fd, offsetof(struct store_head, holder), &holder, sizeof holder) < 0)
         return 0;
     return holder;
-}
-
-bool store_is_used(const struct store *store)
-{
-    for (unsigned i = 0; i < MAX_SLOTS; i++)
-        if (slot_is_held(store, i))
-            return true;
-    return false;
-}
-
-/* ---- mapping ---- */
-
-void store_unmap(struct store *store)
-{
-    struct store_layout at = store_layout_of((unsigned)store->nodes, store->span_shift);
-    os_unmap(store->index, at.counts);
-    os_unmap((void *)(uintptr_t)store->memory, at.end - at.frames);
-    os_unmap(store->counts[0].base, counts_bytes(store));
-    arena_destroy(&store->dead);
-    store->index = NULL;
-    store->memory = NULL;
-    store->counts[0].base = NULL;
-    store->head = NULL;
-}
-
-static void *map(int fd, uint64_t offset, uint64_t bytes, bool writable)
-{
-    void *address = os_map_shared(fd, offset, bytes, writable);
-    if (address && os_dont_fork(address, bytes) < 0) {
-        os_unmap(address, bytes);
-        return NULL;
-    }
-    os_dont_dump(address, bytes); /* a dump reads all of it, and so fills the file */
-    return address;
-}
-
-static void place_arrays(struct store *store, const struct store_layout *at)
-{
-    uint8_t *base = store->index;
-    uint64_t words = ids_words(at->span), frames = frame_limit(store);
-    int fd = store->write_fd;
-    store->head = store->index;
-    store->frames = (struct frame *)(void *)(base + at->records);
-    arena_in_file(&store->announcements, sizeof(uint64_t), at->announced_size,
-                  base + at->announcements, fd, at->announcements);
-    arena_in_file(&store->events, sizeof(uint64_t), STORE_EVENTS, base + at->events, fd,
-                  at->events);
-    for (int node = 0; node < store->nodes; node++) {
-        uint64_t i = (uint64_t)node;
-        uint64_t ids = at->ids + i * at->ids_stride;
-        uint64_t trees = at->trees + i * at->trees_stride;
-        uint64_t records = at->records + i * at->span * sizeof(struct frame);
-        store->ids[i].limit = at->span;
-        store->ids[i].state = &store->head->node[i].ids;
-        arena_in_file(&store->ids[i].words, sizeof(uint64_t), words, base + ids, fd, ids);
-        store->stable[i].state = &store->head->node[i].stable;
-        arena_in_file(&store->stable[i].roots, sizeof(struct rb_tree), frames, base + trees, fd,
-                      trees);
-        arena_in_file(&store->records[i], sizeof(struct frame), at->span, base + records, fd,
-                      records);
-    }
-}
-
-int store_map(struct store *store, const struct store_shape *shape)
-{
-    struct store_layout at = store_layout_of(shape->nodes, shape->span_shift);
-    store->nodes = (int)shape->nodes;
-    store->span_shift = shape->span_shift;
-    store->offset = at.frames;
-    store->pid = (uint32_t)getpid();
-    store->index = map(store->write_fd, 0, at.counts, true);
-    store->memory = os_map_hidden(store->memfd, at.frames, at.end - at.frames);
-    if (!store->index || !store->memory || store_begin_to_show(store) < 0 ||
-        arena_init(&store->dead, sizeof(uint32_t), frame_limit(store)) < 0) {
-        store_unmap(store);
-        return -ENOMEM;
-    }
-    place_arrays(store, &at);
-    checksum_make_key(&store->key, store->head->key);
-    return 0;
 }
 
 /* Whatever is in use already is known to have memory. */
@@ -163,14 +97,6 @@ static int fill_head(struct store *store)
     for (int node = 0; node < store->nodes && !error; node++)
         error = forest_clear(&store->stable[node]);
     return error ? error : announcements_reset(store);
-}
-
-static bool rules_are_sound(const uint64_t *knobs)
-{
-    for (int knob = 0; knob < STORE_KNOBS; knob++)
-        if (knob_check(knob, knobs[knob]) < 0)
-            return false;
-    return true;
 }
 
 /* The magic comes last: its maker may die in between. */
@@ -234,21 +160,6 @@ static int join_in(struct store *store, const struct store_shape *shape, int nod
     return error;
 }
 
-static int own_counts(struct store *store, unsigned slot)
-{
-    uint64_t offset = counts_offset(store, slot);
-    uint64_t span = (uint64_t)1 << store->span_shift;
-    uint8_t *base = map(store->write_fd, offset, counts_bytes(store), true);
-    if (!base)
-        return -ENOMEM;
-    for (int node = 0; node < store->nodes; node++) {
-        uint64_t at = (uint64_t)node * span * sizeof(uint32_t);
-        arena_in_file(&store->counts[node], sizeof(uint32_t), span, base + at, store->write_fd,
-                      offset + at);
-    }
-    return 0;
-}
-
 /* So that the sharers of any frame there is can be counted. */
 static int need_counts(struct store *store)
 {
@@ -272,7 +183,7 @@ static int take_slot(struct store *store)
         return error;
     error = os_dont_fork(lease, PAGE_SIZE);
     if (!error)
-        error = own_counts(store, slot);
+        error = store_map_counts(store, slot);
     if (!error)
         store_count_for(store, slot);
     if (error) {
@@ -286,26 +197,10 @@ static int take_slot(struct store *store)
     return 0;
 }
 
-int store_open(struct store *store, int fd)
-{
-    memset(store, 0, sizeof *store);
-    store_forget_files(store);
-    store->shared = true;
-    store->slot = NO_SLOT;
-    store->lock_fd = os_reopen(fd, O_RDWR);
-    if (store->lock_fd < 0)
-        return store->lock_fd;
-    store->write_fd = os_reopen(fd, O_RDWR);
-    if (store->write_fd < 0)
-        return store->write_fd;
-    store->memfd = os_reopen(fd, O_RDONLY);
-    return store->memfd < 0 ? store->memfd : store_know_files(store);
-}
-
 static int enter(struct store *store, int nodes)
 {
     struct store_shape shape;
-    bool used = store_is_used(store);
+    bool used = slots_are_held(store);
     int error = store_read_shape(store->lock_fd, &shape);
     if (error && (error != -ENODATA || used))
         return error == -ENODATA ? -EUCLEAN : error;
@@ -410,6 +305,14 @@ void store_detach(struct store *store)
         store_unmap(store);
     }
     store_close_files(store);
+}
+
+void store_destroy(struct store *store)
+{
+    if (store->shared)
+        store_detach(store);
+    else
+        private_close(store);
 }
 
 /* Whatever was in it: nobody uses it. */

@@ -8,7 +8,13 @@
  * that have left them, which costs memory and nothing else.  If this process dies first, all that
  * it owed is taken back with the rest.
  */
+#include "store/debts.h"
+
 #include "os/arena.h"
+#include "store/board.h"
+#include "store/layout.h"
+#include "store/pool.h"
+#include "store/sharers.h"
 #include "store/store.h"
 
 void store_owe(struct store *store, struct debt debt)
@@ -22,24 +28,24 @@ void store_owe(struct store *store, struct debt debt)
         *(struct debt *)arena_at(&store->debts, store->debt_count++) = debt;
 }
 
-static void pay(struct store *store, struct debt debt)
+void debt_pay(struct store *store, struct debt debt)
 {
     switch ((enum debt_kind)debt.kind) {
     case DEBT_LEAVE:
-        store_leave(store, debt.frame);
+        sharers_leave(store, debt.frame);
         break;
     case DEBT_PIN:
-        store_pin(store, debt.frame);
+        sharers_pin(store, debt.frame);
         break;
     case DEBT_FREE:
-        store_give_back(store, debt.frame, 1);
+        store_free(store, debt.frame);
         break;
     case DEBT_WITHDRAW:
-        announcement_remove(store, debt.tree, debt.sum);
+        board_withdraw(store, debt.tree, debt.sum);
         break;
     case DEBT_SETTLE:
     case DEBT_GIVE_UP:
-        announcement_settle(store, debt.tree, debt.sum, debt.kind == DEBT_SETTLE);
+        board_settle(store, debt.tree, debt.sum, debt.kind == DEBT_SETTLE);
         break;
     }
 }
@@ -51,7 +57,7 @@ void store_pay(struct store *store)
         return;
     store->debt_count = 0;
     for (uint64_t i = 0; i < count; i++)
-        pay(store, *(struct debt *)arena_at(&store->debts, i));
+        debt_pay(store, *(struct debt *)arena_at(&store->debts, i));
 }
 
 void store_forgive(struct store *store)

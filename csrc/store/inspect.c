@@ -8,6 +8,16 @@
 
 #include "ksmpy.h"
 #include "os/forks.h"
+#include "store/attach.h"
+#include "store/files.h"
+#include "store/frames.h"
+#include "store/layout.h"
+#include "store/lock.h"
+#include "store/mapping.h"
+#include "store/patience.h"
+#include "store/pool.h"
+#include "store/rules.h"
+#include "store/slots.h"
 #include "store/store.h"
 
 typedef int look_at(struct store *store, const struct store_shape *shape, int error, void *out);
@@ -132,7 +142,7 @@ static int retire(struct store *store, const struct store_shape *shape, int erro
     (void)out;
     if (error == -ESTALE)
         return 0;
-    return store_is_used(store) ? -EBUSY : store_retire(store);
+    return slots_are_held(store) ? -EBUSY : store_retire(store);
 }
 
 int ksmpy_store_retire(int fd)

@@ -1,6 +1,5 @@
-/*
- * What the file of a shared store is made of, and how it is told from others.
- */
+#include "store/layout.h"
+
 #include <errno.h>
 #include <stddef.h>
 #include <string.h>
@@ -10,7 +9,7 @@
 #include "base/rbtree.h"
 #include "os/arena.h"
 #include "os/files.h"
-#include "store/store.h"
+#include "os/memory.h"
 
 #define VERSION 3
 
@@ -40,15 +39,18 @@ struct store_layout store_layout_of(unsigned nodes, unsigned span_shift)
     return at;
 }
 
-uint64_t counts_bytes(const struct store *store)
-{
-    return frame_limit(store) * sizeof(uint32_t);
-}
+#define MIN_SPAN_SHIFT 16
+#define MAX_SPAN_SHIFT 30
 
-uint64_t counts_offset(const struct store *store, unsigned slot)
+/* The trees' indices have 31 bits. */
+unsigned store_choose_span(int nodes)
 {
-    return store_layout_of((unsigned)store->nodes, store->span_shift).counts +
-           slot * counts_bytes(store);
+    unsigned shift = MIN_SPAN_SHIFT, node_bits = 0;
+    while ((1 << node_bits) < nodes)
+        node_bits++;
+    while (shift < MAX_SPAN_SHIFT - node_bits && ((uint64_t)1 << shift) < os_memory_pages())
+        shift++;
+    return shift;
 }
 
 /* ---- shape ---- */

@@ -7,17 +7,20 @@
  * be an event for everybody who waits.  Frames that nobody has joined for some passes go back to their
  * owners (see scan/neighbours.c), so that what others have as well comes to have room.
  */
-#include <errno.h>
+#include "store/room.h"
+
+#include <stdatomic.h>
 
 #include "base/pages.h"
 #include "os/files.h"
+#include "store/layout.h"
+#include "store/slots.h"
 #include "store/store.h"
 
 #define RESERVE 64 /* one part in so many of the file system's memory */
 #define COUNTED 8192 /* frames whose sharers all processes get room to count at once */
 
-/* What frames may take of a file system's memory, in pages, with `parts` of the reserve left. */
-static uint64_t room_beside(const struct store *store, uint64_t parts)
+uint64_t room_beside(const struct store *store, uint64_t parts)
 {
     uint64_t size, left;
     if (!store->shared || !os_file_room(store->write_fd, &size, &left))
@@ -38,15 +41,6 @@ uint64_t store_room(struct store *store)
     if (!room)
         store_fills_up(store);
     return room;
-}
-
-void store_look_for_room(struct store *store)
-{
-    if (!atomic_load(&store->head->full) || !room_beside(store, 2) || !store_lock(store))
-        return;
-    atomic_store(&store->head->full, false);
-    events_reset(store); /* whoever waits looks once more */
-    store_unlock(store);
 }
 
 static int allocate_counts(const struct store *store, unsigned slot, int node, uint64_t from,

@@ -13,12 +13,16 @@
  *   trees = 6   | 0 | 1 | 2 | 3 | 4 | 5 |     a checksum's last 3 bits name its tree
  *                 ^split  ^next   ^from 0     if there is such a tree, else its last 2
  */
+#include "store/stable.h"
+
 #include <errno.h>
 #include <string.h>
 
 #include "base/rbtree.h"
 #include "os/arena.h"
 #include "os/guard.h"
+#include "store/layout.h"
+#include "store/pool.h"
 #include "store/store.h"
 
 #define FIRST_TREES 64
@@ -50,12 +54,6 @@ void stable_prefetch(const struct store *store, int tree, uint64_t sum)
 {
     const struct forest *forest = &store->stable[tree];
     __builtin_prefetch(tree_at(forest, tree_for(forest, sum)), 1);
-}
-
-int compare_live(const void *a, const void *b)
-{
-    int order;
-    return guard_compare(a, b, &order) ? order : -1;
 }
 
 struct place {
@@ -310,8 +308,6 @@ int forest_clear(struct forest *forest)
         *tree_at(forest, i) = RB_EMPTY;
     return error;
 }
-
-/* ---- for engine/check.c ---- */
 
 int64_t stable_walk(const struct store *store, int tree, stable_visit *visit, void *argument)
 {

@@ -16,6 +16,10 @@
 #include "os/files.h"
 #include "os/map.h"
 #include "pages.h"
+#include "store/attach.h"
+#include "store/frames.h"
+#include "store/layout.h"
+#include "store/members.h"
 #include "store/store.h"
 
 enum { PAGES = 8 };

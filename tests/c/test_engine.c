@@ -16,6 +16,10 @@
 #include "os/clock.h"
 #include "os/map.h"
 #include "pages.h"
+#include "store/frames.h"
+#include "store/layout.h"
+#include "store/sharers.h"
+#include "store/stable.h"
 #include "store/store.h"
 
 enum { PAGES = 64, PASSES = 200 };

@@ -19,6 +19,8 @@
 #include "os/maps.h"
 #include "pages.h"
 #include "pages/overlay.h"
+#include "store/layout.h"
+#include "store/pool.h"
 
 enum { PAGES = 64, SEEN = 64 /* bytes of a page that the weak checksum looks at */ };
 

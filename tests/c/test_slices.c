@@ -17,7 +17,7 @@
 #include "os/maps.h"
 #include "pages.h"
 #include "pages/overlay.h"
-#include "store/store.h"
+#include "store/pool.h"
 
 enum { PAGES = 8192 }; /* no way of freezing gives so many back in one slice */
 

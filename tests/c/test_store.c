@@ -18,7 +18,7 @@
 #include "os/files.h"
 #include "os/map.h"
 #include "pages.h"
-#include "store/store.h"
+#include "store/layout.h"
 
 enum { PAGES = 200, ROUNDS = 60, DEATHS = 40 };
 

@@ -14,14 +14,14 @@ MUTANTS = [
     ),
     Mutant(
         "nobody makes frames for others in a full store",
-        file="csrc/store/announce.c",
+        file="csrc/store/board.c",
         old="if (found == ANNOUNCED_ELSEWHERE && atomic_load(&head->full))",
         new="if (false)",
         tests=("test_damaged_stores.py::test_what_fits_is_shared_by_all",),
     ),
     Mutant(
         "everybody can count sharers of new frames",
-        file="csrc/store/frames.c",
+        file="csrc/store/pool.c",
         old="store_count_for_all(store, node, local + *n) < 0",
         new="false",
         tests=("test_damaged_stores.py::test_sharers_are_counted_where_nothing_is_left",),

@@ -21,7 +21,7 @@ MUTANTS = [
     ),
     Mutant(
         "children inherit no index",
-        file="csrc/store/attach.c",
+        file="csrc/store/mapping.c",
         old="if (address && os_dont_fork(address, bytes) < 0)",
         new="if (false)",
         tests=("c/test_slots.c::children_inherit_neither_the_index_nor_the_slot",),

@@ -7,21 +7,21 @@ from ..mutant import Mutant
 MUTANTS = [
     Mutant(
         "a lock that is none ends nobody",
-        file="csrc/store/members.c",
+        file="csrc/store/lock.c",
         old="        store->broken = -EUCLEAN;",
         new="        __builtin_trap();",
         tests=("test_damaged_stores.py::test_a_lock_that_is_none_any_more",),
     ),
     Mutant(
         "who cannot mend an index leaves it to others",
-        file="csrc/store/members.c",
+        file="csrc/store/mutex.c",
         old="        head->half_changed = true;",
         new="        head->half_changed = store_has_files(store);",
         tests=("test_stopped_members.py::test_who_cannot_mend_leaves_it_to_others",),
     ),
     Mutant(
         "who was stopped itself has not waited",
-        file="csrc/store/members.c",
+        file="csrc/store/patience.c",
         old="patience->waited += least(now - patience->last, STEP_NS);",
         new="patience->waited += now - patience->last;",
         tests=("test_stopped_members.py::test_who_was_stopped_itself_has_not_waited",),
@@ -31,10 +31,10 @@ MUTANTS = [
         file="csrc/store/members.c",
         old="""\
         if (atomic_load(&store->head->slots[i].kind) != SLOT_FREE && !slot_is_held(store, i))
-            reap(store, i);
+            reap_slot(store, i);
 """,
         new="""\
-        reap(store, i);
+        reap_slot(store, i);
 """,
         tests=("c/test_between.c::nobody_is_reaped_alive",),
         quick=True,
@@ -52,7 +52,7 @@ MUTANTS = [
     ),
     Mutant(
         "an orphaned frame that somebody maps is kept",
-        file="csrc/store/members.c",
+        file="csrc/store/reap.c",
         old="record->state == FRAME_DEAD || (!record->sharers && !store_leased(store, record))",
         new="record->state != FRAME_LIVE",
         tests=(
@@ -61,21 +61,21 @@ MUTANTS = [
     ),
     Mutant(
         "the lock of a stopped process is not waited for",
-        file="csrc/store/members.c",
+        file="csrc/store/mutex.c",
         old="error == EBUSY && *waited < limit_ns;",
         new="error == EBUSY;",
         tests=("test_stopped_members.py::test_close_does_not_wait",),
     ),
     Mutant(
         "an index whose owner died is made anew",
-        file="csrc/store/members.c",
+        file="csrc/store/lock.c",
         old="    error = store_rebuild(store);",
         new="",
         tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
     ),
     Mutant(
         "a slot with a dead one in it is not taken",
-        file="csrc/store/members.c",
+        file="csrc/store/slots.c",
         old="""\
         if (atomic_load(&store->head->slots[i].kind) != SLOT_FREE) {
             os_lease_drop(*lease);""",
@@ -86,7 +86,7 @@ MUTANTS = [
     ),
     Mutant(
         "a slot is not claimed in another file",
-        file="csrc/store/members.c",
+        file="csrc/store/slots.c",
         old="""\
     *lease = NULL;
     if (!store_has_files(store))
@@ -96,7 +96,7 @@ MUTANTS = [
     ),
     Mutant(
         "pins of the dead are taken back",
-        file="csrc/store/members.c",
+        file="csrc/store/reap.c",
         old="""\
     record->pins = (uint16_t)(record->pins - (count & PINNED ? 1 : 0));
 """,
@@ -105,7 +105,7 @@ MUTANTS = [
     ),
     Mutant(
         "sharers of the dead are taken back",
-        file="csrc/store/members.c",
+        file="csrc/store/reap.c",
         old="""\
         each_count(store, slot, take_back);
 """,
@@ -114,7 +114,7 @@ MUTANTS = [
     ),
     Mutant(
         "counts of the dead are cleared",
-        file="csrc/store/members.c",
+        file="csrc/store/reap.c",
         old="""\
         clear_counts(store, slot);
         store->head->deaths++;""",
@@ -123,7 +123,7 @@ MUTANTS = [
     ),
     Mutant(
         "what the dead were making is freed",
-        file="csrc/store/members.c",
+        file="csrc/store/reap.c",
         old="""\
         free_orphans(store, slot);
 """,
@@ -132,14 +132,14 @@ MUTANTS = [
     ),
     Mutant(
         "what a child may map of it is kept",
-        file="csrc/store/members.c",
+        file="csrc/store/reap.c",
         old="record->state == FRAME_DEAD || (!record->sharers && !store_leased(store, record))",
         new="record->state == FRAME_DEAD || !record->sharers",
         tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
     ),
     Mutant(
         "nobody waits with the dead",
-        file="csrc/store/members.c",
+        file="csrc/store/reap.c",
         old="""\
         announcements_forget_slot(store, slot);
 """,
@@ -148,7 +148,7 @@ MUTANTS = [
     ),
     Mutant(
         "a rebuild forgets what the dead shared",
-        file="csrc/store/members.c",
+        file="csrc/store/rebuild.c",
         old="""\
             clear_counts(store, i);
 """,
@@ -157,7 +157,7 @@ MUTANTS = [
     ),
     Mutant(
         "a rebuild counts what the living share",
-        file="csrc/store/members.c",
+        file="csrc/store/rebuild.c",
         old="""\
         each_count(store, i, count_sharers);
 """,
@@ -166,7 +166,7 @@ MUTANTS = [
     ),
     Mutant(
         "a rebuild believes in no record without memory",
-        file="csrc/store/members.c",
+        file="csrc/store/rebuild.c",
         old="""\
     state->high = state->high < there ? state->high : there;
 """,
@@ -175,7 +175,7 @@ MUTANTS = [
     ),
     Mutant(
         "a rebuild looks at the bytes",
-        file="csrc/store/members.c",
+        file="csrc/store/rebuild.c",
         old="""\
     if (record->state == FRAME_LIVE) {
         record->sum = store_sum""",
@@ -186,10 +186,10 @@ MUTANTS = [
     ),
     Mutant(
         "a rebuild frees what the dead were making",
-        file="csrc/store/members.c",
+        file="csrc/store/rebuild.c",
         old="""\
                store->head->slots[record->owner].kind != SLOT_ENGINE) {
-        take_over(store, frame);""",
+        reap_frame(store, frame);""",
         new="""\
                store->head->slots[record->owner].kind != SLOT_ENGINE) {
         (void)frame;""",
@@ -197,7 +197,7 @@ MUTANTS = [
     ),
     Mutant(
         "a rebuild keeps what a child may map",
-        file="csrc/store/members.c",
+        file="csrc/store/rebuild.c",
         old="""\
             record->left = store->head->forks;
             store->head->stale_frames++;""",
@@ -206,55 +206,55 @@ MUTANTS = [
     ),
     Mutant(
         "pinned frames are kept",
-        file="csrc/store/members.c",
+        file="csrc/store/slots.c",
         old="if (frame->pins || frame->born < head->lost)",
         new="if (frame->born < head->lost)",
         tests=("c/test_slots.c::a_child_holds_what_was_there_when_it_came",),
     ),
     Mutant(
         "a child without a slot keeps its frames",
-        file="csrc/store/members.c",
+        file="csrc/store/slots.c",
         old="if (frame->pins || frame->born < head->lost)",
         new="if (frame->pins)",
         tests=("c/test_slots.c::a_child_holds_what_was_there_when_it_came",),
     ),
     Mutant(
         "a child keeps no later frames",
-        file="csrc/store/members.c",
+        file="csrc/store/slots.c",
         old="slot->fork > frame->born && slot->fork <= until",
         new="slot->fork <= until",
         tests=("c/test_slots.c::a_child_holds_what_was_there_when_it_came",),
     ),
     Mutant(
         "a child keeps no frame that was left before it",
-        file="csrc/store/members.c",
+        file="csrc/store/slots.c",
         old="slot->fork > frame->born && slot->fork <= until",
         new="slot->fork > frame->born",
         tests=("c/test_slots.c::a_child_holds_what_was_there_when_it_came",),
     ),
     Mutant(
         "a child keeps its frames",
-        file="csrc/store/members.c",
+        file="csrc/store/slots.c",
         old="if (slot->kind == SLOT_CHILD && slot->fork > frame->born && slot->fork <= until)",
         new="if (false)",
         tests=("c/test_slots.c::a_fork_leaves_a_lease_behind",),
     ),
     Mutant(
         "frames of a child without a slot stay for ever",
-        file="csrc/store/members.c",
+        file="csrc/store/slots.c",
         old="""\
-    raise_to(&store->head->lost, number);
+    raise_to(&store->head->lost, fork);
 """,
         new="",
         tests=("c/test_slots.c::a_fork_without_a_slot_loses_frames",),
     ),
     Mutant(
         "a child without a slot holds its parent's",
-        file="csrc/store/members.c",
+        file="csrc/store/slots.c",
         old="""\
-    raise_to(&store->head->lost, number);
+    raise_to(&store->head->lost, fork);
     store_bequeath(store);""",
-        new="    raise_to(&store->head->lost, number);",
+        new="    raise_to(&store->head->lost, fork);",
         tests=("c/test_slots.c::a_fork_without_a_slot_loses_frames",),
     ),
     Mutant(
@@ -268,7 +268,7 @@ MUTANTS = [
     ),
     Mutant(
         "slots in use are looked at",
-        file="csrc/store/members.c",
+        file="csrc/store/slots.c",
         old="""\
         raise_to(&store->head->slots_end, i + 1);
 """,

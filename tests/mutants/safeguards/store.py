@@ -7,14 +7,14 @@ from ..mutant import Mutant
 MUTANTS = [
     Mutant(
         "a frame that filled up is not joined",
-        file="csrc/store/frames.c",
+        file="csrc/store/sharers.c",
         old="record->state == FRAME_LIVE && has_room(store, record);",
         new="record->state == FRAME_LIVE;",
         tests=("c/test_between.c::a_frame_has_no_sharer_too_many",),
     ),
     Mutant(
         "a frame that was freed is not joined",
-        file="csrc/store/frames.c",
+        file="csrc/store/sharers.c",
         old="record->state == FRAME_LIVE && has_room(store, record);",
         new="has_room(store, record);",
         tests=("c/test_between.c::a_frame_that_was_freed_is_not_joined",),
@@ -22,14 +22,14 @@ MUTANTS = [
     ),
     Mutant(
         "a frame in the making is its maker's",
-        file="csrc/store/frames.c",
+        file="csrc/store/sharers.c",
         old="        return record->owner == store->slot;",
         new="        return true;",
         tests=("c/test_slots.c::a_frame_in_the_making_is_its_makers",),
     ),
     Mutant(
         "others hear of room in a frame",
-        file="csrc/store/frames.c",
+        file="csrc/store/sharers.c",
         old="""\
         if (is_full(store, frame_at(store, frame)))
             event_add""",
@@ -40,7 +40,7 @@ MUTANTS = [
     ),
     Mutant(
         "a frame that a child may map is kept",
-        file="csrc/store/frames.c",
+        file="csrc/store/sharers.c",
         old="""\
     if (store_leased(store, record))
         store->head->stale_frames++;
@@ -69,8 +69,8 @@ MUTANTS = [
     Mutant(
         "a frame that keeps its memory is not free",
         file="csrc/store/frames.c",
-        old="    if (done)\n        make_free(",
-        new="    if (true)\n        make_free(",
+        old="    if (done)\n        pool_give(",
+        new="    if (true)\n        pool_give(",
         tests=("c/test_slots.c::a_frame_that_keeps_its_memory_is_not_free",),
     ),
     Mutant(
@@ -89,7 +89,7 @@ MUTANTS = [
     ),
     Mutant(
         "a descriptor of another file is not closed",
-        file="csrc/store/frames.c",
+        file="csrc/store/files.c",
         old="if (files[i] >= 0 && (!inodes[i] || os_is_file(files[i], inodes[i])))",
         new="if (files[i] >= 0)",
         tests=("c/test_slots.c::who_leaves_changes_no_other_file",),

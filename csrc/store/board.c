@@ -1,0 +1,267 @@
+/*
+ * What the processes on a shared store tell each other, since none of them
+ * reads another's memory.
+ *
+ * Announcements: the checksums of pages that wait for an equal one, and who
+ * has them.  Whoever sees a checksum that another process waits with claims it, and
+ * makes a frame of its own page; others that come meanwhile wait for that.  A hash
+ * table with linear probing, at most half full: the table of size N is the
+ * entries N .. 2N-1 of its part of the file, so that a bigger one is filled
+ * beside it and the old one's memory goes back.
+ *
+ *   entry   | checksum and tree: 48 bits | claimed: 1 bit | slot + 1: 15 bits |     0: empty
+ *
+ * Events: the checksums of frames that came, or have room again.  The process
+ * that waits reads them when its next pass begins, and looks those pages up
+ * once more.  A ring; who was away for longer than that looks up all of them.
+ *
+ * Both are hints.  What is lost costs a merge, what is wrong a comparison.
+ */
+#include "store/board.h"
+
+#include <errno.h>
+
+#include "os/arena.h"
+#include "os/files.h"
+#include "store/layout.h"
+#include "store/store.h"
+
+#define SMALLEST 4096
+#define SUM_BITS 48
+#define SLOT_MASK 0xffff
+#define CLAIMED 0x8000
+#define ANYBODY 0x7fff /* a page waits, it is not known whose */
+#define TREE_BITS 5
+#define SLOT_BITS 11 /* room for NO_SLOT */
+
+static uint64_t spread(int tree)
+{
+    return (uint64_t)tree * 0x9e3779b97f4a7c15 >> (64 - SUM_BITS);
+}
+
+static uint64_t key_of(int tree, uint64_t sum)
+{
+    return (sum ^ spread(tree)) << 16;
+}
+
+static uint64_t *entry_at(const struct store *store, uint64_t i)
+{
+    uint64_t size = store->head->announced_size;
+    return arena_at(&store->announcements, size + (i & (size - 1)));
+}
+
+static uint64_t home_of(const struct store *store, uint64_t entry)
+{
+    return (uint64_t)(((unsigned __int128)(entry >> 16) * store->head->announced_size) >> SUM_BITS);
+}
+
+/* Of the entry with that key, or of the empty place where it belongs. */
+static uint64_t place_of(const struct store *store, uint64_t key)
+{
+    uint64_t i = home_of(store, key);
+    while (*entry_at(store, i) && (*entry_at(store, i) ^ key) >> 16)
+        i++;
+    return i;
+}
+
+static uint64_t entry_for(uint64_t key, unsigned slot)
+{
+    return key | (slot + 1);
+}
+
+/* Not as the arena remembers it: another process may have begun anew with a small table. */
+static int allocate(const struct store *store, uint64_t size)
+{
+    return arena_allocate(&store->announcements, size * sizeof(uint64_t), size * sizeof(uint64_t));
+}
+
+/* Twice the size; where there is no memory for it, it fills up further. */
+static bool grow(struct store *store)
+{
+    struct store_head *head = store->head;
+    uint64_t size = head->announced_size, found = 0;
+    if (4 * size > store->announcements.limit || allocate(store, 2 * size) < 0)
+        return head->announced_count < size - size / 8;
+    head->announced_size = 2 * size;
+    for (uint64_t i = size; i < 2 * size && found < head->announced_count; i++) {
+        uint64_t entry = *(uint64_t *)arena_at(&store->announcements, i);
+        if (!entry)
+            continue;
+        *entry_at(store, place_of(store, entry)) = entry;
+        found++;
+    }
+    os_punch(store->announcements.fd, store->announcements.offset + size * sizeof(uint64_t),
+             size * sizeof(uint64_t));
+    return true;
+}
+
+int announcements_reset(struct store *store)
+{
+    os_punch(store->announcements.fd, store->announcements.offset,
+             store->announcements.limit * sizeof(uint64_t));
+    store->head->announced_count = 0;
+    int error = allocate(store, SMALLEST);
+    store->head->announced_size = error ? 0 : SMALLEST;
+    return error;
+}
+
+static enum announced meaning(const struct store *store, uint64_t entry)
+{
+    if ((entry & SLOT_MASK & ~CLAIMED) == store->slot + 1)
+        return ANNOUNCED_HERE;
+    return entry & CLAIMED ? ANNOUNCED_SOON : ANNOUNCED_ELSEWHERE;
+}
+
+bool announcement_is_elsewhere(const struct store *store, int tree, uint64_t sum)
+{
+    if (!store->head->announced_size)
+        return false;
+    uint64_t entry = *entry_at(store, place_of(store, key_of(tree, sum)));
+    return entry && meaning(store, entry) == ANNOUNCED_ELSEWHERE;
+}
+
+enum announced board_announce(struct store *store, int tree, uint64_t sum)
+{
+    struct store_head *head = store->head;
+    uint64_t key = key_of(tree, sum);
+    if (!head->announced_size ||
+        (2 * head->announced_count >= head->announced_size && !grow(store)))
+        return ANNOUNCED_NOWHERE;
+    uint64_t *entry = entry_at(store, place_of(store, key));
+    if (!*entry) {
+        *entry = entry_for(key, store->slot);
+        head->announced_count++;
+        return ANNOUNCED_NOWHERE;
+    }
+    enum announced found = meaning(store, *entry);
+    if (found == ANNOUNCED_ELSEWHERE && atomic_load(&head->full))
+        found = ANNOUNCED_SOON; /* not before there is room for a frame */
+    if (found == ANNOUNCED_ELSEWHERE)
+        *entry = entry_for(key, store->slot) | CLAIMED;
+    return found;
+}
+
+/* The entries behind it move up, so that none is cut off from its home. */
+static void erase(struct store *store, uint64_t hole)
+{
+    uint64_t mask = store->head->announced_size - 1;
+    for (uint64_t i = hole + 1; *entry_at(store, i); i++) {
+        uint64_t home = home_of(store, *entry_at(store, i));
+        if (((i - home) & mask) < ((i - hole) & mask))
+            continue;
+        *entry_at(store, hole) = *entry_at(store, i);
+        hole = i;
+    }
+    *entry_at(store, hole) = 0;
+    store->head->announced_count--;
+}
+
+static void remove_entry(struct store *store, uint64_t entry)
+{
+    if (!store->head->announced_size)
+        return;
+    uint64_t i = place_of(store, entry);
+    if (*entry_at(store, i) == entry)
+        erase(store, i);
+}
+
+void board_withdraw(struct store *store, int tree, uint64_t sum)
+{
+    remove_entry(store, entry_for(key_of(tree, sum), store->slot));
+}
+
+/* Those that wait for nothing now are told to look again. */
+static void give_up(struct store *store, int tree, uint64_t sum, uint64_t claim)
+{
+    if (store->head->announced_size) {
+        uint64_t *entry = entry_at(store, place_of(store, claim));
+        if (*entry == claim)
+            *entry = key_of(tree, sum) | ANYBODY;
+    }
+    event_add(store, tree, sum);
+}
+
+void board_settle(struct store *store, int tree, uint64_t sum, bool shared)
+{
+    uint64_t claim = entry_for(key_of(tree, sum), store->slot) | CLAIMED;
+    if (shared)
+        remove_entry(store, claim);
+    else
+        give_up(store, tree, sum, claim);
+}
+
+void announcements_forget_slot(struct store *store, unsigned slot)
+{
+    for (uint64_t i = 0; i < store->head->announced_size;) {
+        uint64_t entry = *entry_at(store, i);
+        if ((entry & SLOT_MASK & ~CLAIMED) != slot + 1) {
+            i++;
+            continue;
+        }
+        erase(store, i); /* another one may be here now */
+        for (int tree = 0; entry & CLAIMED && tree < store->nodes; tree++)
+            event_add_for_all(store, tree, entry >> 16 ^ spread(tree));
+    }
+}
+
+int announcements_check(const struct store *store)
+{
+    uint64_t size = store->head->announced_size, found = 0;
+    if (size == 0)
+        return store->head->announced_count ? -EUCLEAN : 0;
+    if (size & (size - 1) || size < SMALLEST || 2 * size > store->announcements.limit ||
+        allocate(store, size) < 0)
+        return -EUCLEAN;
+    for (uint64_t i = 0; i < size; i++)
+        found += *entry_at(store, i) != 0;
+    return found == store->head->announced_count && found < size ? 0 : -EUCLEAN;
+}
+
+/* ---- events ---- */
+
+static void add_event(struct store *store, int tree, uint64_t sum, unsigned slot)
+{
+    uint64_t at = store->head->events % STORE_EVENTS;
+    if (!store->shared)
+        return;
+    if (arena_grow(&store->events, at + 1) < 0) {
+        events_reset(store);
+        return;
+    }
+    *(uint64_t *)arena_at(&store->events, at) =
+        sum << (TREE_BITS + SLOT_BITS) | (uint64_t)tree << SLOT_BITS | slot;
+    store->head->events++;
+}
+
+void event_add(struct store *store, int tree, uint64_t sum)
+{
+    add_event(store, tree, sum, store->slot);
+}
+
+void event_add_for_all(struct store *store, int tree, uint64_t sum)
+{
+    add_event(store, tree, sum, NO_SLOT);
+}
+
+/* To the next round: everybody has missed some, and nothing of this round will be read. */
+void events_reset(struct store *store)
+{
+    store->head->events = (store->head->events / STORE_EVENTS + 3) * STORE_EVENTS;
+}
+
+int64_t board_read(const struct store *store, uint64_t *read, struct event *out, int64_t max)
+{
+    int64_t found = 0;
+    uint64_t end = store->head->events;
+    bool missed = end - *read > STORE_EVENTS || *read > end;
+    if (missed)
+        *read = end;
+    for (; *read < end && found < max; ++*read) {
+        uint64_t entry = *(uint64_t *)arena_at(&store->events, *read % STORE_EVENTS);
+        if ((entry & ((1 << SLOT_BITS) - 1)) == store->slot)
+            continue;
+        out[found++] = (struct event){entry >> (TREE_BITS + SLOT_BITS),
+                                      (int)(entry >> SLOT_BITS & ((1 << TREE_BITS) - 1))};
+    }
+    return missed ? -EOVERFLOW : found;
+}

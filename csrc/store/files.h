@@ -1,0 +1,23 @@
+/*
+ * The descriptors of a store, which the program may have closed.  To open one fails as open() does.
+ */
+#ifndef KSMPY_STORE_FILES_H
+#define KSMPY_STORE_FILES_H
+
+#include <stdbool.h>
+
+#include "store/store.h"
+
+/* The file's descriptors, without looking into it; it is not mapped, and no slot is taken. */
+int store_open(struct store *store, int fd);
+/* None is open. */
+void store_forget_files(struct store *store);
+/*
+ * Are the descriptors still those of the store? The program may have closed them all, and opened
+ * files of its own that have their numbers.
+ */
+bool store_has_files(const struct store *store);
+int store_know_files(struct store *store); /* remembers which they are */
+void store_close_files(struct store *store);
+
+#endif

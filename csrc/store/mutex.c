@@ -1,0 +1,46 @@
+#include "store/mutex.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+
+#include "os/clock.h"
+#include "store/layout.h"
+
+#define YIELDS 64 /* most holders are done by then; after that whoever waits sleeps in between */
+#define NAP_US 50
+
+/* An error of pthread_mutex_trylock(); what it took goes to *waited. */
+static int try_for(pthread_mutex_t *mutex, uint64_t limit_ns, uint64_t *waited)
+{
+    uint64_t begin = os_now_ns();
+    int error = EBUSY;
+    for (unsigned tries = 0; error == EBUSY && *waited < limit_ns; tries++) {
+        if (tries < YIELDS)
+            sched_yield();
+        else
+            os_sleep_us(NAP_US);
+        error = pthread_mutex_trylock(mutex);
+        *waited = os_now_ns() - begin;
+    }
+    return error;
+}
+
+int mutex_take(struct store_head *head, uint64_t limit_ns, uint64_t *waited)
+{
+    int error = pthread_mutex_trylock(&head->mutex);
+    *waited = 0;
+    if (error == EBUSY && limit_ns)
+        error = try_for(&head->mutex, limit_ns, waited);
+    if (error == EOWNERDEAD) {
+        head->half_changed = true;
+        pthread_mutex_consistent(&head->mutex);
+        error = 0;
+    }
+    return error == EBUSY ? -EAGAIN : error ? -EUCLEAN : 0;
+}
+
+void mutex_give(struct store_head *head)
+{
+    pthread_mutex_unlock(&head->mutex);
+}

@@ -1,0 +1,24 @@
+#include "store/patience.h"
+
+#include <errno.h>
+
+#include "base/pages.h"
+#include "os/clock.h"
+
+#define STEP_NS 100000000 /* between two attempts; in more time it was stopped itself */
+
+bool try_again(struct patience *patience, int *error)
+{
+    uint64_t now = os_now_ns();
+    if (*error != -EAGAIN)
+        return false;
+    if (patience->last)
+        patience->waited += least(now - patience->last, STEP_NS);
+    patience->last = now;
+    if (patience->waited > PATIENCE_MS * (uint64_t)1000000) {
+        *error = -ETIMEDOUT;
+        return false;
+    }
+    os_sleep_us(1000);
+    return true;
+}

@@ -1,0 +1,91 @@
+#include "store/pool.h"
+
+#include <stdatomic.h>
+
+#include "base/pages.h"
+#include "base/rbtree.h"
+#include "os/arena.h"
+#include "store/layout.h"
+#include "store/room.h"
+#include "store/store.h"
+
+/* Whose it is comes first: the process may die in between. */
+static void set_state(struct store *store, uint32_t frame, enum frame_state state)
+{
+    frame_at(store, frame)->owner = (uint16_t)store->slot;
+    atomic_signal_fence(memory_order_seq_cst);
+    frame_at(store, frame)->state = (uint8_t)state;
+}
+
+/* Below the high mark every id has a record, so it goes back where there is no memory for one. */
+static uint32_t take_ids(struct store *store, int node, uint64_t *n)
+{
+    struct ids *ids = &store->ids[node];
+    uint64_t high = ids->state->high;
+    uint32_t local = ids_take(ids, n);
+    if (local != NO_INDEX && (arena_grow(&store->records[node], local + *n) < 0 ||
+                              store_count_for_all(store, node, local + *n) < 0)) {
+        ids_give(ids, local, *n);
+        ids->state->high = high;
+        return NO_FRAME;
+    }
+    return local == NO_INDEX ? NO_FRAME : local + first_frame(store, node);
+}
+
+void pool_give(struct store *store, uint32_t first, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++)
+        frame_at(store, first + (uint32_t)i)->state = FRAME_FREE;
+    ids_give(&store->ids[frame_node(store, first)], frame_local(store, first), n);
+}
+
+uint32_t pool_take(struct store *store, int node, uint64_t *n)
+{
+    uint32_t first = take_ids(store, node, n);
+    for (uint64_t i = 0; i < *n && first != NO_FRAME; i++) {
+        *frame_at(store, first + (uint32_t)i) =
+            (struct frame){.dup_next = NO_FRAME, .dup_prev = NO_FRAME, .born = store->head->forks};
+        set_state(store, first + (uint32_t)i, FRAME_FILLING);
+    }
+    return first;
+}
+
+/*
+ * A list that cannot grow costs a frame until the store is closed, which is better than an error
+ * here.
+ */
+void store_free(struct store *store, uint32_t frame)
+{
+    set_state(store, frame, FRAME_DEAD);
+    if (arena_grow(&store->dead, store->dead_count + 1) == 0)
+        *(uint32_t *)arena_at(&store->dead, store->dead_count++) = frame;
+}
+
+bool frame_is_live(const struct store *store, uint32_t frame)
+{
+    if (frame >> store->span_shift >= (uint32_t)store->nodes)
+        return false;
+    return ids_has(&store->ids[frame_node(store, frame)], frame_local(store, frame)) &&
+           frame_at(store, frame)->state == FRAME_LIVE;
+}
+
+uint64_t store_bytes(const struct store *store)
+{
+    uint64_t frames = 0;
+    for (int node = 0; node < store->nodes; node++)
+        frames += store->ids[node].state->used;
+    return bytes_of(frames);
+}
+
+uint64_t store_metadata_bytes(const struct store *store)
+{
+    uint64_t bytes = store->dead.committed * store->dead.stride +
+                     store->debts.committed * store->debts.stride + sizeof *store->head;
+    for (int node = 0; node < store->nodes; node++) {
+        uint64_t high = store->ids[node].state->high;
+        bytes += high * sizeof(struct frame) + ids_words(high) * sizeof(uint64_t) +
+                 store->stable[node].state->trees * sizeof(struct rb_tree) +
+                 store->counts[node].committed * sizeof(uint32_t);
+    }
+    return bytes + (2 * store->head->announced_size + store->events.committed) * sizeof(uint64_t);
+}

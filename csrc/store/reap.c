@@ -1,0 +1,63 @@
+#include "store/reap.h"
+
+#include "ksmpy.h"
+#include "store/board.h"
+#include "store/layout.h"
+#include "store/pool.h"
+#include "store/sharers.h"
+#include "store/slots.h"
+#include "store/stable.h"
+#include "store/store.h"
+
+static void take_back(struct store *store, uint32_t frame, uint32_t count)
+{
+    struct frame *record = frame_at(store, frame);
+    if (is_full(store, record))
+        event_add_for_all(store, record->tree, record->sum);
+    record->pins = (uint16_t)(record->pins - (count & PINNED ? 1 : 0));
+    store_drop(store, frame, count & ~PINNED);
+}
+
+/*
+ * What a dead process was filling or freeing.  It may have mapped a frame that it could not put
+ * into the index any more, which a child may have inherited.
+ */
+void reap_frame(struct store *store, uint32_t frame)
+{
+    struct frame *record = frame_at(store, frame);
+    if (record->state == FRAME_FILLING && !record->sharers)
+        record->left = store->head->forks;
+    if (record->state == FRAME_DEAD || (!record->sharers && !store_leased(store, record))) {
+        store_free(store, frame);
+        return;
+    }
+    record->sum = store_sum(store, frame_bytes(store, frame));
+    stable_add(store, frame,
+               store->head->knobs[KSMPY_KNOB_MERGE_ACROSS_NODES] ? 0 : frame_node(store, frame));
+    store->head->stale_frames += !record->sharers;
+}
+
+static void free_orphans(struct store *store, unsigned slot)
+{
+    for (int node = 0; node < store->nodes; node++)
+        for (uint64_t i = 0; i < store->ids[node].state->high; i++) {
+            uint32_t frame = (uint32_t)i + first_frame(store, node);
+            const struct frame *record = frame_at(store, frame);
+            bool half = record->state == FRAME_FILLING || record->state == FRAME_DEAD;
+            if (half && record->owner == slot)
+                reap_frame(store, frame);
+        }
+}
+
+void reap_slot(struct store *store, unsigned slot)
+{
+    struct slot *dead = &store->head->slots[slot];
+    if (store->shared && dead->kind == SLOT_ENGINE) {
+        each_count(store, slot, take_back);
+        free_orphans(store, slot);
+        announcements_forget_slot(store, slot);
+        clear_counts(store, slot);
+        store->head->deaths++;
+    }
+    atomic_store(&dead->kind, SLOT_FREE);
+}

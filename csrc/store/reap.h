@@ -1,0 +1,16 @@
+/*
+ * Taking back what processes held that are no more, with the lock held.
+ */
+#ifndef KSMPY_STORE_REAP_H
+#define KSMPY_STORE_REAP_H
+
+#include <stdint.h>
+
+#include "store/store.h"
+
+/* Whatever its process had; it is free then. */
+void reap_slot(struct store *store, unsigned slot);
+/* What it was filling or freeing. */
+void reap_frame(struct store *store, uint32_t frame);
+
+#endif

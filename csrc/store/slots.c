@@ -1,0 +1,137 @@
+#include "store/slots.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include "base/pages.h"
+#include "os/files.h"
+#include "os/lease.h"
+#include "os/map.h"
+#include "store/files.h"
+#include "store/layout.h"
+#include "store/store.h"
+
+uint64_t counts_bytes(const struct store *store)
+{
+    return frame_limit(store) * sizeof(uint32_t);
+}
+
+uint64_t counts_offset(const struct store *store, unsigned slot)
+{
+    return store_layout_of((unsigned)store->nodes, store->span_shift).counts +
+           slot * counts_bytes(store);
+}
+
+bool slot_is_held(const struct store *store, unsigned slot)
+{
+    return os_lease_held(store->lock_fd, 1 + slot);
+}
+
+/* Others may do so at the same time. */
+static void raise_to(_Atomic uint32_t *mark, uint32_t value)
+{
+    uint32_t old = atomic_load(mark);
+    while (old < value && !atomic_compare_exchange_weak(mark, &old, value))
+        ;
+}
+
+/*
+ * The lock comes first, and decides between two that want the same slot.  Who had it meanwhile
+ * may have died in it: then it is to be reaped.
+ */
+int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot, void **lease)
+{
+    *lease = NULL;
+    if (!store_has_files(store))
+        return -EBADF;
+    for (unsigned i = 0; i < MAX_SLOTS; i++) {
+        if (atomic_load(&store->head->slots[i].kind) != SLOT_FREE)
+            continue;
+        int error = os_lease_take(store->lock_fd, 1 + i, lease);
+        if (error == -EAGAIN)
+            continue;
+        if (error)
+            return error;
+        if (atomic_load(&store->head->slots[i].kind) != SLOT_FREE) {
+            os_lease_drop(*lease);
+            *lease = NULL;
+            continue;
+        }
+        store->head->slots[i].pid = (uint32_t)getpid(); /* a child signs for itself */
+        store->head->slots[i].pages = 0;
+        store->head->slots[i].fork = store->head->forks;
+        raise_to(&store->head->slots_end, i + 1);
+        atomic_store(&store->head->slots[i].kind, kind);
+        *slot = i;
+        return 0;
+    }
+    return -EUSERS;
+}
+
+void store_bequeath(const struct store *store)
+{
+    if (store->lease)
+        os_do_fork(store->lease, PAGE_SIZE);
+}
+
+void slot_sign(const struct store *store)
+{
+    uint32_t pid = (uint32_t)getpid();
+    os_put(store->lock_fd,
+           offsetof(struct store_head, slots) + store->slot * sizeof(struct slot) +
+               offsetof(struct slot, pid),
+           &pid, sizeof pid);
+}
+
+void each_count(struct store *store, unsigned slot, visit_count *visit)
+{
+    uint32_t counts[PAGE_SIZE / sizeof(uint32_t)];
+    uint64_t start = counts_offset(store, slot), end = start + counts_bytes(store);
+    uint64_t at = start, stop;
+    while (at < end && os_next_data(store->lock_fd, &at, &stop))
+        for (; at < stop && at < end; at += PAGE_SIZE) {
+            if (os_pread(store->lock_fd, at, counts, sizeof counts) < 0)
+                return;
+            uint32_t frame = (uint32_t)((at - start) / sizeof(uint32_t));
+            for (size_t i = 0; i < PAGE_SIZE / sizeof(uint32_t); i++)
+                if (counts[i])
+                    visit(store, frame + (uint32_t)i, counts[i]);
+        }
+}
+
+void clear_counts(const struct store *store, unsigned slot)
+{
+    os_punch(store->lock_fd, counts_offset(store, slot), counts_bytes(store));
+}
+
+bool slots_are_held(const struct store *store)
+{
+    for (unsigned i = 0; i < MAX_SLOTS; i++)
+        if (slot_is_held(store, i))
+            return true;
+    return false;
+}
+
+void slots_lose(struct store *store, uint32_t fork)
+{
+    raise_to(&store->head->lost, fork);
+    store_bequeath(store);
+}
+
+/*
+ * A stale frame cannot have come to children forked after its last sharer left. One that is shared
+ * again counts as theirs, too: it does not remember when it was stale.
+ */
+bool store_leased(const struct store *store, const struct frame *frame)
+{
+    const struct store_head *head = store->head;
+    uint32_t until = frame->sharers ? head->forks : frame->left;
+    if (frame->pins || frame->born < head->lost)
+        return true;
+    for (unsigned i = 0; i < head->slots_end; i++) {
+        const struct slot *slot = &head->slots[i];
+        if (slot->kind == SLOT_CHILD && slot->fork > frame->born && slot->fork <= until)
+            return true;
+    }
+    return false;
+}

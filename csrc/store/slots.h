@@ -1,0 +1,36 @@
+/*
+ * Slots: who may map frames, and how many each process counts.  A slot is held by a lock on its byte
+ * of the lock file.
+ */
+#ifndef KSMPY_STORE_SLOTS_H
+#define KSMPY_STORE_SLOTS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "store/layout.h"
+#include "store/store.h"
+
+/* -EUSERS: all are taken; -EBADF: the program has closed the files; or as a lease. */
+int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot, void **lease);
+bool slot_is_held(const struct store *store, unsigned slot);
+bool slots_are_held(const struct store *store); /* any */
+/* From now on this process's slot is held until its children are gone too. */
+void store_bequeath(const struct store *store);
+/* In a forked child: says in its slot who it is. */
+void slot_sign(const struct store *store);
+/* The child of that fork got no slot, and holds ours: what it maps must outlast us. */
+void slots_lose(struct store *store, uint32_t fork);
+/* May a child forked after a frame was born and before now map it? As of the last reaping. */
+bool store_leased(const struct store *store, const struct frame *frame);
+
+/* Where the sharers of a slot are counted, in the file: uint32_t for each frame. */
+uint64_t counts_offset(const struct store *store, unsigned slot);
+uint64_t counts_bytes(const struct store *store);
+
+typedef void visit_count(struct store *store, uint32_t frame, uint32_t count);
+/* The counts that a slot has in the file, without touching what was never written there. */
+void each_count(struct store *store, unsigned slot, visit_count *visit);
+void clear_counts(const struct store *store, unsigned slot);
+
+#endif
