@@ -64,7 +64,7 @@ static void take_apart(struct merger *merger, uint32_t region, uint64_t first, u
 /*
  * A page in a run that was written must come out of it, which takes two mappings.  When there are
  * none, overlays are taken apart, the shortest first: some at a time, as it takes three looks at
- * all mappings, but never many pages.  Not where they leave as many mappings behind (signal).
+ * all mappings, but never many pages.  Not where they leave as many mappings behind (no shadow).
  * They may come back when nothing else needs the room for some passes.
  */
 bool relief_make_room(struct merger *merger, uint64_t more)
@@ -72,8 +72,7 @@ bool relief_make_room(struct merger *merger, uint64_t more)
     struct shortest shortest = {.wanted = merger->budget.limit / 64 + 1};
     if (budget_has_room_recounted(&merger->budget, more))
         return true;
-    if (merger->fz.mode == KSMPY_FREEZE_SIGNAL ||
-        merger->budget.cramped_in == merger->pages->full_scans + 1)
+    if (!merger->fz.ops->shadow || merger->budget.cramped_in == merger->pages->full_scans + 1)
         return false;
     each_overlay(merger, count_pages, &shortest);
     for (uint64_t found = 0; found < shortest.wanted && shortest.longest < RUN_MAX;)

@@ -25,7 +25,7 @@ struct store_layout store_layout_of(unsigned nodes, unsigned span_shift)
     struct store_layout at = {.span = (uint64_t)1 << span_shift};
     uint64_t frames = nodes * at.span;
     at.announced_size =
-        8 * frames; /* at most half full, for all pages there are; as in store/announce.c */
+        8 * frames; /* at most half full, for all pages there are; as in store/board.c */
     at.ids = up(sizeof(struct store_head), PAGE_SIZE);
     at.ids_stride = up(ids_words(at.span) * sizeof(uint64_t), PAGE_SIZE);
     at.trees = at.ids + nodes * at.ids_stride;

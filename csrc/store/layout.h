@@ -93,7 +93,7 @@ struct store_head {
     _Atomic uint32_t slots_end; /* slots from here on were never used */
     struct slot slots[MAX_SLOTS];
 
-    uint64_t announced_size, announced_count; /* see store/announce.c */
+    uint64_t announced_size, announced_count; /* see store/board.c */
     uint64_t events;                      /* how many there ever were */
 
     uint64_t deaths, rebuilds;

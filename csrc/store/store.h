@@ -80,7 +80,7 @@ struct store {
     bool bankrupt; /* some debt could not be noted */
     uint64_t locks, locked_at;
     struct arena counts[MAX_NODES]; /* uint32_t for each frame: how many sharers are ours */
-    struct arena announcements, events; /* uint64_t, see store/announce.c */
+    struct arena announcements, events; /* uint64_t, see store/board.c */
 };
 
 static inline struct frame *frame_at(const struct store *store, uint32_t frame)
