@@ -9,6 +9,7 @@
 #include "engine/fork.h"
 #include "engine/knobs.h"
 #include "freeze/freezer.h"
+#include "freeze/removals.h"
 #include "os/arena.h"
 #include "os/devices.h"
 #include "os/files.h"

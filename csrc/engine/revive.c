@@ -11,6 +11,7 @@
 #include "engine/locks.h"
 #include "freeze/freezer.h"
 #include "freeze/registration.h"
+#include "freeze/removals.h"
 #include "merge/merger.h"
 #include "os/forks.h"
 #include "os/maps.h"

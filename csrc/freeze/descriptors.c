@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "freeze/ops.h"
+#include "freeze/removed.h"
 #include "os/files.h"
 
 void freezer_forget_files(struct freezer *fz)
@@ -55,6 +56,6 @@ void freezer_close_files(struct freezer *fz)
     for (int i = 0; i < FREEZER_FILES; i++)
         if (has_file(fz, i))
             close(file_of(fz, i));
-    removals_close(fz);
+    removals_close(&fz->removals);
     freezer_forget_files(fz);
 }

@@ -19,6 +19,7 @@
 #include <pthread.h>
 
 #include "freeze/descriptors.h"
+#include "freeze/helper.h"
 #include "freeze/ops.h"
 #include "os/clock.h"
 #include "os/uffd.h"

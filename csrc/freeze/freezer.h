@@ -56,14 +56,6 @@ int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t 
 /* The same where nothing will become an overlay. */
 int64_t freeze_for_zeros(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view);
 
-/* Which file's private mappings are overlays. */
-void freezer_know_store(struct freezer *fz, uint64_t inode, uint64_t dev);
-/*
- * Overlays that their owner has given back, and that map no frame any more: the next such range,
- * once.  With more to tell than there is room for: true once, and the mappings tell the rest.
- */
-bool freezer_removed(struct freezer *fz, struct removed *removed);
-bool freezer_removed_more(struct freezer *fz);
 void freeze_restore(struct freezer *fz, uint64_t first, uint64_t n);
 int freeze_overlay(struct freezer *fz, uint64_t first, uint64_t n, int memfd, uint64_t offset);
 int freeze_zero(struct freezer *fz, uint64_t first, uint64_t n, int vma_flags);

@@ -1,6 +1,8 @@
 #include "freeze/gate.h"
 
 #include "base/pages.h"
+#include "freeze/home.h"
+#include "freeze/ops.h"
 #include "freeze/registration.h"
 #include "freeze/replace.h"
 #include "os/uffd.h"

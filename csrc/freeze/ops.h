@@ -12,7 +12,7 @@
 
 #include "base/pages.h"
 #include "freeze/helper.h"
-#include "freeze/removals.h"
+#include "freeze/removed.h"
 
 /* Longest range of small pages frozen at once: bounds how long a thread may wait. */
 #define FREEZE_MAX 128

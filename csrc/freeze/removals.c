@@ -18,25 +18,21 @@
 
 #include "base/pages.h"
 #include "freeze/descriptors.h"
-#include "freeze/freezer.h"
+#include "freeze/helper.h"
+#include "freeze/home.h"
 #include "freeze/ops.h"
-#include "freeze/registration.h"
+#include "freeze/removed.h"
 #include "ksmpy.h"
 #include "os/clock.h"
+#include "os/direct_io.h"
 #include "os/map.h"
+#include "os/maps.h"
 #include "os/pagemap.h"
 #include "os/uffd.h"
 
 #define LEAVING_NS ((uint64_t)1000000000)
 #define LOOKS 2500 /* 20 us apart, for a thread that is about to wait */
 #define TURNS 50   /* the same, for the thread to get its turn */
-
-void removals_forget(struct removals *removals)
-{
-    *removals = (struct removals){.overlay_fd = -1, .gate_fd = -1, .stop_fd = -1, .tasks_fd = -1};
-    removals->maps.fd = -1;
-    pthread_mutex_init(&removals->quiet, NULL);
-}
 
 int removals_open(struct freezer *fz)
 {
@@ -55,13 +51,6 @@ int removals_open(struct freezer *fz)
         return removals->tasks_fd;
     removals->stop_fd = eventfd(0, EFD_CLOEXEC);
     return removals->stop_fd < 0 ? -errno : os_maps_open(&removals->maps);
-}
-
-void removals_close(struct freezer *fz)
-{
-    if (fz->removals.maps.buffer)
-        os_maps_close(&fz->removals.maps);
-    pthread_mutex_destroy(&fz->removals.quiet);
 }
 
 void freezer_know_store(struct freezer *fz, uint64_t inode, uint64_t dev)

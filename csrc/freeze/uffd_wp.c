@@ -28,6 +28,7 @@
 #include "base/pages.h"
 #include "freeze/borrow.h"
 #include "freeze/gate.h"
+#include "freeze/home.h"
 #include "freeze/ops.h"
 #include "freeze/registration.h"
 #include "freeze/replace.h"

@@ -1,0 +1,20 @@
+#include "freeze/removed.h"
+
+#include <pthread.h>
+#include <stddef.h>
+
+#include "os/maps.h"
+
+void removals_forget(struct removals *removals)
+{
+    *removals = (struct removals){.overlay_fd = -1, .gate_fd = -1, .stop_fd = -1, .tasks_fd = -1};
+    removals->maps.fd = -1;
+    pthread_mutex_init(&removals->quiet, NULL);
+}
+
+void removals_close(struct removals *removals)
+{
+    if (removals->maps.buffer)
+        os_maps_close(&removals->maps);
+    pthread_mutex_destroy(&removals->quiet);
+}
