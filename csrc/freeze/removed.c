@@ -14,7 +14,6 @@ void removals_forget(struct removals *removals)
 
 void removals_close(struct removals *removals)
 {
-    if (removals->maps.buffer)
-        os_maps_close(&removals->maps);
+    os_maps_close(&removals->maps);
     pthread_mutex_destroy(&removals->quiet);
 }
