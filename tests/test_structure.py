@@ -10,7 +10,7 @@ from support.structure import read_c
 
 ROOT = Path(__file__).parents[1]
 # From the ground up.
-C_LAYERS = ("base", "os", "store", "freeze", "pages", "merge", "scan", "engine", "python")
+C_LAYERS = ("base", "os", "store", "freeze", "pages", "merge", "scan", "python", "engine")
 C_GROUND = ("ksmpy.h", "ksmpy.cdef.h")
 
 
@@ -53,3 +53,13 @@ def test_what_is_wrong_is_said(tmp_path: Path, file: str, text: str, said: str) 
     assert read_c(_tree(tmp_path), ("low", "top"), ()).wrong() == []
     wrong = read_c(_tree(tmp_path, **{file: text}), ("low", "top"), ()).wrong()
     assert any(said in each for each in wrong), wrong
+
+
+def test_only_the_top_implements_what_is_public(tmp_path: Path) -> None:
+    """What a header below all layers declares is defined in the highest one, or it is a fault."""
+    tree = _tree(tmp_path, top_c_c="int api(void)\n{\n    return 0;\n}")
+    (tree / "api.h").write_text("int api(void);\n")
+    assert read_c(tree, ("low", "top"), ("api.h",)).wrong() == []
+    tree = _tree(tmp_path, low_a_c="int api(void)\n{\n    return 0;\n}")
+    wrong = read_c(tree, ("low", "top"), ("api.h",)).wrong()
+    assert wrong == ["low/a.c defines api, which only top/ may"]

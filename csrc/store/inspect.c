@@ -2,6 +2,8 @@
  * A shared store as it looks from outside: for who has a descriptor of it and no
  * engine on it.  With the attach lock, so that it is not laid out anew meanwhile.
  */
+#include "store/inspect.h"
+
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
@@ -94,14 +96,9 @@ static int stats_of(struct store *store, const struct store_shape *shape, int er
     return error;
 }
 
-int ksmpy_store_stats(int fd, struct ksmpy_store_stats *out)
+int inspect_stats(int fd, struct ksmpy_store_stats *out)
 {
     return look(fd, false, stats_of, out);
-}
-
-int64_t ksmpy_store_holder(int fd)
-{
-    return store_holder(fd);
 }
 
 struct listing {
@@ -129,7 +126,7 @@ static int list(struct store *store, const struct store_shape *shape, int error,
     return 0;
 }
 
-int64_t ksmpy_store_processes(int fd, struct ksmpy_store_process *out, int64_t max)
+int64_t inspect_processes(int fd, struct ksmpy_store_process *out, int64_t max)
 {
     struct listing listing = {out, max, 0};
     int error = look(fd, false, list, &listing);
@@ -145,7 +142,7 @@ static int retire(struct store *store, const struct store_shape *shape, int erro
     return slots_are_held(store) ? -EBUSY : store_retire(store);
 }
 
-int ksmpy_store_retire(int fd)
+int inspect_retire(int fd)
 {
     return look(fd, true, retire, NULL);
 }

@@ -42,7 +42,7 @@ bool rules_are_sound(const uint64_t *knobs)
 /* 0: none. */
 static _Atomic uint64_t fixed_key;
 
-void ksmpy_fix_key(uint64_t seed)
+void store_fix_key(uint64_t seed)
 {
     atomic_store(&fixed_key, seed);
 }

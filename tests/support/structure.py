@@ -171,7 +171,7 @@ def _macro_body(match: re.Match[str]) -> str:
 def read_c(root: Path, layers: tuple[str, ...], ground: tuple[str, ...]) -> Structure:
     """The modules in the folders `layers` below `root`, whose includes are written from there.
 
-    `ground`: the headers below all layers, whose functions any file may define.
+    `ground`: the headers below all layers, whose functions only the highest layer may define.
     """
     structure = Structure(layers)
     lowest = {header.rsplit(".", 1)[0] for header in ground}
@@ -195,15 +195,21 @@ def read_c(root: Path, layers: tuple[str, ...], ground: tuple[str, ...]) -> Stru
                 structure.faults.append(f"{file.path} includes {include}, which is in no layer")
             elif include.rsplit(".", 1)[0] not in {file.module, *lowest}:
                 edges.add(include.rsplit(".", 1)[0])
-        structure.faults += _own_functions(file, declared, public)
+        structure.faults += _own_functions(file, declared, public, layers[-1])
         structure.faults += _calls(file, declared, public)
     return structure
 
 
-def _own_functions(file: _CFile, declared: dict[str, str], public: set[str]) -> Iterator[str]:
+def _own_functions(
+    file: _CFile, declared: dict[str, str], public: set[str], top: str
+) -> Iterator[str]:
     for before, name, body in _functions(file.code):
         hidden = file.static & set(_WORD.findall(before))
-        if hidden or name in public or (file.header and not body):
+        if hidden or (file.header and not body):
+            continue
+        if name in public:
+            if not file.path.startswith(f"{top}/"):
+                yield f"{file.path} defines {name}, which only {top}/ may"
             continue
         if not body:
             yield f"{file.path} declares {name} by itself instead of including its header"
