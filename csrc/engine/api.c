@@ -1,5 +1,6 @@
 /* Regions, as the callers of the engine see them. */
 #include <errno.h>
+#include <pthread.h>
 
 #include "base/pages.h"
 #include "engine/check.h"
@@ -25,32 +26,76 @@
 _Static_assert(PAGE_SIZE == KSMPY_PAGE_SIZE, "Python counts in other pages");
 
 /* What the kernel is asked before anything is taken for the region. */
-static int may_add(struct merger *merger, uintptr_t address, uint64_t n, int vma_flags)
+static int may_add(ksmpy_engine *engine, uintptr_t address, uint64_t n, int vma_flags)
 {
+    struct merger *merger = &engine->merger;
     if (region_find(merger->pages, address, n) != NO_REGION)
         return -EEXIST;
     if (vma_flags & KSMPY_VMA_UNKNOWN && !memory_is_plain(merger->pages, address, n))
         return -EADDRNOTAVAIL;
-    return budget_admits(&merger->budget, n, freezer_mappings(&merger->fz)) ? 0 : -EDQUOT;
+    uint64_t more = freezer_mappings(&merger->fz);
+    if (budget_should_count(&merger->budget, n, more))
+        engine_count_mappings(engine);
+    return budget_admits(&merger->budget, n, more) ? 0 : -EDQUOT;
 }
 
-static int add_region(struct merger *merger, uintptr_t address, uint64_t n, int vma_flags,
+#define FILLED_AT_ONCE 512 /* pages; with the zero page in each hole 0.2 ms */
+
+static int fill_holes(ksmpy_engine *engine, const struct region *region, uint64_t *deadline)
+{
+    int error = 0;
+    for (uint64_t at = 0, n; at < region->n && !error; at += n) {
+        n = least(region->n - at, FILLED_AT_ONCE);
+        error = freezer_fill_holes(&engine->merger.fz, region->address + bytes_of(at), n);
+        engine_end_slice(engine, deadline);
+    }
+    return error;
+}
+
+/* The kernel may have done a part of it. */
+static int attach(struct freezer *fz, const struct region *region)
+{
+    int error = freezer_attach(fz, region->address, region->n);
+    if (error == -ENOMEM)
+        freezer_detach(fz, region->address, region->n);
+    return error;
+}
+
+static void move_candidates(ksmpy_engine *engine, uint64_t *deadline)
+{
+    while (unstable_move_some(&engine->pages))
+        engine_end_slice(engine, deadline);
+}
+
+/* In slices; nobody else sees the region yet. */
+static int prepare(ksmpy_engine *engine, const struct region *region, uint64_t *deadline)
+{
+    uint64_t first = 0;
+    move_candidates(engine, deadline);
+    while (region_prepare_some(&engine->pages, &first))
+        engine_end_slice(engine, deadline);
+    int error = fill_holes(engine, region, deadline);
+    return error ? error : attach(&engine->merger.fz, region);
+}
+
+static int add_region(ksmpy_engine *engine, uintptr_t address, uint64_t n, int vma_flags,
                       uint32_t *out)
 {
-    int error = may_add(merger, address, n, vma_flags);
+    uint64_t deadline = slice_end(&engine->pages);
+    move_candidates(engine, &deadline); /* a child may have some that its parent did not move */
+    int error = may_add(engine, address, n, vma_flags);
     if (error)
         return error;
-    uint32_t id = region_make(merger->pages, address, n, vma_flags);
-    if (id == NO_REGION)
+    *out = region_arrive(&engine->pages, address, n, vma_flags);
+    if (*out == NO_REGION)
         return -ENOMEM;
-    error = freezer_attach(&merger->fz, address, n);
+    error = prepare(engine, region_at(&engine->pages, *out), &deadline);
     if (error) {
-        region_unmake(merger->pages, id);
+        region_forget_arriving(&engine->pages);
         return error;
     }
-    region_enlist(merger->pages, id);
-    budget_region_came(&merger->budget);
-    *out = id;
+    region_enlist(&engine->pages);
+    budget_region_came(&engine->merger.budget);
     return 0;
 }
 
@@ -62,9 +107,11 @@ int ksmpy_register(ksmpy_engine *engine, uintptr_t address, size_t length, int v
         return -EPERM;
     if (address % PAGE_SIZE || length % PAGE_SIZE || !n || address + length < address)
         return -EINVAL;
+    pthread_mutex_lock(&engine->arrivals);
     engine_lock(engine);
-    int error = add_region(&engine->merger, address, n, vma_flags, region);
+    int error = add_region(engine, address, n, vma_flags, region);
     engine_unlock(engine);
+    pthread_mutex_unlock(&engine->arrivals);
     check_step(engine);
     return error;
 }
@@ -212,7 +259,8 @@ int64_t ksmpy_find_lost(ksmpy_engine *engine, uint32_t *regions, int64_t max)
     if (engine->pages.forked)
         return -EPERM;
     engine_lock(engine);
-    find_lost_regions(&engine->pages);
+    for (uintptr_t at = 0; find_lost_some(&engine->pages, &at);)
+        engine_let_others_in(engine);
     EACH_REGION (&engine->pages, id)
         if (region_at(&engine->pages, id)->lost && count++ < max)
             regions[count - 1] = id;

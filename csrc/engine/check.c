@@ -13,6 +13,7 @@
 #include "base/report.h"
 #include "engine/locks.h"
 #include "os/arena.h"
+#include "pages/candidates.h"
 #include "pages/pages.h"
 #include "store/check.h"
 #include "store/layout.h"
@@ -90,9 +91,10 @@ static void check_pages(const struct pages *pages, struct report *report)
 static void check_buckets(const struct pages *pages, struct report *report)
 {
     uint64_t waiting = 0;
-    for (uint64_t i = 0; i < pages->candidates.buckets; i++)
-        for (uint32_t id = pages->candidates.heads[i];
-             id != NO_PAGE && waiting <= pages->pages_in[PAGE_WAITING]; waiting++) {
+    uint32_t first;
+    for (uint64_t i = 0; unstable_bucket(pages, i, &first); i++)
+        for (uint32_t id = first; id != NO_PAGE && waiting <= pages->pages_in[PAGE_WAITING];
+             waiting++) {
             expect(report, "state of a page in a bucket", page_state(page_record(pages, id)),
                    PAGE_WAITING);
             id = page_record(pages, id)->link;

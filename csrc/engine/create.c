@@ -98,6 +98,7 @@ static void close_engine(ksmpy_engine *engine)
         store_destroy(&engine->pages.store);
     close_arrays(&engine->pages);
     pthread_mutex_destroy(&engine->lock);
+    pthread_mutex_destroy(&engine->arrivals);
     pthread_mutex_destroy(&engine->pass);
     os_unmap(engine, sizeof *engine);
 }
@@ -161,7 +162,7 @@ static void begin_pages(struct pages *pages, const struct ksmpy_options *options
     store_forget_files(&pages->store);
     pages->nodes = options->nodes;
     pages->injected_nodes = !options->node_ids;
-    pages->first_region = pages->last_region = pages->free_region = NO_REGION;
+    pages->first_region = pages->last_region = pages->free_region = pages->arriving = NO_REGION;
     pages->by_address = RB_EMPTY;
     for (int i = 0; i < pages->nodes; i++)
         pages->node_ids[i] = options->node_ids ? options->node_ids[i] : -1;
@@ -171,6 +172,7 @@ static void begin_pages(struct pages *pages, const struct ksmpy_options *options
 static void put_together(ksmpy_engine *engine)
 {
     pthread_mutex_init(&engine->lock, NULL);
+    pthread_mutex_init(&engine->arrivals, NULL);
     pthread_mutex_init(&engine->pass, NULL);
     engine->merger.pages = engine->merger.budget.pages = engine->scanner.pages = &engine->pages;
     engine->scanner.merger = &engine->merger;

@@ -12,12 +12,13 @@
  *
  * Locks, in the order they are taken:
  *   pass    one pass, unmerge or switch of a knob at a time; may be held for long
- *   lock    all of the structures below; held for a slice of a pass (under a
- *           millisecond or so), so that a fork or a dying owner need not wait
+ *   arrivals   one registration at a time; may be held for long
+ *   lock    all of the structures below; held for a slice of whatever is done (SLICE_NS and the
+ *           step under way; a pass has longer ones), so that a fork or a dying owner need not wait
  *   freezer's own lock, while pages are frozen
  *   a shared store's lock, for microseconds: never while anything is frozen.  Another process may
  *           be stopped with it, so that it is tried for, and not waited for, by who has the others
- * fork() takes the second and the third, so it never sees a frozen page or half a change.
+ * fork() takes the last three, a store's excepted, so it never sees a frozen page or half a change.
  */
 #ifndef KSMPY_ENGINE_ENGINE_H
 #define KSMPY_ENGINE_ENGINE_H
@@ -30,7 +31,7 @@
 #include "scan/scanner.h"
 
 struct ksmpy_engine {
-    pthread_mutex_t pass, lock;
+    pthread_mutex_t pass, arrivals, lock;
     _Atomic bool interrupted;
     _Atomic int pass_wanted; /* threads that wait for the pass lock */
     _Atomic int waiting; /* threads that want lock more urgently than a pass does */

@@ -17,6 +17,7 @@
 #include "os/forks.h"
 #include "os/maps.h"
 #include "pages/pages.h"
+#include "pages/regions.h"
 #include "pages/sharing.h"
 #include "store/members.h"
 
@@ -56,11 +57,13 @@ static void let_go(ksmpy_engine *engine)
         store_abandon(&engine->pages.store);
     engine->pages.forked = true;
     forget_callers(&engine->pages);
+    region_forget_arriving(&engine->pages);
     sharing_end_lease(&engine->pages);
     engine->scanner.run = (struct run){.kind = RUN_NONE};
     atomic_store(&engine->waiting, 0);
     atomic_store(&engine->pass_wanted, 0);
     pthread_mutex_init(&engine->lock, NULL);
+    pthread_mutex_init(&engine->arrivals, NULL);
     pthread_mutex_init(&engine->pass, NULL);
 }
 

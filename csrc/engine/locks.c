@@ -6,6 +6,10 @@
 #include <sched.h>
 #include <stdatomic.h>
 
+#include "merge/budget.h"
+#include "os/clock.h"
+#include "os/maps.h"
+#include "pages/pages.h"
 #include "store/lock.h"
 #include "store/patience.h"
 
@@ -27,6 +31,23 @@ void engine_let_others_in(ksmpy_engine *engine)
     while (atomic_load(&engine->waiting))
         sched_yield();
     engine_lock(engine);
+}
+
+void engine_end_slice(ksmpy_engine *engine, uint64_t *deadline)
+{
+    if (os_now_ns() < *deadline)
+        return;
+    engine_let_others_in(engine);
+    *deadline = slice_end(&engine->pages);
+}
+
+void engine_count_mappings(ksmpy_engine *engine)
+{
+    struct census_of_mappings before = budget_before_count(&engine->merger.budget);
+    engine_unlock(engine);
+    int64_t mappings = os_mappings();
+    engine_lock(engine);
+    budget_counted(&engine->merger.budget, before, mappings);
 }
 
 int engine_lock_with_store(ksmpy_engine *engine)

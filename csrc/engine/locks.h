@@ -8,6 +8,10 @@ void engine_lock(ksmpy_engine *engine); /* ahead of a pass under way */
 void engine_unlock(ksmpy_engine *engine);
 /* Between two slices of what takes long: whoever wants the lock (fork, a dying owner) has it. */
 void engine_let_others_in(ksmpy_engine *engine);
+/* The same where *deadline has passed, which is set to the end of the next slice then. */
+void engine_end_slice(ksmpy_engine *engine, uint64_t *deadline);
+/* For the budget; others have the lock meanwhile. */
+void engine_count_mappings(ksmpy_engine *engine);
 /*
  * With the store's lock too, after a wait that nobody has to take part in.  -EPERM in a child that
  * inherited the engine; -ETIMEDOUT: another process keeps the store locked.

@@ -9,6 +9,7 @@
 #include "engine/locks.h"
 #include "merge/bar.h"
 #include "os/guard.h"
+#include "pages/lost.h"
 #include "scan/scan.h"
 #include "store/lock.h"
 #include "store/patience.h"
@@ -28,6 +29,15 @@ static int wait_for_store(ksmpy_engine *engine, struct patience *patience)
     return error;
 }
 
+/* What has to be known at the start of a pass; others come and go meanwhile. */
+static void begin_pass(ksmpy_engine *engine)
+{
+    engine_count_mappings(engine);
+    for (uintptr_t at = 0; find_lost_some(&engine->pages, &at);)
+        engine_let_others_in(engine);
+    scan_begin_pass(&engine->scanner);
+}
+
 static int scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
 {
     const struct ksmpy_scan_result *result = engine->merger.result;
@@ -36,7 +46,10 @@ static int scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
     int error = -EAGAIN;
     while (result->scanned < max_pages && engine->pages.full_scans == passes && !stopped(engine) &&
            error == -EAGAIN) {
-        if (scan_begin_slice(&engine->scanner)) {
+        bool begins = false;
+        if (scan_begin_slice(&engine->scanner, &begins)) {
+            if (begins)
+                begin_pass(engine);
             scan_slice(&engine->scanner, least(max_pages - result->scanned, SLICE_SCANNED), eager);
             engine_let_others_in(engine);
             patience = (struct patience){0};

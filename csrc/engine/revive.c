@@ -47,6 +47,12 @@ int fork_revive(struct merger *merger)
     return has_one ? 0 : open_freezer(merger, false);
 }
 
+static void attach(struct freezer *fz, uintptr_t start, uint64_t n)
+{
+    if (freezer_fill_holes(fz, start, n) == 0)
+        freezer_attach(fz, start, n);
+}
+
 /* Overlays are registered only to track them. What is not here the next pass finds lost. */
 static void attach_region(struct merger *merger, const struct region *region)
 {
@@ -58,7 +64,7 @@ static void attach_region(struct merger *merger, const struct region *region)
         if (is_overlay(merger->pages, &vma))
             freezer_track_overlay(&merger->fz, start, n);
         else
-            freezer_attach(&merger->fz, start, n);
+            attach(&merger->fz, start, n);
         at = vma.end;
     }
 }

@@ -7,6 +7,7 @@
 #include "engine/locks.h"
 #include "merge/merger.h"
 #include "merge/written.h"
+#include "os/clock.h"
 #include "os/guard.h"
 #include "os/maps.h"
 #include "pages/candidates.h"
@@ -55,10 +56,9 @@ static uint64_t metadata_bytes(const ksmpy_engine *engine)
            unstable_metadata_bytes(&engine->pages) + store_metadata_bytes(&engine->pages.store);
 }
 
-static void fill(ksmpy_engine *engine, struct ksmpy_stats *out)
+static void fill(const ksmpy_engine *engine, struct ksmpy_stats *out)
 {
     const struct store_head *head = engine->pages.store.head;
-    int64_t vmas = os_maps_count(&engine->pages.maps);
     *out = (struct ksmpy_stats){
         .pages_shared = head->shared_frames,
         .pages_sharing = head->shared_pages - head->shared_frames,
@@ -76,8 +76,7 @@ static void fill(ksmpy_engine *engine, struct ksmpy_stats *out)
         .merging_pages = engine->pages.pages_in[PAGE_SHARED],
         .metadata_bytes = metadata_bytes(engine),
         .frame_bytes = store_bytes(&engine->pages.store),
-        .vmas = vmas > 0 ? (uint64_t)vmas : 0,
-        .vma_limit = os_max_map_count() * engine->pages.knobs[KSMPY_KNOB_VMA_SHARE_PERCENT] / 100,
+        .vma_limit = engine->pages.knobs[KSMPY_KNOB_VMA_SHARE_PERCENT],
         .pages_busy = engine->merger.busy,
         .pages_no_budget = engine->merger.no_budget,
         .pages_no_memory = engine->merger.no_memory,
@@ -86,13 +85,28 @@ static void fill(ksmpy_engine *engine, struct ksmpy_stats *out)
     };
 }
 
+/* All of /proc/self/maps is read for it, with no lock in hand where that can be. */
+static uint64_t count_mappings(ksmpy_engine *engine)
+{
+    int64_t mappings = os_mappings();
+    if (mappings < 0) {
+        engine_lock(engine);
+        mappings = os_maps_count(&engine->pages.maps);
+        engine_unlock(engine);
+    }
+    return mappings > 0 ? (uint64_t)mappings : 0;
+}
+
 int ksmpy_stats(ksmpy_engine *engine, struct ksmpy_stats *out)
 {
+    uint64_t mappings = count_mappings(engine), most = os_max_map_count();
     int error = engine_lock_with_store(engine);
     if (error)
         return error;
     fill(engine, out);
     engine_unlock_with_store(engine);
+    out->vmas = mappings;
+    out->vma_limit = most * out->vma_limit / 100; /* until here the share */
     return 0;
 }
 
@@ -104,16 +118,21 @@ int ksmpy_store_full(ksmpy_engine *engine)
     return full;
 }
 
-/* A frame with k sharers saves k - 1 pages; each sharer has an equal part in that. */
-static uint64_t saved_pages(const struct pages *pages, const struct region *region)
+/*
+ * A frame with k sharers saves k - 1 pages; each sharer has an equal part in that.  Of the region's
+ * pages from *first on, for a slice.  Others join and leave without our lock, or may count anew.
+ */
+static double saved_pages(const struct pages *pages, const struct region *region, uint64_t *first)
 {
+    uint64_t deadline = slice_end(pages);
     double saved = 0;
-    for (uint64_t i = 0; i < region->n; i++) {
-        const struct page *page = page_record(pages, region->base + (uint32_t)i);
-        if (page_state(page) == PAGE_SHARED)
-            saved += 1.0 - 1.0 / frame_at(&pages->store, page->link)->sharers;
+    for (; *first < region->n && (*first % CHUNK || os_now_ns() < deadline); ++*first) {
+        const struct page *page = page_record(pages, region->base + (uint32_t)*first);
+        uint32_t sharers =
+            page_state(page) == PAGE_SHARED ? frame_at(&pages->store, page->link)->sharers : 0;
+        saved += sharers ? 1.0 - 1.0 / sharers : 0;
     }
-    return (uint64_t)(saved + 0.5);
+    return saved;
 }
 
 /* As the kernel counts them: pages of their owner's that were visited. */
@@ -123,20 +142,31 @@ static uint64_t rmap_items(const struct region *region)
            region->pages_in[PAGE_HOLE];
 }
 
+/* What was counted in one slice may be out of date in the next one. */
+static int count_region(ksmpy_engine *engine, uint32_t id, struct ksmpy_region_stats *out)
+{
+    const struct region *region = region_at(&engine->pages, id);
+    uint64_t serial = region->serial, first = 0;
+    double saved = 0;
+    while (first < region->n && region->pages_in[PAGE_SHARED]) {
+        saved += saved_pages(&engine->pages, region, &first);
+        engine_let_others_in(engine);
+        if (!region_is(&engine->pages, id, serial))
+            return -ENOENT;
+    }
+    *out = (struct ksmpy_region_stats){rmap_items(region), region->pages_in[PAGE_SHARED],
+                                       region->pages_in[PAGE_ZERO], (uint64_t)(saved + 0.5)};
+    return 0;
+}
+
 int ksmpy_region_stats(ksmpy_engine *engine, uint32_t id, struct ksmpy_region_stats *out)
 {
     int error = engine_lock_with_store(engine);
     if (error)
         return error;
-    if (region_is_known(&engine->pages, id)) {
-        const struct region *region = region_at(&engine->pages, id);
-        *out = (struct ksmpy_region_stats){rmap_items(region), region->pages_in[PAGE_SHARED],
-                                           region->pages_in[PAGE_ZERO],
-                                           saved_pages(&engine->pages, region)};
-    } else {
-        error = -ENOENT;
-    }
-    engine_unlock_with_store(engine);
+    store_unlock(&engine->pages.store);
+    error = region_is_known(&engine->pages, id) ? count_region(engine, id, out) : -ENOENT;
+    engine_unlock(engine);
     return error;
 }
 
@@ -190,15 +220,45 @@ static bool push(struct entries *entries, uint64_t key, uint64_t pages)
     return true;
 }
 
-static bool collect_sharers(const struct pages *pages, struct entries *sharers)
+#define LISTED_AT_ONCE (16 * CHUNK)
+
+/* The pages on frames from *at on, in the order of addresses; how many, or -1: that was all. */
+static int64_t list_sharers(const struct pages *pages, uintptr_t *at, uint64_t *keys)
 {
-    EACH_PAGE (pages, id) {
-        uint64_t frame = page_record(pages, id)->link;
-        if (is_shared(pages, id) && !push(sharers, frame << 32 | region_of(pages, id), 1))
-            return false;
+    uint32_t id = region_from(pages, *at);
+    if (id == NO_REGION)
+        return -1;
+    const struct region *region = region_at(pages, id);
+    uint64_t first = *at > region->address ? (*at - region->address) >> PAGE_SHIFT : 0;
+    uint64_t end = least(region->n, first + LISTED_AT_ONCE);
+    int64_t count = 0;
+    if (!region->pages_in[PAGE_SHARED])
+        first = end = region->n;
+    for (uint64_t i = first; i < end; i++) {
+        const struct page *page = page_record(pages, region->base + (uint32_t)i);
+        if (page_state(page) == PAGE_SHARED)
+            keys[count++] = (uint64_t)page->link << 32 | id;
     }
+    *at = region->address + bytes_of(end);
+    return count;
+}
+
+/* The list grows, and is sorted, without the lock. */
+static bool collect_sharers(ksmpy_engine *engine, struct entries *sharers)
+{
+    uint64_t *keys = malloc(LISTED_AT_ONCE * sizeof *keys);
+    int64_t count = 0;
+    bool room = keys != NULL;
+    for (uintptr_t at = 0; room && count >= 0;) {
+        engine_lock(engine);
+        count = list_sharers(&engine->pages, &at, keys);
+        engine_unlock(engine);
+        for (int64_t i = 0; i < count && room; i++)
+            room = push(sharers, keys[i], 1);
+    }
+    free(keys);
     add_up(sharers);
-    return true;
+    return room;
 }
 
 /*
@@ -237,10 +297,7 @@ int64_t ksmpy_shares(ksmpy_engine *engine, struct ksmpy_share *out, int64_t max)
     int64_t count = -ENOMEM;
     if (engine->pages.forked)
         return -EPERM;
-    engine_lock(engine);
-    bool collected = collect_sharers(&engine->pages, &sharers);
-    engine_unlock(engine);
-    if (collected && collect_pairs(&sharers, &pairs)) {
+    if (collect_sharers(engine, &sharers) && collect_pairs(&sharers, &pairs)) {
         count = (int64_t)pairs.count;
         for (int64_t i = 0; i < count && i < max; i++) {
             uint64_t key = pairs.list[i].key;

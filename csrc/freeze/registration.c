@@ -11,12 +11,15 @@
 
 #define RETRIES 64 /* 50 us apart */
 
-int freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n)
+int freezer_fill_holes(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     int error = fz->ops->fills_holes ? os_populate(address, n, false) : 0;
-    if (error && error != -EINVAL) /* EINVAL: before Linux 5.14; the fault thread fills holes */
-        return error;
-    error = removals_start(fz);
+    return error == -EINVAL ? 0 : error; /* before Linux 5.14; the fault thread fills holes */
+}
+
+int freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    int error = removals_start(fz);
     return error ? error : freezer_register(fz, address, n);
 }
 

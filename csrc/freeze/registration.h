@@ -11,6 +11,8 @@
 
 #include "freeze/ops.h"
 
+/* Before a range is attached, as a whole or part by part. */
+int freezer_fill_holes(struct freezer *fz, uintptr_t address, uint64_t n);
 int freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n);
 
 /* How many mappings more that may take. */

@@ -23,19 +23,39 @@
 #define REST 20
 #define GONE 16
 
-void budget_count(struct budget *budget)
+/* Of all mappings, which took so long to count. */
+static void set_count(struct budget *budget, int64_t mappings, uint64_t took)
 {
-    uint64_t begin = os_now_ns();
-    int64_t vmas = os_maps_count(&budget->pages->maps);
-    uint64_t end = os_now_ns();
-    budget->count_again_ns = end + REST * (end - begin);
+    budget->count_again_ns = os_now_ns() + REST * took;
     budget->gone_since_count = 0;
-    if (vmas < 0)
+    budget->counts++;
+    if (mappings < 0)
         return;
-    budget->mappings = budget->counted = (uint64_t)vmas;
+    budget->mappings = budget->counted = (uint64_t)mappings;
     uint64_t most = os_max_map_count();
     budget->limit = most * budget->pages->knobs[KSMPY_KNOB_VMA_SHARE_PERCENT] / 100;
     budget->regions_limit = budget->limit > most / 2 ? budget->limit : most / 2;
+}
+
+void budget_count(struct budget *budget)
+{
+    uint64_t begin = os_now_ns();
+    int64_t mappings = os_maps_count(&budget->pages->maps);
+    set_count(budget, mappings, os_now_ns() - begin);
+}
+
+struct census_of_mappings budget_before_count(const struct budget *budget)
+{
+    return (struct census_of_mappings){budget->counts, budget->mappings, os_now_ns()};
+}
+
+void budget_counted(struct budget *budget, struct census_of_mappings before, int64_t mappings)
+{
+    int64_t taken = (int64_t)(budget->mappings - before.mappings);
+    if (mappings < 0)
+        budget_count(budget);
+    else if (budget->counts == before.counts)
+        set_count(budget, mappings + taken, os_now_ns() - before.begin_ns);
 }
 
 /*
@@ -76,13 +96,15 @@ static bool has_room_for_region(const struct budget *budget, uint64_t n, uint64_
     return budget->mappings + more + budget->regions_limit / 4 / n <= budget->regions_limit;
 }
 
+bool budget_should_count(const struct budget *budget, uint64_t n, uint64_t more)
+{
+    return more && !has_room_for_region(budget, n, more) &&
+           (budget->gone_since_count >= GONE || os_now_ns() >= budget->count_again_ns);
+}
+
 bool budget_admits(struct budget *budget, uint64_t n, uint64_t more)
 {
     bool room = !more || has_room_for_region(budget, n, more);
-    if (!room && (budget->gone_since_count >= GONE || os_now_ns() >= budget->count_again_ns)) {
-        budget_count(budget);
-        room = has_room_for_region(budget, n, more);
-    }
     if (room)
         budget->mappings += more;
     return room;
@@ -117,6 +139,5 @@ static void ask_again(struct budget *budget)
 
 void budget_survey(struct budget *budget)
 {
-    budget_count(budget);
     ask_again(budget);
 }

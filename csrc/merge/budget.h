@@ -5,11 +5,21 @@
 #include "merge/merger.h"
 
 void budget_count(struct budget *budget);
-/* At the start of a pass: counts, and asks whether refused pages are to be looked up again. */
+/*
+ * The same by who lets others have the lock while it counts (os_mappings): what they take until then
+ * is added, and if they have counted themselves nothing is done.
+ */
+struct census_of_mappings {
+    uint64_t counts, mappings, begin_ns;
+};
+struct census_of_mappings budget_before_count(const struct budget *budget);
+void budget_counted(struct budget *budget, struct census_of_mappings before, int64_t mappings);
+/* At the start of a pass, counted: are refused pages to be looked up again? */
 void budget_survey(struct budget *budget);
 /* May a run of n pages take so many mappings more? */
 bool budget_allows(struct budget *budget, uint64_t n, uint64_t more);
-/* The same for a region of n pages that is to be registered; refusing many does not take long. */
+/* Before a region of n pages is to be registered; refusing many does not take long. */
+bool budget_should_count(const struct budget *budget, uint64_t n, uint64_t more);
 bool budget_admits(struct budget *budget, uint64_t n, uint64_t more);
 /* A registration, and the end of one: others may have room, or want it, from now on. */
 void budget_region_came(struct budget *budget);

@@ -6,13 +6,12 @@
 #include "os/memory.h"
 #include "pages/pages.h"
 
-#define SLICE_NS 500000 /* after which who works for longer lets others have the lock */
-
 /* The mapping budget: see merge/budget.h. */
 struct budget {
     struct pages *pages;
     uint64_t mappings, counted, limit; /* estimate; at the last count; allowed */
     uint64_t regions_limit; /* up to which regions are taken: half of the kernel's limit at least */
+    uint64_t counts; /* there were */
     uint64_t count_again_ns; /* when a count would be worth its time again */
     uint64_t gone_since_count; /* regions */
     uint64_t refused; /* pages of the longest run that had none since they were last asked for */

@@ -238,8 +238,6 @@ int unmerge_run(struct merger *merger, uint32_t page, uint64_t n)
 /* ---- a whole region, in slices ---- */
 
 #define IO_TRIES 500 /* times a millisecond that direct I/O is waited for */
-#define SLICE_OF_TEXT_NS                                                                           \
-    (40 * SLICE_NS) /* where each slice reads its mappings from the first one */
 
 static void note(struct unmerging *work, int error)
 {
@@ -413,8 +411,7 @@ static bool give_chunk_back(struct merger *merger, struct unmerging *work, uint6
 
 bool unmerging_step(struct merger *merger, struct unmerging *work)
 {
-    uint64_t slice = merger->pages->maps.query ? SLICE_NS : SLICE_OF_TEXT_NS;
-    uint64_t deadline = os_now_ns() + slice;
+    uint64_t deadline = slice_end(merger->pages);
     if (!region_is(merger->pages, work->region, work->serial)) {
         work->failure = -ENOENT;
         return false;

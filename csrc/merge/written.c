@@ -59,7 +59,7 @@ static uint64_t unmerge_written_chunk(struct merger *merger, uint32_t id, uint64
 uint64_t unmerge_written(struct merger *merger, uint32_t id, uint64_t first)
 {
     const struct region *region = region_at(merger->pages, id);
-    uint64_t deadline = os_now_ns() + SLICE_NS;
+    uint64_t deadline = slice_end(merger->pages);
     follow_removals(merger);
     if (region->lost || (!region->pages_in[PAGE_SHARED] && !region->pages_in[PAGE_ZERO]))
         return region->n;

@@ -170,6 +170,23 @@ int64_t os_maps_count(struct os_maps *maps)
     return found < 0 ? found : count;
 }
 
+int64_t os_mappings(void)
+{
+    char text[4096];
+    int64_t count = 0;
+    ssize_t got;
+    int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    while ((got = read(fd, text, sizeof text)) > 0)
+        for (const char *at = text, *end = text + got;
+             (at = memchr(at, '\n', (size_t)(end - at))) != NULL; at++)
+            count++;
+    int error = got < 0 ? -errno : 0;
+    close(fd);
+    return error ? error : count;
+}
+
 void os_maps_refresh(struct os_maps *maps)
 {
     if (!maps->query)

@@ -32,6 +32,8 @@ void os_maps_refresh(struct os_maps *maps);
 int os_maps_find(struct os_maps *maps, uintptr_t address, struct os_vma *out);
 /* How many mappings the process has, or -errno. */
 int64_t os_maps_count(struct os_maps *maps);
+/* The same for who has no lock on one; -EMFILE and the like, where those can be read all the same. */
+int64_t os_mappings(void);
 uint64_t os_max_map_count(void);
 
 #endif

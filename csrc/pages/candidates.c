@@ -27,19 +27,42 @@
 #define COMPARED 32 /* different pages of one checksum; more are none by chance */
 #define WOKEN 256   /* as many as a frame has sharers, by default */
 
-static uint32_t *bucket(const struct pages *pages, uint64_t sum)
+/* Checksums in ascending order have ascending numbers, in a table of any size. */
+static uint64_t number_of(uint64_t sum, uint64_t buckets)
 {
-    return &pages->candidates
-                .heads[(uint64_t)(((unsigned __int128)sum * pages->candidates.buckets) >> 48)];
+    return (uint64_t)(((unsigned __int128)sum * buckets) >> 48);
 }
 
-/* Empty buckets, or NULL. */
-static uint32_t *new_heads(uint64_t buckets)
+static uint32_t *bucket(const struct pages *pages, uint64_t sum)
 {
-    uint32_t *heads = os_alloc(buckets * sizeof *heads);
-    if (heads)
-        memset(heads, 0xff, buckets * sizeof *heads);
-    return heads;
+    const struct candidates *candidates = &pages->candidates;
+    if (candidates->old_heads) {
+        uint64_t old = number_of(sum, candidates->old_buckets);
+        if (old >= candidates->moved)
+            return &candidates->old_heads[old];
+    }
+    return &candidates->heads[number_of(sum, candidates->buckets)];
+}
+
+bool unstable_bucket(const struct pages *pages, uint64_t number, uint32_t *id)
+{
+    const struct candidates *candidates = &pages->candidates;
+    uint64_t old = candidates->old_heads ? candidates->old_buckets - candidates->moved : 0;
+    if (number < old)
+        *id = candidates->old_heads[candidates->moved + number];
+    else if (number - old < candidates->cleared)
+        *id = candidates->heads[number - old];
+    return number < old + candidates->cleared;
+}
+
+/* Buckets of the table before that one are empty, or in use. */
+static void clear_to(struct candidates *candidates, uint64_t end)
+{
+    if (end <= candidates->cleared)
+        return;
+    memset(candidates->heads + candidates->cleared, 0xff,
+           (end - candidates->cleared) * sizeof *candidates->heads);
+    candidates->cleared = end;
 }
 
 static struct rb_arena unode_arena(const struct pages *pages)
@@ -228,44 +251,74 @@ int unstable_init(struct pages *pages)
         pages->candidates.trees[i] = RB_EMPTY;
     pages->candidates.free_node = NO_INDEX;
     pages->candidates.buckets = FIRST_BUCKETS;
-    pages->candidates.heads = new_heads(FIRST_BUCKETS);
+    pages->candidates.heads = os_alloc(FIRST_BUCKETS * sizeof(uint32_t));
     if (!pages->candidates.heads)
         return -ENOMEM;
+    clear_to(&pages->candidates, FIRST_BUCKETS);
     return arena_init(&pages->candidates.nodes, sizeof(struct unode), pages->records.limit);
 }
 
 void unstable_destroy(struct pages *pages)
 {
     os_unmap(pages->candidates.heads, pages->candidates.buckets * sizeof(uint32_t));
+    os_unmap(pages->candidates.old_heads, pages->candidates.old_buckets * sizeof(uint32_t));
     arena_destroy(&pages->candidates.nodes);
 }
 
 /* Two pages a bucket at the most keep a record and its share of the table within 16 bytes. */
-int unstable_resize(struct pages *pages, uint64_t n)
+int unstable_grow(struct pages *pages, uint64_t n)
 {
-    if (n <= 2 * pages->candidates.buckets)
+    struct candidates *candidates = &pages->candidates;
+    if (candidates->old_heads || n <= 2 * candidates->buckets)
         return 0;
     uint64_t buckets = n * 3 / 4;
-    uint32_t *heads = new_heads(buckets), *old = pages->candidates.heads;
+    uint32_t *heads = os_alloc(buckets * sizeof *heads);
     if (!heads)
         return -ENOMEM;
-    uint64_t old_buckets = pages->candidates.buckets;
-    pages->candidates.heads = heads;
-    pages->candidates.buckets = buckets;
-    for (uint64_t i = 0; i < old_buckets; i++)
-        for (uint32_t id = old[i], next; id != NO_PAGE; id = next) {
-            next = page_record(pages, id)->link;
-            uint32_t *head = bucket(pages, page_sum(page_record(pages, id)));
-            page_record(pages, id)->link = *head;
-            *head = id;
-        }
-    os_unmap(old, old_buckets * sizeof *old);
+    candidates->old_heads = candidates->heads;
+    candidates->old_buckets = candidates->buckets;
+    candidates->heads = heads;
+    candidates->buckets = buckets;
+    candidates->moved = candidates->cleared = 0;
     return 0;
+}
+
+/* The pages of an old bucket find theirs among new ones, which follow each other as those do. */
+static void move_bucket(struct pages *pages)
+{
+    struct candidates *candidates = &pages->candidates;
+    uint32_t id = candidates->old_heads[candidates->moved++], next;
+    uint64_t end = candidates->moved * candidates->buckets / candidates->old_buckets + 1;
+    clear_to(candidates, least(end, candidates->buckets));
+    for (; id != NO_PAGE; id = next) {
+        next = page_record(pages, id)->link;
+        uint32_t *head = bucket(pages, page_sum(page_record(pages, id)));
+        page_record(pages, id)->link = *head;
+        *head = id;
+    }
+}
+
+#define MOVED_AT_ONCE 256 /* buckets, each of some cache misses */
+
+bool unstable_move_some(struct pages *pages)
+{
+    struct candidates *candidates = &pages->candidates;
+    if (!candidates->old_heads)
+        return false;
+    uint64_t end = least(candidates->moved + MOVED_AT_ONCE, candidates->old_buckets);
+    while (candidates->moved < end)
+        move_bucket(pages);
+    if (end < candidates->old_buckets)
+        return true;
+    os_unmap(candidates->old_heads, candidates->old_buckets * sizeof(uint32_t));
+    candidates->old_heads = NULL;
+    candidates->old_buckets = 0;
+    return true;
 }
 
 uint64_t unstable_metadata_bytes(const struct pages *pages)
 {
-    return pages->candidates.buckets * sizeof(uint32_t) +
+    return (pages->candidates.buckets + pages->candidates.old_buckets) * sizeof(uint32_t) +
            pages->candidates.nodes.committed * sizeof(struct unode);
 }
 

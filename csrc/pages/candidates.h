@@ -7,8 +7,15 @@
 int unstable_init(struct pages *pages);
 void unstable_destroy(struct pages *pages);
 uint64_t unstable_metadata_bytes(const struct pages *pages);
-/* Room for the candidates of that many pages; fails without harm. */
-int unstable_resize(struct pages *pages, uint64_t n);
+/*
+ * Room for the candidates of that many pages; fails without harm.  They move there bit by bit, and
+ * are found meanwhile wherever they are: call unstable_move_some() until it says that there is
+ * nothing to move, before and after.
+ */
+int unstable_grow(struct pages *pages, uint64_t n);
+bool unstable_move_some(struct pages *pages);
+/* The first page of the bucket with that number, of either table; false: there is no such bucket. */
+bool unstable_bucket(const struct pages *pages, uint64_t number, uint32_t *id);
 /*
  * The candidate with the bytes of page id, or NO_PAGE. The preferred one is taken if it has their
  * checksum.

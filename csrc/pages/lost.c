@@ -2,25 +2,28 @@
 #include "pages/lost.h"
 
 #include "base/pages.h"
+#include "os/clock.h"
 #include "os/maps.h"
 #include "pages/candidates.h"
 #include "pages/overlay.h"
 #include "pages/pages.h"
+#include "pages/regions.h"
 
-/* Is all of the region still memory that we know: anonymous, or an overlay? */
-static bool intact(struct pages *pages, const struct region *region)
+/* Is the region from *at on still memory that we know, anonymous or an overlay, as far as it is? */
+static bool intact(struct pages *pages, uintptr_t *at, uintptr_t end, uint64_t deadline)
 {
-    uintptr_t at = region->address, end = at + bytes_of(region->n);
-    while (at < end) {
+    for (bool more = true; more && *at < end; more = os_now_ns() < deadline) {
         struct os_vma vma;
-        int found = os_maps_find(&pages->maps, at, &vma);
-        if (found < 0)
-            return true; /* nobody knows; the next pass asks again */
-        if (!found || vma.start > at)
+        int found = os_maps_find(&pages->maps, *at, &vma);
+        if (found < 0) { /* nobody knows; the next pass asks again */
+            *at = end;
+            return true;
+        }
+        if (!found || vma.start > *at)
             return false;
         if (!is_overlay(pages, &vma) && !(vma.private_rw && !vma.inode))
             return false;
-        at = vma.end;
+        *at = vma.end;
     }
     return true;
 }
@@ -36,22 +39,30 @@ void lose_region(struct pages *pages, uint32_t id)
     pages->lost += region->n;
 }
 
-static void look_for_loss(struct pages *pages, uint32_t id)
+/* From *at on, as far as a slice goes. */
+static void look_for_loss(struct pages *pages, uint32_t id, uintptr_t *at, uint64_t deadline)
 {
     const struct region *region = region_at(pages, id);
-    if (!region->lost && !intact(pages, region))
+    uintptr_t end = region->address + bytes_of(region->n);
+    *at = *at > region->address ? *at : region->address;
+    if (!region->lost && !intact(pages, at, end, deadline))
         lose_region(pages, id);
+    *at = region->lost ? end : *at;
 }
 
-void find_lost_regions(struct pages *pages)
+bool find_lost_some(struct pages *pages, uintptr_t *at)
 {
+    uint64_t deadline = slice_end(pages);
+    uint32_t id = region_from(pages, *at);
     os_maps_refresh(&pages->maps);
-    EACH_REGION (pages, id)
-        look_for_loss(pages, id);
+    for (; id != NO_REGION && os_now_ns() < deadline; id = region_from(pages, *at))
+        look_for_loss(pages, id, at, deadline);
+    return id != NO_REGION;
 }
 
 void check_lost_region(struct pages *pages, uint32_t region)
 {
+    uintptr_t at = 0;
     os_maps_refresh(&pages->maps);
-    look_for_loss(pages, region);
+    look_for_loss(pages, region, &at, UINT64_MAX);
 }

@@ -22,6 +22,7 @@
 #include "base/rbtree.h"
 #include "ksmpy.h"
 #include "os/arena.h"
+#include "os/clock.h"
 #include "os/maps.h"
 #include "store/layout.h"
 #include "store/store.h"
@@ -121,6 +122,10 @@ struct candidates {
     uint32_t node_count, free_node;
     uint32_t *heads; /* buckets of the pages that wait */
     uint64_t buckets;
+    uint64_t cleared; /* heads before this one have been made empty, or are in use */
+    uint32_t
+        *old_heads; /* of a smaller table, of which those from `moved` on are in use; or NULL */
+    uint64_t old_buckets, moved;
 };
 
 /* Frames whose overlays went out of sight: see pages/pins.h. */
@@ -150,6 +155,7 @@ struct pages {
     struct arena regions; /* struct region */
     uint32_t region_count; /* records in use or free */
     uint32_t first_region, last_region, free_region;
+    uint32_t arriving; /* being registered, which nobody else sees yet; or NO_REGION */
     struct rb_tree by_address; /* all that are registered */
     struct ids chunks;
     struct ids_state chunk_state;
@@ -162,6 +168,16 @@ struct pages {
     struct candidates candidates;
     struct pins pins;
 };
+
+#define SLICE_NS 500000 /* after which who works for longer lets others have the lock */
+#define SLICE_OF_TEXT_NS                                                                           \
+    (40 * SLICE_NS) /* the same where each slice reads the mappings from the first one on */
+
+/* When a slice that begins now is over. */
+static inline uint64_t slice_end(const struct pages *pages)
+{
+    return os_now_ns() + (pages->maps.query ? SLICE_NS : SLICE_OF_TEXT_NS);
+}
 
 static inline struct page *page_record(const struct pages *pages, uint32_t id)
 {

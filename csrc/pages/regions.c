@@ -69,8 +69,8 @@ static uint64_t chunks_of(uint64_t pages)
     return (pages + CHUNK - 1) >> CHUNK_SHIFT;
 }
 
-/* Page ids for the region, with their records; NO_PAGE when there is no memory for them. */
-static uint32_t take_pages(struct pages *pages, uint32_t region, uint64_t n)
+/* Page ids for the region, and room for their records; NO_PAGE when there is no memory for them. */
+static uint32_t take_pages(struct pages *pages, uint64_t n)
 {
     uint64_t chunks = chunks_of(n), got = chunks;
     uint32_t first = ids_take(&pages->chunks, &got);
@@ -78,18 +78,10 @@ static uint32_t take_pages(struct pages *pages, uint32_t region, uint64_t n)
         return NO_PAGE;
     bool room = got == chunks && arena_grow(&pages->chunk_records, first + chunks) == 0 &&
                 arena_grow(&pages->records, (first + chunks) << CHUNK_SHIFT) == 0 &&
-                unstable_resize(pages, pages->registered + n) == 0;
-    if (!room) {
+                unstable_grow(pages, pages->registered + n) == 0;
+    if (!room)
         ids_give(&pages->chunks, first, got);
-        return NO_PAGE;
-    }
-    for (uint64_t i = 0; i < chunks; i++)
-        *(struct chunk *)arena_at(&pages->chunk_records, first + i) =
-            (struct chunk){.region = region};
-    uint32_t base = first << CHUNK_SHIFT;
-    for (uint64_t i = 0; i < n; i++)
-        *page_record(pages, base + (uint32_t)i) = (struct page){.link = NO_INDEX};
-    return base;
+    return room ? first << CHUNK_SHIFT : NO_PAGE;
 }
 
 static void give_pages(struct pages *pages, const struct region *region)
@@ -97,9 +89,12 @@ static void give_pages(struct pages *pages, const struct region *region)
     ids_give(&pages->chunks, region->base >> CHUNK_SHIFT, chunks_of(region->n));
 }
 
-void region_enlist(struct pages *pages, uint32_t id)
+void region_enlist(struct pages *pages)
 {
+    uint32_t id = pages->arriving;
     struct region *region = region_at(pages, id);
+    pages->arriving = NO_REGION;
+    region->used = true;
     region->next = NO_REGION;
     region->previous = pages->last_region;
     if (pages->last_region == NO_REGION)
@@ -129,32 +124,51 @@ static void unlist(struct pages *pages, uint32_t id)
     pages->pages_in[PAGE_NEW] -= region->n;
 }
 
-uint32_t region_make(struct pages *pages, uintptr_t address, uint64_t n, int vma_flags)
+uint32_t region_arrive(struct pages *pages, uintptr_t address, uint64_t n, int vma_flags)
 {
     uint32_t id = take_record(pages);
     if (id == NO_REGION)
         return NO_REGION;
-    uint32_t base = take_pages(pages, id, n);
+    uint32_t base = take_pages(pages, n);
     if (base == NO_PAGE) {
         give_record(pages, id);
         return NO_REGION;
     }
     struct region *region = region_at(pages, id);
-    *region = (struct region){.used = true,
-                              .growing = vma_flags & KSMPY_VMA_GROWING,
+    *region = (struct region){.growing = vma_flags & KSMPY_VMA_GROWING,
                               .vma_flags = vma_flags & ~KSMPY_VMA_GROWING,
                               .address = address,
                               .serial = ++pages->registrations,
                               .n = n,
                               .base = base};
     region->pages_in[PAGE_NEW] = n;
+    pages->arriving = id;
     return id;
 }
 
-void region_unmake(struct pages *pages, uint32_t id)
+bool region_prepare_some(struct pages *pages, uint64_t *first)
+{
+    const struct region *region = region_at(pages, pages->arriving);
+    uint64_t end = least(*first + CHUNK, region->n);
+    if (*first == end)
+        return false;
+    *chunk_of(pages, region->base + (uint32_t)*first) = (struct chunk){.region = pages->arriving};
+    for (; *first < end; ++*first)
+        *page_record(pages, region->base + (uint32_t)*first) = (struct page){.link = NO_INDEX};
+    return true;
+}
+
+static void unmake(struct pages *pages, uint32_t id)
 {
     give_pages(pages, region_at(pages, id));
     give_record(pages, id);
+}
+
+void region_forget_arriving(struct pages *pages)
+{
+    if (pages->arriving != NO_REGION)
+        unmake(pages, pages->arriving);
+    pages->arriving = NO_REGION;
 }
 
 bool region_is_known(const struct pages *pages, uint32_t region)
@@ -171,7 +185,7 @@ bool region_is(const struct pages *pages, uint32_t id, uint64_t serial)
 void region_remove(struct pages *pages, uint32_t id)
 {
     unlist(pages, id);
-    region_unmake(pages, id);
+    unmake(pages, id);
 }
 
 bool memory_is_plain(struct pages *pages, uintptr_t address, uint64_t n)

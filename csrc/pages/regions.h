@@ -13,11 +13,17 @@ bool region_is(const struct pages *pages, uint32_t region, uint64_t serial);
 bool region_is_known(const struct pages *pages, uint32_t region);
 /* Is it all private anonymous memory that may be written? */
 bool memory_is_plain(struct pages *pages, uintptr_t address, uint64_t n);
-/* A record, and page ids with theirs; NO_REGION: there is no memory for them. */
-uint32_t region_make(struct pages *pages, uintptr_t address, uint64_t n, int vma_flags);
-void region_unmake(struct pages *pages, uint32_t id);
+/*
+ * A region that arrives: a record, and page ids; NO_REGION: there is no memory for them.  Until it is
+ * enlisted nobody else has heard of it, and a child forked meanwhile forgets it.  There is one at a
+ * time.
+ */
+uint32_t region_arrive(struct pages *pages, uintptr_t address, uint64_t n, int vma_flags);
+/* Of some pages of it, from *first on, nothing is known yet; false: there are no more. */
+bool region_prepare_some(struct pages *pages, uint64_t *first);
+void region_forget_arriving(struct pages *pages);
 /* From now on it is one of the regions, of which none overlaps it. */
-void region_enlist(struct pages *pages, uint32_t id);
+void region_enlist(struct pages *pages);
 /* It is none any more; all of its pages are NEW. */
 void region_remove(struct pages *pages, uint32_t id);
 

@@ -256,21 +256,24 @@ void scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager)
     end_slice(scanner, region);
 }
 
-bool scan_begin_slice(struct scanner *scanner)
+bool scan_begin_slice(struct scanner *scanner, bool *begins)
 {
     if (!follow_rules(scanner->pages))
         return false;
-    if (scanner->window.begun)
-        return true;
-    window_reset(scanner);
+    *begins = !scanner->window.begun;
+    if (*begins)
+        window_reset(scanner);
     scanner->window.begun = true;
+    return true;
+}
+
+void scan_begin_pass(struct scanner *scanner)
+{
     budget_survey(&scanner->merger->budget);
-    find_lost_regions(scanner->pages);
     scanner->merger->result->lost += scanner->pages->lost - scanner->lost_told;
     scanner->lost_told = scanner->pages->lost;
     leave_lonely_frames(scanner->merger);
     follow_events(scanner->pages);
-    return true;
 }
 
 void scan_end_left_over(struct scanner *scanner)

@@ -6,8 +6,10 @@
 
 #define SLICE_SCANNED RUN_MAX /* pages looked at before other threads get the lock */
 
-/* false: another process keeps the store locked. */
-bool scan_begin_slice(struct scanner *scanner);
+/* false: another process keeps the store locked. begins: a pass does with it. */
+bool scan_begin_slice(struct scanner *scanner, bool *begins);
+/* Mappings have been counted then, and lost regions found. */
+void scan_begin_pass(struct scanner *scanner);
 /* As far as the end of a run, if there was anything to look at, and it does not take long. */
 void scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager);
 /* The pass under way ended when its last region went, and this is the first call since. */

@@ -33,7 +33,10 @@ static unsigned slices, act_after; /* so many of them */
 static bool (*when)(void); /* or NULL: at any time */
 static int fail_after; /* pieces that come back; 0: all do */
 
+static bool attach_fails;
+
 void __real_engine_let_others_in(ksmpy_engine *sliced);
+int __real_freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n);
 int __real_freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
                              int vma_flags);
 
@@ -57,6 +60,18 @@ int __wrap_freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, 
     if (fail_after && --fail_after == 0)
         return -ENOMEM;
     return __real_freezer_unoverlay(fz, address, n, blank, vma_flags);
+}
+
+/* However little time has passed. */
+void __wrap_engine_end_slice(ksmpy_engine *sliced, uint64_t *deadline)
+{
+    (void)deadline;
+    __wrap_engine_let_others_in(sliced);
+}
+
+int __wrap_freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    return attach_fails ? -ENOMEM : __real_freezer_attach(fz, address, n);
 }
 
 static void act(unsigned after, void (*action)(void))
@@ -138,6 +153,8 @@ static int look_at_all(void)
         return 1;
     if (region_at(&engine->pages, region_a)->leaving)
         return 7; /* a pass of the child's would leave it alone for ever */
+    if (engine->pages.arriving != NO_REGION || engine->pages.registered != 2 * PAGES)
+        return 8;
     a[0] ^= 1; /* nothing of the parent's */
     a[0] ^= 1;
     if (read(child_waits[0], &go, 1) != 0) /* until the parent has gone on to the end */
@@ -197,6 +214,22 @@ static void a_fork_between_two_slices_of_a_release(void)
     close_all();
 }
 
+static void a_fork_between_two_slices_of_a_registration(void)
+{
+    uint32_t region_c;
+    REQUIRE(open_merged());
+    uint8_t *c = os_alloc(bytes_of(PAGES));
+    REQUIRE(c != NULL);
+    act(3, fork_a_child);
+    CHECK(watch(c, &region_c));
+    CHECK(end_of_child() == 0);
+    fill(c, PAGES, 1);
+    scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(shared_of(region_c) == PAGES && filled(c, PAGES, 1));
+    close_all();
+    os_unmap(c, bytes_of(PAGES));
+}
+
 /* ---- a pass ---- */
 
 static void pass(void)
@@ -251,6 +284,69 @@ static void what_has_come_back_is_no_other_pages_equal(void)
     CHECK(memcmp(a, c, bytes_of(PAGES)) == 0);
     close_all();
     os_unmap(c, bytes_of(PAGES));
+}
+
+/* ---- a registration ---- */
+
+static uint8_t *d;
+
+static void what_arrives_is_nobodys(void)
+{
+    struct ksmpy_stats stats;
+    CHECK(ksmpy_find_region(engine, (uintptr_t)d, bytes_of(2 * PAGES)) == -ENOENT);
+    CHECK(ksmpy_stats(engine, &stats) == 0 && stats.registered_pages == 2 * PAGES);
+    CHECK(sound(engine));
+}
+
+static bool arrive(uint32_t *region)
+{
+    return ksmpy_register(engine, (uintptr_t)d, bytes_of(2 * PAGES), 0, region) == 0;
+}
+
+static void a_registration_that_fails_leaves_nothing(void)
+{
+    uint32_t region;
+    REQUIRE(open_merged());
+    d = os_alloc(bytes_of(2 * PAGES));
+    REQUIRE(d != NULL);
+    uint64_t used = engine->pages.chunk_state.used;
+    attach_fails = true;
+    act(3, what_arrives_is_nobodys);
+    CHECK(!arrive(&region));
+    attach_fails = false;
+    CHECK(!between && sound(engine) && engine->pages.arriving == NO_REGION);
+    CHECK(engine->pages.chunk_state.used == used && engine->pages.registered == 2 * PAGES);
+    CHECK(arrive(&region) && sound(engine));
+    close_all();
+    os_unmap(d, bytes_of(2 * PAGES));
+}
+
+static void write_equals_and_pass(void)
+{
+    CHECK(engine->pages.candidates.old_heads != NULL);
+    CHECK(sound(engine));
+    memcpy(b, a, bytes_of(PAGES));
+    scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(engine->pages.pages_in[PAGE_SHARED] == 2 * PAGES);
+}
+
+/* Pages that wait are found while their table grows, whichever of the two they are in. */
+static void a_pass_finds_what_waits_while_there_is_more_room(void)
+{
+    uint32_t region;
+    REQUIRE(open_merged());
+    d = os_alloc(bytes_of(2 * PAGES));
+    REQUIRE(d != NULL);
+    fill(a, PAGES, 3);
+    fill(b, PAGES, 4000000);
+    scan(engine, KSMPY_SCAN_EAGER);
+    scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(engine->pages.pages_in[PAGE_WAITING] == 2 * PAGES);
+    act(20, write_equals_and_pass);
+    CHECK(arrive(&region) && sound(engine) && !engine->pages.candidates.old_heads);
+    CHECK(filled(a, PAGES, 3) && filled(b, PAGES, 3));
+    close_all();
+    os_unmap(d, bytes_of(2 * PAGES));
 }
 
 /* ---- the owner dies ---- */
@@ -364,6 +460,9 @@ static void run_all(void)
 {
     RUN(a_fork_between_two_slices_of_an_unmerge);
     RUN(a_fork_between_two_slices_of_a_release);
+    RUN(a_fork_between_two_slices_of_a_registration);
+    RUN(a_registration_that_fails_leaves_nothing);
+    RUN(a_pass_finds_what_waits_while_there_is_more_room);
     RUN(a_pass_merges_nothing_of_what_comes_back);
     RUN(what_has_come_back_is_no_other_pages_equal);
     RUN(an_owner_dies_between_two_slices_of_an_unmerge);

@@ -22,7 +22,7 @@ MUTANTS = [
     Mutant(
         "memory that is no longer its owner's is found",
         file="csrc/pages/lost.c",
-        old="if (!region->lost && !intact(pages, region))",
+        old="if (!region->lost && !intact(pages, at, end, deadline))",
         new="if (false)",
         tests=("test_bad_input.py::test_protected_behind_our_back",),
     ),
