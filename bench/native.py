@@ -1,7 +1,8 @@
-"""The loops of native.c and index.c, compiled when they are first needed."""
+"""The loops of native.c, index.c and holds.c, compiled when they are first needed."""
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+
+from ksmpy.native import FREEZES, TRACKINGS
 
 from .data import Bytes, whole_pages
 
@@ -127,3 +130,34 @@ def measure_index(index: str, count: int, some: int) -> IndexTimes:
         ctypes.byref(out),
     )
     return out
+
+
+_WRAPPED = ("pthread_mutex_lock", "pthread_mutex_unlock")
+
+
+@functools.cache
+def _holds_program() -> Path:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler (cc)")
+    target = Path(tempfile.mkdtemp(), "holds")
+    atexit.register(shutil.rmtree, target.parent)
+    sources = [path for path in sorted(_ENGINE.glob("*/*.c")) if path.parent.name != "python"]
+    flags = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-pthread", f"-I{_ENGINE}")
+    wrap = [f"-Wl,--wrap={name}" for name in _WRAPPED]
+    files = map(str, (_HERE / "holds.c", *sources))
+    subprocess.run((compiler, *flags, *files, *wrap, "-o", str(target)), check=True)
+    return target
+
+
+def measure_holds(
+    freeze: str, tracking: str, untouched: int, equal: int
+) -> list[tuple[str, float, float]]:
+    """(what an engine did, longest time its lock was held meanwhile, that in processor time), with
+    so many bytes that nobody has touched, and twice as many equal ones.
+    """
+    modes = (FREEZES.index(freeze), TRACKINGS.index(tracking), untouched >> 20, equal >> 20)
+    command = [str(_holds_program()), *map(str, modes)]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    split = (line.split(maxsplit=2) for line in lines)
+    return [(what, int(wall) / 1e9, int(cpu) / 1e9) for wall, cpu, what in split]

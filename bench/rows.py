@@ -53,6 +53,36 @@ def _index(operation: str, metric: str, unit: str = "s") -> tuple[Row, ...]:
     )
 
 
+_HOLDS = tuple(
+    Row(f"engine's lock held by: {what}", "holds", f"{what}: cpu", theirs=None, value=2e-3)
+    for what in (
+        "register, untouched",
+        "register",
+        "merge",
+        "pass",
+        "settle counters",
+        "stats",
+        "region.stats",
+        "look for lost memory",
+        "unmerge",
+        "release",
+        "owner dies",
+        "release, untouched",
+    )
+)
+_WAITS = tuple(
+    Row(
+        f"longest {who} during: {deed}",
+        "waits",
+        "longest",
+        ours=f"{deed}-{who}",
+        theirs=f"nothing-{who}",
+        pick="max",
+    )
+    for who in ("fork", "stats", "region.stats", "free")
+    for deed in ("registration of 8 GiB", "merge", "pass", "unmerge", "release")
+)
+
 ROWS = (
     Row("pass over 1 GiB, unmergeable, unchanged", "pass_unchanged", ratio=1 / 200, value=3e-3),
     Row("pass over 1 GiB, 1 % of the pages written", "pass_written"),
@@ -137,5 +167,7 @@ ROWS = (
     ),
     Row("of 36 000 arrays of 12 KiB", "register", "each", ours="36000", theirs=None, value=1e-3),
     _count("of which are taken", "register", "taken", "36000"),
+    *_HOLDS,
+    *_WAITS,
     Row("import ksmpy, beside a bare interpreter", "import", theirs="bare", difference=0.04),
 )

@@ -11,9 +11,13 @@ import pytest
 
 INDEXES = "assert [n.measure_index(kind, 1000, 10).wrong for kind in n.INDEXES] == [0] * 4"
 
+HOLDS = "assert len(n.measure_holds('auto', 'auto', 64 << 20, 4 << 20)) == 14"
+
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
-@pytest.mark.parametrize("what", ["n._library()", INDEXES], ids=["loops", "indexes"])
+@pytest.mark.parametrize(
+    "what", ["n._library()", INDEXES, HOLDS], ids=["loops", "indexes", "holds"]
+)
 def test_the_c_parts_work(what: str) -> None:
     """The loops in C compile; the engine's own index finds its keys, as those beside it do."""
     done = subprocess.run(

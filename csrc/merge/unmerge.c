@@ -420,9 +420,11 @@ bool unmerging_step(struct merger *merger, struct unmerging *work)
     work->waits = false;
     follow_removals(merger);
     os_maps_refresh(&merger->pages->maps);
-    while (work->page < region->n && give_chunk_back(merger, work, deadline))
-        if (os_now_ns() >= deadline)
-            break;
+    bool more = work->page < region->n;
+    while (more && give_chunk_back(merger, work, deadline)) {
+        store_flush(&merger->pages->store); /* which takes as long as the rest */
+        more = work->page < region->n && os_now_ns() < deadline;
+    }
     store_flush(&merger->pages->store);
     return work->page < region->n;
 }

@@ -119,6 +119,8 @@ MUTANTS = [
             "test_vanished.py::test_a_region_without_its_memory_is_released[signal+checksum-gone]",
             "test_vanished.py::test_memory_goes_while_its_region_is_released[signal+checksum-gone]",
         ),
+    ),
+    Mutant(
         "what arrives is nobody's in a child",
         file="csrc/engine/fork.c",
         old="    region_forget_arriving(&engine->pages);\n",
