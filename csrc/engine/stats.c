@@ -15,6 +15,7 @@
 #include "pages/regions.h"
 #include "store/frames.h"
 #include "store/layout.h"
+#include "store/lock.h"
 #include "store/pool.h"
 #include "store/store.h"
 
