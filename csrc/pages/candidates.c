@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/pages.h"
 #include "base/rbtree.h"
 #include "os/arena.h"
 #include "os/guard.h"
