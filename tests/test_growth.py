@@ -69,7 +69,7 @@ def _registered(engine: Any, block: int) -> Any:
 
 def _adopted(engine: Any, block: int) -> Any:
     """As enable() does with what it finds."""
-    return engine.adopt([(block, block + PAGES * PAGE, "block")])[0][0]
+    return engine._core.adopt([(block, block + PAGES * PAGE, "block")])[0][0]
 
 
 @pytest.mark.parametrize("take", [_registered, _adopted])
