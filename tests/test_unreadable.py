@@ -70,7 +70,7 @@ while not engine.scan(1 << 30, native.SCAN_EAGER)["full"]:
     pass
 merge()
 assert twin.tobytes() == other.tobytes() == wanted
-engine._core.check()
+engine.check()
 for region in regions:
     engine.release(region, discard=False)
 assert engine.stats()["frame_bytes"] == 0
