@@ -5,7 +5,7 @@
  * has no memory for its record, or to count his sharers of it.  Where that much is taken the store
  * is full.  Nobody makes frames for others then, which would only fail, and each such failure would
  * be an event for everybody who waits.  Frames that nobody has joined for some passes go back to their
- * owners (see scan/neighbours.c), so that what others have as well comes to have room.
+ * owners (see merge/lonely.c), so that what others have as well comes to have room.
  */
 #include "store/room.h"
 
