@@ -245,6 +245,44 @@ def test_forks_while_the_engine_starts(tmp_path: Path) -> None:
     assert (told.returncode, told.stdout, told.stderr) == (0, "True\n", "")
 
 
+def test_a_fork_waits_while_logging_is_imported(tmp_path: Path) -> None:
+    """Its lock is taken before that fork as it is released after it, and is nobody's then."""
+    code = """
+    import os, sys, threading, time
+
+    class Slow:
+        waiting = threading.Event()
+
+        def find_spec(self, name, path=None, target=None):
+            if name == "logging" and not Slow.waiting.is_set():
+                Slow.waiting.set()
+                time.sleep(0.5)
+
+    sys.meta_path.insert(0, Slow())
+    assert "logging" not in sys.modules
+    held = bytearray(os.urandom(1 << 22))
+    assert Slow.waiting.wait(30)
+    if os.fork() == 0:
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+    import logging
+    free = threading.Thread(target=logging.getLogger, args=("other",), daemon=True)
+    free.start()
+    free.join(10)
+    assert not free.is_alive()
+    for _ in range(3):
+        if os.fork() == 0:
+            logging.getLogger("child")
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+    print("done")
+    """
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(code))
+    done = result(command(str(program)), env=environment(**SMALL))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 def test_a_program_may_ask_for_its_own_engine(tmp_path: Path) -> None:
     """enable() with other options replaces the engine that the program does not know of."""
     code = """

@@ -56,6 +56,7 @@ class _Follower:
         self._quiet = _signal.valid_signals() - {getattr(_signal, name) for name in errors}
         self._inherits = self._begun_here = False
         self._hooked = False
+        self._logging = None  # if it was imported here
         self._base = _anonymous_bytes()
         self._renew()
         os.register_at_fork(
@@ -110,21 +111,30 @@ class _Follower:
     def _begin(self):
         # logging takes its own lock before a fork. From here on fork() waits for this thread first:
         # of the hooks before a fork the youngest comes first.
-        import logging  # noqa: F401
-
         if not self._hooked:
+            fresh = "logging" not in sys.modules
+            import logging
+
+            os.register_at_fork(before=self._wait_for_engine)
             self._hooked = True
-            os.register_at_fork(before=self._before_fork)
+            self._logging = logging if fresh else None
         try:
             from ksmpy.whole import follow
         except Exception:  # an environment without ksmpy, or modules that are half imported
             return False
         return follow.begin()
 
-    def _before_fork(self):
+    def _wait_for_engine(self):
         own = self._get_ident()
         if self._forking != own and self._lock.acquire(timeout=_PATIENCE):
             self._forking = own
+
+    def _before_fork(self):
+        self._wait_for_engine()
+        # Of a fork that began before logging was imported, and waited here meanwhile, logging hears
+        # afterwards only: it releases its lock then.
+        if self._logging is not None and not self._logging._lock._is_owned():
+            self._logging._lock.acquire()
 
     def _after_fork(self):
         if self._forking == self._get_ident():
