@@ -90,7 +90,7 @@ def test_no_increment_is_lost_once_memory_is_locked(what: int, count: int, mode:
                     engine.register(buffer)
                 merged += engine.scan(eager=True).merged
                 _lock(what)
-                for _ in range(8):
+                for _ in range(3):
                     engine.scan(eager=True)
                     engine._core.check()
                 libc.munlockall()
