@@ -5,6 +5,7 @@
 #include "freeze/ops.h"
 #include "freeze/registration.h"
 #include "freeze/replace.h"
+#include "freeze/stage.h"
 #include "os/uffd.h"
 
 int gate_of(const struct freezer *fz)
@@ -19,17 +20,9 @@ int gate_take(struct freezer *fz, uintptr_t address, uint64_t n, int uffd_mode)
     return error ? error : os_uffd_register(gate_of(fz), address, n, uffd_mode);
 }
 
-static int let_writers_go(int fd, uintptr_t address, uint64_t n)
+static int let_writers_go(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    return os_uffd_protect(fd, address, n, false);
-}
-
-static void bring_home(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    if (freezer_register(fz, address, n) == 0 || n == 1)
-        return;
-    bring_home(fz, address, n / 2);
-    bring_home(fz, address + bytes_of(n / 2), n - n / 2);
+    return os_uffd_protect(fz->wp_fd, address, n, false);
 }
 
 /*
@@ -39,11 +32,11 @@ static void bring_home(struct freezer *fz, uintptr_t address, uint64_t n)
 static void give_back(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     if (os_uffd_unregister(gate_of(fz), address, n) == 0) {
-        bring_home(fz, address, n);
+        freezer_change_what_can_be(fz, freezer_register, address, n);
         return;
     }
     if (n == 1) {
-        let_writers_go(fz->wp_fd, address, 1);
+        let_writers_go(fz, address, 1);
         return;
     }
     give_back(fz, address, n / 2);
@@ -64,7 +57,7 @@ void gate_give_back(struct freezer *fz, uintptr_t address, uint64_t n)
     os_uffd_wake(gate_of(fz), address, n);
 }
 
-int gate_take_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
+static int take_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     os_uffd_unregister(fz->removals.overlay_fd, address, n);
     int error = os_uffd_register(gate_of(fz), address, n, OS_UFFD_WP);
@@ -73,10 +66,21 @@ int gate_take_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
     return error ? error : freezer_still(fz, address, n);
 }
 
-void gate_return_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
+static void return_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     if (os_uffd_unregister(gate_of(fz), address, n) != 0)
-        freezer_change_what_can_be(let_writers_go, fz->wp_fd, address, n);
+        freezer_change_what_can_be(fz, let_writers_go, address, n);
     os_uffd_wake(gate_of(fz), address, n);
     freezer_track_overlay(fz, address, n);
+}
+
+int gate_bring_back(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t shadow,
+                    int vma_flags)
+{
+    int error = take_overlays(fz, address, n);
+    if (!error)
+        error = stage_bring_back(fz, address, n, shadow, vma_flags);
+    if (error)
+        return_overlays(fz, address, n);
+    return error;
 }

@@ -16,8 +16,12 @@ int gate_take(struct freezer *fz, uintptr_t address, uint64_t n, int uffd_mode);
 /* Back home, but for overlays; whoever waits goes on. */
 void gate_give_back(struct freezer *fz, uintptr_t address, uint64_t n);
 
-/* The same for overlays, while they are turned back. */
-int gate_take_overlays(struct freezer *fz, uintptr_t address, uint64_t n);
-void gate_return_overlays(struct freezer *fz, uintptr_t address, uint64_t n);
+/*
+ * Overlays become anonymous memory (see stage_bring_back()) while they belong to the gate.  Their
+ * writers wait until the caller has registered that memory and wakes them; on error they go on, and
+ * the overlays are tracked as before.
+ */
+int gate_bring_back(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t shadow,
+                    int vma_flags);
 
 #endif

@@ -15,10 +15,11 @@ int freezer_register(struct freezer *fz, uintptr_t address, uint64_t n)
     return mode ? os_uffd_register(freezer_home(fz), address, n, mode) : 0;
 }
 
-void freezer_change_what_can_be(freezer_change *change, int fd, uintptr_t address, uint64_t n)
+void freezer_change_what_can_be(struct freezer *fz, freezer_change *change, uintptr_t address,
+                                uint64_t n)
 {
-    if (change(fd, address, n) == 0 || n == 1)
+    if (change(fz, address, n) == 0 || n == 1)
         return;
-    freezer_change_what_can_be(change, fd, address, n / 2);
-    freezer_change_what_can_be(change, fd, address + bytes_of(n / 2), n - n / 2);
+    freezer_change_what_can_be(fz, change, address, n / 2);
+    freezer_change_what_can_be(fz, change, address + bytes_of(n / 2), n - n / 2);
 }

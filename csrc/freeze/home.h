@@ -19,7 +19,8 @@ static inline int freezer_registration(const struct freezer *fz)
 int freezer_register(struct freezer *fz, uintptr_t address, uint64_t n);
 int freezer_home(const struct freezer *fz); /* the userfaultfd that has it then, or -1 */
 /* The owner may have put something else into a part of the range, which is passed over. */
-typedef int freezer_change(int fd, uintptr_t address, uint64_t n);
-void freezer_change_what_can_be(freezer_change *change, int fd, uintptr_t address, uint64_t n);
+typedef int freezer_change(struct freezer *fz, uintptr_t address, uint64_t n);
+void freezer_change_what_can_be(struct freezer *fz, freezer_change *change, uintptr_t address,
+                                uint64_t n);
 
 #endif

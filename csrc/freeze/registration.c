@@ -28,11 +28,16 @@ uint64_t freezer_mappings(const struct freezer *fz)
     return freezer_registration(fz) ? 2 : 0;
 }
 
+static int leave_home(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    return os_uffd_unregister(freezer_home(fz), address, n);
+}
+
 int freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    int error = freezer_home(fz) >= 0 ? os_uffd_unregister(freezer_home(fz), address, n) : 0;
+    int error = freezer_home(fz) >= 0 ? leave_home(fz, address, n) : 0;
     if (error && error != -ENOMEM) /* not all of it is ours any more */
-        freezer_change_what_can_be(os_uffd_unregister, freezer_home(fz), address, n);
+        freezer_change_what_can_be(fz, leave_home, address, n);
     return error;
 }
 

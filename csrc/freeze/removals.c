@@ -22,7 +22,6 @@
 #include "freeze/home.h"
 #include "freeze/ops.h"
 #include "freeze/removed.h"
-#include "ksmpy.h"
 #include "os/clock.h"
 #include "os/direct_io.h"
 #include "os/map.h"
@@ -39,11 +38,11 @@ int removals_open(struct freezer *fz)
     struct removals *removals = &fz->removals;
     bool kernel_mode;
     int track = fz->tracked ? OS_UFFD_WP_ASYNC : OS_UFFD_WP_SYNC;
-    int move = fz->mode == KSMPY_FREEZE_UFFD_MOVE ? OS_UFFD_MOVE : 0;
     removals->overlay_fd = os_uffd_open(track | OS_UFFD_TELL_REMOVE, &kernel_mode);
     if (removals->overlay_fd < 0)
         return removals->overlay_fd;
-    removals->gate_fd = os_uffd_open(OS_UFFD_WP_SYNC | move | OS_UFFD_TELL_REMOVE, &kernel_mode);
+    int block = OS_UFFD_WP_SYNC | fz->ops->features;
+    removals->gate_fd = os_uffd_open(block | OS_UFFD_TELL_REMOVE, &kernel_mode);
     if (removals->gate_fd < 0)
         return removals->gate_fd;
     removals->tasks_fd = os_tasks_open();
@@ -111,7 +110,7 @@ bool is_being_given_back(struct freezer *fz, uintptr_t address, uint64_t n)
 
 static bool is_overlay(const struct removals *removals, const struct os_vma *vma)
 {
-    return vma->private_rw && vma->inode == removals->inode && vma->dev == removals->dev;
+    return vma->private_rw && os_vma_shows(vma, removals->inode, removals->dev);
 }
 
 bool is_all_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
@@ -165,13 +164,11 @@ static void replace_late(struct freezer *fz, struct removed removed)
         if (os_pages(fz->pagemap_fd, removed.start, n, kinds) < 0)
             return;
         for (uint64_t i = 0, length; i < n; i += length) {
-            for (length = 1; i + length < n;)
-                if (shows_frame(kinds[i + length++]) != shows_frame(kinds[i])) {
-                    length--;
-                    break;
-                }
+            bool shows = shows_frame(kinds[i]);
+            for (length = 1; i + length < n && shows_frame(kinds[i + length]) == shows;)
+                length++;
             uintptr_t start = removed.start + bytes_of(i);
-            if (shows_frame(kinds[i]))
+            if (shows)
                 replace(fz, (struct removed){start, start + bytes_of(length),
                                              removed.offset + bytes_of(i)});
         }

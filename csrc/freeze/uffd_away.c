@@ -30,17 +30,17 @@
 
 static bool moves(const struct freezer *fz)
 {
-    return fz->ops->refuses_pinned;
+    return fz->ops->features & OS_UFFD_MOVE;
 }
 
 static int open_uffds(struct freezer *fz)
 {
     bool kernel_mode;
-    int features = (fz->tracked ? OS_UFFD_WP_ASYNC : 0) | (moves(fz) ? OS_UFFD_MOVE : 0);
-    fz->uffd = os_uffd_open(features, &kernel_mode);
+    int tracks = fz->tracked ? OS_UFFD_WP_ASYNC : 0;
+    fz->uffd = os_uffd_open(tracks | fz->ops->features, &kernel_mode);
     if (fz->uffd < 0)
         return fz->uffd;
-    fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC | (features & OS_UFFD_MOVE), &kernel_mode);
+    fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC | fz->ops->features, &kernel_mode);
     if (fz->wp_fd < 0)
         return fz->wp_fd;
     fz->stop_fd = eventfd(0, EFD_CLOEXEC);
@@ -345,13 +345,9 @@ static uintptr_t uffd_shadow(struct freezer *fz, uintptr_t address, uint64_t n, 
 static int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t shadow,
                           int vma_flags)
 {
-    int error = gate_take_overlays(fz, address, n);
-    if (!error)
-        error = stage_bring_back(fz, address, n, shadow, vma_flags);
-    if (error) {
-        gate_return_overlays(fz, address, n);
+    int error = gate_bring_back(fz, address, n, shadow, vma_flags);
+    if (error)
         return error;
-    }
     attach_again(fz, address, n);
     wake(fz, address, n);
     os_uffd_wake(gate_of(fz), address, n);
@@ -379,5 +375,5 @@ static void uffd_rebuild(struct freezer *fz, uintptr_t address, uintptr_t from, 
     .restore = uffd_restore, .zero = uffd_zero, .thaw = uffd_thaw, .shadow = uffd_shadow,          \
     .unoverlay = uffd_unoverlay, .rebuild = uffd_rebuild
 
-const struct freezer_ops freeze_by_moving = {WAY, .refuses_pinned = true};
+const struct freezer_ops freeze_by_moving = {WAY, .features = OS_UFFD_MOVE, .refuses_pinned = true};
 const struct freezer_ops freeze_by_remapping = {WAY};

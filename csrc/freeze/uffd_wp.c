@@ -135,13 +135,9 @@ static uintptr_t wp_shadow(struct freezer *fz, uintptr_t address, uint64_t n, in
 static int wp_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t shadow,
                         int vma_flags)
 {
-    int error = gate_take_overlays(fz, address, n);
-    if (!error)
-        error = stage_bring_back(fz, address, n, shadow, vma_flags);
-    if (error) {
-        gate_return_overlays(fz, address, n);
+    int error = gate_bring_back(fz, address, n, shadow, vma_flags);
+    if (error)
         return error;
-    }
     freezer_register(fz, address, n);
     os_uffd_wake(gate_of(fz), address, n);
     return 0;

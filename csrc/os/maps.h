@@ -15,6 +15,11 @@ struct os_vma {
     bool private_rw, shared;
 };
 
+static inline bool os_vma_shows(const struct os_vma *vma, uint64_t inode, uint64_t dev)
+{
+    return vma->inode == inode && vma->dev == dev;
+}
+
 struct os_maps {
     int fd;
     uint64_t inode;   /* behind fd, unless the program has closed it */

@@ -26,6 +26,24 @@ static inline bool filled(const uint8_t *memory, unsigned n, uint32_t seed)
     return true;
 }
 
+/* NULL: there is none of this kind here. */
+static inline ksmpy_engine *engine_of(int freeze, int tracking, int nodes)
+{
+    struct ksmpy_options options = {.freeze = freeze, .tracking = tracking, .nodes = nodes};
+    ksmpy_engine *engine = NULL;
+    return ksmpy_engine_new(&options, &engine) == 0 ? engine : NULL;
+}
+
+/* Can the functions that follow be run like this? Says so. */
+static inline bool works_here(int freeze, int tracking)
+{
+    ksmpy_engine *engine = engine_of(freeze, tracking, 1);
+    printf("freeze %d, tracking %d%s\n", freeze, tracking, engine ? "" : ": not here");
+    if (engine)
+        ksmpy_engine_close(engine);
+    return engine != NULL;
+}
+
 /* One whole pass. */
 static inline struct ksmpy_scan_result scan(ksmpy_engine *engine, int flags)
 {

@@ -85,9 +85,7 @@ static void act(unsigned after, void (*action)(void))
 
 static ksmpy_engine *new_engine(void)
 {
-    struct ksmpy_options options = {.freeze = way, .tracking = tracking, .nodes = 1};
-    ksmpy_engine *made = NULL;
-    return ksmpy_engine_new(&options, &made) == 0 ? made : NULL;
+    return engine_of(way, tracking, 1);
 }
 
 static bool watch(uint8_t *memory, uint32_t *region)
@@ -481,12 +479,8 @@ int main(void)
     for (unsigned i = 0; i < sizeof ways / sizeof ways[0]; i++) {
         way = ways[i][0];
         tracking = ways[i][1];
-        engine = new_engine();
-        printf("freeze %d, tracking %d%s\n", way, tracking, engine ? "" : ": not here");
-        if (!engine)
-            continue;
-        ksmpy_engine_close(engine);
-        run_all();
+        if (works_here(way, tracking))
+            run_all();
     }
     return finish();
 }
