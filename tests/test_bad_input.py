@@ -20,34 +20,10 @@ import ksmpy
 from conftest import MakeEngine, Mode
 from support import memory, oracle
 from support.knobs import refused
+from support.libc import libc
 from support.oracle import PAGE
 
 pytestmark = pytest.mark.timeout(60)
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_long,
-]
-_libc.munmap.argtypes = _libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_libc.mprotect.argtypes = _libc.madvise.argtypes = [
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-]
-_libc.mremap.argtypes = [
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_void_p,
-]
-_libc.mremap.restype = ctypes.c_void_p
 
 RW = mmap.PROT_READ | mmap.PROT_WRITE
 ANON = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -61,7 +37,7 @@ class Raw:
 
     def __init__(self, count: int, *, prot: int = RW, flags: int = ANON) -> None:
         self.nbytes = count * PAGE
-        self.address = _libc.mmap(None, self.nbytes, prot, flags, -1, 0)
+        self.address = libc.mmap(None, self.nbytes, prot, flags, -1, 0)
         assert self.address != FAILED, os.strerror(ctypes.get_errno())
         self.array = np.ctypeslib.as_array(
             (ctypes.c_uint8 * self.nbytes).from_address(self.address)
@@ -70,13 +46,13 @@ class Raw:
     def unmap(self, first: int = 0, count: int | None = None) -> None:
         """Unmap some pages behind everybody's back."""
         size = self.nbytes - first * PAGE if count is None else count * PAGE
-        assert _libc.munmap(self.address + first * PAGE, size) == 0
+        assert libc.munmap(self.address + first * PAGE, size) == 0
 
     def map_again(self, first: int, count: int, fd: int = -1) -> None:
         """Put something else where pages of this were."""
         flags = (ANON if fd < 0 else mmap.MAP_SHARED) | MAP_FIXED
         at = self.address + first * PAGE
-        assert _libc.mmap(at, count * PAGE, RW, flags, fd, 0) == at
+        assert libc.mmap(at, count * PAGE, RW, flags, fd, 0) == at
 
 
 def _refused(engine: Any, buffer: Any, *words: str) -> None:
@@ -148,7 +124,7 @@ def test_protected_mapping(auto: Any) -> None:
     """Memory mapped without PROT_WRITE, or without any right, is refused."""
     raw = Raw(8, prot=mmap.PROT_READ)
     _refused(auto, raw.array, "writable", "rw-")
-    assert _libc.mprotect(raw.address, raw.nbytes, 0) == 0
+    assert libc.mprotect(raw.address, raw.nbytes, 0) == 0
     _refused(auto, raw.array, "writable", "rw-")
     raw.unmap()
 
@@ -156,7 +132,7 @@ def test_protected_mapping(auto: Any) -> None:
 def test_partly_protected_mapping(auto: Any) -> None:
     """One bad page is enough."""
     raw = Raw(8)
-    assert _libc.mprotect(raw.address + 4 * PAGE, PAGE, mmap.PROT_READ) == 0
+    assert libc.mprotect(raw.address + 4 * PAGE, PAGE, mmap.PROT_READ) == 0
     _refused(auto, raw.array, "writable", "rw-")
     raw.unmap()
 
@@ -177,12 +153,12 @@ def test_hugetlb(auto: Any) -> None:
     try:
         pool.write_text("2")
         size = 2 << 20
-        address = _libc.mmap(None, size, RW, ANON | MAP_HUGETLB, -1, 0)
+        address = libc.mmap(None, size, RW, ANON | MAP_HUGETLB, -1, 0)
         if address == FAILED:
             pytest.skip("no huge pages to be had")
         huge = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
         _refused(auto, huge, "huge")
-        assert _libc.munmap(address, size) == 0
+        assert libc.munmap(address, size) == 0
     except OSError as error:
         pytest.skip(f"no huge pages: {error}")
     finally:
@@ -302,7 +278,7 @@ def test_locked_memory(engine: Any) -> None:
     """Mlock'ed pages are refused, or merged and given back without losing a byte."""
     one, two = memory.distinct(8), memory.distinct(8)
     wanted = one.tobytes()
-    if _libc.mlock(memory.address_of(one), one.nbytes):
+    if libc.mlock(memory.address_of(one), one.nbytes):
         pytest.skip("mlock is not allowed here")
     try:
         engine.register(one)
@@ -346,8 +322,8 @@ def test_many_mappings_in_one_buffer(engine: Any) -> None:
     raw = Raw(16)
     raw.array[:] = memory.distinct(16)
     twin = memory.twin(raw.array)
-    assert _libc.madvise(raw.address + 4 * PAGE, 4 * PAGE, mmap.MADV_DONTDUMP) == 0
-    assert _libc.madvise(raw.address + 8 * PAGE, 2 * PAGE, mmap.MADV_NOHUGEPAGE) == 0
+    assert libc.madvise(raw.address + 4 * PAGE, 4 * PAGE, mmap.MADV_DONTDUMP) == 0
+    assert libc.madvise(raw.address + 8 * PAGE, 2 * PAGE, mmap.MADV_NOHUGEPAGE) == 0
     try:
         region = engine.register(raw.array)
     except ksmpy.RegionError:
@@ -490,7 +466,7 @@ def test_protected_behind_our_back(victim: Victim) -> None:
     """Mprotect to read-only: the bytes stay, and no page becomes writable by us."""
     engine, raw, twin, _ = victim
     wanted = twin.tobytes()
-    assert _libc.mprotect(raw.address + 8 * PAGE, 8 * PAGE, mmap.PROT_READ) == 0
+    assert libc.mprotect(raw.address + 8 * PAGE, 8 * PAGE, mmap.PROT_READ) == 0
     engine.scan(2, eager=True)
     assert raw.array.tobytes() == wanted
     _goes_on(victim, wanted)
@@ -509,7 +485,7 @@ def test_merged_memory_is_protected(rights: int, engine: Any) -> None:
     engine.register(two)
     assert engine.scan(eager=True).merged == 128
     part = memory.address_of(one) + 8 * PAGE, 8 * PAGE
-    assert _libc.mprotect(*part, rights) == 0
+    assert libc.mprotect(*part, rights) == 0
     with contextlib.suppress(OSError):
         engine.unmerge()
     engine.scan(2, eager=True)
@@ -517,7 +493,7 @@ def test_merged_memory_is_protected(rights: int, engine: Any) -> None:
         region.release()
     assert {found.perms for found in oracle.overlapping(*part)} == {"r--p" if rights else "---p"}
     assert two.tobytes() == wanted
-    assert _libc.mprotect(*part, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+    assert libc.mprotect(*part, mmap.PROT_READ | mmap.PROT_WRITE) == 0
     assert one.tobytes() == wanted
     engine.close()
     assert one.tobytes() == wanted == two.tobytes()
@@ -532,11 +508,11 @@ def test_merged_memory_is_protected_for_a_moment(engine: Any) -> None:
     one[5] ^= 1
     wanted, others = one.tobytes(), two.tobytes()
     part = memory.address_of(one), one.nbytes
-    assert _libc.mprotect(*part, mmap.PROT_READ) == 0
+    assert libc.mprotect(*part, mmap.PROT_READ) == 0
     with contextlib.suppress(OSError):
         regions[0].unmerge()
-    assert _libc.mprotect(*part, mmap.PROT_READ | mmap.PROT_WRITE) == 0
-    assert _libc.madvise(*part, MADV_PAGEOUT) == 0
+    assert libc.mprotect(*part, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+    assert libc.madvise(*part, MADV_PAGEOUT) == 0
     assert engine.scan(3, eager=True).merged == 0
     assert len(engine.regions()) == 1
     assert one.tobytes() == wanted and two.tobytes() == others
@@ -548,7 +524,7 @@ def test_discarded_behind_our_back(victim: Victim) -> None:
     """MADV_DONTNEED on registered memory: zeros, or the frame's bytes, and the engine goes on."""
     engine, raw, twin, _ = victim
     wanted = twin.tobytes()
-    assert _libc.madvise(raw.address, 16 * PAGE, mmap.MADV_DONTNEED) == 0
+    assert libc.madvise(raw.address, 16 * PAGE, mmap.MADV_DONTNEED) == 0
     seen = raw.array[: 16 * PAGE].tobytes()
     for at in range(0, 16 * PAGE, PAGE):
         assert seen[at : at + PAGE] in (bytes(PAGE), wanted[at : at + PAGE])
@@ -568,7 +544,7 @@ def test_moved_behind_our_back(victim: Victim) -> None:
     moved = Raw(16)
     target = moved.address
     if (
-        _libc.mremap(raw.address, half, half, MAYMOVE_FIXED, target) == FAILED
+        libc.mremap(raw.address, half, half, MAYMOVE_FIXED, target) == FAILED
     ):  # merged pages need not be one mapping
         pytest.skip(f"mremap: {os.strerror(ctypes.get_errno())}")
     assert moved.array.tobytes() == wanted[:half]

@@ -15,9 +15,10 @@ import pytest
 from conftest import MakeEngine
 from ksmpy import Store
 from support import memory
+from support.libc import libc
 from support.memory import Bytes
 from support.oracle import PAGE
-from test_growth import FAILED, _libc
+from test_growth import FAILED
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -37,13 +38,8 @@ def engine(request: pytest.FixtureRequest, make_engine: MakeEngine) -> Iterator[
         yield engine
 
 
-_mremap = ctypes.CDLL(None).mremap
-_mremap.restype = ctypes.c_void_p
-_mremap.argtypes = [*_libc.mremap.argtypes, ctypes.c_void_p]
-
-
 def _map() -> int:
-    at: int = _libc.mmap(None, NBYTES, 3, _PRIVATE, -1, 0)
+    at: int = libc.mmap(None, NBYTES, 3, _PRIVATE, -1, 0)
     assert at != FAILED
     return at
 
@@ -71,12 +67,12 @@ def _merge(engine: Any) -> tuple[list[int], list[Any], list[Bytes]]:
 def _move(source: int, target: int) -> None:
     """The overlay of a block, which is all of it but its last page."""
     size = NBYTES - PAGE
-    assert _mremap(source, size, size, _FIXED, target) == target
+    assert libc.mremap(source, size, size, _FIXED, target) == target
 
 
 def _unmap(blocks: list[int]) -> None:
     for block in blocks:
-        _libc.munmap(block, NBYTES)
+        libc.munmap(block, NBYTES)
 
 
 def test_exchanged_overlays_keep_each_others_frames(engine: Any) -> None:
@@ -123,7 +119,7 @@ def test_moved_overlays_keep_their_frames(engine: Any) -> None:
     assert engine.stats().frame_bytes == 2 * (NBYTES - PAGE)
     for i, place in enumerate(places):
         assert (_bytes(place)[: NBYTES - PAGE] == wanted[i % 2][: NBYTES - PAGE]).all()
-    _libc.mprotect(places[0], NBYTES, 0)
+    libc.mprotect(places[0], NBYTES, 0)
     _unmap(places[1:])
     engine.scan(6)
     assert engine.stats().frame_bytes == NBYTES - PAGE

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from support import memory
+from support.libc import libc
 from support.memory import Bytes
 from support.oracle import PAGE
 
@@ -20,12 +21,8 @@ MIB = 1 << 20
 PAGES = 512
 FAILED = ctypes.c_void_p(-1).value
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = _libc.mremap.restype = _libc.malloc.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
-_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc = ctypes.CDLL(None)
+_libc.malloc.restype = ctypes.c_void_p
 _libc.malloc.argtypes = [ctypes.c_size_t]
 _libc.realloc.restype = ctypes.c_void_p
 _libc.realloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
@@ -35,11 +32,11 @@ _libc.free.argtypes = [ctypes.c_void_p]
 def _map() -> int:
     """A block with room behind it, and too far from anything else to be taken for a stack."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    start: int = _libc.mmap(None, 24 * MIB, mmap.PROT_READ, flags, -1, 0)
+    start: int = libc.mmap(None, 24 * MIB, mmap.PROT_READ, flags, -1, 0)
     assert start != FAILED
     block = start + 9 * MIB
-    assert _libc.mprotect(block, PAGES * PAGE, mmap.PROT_READ | mmap.PROT_WRITE) == 0
-    assert _libc.munmap(block + PAGES * PAGE, 4 * MIB) == 0
+    assert libc.mprotect(block, PAGES * PAGE, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+    assert libc.munmap(block + PAGES * PAGE, 4 * MIB) == 0
     return block
 
 
@@ -57,10 +54,10 @@ def blocks() -> Iterator[list[int]]:
     starts = [block - 9 * MIB for block in found]
     yield found
     for block in found:
-        _libc.munmap(block, PAGES * PAGE)
+        libc.munmap(block, PAGES * PAGE)
     for start in starts:
-        _libc.munmap(start, 9 * MIB)
-        _libc.munmap(start + 15 * MIB, 9 * MIB)
+        libc.munmap(start, 9 * MIB)
+        libc.munmap(start + 15 * MIB, 9 * MIB)
 
 
 def _registered(engine: Any, block: int) -> Any:
@@ -83,11 +80,11 @@ def test_a_merged_mapping_grows_with_zeros(
     engine.scan(2, eager=True)
     assert engine.stats().pages_sharing == 2 * (PAGES - 1)
     for i, block in enumerate(blocks):
-        grown = _libc.mremap(block, PAGES * PAGE, 2 * PAGES * PAGE, may_move)
+        grown = libc.mremap(block, PAGES * PAGE, 2 * PAGES * PAGE, may_move, None)
         if grown != FAILED:
             blocks[i] = grown
             assert not _bytes(grown + PAGES * PAGE, PAGES * PAGE).any()
-            _libc.munmap(grown + PAGES * PAGE, PAGES * PAGE)
+            libc.munmap(grown + PAGES * PAGE, PAGES * PAGE)
         assert (_bytes(blocks[i], PAGES * PAGE) == wanted).all()
     for region in regions:
         region.release()

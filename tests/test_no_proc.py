@@ -52,8 +52,7 @@ for make in (ksmpy.Engine, lambda: ksmpy.Engine(freeze="signal", tracking="check
         print(error)
 """
 
-ALIVE = """
-import resource
+MERGED = """
 engine = ksmpy.Engine(freeze=sys.argv[1], tracking=sys.argv[2])
 one = memory.distinct(1024)
 two, plain = memory.twin(one), one.tobytes()
@@ -61,6 +60,10 @@ for array in (one, two):
     engine.register(array)
 engine.scan(eager=True)
 assert engine.stats().pages_sharing == 1024
+"""
+
+ALIVE = """
+import resource
 if os.geteuid() == 0:
     threading.Thread(target=threading.Event().wait, daemon=True).start()
 one[:: 2 * 4096] ^= 1
@@ -83,13 +86,6 @@ assert one.tobytes() == wanted and two.tobytes() == plain
 
 CHILD = """
 import traceback
-engine = ksmpy.Engine(freeze=sys.argv[1], tracking=sys.argv[2])
-one = memory.distinct(1024)
-two, plain = memory.twin(one), one.tobytes()
-for array in (one, two):
-    engine.register(array)
-engine.scan(eager=True)
-assert engine.stats().pages_sharing == 1024
 told, tell = os.pipe()
 child = os.fork()
 if not child:
@@ -153,7 +149,7 @@ def test_what_is_merged_is_given_back(chosen: Mode) -> None:
     """With written pages and other threads, and with no descriptor left."""
     if reason := chosen.missing():
         pytest.skip(reason)
-    _without_proc(ALIVE, *chosen)
+    _without_proc(MERGED + ALIVE, *chosen)
 
 
 @pytest.mark.parametrize("chosen", EACH_FREEZE, ids=str)
@@ -161,5 +157,5 @@ def test_a_forked_child_loses_nothing(chosen: Mode) -> None:
     """What it inherited is given back there as well, or stays merged and says why."""
     if reason := chosen.missing():
         pytest.skip(reason)
-    told = _without_proc(CHILD, *chosen).strip()
+    told = _without_proc(MERGED + CHILD, *chosen).strip()
     assert not told or "/proc" in told

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import ksmpy
-from support.imports import circles, imports_of, layer_of, upward
+from support.imports import read_python
 
 #: From the ground up.
 LAYERS = (
@@ -32,20 +32,22 @@ ROOT = Path(ksmpy.__file__).parent
 
 def test_no_module_imports_from_above() -> None:
     """Imports inside functions count as any others."""
-    edges = imports_of(ROOT)
+    package = read_python(ROOT, LAYERS)
+    edges = package.edges
     assert len(edges) > 50 and sum(map(len, edges.values())) > 150, "it has looked elsewhere"
-    assert upward(edges, LAYERS) == []
+    assert package.upward() == []
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
     """Nor do two modules of one layer."""
-    assert circles(imports_of(ROOT)) == []
+    assert read_python(ROOT, LAYERS).circles() == []
 
 
 def test_each_module_has_a_layer() -> None:
     """What lies in the package itself is named among the layers."""
-    own = layer_of("ksmpy", LAYERS)
-    assert [module for module in imports_of(ROOT) if layer_of(module, LAYERS) == own] == ["ksmpy"]
+    package = read_python(ROOT, LAYERS)
+    own = package.layer("ksmpy")
+    assert [module for module in package.edges if package.layer(module) == own] == ["ksmpy"]
 
 
 def test_only_native_imports_the_extension() -> None:
@@ -84,7 +86,8 @@ def test_what_is_wrong_is_found(added: str, wrong: str, tmp_path: Path) -> None:
         path = root / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert (upward(imports_of(root), LAYERS), circles(imports_of(root))) == ([], [])
+    package = read_python(root, LAYERS)
+    assert (package.upward(), package.circles()) == ([], [])
     (root / "store/a.py").write_text(added)
-    found = upward(imports_of(root), LAYERS) if wrong == "upward" else circles(imports_of(root))
-    assert found
+    package = read_python(root, LAYERS)
+    assert package.upward() if wrong == "upward" else package.circles()

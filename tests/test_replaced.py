@@ -14,6 +14,7 @@ import pytest
 
 from conftest import Mode
 from support import memory, oracle
+from support.libc import libc
 from support.memory import Bytes
 from support.oracle import PAGE
 from support.procs import python_ok
@@ -23,20 +24,15 @@ pytestmark = pytest.mark.timeout(60)
 _RW = mmap.PROT_READ | mmap.PROT_WRITE
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _MAP_FIXED = 0x10
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def _replace(array: Bytes, *, huge: bool = False) -> None:
     """Other anonymous memory in the place of an array, with the same bytes."""
     wanted = array.tobytes()
     address, nbytes = memory.span(array)
-    assert _libc.mmap(address, nbytes, _RW, _PRIVATE | _MAP_FIXED, -1, 0) == address
+    assert libc.mmap(address, nbytes, _RW, _PRIVATE | _MAP_FIXED, -1, 0) == address
     if huge:
-        assert _libc.madvise(address, nbytes, mmap.MADV_HUGEPAGE) == 0
+        assert libc.madvise(address, nbytes, mmap.MADV_HUGEPAGE) == 0
     ctypes.memmove(address, wanted, nbytes)
 
 
@@ -72,16 +68,17 @@ import ksmpy
 from support import memory
 from support.oracle import PAGE
 from support.procs import python_ok
-from test_replaced import _libc, _PRIVATE, _RW, _replace
+from support.libc import libc
+from test_replaced import _PRIVATE, _RW, _replace
 
 gap, block = 128 * PAGE, memory.HUGE * PAGE
 small = memory.filled([1, 1])
 one = memory.huge_pages(2 * memory.HUGE)
-pool = _libc.mmap(None, 24 * (gap + block), _RW, _PRIVATE, -1, 0)
+pool = libc.mmap(None, 24 * (gap + block), _RW, _PRIVATE, -1, 0)
 ctypes.memset(pool, 0x42, 24 * (gap + block))
 starts = range(pool, pool + 24 * (gap + block), gap + block)
 for start in starts:
-    assert _libc.munmap(start, gap) == 0  # the engine puts its window into one of these
+    assert libc.munmap(start, gap) == 0  # the engine puts its window into one of these
 with ksmpy.Engine(freeze=sys.argv[1], tracking=sys.argv[2]) as engine:
     one[:block] = memory.distinct(memory.HUGE, seed=12)
     one[block:] = one[:block]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import errno
 import fcntl
 import gc
@@ -28,6 +27,7 @@ from ksmpy.store.files import is_shared_store, is_store
 from ksmpy.store.store import attach
 from ksmpy.watch.observe import observe, users
 from support import memory
+from support.libc import libc
 from support.oracle import PAGE
 from support.procs import in_child, python_ok
 
@@ -307,13 +307,6 @@ def test_paths_of_stores(path: str, store: bool, shared: bool) -> None:
     assert (is_store(path), is_shared_store(path)) == (store, shared)
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [
-    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
-]  # fmt: skip
-
-
 def test_overlays_of_a_named_store_are_known(place: Path) -> None:
     """Merged pages of it count as merged for stats and analyze, and are no buffer to register."""
     array, other = memory.distinct(8), memory.distinct(8, seed=5)
@@ -321,7 +314,7 @@ def test_overlays_of_a_named_store_are_known(place: Path) -> None:
     with Store.open("name") as store:
         os.pwrite(store.fileno(), other.tobytes(), 0)
         prot, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | 0x10  # MAP_FIXED
-        assert _libc.mmap(address, nbytes, prot, flags, store.fileno(), 0) == address
+        assert libc.mmap(address, nbytes, prot, flags, store.fileno(), 0) == address
         array[0] ^= 1
         for _ in ("named", "unlinked"):
             seen = observe(os.getpid())
@@ -333,7 +326,7 @@ def test_overlays_of_a_named_store_are_known(place: Path) -> None:
                 engine.register(array)
             store.unlink()
     anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x10
-    assert _libc.mmap(address, nbytes, prot, anonymous, -1, 0) == address
+    assert libc.mmap(address, nbytes, prot, anonymous, -1, 0) == address
 
 
 def test_a_process_is_its_pid() -> None:

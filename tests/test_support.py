@@ -19,26 +19,17 @@ import pytest
 from conftest import MODES
 from support import memory, oracle, short
 from support.inject import preloaded
+from support.libc import libc
 from support.oracle import PAGE, Frame
 from support.procs import python_ok
 from support.torture import Torture, library
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_long,
-]
 MAP_FIXED = 0x10
 
 
 def _overlay(address: int, nbytes: int, fd: int, offset: int) -> None:
     prot, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | MAP_FIXED
-    assert _libc.mmap(address, nbytes, prot, flags, fd, offset) == address
+    assert libc.mmap(address, nbytes, prot, flags, fd, offset) == address
 
 
 @pytest.fixture

@@ -17,13 +17,9 @@ import ctypes, mmap, os, signal, sys, threading
 import numpy as np
 from ksmpy import native
 from support import memory, oracle
+from support.libc import libc
 from support.oracle import PAGE
 
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mmap.restype = ctypes.c_void_p
-libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
-libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 PAGES, SEEN, RW, PRIVATE, FIXED = 512, 100, 3, 0x22, 0x10
 what, eager = sys.argv[1], int(sys.argv[2])
 engine = native.NativeEngine(sys.argv[3], sys.argv[4])

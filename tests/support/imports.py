@@ -10,13 +10,14 @@ import ast
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-Edges = Mapping[str, frozenset[str]]
+from .structure import Structure
 
 
-def imports_of(root: Path) -> Edges:
-    """By module of the package at `root`: the package's other modules that it imports."""
+def read_python(root: Path, layers: tuple[str, ...]) -> Structure:
+    """The modules of the package at `root`; they depend on those of it that they import."""
     modules = {_name(root, path): path for path in root.rglob("*.py")}
-    return {name: frozenset(_imported(name, path, modules)) for name, path in modules.items()}
+    edges = {name: set(_imported(name, path, modules)) for name, path in modules.items()}
+    return Structure(layers, edges)
 
 
 def _name(root: Path, path: Path) -> str:
@@ -50,39 +51,3 @@ def _names(tree: ast.AST, package: str) -> Iterator[str]:
 def _imports_by_name(function: ast.expr) -> bool:
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
     return name in ("import_module", "__import__")
-
-
-def layer_of(module: str, layers: tuple[str, ...]) -> int:
-    """The height of a module: that of the longest of the layers' names that it is, or lies in.
-
-    ValueError for one that lies in none.
-    """
-    held = [name for name in layers if module == name or module.startswith(name + ".")]
-    if not held:
-        raise ValueError(f"{module} lies in none of the layers {', '.join(layers)}")
-    return layers.index(max(held, key=len))
-
-
-def upward(edges: Edges, layers: tuple[str, ...]) -> list[str]:
-    """The imports of a module that lies in a layer above."""
-    return [
-        f"{module} -> {other}"
-        for module in sorted(edges)
-        for other in sorted(edges[module])
-        if layer_of(other, layers) > layer_of(module, layers)
-    ]
-
-
-def circles(edges: Edges) -> list[str]:
-    """The modules that import themselves by way of others."""
-    reached: dict[str, set[str]] = {}
-    for module in edges:
-        seen: set[str] = set()
-        waiting = list(edges[module])
-        while waiting:
-            other = waiting.pop()
-            if other not in seen:
-                seen.add(other)
-                waiting += edges.get(other, ())
-        reached[module] = seen
-    return sorted(module for module, seen in reached.items() if module in seen)

@@ -1,4 +1,4 @@
-"""Who includes and calls whom, read from the text of the sources.
+"""Layers and circles, and who includes and calls whom in C, read from the text of the sources.
 
 A C module is a header and the source beside it; it depends on the modules whose headers it
 includes. Layers are folders, from the ground up: nothing depends on a layer above its own, and

@@ -6,7 +6,6 @@ at every call that the releasing thread makes.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Callable
 import ksmpy
 
 from . import memory
+from .libc import libc
 from .memory import Bytes
 from .oracle import PAGE
 from .pause import Pauser
@@ -23,18 +23,14 @@ PAGES, ZEROS = 48, 16
 _RW = mmap.PROT_READ | mmap.PROT_WRITE
 _ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _MAP_FIXED = 0x10
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 def _map(start: int, pages: int, rights: int, flags: int, fd: int = -1) -> None:
-    assert _libc.mmap(start, pages * PAGE, rights, flags | _MAP_FIXED, fd, 0) == start
+    assert libc.mmap(start, pages * PAGE, rights, flags | _MAP_FIXED, fd, 0) == start
 
 
 def _unmap(start: int, pages: int) -> None:
-    assert _libc.munmap(start, pages * PAGE) == 0
+    assert libc.munmap(start, pages * PAGE) == 0
 
 
 def _file(start: int, pages: int, flags: int) -> None:
@@ -90,7 +86,7 @@ class Doomed:
         assert self.engine.stats().frame_bytes == 0
         self.engine.close()
         assert self.kept.tobytes() == self.wanted
-        _libc.munmap(self.doomed, (PAGES + ZEROS) * PAGE)
+        libc.munmap(self.doomed, (PAGES + ZEROS) * PAGE)
 
 
 def main(argv: list[str]) -> None:
