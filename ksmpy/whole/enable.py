@@ -266,7 +266,7 @@ def disable() -> None:
 
 
 def worker_init(*_: object, **options: Any) -> None:
-    """enable(**options) as the initializer of a worker process.
+    """`enable(**options)` as the initializer of a worker process.
 
     For multiprocessing.Pool and ProcessPoolExecutor (`initializer=ksmpy.worker_init`) and for
     torch's DataLoader (`worker_init_fn=ksmpy.worker_init`, whose worker id is ignored).

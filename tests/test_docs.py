@@ -1,0 +1,35 @@
+"""What the pages for users show is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+import ksmpy
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    page
+    for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+    if "```python" in page.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_code_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of one page share their names, as when they are typed in from top to bottom."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KSMPY_STORE_DIR", f"/dev/shm/{tmp_path.name}-{page.stem}")
+    document = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()]).parse(page)
+    document.namespace.update(ksmpy=ksmpy, np=np)
+    examples = list(document)
+    try:
+        for example in examples:
+            example.evaluate()
+    finally:
+        ksmpy.disable()
+    assert examples
