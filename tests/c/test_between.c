@@ -30,11 +30,13 @@ static void (*before_join)(void);  /* once: frames were found, and not joined ye
 static void (*when_filled)(void);  /* once: nobody had a frame, and one is filled */
 static void (*when_dead)(void);    /* once: a slot was found to be held by nobody */
 static void (*when_laid_out)(void); /* once: the store's file is given its size */
+static uint64_t stopped_clock;      /* what the clock says all the time; 0: it goes */
 
 uint64_t __real_freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n);
 int64_t __real_store_fill(struct store *store, uint32_t first, const void *pages, uint64_t n);
 bool __real_os_lease_held(int lease_fd, uint64_t number);
 int __real_os_set_size(int fd, uint64_t bytes);
+uint64_t __real_os_now_ns(void);
 
 static void act(void (**action)(void))
 {
@@ -70,6 +72,11 @@ int __wrap_os_set_size(int fd, uint64_t bytes)
     int error = __real_os_set_size(fd, bytes);
     act(&when_laid_out);
     return error;
+}
+
+uint64_t __wrap_os_now_ns(void)
+{
+    return stopped_clock ? stopped_clock : __real_os_now_ns();
 }
 
 /* ---- who is there ---- */
@@ -296,7 +303,10 @@ static void full_frames_are_no_reason_to_go_without(void)
     part();
 }
 
-/* Frames that are made in several steps for one stretch of equal pages do not take each other's. */
+/*
+ * Frames that are made in several steps for one stretch of equal pages do not take each other's.
+ * The stretch is merged in one slice, however slow the machine is.
+ */
 static void a_block_of_equal_frames_stays_a_row(void)
 {
     uint8_t *room = os_alloc(bytes_of(2 * RUN_MAX)), *pages = room;
@@ -307,7 +317,9 @@ static void a_block_of_equal_frames_stays_a_row(void)
         pages += PAGE_SIZE;
     memset(pages, 7, bytes_of(RUN_MAX));
     REQUIRE(ksmpy_register(one.engine, (uintptr_t)pages, bytes_of(RUN_MAX), 0, &region) == 0);
+    stopped_clock = __real_os_now_ns();
     scan(one.engine, KSMPY_SCAN_EAGER);
+    stopped_clock = 0;
     uint32_t base = region_at(&one.engine->pages, region)->base, broken = 0;
     for (uint32_t id = base + 1; id < base + RUN_MAX; id++)
         broken += page_record(&one.engine->pages, id)->link !=

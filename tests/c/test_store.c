@@ -115,12 +115,6 @@ static void neighbours_do_not_disturb_each_other(void)
     close(store);
 }
 
-#ifdef __SANITIZE_THREAD__
-enum { CHILDREN_START_THREADS = 0 }; /* the sanitizer ends those that do */
-#else
-enum { CHILDREN_START_THREADS = 1 };
-#endif
-
 static void live_until_killed(int store)
 {
     struct neighbour me;
@@ -134,8 +128,6 @@ static void live_until_killed(int store)
 static void the_dead_are_reaped(void)
 {
     struct neighbour one;
-    if (!CHILDREN_START_THREADS)
-        SKIP("the thread sanitizer allows no threads in children");
     int store = os_memfd("ksmpy-store", 0);
     REQUIRE(store >= 0 && arrive(&one, store));
     for (int i = 0; i < DEATHS; i++) {
@@ -159,8 +151,6 @@ static void the_dead_are_reaped(void)
 static void a_child_goes_on_with_its_engine(void)
 {
     struct neighbour one;
-    if (!CHILDREN_START_THREADS)
-        SKIP("the thread sanitizer allows no threads in children");
     int status, store = os_memfd("ksmpy-store", 0);
     REQUIRE(store >= 0 && arrive(&one, store));
     scan(one.engine, KSMPY_SCAN_EAGER);
