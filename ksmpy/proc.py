@@ -56,6 +56,8 @@ class Mapping:
     path: str
     details: bytes | None = None
     """The lines below it in smaps; None where they were not read."""
+    offset: int = 0
+    """Of its first byte in the file."""
 
     @property
     def flags(self) -> frozenset[str] | None:
@@ -101,6 +103,7 @@ def parse(data: bytes, *, detailed: bool = False) -> list[Mapping]:
             int(header[6]),
             header[7].decode(errors="replace"),
             data[header.end() + 1 : end] if detailed else None,
+            int(header[4], 16),
         )
         for header, end in zip(headers, ends, strict=True)
     ]

@@ -28,6 +28,7 @@ COMMANDS = (
     "run",
     "top",
     "stats",
+    "report",
     "export",
     "store",
     "bench",

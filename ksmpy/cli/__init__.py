@@ -24,6 +24,7 @@ def _commands() -> tuple[Command, ...]:
     from ksmpy.cli.doctor import Doctor
     from ksmpy.cli.export import Export
     from ksmpy.cli.kernel import Kernel
+    from ksmpy.cli.report import Report
     from ksmpy.cli.run import Run
     from ksmpy.cli.stats import Stats
     from ksmpy.cli.store import Store
@@ -36,6 +37,7 @@ def _commands() -> tuple[Command, ...]:
         Run(),
         Top(),
         Stats(),
+        Report(),
         Export(),
         Store(),
         Bench(),

@@ -29,13 +29,15 @@ class Parser(argparse.ArgumentParser):
         *,
         group: argparse._ActionsContainer | None = None,
         prefix: str = "KSMPY_",
+        short: str | None = None,
         **arguments: Any,
     ) -> None:
         """Add one --option; KSMPY_OPTION replaces its default, and is checked like the option
         itself.
         """
         name = prefix + flag.lstrip("-").upper().replace("-", "_")
-        action = (group or self).add_argument(flag, **arguments)
+        flags = (flag,) if short is None else (short, flag)
+        action = (group or self).add_argument(*flags, **arguments)
         if action.help:
             action.help += f" [{name}]"
         text = os.environ.get(name, "").strip()

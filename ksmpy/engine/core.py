@@ -17,12 +17,13 @@ from functools import partial
 from ksmpy import native
 from ksmpy.context import unless_scarce
 from ksmpy.engine import notices, registry
+from ksmpy.engine.history import History
 from ksmpy.engine.knobs import Knobs, Settings, check_modes
 from ksmpy.engine.ksmd import Daemon
 from ksmpy.engine.numa import Placement, Topology
 from ksmpy.engine.region import Region, Share
 from ksmpy.engine.regions import Regions
-from ksmpy.engine.stats import RegionStats, ScanResult, Stats
+from ksmpy.engine.stats import RegionStats, ScanResult, Stats, saved_here
 from ksmpy.errors import KnobError, KsmpyError, StoreError
 from ksmpy.memory.walk import Found
 from ksmpy.native import NativeEngine
@@ -64,8 +65,11 @@ class Core:
         self._told_full = False
         self._serial = registry.new_serial()
         self._regions = Regions(self._native, placement, self._serial)
+        self.history = History()
         registry.enter(self._serial, self)
-        finalizer = weakref.finalize(self, _finalize, self._serial, self._native, self._daemon)
+        finalizer = weakref.finalize(
+            self, _finalize, self._serial, self._native, self._daemon, self.history
+        )
         finalizer.atexit = False
         notices.fell_back(
             self.freeze if freeze == "auto" else "", self.tracking if tracking == "auto" else ""
@@ -187,6 +191,7 @@ class Core:
             total = self._passes(passes, flags, max_pages)
         finally:
             self._scanning.pop(token, None)
+        self._record()
         return total + ScanResult(seconds=time.perf_counter() - begin)
 
     def _passes(self, passes: int, flags: int, max_pages: int | None) -> ScanResult:
@@ -203,8 +208,10 @@ class Core:
             self._pass_begins = False
             self._regions.ask_for_flags()
             self._placement.tell(self._native, self._regions.all())
+        begin = time.thread_time()
         with self._refusals():
             result = ScanResult(**self._native.scan(pages, flags))
+        self.history.scan_seconds += time.thread_time() - begin
         notices.scanned(result, self._store)
         if result.full:
             self._pass_begins = True
@@ -231,6 +238,8 @@ class Core:
             self._waiting = True
             return ScanResult()
         self._waiting = False
+        if result.full:
+            self._record()
         return result
 
     def batch_failed(self, error: Exception) -> None:
@@ -321,6 +330,26 @@ class Core:
                 raise
             raise self._store.refusal(error) from None
 
+    def _record(self) -> None:
+        """Let who looks from outside know how it is, if it is time to."""
+        if not self.history.due() or not len(self._regions):
+            return
+        try:
+            stats = self._native.stats()
+        except (OSError, KsmpyError):  # closed meanwhile, or its store is locked by another
+            return
+        self.history.note(
+            stats,
+            Stats.from_native(stats).saved_bytes if self._store is None else saved_here(stats),
+            [(region.address, region.nbytes, region.name) for region in self._regions.all()],
+            {
+                "freeze": self.freeze,
+                "tracking": self.tracking,
+                "run": self._run,
+                "shared_store": self._store is not None,
+            },
+        )
+
     # ---- its life -----------------------------------------------------------------------
 
     def require_open(self) -> None:
@@ -361,6 +390,7 @@ class Core:
             self._lock = threading.RLock()
             self._regions.inherit()
             self._daemon.forget()
+            self.history.inherit()
             self._native.forget_threads()
             self._scanning = {}
 
@@ -387,6 +417,7 @@ class Core:
                 raise first_error
             registry.leave(self._serial)
             self._native.close()
+            self.history.close()
             if self._store is not None:
                 self._store.close()
 
@@ -410,10 +441,11 @@ class Core:
         return f"<Engine {self.freeze}/{self.tracking} {state}>"
 
 
-def _finalize(serial: int, engine: NativeEngine, daemon: Daemon) -> None:
+def _finalize(serial: int, engine: NativeEngine, daemon: Daemon, history: History) -> None:
     """An engine without regions was forgotten."""
     registry.leave(serial)
     daemon.stop()
+    history.close()
     if not engine.closed:
         engine.close()
 

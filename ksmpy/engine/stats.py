@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from ksmpy.native import PAGE_SIZE
 from ksmpy.text import Row, human_bytes, table_html, table_text
 
-__all__ = ["RegionStats", "ScanResult", "Stats", "stats_rows"]
+__all__ = ["RegionStats", "ScanResult", "Stats", "saved_here", "stats_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,13 @@ class Stats:
 
     def _repr_html_(self) -> str:
         return table_html("ksmpy: counters of an engine", stats_rows(self))
+
+
+def saved_here(values: Mapping[str, int]) -> int:
+    """An engine's part, in bytes, of what its shared store saves, and its zeros."""
+    pages = values["pages_shared"] + values["pages_sharing"]
+    part = values["merging_pages"] * values["pages_sharing"] // max(pages, 1)
+    return (part + values["ksm_zero_pages"]) * PAGE_SIZE
 
 
 def stats_rows(stats: Stats) -> list[Row]:

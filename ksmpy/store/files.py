@@ -162,15 +162,15 @@ def names() -> list[str]:
         os.close(folder)
 
 
-def make_memfd() -> int:
-    """A descriptor of a new file without a name."""
+def make_memfd(name: str = MEMFD_NAME) -> int:
+    """A descriptor of a new file that is in memory only; its name is for /proc to show."""
     flags = os.MFD_CLOEXEC
     try:
-        return os.memfd_create(MEMFD_NAME, flags | _MFD_NOEXEC_SEAL)
+        return os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        return os.memfd_create(MEMFD_NAME, flags)
+        return os.memfd_create(name, flags)
 
 
 def _open_directory(path: str, create: bool) -> int:

@@ -111,12 +111,15 @@ def _add_mapping(seen: Observation, stores: _Stores, mapping: proc.Mapping) -> N
         seen.written_bytes += sizes.get("Anonymous", 0) + sizes.get("Swap", 0)
 
 
-def observe(pid: int) -> Observation:
-    """Look at one process; CommandError when there is none, or when it may not be looked at."""
+def observe(pid: int, mappings: list[proc.Mapping] | None = None) -> Observation:
+    """Look at one process; CommandError when there is none, or when it may not be looked at.
+
+    `mappings`: what proc.smaps() has just told of it.
+    """
     try:
         seen = Observation(pid, Path(f"/proc/{pid}/comm").read_text().strip())
         stores = _Stores()
-        for mapping in proc.smaps(pid):
+        for mapping in proc.smaps(pid) if mappings is None else mappings:
             _add_mapping(seen, stores, mapping)
         private, shared = stores.frame_bytes(pid)
         seen.vma_limit = int(Path("/proc/sys/vm/max_map_count").read_text())

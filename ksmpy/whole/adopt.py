@@ -17,7 +17,7 @@ import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ksmpy.engine.core import Core, live_engines
@@ -131,6 +131,10 @@ class Adopter:
             # The second look comes soon: only then is anything adopted.
             cost = 0.0 if looks < 2 else (time.thread_time() - begin) * _COST_FACTOR
             wait = max(_MIN_SECONDS, cost)
+
+    def facts(self) -> dict[str, object]:
+        """What is told of it to who looks at the process from outside."""
+        return {} if self.coverage is None else {"coverage": asdict(self.coverage)}
 
     def step(self, engine: Core) -> bool:
         """Look, if anything may have changed; whether it did."""

@@ -212,6 +212,7 @@ def _run(engine: Engine, options: dict[str, Any]) -> None:
     if way is not None:
         adopter = Adopter(core_of(engine), options.get("min_bytes", 1 << 20), way)
         adopter.start()
+    core_of(engine).history.facts = dict if adopter is None else adopter.facts
     _state.pid, _state.engine, _state.adopter = os.getpid(), engine, adopter
     _state.unasked = False
 

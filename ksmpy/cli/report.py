@@ -1,0 +1,123 @@
+"""``ksmpy report``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from ksmpy.cli.command import Command, CommandError, Parser, at_least
+from ksmpy.cli.output import human_bytes, print_json
+
+if TYPE_CHECKING:
+    from ksmpy.watch.portrait import Portrait
+
+_FILE = "ksmpy-report.html"
+
+
+class Report(Command):
+    """one page to look at: what is saved, over time, who shares with whom
+
+    Of all processes of this user that use ksmpy; with PIDs of those, of the processes below them,
+    and of all who share a store with one of them; with --store of those of a named store. Read from
+    outside: no process takes notice. The page needs no network. It is drawn with Bokeh
+    (pip install 'ksmpy[report]'); --json alone needs nothing.
+    """
+
+    name = "report"
+
+    def arguments(self, parser: Parser) -> None:
+        super().arguments(parser)
+        parser.add_argument("pids", nargs="*", type=at_least(1), metavar="PID")
+        parser.option("--store", metavar="NAME", help="the processes of a named store")
+        parser.option(
+            "--output", short="-o", metavar="FILE", help=f"where to write the page ({_FILE})"
+        )
+        parser.option("--open", action="store_true", help="show it in the browser")
+
+    def run(self, options: argparse.Namespace) -> int:
+        from ksmpy.watch.portrait import portrait
+
+        if options.pids and options.store:
+            raise CommandError("give PIDs or --store, not both", code=2)
+        pids = _named(options.store) if options.store else _with_children(options.pids)
+        seen = portrait(pids)
+        if options.json:
+            print_json(seen)
+        if options.output or options.open or not options.json:
+            path = options.output or _FILE
+            _write(path, seen)
+            if not options.json:
+                _tell(path, seen)
+            if options.open:
+                _show(path)
+        return 0
+
+
+def _named(store: str) -> list[int]:
+    from ksmpy.watch.stores import look_at
+
+    found = look_at(store)
+    if found.error:
+        raise CommandError(found.error)
+    if not found.processes:
+        raise CommandError(f"no process uses the store {store!r}", "ksmpy store list has them all")
+    return [process.pid for process in found.processes]
+
+
+def _with_children(pids: list[int]) -> list[int] | None:
+    """None for all; of those that were named, those that use ksmpy, and their descendants."""
+    if not pids:
+        return None
+    import psutil
+
+    from ksmpy.watch.observe import users
+
+    there = set(users())
+    wanted = set()
+    for pid in pids:
+        try:
+            below = {child.pid for child in psutil.Process(pid).children(recursive=True)}
+        except psutil.Error:
+            below = set()
+        # A supervisor may have merged nothing itself; who has nobody below is to say so.
+        mine = ({pid} | below) & there
+        wanted |= mine or {pid}
+    return sorted(wanted)
+
+
+def _write(path: str, seen: Portrait) -> None:
+    try:
+        from ksmpy.watch.page import page
+
+        text = page(seen)
+    except ImportError as error:
+        if not (error.name or "").startswith("bokeh"):
+            raise
+        raise CommandError(
+            "bokeh is not installed, which draws the page",
+            "pip install 'ksmpy[report]', or --json",
+        ) from None
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _tell(path: str, seen: Portrait) -> None:
+    totals, count = seen.totals, len(seen.processes)
+    if path != "-":
+        print(
+            f"{path}: {count} {'process pays' if count == 1 else 'processes pay'} for"
+            f" {human_bytes(totals.paid_bytes)}, {human_bytes(totals.saved_bytes)} are saved"
+        )
+
+
+def _show(path: str) -> None:
+    import webbrowser
+    from pathlib import Path
+
+    if path == "-" or not webbrowser.open(Path(os.path.abspath(path)).as_uri()):
+        raise CommandError("no browser could be started", f"open {path} in one")

@@ -1,0 +1,232 @@
+"""What an engine tells of itself to whoever looks at its process from outside, and since when.
+
+It lies in a memfd that the process keeps open: who may look at /proc/PID/fd opens it there. It goes
+with the process, however that ends. It is written through a mapping only, so that a file of the
+program's is not written that has got the number of a descriptor that was closed behind our back.
+A sample takes what /proc/self/smaps_rollup takes, so the next one waits a thousand times as long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import astuple, dataclass
+
+from ksmpy import proc
+from ksmpy.store.files import make_memfd
+
+__all__ = ["FILE_NAME", "History", "Past", "Sample", "birth", "read_past"]
+
+#: As /proc names the file, with " (deleted)" behind it; not the name of a store.
+FILE_NAME = "/memfd:ksm-history"
+
+_BYTES = 64 << 10
+_BODY = 4096
+_HEAD = struct.Struct("<8sIIQIII")  # magic, version, pid, birth, samples, bytes of facts, sum
+_MAGIC, _VERSION = b"ksmhist\0", 1
+_SAMPLE = struct.Struct("<d7Q")
+_SAMPLES = 320
+_FACT_BYTES = _BYTES - _BODY - _SAMPLES * _SAMPLE.size
+_NAME_LETTERS = 60
+
+# A thousandth of a core at most, and never more than once a second.
+_COST_FACTOR = 1000
+_MIN_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """How the process did at a moment; bytes, but for the time since 1970 in seconds."""
+
+    time: float
+    pss: int
+    rss: int
+    saved: int
+    merged: int
+    zero: int
+    scan_microseconds: int
+    """Processor time that its scans had taken until then."""
+    mappings: int
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What there is to be read of an engine."""
+
+    pid: int
+    """As the process itself knows it."""
+    birth: int
+    samples: tuple[Sample, ...]
+    facts: dict[str, object]
+
+
+def birth(pid: int | str = "self") -> int:
+    """When a process began, in ticks since the machine did: pids are used again."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[19])
+
+
+def read_past(data: bytes) -> Past | None:
+    """What the file holds; None where it is none, of another version, or being written."""
+    if len(data) != _BYTES:
+        return None
+    magic, version, pid, born, count, size, total = _HEAD.unpack_from(data)
+    if (magic, version) != (_MAGIC, _VERSION) or count > _SAMPLES or size > _FACT_BYTES:
+        return None
+    body = data[_BODY : _BODY + count * _SAMPLE.size + size]
+    if zlib.crc32(body) != total:
+        return None
+    split = count * _SAMPLE.size
+    samples = tuple(Sample(*each) for each in _SAMPLE.iter_unpack(body[:split]))
+    return Past(pid, born, samples, json.loads(body[split:]))
+
+
+class History:
+    """The samples of one engine, half as many to the hour whenever there are too many."""
+
+    def __init__(self) -> None:
+        self.scan_seconds = 0.0
+        """Processor time of its scans."""
+        self.facts: Callable[[], Mapping[str, object]] = dict
+        """What else is to be told, asked at each sample."""
+        self._lock = threading.Lock()
+        self._samples: list[Sample] = []
+        self._interval = _MIN_SECONDS
+        self._due = 0.0
+        self._seconds = 0.0
+        self._file: _File | None = None
+
+    def due(self) -> bool:
+        """Whether it is time for a sample."""
+        return time.monotonic() >= self._due
+
+    def note(
+        self,
+        counters: Mapping[str, int],
+        saved: int,
+        regions: Iterable[tuple[int, int, str]],
+        facts: Mapping[str, object],
+    ) -> None:
+        """Take a sample, and have it read from now on; without a word where that cannot be.
+
+        `regions`: (address, bytes, name) of each. One thread does, others go on.
+        """
+        if not self._lock.acquire(blocking=False):
+            return
+        begin = time.thread_time()
+        try:
+            self._take(counters, saved)
+            self._publish({**facts, **self.facts(), "stats": dict(counters)}, regions)
+        except OSError:
+            pass  # no /proc, no descriptor, no memory: an engine does without
+        finally:
+            spent = time.thread_time() - begin
+            self._seconds += spent
+            self._due = time.monotonic() + max(self._interval, spent * _COST_FACTOR)
+            self._lock.release()
+
+    def close(self) -> None:
+        """Nobody reads it any more."""
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+            self._file = None
+
+    def inherit(self) -> None:
+        """In a forked child: what there was is the parent's."""
+        self._lock = threading.Lock()
+        self._samples, self._due, self._seconds, self.scan_seconds = [], 0.0, 0.0, 0.0
+        self.close()
+
+    def _take(self, counters: Mapping[str, int], saved: int) -> None:
+        sizes = proc.rollup()
+        if len(self._samples) == _SAMPLES:
+            del self._samples[1::2]
+            self._interval *= 2
+        self._samples.append(
+            Sample(
+                time.time(),
+                sizes["Pss"],
+                sizes["Rss"],
+                saved,
+                counters["merging_pages"] * 4096,
+                counters["ksm_zero_pages"] * 4096,
+                int(self.scan_seconds * 1e6),
+                counters["vmas"],
+            )
+        )
+
+    def _publish(self, facts: dict[str, object], regions: Iterable[tuple[int, int, str]]) -> None:
+        named = sorted(regions, key=lambda region: -region[1])
+        facts["history"] = {"seconds": self._seconds, "interval": self._interval, "bytes": _BYTES}
+        room = _FACT_BYTES - len(json.dumps(facts)) - 64
+        listed = []
+        for address, nbytes, name in named:
+            entry = [address, nbytes, name[:_NAME_LETTERS]]
+            room -= len(json.dumps(entry)) + 2
+            if room < 0:
+                break
+            listed.append(entry)
+        text = json.dumps({**facts, "regions": listed, "unlisted": len(named) - len(listed)})
+        samples = b"".join(_SAMPLE.pack(*astuple(each)) for each in self._samples)
+        body = samples + text.encode()
+        self._file = self._file or _File()
+        head = _HEAD.pack(
+            _MAGIC, _VERSION, os.getpid(), birth(), len(self._samples), len(text), zlib.crc32(body)
+        )
+        self._file.write(_BODY, body)
+        self._file.write(0, head)
+
+
+class _File:
+    """The memfd, by its mapping."""
+
+    def __init__(self) -> None:
+        """OSError when there is no room for it. Its memory is taken at once: no write fails."""
+        self._fd = make_memfd(FILE_NAME.partition(":")[2])
+        try:
+            os.posix_fallocate(self._fd, 0, _BYTES)
+            status = os.fstat(self._fd)
+            self._identity = status.st_dev, status.st_ino
+            self._address = _map(self._fd)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def write(self, offset: int, data: bytes) -> None:
+        ctypes.memmove(self._address + offset, data, len(data))
+
+    def close(self) -> None:
+        _libc().munmap(self._address, _BYTES)
+        with contextlib.suppress(OSError):  # the program has closed it
+            status = os.fstat(self._fd)
+            if (status.st_dev, status.st_ino) == self._identity:
+                os.close(self._fd)
+
+
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long
+    ]  # fmt: skip
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc
+
+
+def _map(fd: int) -> int:
+    """The address of the file. The module mmap would keep a descriptor of its own, by number."""
+    import mmap
+
+    address = _libc().mmap(None, _BYTES, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+    if address in (None, ctypes.c_void_p(-1).value):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(address)

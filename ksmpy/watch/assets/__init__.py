@@ -1,0 +1,3 @@
+"""What a report page is made of."""
+
+from __future__ import annotations

@@ -1,0 +1,48 @@
+"""What the engines of a process have noted, read from outside: see engine.history."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ksmpy.engine.history import FILE_NAME, Past, birth, read_past
+
+__all__ = ["pasts"]
+
+_ATTEMPTS = 5
+
+
+def pasts(pid: int) -> list[Past]:
+    """Of each engine of a process; of those that it was forked with, nothing.
+
+    OSError when the process is gone, or may not be looked at.
+    """
+    found = []
+    for entry in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda entry: int(entry.name)):
+        try:
+            past = _read(entry) if os.readlink(entry).startswith(FILE_NAME) else None
+        except OSError:
+            continue  # closed meanwhile
+        if past is not None and (past.pid, past.birth) == (_own_pid(pid), birth(pid)):
+            found.append(past)
+    return found
+
+
+def _own_pid(pid: int) -> int:
+    """What a process calls itself, in a container of its own."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("NSpid:"):
+            return int(line.split()[-1])
+    return pid
+
+
+def _read(entry: Path) -> Past | None:
+    descriptor = os.open(entry, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for _ in range(_ATTEMPTS):
+            past = read_past(os.pread(descriptor, 1 << 17, 0))
+            if past is not None:
+                return past
+        return None
+    finally:
+        os.close(descriptor)
