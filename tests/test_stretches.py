@@ -222,10 +222,7 @@ def test_zeros_take_neither_frames_nor_mappings(engine: Any, mode: Mode) -> None
     engine.scan(eager=True)
     stats = engine.stats()
     assert (stats.pages_shared, stats.ksm_zero_pages) == (0, 4096 + 512)
-    # Taken away and tracked, a page alone comes back with an identity of its own: only Linux 6.7
-    # tracks writes and cannot move pages, so nobody gets that mode unasked on another kernel.
-    if (mode.freeze, mode.tracking) != ("uffd-remap", "wp-async"):
-        assert _inside(array, zeros) <= before + (2 if mode.freeze == "signal" else 0)
+    assert _inside(array, zeros) <= before + (2 if mode.freeze == "signal" else 0)
     assert not zeros.any() and not array.reshape(-1, PAGE)[::2].any()
     engine._core.check()
 

@@ -8,9 +8,14 @@
 #include "freeze/stage.h"
 #include "os/uffd.h"
 
+bool gate_is_in_place(const struct freezer *fz)
+{
+    return fz->to_zeros && !fz->ops->zeros_away;
+}
+
 int gate_of(const struct freezer *fz)
 {
-    return fz->to_zeros ? fz->wp_fd : fz->removals.gate_fd;
+    return gate_is_in_place(fz) ? fz->wp_fd : fz->removals.gate_fd;
 }
 
 int gate_take(struct freezer *fz, uintptr_t address, uint64_t n, int uffd_mode)

@@ -7,10 +7,17 @@
 #ifndef KSMPY_FREEZE_GATE_H
 #define KSMPY_FREEZE_GATE_H
 
+#include <stdbool.h>
+
 #include "freeze/ops.h"
 
-/* What is frozen belongs to it; where nothing becomes an overlay, nobody asks who gives it back. */
+/* What is frozen belongs to it. */
 int gate_of(const struct freezer *fz);
+/*
+ * Nothing becomes an overlay, and nothing is away: who gives back what is frozen waits for nobody,
+ * and neither do we when we empty it.
+ */
+bool gate_is_in_place(const struct freezer *fz);
 /* From home to the gate. On error too gate_give_back() is to be called. */
 int gate_take(struct freezer *fz, uintptr_t address, uint64_t n, int uffd_mode);
 /* Back home, but for overlays; whoever waits goes on. */

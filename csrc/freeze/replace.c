@@ -39,6 +39,12 @@ int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
     return error;
 }
 
+int freezer_block_in_place(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    int error = freezer_block_writers(fz, address, n);
+    return error ? error : os_unprotected(fz->pagemap_fd, address, n, fz->hole);
+}
+
 /*
  * A failed mremap that has unmapped its target leaves nothing but our copy.
  * os_can_map() makes that unlikely; here it is made good.

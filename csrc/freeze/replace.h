@@ -10,6 +10,11 @@
 
 /* Protects what belongs to wp_fd: from then on its writers wait. */
 int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n);
+/*
+ * The same of what is to be frozen where it is.  A page that was not there could not be protected,
+ * and may have come meanwhile: a hole.
+ */
+int freezer_block_in_place(struct freezer *fz, uintptr_t address, uint64_t n);
 /* Of overlay pages that no thread can write now: -EBUSY when a device may do so, into a copy. */
 int freezer_still(struct freezer *fz, uintptr_t address, uint64_t n);
 /* What they show, to the stage; -EFAULT: a part of them is gone. */

@@ -18,6 +18,7 @@
 #include "freeze/gate.h"
 #include "freeze/home.h"
 #include "freeze/ops.h"
+#include "freeze/replace.h"
 #include "freeze/shadow.h"
 #include "freeze/stage.h"
 #include "os/clock.h"
@@ -174,8 +175,27 @@ static int check_registered(struct freezer *fz, uintptr_t address, uint64_t n)
     return filled == -EAGAIN ? -EAGAIN : -EPERM;
 }
 
+/*
+ * What will be zeros stays where it is, and only its writers wait: memory that mremap has moved is
+ * a mapping of its own for ever.
+ */
+static int64_t freeze_in_place(struct freezer *fz, uintptr_t address, uint64_t n,
+                               const uint8_t **view)
+{
+    fz->window = NULL;
+    int error = check_registered(fz, address, n);
+    if (!error)
+        error = gate_take(fz, address, n, OS_UFFD_WP);
+    if (!error)
+        error = freezer_block_in_place(fz, address, n);
+    *view = (const uint8_t *)address;
+    return error ? error : (int64_t)n;
+}
+
 static int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
+    if (gate_is_in_place(fz))
+        return freeze_in_place(fz, address, n, view);
     int error = need_window(fz, n); /* first: the thaw after any error drops n pages of it */
     if (!error)
         error = check_registered(fz, address, n);
@@ -275,6 +295,8 @@ static void remap_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64
 
 static void uffd_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
 {
+    if (gate_is_in_place(fz))
+        return;
     uintptr_t to = address + bytes_of(first), from = *fz->window + bytes_of(first);
     fz->torn = true;
     if (moves(fz))
@@ -283,9 +305,20 @@ static void uffd_restore(struct freezer *fz, uintptr_t address, uint64_t first, 
         remap_pages(fz, to, from, n);
 }
 
+/* Holes are filled, since the first touch of one would come to the fault thread. */
+static int zero_in_place(uintptr_t address, uint64_t n)
+{
+    int error = os_empty(address, n);
+    if (!error)
+        os_populate(address, n, false);
+    return error;
+}
+
 static int uffd_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
     (void)vma_flags;
+    if (gate_is_in_place(fz))
+        return zero_in_place(address, n);
     for (int tries = 0; n; tries++) {
         int64_t done = os_uffd_zero(fz->wp_fd, address, n);
         if (done > 0) {
@@ -375,5 +408,6 @@ static void uffd_rebuild(struct freezer *fz, uintptr_t address, uintptr_t from, 
     .restore = uffd_restore, .zero = uffd_zero, .thaw = uffd_thaw, .shadow = uffd_shadow,          \
     .unoverlay = uffd_unoverlay, .rebuild = uffd_rebuild
 
-const struct freezer_ops freeze_by_moving = {WAY, .features = OS_UFFD_MOVE, .refuses_pinned = true};
+const struct freezer_ops freeze_by_moving = {WAY, .features = OS_UFFD_MOVE, .refuses_pinned = true,
+                                             .zeros_away = true};
 const struct freezer_ops freeze_by_remapping = {WAY};

@@ -67,16 +67,13 @@ static int take_over(struct freezer *fz, uintptr_t address, uint64_t n, int uffd
     return gate_take(fz, address, n, uffd_mode);
 }
 
-/* A page that was not there could not be protected, and may have come meanwhile: a hole. */
 static int64_t wp_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
     int error = take_over(fz, address, n, OS_UFFD_WP);
     if (error == -EPERM)
         return n > 1 ? -ENOENT : error;
     if (!error)
-        error = freezer_block_writers(fz, address, n);
-    if (!error)
-        error = os_unprotected(fz->pagemap_fd, address, n, fz->hole);
+        error = freezer_block_in_place(fz, address, n);
     if (error) {
         gate_give_back(fz, address, n);
         return error;

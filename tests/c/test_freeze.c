@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -177,6 +178,48 @@ static void what_is_being_given_back_is_not_frozen(void)
     give_back(&fz, range);
 }
 
+static _Atomic bool gave_back;
+
+static void *give_a_part_back(void *range)
+{
+    bool done =
+        madvise(page_at((uintptr_t)range, FIRST), bytes_of(END - FIRST), MADV_DONTNEED) == 0;
+    atomic_store(&gave_back, true);
+    return done ? range : NULL;
+}
+
+/* What does not become zeros goes back, but not what its owner has given back meanwhile. */
+static void what_is_given_back_while_it_is_frozen_for_zeros_is_gone(void)
+{
+    struct freezer fz;
+    pthread_t owner;
+    const uint8_t *view;
+    void *done = NULL;
+    int64_t got = 0;
+    uintptr_t range = new_range();
+    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
+    for (int tries = 0; got != N && tries < 1000; tries++) {
+        if (got > 0) {
+            freeze_restore(&fz, 0, (uint64_t)got);
+            thaw(&fz);
+        }
+        got = freeze_for_zeros(&fz, range, N, &view);
+    }
+    REQUIRE(got == N);
+    gave_back = false;
+    REQUIRE(pthread_create(&owner, NULL, give_a_part_back, (void *)range) == 0);
+    for (int i = 0; i < 1000 && !atomic_load(&gave_back); i++)
+        os_sleep_us(50);
+    freeze_restore(&fz, 0, N);
+    thaw(&fz);
+    pthread_join(owner, &done);
+    static const uint8_t zeros[(END - FIRST) * PAGE_SIZE];
+    CHECK(done && memcmp(page_at(range, FIRST), zeros, sizeof zeros) == 0);
+    CHECK(filled((const uint8_t *)range, FIRST, 1));
+    CHECK(filled(page_at(range, END), N - END, 1 + END));
+    give_back(&fz, range);
+}
+
 /* Its owner unmapped it while it was frozen, and somebody else got the place. */
 static void what_others_map_there_stays(void)
 {
@@ -299,6 +342,7 @@ int main(void)
             RUN(what_others_map_there_stays);
         if (way != KSMPY_FREEZE_SIGNAL)
             RUN(what_is_being_given_back_is_not_frozen);
+        RUN(what_is_given_back_while_it_is_frozen_for_zeros_is_gone);
         RUN(own_stack_is_never_frozen);
         RUN(own_memory_is_told);
         for (change = 0; change < CHANGES; change++) {
