@@ -44,6 +44,13 @@ def weights(seed: int, mebibytes: int = 4) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).integers(0, 256, mebibytes * MIB, dtype=np.uint8)
 
 
+def resize(state: dict[str, Any], key: str, nbytes: int) -> None:
+    """In place. From Python 3.14 on numpy lets only what a local variable alone has be resized."""
+    array = state.pop(key)
+    array.resize(nbytes)
+    state[key] = array
+
+
 @pytest.fixture(params=EACH_FREEZE, ids=str)
 def enabled(request: pytest.FixtureRequest) -> Iterator[Any]:
     """ksmpy.enable in each way of freezing, undone after the test."""
@@ -149,7 +156,13 @@ def test_unpickled_objects_are_found() -> None:
     gc.collect()
     address = model.weights.ctypes.data  # type: ignore[attr-defined]
     found = [item for item in named_memory(4 * MIB) if item.address == address]
-    assert [item.name for item in found] == ["weights"]
+    # From Python 3.13 on attributes may lie in the object itself, and then have no names; pickle
+    # may hold the buffer that it read from.
+    assert found and {item.name for item in found} <= {
+        "weights",
+        "in a Model",
+        "in a managedbuffer",
+    }
 
 
 def test_memory_without_an_object_is_found(looking: Any) -> None:
@@ -315,7 +328,7 @@ def test_adopted_arrays_can_be_resized(enabled: Any, way: str) -> None:
     state["c"].raw = wanted
     engine = enabled(adopt=way)
     merged(engine, 8000)
-    state["a"].resize(40 * MIB)
+    resize(state, "a", 40 * MIB)
     ctypes.resize(state["c"], 40 * MIB)
     assert state["a"][: LARGE * MIB].tobytes() == wanted == state["b"].tobytes()
     assert state["c"].raw[: LARGE * MIB] == wanted
@@ -339,7 +352,7 @@ def test_looks_take_no_references() -> None:
     thread.start()
     try:
         for i in range(3000):
-            state["a"].resize(2 * MIB + i % 2 * PAGE)
+            resize(state, "a", 2 * MIB + i % 2 * PAGE)
         until(lambda: len(seen) > 1, "no look")
     finally:
         stop.set()

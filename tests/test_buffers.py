@@ -373,7 +373,8 @@ def test_walk_reports_the_handle_itself_without_a_holder() -> None:
     capsule = ctypes.pythonapi.PyCapsule_New
     capsule.restype = ctypes.py_object
     handle = capsule(ctypes.c_void_p(PAGE_SIZE), None, None)
-    for obj in (handle, io.BytesIO(bytes(MIB))):
+    # From Python 3.14 on the collector knows what a BytesIO holds.
+    for obj in (handle, *([io.BytesIO(bytes(MIB))] if sys.version_info < (3, 14) else [])):
         found, refused = find_buffers((obj,), MIB)
         assert not found
         assert len(refused) == 1 and "Python cannot see it" in refused[0][1]

@@ -701,7 +701,7 @@ def test_enable_adopts_local_arrays(enabled: Any) -> None:
     """Arrays that only local variables hold are found as well, where that leaves no trace."""
     one, two = pattern(1), pattern(1)
     engine = enabled(adopt="objects")
-    until(lambda: engine.stats().pages_sharing >= 256, engine.regions, limit=patience(30))
+    until(lambda: engine.stats().pages_sharing >= 255, engine.regions, limit=patience(30))
     del one
     until(lambda: len(engine.regions()) <= 1, engine.regions)
     assert np.array_equal(two, pattern(1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 
 from ksmpy.errors import KsmpyError
 from ksmpy.whole.enable import enable_unasked
@@ -18,10 +17,6 @@ def begin() -> bool:
 
     The program does not know, so it hears of no failure either.
     """
-    # The program has not asked for the threads that it is warned of.
-    warnings.filterwarnings(
-        "ignore", "This process .* is multi-threaded, use of fork", DeprecationWarning
-    )
     try:
         return enable_unasked()
     except (KsmpyError, OSError, ValueError) as error:

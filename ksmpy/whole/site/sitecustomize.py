@@ -37,6 +37,15 @@ def _anonymous_bytes():
     return (int(words[1]) - int(words[2])) * os.sysconf("SC_PAGE_SIZE")
 
 
+class _ForkWarning:
+    """What Python 3.12 and later say when a process with several threads forks: as a pattern, which
+    needs no regular expression, and so no module.
+    """
+
+    def match(self, text, flags=0):
+        return text.startswith("This process (") and "is multi-threaded, use of fork" in text
+
+
 class _Follower:
     """Starts the engine of this process once it is worth it, and again in forked children."""
 
@@ -57,6 +66,7 @@ class _Follower:
         self._inherits = self._begun_here = False
         self._hooked = False
         self._logging = None  # if it was imported here
+        self._fork_warning = ("ignore", _ForkWarning(), DeprecationWarning, None, 0)
         self._base = _anonymous_bytes()
         self._renew()
         os.register_at_fork(
@@ -79,6 +89,7 @@ class _Follower:
         """Let a thread wait. Signals are the program's own threads': this one, and those that it
         starts, block them.
         """
+        self._ignore_fork_warning()
         mask = self._set_mask(self._block, self._quiet)
         try:
             self._start_thread(self._wait, (self._lock,))
@@ -86,6 +97,17 @@ class _Follower:
             pass
         finally:
             self._set_mask(self._set, mask)
+
+    def _ignore_fork_warning(self):
+        """The program has not asked for the threads that it would be warned of. Its own filters may
+        have come before ours.
+        """
+        import _warnings  # whose list the module takes, once somebody imports it
+
+        filters = getattr(sys.modules.get("warnings"), "filters", _warnings.filters)
+        filters[:] = [self._fork_warning] + [
+            item for item in filters if item is not self._fork_warning
+        ]
 
     def _wait(self, lock):
         seconds = _FIRST_SECONDS
@@ -118,6 +140,7 @@ class _Follower:
             os.register_at_fork(before=self._wait_for_engine)
             self._hooked = True
             self._logging = logging if fresh else None
+        self._ignore_fork_warning()
         try:
             from ksmpy.whole import follow
         except Exception:  # an environment without ksmpy, or modules that are half imported
