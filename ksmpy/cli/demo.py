@@ -42,7 +42,7 @@ class Demo(Command):
         from ksmpy.demo import story
 
         model = options.model or _model()
-        with progress(quiet=options.json) as update:
+        with progress(quiet=options.json, keep=True) as update:
             result = story.run(
                 model,
                 workers=options.workers,

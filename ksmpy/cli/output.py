@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
@@ -89,46 +90,75 @@ Update = Callable[[str, int, int], None]
 
 
 @contextlib.contextmanager
-def progress(*, quiet: bool = False) -> Iterator[Update]:
+def progress(*, quiet: bool = False, keep: bool = False) -> Iterator[Update]:
     """Show how far long work is, on stderr: gives a function to be called with (what, done,
     total).
 
-    A moving bar on a terminal; elsewhere a line as each kind of work begins and ends, so that a
-    log stays readable.
+    A moving bar on a terminal, for each kind of work; elsewhere a line for each time that it is
+    done. `keep`: the bars stay there in the end.
     """
     if quiet:
         yield lambda _what, _done, _total: None
     elif fancy(sys.stderr):
-        with _bars() as update:
+        with _bars(keep) as update:
             yield update
     else:
-        yield _lines()
+        lines = _Lines()
+        try:
+            yield lines.update
+        finally:
+            lines.close()
 
 
 @contextlib.contextmanager
-def _bars() -> Iterator[Update]:
+def _bars(keep: bool) -> Iterator[Update]:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    columns = (
+        TextColumn("{task.description:>12}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=not keep) as bars:
         tasks: dict[str, TaskID] = {}
+        over: set[str] = set()
 
         def update(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what)
+            elif what in over and done < total:  # the same kind of work, once more
+                bars.reset(tasks[what])
+                over.discard(what)
+            if done >= total:
+                over.add(what)
             bars.update(tasks[what], completed=done, total=total)
 
         yield update
 
 
-def _lines() -> Update:
-    shown: tuple[str, bool] | None = None
+class _Lines:
+    """Without a terminal: what begins, and on the same line how long it took."""
 
-    def update(what: str, done: int, total: int) -> None:
-        nonlocal shown
-        state = (what, done >= total)
-        if state != shown:
-            shown = state
-            print(f"{what}: {'done' if done >= total else '...'}", file=sys.stderr, flush=True)
+    def __init__(self) -> None:
+        self._open = ""
+        self._since = 0.0
 
-    return update
+    def update(self, what: str, done: int, total: int) -> None:
+        if what != self._open:
+            self.close()
+            if done >= total:  # told before, or over before anybody could see it
+                return
+            self._open, self._since = what, time.monotonic()
+            print(f"{what} ...", end="", file=sys.stderr, flush=True)
+        elif done >= total:
+            self._open = ""
+            seconds = time.monotonic() - self._since
+            print(f" done in {seconds:.1f} s", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """End the line of what was left unfinished."""
+        if self._open:
+            self._open = ""
+            print(file=sys.stderr, flush=True)

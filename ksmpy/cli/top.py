@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
+from functools import partial
+from typing import TYPE_CHECKING
 
-from ksmpy.cli.command import Command, CommandError, Parser, at_least
-from ksmpy.cli.output import fancy, human_bytes, print_json, table
+from ksmpy.cli.command import Command, Parser, at_least
+from ksmpy.cli.output import print_json, table
 from ksmpy.cli.stats import COLUMNS, row
-from ksmpy.watch.observe import Observation, observe, observe_all
+
+if TYPE_CHECKING:
+    from ksmpy.cli.board import Look
 
 
 def _interval(text: str) -> float:
@@ -20,10 +25,11 @@ def _interval(text: str) -> float:
 
 
 class Top(Command):
-    """live table of the processes that use ksmpy
+    """live table of all processes and stores of this user, or of one process
 
-    Without a terminal, one table for each look; --count says how many (1 then, without end on a
-    terminal).
+    Keys: s m w p v n i sort by saved, merged, written since, PSS, mappings, command, PID; arrows
+    choose a process, Enter shows its buffers, q quits. Without a terminal (or with NO_COLOR), one
+    table for each look; --count says how many (1 then, without end on a terminal).
     """
 
     name = "top"
@@ -37,58 +43,48 @@ class Top(Command):
         parser.add_argument("pid", nargs="?", type=at_least(1), metavar="PID")
 
     def run(self, options: argparse.Namespace) -> int:
-        live = fancy(sys.stdout) and not options.json
-        left = options.count if options.count is not None else (None if live else 1)
+        from ksmpy.cli.board import take_a_look
+
+        expanded = {options.pid} if options.pid else set()
+        first = take_a_look(options.pid, expanded)
         try:
-            if live:
-                self._live(options, left)
+            if options.json or not _terminal():
+                self._plain(options, first)
             else:
-                self._plain(options, left)
+                from ksmpy.cli.screen import show
+
+                look = partial(take_a_look, options.pid)
+                show(first, look, options.interval, options.count)
         except KeyboardInterrupt:
             pass  # the way to leave it
         return 0
 
-    @staticmethod
-    def _look(options: argparse.Namespace) -> list[Observation]:
-        return [observe(options.pid)] if options.pid else observe_all()
+    def _plain(self, options: argparse.Namespace, look: Look) -> None:
+        from ksmpy.cli.board import take_a_look
 
-    def _plain(self, options: argparse.Namespace, left: int | None) -> None:
-        while True:
-            seen = self._look(options)
+        for left in range(options.count or 1, 0, -1):
             if options.json:
-                print_json(seen)
+                print_json(look.processes)
             else:
-                table(time.strftime("%H:%M:%S"), COLUMNS, [row(each) for each in seen])
+                clock = time.strftime("%H:%M:%S", time.localtime(look.moment))
+                table(clock, COLUMNS, [row(each) for each in look.processes])
             sys.stdout.flush()
-            left = left - 1 if left is not None else None
-            if left == 0:
-                return
-            time.sleep(options.interval)
-
-    def _live(self, options: argparse.Namespace, left: int | None) -> None:
-        from rich.live import Live
-        from rich.table import Table
-
-        with Live(auto_refresh=False, screen=options.count is None) as screen:
-            while left is None or left > 0:
-                try:
-                    seen = self._look(options)
-                except CommandError:
-                    if left == options.count:
-                        raise  # it never was there
-                    return
-                drawn = Table(
-                    title=f"{time.strftime('%H:%M:%S')}  saved {human_bytes(_saved(seen))}"
-                )
-                for number, name in enumerate(COLUMNS):
-                    drawn.add_column(name, justify="left" if number < 2 else "right")
-                for each in seen:
-                    drawn.add_row(*map(str, row(each)))
-                screen.update(drawn, refresh=True)
-                left = left - 1 if left is not None else None
-                if left != 0:
-                    time.sleep(options.interval)
+            if left > 1:
+                time.sleep(options.interval)
+                look = take_a_look(options.pid, set())
 
 
-def _saved(seen: list[Observation]) -> int:
-    return sum(each.saved_bytes for each in seen)
+def _terminal() -> bool:
+    """Whether there is one to draw on, and a keyboard."""
+    term = os.environ.get("TERM", "dumb")
+    if os.environ.get("NO_COLOR") or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    try:
+        import curses
+    except ImportError:  # an interpreter that was built without it
+        return False
+    try:
+        curses.setupterm(term, sys.stdout.fileno())
+    except curses.error:
+        return False
+    return bool(curses.tigetstr("cup"))  # the cursor can be moved

@@ -10,22 +10,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ksmpy import proc
-from ksmpy.engine.history import Past
 from ksmpy.errors import CommandError, StoreError
 from ksmpy.native import PAGE_SIZE
 from ksmpy.store.files import is_shared_store, is_store
 from ksmpy.watch import advice
 from ksmpy.watch.memory_map import Strip, strips
-from ksmpy.watch.observe import Observation, observe, users
-from ksmpy.watch.pages import File, Kind, Look, look
-from ksmpy.watch.past import pasts
+from ksmpy.watch.pages import File, Kind
 from ksmpy.watch.stores import named_stores, shown
-from ksmpy.watch.ties import Copy, Holder, Sharing, Tie, sharing
+from ksmpy.watch.subjects import Subject, counters, subjects, who_shares
+from ksmpy.watch.ties import Copy, Sharing, Tie
 from ksmpy.watch.timeline import Timeline, timeline
 
 if TYPE_CHECKING:
@@ -36,9 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LeftOut", "Portrait", "ProcessFigures", "StoreFigures", "Totals", "portrait"]
 
-UNNAMED = "unnamed memory"
-# Buffers of a process that have a name in the picture: those with most on frames.
-_NAMED = 12
 _LITTLE = 1 << 20
 
 
@@ -157,40 +151,6 @@ class Portrait:
     """Processes that could not be looked at, and why."""
 
 
-@dataclass
-class _Subject:
-    """One process while it is looked at."""
-
-    seen: Observation
-    sizes: dict[str, int]
-    look: Look
-    pasts: list[Past]
-    parent: int
-    started: float
-    program: str
-    mappings: list[proc.Mapping]
-    regions: list[tuple[int, int, str]] = field(default_factory=list)
-    rows: Any = None  # of each stretch: its buffer's number
-    users: Any = None  # of each page on a frame: how many pages its frame has
-
-    @property
-    def pid(self) -> int:
-        return self.seen.pid
-
-    def fact(self, name: str, default: Any = None) -> Any:
-        """The first engine's."""
-        return next((each.facts[name] for each in self.pasts if name in each.facts), default)
-
-    def counted(self, name: str) -> int:
-        """The sum of a counter over the process's engines."""
-        return sum(_counters(past).get(name, 0) for past in self.pasts)
-
-
-def _counters(past: Past) -> dict[str, int]:
-    counters = past.facts.get("stats", {})
-    return counters if isinstance(counters, dict) else {}
-
-
 def portrait(pids: Iterable[int] | None = None) -> Portrait:
     """Look at processes, and at all who share a store with them; None: at all that use ksmpy.
 
@@ -200,17 +160,21 @@ def portrait(pids: Iterable[int] | None = None) -> Portrait:
     from importlib.metadata import version
 
     begin, taken = time.perf_counter(), time.time()
-    subjects, unseen = _subjects(None if pids is None else set(pids))
-    shared = _who_shares(subjects)
-    stores = _stores(subjects)
-    processes = tuple(_figures(subject) for subject in subjects)
-    noted = {subject.pid: subject.pasts for subject in subjects if _samples(subject)}
+    found, unseen = subjects(None if pids is None else set(pids))
+    if not found:
+        raise CommandError(
+            "no process here uses ksmpy", "start one by ksmpy run, or try ksmpy demo"
+        )
+    shared = who_shares(found)
+    stores = _stores(found)
+    processes = tuple(_figures(subject) for subject in found)
+    noted = {subject.pid: subject.pasts for subject in found if _samples(subject)}
     line = timeline(noted, [each for each in processes if each.pid in noted], taken)
     return Portrait(
         version=version("ksmpy"),
         taken=taken,
         seconds=time.perf_counter() - begin,
-        totals=_totals(subjects, processes, stores, shared, line),
+        totals=_totals(found, processes, stores, shared, line),
         processes=processes,
         stores=stores,
         copies=tuple(shared.copies),
@@ -218,171 +182,23 @@ def portrait(pids: Iterable[int] | None = None) -> Portrait:
         timeline=line,
         strips=tuple(
             strip
-            for subject in subjects
+            for subject in found
             for strip in strips(
                 subject.pid, subject.look, subject.users, subject.regions, bool(subject.pasts)
             )
         ),
-        left_out=_left_out(subjects),
+        left_out=_left_out(found),
         unseen=tuple(unseen),
     )
-
-
-# ---- looking ------------------------------------------------------------------------------------
-
-
-def _subjects(wanted: set[int] | None) -> tuple[list[_Subject], list[str]]:
-    stores = {pid: _stores_of(pid) for pid in users()}
-    for pid in sorted((wanted or set()) - set(stores)):
-        observe(pid)  # says what is the matter with it
-        raise CommandError(
-            f"process {pid} has merged nothing", "ksmpy analyze says what it would save"
-        )
-    found, unseen = [], []
-    files: dict[File, int] = {}
-    for pid in sorted(stores if wanted is None else _connected(stores, wanted)):
-        try:
-            found.append(_subject(pid, files))
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended meanwhile
-        except (CommandError, OSError) as error:
-            if os.path.exists(f"/proc/{pid}"):
-                unseen.append(str(error))
-    if not found:
-        raise CommandError(
-            "no process here uses ksmpy", "start one by ksmpy run, or try ksmpy demo"
-        )
-    return found, unseen
-
-
-def _stores_of(pid: int) -> set[tuple[bytes, bytes]]:
-    """Which files of stores it has mapped, by device and inode; none when it is gone."""
-    try:
-        rows = proc.raw_mappings(pid)
-    except OSError:
-        return set()
-    return {(row[4], row[5]) for row in rows if b"ksmpy" in row[6] and is_store(row[6].decode())}
-
-
-def _connected(stores: dict[int, set[tuple[bytes, bytes]]], wanted: set[int]) -> set[int]:
-    """Those, and whoever shares a store with one of them."""
-    reached = set(wanted)
-    while True:
-        common: set[tuple[bytes, bytes]] = set().union(*(stores[pid] for pid in reached))
-        more = {pid for pid, mine in stores.items() if common & mine} | wanted
-        if more == reached:
-            return reached
-        reached = more
-
-
-def _subject(pid: int, files: dict[File, int]) -> _Subject:
-    mappings = proc.smaps(pid)
-    seen = observe(pid, mappings)
-    noted = pasts(pid)
-    regions = sorted(
-        (address, address + nbytes, name)
-        for past in noted
-        for address, nbytes, name in past.facts["regions"]  # type: ignore[attr-defined]
-    )
-    edges = [edge for start, end, _ in regions for edge in (start, end)]
-    parent, started = _origin(pid)
-    return _Subject(
-        seen,
-        proc.rollup(pid),
-        look(pid, mappings, files, edges),
-        noted,
-        parent,
-        started,
-        _program(pid),
-        mappings,
-        regions,
-    )
-
-
-def _origin(pid: int) -> tuple[int, float]:
-    """Its parent, and when it began."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        fields = file.read().rpartition(b")")[2].split()
-    ticks = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return int(fields[1]), time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks
-
-
-def _program(pid: int) -> str:
-    """Its name and what that runs; what else it was given may be secret."""
-    with open(f"/proc/{pid}/cmdline", "rb") as file:
-        words = file.read().decode(errors="replace").rstrip("\0").split("\0")
-    told = [words[0] if " " in words[0] else os.path.basename(words[0])]
-    for word in words[1:]:
-        if word == "-c":
-            return shown(f"{told[0]} -c")
-        if not word.startswith("-"):
-            told.append(os.path.basename(word))
-            break
-    return shown(" ".join(told)[:60])
-
-
-# ---- who shares with whom -----------------------------------------------------------------------
-
-
-def _who_shares(subjects: list[_Subject]) -> Sharing:
-    import numpy as np
-
-    rows: list[Holder] = []
-    row_parts, frame_parts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for subject in subjects:
-        _number(subject, rows)
-        seen = subject.look
-        on = seen.kind == Kind.SHARED
-        pages = seen.pages[on]
-        first = (seen.store[on] << 40) + seen.frame[on]
-        total = int(pages.sum())
-        # A stretch's frames in a row: its first one, and how far in it the page lies.
-        into = np.arange(total) - np.repeat(np.cumsum(pages) - pages, pages)
-        frame_parts.append(np.repeat(first, pages) + into)
-        row_parts.append(np.repeat(subject.rows[on], pages))
-    result = sharing(rows, np.concatenate(row_parts), np.concatenate(frame_parts))
-    ends = np.cumsum([len(part) for part in frame_parts])
-    for subject, start, end in zip(subjects, ends[:-1], ends[1:], strict=True):
-        subject.users = result.users[start:end]
-    return result
-
-
-def _number(subject: _Subject, rows: list[Holder]) -> None:
-    """Give each stretch the number of its buffer in `rows`, to which the process's are added."""
-    import numpy as np
-
-    seen, regions = subject.look, subject.regions
-    starts = np.array([start for start, _, _ in regions], np.int64)
-    ends = np.array([end for _, end, _ in regions], np.int64)
-    index = np.searchsorted(starts, seen.start, side="right") - 1
-    inside = index >= 0
-    inside[inside] = seen.start[inside] < ends[index[inside]]
-    index = np.where(inside, index, len(regions))
-    weight = np.bincount(
-        index, weights=np.where(seen.kind == Kind.SHARED, seen.pages, 0), minlength=len(regions) + 1
-    )
-    names = [name for _, _, name in regions] + [UNNAMED]
-    best = sorted(range(len(names)), key=lambda number: -weight[number])
-    numbers = np.zeros(len(names), np.int64)
-    labels: dict[str, int] = {}
-    for rank, number in enumerate(best):
-        label = names[number] if rank < _NAMED else "other buffers"
-        if label not in labels:
-            labels[label] = len(rows)
-            rows.append(Holder(subject.pid, label))
-        numbers[number] = labels[label]
-    subject.rows = numbers[index]
 
 
 # ---- figures ------------------------------------------------------------------------------------
 
 
-def _figures(subject: _Subject) -> ProcessFigures:
+def _figures(subject: Subject) -> ProcessFigures:
     import numpy as np
 
     seen, sizes, pages = subject.seen, subject.sizes, subject.look
-    parts = float((1 - 1 / subject.users).sum()) if len(subject.users) else 0.0
-    zero = subject.counted("ksm_zero_pages") * PAGE_SIZE
     counts = np.bincount(pages.kind, weights=pages.pages, minlength=len(Kind))
     alone = int((subject.users == 1).sum())
     counts[Kind.KEPT], counts[Kind.SHARED] = alone, counts[Kind.SHARED] - alone
@@ -397,12 +213,12 @@ def _figures(subject: _Subject) -> ProcessFigures:
         swap_bytes=sizes.get("Swap", 0),
         on_frames_bytes=int(len(subject.users)) * PAGE_SIZE,
         written_bytes=int(counts[Kind.WRITTEN]) * PAGE_SIZE,
-        zero_bytes=zero,
-        saved_bytes=round(parts) * PAGE_SIZE + zero,
+        zero_bytes=subject.zero_bytes,
+        saved_bytes=subject.saved_bytes,
         kernel_mapped_bytes=seen.merged_bytes,
         kernel_copied_bytes=seen.written_bytes,
         metadata_bytes=sum(
-            _counters(past).get("metadata_bytes", 0)
+            counters(past).get("metadata_bytes", 0)
             for past in subject.pasts
             if not past.facts.get("shared_store")
         ),
@@ -417,20 +233,20 @@ def _figures(subject: _Subject) -> ProcessFigures:
     )
 
 
-def _last(subject: _Subject, value: Any) -> float | None:
+def _last(subject: Subject, value: Any) -> float | None:
     values = [value(past) for past in subject.pasts if past.samples]
     return sum(values) if values else None
 
 
-def _samples(subject: _Subject) -> int:
+def _samples(subject: Subject) -> int:
     return sum(len(past.samples) for past in subject.pasts)
 
 
-def _stores(subjects: list[_Subject]) -> tuple[StoreFigures, ...]:
+def _stores(among: list[Subject]) -> tuple[StoreFigures, ...]:
     pids: dict[File, set[int]] = {}
     names: dict[File, str] = {}
     in_pss: dict[File, int] = {}
-    for subject in subjects:
+    for subject in among:
         for each in subject.mappings:
             if is_store(each.path):
                 sizes = each.sizes
@@ -441,7 +257,7 @@ def _stores(subjects: list[_Subject]) -> tuple[StoreFigures, ...]:
                 pids.setdefault(file, set()).add(subject.pid)
                 names[file] = each.path.removesuffix(" (deleted)")
                 in_pss[file] = in_pss.get(file, 0) + part
-    kept = _kept(subjects)
+    kept = _kept(among)
     known = {store.path: shown(store.name) for store in _named()}
     return tuple(
         StoreFigures(
@@ -462,10 +278,10 @@ def _named() -> list[Any]:
         return []
 
 
-def _kept(subjects: list[_Subject]) -> dict[File, int]:
+def _kept(among: list[Subject]) -> dict[File, int]:
     """The memory that files of stores take: from who has a descriptor of it."""
     found: dict[File, int] = {}
-    for subject in subjects:
+    for subject in among:
         try:
             for entry in Path(f"/proc/{subject.pid}/fd").iterdir():
                 try:
@@ -482,7 +298,7 @@ def _kept(subjects: list[_Subject]) -> dict[File, int]:
 
 
 def _totals(
-    subjects: list[_Subject],
+    among: list[Subject],
     processes: tuple[ProcessFigures, ...],
     stores: tuple[StoreFigures, ...],
     shared: Sharing,
@@ -498,8 +314,8 @@ def _totals(
     saved = max(0, on_frames - frames + zero - overhead)
     paid = total("pss_bytes") + kept - sum(store.in_pss_bytes for store in stores)
     seconds = [each.scan_seconds for each in processes if each.scan_seconds is not None]
-    pids = {subject.pid for subject in subjects}
-    parents = [subject.parent for subject in subjects]
+    pids = {subject.pid for subject in among}
+    parents = [subject.parent for subject in among]
     return Totals(
         paid_bytes=paid,
         saved_bytes=saved,
@@ -521,11 +337,11 @@ def _totals(
     )
 
 
-def _left_out(subjects: list[_Subject]) -> tuple[LeftOut, ...]:
+def _left_out(among: list[Subject]) -> tuple[LeftOut, ...]:
     """By reason, the largest first; what is counted in times behind what is in bytes."""
     nbytes: dict[str, dict[int, int]] = {}
     times: dict[str, dict[int, int]] = {}
-    for subject in subjects:
+    for subject in among:
         for reason, size in _reasons(subject):
             mine = nbytes.setdefault(reason, {})
             mine[subject.pid] = mine.get(subject.pid, 0) + size
@@ -549,12 +365,12 @@ def _left_out(subjects: list[_Subject]) -> tuple[LeftOut, ...]:
     )
 
 
-def _reasons(subject: _Subject) -> Iterable[tuple[str, int]]:
+def _reasons(subject: Subject) -> Iterable[tuple[str, int]]:
     coverage = subject.fact("coverage")
     return _unregistered(subject) if coverage is None else map(tuple, coverage["left"])
 
 
-def _unregistered(subject: _Subject) -> Iterable[tuple[str, int]]:
+def _unregistered(subject: Subject) -> Iterable[tuple[str, int]]:
     """Private memory that no region has, of a process whose engine tells of its regions."""
     import numpy as np
 

@@ -1,0 +1,221 @@
+"""Processes that use ksmpy, looked at from outside, and who of them shares with whom."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ksmpy import proc
+from ksmpy.engine.history import Past
+from ksmpy.errors import CommandError
+from ksmpy.native import PAGE_SIZE
+from ksmpy.store.files import is_store
+from ksmpy.watch.observe import Observation, observe, users
+from ksmpy.watch.pages import File, Kind, Look, look
+from ksmpy.watch.past import pasts
+from ksmpy.watch.stores import shown
+from ksmpy.watch.ties import Holder, Sharing, sharing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Integers = NDArray[np.int64]
+
+__all__ = ["UNNAMED", "Subject", "counters", "subjects", "who_shares"]
+
+UNNAMED = "unnamed memory"
+# Buffers of a process that have a name in the picture: those with most on frames.
+_NAMED = 12
+
+
+@dataclass
+class Subject:
+    """One process while it is looked at."""
+
+    seen: Observation
+    sizes: dict[str, int]
+    look: Look
+    pasts: list[Past]
+    parent: int
+    started: float
+    program: str
+    mappings: list[proc.Mapping]
+    regions: list[tuple[int, int, str]] = field(default_factory=list)
+    rows: Any = None  # of each stretch: its buffer's number
+    users: Any = None  # of each page on a frame: how many pages its frame has
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self.seen.pid
+
+    def fact(self, name: str, default: Any = None) -> Any:
+        """The first engine's."""
+        return next((each.facts[name] for each in self.pasts if name in each.facts), default)
+
+    @property
+    def zero_bytes(self) -> int:
+        """Zeros that were given back, as its engines count them."""
+        return self.counted("ksm_zero_pages") * PAGE_SIZE
+
+    @property
+    def saved_bytes(self) -> int:
+        """Its part: of a page that k pages share, (k - 1) / k; and its zeros."""
+        parts = float((1 - 1 / self.users).sum()) if len(self.users) else 0.0
+        return round(parts) * PAGE_SIZE + self.zero_bytes
+
+    def counted(self, name: str) -> int:
+        """The sum of a counter over the process's engines."""
+        return sum(counters(past).get(name, 0) for past in self.pasts)
+
+
+def counters(past: Past) -> dict[str, int]:
+    """Those of an engine, by their names."""
+    found = past.facts.get("stats", {})
+    return found if isinstance(found, dict) else {}
+
+
+def subjects(wanted: set[int] | None) -> tuple[list[Subject], list[str]]:
+    """Those, and all who share a store with one of them; None: all that use ksmpy. And why others
+    could not be looked at. CommandError when one that was named is not there, or uses no ksmpy.
+    """
+    stores = {pid: _stores_of(pid) for pid in users()}
+    for pid in sorted((wanted or set()) - set(stores)):
+        observe(pid)  # says what is the matter with it
+        raise CommandError(
+            f"process {pid} has merged nothing", "ksmpy analyze says what it would save"
+        )
+    found, unseen = [], []
+    files: dict[File, int] = {}
+    for pid in sorted(stores if wanted is None else _connected(stores, wanted)):
+        try:
+            found.append(_subject(pid, files))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended meanwhile
+        except (CommandError, OSError) as error:
+            if os.path.exists(f"/proc/{pid}"):
+                unseen.append(str(error))
+    return found, unseen
+
+
+def _stores_of(pid: int) -> set[tuple[bytes, bytes]]:
+    """Which files of stores it has mapped, by device and inode; none when it is gone."""
+    try:
+        rows = proc.raw_mappings(pid)
+    except OSError:
+        return set()
+    return {(row[4], row[5]) for row in rows if b"ksmpy" in row[6] and is_store(row[6].decode())}
+
+
+def _connected(stores: dict[int, set[tuple[bytes, bytes]]], wanted: set[int]) -> set[int]:
+    """Those, and whoever shares a store with one of them."""
+    reached = set(wanted)
+    while True:
+        common: set[tuple[bytes, bytes]] = set().union(*(stores[pid] for pid in reached))
+        more = {pid for pid, mine in stores.items() if common & mine} | wanted
+        if more == reached:
+            return reached
+        reached = more
+
+
+def _subject(pid: int, files: dict[File, int]) -> Subject:
+    mappings = proc.smaps(pid)
+    seen = observe(pid, mappings)
+    noted = pasts(pid)
+    regions = sorted(
+        (address, address + nbytes, name)
+        for past in noted
+        for address, nbytes, name in past.facts["regions"]  # type: ignore[attr-defined]
+    )
+    edges = [edge for start, end, _ in regions for edge in (start, end)]
+    parent, started = _origin(pid)
+    return Subject(
+        seen,
+        proc.rollup(pid),
+        look(pid, mappings, files, edges),
+        noted,
+        parent,
+        started,
+        _program(pid),
+        mappings,
+        regions,
+    )
+
+
+def _origin(pid: int) -> tuple[int, float]:
+    """Its parent, and when it began."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    ticks = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return int(fields[1]), time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks
+
+
+def _program(pid: int) -> str:
+    """Its name and what that runs; what else it was given may be secret."""
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        words = file.read().decode(errors="replace").rstrip("\0").split("\0")
+    told = [words[0] if " " in words[0] else os.path.basename(words[0])]
+    for word in words[1:]:
+        if word == "-c":
+            return shown(f"{told[0]} -c")
+        if not word.startswith("-"):
+            told.append(os.path.basename(word))
+            break
+    return shown(" ".join(told)[:60])
+
+
+# ---- who shares with whom -----------------------------------------------------------------------
+
+
+def who_shares(among: list[Subject]) -> Sharing:
+    """What they have in common; each learns how many pages the frames of its own ones have."""
+    import numpy as np
+
+    rows: list[Holder] = []
+    row_parts, frame_parts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for subject in among:
+        _number(subject, rows)
+        seen = subject.look
+        on = seen.kind == Kind.SHARED
+        pages = seen.pages[on]
+        first = (seen.store[on] << 40) + seen.frame[on]
+        total = int(pages.sum())
+        # A stretch's frames in a row: its first one, and how far in it the page lies.
+        into = np.arange(total) - np.repeat(np.cumsum(pages) - pages, pages)
+        frame_parts.append(np.repeat(first, pages) + into)
+        row_parts.append(np.repeat(subject.rows[on], pages))
+    result = sharing(rows, np.concatenate(row_parts), np.concatenate(frame_parts))
+    ends = np.cumsum([len(part) for part in frame_parts])
+    for subject, start, end in zip(among, ends[:-1], ends[1:], strict=True):
+        subject.users = result.users[start:end]
+    return result
+
+
+def _number(subject: Subject, rows: list[Holder]) -> None:
+    """Give each stretch the number of its buffer in `rows`, to which the process's are added."""
+    import numpy as np
+
+    seen, regions = subject.look, subject.regions
+    starts = np.array([start for start, _, _ in regions], np.int64)
+    ends = np.array([end for _, end, _ in regions], np.int64)
+    index = np.searchsorted(starts, seen.start, side="right") - 1
+    inside = index >= 0
+    inside[inside] = seen.start[inside] < ends[index[inside]]
+    index = np.where(inside, index, len(regions))
+    weight = np.bincount(
+        index, weights=np.where(seen.kind == Kind.SHARED, seen.pages, 0), minlength=len(regions) + 1
+    )
+    names = [name for _, _, name in regions] + [UNNAMED]
+    best = sorted(range(len(names)), key=lambda number: -weight[number])
+    numbers = np.zeros(len(names), np.int64)
+    labels: dict[str, int] = {}
+    for rank, number in enumerate(best):
+        label = names[number] if rank < _NAMED else "other buffers"
+        if label not in labels:
+            labels[label] = len(rows)
+            rows.append(Holder(subject.pid, label))
+        numbers[number] = labels[label]
+    subject.rows = numbers[index]
