@@ -248,10 +248,62 @@ def test_untouched_memory_is_left(looking: Any) -> None:
     for _ in range(2):
         adopter.look(engine._core)
     assert not any(engine._core.overlapping(address, address + 64 * MIB))
-    assert mappings.present_bytes((address, address + 64 * MIB)) == 0
+    assert not mappings.is_in_memory((address, address + 64 * MIB))
     assert dict(adopter.coverage.left)["not in memory"] >= 64 * MIB
     engine.close()
     room.close()
+
+
+def test_a_reservation_is_adopted_as_far_as_it_is_used(looking: Any) -> None:
+    """Of memory that is filled from its start, like malloc's arenas, that part is adopted."""
+    engine, adopter = looking
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
+    room = mmap.mmap(-1, 256 * MIB, flags=flags)
+    address = np.frombuffer(room, np.uint8).ctypes.data // (64 * MIB) * (64 * MIB) + 64 * MIB
+    ctypes.memset(address, 1, 8 * MIB)
+    for _ in range(2):
+        adopter.look(engine._core)
+    found = list(engine._core.overlapping(address, address + 64 * MIB))
+    assert sum(region.nbytes for region in found) == 8 * MIB
+    ctypes.memset(address + 8 * MIB, 1, 8 * MIB)
+    for _ in range(2):
+        adopter.look(engine._core)
+    found = list(engine._core.overlapping(address, address + 64 * MIB))
+    assert sum(region.nbytes for region in found) == 16 * MIB
+    engine.close()
+    room.close()
+
+
+def test_what_lies_beside_a_stack_is_found() -> None:
+    """Of what is near a thread's stack pointer only the mapping around it may be its stack."""
+    ready, done = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        ready.set()
+        done.wait()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    ready.wait()
+    until(lambda: _stack_pointer(thread) != 0, "it does not wait")
+    page = _stack_pointer(thread) // memory.PAGE * memory.PAGE
+    below, around, above = (
+        (page - 3 * MIB, page - MIB),
+        (page - MIB, page + MIB),
+        (page + MIB, page + 3 * MIB),
+    )
+    try:
+        near = sorted(mappings._near_stack_pointers([below, around, above]))
+        assert around in near
+        assert mappings.subtract([below, above], near) == [below, above]
+    finally:
+        done.set()
+        thread.join()
+
+
+def _stack_pointer(thread: threading.Thread) -> int:
+    words = Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().split()
+    return int(words[-2], 16) if len(words) > 2 else 0
 
 
 def test_intervals() -> None:

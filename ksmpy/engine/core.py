@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -63,6 +63,7 @@ class Core:
         self._pass_begins = True
         self._waiting = False
         self._told_full = False
+        self._name_regions: Callable[[], None] = _nothing
         self._serial = registry.new_serial()
         self._regions = Regions(self._native, placement, self._serial)
         self.history = History()
@@ -127,7 +128,12 @@ class Core:
         """As Engine.regions()."""
         self.require_open()
         self.sweep()
+        self._name_regions()
         return tuple(self._regions.all())
+
+    def name_regions_by(self, function: Callable[[], None]) -> None:
+        """Who adopts memory names it only when somebody asks."""
+        self._name_regions = function
 
     def all_regions(self) -> list[Region]:
         """The regions, whether the engine is this process's own or inherited."""
@@ -148,6 +154,7 @@ class Core:
     def shares(self) -> list[Share]:
         """As Engine.shares()."""
         self._settle()
+        self._name_regions()
         found = []
         by_number = self._regions.by_number()
         for first, second, pages in self._native.shares():
@@ -439,6 +446,10 @@ class Core:
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self._regions)} regions, run={self._run}"
         return f"<Engine {self.freeze}/{self.tracking} {state}>"
+
+
+def _nothing() -> None:
+    """Regions are named already."""
 
 
 def _finalize(serial: int, engine: NativeEngine, daemon: Daemon, history: History) -> None:

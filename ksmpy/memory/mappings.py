@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,17 @@ if sys.platform != "win32":
 from ksmpy import native, proc
 from ksmpy.native import PAGE_SIZE
 
-__all__ = ["Interval", "Survey", "cut", "intersect", "present_bytes", "size", "subtract", "survey"]
+__all__ = [
+    "Interval",
+    "Survey",
+    "cut",
+    "intersect",
+    "is_in_memory",
+    "parts_in_memory",
+    "size",
+    "subtract",
+    "survey",
+]
 
 Interval = tuple[int, int]
 
@@ -32,8 +43,12 @@ STACKS = "stacks, and what lies behind a guard page as they do"
 _ARENA_BYTES = 64 << 20
 # A mapping is adopted in pieces: when its owner unmaps a part, only that piece has to end.
 _PIECE_BYTES = 64 << 20
-# How far from a stack pointer its stack may reach.
+# How far from a stack pointer its stack may reach, within its mapping.
 _STACK_BYTES = 8 << 20
+# Arenas of malloc are reserved as a whole and used from their start: what is in memory of a piece
+# is adopted, in steps of so much of which at least a quarter is there.
+_STEP_BYTES = 1 << 20
+_PRESENT_PART = 4
 
 
 @dataclass(slots=True)
@@ -46,18 +61,18 @@ class Survey:
 
 def survey(min_bytes: int, taken: Iterable[Interval]) -> Survey:
     """Look at all mappings, less those `taken`, and without what is smaller than `min_bytes`."""
-    found, stacks = _anonymous(proc.raw_mappings())
+    mapped, stacks = _anonymous(proc.raw_mappings())
     own = [_whole_pages(each) for each in native.own_memory()]
-    free = _large(subtract(found, sorted([*taken, *own])), min_bytes)
+    free = _large(subtract(_joined(mapped), sorted([*taken, *own])), min_bytes)
     if free:
-        stacks += _near_stack_pointers()
+        stacks += _near_stack_pointers(mapped)
     kept = subtract(free, sorted(stacks))
     left = sum(map(size, free)) - sum(map(size, kept))
     return Survey(_large(kept, min_bytes), {STACKS: left} if left else {})
 
 
 def _anonymous(maps: list[tuple[bytes, ...]]) -> tuple[list[Interval], list[Interval]]:
-    """The writable mappings, neighbours as one; and what of them looks like stacks."""
+    """The writable mappings; and what of them looks like stacks."""
     found: list[Interval] = []
     stacks: list[Interval] = []
     guard_end = 0
@@ -70,10 +85,18 @@ def _anonymous(maps: list[tuple[bytes, ...]]) -> tuple[list[Interval], list[Inte
             continue
         if (start == guard_end and start % _ARENA_BYTES) or b"stack" in name:
             stacks.append((start, _stack_end(start, end)))
+        found.append((start, end))
+    return found, stacks
+
+
+def _joined(intervals: list[Interval]) -> list[Interval]:
+    """Neighbours as one."""
+    found: list[Interval] = []
+    for start, end in intervals:
         if found and found[-1][1] == start:
             start = found.pop()[0]
         found.append((start, end))
-    return found, stacks
+    return found
 
 
 def _bare(name: bytes) -> bool:
@@ -88,8 +111,8 @@ def _stack_end(start: int, end: int) -> int:
     return end if end - start <= 2 * usual else start + usual
 
 
-def _near_stack_pointers() -> list[Interval]:
-    """Where threads that wait in a system call have their stacks."""
+def _near_stack_pointers(mapped: list[Interval]) -> list[Interval]:
+    """Where threads that wait in a system call have their stacks: in one mapping each."""
     found = []
     for task in Path("/proc/self/task").iterdir():
         try:
@@ -98,7 +121,10 @@ def _near_stack_pointers() -> list[Interval]:
             continue
         if len(words) > 2:
             pointer = int(words[-2], 16) // PAGE_SIZE * PAGE_SIZE
-            found.append((max(0, pointer - _STACK_BYTES), pointer + _STACK_BYTES))
+            index = bisect_right(mapped, (pointer, sys.maxsize)) - 1
+            if index >= 0 and pointer < mapped[index][1]:
+                start, end = mapped[index]
+                found.append((max(start, pointer - _STACK_BYTES), min(end, pointer + _STACK_BYTES)))
     return found
 
 
@@ -166,10 +192,31 @@ def _mincore() -> ctypes._FuncPointer:
     return function
 
 
-def present_bytes(interval: Interval) -> int:
-    """How much of it is in memory; 0 when it is not mapped any more."""
+def is_in_memory(interval: Interval) -> bool:
+    """Whether at least a quarter of it is; not when it is not mapped any more."""
+    return _is_enough(_present_pages(interval), 0, size(interval) // PAGE_SIZE)
+
+
+def parts_in_memory(interval: Interval, min_bytes: int) -> list[Interval]:
+    """What of it is in memory, step by step; of at least so many bytes, or all of it."""
+    pages = _present_pages(interval)
+    start, end = interval
+    found = []
+    for at in range(start, end, _STEP_BYTES):
+        stop = min(at + _STEP_BYTES, end)
+        if _is_enough(pages, (at - start) // PAGE_SIZE, (stop - start) // PAGE_SIZE):
+            found.append((at, stop))
+    return [part for part in _joined(found) if size(part) >= min_bytes or part == interval]
+
+
+def _is_enough(pages: bytes, first: int, end: int) -> bool:
+    return pages.count(1, first, end) * _PRESENT_PART >= end - first
+
+
+def _present_pages(interval: Interval) -> bytes:
+    """A byte for each page: 1 if it is in memory. All 0 when it is not mapped any more."""
     pages = size(interval) // PAGE_SIZE
     there = (ctypes.c_ubyte * pages)()
     if _mincore()(interval[0], size(interval), there) != 0:
-        return 0
-    return bytes(there).count(1) * PAGE_SIZE
+        return bytes(pages)
+    return bytes(there)

@@ -47,8 +47,6 @@ _DISTRUST_MOST = 256.0
 _PLACE = 64 << 20
 # Memory that was not there before may be filled when so much more is in memory (16 MiB).
 _FILLED_PAGES = 4096
-# Less than this part of it in memory: never touched for the most part, or swapped out.
-_PRESENT_PART = 4
 # What cannot be merged is asked about again from time to time.
 _REFUSED_SECONDS = 60.0
 
@@ -104,6 +102,9 @@ class Adopter:
 
     def start(self) -> None:
         """Start looking."""
+        engine = self._engine()
+        if engine is not None:
+            engine.name_regions_by(self.name_regions)
         self._thread.start()
 
     def stop(self) -> None:
@@ -167,7 +168,8 @@ class Adopter:
         wanted = self._wanted(found)
         if wanted and not self._stop.is_set():
             self._adopt(engine, wanted, found.left)
-        self._name(named)
+        if named:
+            self._name(named)
         self.coverage = self._coverage(engine, found)
 
     def _note_losses(self, engine: Core) -> None:
@@ -198,20 +200,30 @@ class Adopter:
         settled = mappings.intersect(found.free, self._seen)
         new = sum(map(size, found.free)) - sum(map(size, settled))
         wanted = []
-        for piece in settled if self._way == "objects" else mappings.cut(settled):
+        for piece in self._present(settled, found.left):
             reason, until = self._refused.get(piece, ("", 0.0))
             if now < until:
                 _add(found.left, reason, size(piece))
             elif now < self._losses.get(piece[0] // _PLACE, (0, 0.0))[1]:
                 new += size(piece)
-            elif mappings.present_bytes(piece) * _PRESENT_PART < size(piece):
-                _add(found.left, _ABSENT, size(piece))
             else:
                 wanted.append(piece)
         _add(found.left, _NEW, new)
         self._seen, self._pending = found.free, new > 0
         self._absent = _ABSENT in found.left
         return wanted
+
+    def _present(self, settled: list[Interval], left: dict[str, int]) -> list[Interval]:
+        """What of it is in memory, in pieces of their own; objects stay whole, or are left."""
+        found = []
+        for piece in settled if self._way == "objects" else mappings.cut(settled):
+            if self._way == "objects":
+                parts = [piece] if mappings.is_in_memory(piece) else []
+            else:
+                parts = mappings.parts_in_memory(piece, self._min_bytes)
+            _add(left, _ABSENT, size(piece) - sum(map(size, parts)))
+            found += parts
+        return found
 
     def _adopt(self, engine: Core, wanted: list[Interval], left: dict[str, int]) -> None:
         pieces = [(start, end, f"{start:#x}") for start, end in wanted]
@@ -224,18 +236,25 @@ class Adopter:
             self._refused[start, end] = reason, until
             _add(left, reason, end - start)
         self._adopted.update(regions)
-        self._unnamed += regions
+        self._unnamed.extend(regions)
+
+    def name_regions(self) -> None:
+        """Give what was adopted by mapping the names of objects in it. Only when somebody reads
+        them: to look at all objects takes memory, in a forked child a copy of every object's page.
+        """
+        if self._unnamed:
+            self._name(named_memory(self._min_bytes))
 
     def _name(self, named: Iterable[Named]) -> None:
         """Give regions the name of the largest object in them, for people to read."""
-        regions = [region for region in self._unnamed if not region._released]
-        self._unnamed = []
-        if not regions:
-            return
+        regions = []
+        while self._unnamed:
+            regions.append(self._unnamed.pop())
+        regions = [region for region in regions if not region._released]
         regions.sort(key=lambda region: region.address)
         ends = [region.address + region.nbytes for region in regions]
         best: dict[Region, tuple[int, bool, str]] = {}
-        for item in named or named_memory(self._min_bytes):
+        for item in named:
             for region in regions[bisect_right(ends, item.address) :]:
                 start = max(item.address, region.address)
                 common = min(item.address + item.nbytes, region.address + region.nbytes) - start
