@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from ksmpy import Store, native
-from ksmpy.whole.tally import below, isolated
+from ksmpy.whole.guardian import below, isolated
 from support.patience import patience, until
 
 pytestmark = pytest.mark.skipif(

@@ -44,7 +44,7 @@ _IDLE_SECONDS = 30.0
 # After the first loss in a place, doubled with each.
 _DISTRUST_SECONDS = 1.0
 _DISTRUST_MOST = 256.0
-_PLACE = 64 << 20
+_PLACE = 4 << 20
 # Memory that was not there before may be filled when so much more is in memory (16 MiB).
 _FILLED_PAGES = 4096
 # What cannot be merged is asked about again from time to time.
@@ -177,10 +177,11 @@ class Adopter:
         now = time.monotonic()
         present = {region for region in engine.all_regions() if region._adopted}
         for region in self._adopted - present:
-            place = region.address // _PLACE
-            count = self._losses.get(place, (0, 0.0))[0]
-            wait = min(_DISTRUST_SECONDS * 2**count, _DISTRUST_MOST)
-            self._losses[place] = count + 1, now + wait
+            end = region.address + region.nbytes
+            for place in range(region.address // _PLACE, -(-end // _PLACE)):
+                count = self._losses.get(place, (0, 0.0))[0]
+                wait = min(_DISTRUST_SECONDS * 2**count, _DISTRUST_MOST)
+                self._losses[place] = count + 1, now + wait
         for place, (_, until) in list(self._losses.items()):
             if now > until + _DISTRUST_MOST:
                 del self._losses[place]
@@ -197,21 +198,29 @@ class Adopter:
     def _wanted(self, found: Survey) -> list[Interval]:
         """What can be adopted now; the rest goes into what is left."""
         now = time.monotonic()
-        settled = mappings.intersect(found.free, self._seen)
+        settled = self._trusted(mappings.intersect(found.free, self._seen), now)
         new = sum(map(size, found.free)) - sum(map(size, settled))
         wanted = []
         for piece in self._present(settled, found.left):
             reason, until = self._refused.get(piece, ("", 0.0))
             if now < until:
                 _add(found.left, reason, size(piece))
-            elif now < self._losses.get(piece[0] // _PLACE, (0, 0.0))[1]:
-                new += size(piece)
             else:
                 wanted.append(piece)
         _add(found.left, _NEW, new)
         self._seen, self._pending = found.free, new > 0
         self._absent = _ABSENT in found.left
         return wanted
+
+    def _trusted(self, settled: list[Interval], now: float) -> list[Interval]:
+        """What lies where nothing was lost lately; of objects those that lie there as a whole."""
+        places = sorted(place for place, (_, until) in self._losses.items() if now < until)
+        lost = [(place * _PLACE, (place + 1) * _PLACE) for place in places]
+        rest = mappings.subtract(settled, lost)
+        if self._way == "objects":
+            whole = set(rest)
+            return [piece for piece in settled if piece in whole]
+        return [piece for piece in rest if size(piece) >= self._min_bytes]
 
     def _present(self, settled: list[Interval], left: dict[str, int]) -> list[Interval]:
         """What of it is in memory, in pieces of their own; objects stay whole, or are left."""

@@ -1,79 +1,60 @@
-"""Runs a command, hands on the signals that it would have got, and ends as it does."""
+"""Runs a command, and stays small while it runs."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import signal
 import sys
-from typing import NoReturn
 
 from ksmpy.errors import CommandError
 from ksmpy.store.store import Store
-from ksmpy.whole.tally import Tally, isolated
+from ksmpy.whole import guardian
+from ksmpy.whole.tally import Tally
 
 __all__ = ["supervise"]
 
 _PR_SET_PDEATHSIG = 1
-# siginfo.si_code of what a terminal sends, to the whole process group, the command included.
-_SI_KERNEL = 0x80
-# Those of errors, and those that stop this process together with the command.
-_NOT_HANDED_ON = {
-    signal.SIGKILL, signal.SIGSTOP, signal.SIGTSTP, signal.SIGCONT, signal.SIGCHLD, signal.SIGPIPE,
-    signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT,
-    signal.SIGSYS,
-}  # fmt: skip
 
 
 def supervise(command: list[str], environ: dict[str, str], store: Store, *, report: bool) -> int:
     """Run it and return its exit code; by a signal that ended it this process is ended too.
 
-    Raises CommandError when it cannot be started.
+    Without a report the process becomes a smaller one, which does the same. Raises CommandError
+    when the command cannot be started.
     """
-    handed_on = signal.valid_signals() - _NOT_HANDED_ON
     ignored = signal.signal(signal.SIGCHLD, signal.SIG_DFL) == signal.SIG_IGN
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, handed_on | {signal.SIGCHLD})
-    said = isolated(command)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, guardian.handed_on() | {signal.SIGCHLD})
+    said = guardian.isolated(command)
     if said:
-        _say_left_alone(" ".join(command[:3]))
+        guardian.say_left_alone(" ".join(command[:3]))
     pid = _start(command, environ, mask, ignored)
-    tally = Tally(pid, store, report)
-    while True:
-        seconds = tally.seconds_left()
-        info = signal.sigtimedwait(handed_on | {signal.SIGCHLD}, seconds)
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            break
-        if info is None:
-            tally.look_if_due()
-            if tally.left_alone and not said:
-                said = True
-                _say_left_alone(tally.left_alone)
-        elif info.si_signo != signal.SIGCHLD and _only_ours(info):
-            os.kill(pid, info.si_signo)
-    if report:
-        print(tally.report(), file=sys.stderr, flush=True)
+    if not report:
+        _become_guardian(pid, store, said)
+        return guardian.end_as(guardian.guard(pid, guardian.Isolated(pid), said=said))
+    tally = Tally(pid, store)
+    status = guardian.guard(pid, tally, said=said)
+    print(tally.report(), file=sys.stderr, flush=True)
     store.close()
-    if os.WIFSIGNALED(status):
-        _end_by(os.WTERMSIG(status))
-    return os.WEXITSTATUS(status)
+    return guardian.end_as(status)
 
 
-def _say_left_alone(command: str) -> None:
-    print(
-        f"ksmpy: {command!r} is left alone: with -I, -E or -S an interpreter lets nobody in",
-        file=sys.stderr,
-        flush=True,
-    )
+def _become_guardian(pid: int, store: Store, said: bool) -> None:
+    """Exec the interpreter with nothing but guardian.py; returns where that cannot be.
 
-
-def _only_ours(info: signal.struct_siginfo) -> bool:
-    """Whether the command has not got it from its terminal, which tells a whole process group."""
-    if info.si_code != _SI_KERNEL:
-        return True
-    # A terminal that hangs up tells the session's leader first.
-    return info.si_signo == signal.SIGHUP and os.getsid(0) == os.getpid()
+    Blocked signals stay blocked, and those that came stay pending. The program finds an anonymous
+    store by the number of its descriptor here.
+    """
+    if not sys.executable:
+        return
+    sys.stdout.flush()
+    arguments = [sys.executable, "-I", "-S", guardian.__file__, str(pid), "said" if said else ""]
+    try:
+        if store.name is None:
+            os.set_inheritable(store.fileno(), True)
+        os.execv(sys.executable, arguments)
+    except OSError:
+        pass
 
 
 def _start(command: list[str], environ: dict[str, str], mask: set[int], ignored: bool) -> int:
@@ -109,17 +90,3 @@ def _start(command: list[str], environ: dict[str, str], mask: set[int], ignored:
             f"{command[0]}: {os.strerror(int(failed))}", code=127 if missing else 126
         )
     return pid
-
-
-def _end_by(number: int) -> NoReturn:
-    """End as the command did, without a second core."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        signal.signal(number, signal.SIG_DFL)
-    except OSError:  # SIGKILL has no other way
-        pass
-    sys.stdout.flush()
-    sys.stderr.flush()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
-    os.kill(os.getpid(), number)
-    os._exit(128 + number)

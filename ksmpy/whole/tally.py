@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ksmpy import proc
 from ksmpy.errors import StoreError
 from ksmpy.store.store import Store
 from ksmpy.text import human_bytes
+from ksmpy.whole.guardian import Isolated, below
 
-__all__ = ["Tally", "below", "command_line", "isolated", "pss_bytes"]
+__all__ = ["Tally", "pss_bytes"]
 
 # Looking takes 1 % of a core at most.
 _COST_FACTOR = 99
 _FIRST_SECONDS = 0.25
 _MOST_SECONDS = 1.0
-_IDLE_SECONDS = 30.0
-
-_TAKE_A_VALUE = "WX"
-_END_OF_OPTIONS = "cm"
-
-
-def below(pid: int) -> Iterator[int]:
-    """A process and those that it has started, as far as their parents still live."""
-    yield pid
-    try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                yield from below(int(child))
-    except OSError:  # it ended
-        return
 
 
 def pss_bytes(pid: int) -> int:
@@ -44,44 +27,12 @@ def pss_bytes(pid: int) -> int:
         return 0
 
 
-def command_line(pid: int) -> list[str]:
-    """The arguments that a process was started with."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-    except OSError:
-        return []
-
-
-def isolated(arguments: list[str]) -> bool:
-    """Whether they start an interpreter that looks at no PYTHONPATH, or at no sitecustomize."""
-    if not arguments or not os.path.basename(arguments[0]).startswith(("python", "pypy")):
-        return False
-    rest = iter(arguments[1:])
-    for argument in rest:
-        if not argument.startswith("-") or argument in ("-", "--"):
-            return False
-        for index, letter in enumerate(argument[1:], 1):
-            if letter in "IES":
-                return True
-            if letter in _END_OF_OPTIONS:
-                return False
-            if letter in _TAKE_A_VALUE or letter == "-":
-                if argument[index + 1 :] == "":
-                    next(rest, None)
-                break
-    return False
-
-
 @dataclass
 class Tally:
-    """Looks at the processes below `pid` when it is due, and remembers."""
+    """Looks at the processes below `pid` when it is due, and remembers their sizes."""
 
     pid: int
     store: Store
-    measured: bool
-    """Whether sizes are wanted; else it only looks whom ksmpy cannot follow."""
-    left_alone: str = ""
-    """The command of the first such."""
     _began: float = field(default_factory=time.monotonic)
     _due: float = 0.0
     _wait: float = _FIRST_SECONDS
@@ -99,8 +50,14 @@ class Tally:
     _users: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self._isolated = Isolated(self.pid)
         self._last = self._began
         self._due = self._began + self._wait
+
+    @property
+    def left_alone(self) -> str:
+        """The command of the first that ksmpy cannot follow."""
+        return self._isolated.left_alone
 
     def seconds_left(self) -> float:
         """How long the next look may wait."""
@@ -112,23 +69,14 @@ class Tally:
             return
         begin = time.thread_time()
         found = list(below(self.pid))
-        self._find_isolated(found)
-        if self.measured:
-            self._measure(found)
+        self._isolated.find(found)
+        self._measure(found)
         self._known.update(found)
         spent = time.thread_time() - begin
         self._cost += spent
         self._looks += 1
-        self._wait = min(2 * self._wait, _MOST_SECONDS if self.measured else _IDLE_SECONDS)
+        self._wait = min(2 * self._wait, _MOST_SECONDS)
         self._due = time.monotonic() + max(self._wait, spent * _COST_FACTOR)
-
-    def _find_isolated(self, found: list[int]) -> None:
-        for pid in found:
-            if self.left_alone or pid in self._known:
-                continue
-            arguments = command_line(pid)
-            if isolated(arguments):
-                self.left_alone = " ".join(arguments[:3])
 
     def _measure(self, found: list[int]) -> None:
         try:
