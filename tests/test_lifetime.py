@@ -640,18 +640,22 @@ def test_exit_is_quiet(mode: Any, after: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "merged\n", "")
 
 
-def test_collections_at_the_very_end_are_quiet() -> None:
-    """A finalizer that collects when our modules are empty already."""
-    program = """
-import gc, os
-import ksmpy
+@pytest.mark.parametrize("begin", ["begin()", "atexit.register(begin)"])
+def test_collections_at_the_very_end_are_quiet(begin: str) -> None:
+    """A finalizer that collects when our modules are empty already, whenever the engine began."""
+    program = f"""
+import atexit, gc, os
 class Late:
     def __del__(self, collect=gc.collect, write=os.write):
         collect()
         write(1, b"late")
-engine = ksmpy.Engine()
-engine.register(bytearray(1 << 20))
 os.late = Late()  # modules are emptied in the order opposite to that of their import
+def begin():
+    import ksmpy
+    global engine
+    engine = ksmpy.Engine()
+    engine.register(bytearray(1 << 20))
+{begin}
 """
     done = procs.python("-c", program)
     assert (done.returncode, done.stdout, done.stderr) == (0, "late", "")

@@ -6,9 +6,10 @@ import atexit
 import gc
 import itertools
 import os
+import sys
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ksmpy import native
@@ -68,7 +69,12 @@ _SWEEP_FACTOR = 50
 _next_sweep = [0.0]
 
 
-def _sweep_all(at_once: bool) -> None:
+def _sweep_all(at_once: bool, is_over: Callable[[], bool] = sys.is_finalizing) -> None:
+    """is_over: an engine that was made by an exit handler, or meanwhile, is told of no end, and
+    the names of this module are gone by then.
+    """
+    if is_over():
+        return
     begin = time.monotonic()
     if at_once or begin >= _next_sweep[0]:
         for engine in live():
