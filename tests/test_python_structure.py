@@ -13,6 +13,7 @@ from support.imports import read_python
 LAYERS = (
     "ksmpy.errors",
     "ksmpy.text",
+    "ksmpy.threads",
     "ksmpy.context",
     "ksmpy.proc",
     "ksmpy.limits",

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from ksmpy import native
+from ksmpy import native, threads
 from ksmpy.context import unless_scarce
 from ksmpy.engine import notices, registry
 from ksmpy.engine.history import History
@@ -56,7 +55,7 @@ class Core:
         )
         self._daemon = Daemon(weakref.ref(self), self._native.interrupt)
         self._settings = Settings()
-        self._lock = threading.RLock()
+        self._lock = threads.RLock()
         self._scanning: dict[object, None] = {}
         self._run = 0
         self._inherited = False
@@ -394,7 +393,7 @@ class Core:
         if not self._inherited:
             self._inherited = True
             self._run = 0
-            self._lock = threading.RLock()
+            self._lock = threads.RLock()
             self._regions.inherit()
             self._daemon.forget()
             self.history.inherit()

@@ -5,16 +5,17 @@ It works without the GIL, keeps no engine alive, and never outlives the process'
 
 from __future__ import annotations
 
-import threading
 import time
 import weakref
 from collections.abc import Callable
 from typing import Protocol
 
+from ksmpy import threads
 from ksmpy.engine.advisor import Advisor
 from ksmpy.engine.knobs import Knobs
 from ksmpy.engine.stats import ScanResult
 from ksmpy.errors import KsmpyError
+from ksmpy.threads import Event, Thread
 
 __all__ = ["Daemon"]
 
@@ -45,7 +46,7 @@ class Daemon:
     def __init__(self, scanner: weakref.ref[Scanner], interrupt: Callable[[], None]) -> None:
         self._scanner = scanner
         self._interrupt = interrupt
-        self._running: tuple[threading.Thread, threading.Event] | None = None
+        self._running: tuple[Thread, Event] | None = None
 
     @property
     def running(self) -> bool:
@@ -55,17 +56,11 @@ class Daemon:
     def start(self) -> None:
         """Start the thread, unless it runs."""
         if self._running is None:
-            stop = threading.Event()
-            thread = threading.Thread(
-                target=_loop, args=(self._scanner, stop), name="ksmd", daemon=True
-            )
-            # Noted before it runs, for it may fail, and say so, at once.
+            stop, noted = threads.event(), threads.event()
+            thread = threads.start(_loop, (self._scanner, stop, noted), "ksmd")
+            # Before it runs, for it may fail, and say so, at once.
             self._running = thread, stop
-            try:
-                thread.start()
-            except RuntimeError:
-                self._running = None
-                raise
+            noted.set()
 
     def stop(self) -> None:
         """Stop the thread and wait for it, unless called by itself."""
@@ -74,7 +69,7 @@ class Daemon:
             return
         thread, stop = running
         stop.set()
-        if thread is threading.current_thread():
+        if threads.is_current(thread):
             return
         deadline = time.monotonic() + STOP_SECONDS
         while thread.is_alive() and time.monotonic() < deadline:
@@ -89,7 +84,8 @@ class Daemon:
         self._running = None
 
 
-def _loop(ref: weakref.ref[Scanner], stop: threading.Event) -> None:
+def _loop(ref: weakref.ref[Scanner], stop: Event, noted: Event) -> None:
+    noted.wait()
     pace = _Pace()
     while not stop.is_set():
         scanner = ref()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from operator import index
 
-from ksmpy import native
+from ksmpy import native, threads
 from ksmpy.engine import registry
 from ksmpy.engine.numa import Placement
 from ksmpy.engine.region import Home, Region
@@ -56,7 +55,7 @@ class Regions:
         self._swept = 0
         # Registered before anybody asked what their mappings are like.
         self._unasked: dict[Region, None] = {}
-        self._asking = threading.Lock()
+        self._asking = threads.Lock()
         self._movable: dict[Region, None] = {}
         self._next_question = 0.0
 
@@ -69,7 +68,7 @@ class Regions:
 
     def inherit(self) -> None:
         """Become the copy in a forked child: no other thread asks for flags there."""
-        self._asking = threading.Lock()
+        self._asking = threads.Lock()
 
     # ---- coming -------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ one waits in proportion; and where nothing has changed there is none.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import weakref
 from bisect import bisect_right
@@ -20,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ksmpy import threads
 from ksmpy.engine.core import Core, live_engines
 from ksmpy.engine.region import Region
 from ksmpy.errors import KsmpyError
@@ -28,6 +28,7 @@ from ksmpy.memory.mappings import Interval, Survey, size
 from ksmpy.memory.objects import Named, named_memory
 from ksmpy.native import PAGE_SIZE
 from ksmpy.text import human_bytes
+from ksmpy.threads import Thread
 
 __all__ = ["WAYS", "Adopter", "Coverage"]
 
@@ -86,7 +87,7 @@ class Adopter:
         self._engine = weakref.ref(engine)
         self._min_bytes = max(min_bytes, PAGE_SIZE)
         self._way = way
-        self._stop = threading.Event()
+        self._stop = threads.event()
         self._seen: list[Interval] = []
         self._pending = False
         self._absent = False
@@ -98,19 +99,19 @@ class Adopter:
         self.coverage: Coverage | None = None
         """What the last look has found."""
         self._looked = 0.0
-        self._thread = threading.Thread(target=self._loop, name="ksmpy-adopt", daemon=True)
+        self._thread: Thread | None = None
 
     def start(self) -> None:
         """Start looking."""
         engine = self._engine()
         if engine is not None:
             engine.name_regions_by(self.name_regions)
-        self._thread.start()
+        self._thread = threads.start(self._loop, (), "ksmpy-adopt")
 
     def stop(self) -> None:
         """Stop looking, and wait for a look under way."""
         self._stop.set()
-        if self._thread is not threading.current_thread():
+        if self._thread is not None and not threads.is_current(self._thread):
             self._thread.join(5.0)
 
     def _loop(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
+from ksmpy import threads
 from ksmpy.context import Ending, unless_scarce
 from ksmpy.engine.core import Core
 from ksmpy.engine.engine import core_of
@@ -38,7 +38,7 @@ class _Process:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.lock = threading.RLock()
+        self.lock = threads.RLock()
         self._engine: Callable[[], Core | None] = lambda: None
 
     def present(self) -> Core | None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import threading
 from typing import Any
 
-from ksmpy import native
+from ksmpy import native, threads
 from ksmpy.engine import notices
 from ksmpy.engine.engine import Engine, core_of
 from ksmpy.engine.knobs import KNOBS
@@ -34,7 +33,7 @@ class _State:
     """The process's engine; in a forked child the parent's, until enable() is called there."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = threads.RLock()
         self.pid = 0
         self.engine: Engine | None = None
         self.options: dict[str, Any] = {}

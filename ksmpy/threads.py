@@ -1,0 +1,124 @@
+"""Threads and locks of the interpreter's own, also where the program has others in their place.
+
+gevent and eventlet replace Python's by greenlets, which run in turn in one thread: one that scans
+lets no other run, and where a thread without a hub has started it nobody runs it at all.
+"""
+
+from __future__ import annotations
+
+import _imp
+import _thread
+import threading
+from collections.abc import Callable
+from importlib.machinery import BuiltinImporter
+from types import BuiltinFunctionType
+from typing import Any, Protocol
+
+__all__ = ["Event", "Lock", "RLock", "Thread", "event", "is_current", "start"]
+
+
+def _genuine() -> Any:
+    """The module _thread as the interpreter makes it: another copy than the program's."""
+    spec = BuiltinImporter.find_spec("_thread")
+    assert spec is not None
+    module = _imp.create_builtin(spec)
+    _imp.exec_builtin(module)
+    return module
+
+
+_own = _genuine()
+
+Lock = _own.allocate_lock
+RLock = _own.RLock
+
+
+class Event(Protocol):
+    """As threading.Event, but never cleared."""
+
+    def is_set(self) -> bool:
+        """Whether set() was called."""
+
+    def set(self) -> None:
+        """Let all go on that wait."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set; whether it is."""
+
+
+class Thread(Protocol):
+    """As threading.Thread."""
+
+    @property
+    def ident(self) -> int | None:
+        """Its number, once it has begun."""
+
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for its end."""
+
+
+def event() -> Event:
+    """An event that no greenlet is needed for."""
+    return _Event() if _replaced() else threading.Event()
+
+
+def start(target: Callable[..., None], args: tuple[Any, ...], name: str) -> Thread:
+    """Start a thread that does not keep the process. RuntimeError where no more can be had."""
+    if _replaced():
+        return _Thread(target, args)
+    thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def is_current(thread: Thread) -> bool:
+    """Whether the caller is this very thread."""
+    return bool(thread.ident == _own.get_ident())
+
+
+def _replaced() -> bool:
+    return not isinstance(_thread.start_new_thread, BuiltinFunctionType)
+
+
+class _Event:
+    """A lock that is released once, and passed on by those that wait for it."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._lock = Lock()
+        self._lock.acquire()
+        self._once = Lock()
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        if self._once.acquire(blocking=False):
+            self._is_set = True
+            self._lock.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self._is_set and self._lock.acquire(timeout=-1 if timeout is None else timeout):
+            self._lock.release()
+        return self._is_set
+
+
+class _Thread:
+    def __init__(self, target: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self._over = _Event()
+        self.ident: int | None = None
+        self.ident = _own.start_new_thread(self._run, (target, args))
+
+    def _run(self, target: Callable[..., None], args: tuple[Any, ...]) -> None:
+        try:
+            target(*args)
+        finally:
+            self._over.set()
+
+    def is_alive(self) -> bool:
+        return not self._over.is_set()
+
+    def join(self, timeout: float | None = None) -> None:
+        self._over.wait(timeout)
