@@ -13,13 +13,12 @@ import ctypes
 import json
 import os
 import struct
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass
 
-from ksmpy import proc
+from ksmpy import proc, threads
 from ksmpy.store.files import make_memfd
 
 __all__ = ["FILE_NAME", "History", "Past", "Sample", "birth", "read_past"]
@@ -96,7 +95,7 @@ class History:
         """Processor time of its scans."""
         self.facts: Callable[[], Mapping[str, object]] = dict
         """What else is to be told, asked at each sample."""
-        self._lock = threading.Lock()
+        self._lock = threads.Lock()
         self._samples: list[Sample] = []
         self._interval = _MIN_SECONDS
         self._due = 0.0
@@ -141,7 +140,7 @@ class History:
 
     def inherit(self) -> None:
         """In a forked child: what there was is the parent's."""
-        self._lock = threading.Lock()
+        self._lock = threads.Lock()
         self._samples, self._due, self._seconds, self.scan_seconds = [], 0.0, 0.0, 0.0
         self.close()
 
