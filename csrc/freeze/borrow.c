@@ -106,7 +106,7 @@ uintptr_t shadow_by_borrowing(struct freezer *fz, uintptr_t address, uint64_t n,
         os_unmap((void *)page, PAGE_SIZE);
         return 0;
     }
-    uintptr_t grown = shadow_grow(at, before + n);
+    uintptr_t grown = shadow_grow(at, page, before + n);
     os_unmap((void *)(grown ? grown : at), bytes_of(grown ? before : 1));
     if (!grown)
         return 0;

@@ -153,7 +153,8 @@ static bool needed_here(uintptr_t address, uint64_t n)
 uint64_t freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n)
 {
     uint64_t rest = HUGE_PAGES - (address >> PAGE_SHIFT) % HUGE_PAGES;
-    if (rest == HUGE_PAGES && n >= HUGE_PAGES && os_is_huge(fz->pagemap_fd, address))
+    if (rest == HUGE_PAGES && n >= HUGE_PAGES &&
+        (fz->ops->holds_up_writers_only || os_is_huge(fz->pagemap_fd, address)))
         return HUGE_PAGES;
     n = least(n, rest);
     return least(n, FREEZE_MAX);
@@ -271,4 +272,12 @@ int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr
     int error = there ? fz->ops->unoverlay(fz, address, n, blank, vma_flags) : -ESTALE;
     let_go(fz);
     return error;
+}
+
+bool freezer_comes_back_huge(const struct freezer *fz, uintptr_t address, uintptr_t blank,
+                             int vma_flags)
+{
+    size_t size = bytes_of(FREEZE_HUGE);
+    return fz->removals.gate_fd >= 0 && blank && address % size == 0 && blank % size == 0 &&
+           os_gives_huge_pages(vma_flags);
 }

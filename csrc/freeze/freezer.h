@@ -69,12 +69,16 @@ void thaw(struct freezer *fz);
 uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
 
 /*
- * Turns up to FREEZE_MAX overlay pages back into private anonymous memory with
+ * Turns up to FREEZE_MAX overlay pages, or those of one huge page, back into private anonymous memory with
  * the bytes they show now, while other threads use them.  Every mapping in the
  * range must be an overlay.  blank: their place in the shadow of their region,
- * or 0.  On error they are as before.
+ * or 0.  On error they are as before.  -ENOENT: a huge page does not come
+ * back as one.
  */
 int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
                       int vma_flags);
+/* Is that, in the place of a huge page, worth a try? */
+bool freezer_comes_back_huge(const struct freezer *fz, uintptr_t address, uintptr_t blank,
+                             int vma_flags);
 
 #endif

@@ -12,7 +12,7 @@
 
 int freezer_still(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    uint8_t kinds[FREEZE_MAX];
+    uint8_t kinds[FREEZE_HUGE];
     bool copies = os_pages(fz->pagemap_fd, address, n, kinds) < 0;
     for (uint64_t i = 0; i < n && !copies; i++)
         copies = kinds[i] != OS_PAGE_NONE && kinds[i] != OS_PAGE_FILE;

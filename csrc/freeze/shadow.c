@@ -34,9 +34,9 @@ static void leave_room(uintptr_t shadow, uint64_t n)
     os_unmap(page_at(shadow, n + 1), PAGE_SIZE);
 }
 
-uintptr_t shadow_grow(uintptr_t from, uint64_t n)
+uintptr_t shadow_grow(uintptr_t from, uintptr_t address, uint64_t n)
 {
-    uintptr_t shadow = os_grow(from, n + 2);
+    uintptr_t shadow = os_grow(from, n + 2, address);
     if (shadow)
         leave_room(shadow, n);
     return shadow;
@@ -46,9 +46,9 @@ uintptr_t shadow_grow(uintptr_t from, uint64_t n)
  * One page of it is touched, for an identity that is the same everywhere in it.  Whoever fills
  * that page may be given more.
  */
-uintptr_t shadow_afresh(uint64_t n, int vma_flags)
+uintptr_t shadow_afresh(uintptr_t address, uint64_t n, int vma_flags)
 {
-    uintptr_t shadow = (uintptr_t)os_alloc(bytes_of(n + 2));
+    uintptr_t shadow = (uintptr_t)os_alloc_in_step(bytes_of(n + 2), address);
     if (!shadow)
         return 0;
     leave_room(shadow, n);
@@ -63,7 +63,7 @@ uintptr_t shadow_by_displacing(int fd, uintptr_t address, uint64_t n)
     uintptr_t page = (uintptr_t)os_reserve(PAGE_SIZE);
     if (!page || os_remap(page, address, 1, true))
         return 0; /* a failed mremap may have unmapped its target, which may be another's by now */
-    uintptr_t shadow = shadow_grow(page, n);
+    uintptr_t shadow = shadow_grow(page, address, n);
     put_back(fd, address, shadow ? shadow : page);
     if (!shadow)
         os_unmap((void *)page, PAGE_SIZE);

@@ -12,6 +12,8 @@
  *   region  |   | b | c | d |      and grows              | a |   |   |   |   |
  *   region  | a | b | c | d |      the shadow             |   |   |   |   |   |
  *
+ * It lies in step with the region (modulo a huge page), so that huge pages are moved as such.
+ *
  * The page beyond is never lent: a mapping that is moved whole loses its identity to the new place.
  */
 #ifndef KSMPY_FREEZE_SHADOW_H
@@ -26,8 +28,11 @@
  */
 uintptr_t shadow_by_displacing(int fd, uintptr_t address, uint64_t n);
 /* One with an identity of its own: what comes back is one mapping with itself, in any order. */
-uintptr_t shadow_afresh(uint64_t n, int vma_flags);
-/* Of n pages and one more, with the identity of the one page at from; or 0. */
-uintptr_t shadow_grow(uintptr_t from, uint64_t n);
+uintptr_t shadow_afresh(uintptr_t address, uint64_t n, int vma_flags);
+/*
+ * Of n pages and one more, with the identity of the one page at from, which belongs to the address; or
+ * 0.
+ */
+uintptr_t shadow_grow(uintptr_t from, uintptr_t address, uint64_t n);
 
 #endif

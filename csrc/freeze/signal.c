@@ -331,7 +331,7 @@ static uintptr_t signal_shadow(struct freezer *fz, uintptr_t address, uint64_t n
 {
     uintptr_t shadow = shadow_by_borrowing(fz, address, n, vma_flags);
     if (!shadow)
-        shadow = shadow_afresh(n, vma_flags);
+        shadow = shadow_afresh(address, n, vma_flags);
     if (shadow)
         os_protect(shadow, n + 1, false);
     return shadow;

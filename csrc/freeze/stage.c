@@ -101,6 +101,23 @@ static int from_shadow(struct freezer *fz, uintptr_t address, uintptr_t shadow, 
     return error == -EFAULT ? -ENOENT : error;
 }
 
+/*
+ * As huge pages, if the region's memory gets such.  Whoever looks at all of our memory may put
+ * something into the shadow; all of it is written over.
+ */
+static int huge_from_shadow(struct freezer *fz, uintptr_t address, uintptr_t shadow, uint64_t n)
+{
+    if (!shadow || os_drop(shadow, n) < 0 || os_populate(shadow, n, true) < 0)
+        return -ENOENT;
+    os_populate(address, n, false); /* takes less time than a fault for each page */
+    int error = freezer_copy(shadow, address, n);
+    if (!error)
+        error = freezer_replace(fz, address, shadow, n);
+    if (error)
+        os_drop(shadow, n);
+    return error == -EFAULT ? -ENOENT : error;
+}
+
 static int from_stage(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
     int error = os_populate(fz->stage, n, true);
@@ -118,6 +135,8 @@ static int from_stage(struct freezer *fz, uintptr_t address, uint64_t n, int vma
 int stage_bring_back(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t shadow,
                      int vma_flags)
 {
+    if (n > FREEZE_MAX)
+        return huge_from_shadow(fz, address, shadow, n);
     int error = shadow ? from_shadow(fz, address, shadow, n) : -ENOENT;
     return error == -ENOENT ? from_stage(fz, address, n, vma_flags) : error;
 }

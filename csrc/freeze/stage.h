@@ -17,7 +17,8 @@ void stage_close(struct freezer *fz);
 int stage_fill(int fd, uintptr_t to, uintptr_t from, uint64_t n);
 /*
  * Overlay pages, which nobody can write now, become anonymous memory with their bytes, in one step:
- * from the shadow, or where there is none from the stage, and that costs mappings.
+ * from the shadow, or where there is none from the stage, and that costs mappings.  Those of a huge
+ * page come from the shadow (-ENOENT).
  */
 int stage_bring_back(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t shadow,
                      int vma_flags);

@@ -119,7 +119,7 @@ static uintptr_t wp_shadow(struct freezer *fz, uintptr_t address, uint64_t n, in
     bool harmless = fz->waits_in_calls || os_others_wait(fz->tasks_fd);
     if (harmless)
         shadow = displaced_shadow(fz, address, n);
-    return shadow ? shadow : shadow_afresh(n, vma_flags);
+    return shadow ? shadow : shadow_afresh(address, n, vma_flags);
 }
 
 /*
@@ -156,6 +156,7 @@ const struct freezer_ops freeze_by_protection = {
     .registration = OS_UFFD_WP,
     .forgets_writes = true,
     .tracked_run = 1,
+    .holds_up_writers_only = true,
     .init = wp_init,
     .abandon = stage_close,
     .freeze = wp_freeze,

@@ -9,6 +9,7 @@
 
 #define RESERVE 2048 /* pages that are left to the program: 8 MiB */
 #define ALLOWED 16384 /* pages at one answer */
+#define SCARCE 65536 /* pages that are left, with fewer of which no memory of the store's is spare */
 #define GOOD_FOR_MS 100
 
 /*
@@ -21,6 +22,10 @@ bool memory_allows(struct merger *merger, uint64_t n)
     if (merger->allowance.pages < n || now - merger->allowance.asked_ms > GOOD_FOR_MS) {
         store_flush(&merger->pages->store);
         uint64_t left = os_memory_left(&merger->allowance.memory, NULL, 0);
+        if (left < SCARCE) {
+            store_flush_all(&merger->pages->store);
+            left = os_memory_left(&merger->allowance.memory, NULL, 0);
+        }
         left = left > RESERVE ? left - RESERVE : 0;
         merger->allowance.pages = left / 8 > n ? least(left / 8, ALLOWED) : least(left, n);
         merger->allowance.asked_ms = now;

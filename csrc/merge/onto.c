@@ -14,6 +14,7 @@
 #include "os/guard.h"
 #include "pages/pages.h"
 #include "pages/records.h"
+#include "store/extents.h"
 #include "store/frames.h"
 #include "store/layout.h"
 #include "store/lock.h"
@@ -31,6 +32,39 @@
 static void fault_in(uintptr_t address, uint64_t n)
 {
     guard_touch(address, address + bytes_of(n), bytes_of(FAULT_AROUND));
+}
+
+/* The pages up to the next huge one, of at most n. */
+static uint64_t to_next_huge(const struct pages *pages, uint32_t page, uint64_t n)
+{
+    uint64_t rest = HUGE_PAGES - (page_address(pages, page) >> PAGE_SHIFT) % HUGE_PAGES;
+    return least(n, rest);
+}
+
+/* Will one entry map all of a huge page's place, at the first touch? */
+static bool is_mapped_at_once(const struct pages *pages, uint32_t page)
+{
+    uint32_t last = page + (uint32_t)HUGE_PAGES - 1;
+    if (!is_shared(pages, page) || !is_shared(pages, last))
+        return false;
+    uint32_t frame = page_record(pages, page)->link;
+    return frame % HUGE_PAGES == 0 && page_record(pages, last)->link == frame + HUGE_PAGES - 1 &&
+           is_in_huge_extent(&pages->store, frame);
+}
+
+/*
+ * What one entry maps is left out: whoever reads it has one fault for 512 pages, and nobody is told
+ * that it is resident before it is read.
+ */
+static void fault_in_overlays(const struct pages *pages, uint32_t page, uint64_t n)
+{
+    for (uint64_t i = 0, part; i < n; i += part) {
+        uint32_t id = page + (uint32_t)i;
+        uintptr_t address = page_address(pages, id);
+        part = to_next_huge(pages, id, n - i);
+        if (part < HUGE_PAGES || !is_mapped_at_once(pages, id))
+            fault_in(address, part);
+    }
 }
 
 /* Short overlays are not worth a call, which takes as long as to look at 50 pages. */
@@ -55,7 +89,7 @@ void track_merged(struct merger *merger, uint32_t page, uint64_t n)
 void merge_onto_frames(struct merger *merger, uint32_t page, uint32_t frame, uint64_t n)
 {
     struct piece piece;
-    uintptr_t start = page_address(merger->pages, page);
+    uint32_t start = page;
     for (uint64_t left = n, done; left; left -= done) {
         piece.page = page;
         piece.frame = frame;
@@ -63,7 +97,7 @@ void merge_onto_frames(struct merger *merger, uint32_t page, uint32_t frame, uin
         page += (uint32_t)done;
         frame += (uint32_t)done;
     }
-    fault_in(start, n); /* a fault maps nothing beyond its mapping */
+    fault_in_overlays(merger->pages, start, n); /* a fault maps nothing beyond its mapping */
 }
 
 /* Frames that one call has taken, and a part of them that is filled. */
@@ -149,14 +183,15 @@ static int promote_part(struct merger *merger, struct batch *batch)
     return error;
 }
 
-/* The pages up to the next huge one, of at most n. */
-static uint64_t to_next_huge(const struct pages *pages, uint32_t page, uint64_t n)
+static uint32_t take_frames(struct pages *pages, uint32_t page, uint64_t *n, bool in_step)
 {
-    uint64_t rest = HUGE_PAGES - (page_address(pages, page) >> PAGE_SHIFT) % HUGE_PAGES;
-    return least(n, rest);
+    int node = (int)page_node(page_record(pages, page));
+    uint64_t number = page_address(pages, page) >> PAGE_SHIFT;
+    return in_step ? store_take_in_step(&pages->store, node, number, n)
+                   : store_take(&pages->store, node, n);
 }
 
-int promote(struct merger *merger, uint32_t page, uint64_t *n)
+static int promote_onto(struct merger *merger, uint32_t page, uint64_t *n, bool in_step)
 {
     struct store *store = &merger->pages->store;
     struct batch batch;
@@ -164,7 +199,7 @@ int promote(struct merger *merger, uint32_t page, uint64_t *n)
     int64_t filled = 0;
     int error = 0;
     *n = 0;
-    batch.taken = store_take(store, (int)page_node(page_record(merger->pages, page)), &taken);
+    batch.taken = take_frames(merger->pages, page, &taken, in_step);
     if (batch.taken == NO_FRAME)
         return -ENOMEM;
     batch.taken_end = batch.taken + (uint32_t)taken;
@@ -180,7 +215,17 @@ int promote(struct merger *merger, uint32_t page, uint64_t *n)
         error = filled > 0 ? promote_part(merger, &batch) : (int)filled;
     }
     store_give_back(store, batch.taken + (uint32_t)*n, taken - *n);
-    fault_in(page_address(merger->pages, page), *n);
+    fault_in_overlays(merger->pages, page, *n);
     track_merged(merger, page, *n);
     return *n ? 0 : error;
+}
+
+int promote(struct merger *merger, uint32_t page, uint64_t *n)
+{
+    return promote_onto(merger, page, n, true);
+}
+
+int promote_row(struct merger *merger, uint32_t page, uint64_t *n)
+{
+    return promote_onto(merger, page, n, false);
 }

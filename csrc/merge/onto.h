@@ -12,6 +12,8 @@ void merge_onto_frames(struct merger *merger, uint32_t page, uint32_t frame, uin
  * there were none.
  */
 int promote(struct merger *merger, uint32_t page, uint64_t *n);
+/* The same where they are to be frames in a row, rather than on huge pages. */
+int promote_row(struct merger *merger, uint32_t page, uint64_t *n);
 /* Pages that were just merged: the engine hears of their writers. */
 void track_merged(struct merger *merger, uint32_t page, uint64_t n);
 

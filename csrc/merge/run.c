@@ -31,11 +31,17 @@ bool run_starts_at(uintptr_t address)
     return address % bytes_of(RUN_MAX) == 0;
 }
 
+uintptr_t run_place(const struct pages *pages, const struct run *run, uintptr_t address)
+{
+    bool has_target = run->n && run->kind == RUN_PAGE;
+    return has_target ? page_address(pages, run->target) + bytes_of(run->n) : address;
+}
+
 static bool follows(const struct pages *pages, const struct run *run, int kind, uint32_t id)
 {
     return (int)run->kind == kind && id == run->page + run->n &&
-           (!run->n ||
-            (same_region(pages, id, run->page) && !run_starts_at(page_address(pages, id))));
+           (!run->n || (same_region(pages, id, run->page) &&
+                        !run_starts_at(run_place(pages, run, page_address(pages, id)))));
 }
 
 uint32_t run_wanted(const struct pages *pages, const struct run *run, int kind, uint32_t id)

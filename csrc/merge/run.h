@@ -32,10 +32,12 @@ static inline bool has_bit(const uint64_t *bits, uint64_t i)
 }
 
 /*
- * Runs end where a huge page does, and contain whole huge pages of what they are merged with too,
- * which need not lie in step with them.
+ * Runs end where a huge page does, of those pages that new frames are made of: they are mapped as huge
+ * ones then.  They contain whole huge pages of the others too, which need not lie in step with them.
  */
 bool run_starts_at(uintptr_t address);
+/* What decides about that if the page at this address is the next one. */
+uintptr_t run_place(const struct pages *pages, const struct run *run, uintptr_t address);
 /* Have these pages the same checksum and bytes, and the same tree? Live: a hint. */
 bool are_equal(const struct pages *pages, uint32_t a, uint32_t b);
 /* What would make the run longer, if page id wants it; or NO_INDEX. */

@@ -108,7 +108,7 @@ static int64_t onto_new_block(struct merger *merger, const struct outlook *outlo
         budget_refuse(&merger->budget, page, n, frames);
         return -EDQUOT;
     }
-    int error = promote(merger, page, &frames);
+    int error = promote_row(merger, page, &frames);
     return error ? error : (int64_t)frames;
 }
 

@@ -123,12 +123,30 @@ static void stay_merged(struct pages *pages, const struct region *region, uintpt
                    pages_between(start, end));
 }
 
+/* How many pages come back together, of those up to an end. */
+static uint64_t next_piece(const struct merger *merger, const struct region *region, uintptr_t at,
+                           uintptr_t end)
+{
+    uint64_t n = pages_between(at, end), rest = HUGE_PAGES - (at >> PAGE_SHIFT) % HUGE_PAGES;
+    uintptr_t blank = in_shadow(merger->pages, region, at);
+    if (rest == HUGE_PAGES && n >= HUGE_PAGES &&
+        freezer_comes_back_huge(&merger->fz, at, blank, region->vma_flags))
+        return HUGE_PAGES;
+    n = least(n, rest);
+    return least(n, FREEZE_MAX);
+}
+
+static int unmerge_small_pieces(struct merger *merger, const struct region *region,
+                                struct span span, enum page_state state);
+
 static int unmerge_piece(struct merger *merger, const struct region *region, uintptr_t at,
                          uint64_t n, enum page_state state)
 {
     struct span piece = {at, at + bytes_of(n)};
     uintptr_t blank = in_shadow(merger->pages, region, at);
     int error = freezer_unoverlay(&merger->fz, at, n, blank, region->vma_flags);
+    if (error == -ENOENT && n > FREEZE_MAX)
+        return unmerge_small_pieces(merger, region, piece, state);
     if (error)
         stay_merged(merger->pages, region, piece.start, piece.end);
     else
@@ -136,12 +154,24 @@ static int unmerge_piece(struct merger *merger, const struct region *region, uin
     return error;
 }
 
+static int unmerge_small_pieces(struct merger *merger, const struct region *region,
+                                struct span span, enum page_state state)
+{
+    int failure = 0;
+    for (uint64_t n; span.start < span.end; span.start += bytes_of(n)) {
+        n = least(pages_between(span.start, span.end), FREEZE_MAX);
+        int error = unmerge_piece(merger, region, span.start, n, state);
+        failure = failure ? failure : error;
+    }
+    return failure;
+}
+
 static int unmerge_span(struct merger *merger, const struct region *region, struct span span,
                         enum page_state state)
 {
     int failure = 0;
     for (uint64_t n; span.start < span.end; span.start += bytes_of(n)) {
-        n = least(pages_between(span.start, span.end), FREEZE_MAX);
+        n = next_piece(merger, region, span.start, span.end);
         int error = unmerge_piece(merger, region, span.start, n, state);
         failure = failure ? failure : error;
     }
@@ -336,26 +366,39 @@ static bool give_piece_back(struct merger *merger, struct unmerging *work, uintp
     return !work->waits;
 }
 
-/* From work->page on; false: the slice is over before all were dealt with. */
+/* Where a huge page ends that begins before the place, if the region has all of it. */
+static uintptr_t end_of_huge(const struct region *region, uintptr_t place)
+{
+    uintptr_t end = region->address + bytes_of(region->n);
+    uintptr_t next = (place + bytes_of(HUGE_PAGES) - 1) & ~(bytes_of(HUGE_PAGES) - 1);
+    return next < end ? next : end;
+}
+
+/*
+ * From work->page on, and beyond the last one as far as a huge page goes; false: the slice is over
+ * before all were dealt with.
+ */
 static bool unmerge_until(struct merger *merger, struct unmerging *work, uint64_t last,
                           uint64_t deadline)
 {
     const struct region *region = region_at(merger->pages, work->region);
-    uintptr_t at = region->address + bytes_of(work->page), end = region->address + bytes_of(last);
+    uintptr_t at = region->address + bytes_of(work->page), stop = region->address + bytes_of(last);
+    uintptr_t end = end_of_huge(region, stop);
     struct span span;
-    int found;
-    while ((found = next_overlay(merger->pages, work->region, at, end, &span)) > 0) {
+    int found = 0;
+    while (at < stop &&
+           (found = next_overlay(merger->pages, work->region, at, end, &span)) > 0) {
         forget_lost(merger->pages, region, (struct span){at, span.start}, PAGE_NEW);
-        for (at = span.start; at < span.end;) {
-            uint64_t n = least(pages_between(at, span.end), FREEZE_MAX);
+        for (at = span.start; at < span.end && at < stop;) {
+            uint64_t n = next_piece(merger, region, at, span.end);
             bool done = give_piece_back(merger, work, at, n);
             at += done ? bytes_of(n) : 0;
             work->page = pages_between(region->address, at);
-            if (!done || (at < end && os_now_ns() >= deadline))
+            if (!done || (at < stop && os_now_ns() >= deadline))
                 return false;
         }
     }
-    note(work, found);
+    note(work, found < 0 ? found : 0);
     if (!found)
         forget_lost(merger->pages, region, (struct span){at, end}, PAGE_NEW);
     return true;
@@ -396,8 +439,7 @@ static bool give_chunk_back(struct merger *merger, struct unmerging *work, uint6
 {
     const struct region *region = region_at(merger->pages, work->region);
     uint64_t first = work->page & ~(CHUNK - 1), end = least(first + CHUNK, region->n);
-    if (work->page == first)
-        forget_pages(merger->pages, work, first, end);
+    forget_pages(merger->pages, work, first, end);
     if (work->discard)
         discard_until(merger->pages, work, end);
     else if (!unmerge_until(merger, work, end, deadline))
@@ -405,7 +447,7 @@ static bool give_chunk_back(struct merger *merger, struct unmerging *work, uint6
     if (region->pages_in[PAGE_ZERO] && !work->discard && !region->lost)
         unmerge_zeros(merger, work, first, end);
     forget_pages(merger->pages, work, first, end);
-    work->page = end;
+    work->page = work->page > end ? work->page : end;
     return true;
 }
 

@@ -177,6 +177,46 @@ uint32_t ids_take(struct ids *ids, uint64_t *n)
     return (uint32_t)where;
 }
 
+uint64_t ids_used(const struct ids *ids, uint32_t first, uint64_t n)
+{
+    uint64_t used = 0;
+    for (uint64_t id = first; id < first + n && id < ids->state->high; id += WORD_BITS)
+        used += (uint64_t)__builtin_popcountll(*word_of(ids, id));
+    return used;
+}
+
+/* Free blocks in a row in used space, not far from the cursor: the first, and in *n how many ids. */
+static uint64_t search_blocks(const struct ids *ids, uint64_t block, uint64_t *n)
+{
+    uint64_t most = *n, at = (ids->state->cursor + block - 1) / block * block;
+    uint64_t end = least(ids->state->high, at + SEARCH_WORDS * WORD_BITS);
+    for (*n = 0; at + block <= end; at += block) {
+        while (*n < most && at + *n + block <= end && !ids_used(ids, (uint32_t)(at + *n), block))
+            *n += block;
+        if (*n)
+            return at;
+    }
+    return NO_INDEX;
+}
+
+/* What is passed over on the way to a multiple stays free, for those who want fewer. */
+uint32_t ids_take_blocks(struct ids *ids, uint64_t block, uint64_t *n)
+{
+    uint64_t where = NO_INDEX, found = *n = *n / block * block;
+    if (ids->state->high - ids->state->used >= block)
+        where = search_blocks(ids, block, &found);
+    if (where == NO_INDEX) {
+        where = (ids->state->high + block - 1) / block * block;
+        found = least(*n, where < ids->limit ? (ids->limit - where) / block * block : 0);
+        if (!found || arena_grow(&ids->words, (where + found) / WORD_BITS + 1) < 0)
+            return NO_INDEX;
+        ids->state->high = where + found;
+    }
+    mark(ids, where, found, true);
+    *n = found;
+    return (uint32_t)where;
+}
+
 void ids_give(struct ids *ids, uint32_t first, uint64_t n)
 {
     mark(ids, first, n, false);

@@ -63,7 +63,13 @@ int ids_init(struct ids *ids, uint64_t limit, struct ids_state *state);
 void ids_destroy(struct ids *ids);
 /* A run of *n consecutive ids, or a shorter one (then *n says so); NO_INDEX when there is none. */
 uint32_t ids_take(struct ids *ids, uint64_t *n);
+/*
+ * The same of whole blocks of so many ids, a multiple of 64, each of which begins at a multiple of
+ * their length: *n is cut to a number of them.
+ */
+uint32_t ids_take_blocks(struct ids *ids, uint64_t block, uint64_t *n);
 void ids_give(struct ids *ids, uint32_t first, uint64_t n);
+uint64_t ids_used(const struct ids *ids, uint32_t first, uint64_t n); /* of n, both multiples of 64 */
 bool ids_has(const struct ids *ids, uint32_t id);
 void ids_clear(struct ids *ids); /* none is in use; which ones ever were stays known */
 void ids_mark(struct ids *ids, uint32_t id);

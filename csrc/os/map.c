@@ -22,6 +22,10 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
 #define RW (PROT_READ | PROT_WRITE)
 
 static void *mapped(void *address)
@@ -99,20 +103,32 @@ void *os_alloc(size_t bytes)
     return fresh(bytes, RW);
 }
 
-void *os_alloc_huge(void)
+/* Address space whose place in a huge page is that of an address, or of an offset in a file. */
+static void *reserve_in_step(size_t bytes, uint64_t like)
 {
     size_t size = bytes_of(HUGE_PAGES);
-    uintptr_t base = (uintptr_t)os_reserve(2 * size);
+    uintptr_t base = (uintptr_t)os_reserve(bytes + size);
     if (!base)
         return NULL;
-    uintptr_t at = (base + size - 1) / size * size;
-    os_unmap((void *)base, at - base);
-    os_unmap((void *)(at + size), base + size - at);
-    if (os_commit((void *)at, size) < 0) {
-        os_unmap((void *)at, size);
-        return NULL;
-    }
+    uintptr_t at = base + (like - base) % size;
+    if (at > base)
+        os_unmap((void *)base, at - base);
+    os_unmap((void *)(at + bytes), base + size - at);
     return (void *)at;
+}
+
+void *os_alloc_in_step(size_t bytes, uintptr_t like)
+{
+    void *at = reserve_in_step(bytes, like);
+    if (!at || os_commit(at, bytes) == 0)
+        return at;
+    os_unmap(at, bytes);
+    return NULL;
+}
+
+void *os_alloc_huge(void)
+{
+    return os_alloc_in_step(bytes_of(HUGE_PAGES), 0);
 }
 
 int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset)
@@ -212,11 +228,18 @@ int os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep)
     return got == MAP_FAILED ? -errno : 0;
 }
 
-/* Not locked in memory, which would fill it. */
-uintptr_t os_grow(uintptr_t from, uint64_t n)
+/*
+ * Not locked in memory, which would fill it.  If it cannot be moved into the reservation, that stays:
+ * a failed mremap may have unmapped its target, which may be another's by now.
+ */
+uintptr_t os_grow(uintptr_t from, uint64_t n, uintptr_t like)
 {
+    void *at = reserve_in_step(bytes_of(n), like), *got = MAP_FAILED;
     munlock((void *)from, PAGE_SIZE);
-    void *got = mremap((void *)from, PAGE_SIZE, bytes_of(n), MREMAP_MAYMOVE);
+    if (at)
+        got = mremap((void *)from, PAGE_SIZE, bytes_of(n), MREMAP_MAYMOVE | MREMAP_FIXED, at);
+    if (got == MAP_FAILED)
+        got = mremap((void *)from, PAGE_SIZE, bytes_of(n), MREMAP_MAYMOVE);
     if (got == MAP_FAILED)
         return 0;
     os_disown(from, PAGE_SIZE);
@@ -248,6 +271,17 @@ int os_empty(uintptr_t address, uint64_t n)
     return status(madvise((void *)address, bytes_of(n), MADV_DONTNEED));
 }
 
+bool os_gives_huge_pages(int vma_flags)
+{
+    char text[64] = "";
+    int fd = open("/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || vma_flags & KSMPY_VMA_NOHUGEPAGE || read(fd, text, sizeof text - 1) < 0)
+        text[0] = 0;
+    if (fd >= 0)
+        close(fd);
+    return strstr(text, "[always]") || (strstr(text, "[madvise]") && vma_flags & KSMPY_VMA_HUGEPAGE);
+}
+
 int os_populate(uintptr_t address, uint64_t n, bool write)
 {
     int result;
@@ -266,7 +300,14 @@ void os_split(uintptr_t address, uint64_t n)
 
 void *os_map_hidden(int fd, uint64_t offset, size_t bytes)
 {
-    void *got = mapped(mmap(NULL, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset));
+    void *at = reserve_in_step(bytes, offset);
+    if (!at)
+        return NULL;
+    os_disown((uintptr_t)at, bytes);
+    int how = MAP_SHARED | MAP_NORESERVE | MAP_FIXED;
+    void *got = mapped(mmap(at, bytes, PROT_NONE, how, fd, (off_t)offset));
+    if (!got)
+        os_unmap(at, bytes);
     if (got && os_dont_fork(got, bytes) == 0 && madvise(got, bytes, MADV_DONTDUMP) == 0)
         return got;
     os_unmap(got, bytes);
@@ -277,4 +318,9 @@ void *os_map_shared(int fd, uint64_t offset, size_t bytes, bool writable)
 {
     int rights = writable ? RW : PROT_READ;
     return mapped(mmap(NULL, bytes, rights, MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset));
+}
+
+int os_collapse(uintptr_t address, uint64_t n)
+{
+    return status(madvise((void *)address, bytes_of(n), MADV_COLLAPSE));
 }

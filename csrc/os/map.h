@@ -26,6 +26,8 @@ void os_dump_overlays(void);
 /* Zero-filled private memory, NULL when out of it. */
 void *os_alloc(size_t bytes);
 
+/* The same, with its first page where the other address has its page in a huge page. */
+void *os_alloc_in_step(size_t bytes, uintptr_t like);
 /* The same for HUGE_PAGES pages, aligned as a huge page is. */
 void *os_alloc_huge(void);
 
@@ -50,8 +52,11 @@ bool os_locks_new_memory(void);
 /* Does address space that is never touched count against a limit of the program's? */
 bool os_is_rationed(void);
 int os_set_vma_flags(uintptr_t address, uint64_t n, int vma_flags);
-/* Untouched memory after the one page at from, n in all; where it is then, or 0. */
-uintptr_t os_grow(uintptr_t from, uint64_t n);
+/*
+ * Untouched memory after the one page at from, n in all; where it is then, if possible in step with
+ * another address (see os_alloc_in_step()); or 0.
+ */
+uintptr_t os_grow(uintptr_t from, uint64_t n, uintptr_t like);
 /* mremap onto an address, replacing what is there; keep: the old mapping stays, empty. */
 int os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep);
 int os_protect(uintptr_t address, uint64_t n, bool writable);
@@ -61,15 +66,23 @@ int os_drop(uintptr_t address, uint64_t n);
 void os_look_away(uintptr_t address, uint64_t n);
 /* MADV_DONTNEED of the owner's memory: -EINVAL where it is locked. */
 int os_empty(uintptr_t address, uint64_t n);
+/* Does memory with these flags get huge pages where it is touched? */
+bool os_gives_huge_pages(int vma_flags);
 /* Faults a range in, for reading or (breaking copy-on-write) for writing. */
 int os_populate(uintptr_t address, uint64_t n, bool write);
 /* Parts the pages from others that they are one folio with, where the kernel can do so. */
 void os_split(uintptr_t address, uint64_t n);
 /*
- * To be read later, a part at a time (os_protect). mlockall() and core dumps would read all of it,
- * and so fill the file.
+ * To be read later, a part at a time (os_protect), and in step with the file, so that its huge pages
+ * can be mapped as such. mlockall() and core dumps would read all of it, and so fill the file.
  */
 void *os_map_hidden(int fd, uint64_t offset, size_t bytes);
 void *os_map_shared(int fd, uint64_t offset, size_t bytes, bool writable);
+/*
+ * Whole huge pages' places in a file in memory get huge pages, as far as they have any page yet.
+ * Takes no more than it has to; -ENOMEM, -EAGAIN, -EBUSY: there is none to be had; -EINVAL: they are
+ * not allowed, or unknown (before Linux 6.1).
+ */
+int os_collapse(uintptr_t address, uint64_t n);
 
 #endif

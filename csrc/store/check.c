@@ -3,6 +3,7 @@
 #include "base/report.h"
 #include "os/arena.h"
 #include "store/board.h"
+#include "store/extents.h"
 #include "store/layout.h"
 #include "store/pool.h"
 #include "store/stable.h"
@@ -56,6 +57,8 @@ static void see_new_frames(const struct store *store, struct frames_seen *seen)
             live += frame->state == FRAME_LIVE;
             if ((frame->state != FRAME_FREE) != in_use)
                 complain(seen->report, "state of a frame", frame->state, in_use);
+            if (frame->huge > !(i % EXTENT))
+                complain(seen->report, "an extent begins at a frame", frame->huge, i);
             if (frame->state != FRAME_FILLING)
                 continue;
             seen->sharers += frame->sharers;
@@ -66,6 +69,14 @@ static void see_new_frames(const struct store *store, struct frames_seen *seen)
     expect(seen->report, "live frames that are in a tree", seen->live, live);
 }
 
+static void check_extents(const struct store *store, struct report *report)
+{
+    uint64_t huge, spare;
+    extents_count(store, &huge, &spare);
+    expect(report, "huge extents", store->head->huge_extents, huge);
+    expect(report, "spare frames", store->head->spare_frames, spare);
+}
+
 static void check_frames(const struct store *store, struct frames_seen *seen)
 {
     const struct store_head *head = store->head;
@@ -74,6 +85,7 @@ static void check_frames(const struct store *store, struct frames_seen *seen)
         if (stable_walk(store, tree, see_chain, seen) < 0)
             complain(report, "stable tree is no red-black tree", (uint64_t)tree, 0);
     see_new_frames(store, seen);
+    check_extents(store, report);
     expect(report, "live frames", head->live_frames, seen->live);
     expect(report, "shared frames", head->shared_frames, seen->shared);
     expect(report, "stale frames", head->stale_frames, seen->stale);

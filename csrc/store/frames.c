@@ -8,6 +8,7 @@
 #include "os/files.h"
 #include "store/board.h"
 #include "store/debts.h"
+#include "store/extents.h"
 #include "store/files.h"
 #include "store/layout.h"
 #include "store/lock.h"
@@ -16,21 +17,43 @@
 #include "store/room.h"
 #include "store/sharers.h"
 #include "store/slots.h"
+#include "store/spare.h"
 #include "store/store.h"
 #include "store/view.h"
 
-uint32_t store_take(struct store *store, int node, uint64_t *n)
+typedef uint32_t take_some(struct store *store, int node, uint64_t *n);
+
+static uint32_t take(struct store *store, int node, take_some *some, uint64_t *n)
 {
     *n = least(*n, store_room(store));
     if (!*n || store->broken || !store_lock(store))
         return NO_FRAME;
-    uint32_t first = pool_take(store, node, n);
+    uint32_t first = some(store, node, n);
     store->broken = store_show(store);
     if (store->broken && first != NO_FRAME) {
         pool_give(store, first, *n);
         first = NO_FRAME;
     }
     store_unlock(store);
+    return first;
+}
+
+uint32_t store_take(struct store *store, int node, uint64_t *n)
+{
+    return take(store, node, pool_take, n);
+}
+
+uint32_t store_take_in_step(struct store *store, int node, uint64_t page, uint64_t *n)
+{
+    uint64_t before = (EXTENT - page % EXTENT) % EXTENT, whole = *n / EXTENT * EXTENT;
+    bool extents = *n >= before + EXTENT && extents_can_be_had(store);
+    if (extents && before)
+        *n = before;
+    uint32_t first = extents && !before ? take(store, node, pool_take_extents, &whole) : NO_FRAME;
+    if (first == NO_FRAME)
+        return store_take(store, node, n);
+    *n = whole;
+    extents_become_huge(store, first, whole);
     return first;
 }
 
@@ -98,16 +121,18 @@ static bool punch(struct store *store, uint32_t first, uint64_t n)
     return true;
 }
 
-/* Some may be added meanwhile: where the lock's last owner died, or a hole could not be punched. */
-void store_flush(struct store *store)
+static void sort_dead(struct store *store)
 {
+    if (store->dead_count)
+        qsort(store->dead.base, store->dead_count, sizeof(uint32_t), by_index);
+}
+
+/* Some may be added meanwhile: where the lock's last owner died, or a hole could not be punched. */
+static void punch_dead(struct store *store)
+{
+    sort_dead(store);
     uint64_t count = store->dead_count, done = 0;
     uint32_t *dead = (uint32_t *)(void *)store->dead.base;
-    if (!count || !store->memory) /* a forked child has no part in the store's memory */
-        return;
-    if (!store_has_files(store))
-        return;
-    qsort(dead, count, sizeof *dead, by_index);
     for (uint64_t end; done < count; done = end) {
         uint32_t first = dead[done];
         for (end = done + 1; end < count && dead[end] == first + (end - done); end++)
@@ -118,6 +143,33 @@ void store_flush(struct store *store)
     }
     store->dead_count -= done;
     memmove(dead, dead + done, store->dead_count * sizeof *dead);
+}
+
+/* A forked child has no part in the store's memory. */
+static bool can_flush(const struct store *store)
+{
+    return store->memory && (store->dead_count || store->head->spare_frames) &&
+           store_has_files(store);
+}
+
+void store_flush(struct store *store)
+{
+    if (!can_flush(store))
+        return;
+    sort_dead(store);
+    spare_dead_frames(store);
+    if (too_many_spare(store))
+        spare_at_most(store, store->head->spare_frames / 2);
+    punch_dead(store);
+}
+
+void store_flush_all(struct store *store)
+{
+    store_flush(store);
+    if (!can_flush(store))
+        return;
+    spare_at_most(store, 0);
+    punch_dead(store);
 }
 
 #define REAP_STEP 4096 /* frames that are looked at before others get the lock */
@@ -151,7 +203,10 @@ bool store_reap(struct store *store)
 
 void store_look_for_room(struct store *store)
 {
-    if (!atomic_load(&store->head->full) || !room_beside(store, 2) || !store_lock(store))
+    if (!atomic_load(&store->head->full))
+        return;
+    store_flush_all(store);
+    if (!room_beside(store, 2) || !store_lock(store))
         return;
     atomic_store(&store->head->full, false);
     events_reset(store); /* whoever waits looks once more */

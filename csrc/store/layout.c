@@ -11,7 +11,7 @@
 #include "os/files.h"
 #include "os/memory.h"
 
-#define VERSION 3
+#define VERSION 4
 
 /* ---- layout ---- */
 

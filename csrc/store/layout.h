@@ -43,6 +43,7 @@ struct frame {
     uint16_t pins;     /* sharers whose mapping of it went out of sight, which keeps it */
     uint8_t tree;      /* which stable tree */
     uint8_t state;     /* enum frame_state */
+    uint8_t huge;      /* 1: an extent begins here that lies on a huge page: see store/extents.h */
 };
 
 /* Who may map frames.  A lock on a slot's byte of the lock file lasts as long as its process. */
@@ -80,6 +81,7 @@ struct store_head {
     uint64_t live_frames;
     uint64_t shared_frames, shared_pages; /* frames with sharers; sharers */
     uint64_t stale_frames;
+    uint64_t huge_extents, spare_frames; /* see store/extents.h */
     uint64_t chains, dups;
     struct {
         struct ids_state ids;

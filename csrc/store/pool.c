@@ -5,6 +5,7 @@
 #include "base/pages.h"
 #include "base/rbtree.h"
 #include "os/arena.h"
+#include "store/extents.h"
 #include "store/layout.h"
 #include "store/room.h"
 #include "store/store.h"
@@ -18,11 +19,11 @@ static void set_state(struct store *store, uint32_t frame, enum frame_state stat
 }
 
 /* Below the high mark every id has a record, so it goes back where there is no memory for one. */
-static uint32_t take_ids(struct store *store, int node, uint64_t *n)
+static uint32_t take_ids(struct store *store, int node, bool whole, uint64_t *n)
 {
     struct ids *ids = &store->ids[node];
     uint64_t high = ids->state->high;
-    uint32_t local = ids_take(ids, n);
+    uint32_t local = whole ? ids_take_blocks(ids, EXTENT, n) : ids_take(ids, n);
     if (local != NO_INDEX && (arena_grow(&store->records[node], local + *n) < 0 ||
                               store_count_for_all(store, node, local + *n) < 0)) {
         ids_give(ids, local, *n);
@@ -37,17 +38,48 @@ void pool_give(struct store *store, uint32_t first, uint64_t n)
     for (uint64_t i = 0; i < n; i++)
         frame_at(store, first + (uint32_t)i)->state = FRAME_FREE;
     ids_give(&store->ids[frame_node(store, first)], frame_local(store, first), n);
+    extents_gave(store, first, n);
+}
+
+static void begin_to_use(struct store *store, uint32_t first, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        struct frame *frame = frame_at(store, first + (uint32_t)i);
+        *frame = (struct frame){.dup_next = NO_FRAME,
+                                .dup_prev = NO_FRAME,
+                                .born = store->head->forks,
+                                .huge = frame->huge};
+        set_state(store, first + (uint32_t)i, FRAME_FILLING);
+    }
+    extents_took(store, first, n);
+}
+
+static uint32_t take(struct store *store, int node, bool whole, uint64_t *n)
+{
+    uint32_t first = take_ids(store, node, whole, n);
+    if (first != NO_FRAME)
+        begin_to_use(store, first, *n);
+    return first;
 }
 
 uint32_t pool_take(struct store *store, int node, uint64_t *n)
 {
-    uint32_t first = take_ids(store, node, n);
-    for (uint64_t i = 0; i < *n && first != NO_FRAME; i++) {
-        *frame_at(store, first + (uint32_t)i) =
-            (struct frame){.dup_next = NO_FRAME, .dup_prev = NO_FRAME, .born = store->head->forks};
-        set_state(store, first + (uint32_t)i, FRAME_FILLING);
-    }
-    return first;
+    return take(store, node, false, n);
+}
+
+uint32_t pool_take_extents(struct store *store, int node, uint64_t *n)
+{
+    return take(store, node, true, n);
+}
+
+bool pool_take_this(struct store *store, uint32_t frame)
+{
+    struct ids *ids = &store->ids[frame_node(store, frame)];
+    if (frame_local(store, frame) >= ids->state->high)
+        return false;
+    ids_mark(ids, frame_local(store, frame));
+    begin_to_use(store, frame, 1);
+    return true;
 }
 
 /*
@@ -74,7 +106,7 @@ uint64_t store_bytes(const struct store *store)
     uint64_t frames = 0;
     for (int node = 0; node < store->nodes; node++)
         frames += store->ids[node].state->used;
-    return bytes_of(frames);
+    return bytes_of(frames + store->head->spare_frames);
 }
 
 uint64_t store_metadata_bytes(const struct store *store)

@@ -5,6 +5,7 @@
 #include "os/arena.h"
 #include "os/files.h"
 #include "store/board.h"
+#include "store/extents.h"
 #include "store/files.h"
 #include "store/layout.h"
 #include "store/reap.h"
@@ -98,6 +99,7 @@ int store_rebuild(struct store *store)
     for (int node = 0; node < store->nodes; node++)
         for (uint64_t i = 0; i < store->ids[node].state->high; i++)
             bring_back(store, (uint32_t)i + first_frame(store, node));
+    extents_count(store, &store->head->huge_extents, &store->head->spare_frames);
     store_look_away(store, true);
     return 0;
 }

@@ -62,6 +62,8 @@ struct store {
     struct forest stable[MAX_NODES];
     struct arena dead; /* frames waiting for store_flush() */
     uint64_t dead_count;
+    int huge_error; /* why no huge page was to be had at the last try, as -errno; or 0 */
+    unsigned huge_failures, huge_pause; /* tries in a row; tries that are left out */
     void *taking; /* during a fork: the child's lease */
     unsigned taking_slot;
 
@@ -91,11 +93,13 @@ static inline struct frame *frame_at(const struct store *store, uint32_t frame)
 static inline const uint8_t *frame_bytes(struct store *store, uint32_t frame)
 {
     struct frames_read *read = &store->read;
-    if (!read->pieces || frame / FAULT_AROUND != read->last / FAULT_AROUND) {
+    bool huge = store->frames[frame - frame % HUGE_PAGES].huge; /* all of it is mapped at once */
+    uint32_t around = huge ? HUGE_PAGES : FAULT_AROUND;
+    if (!read->pieces || frame / around != read->last / around) {
         read->first = read->pieces && read->first < frame ? read->first : frame;
         read->end = read->pieces && read->end > frame ? read->end : frame;
         read->last = frame;
-        read->pieces++;
+        read->pieces += around / FAULT_AROUND;
     }
     return store->memory + bytes_of(frame);
 }
