@@ -103,6 +103,8 @@ struct ksmpy_stats {
     uint64_t stable_node_chains;
     uint64_t stable_node_dups;
     uint64_t stale_frames; /* frames without a sharer that a forked child may still map */
+    uint64_t huge_frames; /* frames in use that lie on huge pages */
+    uint64_t spare_frames; /* room of such pages that no frame uses, and that keeps its memory */
     uint64_t registered_pages;
     uint64_t merging_pages; /* of this engine's; pages_shared + pages_sharing are the store's */
     uint64_t metadata_bytes;
@@ -137,6 +139,8 @@ struct ksmpy_range {
 int ksmpy_probe(struct ksmpy_caps *caps);
 /* 1: the process has io_uring, libaio or devices that may write into its memory unseen. */
 int ksmpy_has_devices(void);
+/* 0: frames can lie on huge pages; or why not: EINVAL they are not allowed, or unknown; ENOMEM. */
+int ksmpy_try_huge_frames(void);
 /*
  * The memory that the engines of this process use for themselves, their threads' stacks included:
  * none of it may be registered. Writes up to max ranges; returns how many there are.
@@ -172,6 +176,8 @@ struct ksmpy_store_stats {
     uint64_t pages_shared;
     uint64_t pages_sharing;
     uint64_t stale_frames;
+    uint64_t huge_frames;
+    uint64_t spare_frames;
     uint64_t stable_node_chains;
     uint64_t stable_node_dups;
     uint64_t frame_bytes;

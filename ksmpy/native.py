@@ -116,6 +116,12 @@ def has_devices() -> bool:
     return bool(lib.ksmpy_has_devices())
 
 
+def try_huge_frames() -> int:
+    """0 where frames can lie on huge pages; or why not, as an errno."""
+    require()
+    return -int(lib.ksmpy_try_huge_frames())
+
+
 def own_memory() -> list[tuple[int, int]]:
     """(start, end) of what the engines of this process use for themselves."""
     room = 256

@@ -123,6 +123,10 @@ class _Native:
         """It looks through all descriptors."""
         assert lib.ksmpy_has_devices() in (0, 1)
 
+    def ksmpy_try_huge_frames(self) -> None:
+        """It makes a file, and looks at a huge page of it."""
+        assert lib.ksmpy_try_huge_frames() <= 0
+
     def ksmpy_own_memory(self) -> None:
         """The list gets no longer by engines that come and go."""
         before = lib.ksmpy_own_memory(ffi.NULL, 0)

@@ -17,6 +17,11 @@ int ksmpy_has_devices(void)
     return os_has_devices();
 }
 
+int ksmpy_try_huge_frames(void)
+{
+    return os_try_huge_file();
+}
+
 int64_t ksmpy_memory_left(char *which, size_t size)
 {
     struct os_memory memory;

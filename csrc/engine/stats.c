@@ -13,6 +13,7 @@
 #include "pages/candidates.h"
 #include "pages/pages.h"
 #include "pages/regions.h"
+#include "store/extents.h"
 #include "store/frames.h"
 #include "store/layout.h"
 #include "store/lock.h"
@@ -73,6 +74,8 @@ static void fill(const ksmpy_engine *engine, struct ksmpy_stats *out)
         .stable_node_chains = head->chains,
         .stable_node_dups = head->dups,
         .stale_frames = head->stale_frames,
+        .huge_frames = huge_frames(&engine->pages.store),
+        .spare_frames = head->spare_frames,
         .registered_pages = engine->pages.registered,
         .merging_pages = engine->pages.pages_in[PAGE_SHARED],
         .metadata_bytes = metadata_bytes(engine),

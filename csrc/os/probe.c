@@ -127,3 +127,21 @@ void os_probe(struct ksmpy_caps *caps)
     caps->madv_populate = probe_mapping(try_populate);
     caps->memfd = probe_memfd();
 }
+
+int os_try_huge_file(void)
+{
+    size_t size = bytes_of(HUGE_PAGES);
+    int fd = os_memfd("ksmpy-probe", size);
+    if (fd < 0)
+        return fd;
+    void *view = os_map_hidden(fd, 0, size);
+    int error = -ENOMEM;
+    if (view) {
+        os_put(fd, 0, "", 1);
+        error = os_protect((uintptr_t)view, HUGE_PAGES, false);
+        error = error ? error : os_collapse((uintptr_t)view, HUGE_PAGES);
+    }
+    os_unmap(view, size);
+    close(fd);
+    return error;
+}

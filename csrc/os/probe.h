@@ -7,5 +7,7 @@
 #include "ksmpy.h"
 
 void os_probe(struct ksmpy_caps *caps);
+/* 0: files in memory can have huge pages; or why not, as os_collapse() says. */
+int os_try_huge_file(void);
 
 #endif

@@ -35,8 +35,12 @@ static inline bool is_in_huge_extent(const struct store *store, uint32_t frame)
 {
     return frame_at(store, extent_of(frame))->huge;
 }
-/* Are all frames in use of a huge extent so many, or fewer? */
-uint64_t extent_used(const struct store *store, uint32_t extent);
+uint64_t extent_used(const struct store *store, uint32_t extent); /* of its frames */
+/* In use, on huge pages. */
+static inline uint64_t huge_frames(const struct store *store)
+{
+    return store->head->huge_extents * EXTENT - store->head->spare_frames;
+}
 
 /* n frames are in use from now on, or are not any more. */
 void extents_took(struct store *store, uint32_t first, uint64_t n);

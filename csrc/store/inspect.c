@@ -13,6 +13,7 @@
 #include "store/attach.h"
 #include "store/files.h"
 #include "store/frames.h"
+#include "store/extents.h"
 #include "store/layout.h"
 #include "store/lock.h"
 #include "store/mapping.h"
@@ -59,6 +60,8 @@ static void fill_stats(const struct store *store, struct ksmpy_store_stats *out)
         .pages_shared = head->shared_frames,
         .pages_sharing = head->shared_pages - head->shared_frames,
         .stale_frames = head->stale_frames,
+        .huge_frames = huge_frames(store),
+        .spare_frames = head->spare_frames,
         .stable_node_chains = head->chains,
         .stable_node_dups = head->dups,
         .frame_bytes = store_bytes(store),

@@ -19,8 +19,8 @@ class Stats:
     """An engine's counters.
 
     On a store that several processes share, `pages_shared`, `pages_sharing`, the chains and
-    dups, `stale_frames`, `frame_bytes` and `metadata_bytes` are the whole store's, as the kernel's
-    are the machine's; the profit is reckoned from them. The rest is the engine's own.
+    dups, `stale_frames`, `huge_frames`, `spare_frames`, `frame_bytes` and `metadata_bytes` are the
+    whole store's, as the kernel's are the machine's; the profit is reckoned from them. The rest is the engine's own.
 
     `pages_sharing` is the number of pages saved: it counts how many *more* pages use the
     `pages_shared` frames. The `pages_busy`, `pages_no_budget`, `pages_no_memory`,
@@ -45,12 +45,13 @@ class Stats:
     stable_node_chains: int
     stable_node_dups: int
     general_profit: int
-    """(pages_sharing + ksm_zero_pages) * 4096 - metadata_bytes; below 0 when nothing merges."""
+    """(pages_sharing + ksm_zero_pages - spare_frames) * 4096 - metadata_bytes; below 0 when nothing
+    merges."""
     saved_bytes: int
     """Net gain in bytes: general_profit, or 0 where that is negative."""
     metadata_bytes: int
     frame_bytes: int
-    """Memory that the store holds for the frames."""
+    """Memory that the store holds for the frames, and that is spare."""
     vmas: int
     """Mappings of the whole process."""
     vma_limit: int
@@ -58,6 +59,12 @@ class Stats:
     registered_pages: int
     stale_frames: int
     """Frames without a sharer that a forked child may still map."""
+    huge_frames: int
+    """Frames in use that lie on huge pages of 512: what is merged onto all of one, and begins where
+    a huge page does, is mapped as one."""
+    spare_frames: int
+    """Room of such huge pages that no frame uses, and that keeps its memory: at most an eighth of
+    the frames in use, none where memory is scarce."""
     pages_busy: int
     pages_no_budget: int
     pages_no_memory: int
@@ -67,7 +74,7 @@ class Stats:
     @classmethod
     def from_native(cls, values: Mapping[str, int]) -> Stats:
         """The record for what the engine reports."""
-        gained = values["pages_sharing"] + values["ksm_zero_pages"]
+        gained = values["pages_sharing"] + values["ksm_zero_pages"] - values["spare_frames"]
         profit = gained * PAGE_SIZE - values["metadata_bytes"]
         known = {field.name for field in fields(cls)}
         return cls(
@@ -99,6 +106,7 @@ def stats_rows(stats: Stats) -> list[Row]:
             f"{stats.merging_pages} of {stats.registered_pages} pages; {stats.pages_shared} frames"
             f" take {human_bytes(stats.frame_bytes)}",
         ),
+        ("huge pages", f"hold {stats.huge_frames} frames, and have room for {stats.spare_frames}"),
         ("zero pages", str(stats.ksm_zero_pages)),
         ("alone", f"{stats.pages_unshared} pages; {stats.pages_volatile} are written often"),
         ("metadata", human_bytes(stats.metadata_bytes)),

@@ -18,13 +18,18 @@ class StoreStats:
     pages_sharing: int
     stale_frames: int
     """Frames without a sharer that a forked child may still map."""
+    huge_frames: int
+    """Frames in use that lie on huge pages."""
+    spare_frames: int
+    """Room of such huge pages that no frame uses, and that keeps its memory."""
     stable_node_chains: int
     stable_node_dups: int
     frame_bytes: int
-    """Memory that the frames take."""
+    """Memory that the frames take, and that is spare."""
     metadata_bytes: int
     saved_bytes: int
-    """Net gain in bytes: pages_sharing * 4096 - metadata_bytes, or 0 where that is negative."""
+    """Net gain in bytes: (pages_sharing - spare_frames) * 4096 - metadata_bytes, or 0 where that is
+    negative."""
     merge_across_nodes: int
     max_page_sharing: int
     use_zero_pages: int
@@ -42,7 +47,8 @@ class StoreStats:
     @classmethod
     def from_native(cls, values: Mapping[str, int]) -> StoreStats:
         """The record for what the store reports."""
-        profit = values["pages_sharing"] * PAGE_SIZE - values["metadata_bytes"]
+        gained = values["pages_sharing"] - values["spare_frames"]
+        profit = gained * PAGE_SIZE - values["metadata_bytes"]
         known = {field.name for field in fields(cls)}
         return cls(
             **{name: value for name, value in values.items() if name in known},

@@ -286,6 +286,22 @@ def _huge_pages() -> Check:
     return Check("transparent huge pages", True, detail if chosen != "never" else chosen)
 
 
+_SHMEM = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+
+
+def _huge_frames() -> Check:
+    """Whether what is merged can lie on huge pages, by making one (MADV_COLLAPSE)."""
+    name = "merged memory on huge pages"
+    error = native.try_huge_frames()
+    if not error:
+        return Check(name, True, "where a whole huge page is merged, by MADV_COLLAPSE")
+    if error == errno.ENOMEM:
+        return Check(name, True, "no: the machine has no huge page left, or the cgroup no memory")
+    if "[deny]" in _read(_SHMEM):
+        return Check(name, True, f"no: {_SHMEM} says deny", f"echo never > {_SHMEM}")
+    return Check(name, True, f"no: {os.strerror(error)} (MADV_COLLAPSE, Linux 6.1)")
+
+
 def _kernel_ksm() -> Check:
     run = _read(f"{_KSM}/run")
     if not run:
@@ -317,5 +333,6 @@ _LOOKS: tuple[tuple[str, Callable[[], Check | Iterable[Check]]], ...] = (
     ("swap", _swap),
     ("core dumps", _core_dumps),
     ("transparent huge pages", _huge_pages),
+    ("merged memory on huge pages", _huge_frames),
     ("kernel KSM", _kernel_ksm),
 )

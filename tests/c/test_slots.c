@@ -544,6 +544,8 @@ static void a_newcomer_believes_nothing(void)
         {&stable->trees, 0},
         {&head->live_frames, 5},
         {&head->stale_frames, 1},
+        {&head->huge_extents, 1},
+        {&head->spare_frames, 1},
         {&head->shared_pages, 5},
         {&head->chains, 1},
     };
