@@ -1,7 +1,7 @@
-"""Memory that lay on huge pages before it was merged does so afterwards, and once it is its owner's again.
+"""Memory that lay on huge pages before it was merged does so afterwards, and when it comes back.
 
-Where the machine has no huge page to give the same holds of small ones: nothing here needs them, but
-what is said of them is only asked where they are.
+Where the machine has no huge page to give the same holds of small ones: nothing here needs them,
+but what is said of them is only asked where they are.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import memory, oracle
-from support.memory import HUGE, Bytes
 
 from ksmpy import native
+from support import memory, oracle
+from support.memory import HUGE, Bytes
 
 PAGE = oracle.PAGE
 HUGE_BYTES = HUGE * PAGE
@@ -72,7 +72,7 @@ def _merge(engine: Any, *arrays: Bytes) -> None:
 def test_what_was_on_huge_pages_is_merged_on_huge_pages(
     engine: Any, pair: tuple[Bytes, Bytes]
 ) -> None:
-    """Both sharers of a huge page are mapped by one entry for it, over passes too, and lose no byte."""
+    """Both sharers of a huge page are mapped by one entry for it, over passes too."""
     _needs_huge_pages(*pair)
     want = pair[0].copy()
     _merge(engine, *pair)
@@ -143,6 +143,27 @@ def test_spare_memory_is_counted_and_bounded(engine: Any, pair: tuple[Bytes, Byt
         assert stats.general_profit == gained * PAGE - stats.metadata_bytes
     engine.unmerge()
     assert engine.stats().frame_bytes == 0 == engine.stats().spare_frames
+
+
+def test_processes_share_huge_pages(
+    make_engine: Any, store: Any, pair: tuple[Bytes, Bytes]
+) -> None:
+    """Frames of a named store lie on huge pages as well, for every process that is in step."""
+    _needs_huge_pages(*pair)
+    one, other = make_engine(store=store), make_engine(store=store)
+    one.register(pair[0])
+    other.register(pair[1])
+    for engine in (one, other) * 2:
+        engine.scan(eager=True)
+    assert store.stats().pages_sharing == 3 * HUGE == store.stats().huge_frames
+    _read(*pair)
+    assert min(_mapped_huge(pair[0]), _mapped_huge(pair[1])) >= _whole(one, 3)
+    assert np.array_equal(*pair)
+    one.unmerge()
+    assert store.stats().huge_frames == 3 * HUGE
+    other.unmerge()
+    assert store.stats().frame_bytes == 0
+    assert np.array_equal(*pair)
 
 
 _WITHOUT = """

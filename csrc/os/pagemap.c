@@ -48,17 +48,30 @@ static int64_t ask(int pagemap_fd, struct scan_request request, struct os_range 
     return count;
 }
 
-int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
-                   int64_t max, uintptr_t *next)
+static int64_t ask_written(int pagemap_fd, uintptr_t address, uint64_t n, uint64_t any,
+                           struct os_range *ranges, int64_t max, uintptr_t *next)
 {
     struct scan_request request = {
         .flags = SCAN_WP_MATCHING,
         .start = address,
         .end = address + bytes_of(n),
         .category_mask = IS_WRITTEN,
+        .category_anyof_mask = any,
         .return_mask = IS_WRITTEN | IS_ZERO | IS_PRESENT | IS_SWAPPED,
     };
     return ask(pagemap_fd, request, ranges, max, next);
+}
+
+int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                   int64_t max, uintptr_t *next)
+{
+    return ask_written(pagemap_fd, address, n, 0, ranges, max, next);
+}
+
+int64_t os_written_there(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                         int64_t max, uintptr_t *next)
+{
+    return ask_written(pagemap_fd, address, n, IS_PRESENT | IS_SWAPPED, ranges, max, next);
 }
 
 /*

@@ -23,6 +23,12 @@ struct os_range {
 int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
                    int64_t max, uintptr_t *next);
 /*
+ * The same of overlays: what is not there is left alone.  To arm it would take a page table, in whose
+ * place a huge page could not be mapped any more.
+ */
+int64_t os_written_there(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                         int64_t max, uintptr_t *next);
+/*
  * The ranges that are private memory of any kind, without arming; the rest of the contract is the
  * same.
  */

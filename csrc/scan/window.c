@@ -187,6 +187,23 @@ static void forget_written(struct scanner *scanner, uint32_t id, uint64_t at, ui
             window->written[(at + i) / 64] &= ~((uint64_t)1 << ((at + i) % 64));
 }
 
+/* Of a region's pages [first, last): long stretches of overlays by themselves. */
+static void ask_written(struct scanner *scanner, const struct region *region, uint64_t first,
+                        uint64_t last)
+{
+    uint64_t *written = scanner->window.written, *zero = scanner->window.zero;
+    for (uint64_t at = first, n; at < last && region->pages_in[PAGE_SHARED]; at += n) {
+        uint32_t id = region->base + (uint32_t)at;
+        n = pages_alike(scanner->pages, id, last - at, PAGE_SHARED);
+        if (n < HUGE_PAGES || !is_shared(scanner->pages, id))
+            continue;
+        ask(scanner, os_written, region, first, at, written, zero);
+        ask(scanner, os_written_there, region, at, at + n, written, zero);
+        first = at + n;
+    }
+    ask(scanner, os_written, region, first, last, written, zero);
+}
+
 /* Asks about the window's chunks, except for those that are better left alone. */
 static void ask_chunks(struct scanner *scanner, const struct region *region, bool eager)
 {
@@ -199,10 +216,10 @@ static void ask_chunks(struct scanner *scanner, const struct region *region, boo
         if (plans[at / CHUNK] != CHUNK_WRITE_HOT)
             continue;
         set_bits(window->written, at, at + n);
-        ask(scanner, os_written, region, from, first, window->written, window->zero);
+        ask_written(scanner, region, from, first);
         from = first + n;
     }
-    ask(scanner, os_written, region, from, end, window->written, window->zero);
+    ask_written(scanner, region, from, end);
     for (uint64_t at = 0; at < window->n; at += CHUNK) {
         uint64_t first = window->first + at, n = least(end - first, CHUNK);
         uint32_t id = region->base + (uint32_t)first;

@@ -20,7 +20,8 @@ class Stats:
 
     On a store that several processes share, `pages_shared`, `pages_sharing`, the chains and
     dups, `stale_frames`, `huge_frames`, `spare_frames`, `frame_bytes` and `metadata_bytes` are the
-    whole store's, as the kernel's are the machine's; the profit is reckoned from them. The rest is the engine's own.
+    whole store's, as the kernel's are the machine's; the profit is reckoned from them. The rest is
+    the engine's own.
 
     `pages_sharing` is the number of pages saved: it counts how many *more* pages use the
     `pages_shared` frames. The `pages_busy`, `pages_no_budget`, `pages_no_memory`,
