@@ -9,7 +9,8 @@
 
 #define RESERVE 2048 /* pages that are left to the program: 8 MiB */
 #define ALLOWED 16384 /* pages at one answer */
-#define SCARCE 65536 /* pages that are left, with fewer of which no memory of the store's is spare */
+#define SCARCE                                                                                     \
+    65536 /* pages that are left, with fewer of which no memory of the store's is spare */
 #define GOOD_FOR_MS 100
 
 /*

@@ -386,8 +386,7 @@ static bool unmerge_until(struct merger *merger, struct unmerging *work, uint64_
     uintptr_t end = end_of_huge(region, stop);
     struct span span;
     int found = 0;
-    while (at < stop &&
-           (found = next_overlay(merger->pages, work->region, at, end, &span)) > 0) {
+    while (at < stop && (found = next_overlay(merger->pages, work->region, at, end, &span)) > 0) {
         forget_lost(merger->pages, region, (struct span){at, span.start}, PAGE_NEW);
         for (at = span.start; at < span.end && at < stop;) {
             uint64_t n = next_piece(merger, region, at, span.end);

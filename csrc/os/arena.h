@@ -69,7 +69,8 @@ uint32_t ids_take(struct ids *ids, uint64_t *n);
  */
 uint32_t ids_take_blocks(struct ids *ids, uint64_t block, uint64_t *n);
 void ids_give(struct ids *ids, uint32_t first, uint64_t n);
-uint64_t ids_used(const struct ids *ids, uint32_t first, uint64_t n); /* of n, both multiples of 64 */
+uint64_t ids_used(const struct ids *ids, uint32_t first,
+                  uint64_t n); /* of n, both multiples of 64 */
 bool ids_has(const struct ids *ids, uint32_t id);
 void ids_clear(struct ids *ids); /* none is in use; which ones ever were stays known */
 void ids_mark(struct ids *ids, uint32_t id);

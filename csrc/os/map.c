@@ -279,7 +279,8 @@ bool os_gives_huge_pages(int vma_flags)
         text[0] = 0;
     if (fd >= 0)
         close(fd);
-    return strstr(text, "[always]") || (strstr(text, "[madvise]") && vma_flags & KSMPY_VMA_HUGEPAGE);
+    return strstr(text, "[always]") ||
+           (strstr(text, "[madvise]") && vma_flags & KSMPY_VMA_HUGEPAGE);
 }
 
 int os_populate(uintptr_t address, uint64_t n, bool write)

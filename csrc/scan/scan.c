@@ -239,8 +239,8 @@ void scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager)
     uint64_t begin = os_now_ns();
     for (uint64_t visited = 0; visited < SLICE_VISITED; visited++) {
         uint64_t scanned = scanner->merger->result->scanned - before;
-        uintptr_t place = run_place(scanner->pages, &scanner->run,
-                                    region->address + bytes_of(window->at));
+        uintptr_t place =
+            run_place(scanner->pages, &scanner->run, region->address + bytes_of(window->at));
         bool at_start = run_starts_at(place);
         if (takes_long(begin, visited, place))
             break;

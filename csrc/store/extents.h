@@ -53,12 +53,4 @@ bool too_many_spare(const struct store *store);
 /* The counts, of what the records say. */
 void extents_count(const struct store *store, uint64_t *huge, uint64_t *spare);
 
-/*
- * Without the lock: are new extents worth a try?  Where there was no huge page to be had the next
- * tries are left out, ever more of them.
- */
-bool extents_can_be_had(struct store *store);
-/* Taken extents get huge pages, if there are any. */
-void extents_become_huge(struct store *store, uint32_t first, uint64_t n);
-
 #endif

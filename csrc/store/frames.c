@@ -7,6 +7,7 @@
 #include "base/pages.h"
 #include "os/files.h"
 #include "store/board.h"
+#include "store/collapse.h"
 #include "store/debts.h"
 #include "store/extents.h"
 #include "store/files.h"

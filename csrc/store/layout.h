@@ -43,7 +43,7 @@ struct frame {
     uint16_t pins;     /* sharers whose mapping of it went out of sight, which keeps it */
     uint8_t tree;      /* which stable tree */
     uint8_t state;     /* enum frame_state */
-    uint8_t huge;      /* 1: an extent begins here that lies on a huge page: see store/extents.h */
+    uint8_t huge; /* 1: an extent begins here that lies on a huge page: see store/extents.h */
 };
 
 /* Who may map frames.  A lock on a slot's byte of the lock file lasts as long as its process. */
@@ -52,7 +52,7 @@ enum slot_kind { SLOT_FREE, SLOT_ENGINE, SLOT_CHILD };
 struct slot {
     _Atomic uint32_t kind;
     uint32_t pid;
-    uint32_t fork;  /* SLOT_CHILD: the number of the fork that made it */
+    uint32_t fork; /* SLOT_CHILD: the number of the fork that made it */
     uint64_t pages; /* SLOT_ENGINE: its pages on frames */
 };
 
@@ -91,12 +91,12 @@ struct store_head {
     } node[MAX_NODES];
 
     _Atomic uint32_t forks; /* how many there were; each child is named by its number */
-    _Atomic uint32_t lost;  /* the last one that got no slot, and so never ends; or 0 */
+    _Atomic uint32_t lost; /* the last one that got no slot, and so never ends; or 0 */
     _Atomic uint32_t slots_end; /* slots from here on were never used */
     struct slot slots[MAX_SLOTS];
 
     uint64_t announced_size, announced_count; /* see store/board.c */
-    uint64_t events;                      /* how many there ever were */
+    uint64_t events; /* how many there ever were */
 
     uint64_t deaths, rebuilds;
     uint64_t lock_waits, lock_wait_ns, lock_hold_max_ns;

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "base/pages.h"
 #include "os/arena.h"
 #include "store/extents.h"
 #include "store/layout.h"

@@ -1,0 +1,55 @@
+#include "store/collapse.h"
+
+#include "base/pages.h"
+#include "os/files.h"
+#include "os/map.h"
+#include "store/extents.h"
+#include "store/lock.h"
+#include "store/store.h"
+
+#define LONGEST_PAUSE 9 /* log2 of tries that are left out */
+
+bool extents_can_be_had(struct store *store)
+{
+    if (!store->huge_pause)
+        return true;
+    store->huge_pause--;
+    return false;
+}
+
+static void *in_view(const struct store *store, uint32_t frame)
+{
+    return page_at((uintptr_t)store->memory, frame);
+}
+
+/* 0, or the last error, which may be that of a part only. */
+static int collapse(const struct store *store, uint32_t first, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i += EXTENT) /* what has no page yet is passed over */
+        os_put(store->write_fd, frame_offset(store, first + (uint32_t)i), "", 1);
+    return os_collapse((uintptr_t)in_view(store, first), n);
+}
+
+static void note_huge(struct store *store, uint32_t first, uint64_t n)
+{
+    if (!store_lock(store))
+        return; /* frames like others, which happen to lie on huge pages */
+    for (uint64_t i = 0; i < n; i += EXTENT)
+        extent_becomes_huge(store, first + (uint32_t)i);
+    store_unlock(store);
+}
+
+/* One call for all of them: each makes all processors give their lists of pages back. */
+void extents_become_huge(struct store *store, uint32_t first, uint64_t n)
+{
+    int error = collapse(store, first, n);
+    if (!error)
+        note_huge(store, first, n);
+    for (uint64_t i = 0; error && i < n && n > EXTENT; i += EXTENT)
+        if (collapse(store, first + (uint32_t)i, EXTENT) == 0)
+            note_huge(store, first + (uint32_t)i, EXTENT);
+    store->huge_error = error;
+    store->huge_failures =
+        !error ? 0 : store->huge_failures + (store->huge_failures < LONGEST_PAUSE);
+    store->huge_pause = error ? 1U << store->huge_failures : 0;
+}
