@@ -1,4 +1,4 @@
-/* In a full store, frames that nobody else has joined are left. */
+/* In a full store, frames that nobody else has joined are left; and what is spare in any. */
 #include "merge/lonely.h"
 
 #include <stdatomic.h>
@@ -62,6 +62,7 @@ static uint64_t leave_frames_of_region(struct merger *merger, uint32_t region, u
 void leave_lonely_frames(struct merger *merger)
 {
     uint64_t done = 0;
+    memory_is_not_spared(merger);
     store_look_for_room(&merger->pages->store);
     if (!merger->pages->store.shared || !atomic_load(&merger->pages->store.head->full))
         return;

@@ -9,5 +9,7 @@
  * than its cgroups or the machine have left is killed.
  */
 bool memory_allows(struct merger *merger, uint64_t n);
+/* Where little is left, the store keeps no memory that nothing uses. */
+void memory_is_not_spared(struct merger *merger);
 
 #endif

@@ -15,7 +15,7 @@ MUTANTS = [
     Mutant(
         "pages that no page table knows are unmerged",
         file="csrc/merge/unmerge.c",
-        old="    uintptr_t blank = in_shadow(merger->pages, region, at);\n",
+        old="    uintptr_t blank = in_shadow(merger->pages, region, at);\n    int error",
         new="""\
     uint8_t kinds[FREEZE_MAX];
     uint64_t absent = 0;
@@ -25,7 +25,7 @@ MUTANTS = [
     uintptr_t blank = in_shadow(merger->pages, region, at);
     if (absent == n)
         return 0;
-""",
+    int error""",
         tests=("c/test_merging.c::absent_pages_leave_their_frames",),
     ),
     Mutant(
@@ -76,10 +76,9 @@ MUTANTS = [
         "what has come back is no other page's equal",
         file="csrc/merge/unmerge.c",
         old="""\
-    if (work->page == first)
-        forget_pages(merger->pages, work, first, end);
-""",
-        new="",
+    forget_pages(merger->pages, work, first, end);
+    if (work->discard)""",
+        new="    if (work->discard)",
         tests=("c/test_slices.c::what_has_come_back_is_no_other_pages_equal",),
     ),
     Mutant(
