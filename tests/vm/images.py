@@ -43,8 +43,9 @@ class Kernel:
 
     @property
     def image(self) -> Path:
-        """The bootable image."""
-        return self.root / "boot" / f"vmlinuz-{self.release}"
+        """The bootable image. Newer packages have it beside the modules."""
+        old = self.root / "boot" / f"vmlinuz-{self.release}"
+        return old if old.exists() else self.root / "lib/modules" / self.release / "vmlinuz"
 
 
 def cache_folder() -> Path:
@@ -104,10 +105,48 @@ def _cached(series: str) -> Kernel | None:
     return max(kernels, key=lambda kernel: _order(kernel.release), default=None)
 
 
-def _releases(series: str) -> list[str]:
-    names = _run("apt-cache", "search", "--names-only", rf"^linux-image-{re.escape(series)}\.[0-9]")
+def _releases(series: str, suite: tuple[str, ...]) -> list[str]:
+    pattern = rf"^linux-image-{re.escape(series)}\.[0-9]"
+    names = _run("apt-cache", *suite, "search", "--names-only", pattern)
     found = re.findall(r"^linux-image-(\S+-amd64) ", names, flags=re.MULTILINE)
     return [release for release in found if not re.search(r"cloud|rt-", release)]
+
+
+def _unstable() -> tuple[str, ...]:
+    """Options for apt to look at Debian's unstable suite only, where the newest kernels are: at the
+    mirror that this machine uses, with lists of its own, so that this machine's stay as they are.
+    """
+    places = _run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages")
+    mirror = next((place for place in places.split() if place.rstrip("/").endswith("/debian")), "")
+    keyring = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+    if not mirror or not keyring.exists():
+        raise SetupError("apt has no mirror of Debian's on this machine")
+    own = cache_folder() / "apt"
+    for folder in ("lists/partial", "archives/partial"):
+        (own / folder).mkdir(parents=True, exist_ok=True)
+    sources = own / "sources.list"
+    sources.write_text(f"deb [signed-by={keyring}] {mirror} sid main\n", encoding="utf-8")
+    (own / "status").touch()
+    settings = {
+        "Dir::Etc::sourcelist": sources,
+        "Dir::Etc::sourceparts": own / "none",
+        "Dir::State": own,
+        "Dir::State::status": own / "status",
+        "Dir::Cache": own,
+    }
+    return tuple(word for name, value in settings.items() for word in ("-o", f"{name}={value}"))
+
+
+def _look_for(series: str) -> tuple[list[str], tuple[str, ...]]:
+    """Releases, and apt's options with which they are had."""
+    releases = _releases(series, ())
+    if not releases and os.geteuid() == 0:
+        for suite in ((), _unstable()):
+            _run(*_APT_GET, *suite, "update")
+            releases = _releases(series, suite)
+            if releases:
+                return releases, suite
+    return releases, ()
 
 
 def kernel(series: str) -> Kernel:
@@ -115,25 +154,27 @@ def kernel(series: str) -> Kernel:
     cached = _cached(series)
     if cached is not None:
         return cached
-    releases = _releases(series)
-    if not releases and os.geteuid() == 0:
-        _run(*_APT_GET, "update")
-        releases = _releases(series)
+    releases, suite = _look_for(series)
     if not releases:
         raise SetupError(f"apt knows no package of a {series} kernel (apt-get update?)")
-    return _unpack(max(releases, key=_order))
+    return _unpack(max(releases, key=_order), suite)
 
 
-def _unpack(release: str) -> Kernel:
+def _unpack(release: str, suite: tuple[str, ...]) -> Kernel:
     print(f"vm: getting Linux {release}", file=sys.stderr)
     final = cache_folder() / "kernels" / release
     partial = cache_folder() / "partial" / f"{release}.{os.getpid()}"
     partial.mkdir(parents=True)
     try:
-        download = (*_APT_GET, "-o", "APT::Sandbox::User=root", "download")
-        _run(*download, f"linux-image-{release}", cwd=partial)
-        (package,) = partial.glob("*.deb")
-        _run("dpkg-deb", "-x", package, partial / "root")
+        # Newer ones come in parts, of which the image is an empty one.
+        pattern = rf"^linux-(image|binary|modules|base)-{re.escape(release)}$"
+        packages = _run("apt-cache", *suite, "search", "--names-only", pattern).splitlines()
+        download = (*_APT_GET, *suite, "-o", "APT::Sandbox::User=root", "download")
+        _run(*download, *(line.split()[0] for line in packages), cwd=partial)
+        for package in partial.glob("*.deb"):
+            _run("dpkg-deb", "-x", package, partial / "root")
+        if not (partial / "root/lib").exists():
+            (partial / "root/lib").symlink_to("usr/lib")
         _run(_find("depmod") or "depmod", "-a", "-b", partial / "root", release)
         final.parent.mkdir(exist_ok=True)
         # A rename, so that a run that was interrupted leaves nothing that looks complete.
