@@ -79,6 +79,24 @@ static int next_overlay(struct pages *pages, uint32_t region, uintptr_t at, uint
     return span->end != 0;
 }
 
+/*
+ * Right before they come back, all but the first of a stretch, which has just been looked at.  What
+ * is exchanged in the microseconds between this look and the exchange of the mapping is not noticed.
+ */
+static void look_again(struct pages *pages, const struct region *region, struct span piece)
+{
+    struct os_vma vma;
+    os_maps_refresh(&pages->maps);
+    for (uintptr_t at = piece.start; at < piece.end; at = vma.end) {
+        if (os_maps_find(&pages->maps, at, &vma) <= 0 || vma.start >= piece.end)
+            return;
+        struct span part = {vma.start > at ? vma.start : at,
+                            vma.end < piece.end ? vma.end : piece.end};
+        if (is_overlay(pages, &vma))
+            keep_exchanged(pages, region, &vma, part);
+    }
+}
+
 typedef void leave(struct pages *pages, uint32_t id, enum page_state state);
 
 static void forget(struct pages *pages, const struct region *region, struct span span,
@@ -169,9 +187,12 @@ static int unmerge_small_pieces(struct merger *merger, const struct region *regi
 static int unmerge_span(struct merger *merger, const struct region *region, struct span span,
                         enum page_state state)
 {
+    uintptr_t start = span.start;
     int failure = 0;
     for (uint64_t n; span.start < span.end; span.start += bytes_of(n)) {
         n = next_piece(merger, region, span.start, span.end);
+        if (span.start > start)
+            look_again(merger->pages, region, (struct span){span.start, span.start + bytes_of(n)});
         int error = unmerge_piece(merger, region, span.start, n, state);
         failure = failure ? failure : error;
     }
@@ -390,6 +411,8 @@ static bool unmerge_until(struct merger *merger, struct unmerging *work, uint64_
         forget_lost(merger->pages, region, (struct span){at, span.start}, PAGE_NEW);
         for (at = span.start; at < span.end && at < stop;) {
             uint64_t n = next_piece(merger, region, at, span.end);
+            if (at > span.start)
+                look_again(merger->pages, region, (struct span){at, at + bytes_of(n)});
             bool done = give_piece_back(merger, work, at, n);
             at += done ? bytes_of(n) : 0;
             work->page = pages_between(region->address, at);

@@ -1,7 +1,8 @@
 /*
  * Frames whose overlays went out of sight: their owner has unmapped them, or moved them somewhere.
- * Such a frame is pinned until a look at all mappings of the process finds none of it, and again in
- * the next passes: a look takes time, and an overlay that is moved meanwhile can escape it.
+ * Such a frame is pinned until a look at all mappings of the process finds none of it but those of
+ * its sharers, and again in the next passes: a look takes time, and an overlay that is moved meanwhile
+ * can escape it.
  */
 #include "pages/pins.h"
 
@@ -10,6 +11,7 @@
 #include "os/maps.h"
 #include "pages/overlay.h"
 #include "pages/pages.h"
+#include "pages/regions.h"
 #include "store/frames.h"
 #include "store/lock.h"
 #include "store/pool.h"
@@ -79,6 +81,17 @@ static bool begin_check(struct pages *pages)
     return true;
 }
 
+/* A page that is counted among the frame's sharers: no pin is about it. */
+static bool is_in_sight(const struct pages *pages, uintptr_t address, uint64_t frame)
+{
+    uint32_t region = region_find(pages, address, 1);
+    if (region == NO_REGION)
+        return false;
+    const struct region *at = region_at(pages, region);
+    uint32_t id = at->base + (uint32_t)((address - at->address) >> PAGE_SHIFT);
+    return is_shared(pages, id) && page_record(pages, id)->link == frame;
+}
+
 static void see(struct pages *pages, const struct os_vma *vma)
 {
     const struct store *store = &pages->store;
@@ -86,7 +99,8 @@ static void see(struct pages *pages, const struct os_vma *vma)
     uint64_t first = (vma->offset - store->offset) >> PAGE_SHIFT;
     uint64_t n = (vma->end - vma->start) >> PAGE_SHIFT;
     for (uint64_t frame = first; frame < first + n && frame < end; frame++)
-        if (frame_is_live(store, (uint32_t)frame) && frame_at(store, (uint32_t)frame)->pins)
+        if (frame_is_live(store, (uint32_t)frame) && frame_at(store, (uint32_t)frame)->pins &&
+            !is_in_sight(pages, vma->start + bytes_of(frame - first), frame))
             *word_of(pages, (uint32_t)frame) |= (uint64_t)1 << (frame % 64);
 }
 

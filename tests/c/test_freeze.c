@@ -18,6 +18,7 @@
 #include "os/clock.h"
 #include "os/files.h"
 #include "os/map.h"
+#include "os/uffd.h"
 #include "pages.h"
 
 #define N 16
@@ -29,6 +30,9 @@ static enum { DONTDUMP, DONTFORK, READ_ONLY, LOCK, UNMAP, CHANGES } change;
 static int way;
 static uintptr_t awaited; /* the change is made when something was moved to this address */
 static uintptr_t refused; /* what is moved to this address is not, and its target is unmapped */
+
+static uintptr_t watched; /* is this page moved away? */
+static bool moved_away;
 
 static void change_a_part(uintptr_t range)
 {
@@ -56,6 +60,7 @@ void *mremap(void *from, size_t before, size_t after, int flags, ...)
         errno = ENOMEM;
         return MAP_FAILED;
     }
+    moved_away |= watched && (uintptr_t)from == watched;
     void *got = (void *)syscall(SYS_mremap, from, before, after, flags, to);
     if (to && (uintptr_t)to == awaited) {
         awaited = 0;
@@ -233,9 +238,111 @@ static void what_others_map_there_stays(void)
     REQUIRE(os_map_anonymous(range, N, 0) == 0);
     fill((uint8_t *)range, N, 500);
     CHECK(freeze_overlay(&fz, 0, N, memfd, 0) == -ECANCELED);
+    CHECK(freeze_zero(&fz, 0, N, 0) == -ECANCELED);
     freeze_restore(&fz, 0, N);
     thaw(&fz);
     CHECK(filled((const uint8_t *)range, N, 500));
+    give_back(&fz, range);
+    close(memfd);
+}
+
+static void *read_into(void *ends)
+{
+    char byte;
+    return (void *)read(*(int *)ends, &byte, 1);
+}
+
+static bool is_displaced(struct freezer *fz, uintptr_t range)
+{
+    watched = range;
+    moved_away = false;
+    uintptr_t shadow = freezer_shadow(fz, range, N, 0);
+    watched = 0;
+    CHECK(shadow && filled((const uint8_t *)range, N, 1));
+    os_unmap((void *)shadow, bytes_of(N + 1));
+    return moved_away;
+}
+
+/*
+ * A system call that touches a page which is away fails where the kernel's faults are not handled:
+ * no page is taken away while a thread is in one that may.
+ */
+static void no_page_goes_away_under_a_system_call(void)
+{
+    struct freezer fz;
+    pthread_t reader;
+    int ends[2];
+    uintptr_t range = new_range(); /* nothing can be borrowed below it */
+    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
+    fz.waits_in_calls = false;
+    bool alone = false;
+    for (int tries = 0; tries < 1000 && !alone; tries++) /* until its own threads wait */
+        alone = is_displaced(&fz, range);
+    CHECK(alone);
+    REQUIRE(pipe(ends) == 0 && pthread_create(&reader, NULL, read_into, &ends[0]) == 0);
+    os_sleep_us(10000); /* it runs or reads: the same here */
+    for (int i = 0; i < 20; i++)
+        CHECK(!is_displaced(&fz, range));
+    CHECK(write(ends[1], "", 1) == 1);
+    pthread_join(reader, NULL);
+    close(ends[0]);
+    close(ends[1]);
+    give_back(&fz, range);
+}
+
+static _Atomic bool held, has_read; /* the fault thread, with a message that it has read */
+
+int __real_os_uffd_read(int fd, uintptr_t *start, uintptr_t *end);
+int __wrap_os_uffd_read(int fd, uintptr_t *start, uintptr_t *end)
+{
+    int event = __real_os_uffd_read(fd, start, end);
+    if (event == OS_UFFD_FAULT && atomic_load(&held)) {
+        atomic_store(&has_read, true);
+        while (atomic_load(&held))
+            os_sleep_us(100);
+    }
+    return event;
+}
+
+static void *touch(void *page)
+{
+    return (void *)(uintptr_t)(1 + *(volatile uint8_t *)page);
+}
+
+static void fault_and_be_held(pthread_t *thread, uintptr_t page)
+{
+    atomic_store(&has_read, false);
+    atomic_store(&held, true);
+    REQUIRE(pthread_create(thread, NULL, touch, (void *)page) == 0);
+    while (!atomic_load(&has_read))
+        os_sleep_us(100);
+}
+
+/*
+ * The fault thread has read that a page is missing, and comes to it when that page lies on a frame
+ * that no page table knows.
+ */
+static void a_fault_from_before_a_thaw_fills_nothing(void)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    pthread_t thread;
+    uintptr_t range = new_range(), other = new_range();
+    int memfd = os_memfd("frames", bytes_of(N));
+    REQUIRE(range && other && memfd >= 0 && freezer_init(&fz, way, false) == 0);
+    REQUIRE(freezer_attach(&fz, range, N) == 0 && freezer_attach(&fz, other, N) == 0);
+    REQUIRE(os_write(memfd, 0, (void *)range, N) == N);
+    REQUIRE(os_drop(range, 1) == 0 && os_drop(other, 1) == 0);
+    fault_and_be_held(&thread, range);
+    REQUIRE(freeze_all(&fz, range, &view));
+    CHECK(freeze_overlay(&fz, 0, N, memfd, 0) == 0);
+    thaw(&fz);
+    pthread_join(thread, NULL);
+    REQUIRE(os_drop(range, N) == 0); /* out of the page tables; nobody knows these for overlays */
+    atomic_store(&held, false);
+    CHECK(*(volatile uint8_t *)other == 0); /* the fault thread has come to the next message */
+    CHECK(filled((const uint8_t *)range, N, 1));
+    os_unmap((void *)(other - PAGE_SIZE), bytes_of(N + 2));
     give_back(&fz, range);
     close(memfd);
 }
@@ -343,6 +450,10 @@ int main(void)
         if (way != KSMPY_FREEZE_SIGNAL)
             RUN(what_is_being_given_back_is_not_frozen);
         RUN(what_is_given_back_while_it_is_frozen_for_zeros_is_gone);
+        if (way == KSMPY_FREEZE_UFFD_WP)
+            RUN(no_page_goes_away_under_a_system_call);
+        if (way == KSMPY_FREEZE_UFFD_MOVE || way == KSMPY_FREEZE_UFFD_REMAP)
+            RUN(a_fault_from_before_a_thaw_fills_nothing);
         RUN(own_stack_is_never_frozen);
         RUN(own_memory_is_told);
         for (change = 0; change < CHANGES; change++) {

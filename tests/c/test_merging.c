@@ -286,13 +286,24 @@ static void frames_stay_under_what_could_not_be_unmerged(void)
 }
 
 /* As after a migration, or when the kernel took them: no page table knows any of these pages. */
+static bool take_out_of_page_tables(uint8_t *overlays)
+{
+    for (unsigned i = 0; i < PAGES; i++) {
+        void *away = mremap(page_at((uintptr_t)overlays, i), PAGE_SIZE, PAGE_SIZE,
+                            MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
+        if (away == MAP_FAILED)
+            return false;
+        munmap(away, PAGE_SIZE);
+    }
+    return true;
+}
+
 static void absent_pages_leave_their_frames(void)
 {
     REQUIRE(open_pair() && watch_pair());
     scan(engine, KSMPY_SCAN_EAGER);
     CHECK(is_shared(&engine->pages, region_at(&engine->pages, region_a)->base));
-    CHECK(madvise(a, bytes_of(PAGES), MADV_PAGEOUT) == 0);
-    CHECK(madvise(b, bytes_of(PAGES), MADV_PAGEOUT) == 0);
+    CHECK(take_out_of_page_tables(a) && take_out_of_page_tables(b));
     CHECK(ksmpy_unmerge(engine) == 0);
     CHECK(shows_no_frame(a) && shows_no_frame(b));
     CHECK(filled(a, PAGES, 1) && filled(b, PAGES, 1));
@@ -319,6 +330,27 @@ static void frames_stay_under_what_could_not_be_discarded(void)
     CHECK(is_shared(&engine->pages, region_at(&engine->pages, region_a)->base));
     CHECK(filled(overlays, PAGES, 1));
     os_unmap(overlays, bytes_of(PAGES));
+    close_pair();
+}
+
+/* Frames that lost sight of an overlay are kept for it, and not for those that are in sight. */
+static void what_is_in_sight_keeps_no_pins(void)
+{
+    REQUIRE(open_pair() && watch_pair());
+    scan(engine, KSMPY_SCAN_EAGER);
+    no_memory = true;
+    CHECK(ksmpy_release(engine, region_b, 1) == 0);
+    no_memory = false;
+    for (int i = 0; i < 5; i++)
+        scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(engine->pages.pins.count == PAGES && !shows_no_frame(b));
+    os_unmap(b, bytes_of(PAGES));
+    for (int i = 0; i < 5; i++)
+        scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(engine->pages.pins.count == 0 && !engine->pages.store.pinned);
+    CHECK(!shows_no_frame(a) && filled(a, PAGES, 1));
+    b = os_alloc(bytes_of(PAGES));
+    REQUIRE(b && ksmpy_register(engine, (uintptr_t)b, bytes_of(PAGES), 0, &region_b) == 0);
     close_pair();
 }
 
@@ -352,6 +384,7 @@ static void run_all(void)
     RUN(frames_stay_under_what_could_not_be_unmerged);
     RUN(absent_pages_leave_their_frames);
     RUN(frames_stay_under_what_could_not_be_discarded);
+    RUN(what_is_in_sight_keeps_no_pins);
 }
 
 int main(void)

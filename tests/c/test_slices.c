@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -34,11 +35,19 @@ static bool (*when)(void); /* or NULL: at any time */
 static int fail_after; /* pieces that come back; 0: all do */
 
 static bool attach_fails;
+static void (*before_return)(void); /* once: overlays were looked at, and come back */
+static uint64_t stopped_clock; /* what the clock says all the time; 0: it goes */
 
 void __real_engine_let_others_in(ksmpy_engine *sliced);
+uint64_t __real_os_now_ns(void);
 int __real_freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n);
 int __real_freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
                              int vma_flags);
+
+uint64_t __wrap_os_now_ns(void)
+{
+    return stopped_clock ? stopped_clock : __real_os_now_ns();
+}
 
 void __wrap_engine_let_others_in(ksmpy_engine *sliced)
 {
@@ -57,6 +66,10 @@ void __wrap_engine_let_others_in(ksmpy_engine *sliced)
 int __wrap_freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
                              int vma_flags)
 {
+    void (*action)(void) = before_return;
+    before_return = NULL;
+    if (action)
+        action();
     if (fail_after && --fail_after == 0)
         return -ENOMEM;
     return __real_freezer_unoverlay(fz, address, n, blank, vma_flags);
@@ -347,6 +360,42 @@ static void a_pass_finds_what_waits_while_there_is_more_room(void)
     os_unmap(d, bytes_of(2 * PAGES));
 }
 
+/* ---- the owner exchanges ---- */
+
+enum { HERE = 200, THERE = 5000 }; /* in one piece with the first page's chunk, and far away */
+
+static void exchange(void)
+{
+    void *here = page_at((uintptr_t)a, HERE), *there = page_at((uintptr_t)a, THERE);
+    void *aside = os_reserve(PAGE_SIZE);
+    const int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+    CHECK(mremap(here, PAGE_SIZE, PAGE_SIZE, flags, aside) == aside);
+    CHECK(mremap(there, PAGE_SIZE, PAGE_SIZE, flags, here) == here);
+    CHECK(mremap(aside, PAGE_SIZE, PAGE_SIZE, flags, there) == there);
+}
+
+static bool has_bytes_of(const uint8_t *page, uint32_t number)
+{
+    return filled(page, 1, 1 + number);
+}
+
+/* What is mapped elsewhere by now is not freed with the page that it belonged to. */
+static void overlays_are_exchanged_while_their_region_is_unmerged(void)
+{
+    REQUIRE(open_merged());
+    CHECK(ksmpy_release(engine, region_b, 0) == 0);
+    before_return = exchange;
+    stopped_clock = __real_os_now_ns();
+    CHECK(ksmpy_unmerge_region(engine, region_a) == 0 && !before_return);
+    stopped_clock = 0;
+    CHECK(has_bytes_of(page_at((uintptr_t)a, HERE), THERE));
+    CHECK(has_bytes_of(page_at((uintptr_t)a, THERE), HERE));
+    CHECK(shared_of(region_a) == 0 && overlays_of(a) == 0);
+    for (int i = 0; i < 4; i++)
+        scan(engine, KSMPY_SCAN_EAGER); /* until nobody maps what was kept */
+    close_all();
+}
+
 /* ---- the owner dies ---- */
 
 static void the_owner_dies(void)
@@ -463,6 +512,7 @@ static void run_all(void)
     RUN(a_pass_finds_what_waits_while_there_is_more_room);
     RUN(a_pass_merges_nothing_of_what_comes_back);
     RUN(what_has_come_back_is_no_other_pages_equal);
+    RUN(overlays_are_exchanged_while_their_region_is_unmerged);
     RUN(an_owner_dies_between_two_slices_of_an_unmerge);
     RUN(a_region_with_an_old_number_is_left_alone);
     RUN(what_is_given_back_may_be_anothers_at_once);

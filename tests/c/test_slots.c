@@ -4,6 +4,8 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -53,6 +55,19 @@ int __real_os_punch(int fd, uint64_t offset, uint64_t bytes);
 int __wrap_os_punch(int fd, uint64_t offset, uint64_t bytes)
 {
     return no_holes ? -ENOMEM : __real_os_punch(fd, offset, bytes);
+}
+
+static void (*while_waiting)(void); /* once: the lock was tried, and whoever wants it sleeps */
+static unsigned naps;
+void __real_os_sleep_us(unsigned us);
+void __wrap_os_sleep_us(unsigned us)
+{
+    void (*chosen)(void) = while_waiting;
+    while_waiting = NULL;
+    naps++;
+    if (chosen)
+        chosen();
+    __real_os_sleep_us(us);
 }
 
 static bool attach(struct store *store)
@@ -367,6 +382,61 @@ static void an_index_whose_owner_died_is_made_anew(void)
     close_all();
 }
 
+static pthread_t holder;
+static int let_go[2];
+
+/* The lock of two, until there is something to read. */
+static void *hold(void *taken)
+{
+    char byte;
+    CHECK(store_lock(&two));
+    atomic_store((_Atomic bool *)taken, true);
+    CHECK(read(let_go[0], &byte, 1) == 1);
+    store_unlock(&two);
+    return NULL;
+}
+
+static bool others_hold_the_lock(void)
+{
+    static _Atomic bool taken;
+    atomic_store(&taken, false);
+    if (pipe(let_go) < 0 || pthread_create(&holder, NULL, hold, (void *)&taken) != 0)
+        return false;
+    while (!atomic_load(&taken))
+        __real_os_sleep_us(100);
+    return true;
+}
+
+static void they_let_go(void)
+{
+    CHECK(write(let_go[1], "", 1) == 1);
+    pthread_join(holder, NULL);
+    close(let_go[0]);
+    close(let_go[1]);
+}
+
+/* Whoever wants the lock sleeps until it is free; if that takes too long he does without at once. */
+static void a_lock_is_waited_for_once(void)
+{
+    REQUIRE(open_pair() && others_hold_the_lock());
+    while_waiting = they_let_go;
+    CHECK(store_lock(&one) && !while_waiting);
+    store_unlock(&one);
+    REQUIRE(others_hold_the_lock());
+    naps = 0;
+    CHECK(!store_lock(&one) && naps);
+    naps = 0;
+    CHECK(!store_lock(&one) && !store_lock(&one) && !naps);
+    they_let_go();
+    CHECK(store_lock(&one));
+    store_unlock(&one);
+    REQUIRE(others_hold_the_lock());
+    CHECK(!store_lock(&one) && naps); /* there is patience again */
+    they_let_go();
+    store_detach(&one);
+    close_all();
+}
+
 /* ---- children ---- */
 
 /* Which frames a forked child may map that has the given number. */
@@ -540,6 +610,7 @@ static void a_newcomer_believes_nothing(void)
         {&head->knobs[0], 2},
         {&ids->high, one.ids[0].limit + 1},
         {&ids->high, 0},
+        {&head->node[0].counted, one.ids[0].limit + 1},
         {&stable->trees, frame_limit(&one) + 1},
         {&stable->trees, 0},
         {&head->live_frames, 5},
@@ -575,6 +646,7 @@ int main(void)
     RUN(a_frame_in_the_making_is_its_makers);
     RUN(others_hear_of_a_frame_with_room_again);
     RUN(an_index_whose_owner_died_is_made_anew);
+    RUN(a_lock_is_waited_for_once);
     RUN(a_child_holds_what_was_there_when_it_came);
     RUN(a_fork_leaves_a_lease_behind);
     RUN(a_fork_without_a_slot_loses_frames);

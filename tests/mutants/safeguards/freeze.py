@@ -14,6 +14,41 @@ MUTANTS = [
         quick=True,
     ),
     Mutant(
+        "what others map there is not mapped over",
+        file="csrc/freeze/freezer.c",
+        old="""\
+    if (fz->wp_fd >= 0 && !is_registered(fz, address, n))
+        return -ECANCELED; /*""",
+        new="""\
+    if (false)
+        return -ECANCELED; /*""",
+        tests=("c/test_freeze.c::what_others_map_there_stays",),
+    ),
+    Mutant(
+        "what others map there does not become zero",
+        file="csrc/freeze/freezer.c",
+        old="""\
+    if (fz->wp_fd >= 0 && !is_registered(fz, address, n))
+        return -ECANCELED;
+    return""",
+        new="    return",
+        tests=("c/test_freeze.c::what_others_map_there_stays",),
+    ),
+    Mutant(
+        "a fault from before a thaw fills nothing",
+        file="csrc/freeze/fault_thread.c",
+        old="atomic_load(&fz->thaws) == thaws &&",
+        new="",
+        tests=("c/test_freeze.c::a_fault_from_before_a_thaw_fills_nothing",),
+    ),
+    Mutant(
+        "no page goes away under a system call",
+        file="csrc/freeze/uffd_wp.c",
+        old="fz->waits_in_calls || os_others_wait(fz->tasks_fd);",
+        new="true;",
+        tests=("c/test_freeze.c::no_page_goes_away_under_a_system_call",),
+    ),
+    Mutant(
         "what a device writes into is not merged",
         file="csrc/freeze/freezer.c",
         old="if (!fz->ops->refuses_pinned && os_direct_io(",

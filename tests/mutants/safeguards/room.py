@@ -34,6 +34,13 @@ MUTANTS = [
         tests=("test_damaged_stores.py::test_sharers_are_counted_where_nothing_is_left",),
     ),
     Mutant(
+        "a newcomer believes in no more counts than there are frames",
+        file="csrc/store/attach.c",
+        old="        if (store->head->node[node].counted > store->ids[node].limit)\n",
+        new="        if (false)\n",
+        tests=("c/test_slots.c::a_newcomer_believes_nothing",),
+    ),
+    Mutant(
         "frames that nobody joins make room",
         file="csrc/merge/lonely.c",
         old="if (n && (!lonely ||",

@@ -14,9 +14,9 @@ MUTANTS = [
     ),
     Mutant(
         "who cannot mend an index leaves it to others",
-        file="csrc/store/mutex.c",
-        old="        head->half_changed = true;",
-        new="        head->half_changed = store_has_files(store);",
+        file="csrc/store/lock.c",
+        old="    if (error)\n        return error;\n    head->half_changed = false;",
+        new="    head->half_changed = false;\n    if (error)\n        return error;",
         tests=("test_stopped_members.py::test_who_cannot_mend_leaves_it_to_others",),
     ),
     Mutant(
@@ -55,9 +55,7 @@ MUTANTS = [
         file="csrc/store/reap.c",
         old="record->state == FRAME_DEAD || (!record->sharers && !store_leased(store, record))",
         new="record->state != FRAME_LIVE",
-        tests=(
-            "test_stopped_members.py::test_frames_that_could_not_be_told_of_outlive_their_maker",
-        ),
+        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
     ),
     Mutant(
         "the lock of a stopped process is not waited for",
@@ -65,6 +63,20 @@ MUTANTS = [
         old="error == EBUSY && *waited < limit_ns;",
         new="error == EBUSY;",
         tests=("test_stopped_members.py::test_close_does_not_wait",),
+    ),
+    Mutant(
+        "a lock is waited for",
+        file="csrc/store/lock.c",
+        old="limit = store->away ? 0 : LOCK_TRY_MS * 1000000;",
+        new="limit = 0;",
+        tests=("c/test_slots.c::a_lock_is_waited_for_once",),
+    ),
+    Mutant(
+        "a lock is waited for once",
+        file="csrc/store/lock.c",
+        old="limit = store->away ? 0 : LOCK_TRY_MS * 1000000;",
+        new="limit = LOCK_TRY_MS * 1000000;",
+        tests=("c/test_slots.c::a_lock_is_waited_for_once",),
     ),
     Mutant(
         "an index whose owner died is made anew",

@@ -20,7 +20,7 @@ MUTANTS = [
     uint8_t kinds[FREEZE_MAX];
     uint64_t absent = 0;
     os_pages(merger->fz.pagemap_fd, at, n, kinds);
-    while (absent < n && kinds[absent] == OS_PAGE_NONE)
+    while (absent < n && kinds[absent] == 0)
         absent++;
     uintptr_t blank = in_shadow(merger->pages, region, at);
     if (absent == n)
@@ -34,6 +34,13 @@ MUTANTS = [
         old="            page_keep_frame(pages, id);",
         new="            (void)pages;",
         tests=("test_exchanged.py::test_exchanged_overlays_keep_each_others_frames",),
+    ),
+    Mutant(
+        "an overlay is known by its place when it comes back",
+        file="csrc/merge/unmerge.c",
+        old="            if (at > span.start)\n                look_again(",
+        new="            if (false)\n                look_again(",
+        tests=("c/test_slices.c::overlays_are_exchanged_while_their_region_is_unmerged",),
     ),
     Mutant(
         "overlays that are out of sight keep their frames",
