@@ -25,12 +25,17 @@ int freezer_copy(uintptr_t to, uintptr_t address, uint64_t n)
 }
 
 /*
+ * The kernel's KSM puts another page in the place of one that is equal, and forgets that it was
+ * protected: on Linux 6.18 writers went on then.
+ *
  * Old kernels (6.1 for one) protect no more than lies in one mapping at a time
  * (ENOENT), and after a fork neighbours with equal rights need not be one.
  */
 int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    int error = os_uffd_protect(fz->wp_fd, address, n, true);
+    int error = os_keep_from_ksm(address, n);
+    if (!error)
+        error = os_uffd_protect(fz->wp_fd, address, n, true);
     if (error != -ENOENT || n == 1)
         return error;
     error = 0;

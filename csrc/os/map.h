@@ -68,6 +68,10 @@ void os_look_away(uintptr_t address, uint64_t n);
 int os_empty(uintptr_t address, uint64_t n);
 /* Does memory with these flags get huge pages where it is touched? */
 bool os_gives_huge_pages(int vma_flags);
+/*
+ * The kernel's own KSM leaves these pages alone from now on, and those that it shares get copies.
+ */
+int os_keep_from_ksm(uintptr_t address, uint64_t n);
 /* Faults a range in, for reading or (breaking copy-on-write) for writing. */
 int os_populate(uintptr_t address, uint64_t n, bool write);
 /* Parts the pages from others that they are one folio with, where the kernel can do so. */

@@ -162,23 +162,54 @@ static uint64_t row_length(const struct store *store, uint32_t first, int tree, 
     return length;
 }
 
+struct row {
+    uint32_t first;
+    uint64_t n;
+};
+
+/* The longest one, of at most max, with one of some frames of the chain from *at on, as best_of(). */
+static void longest_row(const struct store *store, uint32_t head, uint32_t *at, uint64_t max,
+                        struct row *row)
+{
+    const struct frame *kind = frame_at(store, head);
+    for (int step = 0; step < STEPS && *at != NO_FRAME && row->n < max;
+         step++, *at = frame_at(store, *at)->dup_next) {
+        if (*at - row->first < row->n || !suits(store, *at, kind->tree, kind->sum))
+            continue;
+        uint32_t first = *at;
+        while (first && *at - first + 1 < max && suits(store, first - 1, kind->tree, kind->sum))
+            first--;
+        uint64_t length = row_length(store, first, kind->tree, kind->sum, max);
+        if (length > row->n)
+            *row = (struct row){first, length};
+    }
+}
+
+/* Where choose_dup() looks for one frame. */
+static struct row row_in_chain(const struct store *store, uint32_t head, uint64_t max)
+{
+    struct row row = {NO_FRAME, 0};
+    uint32_t at = head;
+    if (head == NO_FRAME)
+        return row;
+    longest_row(store, head, &at, max, &row);
+    if (row.n || at == NO_FRAME)
+        return row;
+    uint32_t *cursor = &frame_at(store, head)->left;
+    at = goes_on_at(store, head, *cursor) ? *cursor : at;
+    longest_row(store, head, &at, max, &row);
+    *cursor = row.n ? row.first : at;
+    return row;
+}
+
 uint32_t stable_find_row(struct store *store, int tree, uint64_t sum, const void *bytes,
                          uint32_t preferred, uint64_t *n)
 {
-    uint32_t best = preferred, at = NO_FRAME;
-    uint64_t longest = row_length(store, preferred, tree, sum, *n);
-    if (!longest)
-        at = find_head(store, tree, sum, bytes);
-    for (; at != NO_FRAME && longest < *n; at = frame_at(store, at)->dup_next) {
-        if (longest && at && suits(store, at - 1, tree, sum))
-            continue; /* not the first of its row */
-        uint64_t length = row_length(store, at, tree, sum, *n);
-        if (length > longest)
-            best = at;
-        longest = length > longest ? length : longest;
-    }
-    *n = longest;
-    return longest ? best : NO_FRAME;
+    struct row row = {preferred, row_length(store, preferred, tree, sum, *n)};
+    if (!row.n)
+        row = row_in_chain(store, find_head(store, tree, sum, bytes), *n);
+    *n = row.n;
+    return row.n ? row.first : NO_FRAME;
 }
 
 uint64_t stable_count(struct store *store, int tree, uint64_t sum, const void *bytes, uint64_t max)

@@ -21,7 +21,7 @@ uint32_t stable_find(struct store *store, int tree, uint64_t sum, const void *by
 /*
  * Frames with these bytes that follow each other and have room for a sharer each: the first of
  * them, in *n how many, of at most *n; or NO_FRAME.  Those that begin with the preferred one are
- * taken if it has their checksum, and else the longest row there is.
+ * taken if it has their checksum, and else the longest row that a bounded look at equal frames finds.
  */
 uint32_t stable_find_row(struct store *store, int tree, uint64_t sum, const void *bytes,
                          uint32_t preferred, uint64_t *n);

@@ -203,24 +203,45 @@ static void full_frames_form_chains(void)
     close_pair(&pair);
 }
 
-/* Of very many equal frames a search looks at a few, and at others the next time. */
-static void long_chains_are_searched_bit_by_bit(void)
+enum { FRAMES = 1000, FULL = 2 };
+
+/* Frames in a row with the bytes of a, each with as many sharers as it may have; NO_FRAME: none. */
+static uint32_t full_chain(struct pair *pair)
 {
-    enum { FRAMES = 1000, FULL = 2 };
-    struct pair pair;
-    REQUIRE(open_pair(&pair, 1));
-    struct store *store = &pair.engine->pages.store;
-    uint64_t n = FRAMES, sum = store_sum(store, pair.a);
+    struct store *store = &pair->engine->pages.store;
+    uint64_t n = FRAMES, sum = store_sum(store, pair->a);
     store->head->knobs[KSMPY_KNOB_MAX_PAGE_SHARING] = FULL;
-    uint32_t first = store_take(store, 0, &n), found = NO_FRAME;
-    REQUIRE(first != NO_FRAME && n == FRAMES);
-    for (uint32_t frame = first; frame < first + FRAMES; frame++) {
-        REQUIRE(store_fill(store, frame, pair.a, 1) == 1);
+    uint32_t first = store_take(store, 0, &n);
+    for (uint32_t frame = first; n == FRAMES && frame < first + FRAMES; frame++) {
+        CHECK(store_fill(store, frame, pair->a, 1) == 1);
         frame_at(store, frame)->sum = sum;
         CHECK(store_join(store, frame, 1) == 1);
         store_adopt(store, frame, 0);
         CHECK(store_join(store, frame, 1) == 1);
     }
+    return n == FRAMES ? first : NO_FRAME;
+}
+
+static void leave_chain(struct pair *pair, uint32_t first)
+{
+    struct store *store = &pair->engine->pages.store;
+    for (uint32_t frame = first; frame < first + FRAMES; frame++)
+        while (frame_at(store, frame)->sharers)
+            store_leave(store, frame);
+    store_flush(store);
+    CHECK(stats(pair->engine).stable_node_chains == 0 && stats(pair->engine).stable_node_dups == 0);
+    CHECK(sound(pair->engine));
+}
+
+/* Of very many equal frames a search looks at a few, and at others the next time. */
+static void long_chains_are_searched_bit_by_bit(void)
+{
+    struct pair pair;
+    REQUIRE(open_pair(&pair, 1));
+    struct store *store = &pair.engine->pages.store;
+    uint64_t sum = store_sum(store, pair.a);
+    uint32_t first = full_chain(&pair), found = NO_FRAME;
+    REQUIRE(first != NO_FRAME);
     CHECK(stable_find(store, 0, sum, pair.a, NO_FRAME) == NO_FRAME);
     store_leave(store, first + FRAMES / 2);
     int searches = 0;
@@ -230,12 +251,32 @@ static void long_chains_are_searched_bit_by_bit(void)
     CHECK(stable_find(store, 0, sum, pair.a, NO_FRAME) == found);
     store_leave(store, first + FRAMES - 1);
     CHECK(stable_find(store, 0, sum, pair.a, NO_FRAME) == first + FRAMES - 1);
-    for (uint32_t frame = first; frame < first + FRAMES; frame++)
-        while (frame_at(store, frame)->sharers)
-            store_leave(store, frame);
-    store_flush(store);
-    CHECK(stats(pair.engine).stable_node_chains == 0 && stats(pair.engine).stable_node_dups == 0);
-    CHECK(sound(pair.engine));
+    leave_chain(&pair, first);
+    close_pair(&pair);
+}
+
+/* So does one for frames in a row, which has the whole of a row as soon as it sees one of it. */
+static void rows_in_long_chains_are_searched_bit_by_bit(void)
+{
+    enum { ROW = 5, AT = FRAMES / 2 };
+    struct pair pair;
+    REQUIRE(open_pair(&pair, 1));
+    struct store *store = &pair.engine->pages.store;
+    uint64_t sum = store_sum(store, pair.a), n = 0;
+    uint32_t first = full_chain(&pair), found = NO_FRAME;
+    REQUIRE(first != NO_FRAME);
+    for (uint32_t frame = first + AT; frame < first + AT + ROW; frame++)
+        store_leave(store, frame);
+    int searches = 0;
+    for (; found == NO_FRAME && searches < FRAMES; searches++) {
+        n = 2 * ROW;
+        found = stable_find_row(store, 0, sum, pair.a, NO_FRAME, &n);
+    }
+    CHECK(found == first + AT && n == ROW && searches > 1 && searches < FRAMES / 16);
+    n = ROW - 2;
+    found = stable_find_row(store, 0, sum, pair.a, NO_FRAME, &n);
+    CHECK(found >= first + AT && found + n <= first + AT + ROW && n == ROW - 2);
+    leave_chain(&pair, first);
     close_pair(&pair);
 }
 
@@ -499,6 +540,7 @@ static void run_all(void)
     RUN(full_frames_form_chains);
     RUN(frames_that_cannot_be_read_are_not_used);
     RUN(long_chains_are_searched_bit_by_bit);
+    RUN(rows_in_long_chains_are_searched_bit_by_bit);
     RUN(a_run_passes_over_a_full_frame);
     RUN(pages_stay_on_their_node);
     RUN(dying_owners_need_no_copy);

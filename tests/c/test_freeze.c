@@ -290,6 +290,42 @@ static void no_page_goes_away_under_a_system_call(void)
     give_back(&fz, range);
 }
 
+/* Is it in a mapping that the kernel's own KSM may share? */
+static bool is_mergeable(uintptr_t address)
+{
+    char line[512];
+    uintptr_t start, end;
+    bool here = false, mergeable = false;
+    FILE *smaps = fopen("/proc/self/smaps", "r");
+    while (smaps && fgets(line, sizeof line, smaps)) {
+        if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+            here = address >= start && address < end;
+        if (here && strncmp(line, "VmFlags:", 8) == 0)
+            mergeable = strstr(line, " mg") != NULL;
+    }
+    if (smaps)
+        fclose(smaps);
+    return mergeable;
+}
+
+/* It would put other pages there, which nothing protects. */
+static void ksm_is_kept_away_from_what_is_protected(void)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    uintptr_t range = new_range();
+    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
+    bool here = madvise((void *)range, bytes_of(N), MADV_MERGEABLE) == 0 && is_mergeable(range);
+    REQUIRE(freeze_all(&fz, range, &view));
+    CHECK(!is_mergeable(range) && !is_mergeable(range + bytes_of(N - 1)));
+    freeze_restore(&fz, 0, N);
+    thaw(&fz);
+    CHECK(filled((const uint8_t *)range, N, 1));
+    give_back(&fz, range);
+    if (!here)
+        SKIP("this kernel has no KSM");
+}
+
 static _Atomic bool held, has_read; /* the fault thread, with a message that it has read */
 
 int __real_os_uffd_read(int fd, uintptr_t *start, uintptr_t *end);
@@ -452,6 +488,8 @@ int main(void)
         RUN(what_is_given_back_while_it_is_frozen_for_zeros_is_gone);
         if (way == KSMPY_FREEZE_UFFD_WP)
             RUN(no_page_goes_away_under_a_system_call);
+        if (way == KSMPY_FREEZE_UFFD_WP)
+            RUN(ksm_is_kept_away_from_what_is_protected);
         if (way == KSMPY_FREEZE_UFFD_MOVE || way == KSMPY_FREEZE_UFFD_REMAP)
             RUN(a_fault_from_before_a_thaw_fills_nothing);
         RUN(own_stack_is_never_frozen);

@@ -49,6 +49,13 @@ MUTANTS = [
         tests=("c/test_freeze.c::no_page_goes_away_under_a_system_call",),
     ),
     Mutant(
+        "the kernel's KSM is kept away from what is protected",
+        file="csrc/freeze/replace.c",
+        old="    int error = os_keep_from_ksm(address, n);\n",
+        new="    int error = 0;\n",
+        tests=("c/test_freeze.c::ksm_is_kept_away_from_what_is_protected",),
+    ),
+    Mutant(
         "what a device writes into is not merged",
         file="csrc/freeze/freezer.c",
         old="if (!fz->ops->refuses_pinned && os_direct_io(",

@@ -13,6 +13,13 @@ MUTANTS = [
         tests=("c/test_engine.c::long_chains_are_searched_bit_by_bit",),
     ),
     Mutant(
+        "rows in a long chain are searched bit by bit",
+        file="csrc/store/stable.c",
+        old="for (int step = 0; step < STEPS && *at != NO_FRAME && row->n < max;",
+        new="for (int step = 0; *at != NO_FRAME && row->n < max;",
+        tests=("c/test_engine.c::rows_in_long_chains_are_searched_bit_by_bit",),
+    ),
+    Mutant(
         "a full frame of a chain is passed over",
         file="csrc/store/stable.c",
         old="""\
