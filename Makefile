@@ -7,6 +7,7 @@ DEMO_ARGS ?=
 SOAK_SECONDS ?= 3600
 SOAK_ARGS ?=
 FIELD_ARGS ?=
+SOAK_REGIONS ?= 12000
 MUTANTS ?=
 VM_KERNELS ?= 6.1 6.12 7.2
 VM_NODES ?= 2 4
@@ -49,7 +50,7 @@ FIELD := $(FIELD_SMALL) uvicorn celery distributed ipykernel pandas pyarrow onnx
 	lightgbm xgboost-cpu scikit-learn polars numba $(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build test test-all test-user test-user-all test-c soak soak-store lint format bench demo asan ubsan tsan mutants vm vm-short clean test-torch test-field field test-pythons docs wheels wheels-test FORCE
+.PHONY: help venv build test test-all test-user test-user-all test-c soak soak-store soak-regions lint format bench demo asan ubsan tsan mutants vm vm-short clean test-torch test-field field test-pythons docs wheels wheels-test FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -112,6 +113,9 @@ test-pythons: ## the wheel from dist/ and the core of the tests on other interpr
 	    command -v $$python >/dev/null || { echo "not on this machine"; continue; }; \
 	    tests/installed.sh $$python dist/*_$$(uname -m).whl $(CORE_TESTS) $(PYTEST_ARGS) || failed="$$failed $$python"; \
 	done; test -z "$$failed" || { echo "failed on:$$failed"; exit 1; }
+
+soak-regions: $(VENV)/.installed-test ## register and release without end, in each mode: nothing creeps (SOAK_REGIONS=1000)
+	KSMPY_CREEP_REGIONS=$(SOAK_REGIONS) $(BIN)/pytest tests/test_creep.py -s $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff, mypy --strict, clang-format, changing nothing
 	$(BIN)/ruff check .

@@ -5,8 +5,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 
-#: How long what has a length is then, where nobody has set it: seconds, and random lives.
-LENGTHS = {"KSMPY_TORTURE_SECONDS": "0.5", "KSMPY_MACHINE_EXAMPLES": "8"}
+#: How long what has a length is then, where nobody has set it: seconds, random lives, regions.
+LENGTHS = {
+    "KSMPY_TORTURE_SECONDS": "0.5",
+    "KSMPY_MACHINE_EXAMPLES": "8",
+    "KSMPY_CREEP_REGIONS": "180",
+}
 
 
 def modes_of(test: str, there: Iterable[str], own: str) -> set[str]:
