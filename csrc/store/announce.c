@@ -5,14 +5,27 @@
 #include "store/lock.h"
 #include "store/store.h"
 
+/* In pieces, so that nobody waits long for the lock. */
+static void trim(struct store *store)
+{
+    for (bool more = true; more && store_lock(store);) {
+        more = board_trim(store);
+        store_unlock(store);
+    }
+}
+
 enum announced announcement_add(struct store *store, int tree, uint64_t sum)
 {
     if (!store->shared)
         return ANNOUNCED_NOWHERE;
+    if (!store->depth)
+        board_prepare(store);
     if (!store_lock(store))
         return ANNOUNCED_UNKNOWN;
     enum announced found = board_announce(store, tree, sum);
     store_unlock(store);
+    if (!store->depth && store->outgrown.size)
+        trim(store);
     return found;
 }
 

@@ -249,18 +249,18 @@ static void leave_store(struct store *store, int tries)
         store->away = false;
         locked = store_lock(store);
     }
-    bool leaves = !store->pinned && store_has_files(store);
     if (locked) {
+        store_unlock(store);
         store_flush(store); /* nobody knows of these frames once the slot is free */
-        if (leaves && !store->bankrupt) {
-            os_punch(store->lock_fd, counts_offset(store, store->slot), counts_bytes(store));
-            atomic_store(&store->head->slots[store->slot].kind, SLOT_FREE);
-        }
+    }
+    bool leaves = !store->pinned && store_has_files(store);
+    if (leaves && locked && !store->bankrupt && !store->dead_count && !store->away) {
+        /* Without the lock: all that was counted here is nought, and nobody takes the slot yet. */
+        os_punch(store->lock_fd, counts_offset(store, store->slot), counts_bytes(store));
+        atomic_store(&store->head->slots[store->slot].kind, SLOT_FREE);
     }
     if (leaves)
         os_lease_drop(store->lease);
-    if (locked)
-        store_unlock(store);
     store_forgive(store);
 }
 

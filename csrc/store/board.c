@@ -27,6 +27,7 @@
 #include "store/store.h"
 
 #define SMALLEST 4096
+#define TRIM 8192 /* entries of an old table that go back at once: 16 pages */
 #define SUM_BITS 48
 #define SLOT_MASK 0xffff
 #define CLAIMED 0x8000
@@ -75,12 +76,30 @@ static int allocate(const struct store *store, uint64_t size)
     return arena_allocate(&store->announcements, size * sizeof(uint64_t), size * sizeof(uint64_t));
 }
 
+/* Whoever makes the index anew takes the memory away, and counts that. */
+void board_prepare(struct store *store)
+{
+    const struct store_head *head = store->head;
+    uint64_t size = head->announced_size, rebuilds = head->rebuilds;
+    bool soon = 2 * (head->announced_count + size / 64) >= size;
+    if (!soon || !size || 4 * size > store->announcements.limit || store->larger.size == 2 * size)
+        return;
+    if (allocate(store, 2 * size) == 0)
+        store->larger = (struct larger_table){2 * size, rebuilds};
+}
+
+static bool has_memory_for(struct store *store, uint64_t size)
+{
+    bool prepared = store->larger.size == size && store->larger.rebuilds == store->head->rebuilds;
+    return prepared || allocate(store, size) == 0;
+}
+
 /* Twice the size; where there is no memory for it, it fills up further. */
 static bool grow(struct store *store)
 {
     struct store_head *head = store->head;
     uint64_t size = head->announced_size, found = 0;
-    if (4 * size > store->announcements.limit || allocate(store, 2 * size) < 0)
+    if (4 * size > store->announcements.limit || !has_memory_for(store, 2 * size))
         return head->announced_count < size - size / 8;
     head->announced_size = 2 * size;
     for (uint64_t i = size; i < 2 * size && found < head->announced_count; i++) {
@@ -90,8 +109,23 @@ static bool grow(struct store *store)
         *entry_at(store, place_of(store, entry)) = entry;
         found++;
     }
-    os_punch(store->announcements.fd, store->announcements.offset + size * sizeof(uint64_t),
-             size * sizeof(uint64_t));
+    store->outgrown = (struct outgrown_table){size, 0};
+    return true;
+}
+
+/* A larger table lies behind it; a smaller one may, when somebody has made the index anew. */
+bool board_trim(struct store *store)
+{
+    struct outgrown_table *old = &store->outgrown;
+    uint64_t n = old->size - old->done < TRIM ? old->size - old->done : TRIM;
+    if (!n || store->head->announced_size < 2 * old->size) {
+        *old = (struct outgrown_table){0, 0};
+        return false;
+    }
+    os_punch(store->announcements.fd,
+             store->announcements.offset + (old->size + old->done) * sizeof(uint64_t),
+             n * sizeof(uint64_t));
+    old->done += n;
     return true;
 }
 

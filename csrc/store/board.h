@@ -24,6 +24,10 @@ struct event { /* a frame came, or has room again */
 
 /* A page of ours waits with this checksum, or is to. Never ANNOUNCED_UNKNOWN. */
 enum announced board_announce(struct store *store, int tree, uint64_t sum);
+/* Without the lock: memory for the larger table that is needed soon, which takes long to get. */
+void board_prepare(struct store *store);
+/* A part of the memory of a table that was outgrown goes back; false: there is none. */
+bool board_trim(struct store *store);
 /* Would it be ANNOUNCED_ELSEWHERE? */
 bool announcement_is_elsewhere(const struct store *store, int tree, uint64_t sum);
 void board_withdraw(struct store *store, int tree, uint64_t sum);

@@ -41,6 +41,14 @@ struct frames_read {
     uint32_t pieces; /* of FAULT_AROUND pages */
 };
 
+/* Of the announcements' table: memory for the next one, and what the last one has left behind. */
+struct larger_table {
+    uint64_t size, rebuilds; /* of the index by then */
+};
+struct outgrown_table {
+    uint64_t size, done; /* entries, of which so many have gone back */
+};
+
 struct store {
     int memfd;           /* read-only: what overlays are mapped from */
     int write_fd;        /* fills frames */
@@ -83,6 +91,8 @@ struct store {
     uint64_t locks, locked_at;
     struct arena counts[MAX_NODES]; /* uint32_t for each frame: how many sharers are ours */
     struct arena announcements, events; /* uint64_t, see store/board.c */
+    struct larger_table larger;
+    struct outgrown_table outgrown;
 };
 
 static inline struct frame *frame_at(const struct store *store, uint32_t frame)

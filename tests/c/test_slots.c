@@ -50,10 +50,26 @@ int __wrap_os_lease_take(int lease_fd, uint64_t number, void **lease)
     return __real_os_lease_take(lease_fd, number, lease);
 }
 
+/* The most bytes of the file that were asked for, or given back, at once with the lock held. */
+static uint64_t most_at_once;
+static void note_bytes(uint64_t bytes)
+{
+    if ((one.depth || two.depth) && bytes > most_at_once)
+        most_at_once = bytes;
+}
+
+int __real_os_allocate(int fd, uint64_t offset, uint64_t bytes);
+int __wrap_os_allocate(int fd, uint64_t offset, uint64_t bytes)
+{
+    note_bytes(bytes);
+    return __real_os_allocate(fd, offset, bytes);
+}
+
 static bool no_holes;
 int __real_os_punch(int fd, uint64_t offset, uint64_t bytes);
 int __wrap_os_punch(int fd, uint64_t offset, uint64_t bytes)
 {
+    note_bytes(bytes);
     return no_holes ? -ENOMEM : __real_os_punch(fd, offset, bytes);
 }
 
@@ -447,6 +463,37 @@ static void a_lock_is_waited_for_once(void)
     close_all();
 }
 
+/* What takes the kernel long is done without the lock, and what was announced stays so. */
+static void nobody_waits_while_memory_is_asked_for(void)
+{
+    enum { MANY = 60000, PAGE_BYTES = 16 * PAGE_SIZE };
+    REQUIRE(open_pair());
+    uint64_t before = one.head->announced_size, found = 0;
+    for (uint64_t i = 0; i < 2; i++) { /* what lies at the start of the events' memory */
+        announcement_add(&one, 0, i);
+        CHECK(store_lock(&one));
+        event_add(&one, 0, i);
+        store_unlock(&one);
+    }
+    most_at_once = 0;
+    for (uint64_t i = 2; i < MANY; i++)
+        CHECK(announcement_add(&one, 0, i * 2654435761u) == ANNOUNCED_NOWHERE);
+    CHECK(one.head->announced_size >= 16 * before && most_at_once <= PAGE_BYTES);
+    for (uint64_t i = 2; i < MANY; i++)
+        found += announcement_is_elsewhere(&two, 0, i * 2654435761u);
+    CHECK(found == MANY - 2);
+    uint64_t start = one.announcements.offset + before * sizeof(uint64_t), at = start, end = start;
+    os_next_data(file, &at, &end);
+    CHECK(at >= start + before * sizeof(uint64_t)); /* the memory of the smaller tables is gone */
+    CHECK(store_lock(&two) && store_check(&two) == 0);
+    store_unlock(&two);
+    most_at_once = 0;
+    store_detach(&one);
+    CHECK(most_at_once <= PAGE_BYTES);
+    slots_reap(&two);
+    close_all();
+}
+
 /* ---- children ---- */
 
 /* Which frames a forked child may map that has the given number. */
@@ -657,6 +704,7 @@ int main(void)
     RUN(others_hear_of_a_frame_with_room_again);
     RUN(an_index_whose_owner_died_is_made_anew);
     RUN(a_lock_is_waited_for_once);
+    RUN(nobody_waits_while_memory_is_asked_for);
     RUN(a_child_holds_what_was_there_when_it_came);
     RUN(a_fork_leaves_a_lease_behind);
     RUN(a_fork_without_a_slot_loses_frames);

@@ -65,6 +65,20 @@ MUTANTS = [
         tests=("test_stopped_members.py::test_close_does_not_wait",),
     ),
     Mutant(
+        "memory for a larger table is asked for without the lock",
+        file="csrc/store/announce.c",
+        old="    if (!store->depth)\n        board_prepare(store);\n",
+        new="",
+        tests=("c/test_slots.c::nobody_waits_while_memory_is_asked_for",),
+    ),
+    Mutant(
+        "an outgrown table goes back in pieces",
+        file="csrc/store/board.c",
+        old="#define TRIM 8192",
+        new="#define TRIM 8192000",
+        tests=("c/test_slots.c::nobody_waits_while_memory_is_asked_for",),
+    ),
+    Mutant(
         "a lock is waited for",
         file="csrc/store/lock.c",
         old="limit = store->away ? 0 : LOCK_TRY_MS * 1000000;",
