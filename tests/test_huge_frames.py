@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import ksmpy
 from ksmpy import native
 from support import memory, oracle
 from support.memory import HUGE, Bytes
@@ -164,6 +165,15 @@ def test_processes_share_huge_pages(
     other.unmerge()
     assert store.stats().frame_bytes == 0
     assert np.array_equal(*pair)
+
+
+@pytest.mark.parametrize("make", [ksmpy.empty, ksmpy.zeros])
+def test_big_arrays_are_in_step(make: Any) -> None:
+    """Arrays of 4 MiB and more that ksmpy makes begin where a huge page does."""
+    big, small = make(2 * HUGE_BYTES, np.uint8), make(2 * HUGE_BYTES - 1, np.uint8)
+    assert memory.address_of(big) % HUGE_BYTES == 0 == memory.address_of(small) % PAGE
+    assert big.base.nbytes == 3 * HUGE_BYTES
+    assert small.base.nbytes == 2 * HUGE_BYTES - 1 + PAGE
 
 
 _WITHOUT = """

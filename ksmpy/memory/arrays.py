@@ -1,8 +1,9 @@
-"""numpy arrays whose data begins on a page boundary.
+"""numpy arrays whose data begins on a page boundary, from 4 MiB on on that of a huge page.
 
 Two such arrays of equal content have equal pages from the first to the last, and no fragments
 at their ends that cannot be merged. numpy's own arrays begin 16 bytes into a page from 1 MiB
-upwards, and anywhere below that.
+upwards, and anywhere below that. Arrays that begin where a huge page does can all be mapped on
+huge pages when they are merged.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Literal
 
     import numpy.typing as npt
+
+_HUGE = 512 * PAGE_SIZE
 
 __all__ = ["array", "copy", "empty", "empty_like", "full", "zeros"]
 
@@ -113,7 +116,8 @@ def _aligned(
     # numpy judges the shape, without memory: a view of one item, repeated.
     layout = np.broadcast_to(np.empty((), kind), shape)
     nbytes = layout.size * kind.itemsize
-    memory = allocate(nbytes + PAGE_SIZE, np.uint8)
-    start = -memory.__array_interface__["data"][0] % PAGE_SIZE
+    step = _HUGE if nbytes >= 2 * _HUGE else PAGE_SIZE
+    memory = allocate(nbytes + step, np.uint8)
+    start = -memory.__array_interface__["data"][0] % step
     made: npt.NDArray[Any] = np.ndarray(layout.shape, kind, memory, start, strides, order)
     return made
