@@ -14,8 +14,10 @@ import sys
 import threading
 import time
 import urllib.request
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,8 +33,8 @@ __all__ = ["Group", "Sizes", "fill"]
 APPS = Path(__file__).parent / "apps"
 MIB = 1 << 20
 ARRAYS = 16
-#: Nothing has become less for so long: it is settled.
-STILL_SECONDS = 6.0
+#: Nothing has become less for so long: it is settled. With ksmpy, on a loaded machine too.
+STILL_SECONDS, STILL_SECONDS_WITH = 2.0, 12.0
 #: As an ordinary user, without capabilities.
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"), "1")
@@ -48,14 +50,15 @@ class Sizes:
     seconds: float = 0.0
 
 
-def fill(here: Path, mebibytes: int) -> None:
-    """Write the weights that programs load."""
+def fill(here: Path, mebibytes: int) -> set[str]:
+    """Write the weights that programs load; what they may answer, with the right bytes."""
     rng = np.random.default_rng(9)
     words = mebibytes * MIB // ARRAYS // 4
     arrays: dict[str, Any] = {}
     for i in range(ARRAYS if mebibytes else 0):
         arrays[f"layer{i}"] = rng.standard_normal(words, dtype="f4")
     np.savez(here / "weights.npz", **arrays)
+    return {f"{name} {zlib.crc32(array)}" for name, array in arrays.items()} or {"none 0"}
 
 
 @dataclass
@@ -83,7 +86,8 @@ class Group:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         if self.program.before:
-            subprocess.run(self._shell(self.program.before), env=self._environment(), check=True)
+            before = self._shell(self.program.before)
+            subprocess.run(before, env=self._environment(), cwd=APPS, check=True)
         command = self._shell(self.program.command)
         if self.options is not None:
             command = [self.python, "-m", "ksmpy", "run", *self.options, "--", *command]
@@ -158,7 +162,7 @@ class Group:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=20) as answer:
                     answer.read()
-            except OSError:  # it has not begun, or a worker was killed
+            except (OSError, HTTPException):  # it has not begun, or a worker was killed
                 time.sleep(0.1)
 
     def pids(self) -> list[int]:
@@ -192,8 +196,11 @@ class Group:
 
     def until_loaded(self, seconds: float) -> None:
         """All have loaded, and each has answered since."""
-        wanted = self.program.copies or self.workers
-        self.until(lambda: len(self.loaded()) >= wanted, "not all have loaded", seconds)
+        self.until(self.all_loaded, "not all have loaded", seconds)
+
+    def all_loaded(self) -> bool:
+        """Whether as many have loaded as shall."""
+        return len(self.loaded()) >= (self.program.copies or self.workers)
 
     def until_answered(self, more: int, seconds: float) -> None:
         """So many answers more."""
@@ -245,14 +252,17 @@ class Group:
             count += 1
         return Sizes(pss / MIB, rss / MIB, count)
 
-    def settled(self, seconds: float) -> Sizes:
-        """When they have not become smaller for a while, or after so many seconds."""
+    def settled(self, seconds: float, goal: float = 0.0) -> Sizes:
+        """When they have not become smaller for a while, or after so many seconds, or when their
+        PSS is down to a goal.
+        """
         begin = time.monotonic()
-        best, since = self.sizes(), begin
-        while time.monotonic() < min(since + STILL_SECONDS, begin + seconds):
+        still = STILL_SECONDS if self.options is None else STILL_SECONDS_WITH
+        least, since = self.sizes().pss, begin
+        while least > goal and time.monotonic() < min(since + still, begin + seconds):
             time.sleep(0.5)
-            now = self.sizes()
-            if now.pss < best.pss - max(1.0, best.pss / 200):
-                best, since = now, time.monotonic()
-        now = self.sizes()
-        return Sizes(now.pss, now.rss, now.processes, since - begin)
+            now = self.sizes().pss
+            if now < least - max(1.0, least / 200):
+                least, since = now, time.monotonic()
+        now_all = self.sizes()
+        return Sizes(now_all.pss, now_all.rss, now_all.processes, since - begin)
