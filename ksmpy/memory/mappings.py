@@ -41,8 +41,10 @@ STACKS = "stacks, and what lies behind a guard page as they do"
 # glibc aligns the heaps of its arenas to their largest size. Each may begin behind another's
 # unused rest, which is protected as a stack's guard is.
 _ARENA_BYTES = 64 << 20
-# A mapping is adopted in pieces: when its owner unmaps a part, only that piece has to end.
-_PIECE_BYTES = 64 << 20
+# A mapping is adopted in pieces: when its owner unmaps a part, only that piece has to end. What a
+# program takes and gives back beside long-lived memory is often one mapping with that: of an index
+# of faiss that is searched all the time nothing stayed merged in pieces of 64 MiB.
+_PIECE_BYTES = 8 << 20
 # How far from a stack pointer its stack may reach, within its mapping.
 _STACK_BYTES = 8 << 20
 # Arenas of malloc are reserved as a whole and used from their start: what is in memory of a piece
