@@ -12,6 +12,7 @@
 #include "base/rbtree.h"
 #include "base/report.h"
 #include "engine/locks.h"
+#include "merge/plan.h"
 #include "os/arena.h"
 #include "pages/candidates.h"
 #include "pages/pages.h"
@@ -37,6 +38,18 @@ static void expect_census(struct report *report, const uint64_t *is, const struc
         expect(report, kinds_of_pages[state], is[state], census->pages_in[state]);
 }
 
+static void check_chunks(const struct pages *pages, const struct region *region,
+                         struct report *report)
+{
+    for (uint64_t first = 0; first < region->n; first += CHUNK) {
+        uint64_t end = least(first + CHUNK, region->n), restless = 0;
+        for (uint64_t i = first; i < end; i++)
+            restless += is_restless(page_state(page_record(pages, region->base + (uint32_t)i)));
+        expect(report, "restless pages of a chunk",
+               chunk_of(pages, region->base + (uint32_t)first)->restless, restless);
+    }
+}
+
 static void count_region(const struct pages *pages, uint32_t id, struct census *census,
                          struct report *report)
 {
@@ -51,6 +64,7 @@ static void count_region(const struct pages *pages, uint32_t id, struct census *
             complain(report, "shared page's frame is in no tree", page->link, 0);
     }
     expect_census(report, region->pages_in, &own);
+    check_chunks(pages, region, report);
     for (int state = 0; state < PAGE_STATES; state++)
         census->pages_in[state] += own.pages_in[state];
 }
@@ -136,7 +150,8 @@ int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)
     uint64_t sharers;
     store_report(&engine->pages.store, &report, &sharers);
     if (!engine->pages.store.shared)
-        expect(&report, "sharers of all frames", sharers, engine->pages.pages_in[PAGE_SHARED]);
+        expect(&report, "sharers of all frames", sharers,
+               engine->pages.pages_in[PAGE_SHARED] + plan_joined(&engine->merger.plan));
     engine_unlock_with_store(engine);
     return report.error;
 }

@@ -10,6 +10,7 @@
 #include "engine/knobs.h"
 #include "freeze/freezer.h"
 #include "freeze/removals.h"
+#include "merge/plan.h"
 #include "os/arena.h"
 #include "os/devices.h"
 #include "os/files.h"
@@ -96,6 +97,7 @@ static void close_engine(ksmpy_engine *engine)
     os_memory_close(&engine->merger.allowance.memory);
     if (engine->pages.store.head || engine->pages.store.write_fd >= 0)
         store_destroy(&engine->pages.store);
+    plan_destroy(&engine->merger.plan);
     close_arrays(&engine->pages);
     pthread_mutex_destroy(&engine->lock);
     pthread_mutex_destroy(&engine->arrivals);

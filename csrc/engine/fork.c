@@ -13,6 +13,7 @@
 
 #include "engine/locks.h"
 #include "freeze/freezer.h"
+#include "merge/plan.h"
 #include "merge/run.h"
 #include "os/forks.h"
 #include "os/maps.h"
@@ -60,6 +61,7 @@ static void let_go(ksmpy_engine *engine)
     region_forget_arriving(&engine->pages);
     sharing_end_lease(&engine->pages);
     engine->scanner.run = (struct run){.kind = RUN_NONE};
+    plan_forget(&engine->merger);
     atomic_store(&engine->waiting, 0);
     atomic_store(&engine->pass_wanted, 0);
     pthread_mutex_init(&engine->lock, NULL);

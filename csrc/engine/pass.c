@@ -44,19 +44,26 @@ static int scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
     struct patience patience = {0};
     uint64_t passes = engine->pages.full_scans;
     int error = -EAGAIN;
-    while (result->scanned < max_pages && engine->pages.full_scans == passes && !stopped(engine) &&
-           error == -EAGAIN) {
-        bool begins = false;
+    while (error == -EAGAIN && !stopped(engine)) {
+        bool begins = false,
+             scans = result->scanned < max_pages && engine->pages.full_scans == passes;
+        if (!scans && !scan_owes(&engine->scanner))
+            break;
         if (scan_begin_slice(&engine->scanner, &begins)) {
             if (begins)
                 begin_pass(engine);
-            scan_slice(&engine->scanner, least(max_pages - result->scanned, SLICE_SCANNED), eager);
+            if (scans)
+                scan_slice(&engine->scanner, least(max_pages - result->scanned, SLICE_SCANNED),
+                           eager);
+            else
+                scan_settle_slice(&engine->scanner);
             engine_let_others_in(engine);
             patience = (struct patience){0};
         } else {
             error = wait_for_store(engine, &patience);
         }
     }
+    scan_drop(&engine->scanner);
     return error == -EAGAIN ? engine->pages.store.broken : error;
 }
 

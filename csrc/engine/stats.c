@@ -6,6 +6,7 @@
 #include "base/pages.h"
 #include "engine/locks.h"
 #include "merge/merger.h"
+#include "merge/plan.h"
 #include "merge/written.h"
 #include "os/clock.h"
 #include "os/guard.h"
@@ -55,7 +56,16 @@ static uint64_t metadata_bytes(const ksmpy_engine *engine)
            engine->pages.records.committed * sizeof(struct page) +
            engine->pages.chunk_records.committed * sizeof(struct chunk) +
            engine->pages.chunks.words.committed * sizeof(uint64_t) +
+           engine->merger.plan.list.committed * sizeof(struct planned) +
            unstable_metadata_bytes(&engine->pages) + store_metadata_bytes(&engine->pages.store);
+}
+
+/* Pages that are planned have a frame, and still their own memory. */
+static uint64_t pages_saved(const ksmpy_engine *engine)
+{
+    const struct store_head *head = engine->pages.store.head;
+    uint64_t unsaved = head->shared_frames + plan_joined(&engine->merger.plan);
+    return head->shared_pages - least(unsaved, head->shared_pages);
 }
 
 static void fill(const ksmpy_engine *engine, struct ksmpy_stats *out)
@@ -63,7 +73,7 @@ static void fill(const ksmpy_engine *engine, struct ksmpy_stats *out)
     const struct store_head *head = engine->pages.store.head;
     *out = (struct ksmpy_stats){
         .pages_shared = head->shared_frames,
-        .pages_sharing = head->shared_pages - head->shared_frames,
+        .pages_sharing = pages_saved(engine),
         .pages_unshared =
             engine->pages.pages_in[PAGE_WAITING] + engine->pages.pages_in[PAGE_PAIRED],
         .pages_volatile = engine->pages.pages_in[PAGE_SEEN] + engine->pages.pages_in[PAGE_REFUSED],

@@ -10,6 +10,7 @@
 #include "merge/budget.h"
 #include "merge/merger.h"
 #include "merge/onto.h"
+#include "merge/plan.h"
 #include "merge/refusal.h"
 #include "merge/relief.h"
 #include "merge/run.h"
@@ -112,7 +113,6 @@ static void tell_core_dumps(void)
 
 static void merge_onto(struct merger *merger, struct run run, const struct outlook *outlook)
 {
-    tell_core_dumps();
     leave_moved_pages(merger, &run);
     if (!run.n)
         return;
@@ -131,7 +131,7 @@ static void merge_onto(struct merger *merger, struct run run, const struct outlo
     }
 }
 
-void merge_run(struct merger *merger, struct run run, const struct outlook *outlook)
+bool merge_run(struct merger *merger, struct run run, const struct outlook *outlook)
 {
     if (run.kind == RUN_UNMERGE) {
         if (!relief_unmerge_run(merger, run.page, run.n))
@@ -141,8 +141,12 @@ void merge_run(struct merger *merger, struct run run, const struct outlook *outl
     } else if (run.kind == RUN_ZERO) {
         merge_zeros(merger, run.page, run.n);
     } else {
+        tell_core_dumps();
+        if (plan_run(merger, &run))
+            return false;
         merge_onto(merger, run, outlook);
     }
     if (run.kind == RUN_ALONE)
         settle_claims(merger->pages, &run);
+    return true;
 }

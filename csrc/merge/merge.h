@@ -5,7 +5,7 @@
 #include "merge/merger.h"
 #include "merge/run.h"
 
-/* What became of the pages is in their records. */
-void merge_run(struct merger *merger, struct run run, const struct outlook *outlook);
+/* What became of the pages is in their records. false: they are planned (merge/plan.h). */
+bool merge_run(struct merger *merger, struct run run, const struct outlook *outlook);
 
 #endif

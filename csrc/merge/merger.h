@@ -35,8 +35,31 @@ struct allowance {
     uint64_t asked_ms;
 };
 
+#define PAIRS 512 /* that get their frames together */
+#define PAIR_SUMS 65536 /* bits */
+
+/* Pages that are to be exchanged, and pairs that are to get a frame: see merge/plan.h. */
+struct planned {
+    uint32_t page, frame;
+};
+struct equals {
+    uint32_t page, equal;
+};
+struct plan {
+    bool open; /* short runs are planned in this slice */
+    bool full;
+    bool sorted; /* by page: it is being carried out */
+    struct arena list; /* struct planned */
+    uint64_t n, done; /* entries, of which so many were dealt with */
+    uint64_t mappings; /* that they will take, more or less */
+    uint64_t pairs_n;
+    struct equals pairs[PAIRS];
+    uint64_t sums[PAIR_SUMS / 64]; /* has a bit for the checksum of each pair */
+};
+
 struct merger {
     struct pages *pages;
+    struct plan plan;
     struct freezer fz;
     struct budget budget;
     struct bar bar;

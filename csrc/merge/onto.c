@@ -9,6 +9,7 @@
 #include "base/pages.h"
 #include "freeze/freezer.h"
 #include "freeze/registration.h"
+#include "merge/adopt.h"
 #include "merge/merger.h"
 #include "merge/piece.h"
 #include "os/guard.h"
@@ -89,80 +90,25 @@ void track_merged(struct merger *merger, uint32_t page, uint64_t n)
     }
 }
 
+void merged_scattered(struct merger *merger, uint32_t page, uint64_t n)
+{
+    uintptr_t start = page_address(merger->pages, page);
+    if (os_populate(start, n, false) < 0) /* before Linux 5.14 */
+        guard_touch(start, start + bytes_of(n), PAGE_SIZE);
+    track_merged(merger, page, n);
+}
+
 void merge_onto_frames(struct merger *merger, uint32_t page, uint32_t frame, uint64_t n)
 {
     struct piece piece;
     uint32_t start = page;
     for (uint64_t left = n, done; left; left -= done) {
-        piece.page = page;
-        piece.frame = frame;
+        piece_begin(&piece, page, frame, left);
         done = merge_piece(merger, &piece, left, false);
         page += (uint32_t)done;
         frame += (uint32_t)done;
     }
     fault_in_overlays(merger->pages, start, n); /* a fault maps nothing beyond its mapping */
-}
-
-/* Frames that one call has taken, and a part of them that is filled. */
-struct batch {
-    uint32_t taken, taken_end;
-    uint32_t page, frame;
-    uint64_t n;
-    uint32_t onto[HUGE_PAGES]; /* for each page of the part, where it is to lie */
-};
-
-/*
- * Another process may have made a frame of the same bytes since this one looked for it.  Who comes
- * second goes there, if there is room: that frame, which is joined; or NO_FRAME.
- */
-static uint32_t join_older(struct pages *pages, const struct batch *batch, uint64_t i, int tree)
-{
-    struct store *store = &pages->store;
-    uint32_t frame = batch->frame + (uint32_t)i;
-    uint32_t older =
-        stable_find(store, tree, frame_at(store, frame)->sum, frame_bytes(store, frame), NO_FRAME);
-    bool ours = older >= batch->taken && older < batch->taken_end;
-    return older != NO_FRAME && !ours && store_join(store, older, 1) == 1 ? older : NO_FRAME;
-}
-
-/* With the lock held, and all new frames joined: which of them are needed goes into the index. */
-static void choose_frames(struct pages *pages, struct batch *batch, int tree)
-{
-    struct store *store = &pages->store;
-    for (uint64_t i = 0; i < batch->n; i++) {
-        uint32_t frame = batch->frame + (uint32_t)i;
-        uint32_t older = store->shared ? join_older(pages, batch, i, tree) : NO_FRAME;
-        batch->onto[i] = older == NO_FRAME ? frame : older;
-        if (older == NO_FRAME)
-            continue;
-        store_leave(store, frame);
-        store_free(store, frame);
-    }
-    for (uint64_t i = 0; i < batch->n; i++)
-        if (batch->onto[i] == batch->frame + (uint32_t)i)
-            store_adopt(store, batch->onto[i], tree);
-}
-
-/*
- * Before anything is mapped, in one step with the look for older ones, so that no two processes
- * make frames of the same bytes.  A frame that nothing is mapped onto then is left, and freed.
- */
-static int adopt_frames(struct pages *pages, struct batch *batch)
-{
-    struct store *store = &pages->store;
-    int tree = tree_of(pages, page_node(page_record(pages, batch->page)));
-    fault_in((uintptr_t)frame_bytes(store, batch->frame), batch->n);
-    for (uint32_t frame = batch->frame; frame < batch->frame + batch->n; frame++) {
-        frame_at(store, frame)->sum = store_sum(store, frame_bytes(store, frame));
-        stable_prefetch(store, tree, frame_at(store, frame)->sum);
-    }
-    if (!store_lock(store))
-        return store_why_not(store);
-    int64_t joined = join_frames(pages, batch->frame, batch->n);
-    if (joined > 0)
-        choose_frames(pages, batch, tree);
-    store_unlock(store);
-    return joined < 0 ? (int)joined : 0;
 }
 
 static uint64_t row_from(const struct batch *batch, uint64_t i)
@@ -177,11 +123,12 @@ static uint64_t row_from(const struct batch *batch, uint64_t i)
 static int promote_part(struct merger *merger, struct batch *batch)
 {
     struct piece piece;
+    adopt_sums(merger->pages, batch);
     int error = adopt_frames(merger->pages, batch);
     for (uint64_t i = 0, done; i < batch->n && !error; i += done) {
-        piece.page = batch->page + (uint32_t)i;
-        piece.frame = batch->onto[i];
-        done = merge_piece(merger, &piece, row_from(batch, i), true);
+        uint64_t n = row_from(batch, i);
+        piece_begin(&piece, batch->page + (uint32_t)i, batch->onto[i], n);
+        done = merge_piece(merger, &piece, n, true);
     }
     return error;
 }

@@ -30,7 +30,7 @@
 static void compare(struct merger *merger, struct piece *piece, const uint8_t *view)
 {
     for (uint64_t i = 0; i < piece->n; i++) {
-        const uint8_t *frame = frame_bytes(&merger->pages->store, piece->frame + (uint32_t)i);
+        const uint8_t *frame = frame_bytes(&merger->pages->store, piece->frames[i]);
         piece->mapped[i] = false;
         piece->equal[i] = !merger->fz.hole[i] && compare_live(frame, view + bytes_of(i)) == 0;
     }
@@ -44,12 +44,27 @@ uint64_t piece_same_length(const struct piece *piece, uint64_t first)
     return end - first;
 }
 
-/* Mappings that an overlay of n pages adds: one for each end that touches no other overlay. */
-static uint64_t new_mappings(const struct pages *pages, uint32_t page, uint64_t n)
+/* How many pages from that one on can be mapped at once, if it is equal to its frame; or are not. */
+static uint64_t part_length(const struct piece *piece, uint64_t first)
 {
+    uint64_t n = piece_same_length(piece, first), end = 1;
+    while (piece->equal[first] && end < n &&
+           piece->frames[first + end] == piece->frames[first] + (uint32_t)end)
+        end++;
+    return piece->equal[first] ? end : n;
+}
+
+/*
+ * Mappings that an overlay of n pages of the piece adds: one for each end that touches no other
+ * overlay.
+ */
+static uint64_t new_mappings(const struct pages *pages, const struct piece *piece, uint64_t i,
+                             uint64_t n)
+{
+    uint32_t page = piece->page + (uint32_t)i;
     const struct region *region = region_at(pages, region_of(pages, page));
     uint64_t first = page - region->base, end = first + n;
-    bool left = first > 0 && is_shared(pages, page - 1);
+    bool left = i ? piece->mapped[i - 1] : first > 0 && is_shared(pages, page - 1);
     bool right = end < region->n && is_shared(pages, page + (uint32_t)n);
     return 2 - (uint64_t)left - (uint64_t)right;
 }
@@ -60,12 +75,12 @@ static int exchange(struct merger *merger, struct piece *piece)
     int failure = 0,
         vma_flags = region_at(merger->pages, region_of(merger->pages, piece->page))->vma_flags;
     for (uint64_t i = 0, n; i < piece->n; i += n) {
-        n = piece_same_length(piece, i);
-        uint64_t more = new_mappings(merger->pages, piece->page + (uint32_t)i, n);
+        n = part_length(piece, i);
+        uint64_t more = new_mappings(merger->pages, piece, i, n);
         int error = piece->equal[i] ? -EDQUOT : -ECANCELED;
         if (piece->equal[i] && budget_has_room(&merger->budget, more))
             error = freeze_overlay(&merger->fz, i, n, merger->pages->store.memfd,
-                                   frame_offset(&merger->pages->store, piece->frame + (uint32_t)i));
+                                   frame_offset(&merger->pages->store, piece->frames[i]));
         if (error)
             freeze_restore(&merger->fz, i, n);
         else
@@ -87,6 +102,13 @@ static void forget_writes(struct merger *merger, uint32_t page)
         page_withdraw(merger->pages, page);
 }
 
+/* It does not go onto the frame that was chosen for it. */
+static void forget_plan(struct pages *pages, uint32_t page)
+{
+    if (page_is_planned(page_record(pages, page)))
+        page_become(pages, page, PAGE_SEEN, NO_INDEX);
+}
+
 static void settle(struct merger *merger, const struct piece *piece, int error)
 {
     uint64_t left = 0;
@@ -97,12 +119,13 @@ static void settle(struct merger *merger, const struct piece *piece, int error)
             unstable_prefetch(merger->pages, page_sum(page_record(merger->pages, later)));
         }
         if (!piece->mapped[i]) {
-            store_leave(&merger->pages->store, piece->frame + (uint32_t)i);
+            store_leave(&merger->pages->store, piece->frames[i]);
+            forget_plan(merger->pages, piece->page + (uint32_t)i);
             forget_writes(merger, piece->page + (uint32_t)i);
             left++;
             continue;
         }
-        page_share(merger->pages, piece->page + (uint32_t)i, piece->frame + (uint32_t)i);
+        page_share(merger->pages, piece->page + (uint32_t)i, piece->frames[i]);
         merger->result->merged++;
     }
     if (locked)
@@ -133,17 +156,19 @@ static uint64_t refuse(struct merger *merger, struct piece *piece, uint64_t n, i
     piece->n = n;
     memset(piece->mapped, false, n);
     for (uint64_t i = 0; i < n; i++)
-        if (!is_shared(merger->pages, piece->page + (uint32_t)i))
+        if (!is_shared(merger->pages, piece->page + (uint32_t)i)) {
+            forget_plan(merger->pages, piece->page + (uint32_t)i);
             forget_writes(merger, piece->page + (uint32_t)i);
+        }
     count_refusal(merger, error, n);
     return n;
 }
 
-static void leave_frames(struct pages *pages, uint32_t first, uint64_t n)
+static void leave_frames(struct pages *pages, const uint32_t *frames, uint64_t n)
 {
-    bool locked = store_lock(&pages->store);
+    bool locked = n && store_lock(&pages->store);
     for (uint64_t i = 0; i < n; i++)
-        store_leave(&pages->store, first + (uint32_t)i);
+        store_leave(&pages->store, frames[i]);
     if (locked)
         store_unlock(&pages->store);
 }
@@ -175,6 +200,13 @@ static int64_t exchange_piece(struct merger *merger, struct piece *piece, uint64
     return frozen;
 }
 
+void piece_begin(struct piece *piece, uint32_t page, uint32_t frame, uint64_t n)
+{
+    piece->page = page;
+    for (uint64_t i = 0; i < n && i < FREEZE_HUGE; i++)
+        piece->frames[i] = frame + (uint32_t)i;
+}
+
 uint64_t merge_piece(struct merger *merger, struct piece *piece, uint64_t n, bool joined)
 {
     uint64_t reach = freeze_reach(&merger->fz, page_address(merger->pages, piece->page), n);
@@ -183,7 +215,7 @@ uint64_t merge_piece(struct merger *merger, struct piece *piece, uint64_t n, boo
     budget_has_room_recounted(&merger->budget, 2); /* exchange() cannot */
     need_shadow(merger, piece->page);
     if (own && !joined)
-        held = join_frames(merger->pages, piece->frame, own);
+        held = join_frames(merger->pages, piece->frames[0], own);
     if (held < 0)
         return refuse(merger, piece, 1, (int)held);
     if (own)
@@ -191,7 +223,6 @@ uint64_t merge_piece(struct merger *merger, struct piece *piece, uint64_t n, boo
     uint64_t frozen = got < 0 ? 0 : (uint64_t)got;
     /* Locked memory: not even one page could be moved. */
     uint64_t done = frozen ? frozen : got == -EINVAL ? (uint64_t)held : 1;
-    leave_frames(merger->pages, piece->frame + (uint32_t)frozen,
-                 (joined ? done : (uint64_t)held) - frozen);
+    leave_frames(merger->pages, piece->frames + frozen, (joined ? done : (uint64_t)held) - frozen);
     return frozen ? frozen : refuse(merger, piece, done, got == -EINVAL ? -EBUSY : (int)got);
 }

@@ -7,8 +7,9 @@
 
 /* What became of one piece: which of its pages lie on their frames now. */
 struct piece {
-    uint32_t page, frame;
+    uint32_t page;
     uint64_t n;
+    uint32_t frames[FREEZE_HUGE];
     bool equal[FREEZE_HUGE];
     bool mapped[FREEZE_HUGE];
 };
@@ -21,9 +22,12 @@ uint64_t piece_same_length(const struct piece *piece, uint64_t first);
  * ones of the n were, or -errno.
  */
 int64_t join_frames(struct pages *pages, uint32_t frame, uint64_t n);
+/* Of pages that go onto frames in a row. */
+void piece_begin(struct piece *piece, uint32_t page, uint32_t frame, uint64_t n);
 /*
- * One piece from the start of a run; returns how many pages it dealt with, mapped or refused, each of
- * which has left its frame if it does not lie on it.  joined: the frames of all n pages are.
+ * Of n pages, each of which has a frame, as many as can be exchanged at once; returns how many it
+ * dealt with, mapped or refused, each of which has left its frame if it does not lie on it.  joined:
+ * all of their frames are; or else they are in a row.
  */
 uint64_t merge_piece(struct merger *merger, struct piece *piece, uint64_t n, bool joined);
 

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/pages.h"
@@ -104,12 +105,21 @@ int os_set_size(int fd, uint64_t bytes)
     return status(ftruncate(fd, (off_t)bytes));
 }
 
-int64_t os_write(int fd, uint64_t offset, const void *from, uint64_t n)
+static int64_t pages_written(ssize_t done)
 {
-    ssize_t done = pwrite(fd, from, bytes_of(n), (off_t)offset);
     if (done < 0)
         return -errno;
     return done < (ssize_t)PAGE_SIZE ? -ENOSPC : (int64_t)(done >> PAGE_SHIFT);
+}
+
+int64_t os_write(int fd, uint64_t offset, const void *from, uint64_t n)
+{
+    return pages_written(pwrite(fd, from, bytes_of(n), (off_t)offset));
+}
+
+int64_t os_write_from(int fd, uint64_t offset, const struct iovec *from, uint64_t n)
+{
+    return pages_written(pwritev(fd, from, (int)n, (off_t)offset));
 }
 
 static int allocate(int fd, int mode, uint64_t offset, uint64_t bytes)

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 int os_memfd(const char *name, size_t bytes);
 /* Another description of the same file: its locks and its rights are its own. */
@@ -24,6 +25,8 @@ int os_seal(int memfd);
  * Copies memory into a file; how many leading pages, or -errno when none. The memory may be live.
  */
 int64_t os_write(int fd, uint64_t offset, const void *from, uint64_t n);
+/* The same, each page from somewhere else. */
+int64_t os_write_from(int fd, uint64_t offset, const struct iovec *from, uint64_t n);
 /* Memory for a part of a file now, so that touching it cannot fail; -ENOSPC. */
 int os_allocate(int fd, uint64_t offset, uint64_t bytes);
 /* Gives the memory under a part of a file back to the system. */

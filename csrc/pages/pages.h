@@ -35,7 +35,8 @@
 
 enum page_state {
     PAGE_NEW,     /* nothing is known */
-    PAGE_SEEN,    /* visited; its checksum is known if it was unchanged or there is no tracking */
+    PAGE_SEEN,    /* visited; its checksum is known if it was unchanged or there is no tracking;
+                     link: the frame that it is about to share (merge/plan.h), or NO_INDEX */
     PAGE_REFUSED, /* the same, and could be merged if there were more mappings */
     PAGE_WAITING, /* candidate, link: next in its bucket */
     PAGE_PAIRED,  /* candidate, link: its node of the unstable tree */
@@ -100,11 +101,19 @@ struct region {
     uint64_t pages_in[PAGE_STATES];
 };
 
+/* Nothing of it is merged: it is not its owner's any more, is going, or nobody knows what it is. */
+static inline bool region_is_left_alone(const struct region *region)
+{
+    return region->lost || region->leaving || region->vma_flags & KSMPY_VMA_UNKNOWN;
+}
+
 struct chunk { /* of page ids */
     uint32_t region;
     bool untracked; /* some of its overlays are */
     bool visited;
     bool sampled; /* at the last visit, whose pass had this number */
+    uint16_t
+        restless; /* of its pages, those that a pass has to visit though they were not written */
     uint8_t write_hot; /* visits in a row that found all of its pages written */
     uint32_t sampled_in;
     uint32_t samples[SAMPLES]; /* checksums */
@@ -186,6 +195,16 @@ static inline struct page *page_record(const struct pages *pages, uint32_t id)
 static inline bool is_shared(const struct pages *pages, uint32_t id)
 {
     return page_state(page_record(pages, id)) == PAGE_SHARED;
+}
+/* Is there something to do for a page of that state, written or not? */
+static inline bool is_restless(enum page_state state)
+{
+    return state < PAGE_WAITING;
+}
+/* Is it about to go onto a frame, which is its link? */
+static inline bool page_is_planned(const struct page *page)
+{
+    return page_state(page) == PAGE_SEEN && page->link != NO_INDEX;
 }
 /* Is it a candidate? */
 static inline bool page_waits(const struct page *page)

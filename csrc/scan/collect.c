@@ -6,21 +6,23 @@
 #include "scan/scanner.h"
 #include "scan/window.h"
 
-void carry_out(struct scanner *scanner)
+bool carry_out(struct scanner *scanner)
 {
     struct run run = scanner->run;
     if (!run.n)
-        return;
+        return false;
     scanner->run.page += (uint32_t)run.n;
     scanner->run.target += (uint32_t)run.n;
     scanner->run.n = 0;
     struct outlook outlook = window_outlook(scanner);
-    merge_run(scanner->merger, run, &outlook);
+    if (!merge_run(scanner->merger, run, &outlook))
+        return false;
     if (run.kind == RUN_UNMERGE)
-        return;
+        return true;
     window_pages_merged(scanner, run.page, run.n);
     if (run.kind == RUN_PAGE)
         window_pages_merged(scanner, run.target, run.n);
+    return true;
 }
 
 void collect_first(struct scanner *scanner, int kind, uint32_t id, uint32_t target)

@@ -4,6 +4,7 @@
 #include <errno.h>
 
 #include "base/pages.h"
+#include "merge/plan.h"
 #include "merge/refusal.h"
 #include "merge/run.h"
 #include "os/arena.h"
@@ -39,6 +40,21 @@ static bool goes_on(const struct pages *pages, uint32_t id)
     return id != region_at(pages, region_of(pages, id))->base && are_equal(pages, id - 1, id);
 }
 
+/* Is it merged, or about to be? */
+static bool is_taken(const struct scanner *scanner, uint32_t id)
+{
+    return is_shared(scanner->pages, id) || page_is_planned(page_record(scanner->pages, id));
+}
+
+/* Pairs whose bytes these may be get their frames now, to be found. */
+static bool make_frame_of(struct scanner *scanner, uint64_t sum)
+{
+    bool made = plan_has_pair_of(&scanner->merger->plan, sum);
+    if (made)
+        plan_make_frames(scanner->merger);
+    return made;
+}
+
 /* settled: new frames may be made of it, and of equal pages after it. */
 static bool try_frame(struct scanner *scanner, uint32_t id, uint64_t sum, const void *bytes,
                       bool settled)
@@ -51,10 +67,12 @@ static bool try_frame(struct scanner *scanner, uint32_t id, uint64_t sum, const 
         scanner->run.n++;
         return true;
     }
-    carry_out(scanner); /* it may have filled that frame, or made a better one */
-    if (is_shared(scanner->pages, id))
+    bool merged = carry_out(scanner); /* it may have filled that frame, or made a better one */
+    if (is_taken(scanner, id))
         return true;
-    frame = find_frame(scanner->pages, id, sum, bytes, NO_FRAME);
+    const struct store *store = &scanner->pages->store;
+    if (merged || !has_room(store, frame_at(store, frame)))
+        frame = find_frame(scanner->pages, id, sum, bytes, NO_FRAME);
     if (frame == NO_FRAME)
         return false;
     collect_first(scanner, settled && goes_on(scanner->pages, id) ? RUN_EQUAL : RUN_FRAME, id,
@@ -68,7 +86,8 @@ static bool try_neighbour(struct scanner *scanner, uint32_t id, uint64_t sum, co
     if (!goes_on(scanner->pages, id) || !page_waits(page_record(scanner->pages, id - 1)))
         return false;
     carry_out(scanner); /* it may have taken either of them, or made a frame with their bytes */
-    if (is_shared(scanner->pages, id) || try_frame(scanner, id, sum, bytes, true))
+    make_frame_of(scanner, sum);
+    if (is_taken(scanner, id) || try_frame(scanner, id, sum, bytes, true))
         return true;
     if (!page_waits(page_record(scanner->pages, id - 1)))
         return false;
@@ -90,12 +109,12 @@ static bool try_candidate(struct scanner *scanner, uint32_t id, uint64_t sum, co
         scanner->run.n++;
         return true;
     }
-    carry_out(scanner); /* it may have taken that page */
-    if (is_shared(scanner->pages, id))
-        return true;
-    if (try_frame(scanner, id, sum, bytes, true))
-        return true;
-    other = unstable_find(scanner->pages, id, NO_PAGE);
+    bool merged = carry_out(scanner); /* it may have taken that page */
+    if (make_frame_of(scanner, sum) || merged) {
+        if (is_taken(scanner, id) || try_frame(scanner, id, sum, bytes, true))
+            return true;
+        other = unstable_find(scanner->pages, id, NO_PAGE);
+    }
     if (other == NO_PAGE)
         return false;
     collect_first(scanner, RUN_PAGE, id, other);
@@ -113,7 +132,7 @@ static void wait_or_go_ahead(struct scanner *scanner, uint32_t id, uint64_t sum,
     enum announced announced = announcement_add(store, tree, sum);
     if (announced == ANNOUNCED_HERE && scanner->run.kind == RUN_ALONE && scanner->run.n) {
         carry_out(scanner); /* perhaps it is the pending run that will have made its frame */
-        if (is_shared(scanner->pages, id) || try_frame(scanner, id, sum, bytes, true))
+        if (is_taken(scanner, id) || try_frame(scanner, id, sum, bytes, true))
             return;
     }
     if (announced == ANNOUNCED_ELSEWHERE)
@@ -166,6 +185,7 @@ static void find_equal(struct scanner *scanner, uint32_t id, bool changed, bool 
     bool to_zero_page = goes_to_zero_page(scanner, sum);
     bool apart = !to_zero_page && stays_apart(region, id - region->base, bytes);
     bool settled = !changed || eager;
+    make_frame_of(scanner, sum);
     bool equal = settled && !apart && run_extends(scanner->pages, &scanner->run, RUN_EQUAL, id, 0);
     if (!to_zero_page && !equal && !apart && try_frame(scanner, id, sum, bytes, settled))
         return;

@@ -20,6 +20,7 @@
 #include "merge/bar.h"
 #include "merge/budget.h"
 #include "merge/lonely.h"
+#include "merge/plan.h"
 #include "merge/refusal.h"
 #include "merge/run.h"
 #include "merge/unmerge.h"
@@ -69,10 +70,10 @@ static bool smart_skip(const struct pages *pages, struct page *page)
     return skip != 0;
 }
 
-static void pass_over(struct scanner *scanner)
+static void pass_over(struct scanner *scanner, uint64_t n)
 {
-    scanner->skipped++;
-    scanner->merger->result->skipped++;
+    scanner->skipped += n;
+    scanner->merger->result->skipped += n;
 }
 
 static void count_scanned(struct scanner *scanner)
@@ -89,7 +90,7 @@ static void visit_written(struct scanner *scanner, uint32_t id, bool zero, bool 
         page_withdraw(scanner->pages, id);
         if (state != PAGE_ZERO)
             page_become(scanner->pages, id, PAGE_HOLE, NO_INDEX);
-        pass_over(scanner);
+        pass_over(scanner, 1);
         return;
     }
     count_scanned(scanner);
@@ -109,7 +110,7 @@ static void visit_tracked(struct scanner *scanner, uint32_t id, bool written, bo
         visit_written(scanner, id, zero, eager);
     } else if (!is_to_be_looked_up(&scanner->merger->budget, state) ||
                smart_skip(scanner->pages, page)) {
-        pass_over(scanner);
+        pass_over(scanner, 1);
         if (state == PAGE_REFUSED)
             count_refusal(scanner->merger, -EDQUOT, 1);
     } else {
@@ -124,13 +125,13 @@ static void visit_untracked(struct scanner *scanner, uint32_t id, bool anonymous
     enum page_state state = page_state(page);
     bool on_zero_page = state == PAGE_ZERO || state == PAGE_HOLE;
     if (on_zero_page && !anonymous && page_is_zero(scanner->pages, id)) {
-        pass_over(scanner);
+        pass_over(scanner, 1);
         return;
     }
     if (on_zero_page)
         page_become(scanner->pages, id, PAGE_NEW, NO_INDEX);
     if (smart_skip(scanner->pages, page)) {
-        pass_over(scanner);
+        pass_over(scanner, 1);
         return;
     }
     count_scanned(scanner);
@@ -143,19 +144,53 @@ static void visit(struct scanner *scanner, const struct region *region, uint64_t
     const struct window *window = &scanner->window;
     uint64_t at = i - window->first;
     bool written = has_bit(window->written, at), zero = has_bit(window->zero, at);
-    if (is_shared(scanner->pages, id)) {
+    if (page_is_planned(page_record(scanner->pages, id))) {
+        pass_over(scanner, 1);
+    } else if (is_shared(scanner->pages, id)) {
         if (has_bit(window->copied, at)) {
             count_scanned(scanner);
             scanner->merger->result->unmerged++;
             collect(scanner, RUN_UNMERGE, id, NO_INDEX);
         } else {
-            pass_over(scanner);
+            pass_over(scanner, 1);
         }
     } else if (scanner->pages->tracked) {
         visit_tracked(scanner, id, written, zero, eager);
     } else {
         visit_untracked(scanner, id, written, eager);
     }
+}
+
+static bool any_bit(const uint64_t *bits, uint64_t first, uint64_t end)
+{
+    for (uint64_t i = first; i < end; i = (i | 63) + 1) {
+        uint64_t rest = end - i < 64 - i % 64 ? end - i : 64 - i % 64;
+        uint64_t mask = rest == 64 ? UINT64_MAX : (((uint64_t)1 << rest) - 1) << i % 64;
+        if (bits[i / 64] & mask)
+            return true;
+    }
+    return false;
+}
+
+static bool any_changed(const struct window *window, uint64_t i, uint64_t end)
+{
+    uint64_t from = i - window->first, to = end - window->first;
+    return any_bit(window->written, from, to) || any_bit(window->copied, from, to);
+}
+
+#define BLOCK 64 /* pages of a chunk that is at rest but for what was written */
+
+/* How many pages from there on a pass has nothing to do with: the rest of their chunk, or of a block. */
+static uint64_t at_rest(const struct scanner *scanner, const struct region *region, uint64_t i)
+{
+    const struct window *window = &scanner->window;
+    uint64_t last = window->first + window->n, end = least((i | (CHUNK - 1)) + 1, last);
+    if (i % BLOCK || !scanner->pages->tracked ||
+        chunk_of(scanner->pages, region->base + (uint32_t)i)->restless)
+        return 0;
+    if (any_changed(window, i, end))
+        end = least((i | (BLOCK - 1)) + 1, last);
+    return any_changed(window, i, end) ? 0 : end - i;
 }
 
 /* ---- the pass ---- */
@@ -171,7 +206,7 @@ static void end_pass(struct scanner *scanner)
     window_reset(scanner);
 }
 
-/* Goes on with the next region; at the end of the list the pass is over. */
+/* Goes on with the next region; at the end of the list the pass is over, but for what is planned. */
 static void next_region(struct scanner *scanner)
 {
     struct window *window = &scanner->window;
@@ -180,13 +215,8 @@ static void next_region(struct scanner *scanner)
     window->region = region->next;
     window->at = 0;
     window->n = 0;
-    if (window->region == NO_REGION)
+    if (window->region == NO_REGION && plan_is_empty(&scanner->merger->plan))
         end_pass(scanner);
-}
-
-static bool left_alone(const struct region *region)
-{
-    return region->lost || region->leaving || region->vma_flags & KSMPY_VMA_UNKNOWN;
 }
 
 #define CLOCK_EVERY 16 /* one in so many visits looks at the clock */
@@ -217,17 +247,51 @@ static void begin_slice(struct scanner *scanner, const struct region *region, ui
 static void end_slice(struct scanner *scanner, const struct region *region)
 {
     carry_out(scanner);
+    plan_make_frames(scanner->merger);
     if (scanner->unreadable)
         check_lost_region(scanner->pages, scanner->window.region);
     store_look_away(&scanner->pages->store, false);
     store_flush(&scanner->pages->store);
-    if (scanner->window.at >= region->n || left_alone(region))
+    if (scanner->window.at >= region->n || region_is_left_alone(region))
         next_region(scanner);
+}
+
+bool scan_owes(const struct scanner *scanner)
+{
+    return !plan_is_empty(&scanner->merger->plan);
+}
+
+void scan_settle_slice(struct scanner *scanner)
+{
+    uint64_t deadline = os_now_ns() + SLICE_NS, n;
+    uint32_t page;
+    bool more = true;
+    bar_ask_again(scanner->merger);
+    follow_removals(scanner->merger);
+    while (more && os_now_ns() < deadline) {
+        more = plan_step(scanner->merger, &page, &n);
+        window_pages_merged(scanner, page, n);
+    }
+    if (!more) /* until then frames are read in no order, again and again */
+        store_look_away(&scanner->pages->store, false);
+    store_flush(&scanner->pages->store);
+    if (!more && scanner->window.begun && scanner->window.region == NO_REGION)
+        end_pass(scanner);
+}
+
+void scan_drop(struct scanner *scanner)
+{
+    plan_drop(scanner->merger);
 }
 
 void scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager)
 {
     struct window *window = &scanner->window;
+    plan_begin_slice(scanner->merger);
+    if (plan_is_full(scanner->merger) || (scan_owes(scanner) && window->region == NO_REGION)) {
+        scan_settle_slice(scanner);
+        return;
+    }
     if (window->region == NO_REGION) {
         end_pass(scanner);
         return;
@@ -244,11 +308,18 @@ void scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager)
         bool at_start = run_starts_at(place);
         if (takes_long(begin, visited, place))
             break;
-        if (window->at >= region->n || left_alone(region) || scanned >= max_pages ||
+        if (window->at >= region->n || region_is_left_alone(region) || scanned >= max_pages ||
             (scanned && at_start) || scanner->unreadable)
             break;
         if (window->at >= window->first + window->n || window->at < window->first || !window->n)
             window_open(scanner, region, eager);
+        uint64_t rests = at_rest(scanner, region, window->at);
+        if (rests) {
+            pass_over(scanner, rests);
+            window->at += rests;
+            visited += rests - 1;
+            continue;
+        }
         visit(scanner, region, window->at, eager);
         if (scanner->pages->store.away)
             break;

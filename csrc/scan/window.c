@@ -61,7 +61,7 @@ struct outlook window_outlook(const struct scanner *scanner)
 void window_pages_merged(struct scanner *scanner, uint32_t id, uint64_t n)
 {
     struct window *window = &scanner->window;
-    uint32_t first = first_id(scanner);
+    uint32_t first = window->n ? first_id(scanner) : 0;
     for (uint32_t page = id; page < id + n; page++) {
         uint64_t i = page - first;
         if (i < window->n && is_shared(scanner->pages, page))

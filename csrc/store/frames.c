@@ -3,6 +3,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 
 #include "base/pages.h"
 #include "os/files.h"
@@ -62,6 +63,14 @@ uint32_t store_take_in_step(struct store *store, int node, uint64_t page, uint64
 int64_t store_fill(struct store *store, uint32_t first, const void *pages, uint64_t n)
 {
     return os_write(store->write_fd, frame_offset(store, first), pages, n);
+}
+
+int64_t store_gather(struct store *store, uint32_t first, const void *const *pages, uint64_t n)
+{
+    struct iovec from[STORE_GATHER];
+    for (uint64_t i = 0; i < n; i++)
+        from[i] = (struct iovec){(void *)(uintptr_t)pages[i], PAGE_SIZE};
+    return os_write_from(store->write_fd, frame_offset(store, first), from, n);
 }
 
 int64_t store_join(struct store *store, uint32_t first, uint64_t n)

@@ -19,6 +19,9 @@ uint32_t store_take(struct store *store, int node, uint64_t *n);
 uint32_t store_take_in_step(struct store *store, int node, uint64_t page, uint64_t *n);
 /* Copies n pages, which may be live, into frames; how many leading ones, or -errno when none. */
 int64_t store_fill(struct store *store, uint32_t first, const void *pages, uint64_t n);
+/* The same of pages from anywhere, at most STORE_GATHER. */
+#define STORE_GATHER 512
+int64_t store_gather(struct store *store, uint32_t first, const void *const *pages, uint64_t n);
 /*
  * Before n pages are mapped onto the frames: how many leading ones may be, which nobody frees from
  * now on; or -errno when none.  They are live and have room, or are this process's new ones.

@@ -32,8 +32,8 @@ __all__ = ["Core", "live_engines"]
 
 _log = logging.getLogger("ksmpy")
 
-# Between two slices of a scan() Ctrl-C is looked at: 8192 scattered pages merge in 80 ms.
-_SLICE = 8192
+# Between two slices of a scan() Ctrl-C is looked at. Scattered pages of one merge together.
+_SLICE = 32768
 
 
 class Core:

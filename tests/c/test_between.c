@@ -13,6 +13,7 @@
 #include "engine/engine.h"
 #include "freeze/freezer.h"
 #include "ksmpy.h"
+#include "merge/plan.h"
 #include "os/files.h"
 #include "os/map.h"
 #include "pages.h"
@@ -22,7 +23,9 @@
 #include "store/members.h"
 #include "store/store.h"
 
-enum { PAGES = 8 };
+/* Of each array: fewer are planned, more are carried out at once. */
+enum { FEW = SHORT_RUN / 4, MANY = SHORT_RUN + 8 };
+static unsigned pages_each = FEW;
 
 /* ---- the places ---- */
 
@@ -33,7 +36,10 @@ static void (*when_laid_out)(void); /* once: the store's file is given its size 
 static uint64_t stopped_clock;      /* what the clock says all the time; 0: it goes */
 
 uint64_t __real_freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n);
+int64_t __real_join_frames(struct pages *pages, uint32_t frame, uint64_t n);
 int64_t __real_store_fill(struct store *store, uint32_t first, const void *pages, uint64_t n);
+int64_t __real_store_gather(struct store *store, uint32_t first, const void *const *pages,
+                            uint64_t n);
 bool __real_os_lease_held(int lease_fd, uint64_t number);
 int __real_os_set_size(int fd, uint64_t bytes);
 uint64_t __real_os_now_ns(void);
@@ -50,6 +56,20 @@ uint64_t __wrap_freeze_reach(const struct freezer *fz, uintptr_t address, uint64
 {
     act(&before_join);
     return __real_freeze_reach(fz, address, n);
+}
+
+int64_t __wrap_join_frames(struct pages *pages, uint32_t frame, uint64_t n)
+{
+    act(&before_join);
+    return __real_join_frames(pages, frame, n);
+}
+
+int64_t __wrap_store_gather(struct store *store, uint32_t first, const void *const *pages,
+                            uint64_t n)
+{
+    int64_t filled = __real_store_gather(store, first, pages, n);
+    act(&when_filled);
+    return filled;
 }
 
 int64_t __wrap_store_fill(struct store *store, uint32_t first, const void *pages, uint64_t n)
@@ -98,11 +118,11 @@ static bool attach(struct member *member, int nodes)
 
 static bool bring(struct member *member, uint32_t seed)
 {
-    member->memory = os_alloc(bytes_of(PAGES));
+    member->memory = os_alloc(bytes_of(pages_each));
     if (!member->memory)
         return false;
-    fill(member->memory, PAGES, seed);
-    return ksmpy_register(member->engine, (uintptr_t)member->memory, bytes_of(PAGES), 0,
+    fill(member->memory, pages_each, seed);
+    return ksmpy_register(member->engine, (uintptr_t)member->memory, bytes_of(pages_each), 0,
                           &member->region) == 0;
 }
 
@@ -114,7 +134,7 @@ static bool arrive(struct member *member, int nodes, uint32_t seed)
 static void forget(struct member *member)
 {
     CHECK(ksmpy_release(member->engine, member->region, 0) == 0);
-    os_unmap(member->memory, bytes_of(PAGES));
+    os_unmap(member->memory, bytes_of(pages_each));
 }
 
 static void leave(struct member *member)
@@ -192,8 +212,8 @@ static void a_frame_that_was_freed_is_not_joined(void)
     before_join = two_unmerges;
     scan(one.engine, KSMPY_SCAN_EAGER);
     CHECK(!before_join && is_zero(one.memory));
-    fill(two.memory, PAGES, 1000);
-    fill(twin.memory, PAGES, 1000);
+    fill(two.memory, pages_each, 1000);
+    fill(twin.memory, pages_each, 1000);
     scan(two.engine, KSMPY_SCAN_EAGER);
     CHECK(most_sharers(&two.engine->pages.store) == 2);
     CHECK(is_zero(one.memory));
@@ -215,14 +235,14 @@ static void two_switches_the_rule(void)
 
 static void a_rule_holds_for_who_looked_before_it(void)
 {
-    uint8_t nodes[PAGES];
+    uint8_t nodes[MANY];
     REQUIRE(open_store() && arrive(&two, 2, 1) && attach(&one, 2));
     struct member twin = {.engine = two.engine};
     REQUIRE(bring(&twin, 1));
     scan(two.engine, KSMPY_SCAN_EAGER);
     REQUIRE(bring(&one, 1));
     memset(nodes, 1, sizeof nodes); /* those of the others lie on node 0 */
-    CHECK(ksmpy_set_nodes(one.engine, one.region, nodes, PAGES) == 0);
+    CHECK(ksmpy_set_nodes(one.engine, one.region, nodes, pages_each) == 0);
     before_join = two_switches_the_rule;
     scan(one.engine, KSMPY_SCAN_EAGER);
     CHECK(!before_join && most_sharers(&two.engine->pages.store) == 2);
@@ -278,8 +298,8 @@ static bool both_look(uint64_t sharing)
 
 static void part(void)
 {
-    CHECK(filled(one.memory, PAGES, 1) && filled(two.memory, PAGES, 1));
-    CHECK(filled(twins[0].memory, PAGES, 1) && filled(twins[1].memory, PAGES, 1));
+    CHECK(filled(one.memory, pages_each, 1) && filled(two.memory, pages_each, 1));
+    CHECK(filled(twins[0].memory, pages_each, 1) && filled(twins[1].memory, pages_each, 1));
     forget(&twins[0]);
     forget(&twins[1]);
     leave(&one);
@@ -290,7 +310,7 @@ static void part(void)
 static void who_comes_second_takes_the_frames_of_the_first(void)
 {
     REQUIRE(both_look(256));
-    CHECK(counted(PAGES, 3 * PAGES));
+    CHECK(counted(pages_each, 3 * pages_each));
     CHECK(one.engine->pages.store.head->chains == 0);
     part();
 }
@@ -298,8 +318,8 @@ static void who_comes_second_takes_the_frames_of_the_first(void)
 static void full_frames_are_no_reason_to_go_without(void)
 {
     REQUIRE(both_look(2));
-    CHECK(counted(2 * PAGES, 2 * PAGES));
-    CHECK(one.engine->pages.store.head->dups == 2 * PAGES);
+    CHECK(counted(2 * pages_each, 2 * pages_each));
+    CHECK(one.engine->pages.store.head->dups == 2 * pages_each);
     part();
 }
 
@@ -334,7 +354,7 @@ static void a_block_of_equal_frames_stays_a_row(void)
 static void frames_with_room_for_one_take_one(void)
 {
     REQUIRE(both_look(3));
-    CHECK(counted(PAGES, 2 * PAGES));
+    CHECK(counted(pages_each, 2 * pages_each));
     part();
 }
 
@@ -351,7 +371,7 @@ static void a_claim_that_comes_late_ends_on_the_frames_there_are(void)
     scan(one.engine, KSMPY_SCAN_EAGER);
     CHECK(!when_filled);
     scan(two.engine, KSMPY_SCAN_EAGER);
-    CHECK(counted(PAGES, 4 * PAGES));
+    CHECK(counted(pages_each, 4 * pages_each));
     forget(&waits);
     part();
 }
@@ -368,8 +388,8 @@ static void a_frame_that_nobody_maps_goes(void)
     REQUIRE(open_store() && attach(&one, 1) && attach(&two, 1) && bring_pair(&one, &twins[0]));
     when_filled = one_writes;
     scan(one.engine, KSMPY_SCAN_EAGER);
-    CHECK(!when_filled && counted(PAGES - 1, PAGES - 1));
-    CHECK(one.engine->pages.store.head->live_frames == PAGES - 1);
+    CHECK(!when_filled && counted(pages_each - 1, pages_each - 1));
+    CHECK(one.engine->pages.store.head->live_frames == pages_each - 1);
     one_writes();
     REQUIRE(bring_pair(&two, &twins[1]));
     part();
@@ -402,7 +422,7 @@ static void nobody_is_reaped_alive(void)
     struct member twin = {.engine = one.engine};
     REQUIRE(bring(&twin, 1000));
     scan(one.engine, KSMPY_SCAN_EAGER);
-    CHECK(filled(two.memory, PAGES, 1) && filled(three.memory, PAGES, 1));
+    CHECK(filled(two.memory, pages_each, 1) && filled(three.memory, pages_each, 1));
     CHECK(sound(one.engine) && sound(two.engine));
     forget(&three);
     leave(&two);
@@ -426,7 +446,7 @@ static void who_lost_its_files_reaps_nobody(void)
     struct ksmpy_store_process there[4];
     CHECK(ksmpy_store_processes(store, there, 4) == 2);
     CHECK(most_sharers(&two.engine->pages.store) == 1);
-    CHECK(filled(one.memory, PAGES, 1) && filled(two.memory, PAGES, 1));
+    CHECK(filled(one.memory, pages_each, 1) && filled(two.memory, pages_each, 1));
     REQUIRE(dup2(kept, lock_fd) == lock_fd);
     close(kept);
     close(other);
@@ -462,17 +482,25 @@ static void one_at_a_time_lays_out_a_store(void)
     close(store);
 }
 
-int main(void)
+static void merging(unsigned pages)
 {
+    printf("%u pages each\n", pages);
+    pages_each = pages;
     RUN(a_frame_has_no_sharer_too_many);
     RUN(a_frame_that_was_freed_is_not_joined);
     RUN(a_rule_holds_for_who_looked_before_it);
     RUN(who_comes_second_takes_the_frames_of_the_first);
     RUN(full_frames_are_no_reason_to_go_without);
     RUN(frames_with_room_for_one_take_one);
-    RUN(a_block_of_equal_frames_stays_a_row);
     RUN(a_claim_that_comes_late_ends_on_the_frames_there_are);
     RUN(a_frame_that_nobody_maps_goes);
+}
+
+int main(void)
+{
+    merging(MANY);
+    merging(FEW);
+    RUN(a_block_of_equal_frames_stays_a_row);
     RUN(nobody_is_reaped_alive);
     RUN(who_lost_its_files_reaps_nobody);
     RUN(one_at_a_time_lays_out_a_store);

@@ -156,6 +156,7 @@ static void slices_end_by_time(void)
     CHECK(slice_ends[0] == BEFORE && slice_ends[1] == BEFORE + HUGE_PAGES);
     CHECK(slice_ends[2] == BEFORE + 2 * HUGE_PAGES);
     slices = 0;
+    fill(memory, N, 2); /* what is at rest is not visited */
     slow_ns = 100 * MS; /* at once */
     scan(engine, KSMPY_SCAN_EAGER);
     CHECK(slices == 32 && slice_ends[0] == BEFORE);

@@ -37,7 +37,7 @@ MUTANTS = [
     ),
     Mutant(
         "who comes second takes the frames of the first",
-        file="csrc/merge/onto.c",
+        file="csrc/merge/adopt.c",
         old="store->shared ? join_older(pages, batch, i, tree) : NO_FRAME;",
         new="NO_FRAME;",
         tests=(
@@ -47,7 +47,7 @@ MUTANTS = [
     ),
     Mutant(
         "the frames of one stretch are not taken for older ones",
-        file="csrc/merge/onto.c",
+        file="csrc/merge/adopt.c",
         old="bool ours = older >= batch->taken && older < batch->taken_end;",
         new="bool ours = false;",
         tests=("c/test_between.c::a_block_of_equal_frames_stays_a_row",),
@@ -58,6 +58,34 @@ MUTANTS = [
         old="(joined ? done : (uint64_t)held) - frozen);",
         new="joined ? 0 : (uint64_t)held - frozen);",
         tests=("c/test_merging.c::pages_that_cannot_be_frozen_leave_their_frames",),
+    ),
+    Mutant(
+        "an entry that is void leaves its frame",
+        file="csrc/merge/plan.c",
+        old="        store_leave(&merger->pages->store, planned_at(plan, plan->done)->frame);",
+        new="        ;",
+        tests=("c/test_planned.c::a_region_that_goes_leaves_what_it_has_joined",),
+    ),
+    Mutant(
+        "a call that is interrupted leaves the frames of what it planned",
+        file="csrc/engine/pass.c",
+        old="    scan_drop(&engine->scanner);",
+        new="",
+        tests=("c/test_planned.c::an_interrupted_call_leaves_no_frame_behind",),
+    ),
+    Mutant(
+        "a child has nothing planned",
+        file="csrc/engine/fork.c",
+        old="    plan_forget(&engine->merger);",
+        new="",
+        tests=("c/test_planned.c::a_child_has_nothing_planned",),
+    ),
+    Mutant(
+        "what is planned is no saving yet",
+        file="csrc/engine/stats.c",
+        old="head->shared_frames + plan_joined(&engine->merger.plan);",
+        new="head->shared_frames;",
+        tests=("c/test_planned.c::no_saving_is_claimed_that_is_not_there",),
     ),
     Mutant(
         "nothing is merged into locked memory",

@@ -6,6 +6,20 @@ from ..mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "what is at rest but for a write is visited",
+        file="csrc/scan/scan.c",
+        old="return any_changed(window, i, end) ? 0 : end - i;",
+        new="return end - i;",
+        tests=("c/test_engine.c::slices_end_by_time",),
+    ),
+    Mutant(
+        "a chunk knows what there is to do in it",
+        file="csrc/pages/records.c",
+        old="chunk_of(pages, id)->restless += (uint16_t)(is_restless(state) - is_restless(old));",
+        new="",
+        tests=("c/test_planned.c::all_of_them_are_merged",),
+    ),
+    Mutant(
         "a slice ends by time",
         file="csrc/scan/scan.c",
         old="        if (takes_long(begin, visited, place))\n            break;\n",

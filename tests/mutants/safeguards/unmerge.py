@@ -104,7 +104,7 @@ MUTANTS = [
     ),
     Mutant(
         "a pass merges nothing of what comes back",
-        file="csrc/scan/scan.c",
+        file="csrc/pages/pages.h",
         old="    return region->lost || region->leaving || ",
         new="    return region->lost || ",
         tests=("c/test_slices.c::a_pass_merges_nothing_of_what_comes_back",),

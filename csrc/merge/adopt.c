@@ -1,0 +1,74 @@
+#include "merge/adopt.h"
+
+#include "base/pages.h"
+#include "merge/piece.h"
+#include "os/arena.h"
+#include "os/guard.h"
+#include "pages/pages.h"
+#include "store/frames.h"
+#include "store/layout.h"
+#include "store/lock.h"
+#include "store/pool.h"
+#include "store/sharers.h"
+#include "store/stable.h"
+#include "store/store.h"
+
+/*
+ * Another process may have made a frame of the same bytes since this one looked for it.  Who comes
+ * second goes there, if there is room: that frame, which is joined; or NO_FRAME.
+ */
+static uint32_t join_older(struct pages *pages, const struct batch *batch, uint64_t i, int tree)
+{
+    struct store *store = &pages->store;
+    uint32_t frame = batch->frame + (uint32_t)i;
+    uint32_t older =
+        stable_find(store, tree, frame_at(store, frame)->sum, frame_bytes(store, frame), NO_FRAME);
+    bool ours = older >= batch->taken && older < batch->taken_end;
+    return older != NO_FRAME && !ours && store_join(store, older, 1) == 1 ? older : NO_FRAME;
+}
+
+/* With the lock held, and all new frames joined: which of them are needed goes into the index. */
+static void choose_frames(struct pages *pages, struct batch *batch, int tree)
+{
+    struct store *store = &pages->store;
+    for (uint64_t i = 0; i < batch->n; i++) {
+        uint32_t frame = batch->frame + (uint32_t)i;
+        uint32_t older = store->shared ? join_older(pages, batch, i, tree) : NO_FRAME;
+        batch->onto[i] = older == NO_FRAME ? frame : older;
+        if (older == NO_FRAME)
+            continue;
+        store_leave(store, frame);
+        store_free(store, frame);
+    }
+    for (uint64_t i = 0; i < batch->n; i++)
+        if (batch->onto[i] == batch->frame + (uint32_t)i)
+            store_adopt(store, batch->onto[i], tree);
+}
+
+static int tree_for(const struct pages *pages, const struct batch *batch)
+{
+    return tree_of(pages, page_node(page_record(pages, batch->page)));
+}
+
+void adopt_sums(struct pages *pages, const struct batch *batch)
+{
+    struct store *store = &pages->store;
+    uintptr_t bytes = (uintptr_t)frame_bytes(store, batch->frame);
+    guard_touch(bytes, bytes + bytes_of(batch->n), bytes_of(FAULT_AROUND));
+    for (uint32_t frame = batch->frame; frame < batch->frame + batch->n; frame++) {
+        frame_at(store, frame)->sum = store_sum(store, frame_bytes(store, frame));
+        stable_prefetch(store, tree_for(pages, batch), frame_at(store, frame)->sum);
+    }
+}
+
+int adopt_frames(struct pages *pages, struct batch *batch)
+{
+    struct store *store = &pages->store;
+    if (!store_lock(store))
+        return store_why_not(store);
+    int64_t joined = join_frames(pages, batch->frame, batch->n);
+    if (joined > 0)
+        choose_frames(pages, batch, tree_for(pages, batch));
+    store_unlock(store);
+    return joined < 0 ? (int)joined : 0;
+}
