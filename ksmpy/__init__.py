@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ksmpy.engine.stats import RegionStats, ScanResult, Stats
     from ksmpy.errors import KnobError, KsmpyError, RegionError, StoreError, Unsupported
     from ksmpy.memory.arrays import array, copy, empty, empty_like, full, zeros
+    from ksmpy.memory.modules import align_module
     from ksmpy.store.stats import StoreStats
     from ksmpy.store.store import Store, StoreProcess
     from ksmpy.watch.analyze import analyze
@@ -46,6 +47,7 @@ _EXPORTS = {
     "StoreProcess": "store.store",
     "StoreStats": "store.stats",
     "Unsupported": "errors",
+    "align_module": "memory.modules",
     "analyze": "watch.analyze",
     "array": "memory.arrays",
     "copy": "memory.arrays",
@@ -60,6 +62,12 @@ _EXPORTS = {
     "full": "memory.arrays",
     "worker_init": "whole.enable",
     "zeros": "memory.arrays",
+}
+
+# Called by IPython, for %load_ext ksmpy.
+_FOR_IPYTHON = {
+    "load_ipython_extension": "whole.notebook",
+    "unload_ipython_extension": "whole.notebook",
 }
 
 __all__ = [
@@ -82,6 +90,7 @@ __all__ = [
     "StoreProcess",
     "StoreStats",
     "Unsupported",
+    "align_module",
     "analyze",
     "array",
     "copy",
@@ -104,8 +113,9 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         value: Any = version("ksmpy")
-    elif name in _EXPORTS:
-        value = getattr(import_module(f"ksmpy.{_EXPORTS[name]}"), name)
+    elif name in _EXPORTS or name in _FOR_IPYTHON:
+        module = _EXPORTS.get(name) or _FOR_IPYTHON[name]
+        value = getattr(import_module(f"ksmpy.{module}"), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -23,6 +23,7 @@ LAYERS = (
     "ksmpy.engine",
     "ksmpy.watch",
     "ksmpy.whole",
+    "ksmpy.integrations",
     "ksmpy",
     "ksmpy.demo",
     "ksmpy.cli",

@@ -186,3 +186,42 @@ def test_model_in_a_state_dict_is_found(enabled: Any) -> None:
     assert torch.equal(models[1].weight, before)
     assert torch.equal(models[0].weight, before + 1)
     assert oracle.store_mappings()
+
+
+def test_a_modules_parameters_move_to_pages() -> None:
+    """Values, ties, views and the objects stay; small ones and those of no module are left."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(300, 301), torch.nn.Linear(301, 300))
+    tied = torch.nn.Linear(301, 300, bias=False)
+    tied.weight = model[1].weight
+    model.append(tied)
+    model.register_buffer("part", model[0].weight.data[10:20])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    small = model[0].bias.data_ptr()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert ksmpy.align_module(model) is model
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    for weight in (model[0].weight, model[1].weight):
+        assert weight.untyped_storage().data_ptr() % 4096 == 0 and weight.requires_grad
+    assert model[0].bias.data_ptr() == small
+    assert model[2].weight is model[1].weight
+    model.part.fill_(7)
+    assert torch.all(model[0].weight[10:20] == 7)
+    model[0](torch.ones(1, 300)).sum().backward()
+    optimizer.step()
+    assert not torch.all(model[0].weight[10:20] == 7)
+    with pytest.raises(TypeError, match="torch.nn.Module"):
+        ksmpy.align_module([model])
+
+
+def test_aligned_models_share_all_their_pages() -> None:
+    """Two of the same weights, whatever lies between them."""
+    torch.manual_seed(0)
+    one = torch.nn.Linear(1024, 1023, bias=False)
+    two = torch.nn.Linear(1024, 1023, bias=False)
+    two.load_state_dict(one.state_dict())
+    with ksmpy.Engine() as engine:
+        engine.track([ksmpy.align_module(one), ksmpy.align_module(two)])
+        engine.scan(eager=True)
+        assert engine.stats().pages_sharing == 1023

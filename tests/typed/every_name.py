@@ -95,6 +95,16 @@ def an_engine() -> ksmpy.Stats:
     return stats
 
 
+def a_module() -> None:
+    """Torch modules, where there is torch."""
+    try:
+        import torch
+    except ImportError:
+        return
+    module = torch.nn.Linear(64, 1024)
+    assert ksmpy.align_module(module, min_bytes=1 << 16) is module
+
+
 def stores(name: str) -> None:
     """Named stores, and the ones without a name."""
     with ksmpy.Store.open(name, create=True) as store, ksmpy.Engine(store=store) as engine:
@@ -148,6 +158,7 @@ def main() -> None:
     checks: list[ksmpy.Check] = ksmpy.doctor()
     assert all(check.name and (check.ok or check.detail or check.hint) for check in checks)
     arrays()
+    a_module()
     assert one_call() > 0
     assert an_engine().saved_bytes > 0
     stores("every-name")

@@ -1,0 +1,3 @@
+"""One line for programs that others start: gunicorn, Celery, dask, pytest."""
+
+from __future__ import annotations
