@@ -97,6 +97,21 @@ def test_a_forked_child_has_no_history_of_its_parents() -> None:
         assert pasts(os.getpid()) == [before] and kept
 
 
+def test_a_child_that_is_told_nothing_shows_nothing() -> None:
+    """It has the descriptor of its parent's, whose number is in it."""
+    noted = History()
+    noted.note(COUNTERS, 0, [], {})
+    try:
+
+        def child() -> None:
+            assert descriptors() and pasts(os.getpid()) == []
+
+        in_child(child)
+        assert pasts(os.getpid())
+    finally:
+        noted.close()
+
+
 def test_files_with_the_descriptors_number_are_not_touched(tmp_path: Path) -> None:
     """The program closes the descriptor, opens a file that gets its number, and the engine ends."""
     noted = History()
@@ -153,6 +168,22 @@ def test_it_is_bounded_whatever_there_is_to_note() -> None:
         assert past.facts["unlisted"] == 5000 - len(listed)
         (number,) = descriptors()
         assert os.fstat(number).st_size == 64 << 10
+    finally:
+        noted.close()
+
+
+def test_facts_without_end_are_left_out() -> None:
+    """Thousands of paths in them: the rest is told, and nothing else is written over."""
+    noted = History()
+    noted.facts = lambda: {"coverage": {"left": [["x" * 100, 1]] * 1000}}
+    try:
+        noted.note(COUNTERS, 0, [(4096, 4096, "name")], {"fact": 1})
+        (past,) = pasts(os.getpid())
+        assert "coverage" not in past.facts and past.facts["fact"] == 1
+        assert past.facts["regions"] == [[4096, 4096, "name"]]
+        assert noted._file is not None
+        with pytest.raises(OSError):
+            noted._file.write(8, bytes(64 << 10))
     finally:
         noted.close()
 

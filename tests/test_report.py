@@ -112,6 +112,20 @@ def test_pages_are_told_apart_as_the_engine_does(engine: Any) -> None:
     assert counts[Kind.ALONE] + counts[Kind.HUGE] + counts[Kind.OFTEN] >= 32
 
 
+def test_files_are_told_apart_by_their_device_too() -> None:
+    """A memfd and a file of /dev/shm may have the same inode: their frames are not common ones."""
+    rows = [
+        proc.Mapping(start, start + 4096, "rw-p", device, 7, path, b"", 0)
+        for start, device, path in (
+            (1 << 20, "00:01", "/memfd:ksmpy (deleted)"),
+            (2 << 20, "00:17", "/dev/shm/ksmpy-0/app.ksmpy"),
+            (3 << 20, "00:17", "/dev/shm/ksmpy-0/app.ksmpy"),
+        )
+    ]
+    overlays, spans = pages._private(rows, {})
+    assert [file for _, _, file, _ in overlays] == [0, 1, 1] and len(spans) == 3
+
+
 def test_it_says_what_the_engine_says_of_itself(place: Path) -> None:
     """Ties are Engine.shares(), pages on frames its merging_pages; saved is its own net gain."""
     with ksmpy.Store.open("mine") as store, ksmpy.Engine(store=store) as engine:

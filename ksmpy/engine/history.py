@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import struct
@@ -122,7 +123,7 @@ class History:
         begin = time.thread_time()
         try:
             self._take(counters, saved)
-            self._publish({**facts, **self.facts(), "stats": dict(counters)}, regions)
+            self._publish({**facts, "stats": dict(counters)}, self.facts(), regions)
         except OSError:
             pass  # no /proc, no descriptor, no memory: an engine does without
         finally:
@@ -162,9 +163,17 @@ class History:
             )
         )
 
-    def _publish(self, facts: dict[str, object], regions: Iterable[tuple[int, int, str]]) -> None:
+    def _publish(
+        self,
+        facts: dict[str, object],
+        more: Mapping[str, object],
+        regions: Iterable[tuple[int, int, str]],
+    ) -> None:
+        """What has no room is left out: of `more` all, of the regions the smallest."""
         named = sorted(regions, key=lambda region: -region[1])
         facts["history"] = {"seconds": self._seconds, "interval": self._interval, "bytes": _BYTES}
+        if len(json.dumps({**facts, **more})) < _FACT_BYTES // 2:
+            facts.update(more)
         room = _FACT_BYTES - len(json.dumps(facts)) - 64
         listed = []
         for address, nbytes, name in named:
@@ -200,6 +209,8 @@ class _File:
             raise
 
     def write(self, offset: int, data: bytes) -> None:
+        if offset + len(data) > _BYTES:  # behind it lies the program's memory
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         ctypes.memmove(self._address + offset, data, len(data))
 
     def close(self) -> None:
