@@ -38,8 +38,7 @@ def test_a_group_has_one_copy(name: str, tmp_path: Path) -> None:
     right = fill(tmp_path, MEBIBYTES)
     without, _ = run_once(Group(program, tmp_path, WORKERS), disturbed=False)
     goal = without.pss - 0.95 * (WORKERS - 1) * MEBIBYTES + WORKERS * EACH + OTHERS
-    store = ("--store", f"field-{tmp_path.name}")
-    group = Group(program, tmp_path, WORKERS, store)
+    group = Group(program, tmp_path, WORKERS, ())
     sizes, answers = run_once(group, disturbed=True, goal=goal)
     assert answers <= right
     assert sizes.pss <= goal, (without, sizes)

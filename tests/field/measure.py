@@ -89,7 +89,7 @@ def measure(
     """Both ways. AssertionError when it fails, or answers differently."""
     right = fill(here, mebibytes)
     without, expected = run_once(Group(program, here, workers, nobody=nobody), disturbed=False)
-    group = Group(program, here, workers, ("--store", "field", *options), nobody=nobody)
+    group = Group(program, here, workers, tuple(options), nobody=nobody)
     sizes, answers = run_once(group, disturbed=True)
     if program.loads == "numpy":
         assert expected <= right, f"{program.name} answers {expected - right} without ksmpy"
