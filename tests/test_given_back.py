@@ -89,8 +89,9 @@ def test_freeing_lazily_is_still_possible(engine: Any) -> None:
 def test_given_back_under_a_scanner_at_full_speed(engine: Any) -> None:
     """Again and again, right after it was made equal: zeros, and neighbours are whole.
 
-    A call that comes within the microsecond of an exchange finds the frame's bytes: seen once in a
-    thousand rounds, and let pass once in twenty.
+    A call that waits for the lock of the mappings while a page is exchanged is let in before the
+    overlay is registered, and finds the frame's bytes: seen once in a hundred to a thousand rounds,
+    and let pass once in twenty.
     """
     one = memory.distinct(64, seed=3)
     two = memory.twin(one)

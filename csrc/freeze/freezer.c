@@ -9,6 +9,7 @@
 #include "freeze/borrow.h"
 #include "freeze/descriptors.h"
 #include "freeze/ops.h"
+#include "freeze/owner.h"
 #include "freeze/registration.h"
 #include "freeze/removals.h"
 #include "freeze/signal.h"
@@ -18,8 +19,8 @@
 #include "ksmpy.h"
 #include "os/direct_io.h"
 #include "os/map.h"
+#include "os/maps.h"
 #include "os/pagemap.h"
-#include "os/uffd.h"
 
 /* How much of a stack is in use below and above a frame of ours, at most. */
 #define STACK_BELOW ((uintptr_t)128 << 10)
@@ -63,8 +64,9 @@ int freezer_init(struct freezer *fz, int mode, bool tracked)
                                            : 0;
     if (!error)
         error = fz->ops->init(fz);
+    int no_maps = os_maps_open(&fz->removals.maps);
     if (!error && fz->ops->registration)
-        error = removals_open(fz);
+        error = no_maps ? no_maps : removals_open(fz);
     freezer_know_files(fz);
     if (!error && fz->ops->start)
         error = fz->ops->start(fz);
@@ -97,6 +99,20 @@ void freezer_abandon(struct freezer *fz)
     pthread_mutex_init(&fz->lock, NULL);
 }
 
+/* What its owner has protected is left alone: overlays are readable and writable. */
+static int64_t freeze_range(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
+{
+    if (!owner_may_write(fz, address, n))
+        return n > 1 ? -ENOENT : -EPERM;
+    fz->start = address;
+    fz->end = address + bytes_of(n);
+    memset(fz->mapped, false, n);
+    int64_t got = fz->ops->freeze(fz, address, n, view);
+    if (got <= 0)
+        fz->ops->thaw(fz, address, n);
+    return got;
+}
+
 /*
  * A range may cross mappings, which no way of freezing does at once: on such
  * an error a shorter one is tried.
@@ -104,13 +120,9 @@ void freezer_abandon(struct freezer *fz)
 static int64_t freeze_some(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
     for (;;) {
-        fz->start = address;
-        fz->end = address + bytes_of(n);
-        memset(fz->mapped, false, n);
-        int64_t got = fz->ops->freeze(fz, address, n, view);
+        int64_t got = freeze_range(fz, address, n, view);
         if (got > 0)
             return got;
-        fz->ops->thaw(fz, address, n);
         bool shorter = got == -EFAULT || got == -EINVAL || got == -ENOENT || n > FREEZE_MAX;
         if (n == 1 || !shorter)
             return got;
@@ -216,19 +228,10 @@ void freeze_restore(struct freezer *fz, uint64_t first, uint64_t n)
     fz->ops->restore(fz, fz->start, first, n);
 }
 
-/* It may be several mappings. */
-static bool is_registered(const struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    uint64_t half = n / 2;
-    return os_uffd_is_registered(fz->wp_fd, address, n) ||
-           (half && is_registered(fz, address, half) &&
-            is_registered(fz, address + bytes_of(half), n - half));
-}
-
 int freeze_overlay(struct freezer *fz, uint64_t first, uint64_t n, int memfd, uint64_t offset)
 {
     uintptr_t address = fz->start + bytes_of(first);
-    if (fz->wp_fd >= 0 && !is_registered(fz, address, n))
+    if (!owner_kept(fz, address, n))
         return -ECANCELED; /* its owner unmapped it, and others may have got the place */
     int error = os_map_frames(address, n, memfd, offset);
     if (error)
@@ -241,7 +244,7 @@ int freeze_overlay(struct freezer *fz, uint64_t first, uint64_t n, int memfd, ui
 int freeze_zero(struct freezer *fz, uint64_t first, uint64_t n, int vma_flags)
 {
     uintptr_t address = fz->start + bytes_of(first);
-    if (fz->wp_fd >= 0 && !is_registered(fz, address, n))
+    if (!owner_kept(fz, address, n))
         return -ECANCELED;
     return fz->ops->zero(fz, address, n, vma_flags);
 }

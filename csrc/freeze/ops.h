@@ -63,6 +63,7 @@ struct freezer_ops {
     int registration; /* enum os_uffd_mode of a region's memory, tracked or not */
     int features;     /* enum os_uffd_feature, of whatever freezes */
     bool forgets_writes; /* tracking forgets what was written to pages before they were frozen */
+    bool read_only;      /* what is frozen is mapped without the right to write */
     bool zeros_away;     /* pages of zeros, too, are away while they are frozen */
     bool refuses_pinned; /* a page that anything pins for a device cannot be frozen: EBUSY */
     uint64_t tracked_run; /* shortest run of overlays whose writes are tracked */

@@ -31,6 +31,7 @@
 
 #define LEAVING_NS ((uint64_t)1000000000)
 #define LOOKS 2500 /* 20 us apart, for a thread that is about to wait */
+#define SETTLED 5  /* of them: who was about to wait when its message was there does so by then */
 #define TURNS 50   /* the same, for the thread to get its turn */
 
 int removals_open(struct freezer *fz)
@@ -49,7 +50,7 @@ int removals_open(struct freezer *fz)
     if (removals->tasks_fd < 0)
         return removals->tasks_fd;
     removals->stop_fd = eventfd(0, EFD_CLOEXEC);
-    return removals->stop_fd < 0 ? -errno : os_maps_open(&removals->maps);
+    return removals->stop_fd < 0 ? -errno : 0;
 }
 
 void freezer_know_store(struct freezer *fz, uint64_t inode, uint64_t dev)
@@ -278,7 +279,10 @@ static bool has_message(int fd)
     return poll(&wait, 1, 0) > 0 && wait.revents & POLLIN;
 }
 
-/* Who is about to wait in madvise() still runs. */
+/*
+ * Who is about to wait in madvise() still runs, and is not seen.  With several of them the oldest
+ * message may be such a one's while another is seen to wait: so it is given time.
+ */
 static void serve(struct freezer *fz, int fd)
 {
     bool running = true, seen = false;
@@ -289,7 +293,7 @@ static void serve(struct freezer *fz, int fd)
         pthread_mutex_lock(&fz->removals.quiet);
         atomic_store(&fz->removals.wanted, false);
         bool message = has_message(fd);
-        seen = !message || prepare(fz, &running);
+        seen = !message || (prepare(fz, &running) && looks >= SETTLED);
         if (message && (seen || !running || looks == LOOKS - 1))
             read_one(fz, fd);
         pthread_mutex_unlock(&fz->removals.quiet);

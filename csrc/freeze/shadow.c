@@ -11,10 +11,10 @@
 #define RETRIES 64 /* of a transient refusal, 50 us apart, before the page is copied */
 
 /* A copy may be made; what is lent later has to be empty. */
-static void put_back(int fd, uintptr_t address, uintptr_t page)
+static void put_back(int fd, uintptr_t address, uintptr_t page, bool copied)
 {
-    for (int tries = 0; os_remap(address, page, 1, true); tries++) {
-        int error = tries > RETRIES ? stage_fill(fd, address, page, 1) : -EAGAIN;
+    for (int tries = 0; copied || os_remap(address, page, 1, true); tries++) {
+        int error = copied || tries > RETRIES ? stage_fill(fd, address, page, 1) : -EAGAIN;
         bool unmapped =
             error == -ENOENT && tries > 4 * RETRIES; /* there is nothing to give it to */
         if (error == 0 || unmapped) {
@@ -63,8 +63,12 @@ uintptr_t shadow_by_displacing(int fd, uintptr_t address, uint64_t n)
     uintptr_t page = (uintptr_t)os_reserve(PAGE_SIZE);
     if (!page || os_remap(page, address, 1, true))
         return 0; /* a failed mremap may have unmapped its target, which may be another's by now */
-    uintptr_t shadow = shadow_grow(page, address, n);
-    put_back(fd, address, shadow ? shadow : page);
+    /* A mapping takes its rights along, which its owner may have given back meanwhile. */
+    bool forbidden = os_populate(page, 1, true) == -EINVAL;
+    if (forbidden)
+        os_protect(page, 1, true);
+    uintptr_t shadow = forbidden ? 0 : shadow_grow(page, address, n);
+    put_back(fd, address, shadow ? shadow : page, forbidden);
     if (!shadow)
         os_unmap((void *)page, PAGE_SIZE);
     return shadow;

@@ -30,6 +30,7 @@
 #include "base/pages.h"
 #include "freeze/borrow.h"
 #include "freeze/ops.h"
+#include "freeze/owner.h"
 #include "freeze/replace.h"
 #include "freeze/shadow.h"
 #include "freeze/stage.h"
@@ -265,27 +266,12 @@ static int block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
     return guests_are_here(fz) ? -EBUSY : os_protect(address, n, false);
 }
 
-static int64_t signal_freeze(struct freezer *fz, uintptr_t address, uint64_t n,
-                             const uint8_t **view)
-{
-    int error = block_writers(fz, address, n);
-    if (error) {
-        os_protect(address, n, true); /* a part may have been protected before it failed */
-        return error;
-    }
-    *view = (const uint8_t *)address;
-    memset(fz->hole, 0, sizeof fz->hole);
-    return (int64_t)n;
-}
-
 /*
  * Splitting a mapping can fail for a moment; the writers wait meanwhile.  The same error says that
  * the owner has unmapped a part: then pages go one by one, and those that are gone are passed over.
  */
-static void signal_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
+static void let_write(uintptr_t address, uint64_t n)
 {
-    (void)fz;
-    address += bytes_of(first);
     for (int tries = 0; n; tries++) {
         uint64_t part = tries < RETRIES ? n : 1;
         if (os_protect(address, part, true) == -ENOMEM && (part > 1 || os_is_mapped(address))) {
@@ -295,6 +281,31 @@ static void signal_restore(struct freezer *fz, uintptr_t address, uint64_t first
             n -= part;
         }
     }
+}
+
+/* What its owner has protected, or others have mapped there, keeps its rights. */
+static void signal_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
+{
+    bool ours;
+    address += bytes_of(first);
+    for (uint64_t part; n; n -= part, address += bytes_of(part)) {
+        part = owner_left_read_only(fz, address, n, &ours);
+        if (ours)
+            let_write(address, part);
+    }
+}
+
+static int64_t signal_freeze(struct freezer *fz, uintptr_t address, uint64_t n,
+                             const uint8_t **view)
+{
+    int error = block_writers(fz, address, n);
+    if (error) {
+        signal_restore(fz, address, 0, n); /* a part may have been protected before it failed */
+        return error;
+    }
+    *view = (const uint8_t *)address;
+    memset(fz->hole, 0, sizeof fz->hole);
+    return (int64_t)n;
 }
 
 /* Memory that could not be registered looks unwritten for ever, which costs merges and no byte. */
@@ -410,6 +421,7 @@ static void signal_abandon(struct freezer *fz)
 }
 
 const struct freezer_ops freeze_by_signal = {
+    .read_only = true,
     .fills_holes = true,
     .init = signal_init,
     .stop = signal_stop,

@@ -18,6 +18,7 @@
 #include "freeze/gate.h"
 #include "freeze/home.h"
 #include "freeze/ops.h"
+#include "freeze/owner.h"
 #include "freeze/replace.h"
 #include "freeze/shadow.h"
 #include "freeze/stage.h"
@@ -113,6 +114,24 @@ static int find_holes(struct freezer *fz, uint64_t n)
     return error;
 }
 
+static void put_frozen(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n);
+
+/*
+ * A mapping takes its rights along.  What its owner had protected may have other rights by the time
+ * it is moved back, hence the pages are copied: that leaves the place with the rights it has.
+ */
+static int return_protected(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    os_protect(*fz->window, n, true);
+    put_frozen(fz, address, 0, n);
+    return -EPERM;
+}
+
+static bool is_protected(uintptr_t page)
+{
+    return os_populate(page, 1, true) == -EINVAL;
+}
+
 static int64_t freeze_by_remap(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     if (!os_can_map(n))
@@ -123,7 +142,7 @@ static int64_t freeze_by_remap(struct freezer *fz, uintptr_t address, uint64_t n
         return error;
     }
     find_holes(fz, n);
-    return (int64_t)n;
+    return is_protected(*fz->window) ? return_protected(fz, address, n) : (int64_t)n;
 }
 
 /*
@@ -278,11 +297,14 @@ static void attach_again(struct freezer *fz, uintptr_t address, uint64_t n)
     }
 }
 
-/* To fill pages does nothing to memory that others have mapped there meanwhile. */
+/*
+ * To fill pages does nothing to memory that others have mapped there meanwhile, or to the rights
+ * that the owner gave it.
+ */
 static void remap_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
 {
     for (int tries = 0;; tries++) {
-        bool here = os_uffd_is_registered(fz->wp_fd, to, n);
+        bool here = os_uffd_is_registered(fz->wp_fd, to, n) && owner_may_write(fz, to, n);
         if (here && os_remap(to, from, n, true) == 0)
             break;
         if (!here || tries > RETRIES) {

@@ -46,6 +46,7 @@ static int find_by_query(struct os_maps *maps, uintptr_t address, struct os_vma 
         .offset = query.offset,
         .shared = access & QUERY_SHARED,
         .private_rw = access == (QUERY_READABLE | QUERY_WRITABLE),
+        .private_ro = access == QUERY_READABLE,
     };
     return 1;
 }
@@ -110,6 +111,7 @@ static void parse(char *line, struct os_vma *out)
     out->dev = makedev(major_number, minor_number);
     out->inode = strtoul(p, NULL, 10);
     out->private_rw = strncmp(access, "rw-p", 4) == 0;
+    out->private_ro = strncmp(access, "r--p", 4) == 0;
     out->shared = access[3] == 's';
 }
 

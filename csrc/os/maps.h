@@ -12,7 +12,7 @@ struct os_vma {
     uintptr_t start, end;
     uint64_t inode, dev; /* of the mapped file; 0 without one */
     uint64_t offset; /* in it, of the mapping's start */
-    bool private_rw, shared;
+    bool private_rw, private_ro, shared; /* rights: readable, and writable or not */
 };
 
 static inline bool os_vma_shows(const struct os_vma *vma, uint64_t inode, uint64_t dev)

@@ -29,6 +29,7 @@
 static enum { DONTDUMP, DONTFORK, READ_ONLY, LOCK, UNMAP, CHANGES } change;
 static int way;
 static uintptr_t awaited; /* the change is made when something was moved to this address */
+static uintptr_t forbidden; /* what is moved from this address is protected just then */
 static uintptr_t refused; /* what is moved to this address is not, and its target is unmapped */
 
 static uintptr_t watched; /* is this page moved away? */
@@ -61,7 +62,14 @@ void *mremap(void *from, size_t before, size_t after, int flags, ...)
         return MAP_FAILED;
     }
     moved_away |= watched && (uintptr_t)from == watched;
+    bool forbids = forbidden && (uintptr_t)from == forbidden;
+    if (forbids)
+        mprotect(from, before, PROT_NONE);
     void *got = (void *)syscall(SYS_mremap, from, before, after, flags, to);
+    if (forbids) {
+        mprotect(from, before, PROT_READ | PROT_WRITE);
+        forbidden = 0;
+    }
     if (to && (uintptr_t)to == awaited) {
         awaited = 0;
         change_a_part((uintptr_t)to);
@@ -76,6 +84,15 @@ static bool intact(uintptr_t range)
         return filled((const uint8_t *)range, N, 1);
     return filled((const uint8_t *)range, FIRST, 1) &&
            filled(page_at(range, END), N - END, 1 + END);
+}
+
+/* Of pages [first, end) of the range; asks the kernel, and changes nothing. */
+static bool any_can_be_written(uintptr_t range, uint64_t first, uint64_t end)
+{
+    for (uint64_t i = first; i < end; i++)
+        if (os_populate(range + bytes_of(i), 1, true) == 0)
+            return true;
+    return false;
 }
 
 static bool crosses_huge_page(uintptr_t base)
@@ -180,6 +197,85 @@ static void what_is_being_given_back_is_not_frozen(void)
     freeze_restore(&fz, 0, N);
     thaw(&fz);
     CHECK(filled((const uint8_t *)range, N, 1));
+    give_back(&fz, range);
+}
+
+static void forbid_a_part(uintptr_t range)
+{
+    mprotect(page_at(range, FIRST), bytes_of(END - FIRST), PROT_NONE);
+}
+
+static void allow_a_part(uintptr_t range)
+{
+    mprotect(page_at(range, FIRST), bytes_of(END - FIRST), PROT_READ | PROT_WRITE);
+}
+
+/* Its owner takes the rights away while it is frozen: no overlay gives them back, nor does a thaw. */
+static void what_is_protected_stays_protected(void)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    uintptr_t range = new_range();
+    int memfd = os_memfd("frames", bytes_of(N));
+    REQUIRE(range && memfd >= 0 && freezer_init(&fz, way, false) == 0);
+    REQUIRE(freezer_attach(&fz, range, N) == 0 && os_write(memfd, 0, (void *)range, N) == N);
+    REQUIRE(freeze_all(&fz, range, &view));
+    if (!fz.removals.maps.query) { /* before Linux 6.11 nobody asks about rights */
+        freeze_restore(&fz, 0, N);
+        thaw(&fz);
+        give_back(&fz, range);
+        close(memfd);
+        return;
+    }
+    forbid_a_part(range);
+    CHECK(freeze_overlay(&fz, FIRST, END - FIRST, memfd, bytes_of(FIRST)) == -ECANCELED);
+    CHECK(freeze_zero(&fz, FIRST, END - FIRST, 0) == -ECANCELED);
+    CHECK(freeze_overlay(&fz, 0, FIRST, memfd, 0) == 0);
+    freeze_restore(&fz, FIRST, N - FIRST);
+    thaw(&fz);
+    CHECK(!any_can_be_written(range, FIRST, END));
+    CHECK(freeze(&fz, range + bytes_of(FIRST), 1, &view) == -EPERM);
+    allow_a_part(range);
+    CHECK(filled((const uint8_t *)range, N, 1));
+    give_back(&fz, range);
+    close(memfd);
+}
+
+/* What was protected when it was taken away, and is allowed again by the time it comes back. */
+static void what_is_allowed_stays_allowed(void)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    uintptr_t range = new_range();
+    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
+    forbidden = range;
+    int64_t got = freeze(&fz, range, N, &view);
+    if (got > 0) {
+        freeze_restore(&fz, 0, (uint64_t)got);
+        thaw(&fz);
+    }
+    CHECK(!forbidden == (way == KSMPY_FREEZE_UFFD_REMAP));
+    for (uint64_t i = 0; i < N; i++)
+        CHECK(os_populate(range + bytes_of(i), 1, true) == 0);
+    CHECK(filled((const uint8_t *)range, N, 1));
+    give_back(&fz, range);
+}
+
+/* The page that lends a shadow its identity, too, which otherwise would hand the rights on. */
+static void a_shadow_forbids_nothing(void)
+{
+    struct freezer fz;
+    uintptr_t range = new_range();
+    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
+    forbidden = range;
+    uintptr_t shadow = freezer_shadow(&fz, range, N, 0);
+    bool lent = !forbidden;
+    forbidden = 0;
+    CHECK(lent == (way != KSMPY_FREEZE_SIGNAL));
+    CHECK(!shadow || !lent || os_populate(shadow, 1, true) == 0);
+    CHECK(os_populate(range, 1, true) == 0 && filled((const uint8_t *)range, N, 1));
+    if (shadow)
+        os_unmap((void *)shadow, bytes_of(N + 1));
     give_back(&fz, range);
 }
 
@@ -485,6 +581,9 @@ int main(void)
             RUN(what_others_map_there_stays);
         if (way != KSMPY_FREEZE_SIGNAL)
             RUN(what_is_being_given_back_is_not_frozen);
+        RUN(what_is_protected_stays_protected);
+        RUN(what_is_allowed_stays_allowed);
+        RUN(a_shadow_forbids_nothing);
         RUN(what_is_given_back_while_it_is_frozen_for_zeros_is_gone);
         if (way == KSMPY_FREEZE_UFFD_WP)
             RUN(no_page_goes_away_under_a_system_call);

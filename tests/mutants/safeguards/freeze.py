@@ -16,22 +16,15 @@ MUTANTS = [
     Mutant(
         "what others map there is not mapped over",
         file="csrc/freeze/freezer.c",
-        old="""\
-    if (fz->wp_fd >= 0 && !is_registered(fz, address, n))
-        return -ECANCELED; /*""",
-        new="""\
-    if (false)
-        return -ECANCELED; /*""",
+        old="    if (!owner_kept(fz, address, n))\n        return -ECANCELED; /*",
+        new="    if (false)\n        return -ECANCELED; /*",
         tests=("c/test_freeze.c::what_others_map_there_stays",),
     ),
     Mutant(
         "what others map there does not become zero",
         file="csrc/freeze/freezer.c",
-        old="""\
-    if (fz->wp_fd >= 0 && !is_registered(fz, address, n))
-        return -ECANCELED;
-    return""",
-        new="    return",
+        old="    if (!owner_kept(fz, address, n))\n        return -ECANCELED;\n    return",
+        new="    if (false)\n        return -ECANCELED;\n    return",
         tests=("c/test_freeze.c::what_others_map_there_stays",),
     ),
     Mutant(
@@ -92,5 +85,19 @@ MUTANTS = [
         old="    os_populate(shadow + bytes_of(n), 1, true);\n",
         new="",
         tests=("test_islands.py::test_written_pages_come_back_in_place[signal+checksum]",),
+    ),
+    Mutant(
+        "what its owner protects while it is frozen gets no overlay",
+        file="csrc/freeze/owner.c",
+        old="    return is_plain(fz, address, n, !fz->ops->read_only);",
+        new="    return true;",
+        tests=("c/test_freeze.c::what_is_protected_stays_protected",),
+    ),
+    Mutant(
+        "what its owner protects while it is frozen in signal stays protected",
+        file="csrc/freeze/signal.c",
+        old="        if (ours)\n",
+        new="",
+        tests=("c/test_freeze.c::what_is_protected_stays_protected",),
     ),
 ]

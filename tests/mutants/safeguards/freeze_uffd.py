@@ -25,4 +25,25 @@ MUTANTS = [
         os_sleep_us(50);""",
         tests=("c/test_freeze.c::frozen_pages_come_back",),
     ),
+    Mutant(
+        "what was protected when it was taken away is copied back",
+        file="csrc/freeze/uffd_away.c",
+        old="    return os_populate(page, 1, true) == -EINVAL;",
+        new="    return page == 0;",
+        tests=("c/test_freeze.c::what_is_allowed_stays_allowed",),
+    ),
+    Mutant(
+        "who gives back pages that are away to be verified as zeros waits",
+        file="csrc/freeze/uffd_away.c",
+        old=".zeros_away = true",
+        new=".zeros_away = false",
+        tests=("c/test_freeze.c::what_is_given_back_while_it_is_frozen_for_zeros_is_gone",),
+    ),
+    Mutant(
+        "a shadow is not made of what was protected",
+        file="csrc/freeze/shadow.c",
+        old="    bool forbidden = os_populate(page, 1, true) == -EINVAL;",
+        new="    bool forbidden = false;",
+        tests=("c/test_freeze.c::a_shadow_forbids_nothing",),
+    ),
 ]

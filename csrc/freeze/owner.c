@@ -1,0 +1,58 @@
+#include "freeze/owner.h"
+
+#include <errno.h>
+
+#include "base/pages.h"
+#include "freeze/ops.h"
+#include "os/maps.h"
+#include "os/uffd.h"
+
+/* The mapping at this address, if there is one. */
+static bool find(struct freezer *fz, uintptr_t address, struct os_vma *vma)
+{
+    return os_maps_find(&fz->removals.maps, address, vma) > 0 && vma->start <= address;
+}
+
+static bool is_plain(struct freezer *fz, uintptr_t address, uint64_t n, bool writable)
+{
+    uintptr_t end = address + bytes_of(n);
+    struct os_vma vma;
+    if (!fz->removals.maps.query)
+        return true;
+    while (address < end && find(fz, address, &vma) && !vma.inode &&
+           (writable ? vma.private_rw : vma.private_ro))
+        address = vma.end;
+    return address >= end;
+}
+
+bool owner_may_write(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    return is_plain(fz, address, n, true);
+}
+
+/* It may be several mappings. */
+static bool is_registered(const struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    uint64_t half = n / 2;
+    return os_uffd_is_registered(fz->wp_fd, address, n) ||
+           (half && is_registered(fz, address, half) &&
+            is_registered(fz, address + bytes_of(half), n - half));
+}
+
+bool owner_kept(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (fz->wp_fd >= 0 && !is_registered(fz, address, n))
+        return false;
+    return is_plain(fz, address, n, !fz->ops->read_only);
+}
+
+uint64_t owner_left_read_only(struct freezer *fz, uintptr_t address, uint64_t n, bool *read_only)
+{
+    struct os_vma vma;
+    int found = fz->removals.maps.query ? os_maps_find(&fz->removals.maps, address, &vma) : -ENOSYS;
+    bool there = found > 0 && vma.start <= address;
+    *read_only = !there || (vma.private_ro && !vma.inode);
+    if (found <= 0)
+        return n;
+    return least(n, ((vma.start > address ? vma.start : vma.end) - address) >> PAGE_SHIFT);
+}

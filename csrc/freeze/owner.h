@@ -1,0 +1,26 @@
+/*
+ * What its owner has made of memory since it was looked at: unmapped, mapped over, protected.  Asked
+ * right before something is done to it; what happens between the answer and that is not seen.
+ */
+#ifndef KSMPY_FREEZE_OWNER_H
+#define KSMPY_FREEZE_OWNER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "freeze/ops.h"
+
+/*
+ * Private memory of no file, readable and writable?  true also where only the whole text of
+ * /proc/self/maps could tell.
+ */
+bool owner_may_write(struct freezer *fz, uintptr_t address, uint64_t n);
+/* Is it still what was frozen, with the rights that an overlay has? */
+bool owner_kept(struct freezer *fz, uintptr_t address, uint64_t n);
+/*
+ * How many leading pages of it are alike: memory that was made read-only and is so still, or not.
+ * Where nobody can tell it is, and where nothing is mapped.
+ */
+uint64_t owner_left_read_only(struct freezer *fz, uintptr_t address, uint64_t n, bool *read_only);
+
+#endif
