@@ -63,11 +63,17 @@ uintptr_t shadow_by_displacing(int fd, uintptr_t address, uint64_t n)
     uintptr_t page = (uintptr_t)os_reserve(PAGE_SIZE);
     if (!page || os_remap(page, address, 1, true))
         return 0; /* a failed mremap may have unmapped its target, which may be another's by now */
-    /* A mapping takes its rights along, which its owner may have given back meanwhile. */
-    bool forbidden = os_populate(page, 1, true) == -EINVAL;
+    uintptr_t shadow = shadow_grow(page, address, n);
+    /*
+     * A mapping takes its rights along, which its owner may have given back meanwhile.  A page of
+     * the shadow is asked, as the one in it is not to be touched: it may be the zero page.
+     */
+    uintptr_t beside = shadow ? shadow + PAGE_SIZE : page;
+    bool forbidden = os_populate(beside, 1, true) == -EINVAL;
     if (forbidden)
-        os_protect(page, 1, true);
-    uintptr_t shadow = forbidden ? 0 : shadow_grow(page, address, n);
+        os_protect(shadow ? shadow : page, shadow ? n + 1 : 1, true);
+    if (shadow)
+        os_drop(beside, 1);
     put_back(fd, address, shadow ? shadow : page, forbidden);
     if (!shadow)
         os_unmap((void *)page, PAGE_SIZE);

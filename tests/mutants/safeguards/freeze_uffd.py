@@ -42,7 +42,7 @@ MUTANTS = [
     Mutant(
         "a shadow is not made of what was protected",
         file="csrc/freeze/shadow.c",
-        old="    bool forbidden = os_populate(page, 1, true) == -EINVAL;",
+        old="    bool forbidden = os_populate(beside, 1, true) == -EINVAL;",
         new="    bool forbidden = false;",
         tests=("c/test_freeze.c::a_shadow_forbids_nothing",),
     ),
