@@ -24,7 +24,7 @@ class Observation:
     merged_bytes: int = 0  # memory mapped onto frames, what was written since included
     written_bytes: int = 0  # the part of it that was written since: it has memory of its own again
     frame_bytes: int = 0  # what the stores hold; shared ones are counted by each process
-    saved_bytes: int = 0  # merged, less written, less frames; of shared frames its part (PSS)
+    saved_bytes: int = 0  # merged, less written, less frames; of shared frames its part
     vmas: int = 0
     vma_limit: int = 0
     merged_vmas: int = 0
@@ -46,94 +46,109 @@ _File = tuple[str, int]
 
 
 @dataclass
-class _Stores:
-    """The stores that a process has mapped."""
+class _Look:
+    """One process, and the files of stores that it has mapped."""
 
+    seen: Observation
     shared: dict[_File, bool] = field(default_factory=dict)
-    # Of the shared ones, less what was written: the process's part of what its page tables hold of
-    # frames, how much that is, and how much is mapped, of which some was not touched since.
-    part_bytes: int = 0
-    present_bytes: int = 0
-    mapped_bytes: int = 0
-    index_bytes: int = 0  # its part of the index
+    # Of each: mapped onto frames and not written since, whether it was touched since or not.
+    mapped: dict[_File, int] = field(default_factory=dict)
+    sizes: dict[_File, int] = field(default_factory=dict)  # memory that the file takes
 
-    def part(self, frame_bytes: int) -> int:
-        """The process's part of the shared stores' memory. Frames that it has not touched since
-        they were merged are in nobody's PSS: they count as those do that it has.
-        """
-        if self.mapped_bytes == 0:
-            return min(frame_bytes, self.index_bytes)
-        if self.present_bytes == 0:
-            return frame_bytes
-        frames = self.part_bytes * self.mapped_bytes // self.present_bytes
-        return min(frame_bytes, frames + self.index_bytes)
+    def add(self, mapping: proc.Mapping) -> None:
+        """One of its mappings."""
+        seen, sizes = self.seen, mapping.sizes
+        seen.vmas += 1
+        seen.pss_bytes += sizes.get("Pss", 0)
+        seen.uss_bytes += sizes.get("Private_Clean", 0) + sizes.get("Private_Dirty", 0)
+        if not is_store(mapping.path):
+            return
+        file = mapping.device, mapping.inode
+        self.shared[file] = is_shared_store(mapping.path)
+        if mapping.perms[3] != "p":
+            return
+        written = sizes.get("Anonymous", 0) + sizes.get("Swap", 0)
+        seen.merged_vmas += 1
+        seen.merged_bytes += sizes.get("Size", 0)
+        seen.written_bytes += written
+        self.mapped[file] = self.mapped.get(file, 0) + sizes.get("Size", 0) - written
 
-    def frame_bytes(self, pid: int) -> tuple[int, int]:
-        """Memory held by the private ones, and by the shared ones, found by the descriptors that
-        the process has on them.
-        """
-        sizes: dict[_File, int] = {}
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
+    def find_sizes(self) -> None:
+        """By the descriptors that the process has on its stores."""
+        for entry in Path(f"/proc/{self.seen.pid}/fd").iterdir():
             try:
                 if is_store(os.readlink(entry)):
                     status = entry.stat()
                     major, minor = os.major(status.st_dev), os.minor(status.st_dev)
-                    sizes[f"{major:02x}:{minor:02x}", status.st_ino] = status.st_blocks * 512
+                    self.sizes[f"{major:02x}:{minor:02x}", status.st_ino] = status.st_blocks * 512
             except OSError:
                 continue  # closed meanwhile
-        total = [0, 0]
+
+    def settle(self, together: dict[_File, int]) -> None:
+        """What it saves, knowing what all processes together have mapped of each shared store: of
+        the store's memory it bears the share that it has of that. PSS does not tell it, as frames
+        that nobody has touched since they were merged are in nobody's.
+        """
+        seen = self.seen
+        frames = 0.0
         for file, shared in self.shared.items():
-            total[shared] += sizes.get(file, 0)
-        return total[False], total[True]
+            size = self.sizes.get(file, 0)
+            seen.frame_bytes += size
+            mine = self.mapped.get(file, 0)
+            frames += size * mine / together[file] if shared and mine else 0 if shared else size
+        seen.saved_bytes = max(0, seen.merged_bytes - seen.written_bytes - round(frames))
 
 
-def _add_mapping(seen: Observation, stores: _Stores, mapping: proc.Mapping) -> None:
-    sizes = mapping.sizes
-    seen.vmas += 1
-    seen.pss_bytes += sizes.get("Pss", 0)
-    seen.uss_bytes += sizes.get("Private_Clean", 0) + sizes.get("Private_Dirty", 0)
-    if not is_store(mapping.path):
-        return
-    shared = is_shared_store(mapping.path)
-    stores.shared[mapping.device, mapping.inode] = shared
-    private = mapping.perms[3] == "p"
-    anonymous = sizes.get("Anonymous", 0)
-    part = max(0, sizes.get("Pss", 0) - anonymous)
-    if shared and private:
-        stores.part_bytes += part
-        stores.present_bytes += sizes.get("Rss", 0) - anonymous
-        stores.mapped_bytes += sizes.get("Size", 0) - anonymous - sizes.get("Swap", 0)
-    elif shared:
-        stores.index_bytes += part
-    if private:
-        seen.merged_vmas += 1
-        seen.merged_bytes += sizes.get("Size", 0)
-        seen.written_bytes += sizes.get("Anonymous", 0) + sizes.get("Swap", 0)
+def _look(pid: int, mappings: list[proc.Mapping] | None = None) -> _Look:
+    try:
+        looked = _Look(Observation(pid, Path(f"/proc/{pid}/comm").read_text().strip()))
+        for mapping in proc.smaps(pid) if mappings is None else mappings:
+            looked.add(mapping)
+        looked.find_sizes()
+        looked.seen.vma_limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    except OSError as error:
+        raise _refusal(pid, error) from None
+    looked.seen.stores = sorted(inode for _, inode in looked.shared)
+    return looked
+
+
+def _looks(pids: list[int]) -> list[_Look]:
+    """Those that end while they are looked at are left out."""
+    found: list[_Look] = []
+    for pid in pids:
+        try:
+            found.append(_look(pid))
+        except CommandError:
+            continue
+    return found
+
+
+def _settle(looks: list[_Look]) -> None:
+    together: dict[_File, int] = {}
+    for looked in looks:
+        for file, mapped in looked.mapped.items():
+            together[file] = together.get(file, 0) + mapped
+    for looked in looks:
+        looked.settle(together)
 
 
 def observe(pid: int, mappings: list[proc.Mapping] | None = None) -> Observation:
-    """Look at one process; CommandError when there is none, or when it may not be looked at.
+    """Look at one process, and at those it shares a store with.
 
-    `mappings`: what proc.smaps() has just told of it.
+    CommandError when there is none, or when it may not be looked at. `mappings`: what proc.smaps()
+    has just told of it.
     """
-    try:
-        seen = Observation(pid, Path(f"/proc/{pid}/comm").read_text().strip())
-        stores = _Stores()
-        for mapping in proc.smaps(pid) if mappings is None else mappings:
-            _add_mapping(seen, stores, mapping)
-        private, shared = stores.frame_bytes(pid)
-        seen.vma_limit = int(Path("/proc/sys/vm/max_map_count").read_text())
-    except OSError as error:
-        raise _refusal(pid, error) from None
-    seen.stores = sorted(inode for _, inode in stores.shared)
-    seen.frame_bytes = private + shared
-    frames = private + stores.part(shared)
-    seen.saved_bytes = max(0, seen.merged_bytes - seen.written_bytes - frames)
-    return seen
+    looked = _look(pid, mappings)
+    files = {file for file, shared in looked.shared.items() if shared}
+    others = [other for other in users(files) if other != pid] if files else []
+    _settle([looked, *_looks(others)])
+    return looked.seen
 
 
-def users() -> list[int]:
-    """The processes that have a ksmpy store mapped, as far as this user may see."""
+def users(files: set[_File] | None = None) -> list[int]:
+    """The processes that have a ksmpy store mapped, one of those `files` if they are given, as far
+    as this user may see.
+    """
     found: list[int] = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -142,17 +157,16 @@ def users() -> list[int]:
             text = proc.read("maps", entry.name)
         except OSError:
             continue  # gone, or not ours to look at
-        if b"ksmpy" in text and any(is_store(mapping.path) for mapping in proc.parse(text)):
+        if b"ksmpy" in text and any(
+            is_store(each.path) and (files is None or (each.device, each.inode) in files)
+            for each in proc.parse(text)
+        ):
             found.append(int(entry.name))
     return sorted(found)
 
 
 def observe_all() -> list[Observation]:
     """All processes that use ksmpy; one that ends while it is looked at is left out."""
-    found: list[Observation] = []
-    for pid in users():
-        try:
-            found.append(observe(pid))
-        except CommandError:
-            continue
-    return found
+    looks = _looks(users())
+    _settle(looks)
+    return [looked.seen for looked in looks]
