@@ -388,7 +388,9 @@ def test_unmapped_behind_our_back(victim: Victim) -> None:
     wanted = twin.tobytes()
     raw.unmap()
     result = engine.scan(2, eager=True)
-    assert not oracle.overlapping(raw.address, raw.nbytes), "something of ours is in the hole"
+    # The kernel may put there what the engine notes of itself.
+    there = oracle.overlapping(raw.address, raw.nbytes)
+    assert all("history" in each.path for each in there), "something of ours is in the hole"
     assert result.lost and engine.stats().pages_lost
     _goes_on(victim, wanted)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -23,13 +24,14 @@ PAGES = [
 def test_each_code_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one page share their names, as when they are typed in from top to bottom."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KSMPY_STORE_DIR", f"/dev/shm/{tmp_path.name}-{page.stem}")
     document = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()]).parse(page)
     document.namespace.update(ksmpy=ksmpy, np=np)
     examples = list(document)
-    try:
-        for example in examples:
-            example.evaluate()
-    finally:
-        ksmpy.disable()
+    with TemporaryDirectory(dir="/dev/shm") as stores:
+        monkeypatch.setenv("KSMPY_STORE_DIR", stores)
+        try:
+            for example in examples:
+                example.evaluate()
+        finally:
+            ksmpy.disable()
     assert examples
