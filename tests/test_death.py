@@ -127,7 +127,6 @@ class Moment(NamedTuple):
 WITH_THE_LOCK = {
     "first memory for the index": Moment("fallocate", 1, True),
     "more memory for the index": Moment("fallocate", 2, True),
-    "leaving": Moment("fallocate(PUNCH_HOLE)", 1, True, "close"),
 }
 
 
@@ -205,6 +204,17 @@ def test_killed_while_it_fills_frames(company: Company, moment: Moment) -> None:
     moment.stop(company.victim)
     half_made = company.store.stats().frame_bytes - company.store.stats().pages_shared * PAGE
     assert half_made > 0
+    company.victim.kill()
+    company.goes_on(deaths=1, rebuilds=0)
+    company.part()
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_killed_while_it_leaves(company: Company, nth: int) -> None:
+    """Whoever is about to give back the memory of what it had counted is reaped like all others."""
+    company.victim.call("add", 7, 2, LONG)
+    company.victim.call("scan", 2)
+    company.victim.stop("fallocate(PUNCH_HOLE)", nth, False, "close")
     company.victim.kill()
     company.goes_on(deaths=1, rebuilds=0)
     company.part()
