@@ -130,8 +130,8 @@ bool is_all_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
 
 static void note(struct removals *removals, struct removed removed)
 {
-    struct removed *last = &removals->notes[removals->notes_n - 1];
-    bool follows = removals->notes_n && last->end == removed.start &&
+    struct removed *last = removals->notes_n ? &removals->notes[removals->notes_n - 1] : NULL;
+    bool follows = last && last->end == removed.start &&
                    last->offset + (last->end - last->start) == removed.offset;
     if (follows)
         last->end = removed.end;
