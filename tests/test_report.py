@@ -42,7 +42,7 @@ kept = {"model": random(0, 1024), "index <b>": random(1, 512), "own": random(100
 for name, array in kept.items():
     engine.register(array, name=name)
 engine.scan(3)
-kept["model"][: 8 << 12 : 4096] += 1
+kept["model"][: 8 << 12 : 4096] += 1 + mine
 print(flush=True)
 input()
 engine.scan(3)
