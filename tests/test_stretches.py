@@ -70,7 +70,7 @@ def test_each_doubling_takes_as_many_mappings_as_the_one_before(engine: Any) -> 
         region = engine.register(array)
         engine.scan(eager=True)
         frames = _frames(array)
-        # Where a slice of the pass ends by time, on a busy machine, a stretch begins anew.
+        # Runs end where huge pages do: by the array's place, a block may have some more than it needs.
         assert count // sharing <= len(frames) == engine.stats().pages_shared
         assert len(frames) <= 1.1 * count // sharing
         assert max(frames.values()) == sharing
