@@ -162,6 +162,22 @@ static uint64_t row_length(const struct store *store, uint32_t first, int tree, 
     return length;
 }
 
+/*
+ * The start of the row that this frame, which has room, belongs to.  Blocks fill from their start on, so
+ * the rest of a row has room once a frame of it has: steps that double, and then halve, find where that
+ * begins.  Where it is not so, the row that is found is a shorter one.
+ */
+static uint32_t row_start(const struct store *store, uint32_t at, int tree, uint64_t sum)
+{
+    uint32_t step = 1;
+    for (; step <= at && suits(store, at - step, tree, sum); step *= 2)
+        at -= step;
+    for (; step; step /= 2)
+        if (step <= at && suits(store, at - step, tree, sum))
+            at -= step;
+    return at;
+}
+
 struct row {
     uint32_t first;
     uint64_t n;
@@ -176,9 +192,7 @@ static void longest_row(const struct store *store, uint32_t head, uint32_t *at, 
          step++, *at = frame_at(store, *at)->dup_next) {
         if (*at - row->first < row->n || !suits(store, *at, kind->tree, kind->sum))
             continue;
-        uint32_t first = *at;
-        while (first && *at - first + 1 < max && suits(store, first - 1, kind->tree, kind->sum))
-            first--;
+        uint32_t first = row_start(store, *at, kind->tree, kind->sum);
         uint64_t length = row_length(store, first, kind->tree, kind->sum, max);
         if (length > row->n)
             *row = (struct row){first, length};
