@@ -34,9 +34,9 @@ MUTANTS = [
     ),
     Mutant(
         "who gives back pages that are away to be verified as zeros waits",
-        file="csrc/freeze/uffd_away.c",
-        old=".zeros_away = true",
-        new=".zeros_away = false",
+        file="csrc/freeze/gate.c",
+        old="    return gate_is_in_place(fz) ?",
+        new="    return fz->to_zeros ?",
         tests=("c/test_freeze.c::what_is_given_back_while_it_is_frozen_for_zeros_is_gone",),
     ),
     Mutant(
