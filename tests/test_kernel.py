@@ -4,6 +4,7 @@ back.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import signal
@@ -291,3 +292,21 @@ def test_the_stat_of_no_process_is_an_error() -> None:
     """A process that does not exist is named in the error."""
     with pytest.raises(ProcessLookupError, match="999999999"):
         kernel.process_stat(999999999)
+
+
+def test_a_knob_that_is_busy_for_a_moment_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has merged meanwhile is unmerged again, and the knob written once more."""
+    written = []
+    busy = [3]
+
+    def write(name: str, value: kernel.Value) -> None:
+        written.append((name, value))
+        if name == "max_page_sharing" and busy[0]:
+            busy[0] -= 1
+            raise OSError(errno.EBUSY, "busy")
+
+    monkeypatch.setattr(kernel, "write", write)
+    monkeypatch.setattr(kernel, "read", lambda: {"max_page_sharing": 2})
+    kernel._restore({"max_page_sharing": 256, "run": 0})
+    assert written.count(("max_page_sharing", 256)) == 4 and written[-1] == ("run", 0)
+    assert written.count(("run", 2)) == 4

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -41,6 +42,9 @@ __all__ = [
 ]
 
 SYSFS = Path("/sys/kernel/mm/ksm")
+
+# How long what is in the way of a knob is waited for.
+_RESTORE_SECONDS = 10.0
 
 # From linux/mman.h and linux/prctl.h.
 _MADV_MERGEABLE = 12
@@ -207,12 +211,28 @@ def _way_back(saved: dict[str, Value]) -> list[tuple[str, Value]]:
     return [("run", 2), *knobs.items(), ("run", run)]
 
 
+def _write_back(name: str, value: Value) -> None:
+    """Two of the knobs are refused (EBUSY) while anything is merged, which a process that does not
+    know of this lock, or a page that was just on its way somewhere, may bring about for a moment.
+    """
+    deadline = time.monotonic() + _RESTORE_SECONDS
+    while True:
+        try:
+            _apply({name: value})
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
+        write("run", 2)
+
+
 def _restore(saved: dict[str, Value]) -> None:
     """Go all of the way back; one knob that is refused does not keep the others from it."""
     failed: list[str] = []
     for name, value in _way_back(saved):
         try:
-            _apply({name: value})
+            _write_back(name, value)
         except OSError as error:
             failed.append(f"{name}: {error.strerror}")
     if failed:
