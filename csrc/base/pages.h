@@ -25,6 +25,12 @@ static inline size_t bytes_of(uint64_t pages)
     return (size_t)pages << PAGE_SHIFT;
 }
 
+/* How many pages there are from an address to the next huge page's place: 1 to HUGE_PAGES. */
+static inline uint64_t pages_to_huge(uintptr_t address)
+{
+    return HUGE_PAGES - (address >> PAGE_SHIFT) % HUGE_PAGES;
+}
+
 static inline uint8_t *page_at(uintptr_t address, uint64_t page)
 {
     return (uint8_t *)address + bytes_of(page);

@@ -164,7 +164,7 @@ static bool needed_here(uintptr_t address, uint64_t n)
 
 uint64_t freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    uint64_t rest = HUGE_PAGES - (address >> PAGE_SHIFT) % HUGE_PAGES;
+    uint64_t rest = pages_to_huge(address);
     if (rest == HUGE_PAGES && n >= HUGE_PAGES &&
         (fz->ops->holds_up_writers_only || os_is_huge(fz->pagemap_fd, address)))
         return HUGE_PAGES;

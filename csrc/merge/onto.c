@@ -28,19 +28,17 @@
 
 #define TRACKED_RUN 32 /* shortest run whose overlays are tracked */
 
-/*
- * Takes the faults of later readers, of whom each would find 16 pages mapped by the one before it.
- */
-static void fault_in(uintptr_t address, uint64_t n)
+/* Takes the faults of later readers. step: what one fault maps of it, before Linux 5.14. */
+static void fault_in(uintptr_t address, uint64_t n, size_t step)
 {
-    guard_touch(address, address + bytes_of(n), bytes_of(FAULT_AROUND));
+    if (os_populate(address, n, false) < 0)
+        guard_touch(address, address + bytes_of(n), step);
 }
 
 /* The pages up to the next huge one, of at most n. */
 static uint64_t to_next_huge(const struct pages *pages, uint32_t page, uint64_t n)
 {
-    uint64_t rest = HUGE_PAGES - (page_address(pages, page) >> PAGE_SHIFT) % HUGE_PAGES;
-    return least(n, rest);
+    return least(n, pages_to_huge(page_address(pages, page)));
 }
 
 /* Will one entry map all of a huge page's place, at the first touch? */
@@ -56,18 +54,16 @@ static bool is_mapped_at_once(const struct pages *pages, uint32_t page)
 
 /*
  * All pages by one call: where writes are tracked the kernel maps one at a fault, which takes a reader
- * twice as long for each.  What one entry maps is left out: whoever reads it has one fault for 512 pages, and nobody is told
- * that it is resident before it is read.
+ * twice as long for each.  What one entry maps is left out: whoever reads it has one fault for 512
+ * pages, and nobody is told that it is resident before it is read.
  */
 static void fault_in_overlays(const struct pages *pages, uint32_t page, uint64_t n)
 {
     for (uint64_t i = 0, part; i < n; i += part) {
         uint32_t id = page + (uint32_t)i;
-        uintptr_t address = page_address(pages, id);
         part = to_next_huge(pages, id, n - i);
-        bool small = part < HUGE_PAGES || !is_mapped_at_once(pages, id);
-        if (small && os_populate(address, part, false) < 0) /* before Linux 5.14 */
-            fault_in(address, part);
+        if (part < HUGE_PAGES || !is_mapped_at_once(pages, id))
+            fault_in(page_address(pages, id), part, bytes_of(FAULT_AROUND));
     }
 }
 
@@ -92,9 +88,7 @@ void track_merged(struct merger *merger, uint32_t page, uint64_t n)
 
 void merged_scattered(struct merger *merger, uint32_t page, uint64_t n)
 {
-    uintptr_t start = page_address(merger->pages, page);
-    if (os_populate(start, n, false) < 0) /* before Linux 5.14 */
-        guard_touch(start, start + bytes_of(n), PAGE_SIZE);
+    fault_in(page_address(merger->pages, page), n, PAGE_SIZE);
     track_merged(merger, page, n);
 }
 

@@ -45,19 +45,13 @@ bool plan_is_full(const struct merger *merger)
     return merger->plan.full && plan_joined(&merger->plan);
 }
 
-/* Is it an overlay, or about to be one? */
-static bool will_be_shared(const struct pages *pages, uint32_t id)
-{
-    return is_shared(pages, id) || page_is_planned(page_record(pages, id));
-}
-
 /* As in piece.c, and one less where it goes on with the mapping before it. */
 static int64_t new_mappings(const struct pages *pages, uint32_t id, uint32_t frame)
 {
     const struct region *region = region_at(pages, region_of(pages, id));
     uint64_t i = id - region->base;
-    bool left = i > 0 && will_be_shared(pages, id - 1);
-    bool right = i + 1 < region->n && will_be_shared(pages, id + 1);
+    bool left = i > 0 && is_taken(pages, id - 1);
+    bool right = i + 1 < region->n && is_taken(pages, id + 1);
     bool on_left = left && page_record(pages, id - 1)->link + 1 == frame;
     bool on_right = right && page_record(pages, id + 1)->link == frame + 1;
     return 2 - (int64_t)left - right - on_left - on_right;
@@ -321,32 +315,34 @@ bool plan_step(struct merger *merger, uint32_t *page, uint64_t *n)
     return false;
 }
 
-void plan_drop(struct merger *merger)
+/* joined: the frames have been, by this process. */
+static void drop(struct merger *merger, bool joined)
 {
     struct plan *plan = &merger->plan;
-    struct store *store = &merger->pages->store;
-    bool locked = plan_joined(plan) && store_lock(store);
     plan->pairs_n = 0;
     memset(plan->sums, 0, sizeof plan->sums);
     for (; plan_joined(plan); plan->done++) {
         struct planned planned = *planned_at(plan, plan->done);
         if (!is_void(merger->pages, planned))
             page_become(merger->pages, planned.page, PAGE_SEEN, NO_INDEX);
-        store_leave(store, planned.frame);
+        if (joined)
+            store_leave(&merger->pages->store, planned.frame);
     }
+    empty(plan);
+}
+
+void plan_drop(struct merger *merger)
+{
+    struct store *store = &merger->pages->store;
+    bool locked = plan_joined(&merger->plan) && store_lock(store);
+    drop(merger, true);
     if (locked)
         store_unlock(store);
-    empty(plan);
 }
 
 void plan_forget(struct merger *merger)
 {
-    struct plan *plan = &merger->plan;
-    for (; plan_joined(plan); plan->done++)
-        if (!is_void(merger->pages, *planned_at(plan, plan->done)))
-            page_become(merger->pages, planned_at(plan, plan->done)->page, PAGE_SEEN, NO_INDEX);
-    plan->pairs_n = 0;
-    empty(plan);
+    drop(merger, false);
 }
 
 void plan_destroy(struct plan *plan)

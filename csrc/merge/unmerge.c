@@ -145,7 +145,7 @@ static void stay_merged(struct pages *pages, const struct region *region, uintpt
 static uint64_t next_piece(const struct merger *merger, const struct region *region, uintptr_t at,
                            uintptr_t end)
 {
-    uint64_t n = pages_between(at, end), rest = HUGE_PAGES - (at >> PAGE_SHIFT) % HUGE_PAGES;
+    uint64_t n = pages_between(at, end), rest = pages_to_huge(at);
     uintptr_t blank = in_shadow(merger->pages, region, at);
     if (rest == HUGE_PAGES && n >= HUGE_PAGES &&
         freezer_comes_back_huge(&merger->fz, at, blank, region->vma_flags))
@@ -391,7 +391,7 @@ static bool give_piece_back(struct merger *merger, struct unmerging *work, uintp
 static uintptr_t end_of_huge(const struct region *region, uintptr_t place)
 {
     uintptr_t end = region->address + bytes_of(region->n);
-    uintptr_t next = (place + bytes_of(HUGE_PAGES) - 1) & ~(bytes_of(HUGE_PAGES) - 1);
+    uintptr_t next = place + bytes_of(pages_to_huge(place) % HUGE_PAGES);
     return next < end ? next : end;
 }
 

@@ -274,8 +274,10 @@ int os_empty(uintptr_t address, uint64_t n)
 bool os_gives_huge_pages(int vma_flags)
 {
     char text[64] = "";
+    if (vma_flags & KSMPY_VMA_NOHUGEPAGE)
+        return false;
     int fd = open("/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || vma_flags & KSMPY_VMA_NOHUGEPAGE || read(fd, text, sizeof text - 1) < 0)
+    if (fd < 0 || read(fd, text, sizeof text - 1) < 0)
         text[0] = 0;
     if (fd >= 0)
         close(fd);

@@ -206,6 +206,11 @@ static inline bool page_is_planned(const struct page *page)
 {
     return page_state(page) == PAGE_SEEN && page->link != NO_INDEX;
 }
+/* Is it on a frame, or about to be? */
+static inline bool is_taken(const struct pages *pages, uint32_t id)
+{
+    return is_shared(pages, id) || page_is_planned(page_record(pages, id));
+}
 /* Is it a candidate? */
 static inline bool page_waits(const struct page *page)
 {

@@ -40,12 +40,6 @@ static bool goes_on(const struct pages *pages, uint32_t id)
     return id != region_at(pages, region_of(pages, id))->base && are_equal(pages, id - 1, id);
 }
 
-/* Is it merged, or about to be? */
-static bool is_taken(const struct scanner *scanner, uint32_t id)
-{
-    return is_shared(scanner->pages, id) || page_is_planned(page_record(scanner->pages, id));
-}
-
 /* Pairs whose bytes these may be get their frames now, to be found. */
 static bool make_frame_of(struct scanner *scanner, uint64_t sum)
 {
@@ -68,7 +62,7 @@ static bool try_frame(struct scanner *scanner, uint32_t id, uint64_t sum, const 
         return true;
     }
     bool merged = carry_out(scanner); /* it may have filled that frame, or made a better one */
-    if (is_taken(scanner, id))
+    if (is_taken(scanner->pages, id))
         return true;
     const struct store *store = &scanner->pages->store;
     if (merged || !has_room(store, frame_at(store, frame)))
@@ -87,7 +81,7 @@ static bool try_neighbour(struct scanner *scanner, uint32_t id, uint64_t sum, co
         return false;
     carry_out(scanner); /* it may have taken either of them, or made a frame with their bytes */
     make_frame_of(scanner, sum);
-    if (is_taken(scanner, id) || try_frame(scanner, id, sum, bytes, true))
+    if (is_taken(scanner->pages, id) || try_frame(scanner, id, sum, bytes, true))
         return true;
     if (!page_waits(page_record(scanner->pages, id - 1)))
         return false;
@@ -111,7 +105,7 @@ static bool try_candidate(struct scanner *scanner, uint32_t id, uint64_t sum, co
     }
     bool merged = carry_out(scanner); /* it may have taken that page */
     if (make_frame_of(scanner, sum) || merged) {
-        if (is_taken(scanner, id) || try_frame(scanner, id, sum, bytes, true))
+        if (is_taken(scanner->pages, id) || try_frame(scanner, id, sum, bytes, true))
             return true;
         other = unstable_find(scanner->pages, id, NO_PAGE);
     }
@@ -132,7 +126,7 @@ static void wait_or_go_ahead(struct scanner *scanner, uint32_t id, uint64_t sum,
     enum announced announced = announcement_add(store, tree, sum);
     if (announced == ANNOUNCED_HERE && scanner->run.kind == RUN_ALONE && scanner->run.n) {
         carry_out(scanner); /* perhaps it is the pending run that will have made its frame */
-        if (is_taken(scanner, id) || try_frame(scanner, id, sum, bytes, true))
+        if (is_taken(scanner->pages, id) || try_frame(scanner, id, sum, bytes, true))
             return;
     }
     if (announced == ANNOUNCED_ELSEWHERE)

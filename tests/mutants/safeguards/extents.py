@@ -47,8 +47,8 @@ MUTANTS = [
     Mutant(
         "what one entry maps is not faulted in",
         file="csrc/merge/onto.c",
-        old="        bool small = part < HUGE_PAGES || !is_mapped_at_once(pages, id);",
-        new="        bool small = true;",
+        old="        if (part < HUGE_PAGES || !is_mapped_at_once(pages, id))",
+        new="        if (1)",
         tests=("test_huge_frames.py::test_what_nobody_reads_is_not_resident[uffd-wp+wp-async]",),
     ),
     Mutant(
