@@ -10,7 +10,10 @@ from ksmpy import proc
 from ksmpy.errors import CommandError
 from ksmpy.store.files import is_shared_store, is_store
 
-__all__ = ["Observation", "observe", "observe_all", "users"]
+__all__ = ["File", "Observation", "glance", "observe", "observe_all", "stores_in_use", "users"]
+
+File = tuple[str, int]
+"""A file's device, as /proc writes it, and its inode: either alone may be another's."""
 
 
 @dataclass
@@ -41,19 +44,15 @@ def _refusal(pid: int, error: OSError) -> CommandError:
     return CommandError(f"process {pid}: {error.strerror}")
 
 
-# Of a file: its device, as /proc writes it, and its inode number.
-_File = tuple[str, int]
-
-
 @dataclass
 class _Look:
     """One process, and the files of stores that it has mapped."""
 
     seen: Observation
-    shared: dict[_File, bool] = field(default_factory=dict)
+    shared: dict[File, bool] = field(default_factory=dict)
     # Of each: mapped onto frames and not written since, whether it was touched since or not.
-    mapped: dict[_File, int] = field(default_factory=dict)
-    sizes: dict[_File, int] = field(default_factory=dict)  # memory that the file takes
+    mapped: dict[File, int] = field(default_factory=dict)
+    sizes: dict[File, int] = field(default_factory=dict)  # memory that the file takes
 
     def add(self, mapping: proc.Mapping) -> None:
         """One of its mappings."""
@@ -83,8 +82,9 @@ class _Look:
                     self.sizes[f"{major:02x}:{minor:02x}", status.st_ino] = status.st_blocks * 512
             except OSError:
                 continue  # closed meanwhile
+        self.seen.frame_bytes = sum(self.sizes.get(file, 0) for file in self.shared)
 
-    def settle(self, together: dict[_File, int]) -> None:
+    def settle(self, together: dict[File, int]) -> None:
         """What it saves, knowing what all processes together have mapped of each shared store: of
         the store's memory it bears the share that it has of that. PSS does not tell it, as frames
         that nobody has touched since they were merged are in nobody's.
@@ -93,7 +93,6 @@ class _Look:
         frames = 0.0
         for file, shared in self.shared.items():
             size = self.sizes.get(file, 0)
-            seen.frame_bytes += size
             mine = self.mapped.get(file, 0)
             frames += size * mine / together[file] if shared and mine else 0 if shared else size
         seen.saved_bytes = max(0, seen.merged_bytes - seen.written_bytes - round(frames))
@@ -124,7 +123,7 @@ def _looks(pids: list[int]) -> list[_Look]:
 
 
 def _settle(looks: list[_Look]) -> None:
-    together: dict[_File, int] = {}
+    together: dict[File, int] = {}
     for looked in looks:
         for file, mapped in looked.mapped.items():
             together[file] = together.get(file, 0) + mapped
@@ -132,24 +131,27 @@ def _settle(looks: list[_Look]) -> None:
         looked.settle(together)
 
 
-def observe(pid: int, mappings: list[proc.Mapping] | None = None) -> Observation:
-    """Look at one process, and at those it shares a store with.
+def glance(pid: int, mappings: list[proc.Mapping] | None = None) -> Observation:
+    """Look at one process alone, which does not tell what it saves (`saved_bytes` is 0).
 
     CommandError when there is none, or when it may not be looked at. `mappings`: what proc.smaps()
     has just told of it.
     """
-    looked = _look(pid, mappings)
+    return _look(pid, mappings).seen
+
+
+def observe(pid: int) -> Observation:
+    """Look at one process, and at those it shares a store with; CommandError as glance()."""
+    looked = _look(pid)
     files = {file for file, shared in looked.shared.items() if shared}
-    others = [other for other in users(files) if other != pid] if files else []
-    _settle([looked, *_looks(others)])
+    found = stores_in_use() if files else {}
+    _settle([looked, *_looks([other for other in found if other != pid and found[other] & files])])
     return looked.seen
 
 
-def users(files: set[_File] | None = None) -> list[int]:
-    """The processes that have a ksmpy store mapped, one of those `files` if they are given, as far
-    as this user may see.
-    """
-    found: list[int] = []
+def stores_in_use() -> dict[int, set[File]]:
+    """Which files of stores each process has mapped, as far as this user may see."""
+    found: dict[int, set[File]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -157,12 +159,16 @@ def users(files: set[_File] | None = None) -> list[int]:
             text = proc.read("maps", entry.name)
         except OSError:
             continue  # gone, or not ours to look at
-        if b"ksmpy" in text and any(
-            is_store(each.path) and (files is None or (each.device, each.inode) in files)
-            for each in proc.parse(text)
-        ):
-            found.append(int(entry.name))
-    return sorted(found)
+        if b"ksmpy" in text:
+            files = {(each.device, each.inode) for each in proc.parse(text) if is_store(each.path)}
+            if files:
+                found[int(entry.name)] = files
+    return found
+
+
+def users() -> list[int]:
+    """The processes that have a ksmpy store mapped, as far as this user may see."""
+    return sorted(stores_in_use())
 
 
 def observe_all() -> list[Observation]:

@@ -19,6 +19,7 @@ from ksmpy import proc
 from ksmpy.memory.maps import refusal
 from ksmpy.native import PAGE_SIZE
 from ksmpy.store.files import is_store
+from ksmpy.watch.observe import File
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,11 +27,7 @@ if TYPE_CHECKING:
 
     Integers = NDArray[np.int64]
 
-__all__ = ["File", "Kind", "Look", "Span", "look"]
-
-
-File = tuple[str, int]
-"""A file's device, as /proc writes it, and its inode: either alone may be another's."""
+__all__ = ["Kind", "Look", "Span", "look"]
 
 
 class Kind(IntEnum):

@@ -11,9 +11,8 @@ from ksmpy import proc
 from ksmpy.engine.history import Past
 from ksmpy.errors import CommandError
 from ksmpy.native import PAGE_SIZE
-from ksmpy.store.files import is_store
-from ksmpy.watch.observe import Observation, observe, users
-from ksmpy.watch.pages import File, Kind, Look, look
+from ksmpy.watch.observe import File, Observation, glance, stores_in_use
+from ksmpy.watch.pages import Kind, Look, look
 from ksmpy.watch.past import pasts
 from ksmpy.watch.stores import shown
 from ksmpy.watch.ties import Holder, Sharing, sharing
@@ -82,9 +81,9 @@ def subjects(wanted: set[int] | None) -> tuple[list[Subject], list[str]]:
     """Those, and all who share a store with one of them; None: all that use ksmpy. And why others
     could not be looked at. CommandError when one that was named is not there, or uses no ksmpy.
     """
-    stores = {pid: _stores_of(pid) for pid in users()}
+    stores = stores_in_use()
     for pid in sorted((wanted or set()) - set(stores)):
-        observe(pid)  # says what is the matter with it
+        glance(pid)  # says what is the matter with it
         raise CommandError(
             f"process {pid} has merged nothing", "ksmpy analyze says what it would save"
         )
@@ -101,20 +100,11 @@ def subjects(wanted: set[int] | None) -> tuple[list[Subject], list[str]]:
     return found, unseen
 
 
-def _stores_of(pid: int) -> set[tuple[bytes, bytes]]:
-    """Which files of stores it has mapped, by device and inode; none when it is gone."""
-    try:
-        rows = proc.raw_mappings(pid)
-    except OSError:
-        return set()
-    return {(row[4], row[5]) for row in rows if b"ksmpy" in row[6] and is_store(row[6].decode())}
-
-
-def _connected(stores: dict[int, set[tuple[bytes, bytes]]], wanted: set[int]) -> set[int]:
+def _connected(stores: dict[int, set[File]], wanted: set[int]) -> set[int]:
     """Those, and whoever shares a store with one of them."""
     reached = set(wanted)
     while True:
-        common: set[tuple[bytes, bytes]] = set().union(*(stores[pid] for pid in reached))
+        common: set[File] = set().union(*(stores[pid] for pid in reached))
         more = {pid for pid, mine in stores.items() if common & mine} | wanted
         if more == reached:
             return reached
@@ -123,7 +113,7 @@ def _connected(stores: dict[int, set[tuple[bytes, bytes]]], wanted: set[int]) ->
 
 def _subject(pid: int, files: dict[File, int]) -> Subject:
     mappings = proc.smaps(pid)
-    seen = observe(pid, mappings)
+    seen = glance(pid, mappings)
     noted = pasts(pid)
     regions = sorted(
         (address, address + nbytes, name)
