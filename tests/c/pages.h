@@ -44,6 +44,19 @@ static inline bool works_here(int freeze, int tracking)
     return engine != NULL;
 }
 
+/* The program's functions, in each of n ways to freeze and to track; its exit code. */
+static inline int finish_in(const int ways[][2], unsigned n, int *way, int *tracking,
+                            void (*run_all)(void))
+{
+    for (unsigned i = 0; i < n; i++) {
+        *way = ways[i][0];
+        *tracking = ways[i][1];
+        if (works_here(*way, *tracking))
+            run_all();
+    }
+    return finish();
+}
+
 /* One whole pass. */
 static inline struct ksmpy_scan_result scan(ksmpy_engine *engine, int flags)
 {

@@ -162,13 +162,21 @@ static void know(struct freezer *fz, int memfd)
     freezer_know_store(fz, inode, dev);
 }
 
+/* A range that may be frozen, and a file with the same bytes. */
+static bool begin(struct freezer *fz, uintptr_t *range, int *memfd)
+{
+    *range = new_range();
+    *memfd = os_memfd("frames", bytes_of(N));
+    return *range && *memfd >= 0 && freezer_init(fz, way, false) == 0 &&
+           freezer_attach(fz, *range, N) == 0 && os_write(*memfd, 0, (void *)*range, N) == N;
+}
+
 static void overlays_come_back(void)
 {
     struct freezer fz;
-    uintptr_t range = new_range();
-    int memfd = os_memfd("frames", bytes_of(N));
-    REQUIRE(range && memfd >= 0 && freezer_init(&fz, way, false) == 0);
-    REQUIRE(freezer_attach(&fz, range, N) == 0 && os_write(memfd, 0, (void *)range, N) == N);
+    uintptr_t range;
+    int memfd;
+    REQUIRE(begin(&fz, &range, &memfd));
     know(&fz, memfd);
     REQUIRE(os_map_frames(range, N, memfd, 0) == 0);
     awaited = range;
@@ -215,10 +223,9 @@ static void what_is_protected_stays_protected(void)
 {
     struct freezer fz;
     const uint8_t *view;
-    uintptr_t range = new_range();
-    int memfd = os_memfd("frames", bytes_of(N));
-    REQUIRE(range && memfd >= 0 && freezer_init(&fz, way, false) == 0);
-    REQUIRE(freezer_attach(&fz, range, N) == 0 && os_write(memfd, 0, (void *)range, N) == N);
+    uintptr_t range;
+    int memfd;
+    REQUIRE(begin(&fz, &range, &memfd));
     REQUIRE(freeze_all(&fz, range, &view));
     if (!fz.removals.maps.query) { /* before Linux 6.11 nobody asks about rights */
         freeze_restore(&fz, 0, N);
@@ -326,10 +333,9 @@ static void what_others_map_there_stays(void)
 {
     struct freezer fz;
     const uint8_t *view;
-    uintptr_t range = new_range();
-    int memfd = os_memfd("frames", bytes_of(N));
-    REQUIRE(range && memfd >= 0 && freezer_init(&fz, way, false) == 0);
-    REQUIRE(freezer_attach(&fz, range, N) == 0 && os_write(memfd, 0, (void *)range, N) == N);
+    uintptr_t range;
+    int memfd;
+    REQUIRE(begin(&fz, &range, &memfd));
     REQUIRE(freeze_all(&fz, range, &view));
     REQUIRE(os_map_anonymous(range, N, 0) == 0);
     fill((uint8_t *)range, N, 500);
@@ -483,10 +489,9 @@ static void a_fault_from_before_a_thaw_fills_nothing(void)
 static void a_move_that_fails_halfway_is_made_good(void)
 {
     struct freezer fz;
-    uintptr_t range = new_range();
-    int memfd = os_memfd("frames", bytes_of(N));
-    REQUIRE(range && memfd >= 0 && freezer_init(&fz, way, false) == 0);
-    REQUIRE(freezer_attach(&fz, range, N) == 0 && os_write(memfd, 0, (void *)range, N) == N);
+    uintptr_t range;
+    int memfd;
+    REQUIRE(begin(&fz, &range, &memfd));
     know(&fz, memfd);
     REQUIRE(os_map_frames(range, N, memfd, 0) == 0);
     refused = range;

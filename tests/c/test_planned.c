@@ -197,24 +197,24 @@ static bool is_ones(const uint8_t *memory)
     return memory[0] == 1 && memcmp(memory, memory + 1, bytes_of(PAGES) - 1) == 0;
 }
 
-static void a_region_that_goes_leaves_what_it_has_joined(void)
+static void b_is_merged_alone(void (*action)(void))
 {
     for (uint64_t after = 0; after < 2; after++) {
         REQUIRE(open_pairs());
-        scan_with(a_goes, after);
+        scan_with(action, after);
         CHECK(shared_of(region_b) == PAGES && is_scattered(b, PAGES) && is_ones(a));
         close_all();
     }
 }
 
+static void a_region_that_goes_leaves_what_it_has_joined(void)
+{
+    b_is_merged_alone(a_goes);
+}
+
 static void a_region_in_its_place_is_not_merged_for_it(void)
 {
-    for (uint64_t after = 0; after < 2; after++) {
-        REQUIRE(open_pairs());
-        scan_with(a_dies_and_another_comes, after);
-        CHECK(shared_of(region_b) == PAGES && is_scattered(b, PAGES) && is_ones(a));
-        close_all();
-    }
+    b_is_merged_alone(a_dies_and_another_comes);
 }
 
 static void a_comes_back(void)
@@ -307,11 +307,5 @@ int main(void)
                            {KSMPY_FREEZE_UFFD_MOVE, KSMPY_TRACKING_WP_ASYNC},
                            {KSMPY_FREEZE_UFFD_REMAP, KSMPY_TRACKING_CHECKSUM},
                            {KSMPY_FREEZE_SIGNAL, KSMPY_TRACKING_CHECKSUM}};
-    for (unsigned i = 0; i < sizeof ways / sizeof ways[0]; i++) {
-        way = ways[i][0];
-        tracking = ways[i][1];
-        if (works_here(way, tracking))
-            run_all();
-    }
-    return finish();
+    return finish_in(ways, sizeof ways / sizeof ways[0], &way, &tracking, run_all);
 }

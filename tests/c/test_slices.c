@@ -526,11 +526,5 @@ int main(void)
     const int ways[][2] = {{KSMPY_FREEZE_UFFD_WP, KSMPY_TRACKING_WP_ASYNC},
                            {KSMPY_FREEZE_UFFD_MOVE, KSMPY_TRACKING_WP_ASYNC},
                            {KSMPY_FREEZE_SIGNAL, KSMPY_TRACKING_CHECKSUM}};
-    for (unsigned i = 0; i < sizeof ways / sizeof ways[0]; i++) {
-        way = ways[i][0];
-        tracking = ways[i][1];
-        if (works_here(way, tracking))
-            run_all();
-    }
-    return finish();
+    return finish_in(ways, sizeof ways / sizeof ways[0], &way, &tracking, run_all);
 }
