@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,11 +32,19 @@ class Cgroup:
                 swap.write_text("0")
 
     def squeeze(self, nbytes: int) -> None:
-        """Drive what is in it into swap, as far as the kernel can; then there is no limit."""
+        """Drive what is in it into swap, as far as the kernel can; then there is no limit.
+
+        The kernel chooses what goes by counts that may be two seconds old, and gives up early then:
+        it is asked again, and looking at the counts renews them.
+        """
         file = self.path / ("memory.limit_in_bytes" if self.version == 1 else "memory.high")
-        for _ in range(16):
+        for _ in range(100):
             with suppress(OSError):  # version 1: it cannot do with so little yet
                 file.write_text(str(max(nbytes, self.used() * 3 // 4)))
+            if self.used() <= nbytes:
+                break
+            (self.path / "memory.stat").read_text()
+            time.sleep(0.02)
         file.write_text("-1" if self.version == 1 else "max")
 
     def kills(self) -> int:
