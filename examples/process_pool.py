@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
 import ksmpy
+from ksmpy.integrations import pools
 
 kept: list[object] = []
 
@@ -22,7 +22,7 @@ def work(seconds: float) -> None:
 def main() -> None:
     """Two workers, and what their store says while both have what they loaded."""
     with ksmpy.Store.anonymous() as store:
-        start = functools.partial(ksmpy.worker_init, store=store)
+        start = pools.share(store)  # without an argument it makes a store by itself
         with ProcessPoolExecutor(2, initializer=start) as pool:  # this is the one line
             list(pool.map(work, [1.0] * 2))
             for _ in range(600):

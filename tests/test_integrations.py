@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -12,9 +13,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
+import ksmpy
+from ksmpy import proc
+from ksmpy.integrations import pools
+from ksmpy.integrations.common import enable_on
+from ksmpy.integrations.resident import Resident
 from support.patience import patience, until
 from test_cli import ksmpy as command
 from test_cli import needs_engine
@@ -28,7 +36,7 @@ MIB = 1 << 20
 def needed(package: str) -> None:
     """Skip where it is not installed; not imported, which starts processes for some."""
     if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed")
+        pytest.skip(f"{package} is not installed: make test-field, and test-torch for torch")
 
 
 def environment(place: Path, **more: str) -> dict[str, str]:
@@ -101,26 +109,125 @@ def test_celery_pool_processes_share(place: Path, tmp_path: Path) -> None:
         wait_until_saved(pid, place, 28 * MIB, 2, log)
 
 
+def test_uvicorn_workers_share(place: Path, tmp_path: Path) -> None:
+    """The middleware in the application's module is all; the supervisor has no part in it."""
+    needed("uvicorn")
+    argv = ["uvicorn", "--workers", "2", "--uds", str(tmp_path / "socket"), "uvicorn_app:app"]
+    log = tmp_path / "log"
+    with running(argv, place, log) as pid:
+        wait_until_saved(pid, place, 28 * MIB, 2, log)
+
+
+def example(place: Path, tmp_path: Path, *argv: str) -> str:
+    """What a program in examples/ prints; it writes nothing but there."""
+    with TemporaryDirectory(dir="/tmp") as short:  # for paths of sockets
+        more = {"HOME": str(tmp_path), "IPYTHONDIR": str(tmp_path), "RAY_TMPDIR": short}
+        program = [*argv[:-1], str(EXAMPLES / argv[-1])] if argv[0] == "-m" else [
+            str(EXAMPLES / argv[0]), *argv[1:]
+        ]  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, *program],
+            env=environment(place, RAY_USAGE_STATS_ENABLED="0", **more),
+            cwd=tmp_path, capture_output=True, text=True, timeout=110,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.mark.parametrize(
     ("program", "needs"),
     [
-        ("dask_workers.py", "distributed"),
-        ("joblib_jobs.py", "joblib"),
-        ("process_pool.py", "concurrent"),
+        (["dask_workers.py"], "distributed"),
+        (["joblib_jobs.py"], "joblib"),
+        (["process_pool.py"], "concurrent"),
+        (["data_loader.py", "spawn"], "torch"),
+        (["ray_workers.py"], "ray"),
+        (["-m", "IPython", "ipython_session.ipy"], "IPython"),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
 def test_an_example_says_what_it_saved(
-    place: Path, tmp_path: Path, program: str, needs: str
+    place: Path, tmp_path: Path, program: list[str], needs: str
 ) -> None:
     """One model less in memory than there are workers, by the store's own count."""
     needed(needs)
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / program)],
-        env=environment(place), cwd=tmp_path, capture_output=True, text=True, timeout=110,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    (saved,) = re.findall(r"^saved (\d+) MiB$", done.stdout, re.MULTILINE)
+    (saved,) = re.findall(r"^saved (\d+) MiB$", example(place, tmp_path, *program), re.MULTILINE)
     assert 28 <= int(saved) <= 32
+
+
+def test_dask_guards_count_what_is_paid_for(place: Path, tmp_path: Path) -> None:
+    """RSS is above the limit; neither does the worker pause nor its nanny restart it."""
+    needed("distributed")
+    told = example(place, tmp_path, "dask_limits.py")
+    found = re.search(r"RSS (\d+) MiB, limit (\d+) MiB, counted (\d+) MiB: running", told)
+    assert found is not None, told
+    rss, limit, counted = map(int, found.groups())
+    assert "copies 6" in told and rss > 0.95 * limit and counted < 0.7 * limit
+
+
+def test_resident_memory_is_what_the_kernel_says(tmp_path: Path) -> None:
+    """RSS less what others share, by PSS; RSS itself of a process that is gone."""
+    own = Resident(os.getpid())
+    sizes = proc.rollup()
+    assert 0 < own.of(sizes["Rss"]) <= sizes["Rss"]
+    others = sizes["Rss"] - own.of(sizes["Rss"])
+    assert abs(others - (sizes["Rss"] - sizes["Pss"])) < 4 * MIB
+    assert own.of(0) == 0
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert Resident(ended.pid).of(5 * MIB) == 5 * MIB
+
+
+# With as many workers as are started at once: says how many share a store before they end.
+_POOL = """
+import multiprocessing, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from ksmpy.integrations import pools
+
+def wait_for(path):
+    while not path.exists():
+        time.sleep(0.01)
+
+if __name__ == "__main__":
+    start, seen = pools.share(), Path("seen")
+    context = multiprocessing.get_context(sys.argv[1])
+    with ProcessPoolExecutor(2, context, initializer=start) as pool:
+        workers = [pool.submit(wait_for, seen) for _ in range(2)]
+        while len(start.keywords["store"].processes()) < 2:
+            time.sleep(0.01)
+        seen.touch()
+        for worker in workers:
+            worker.result()
+    print("both")
+"""
+
+
+@pytest.mark.parametrize("way", multiprocessing.get_all_start_methods())
+def test_a_pool_shares_one_store(place: Path, tmp_path: Path, way: str) -> None:
+    """However its workers are started; and the store has no name that outlives them."""
+    program = tmp_path / "pool.py"
+    program.write_text(_POOL)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(program), way],
+        env=environment(place), cwd=tmp_path, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "both\n", "")
+    assert not place.exists()
+
+
+def test_a_store_that_somebody_has_chosen_is_taken(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By KSMPY_STORE; by an argument before that."""
+    monkeypatch.setenv("KSMPY_STORE", "chosen")
+    found: Any = pools.share(run=0)
+    assert found.keywords == {"run": 0}
+    found = pools.share("mine")
+    assert found.keywords == {"store": "mine"}
+    enable_on("default", {"run": 0})
+    ksmpy.disable()
+    assert [each.name for each in place.iterdir()] == ["chosen.ksmpy"]
 
 
 def test_pytest_says_what_fixtures_hold_twice(place: Path, tmp_path: Path) -> None:

@@ -1,3 +1,3 @@
-"""One line for programs that others start: gunicorn, Celery, dask, pytest."""
+"""One line for programs that others start: gunicorn, uvicorn, Celery, dask, Ray, pytest."""
 
 from __future__ import annotations
