@@ -36,7 +36,7 @@ MIB = 1 << 20
 def needed(package: str) -> None:
     """Skip where it is not installed; not imported, which starts processes for some."""
     if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed: make test-field, and test-torch for torch")
+        pytest.skip(f"{package} is not installed: make test-field (torch: test-torch, ray: field)")
 
 
 def environment(place: Path, **more: str) -> dict[str, str]:
