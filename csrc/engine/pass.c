@@ -8,6 +8,7 @@
 #include "engine/check.h"
 #include "engine/locks.h"
 #include "merge/bar.h"
+#include "merge/budget.h"
 #include "os/guard.h"
 #include "pages/lost.h"
 #include "scan/scan.h"
@@ -32,7 +33,8 @@ static int wait_for_store(ksmpy_engine *engine, struct patience *patience)
 /* What has to be known at the start of a pass; others come and go meanwhile. */
 static void begin_pass(ksmpy_engine *engine)
 {
-    engine_count_mappings(engine);
+    if (budget_is_outdated(&engine->merger.budget))
+        engine_count_mappings(engine);
     for (uintptr_t at = 0; find_lost_some(&engine->pages, &at);)
         engine_let_others_in(engine);
     scan_begin_pass(&engine->scanner);

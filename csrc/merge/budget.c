@@ -22,11 +22,20 @@
  */
 #define REST 20
 #define GONE 16
+/*
+ * A pass over memory that is merged and at rest takes less than a count, of a usual process two
+ * thirds of it.  What the program itself maps meanwhile is seen after so long, or after so many
+ * times of what a count takes.
+ */
+#define OUTDATED_NS 1000000000
+#define OUTDATED_REST 1000
 
 /* Of all mappings, which took so long to count. */
 static void set_count(struct budget *budget, int64_t mappings, uint64_t took)
 {
-    budget->count_again_ns = os_now_ns() + REST * took;
+    uint64_t now = os_now_ns(), rest = OUTDATED_REST * took;
+    budget->count_again_ns = now + REST * took;
+    budget->outdated_ns = now + (rest > OUTDATED_NS ? rest : OUTDATED_NS);
     budget->gone_since_count = 0;
     budget->counts++;
     if (mappings < 0)
@@ -42,6 +51,12 @@ void budget_count(struct budget *budget)
     uint64_t begin = os_now_ns();
     int64_t mappings = os_maps_count(&budget->pages->maps);
     set_count(budget, mappings, os_now_ns() - begin);
+}
+
+bool budget_is_outdated(const struct budget *budget)
+{
+    return budget->mappings != budget->counted || budget->gone_since_count || budget->refused ||
+           os_now_ns() >= budget->outdated_ns;
 }
 
 struct census_of_mappings budget_before_count(const struct budget *budget)

@@ -6,6 +6,11 @@
 
 void budget_count(struct budget *budget);
 /*
+ * At the start of a pass: is there anything to count?  Not where the engine has taken, given and
+ * refused nothing since the last count, and the program had no time for many mappings.
+ */
+bool budget_is_outdated(const struct budget *budget);
+/*
  * The same by who lets others have the lock while it counts (os_mappings): what they take until then
  * is added, and if they have counted themselves nothing is done.
  */

@@ -13,6 +13,7 @@ struct budget {
     uint64_t regions_limit; /* up to which regions are taken: half of the kernel's limit at least */
     uint64_t counts; /* there were */
     uint64_t count_again_ns; /* when a count would be worth its time again */
+    uint64_t outdated_ns; /* when the last count says nothing about the program any more */
     uint64_t gone_since_count; /* regions */
     uint64_t refused; /* pages of the longest run that had none since they were last asked for */
     bool asks_again; /* this pass looks REFUSED pages up */

@@ -19,9 +19,12 @@ from ksmpy.threads import Event, Thread
 
 __all__ = ["Daemon"]
 
-# A pass over unchanged memory finds out so at 0.8 ms a GiB, again and again: after one that
-# looked at nothing, sleep at least this many times the CPU time it took (1 % of a core).
+# A pass over unchanged memory finds out so at 0.4 ms a GiB, again and again: after one that
+# looked at nothing, sleep at least this many times the CPU time it took (1 % of a core), and ever
+# longer while nothing happens (0.2 %), but never so long that a change would be noticed late.
 IDLE_FACTOR = 100
+LONGEST_IDLE_FACTOR = 500
+LONGEST_IDLE_SECONDS = 5.0
 # Stopping takes as long as one batch; give up on a thread that hangs elsewhere.
 STOP_SECONDS = 5.0
 
@@ -106,6 +109,7 @@ class _Pace:
 
     def __init__(self) -> None:
         self._advisor: Advisor | None = None
+        self._idle_factor = 0
         self._restart()
 
     def _restart(self) -> None:
@@ -123,10 +127,17 @@ class _Pace:
         wait = knobs.sleep_millisecs / 1000
         if result.full:
             self._advise(knobs)
-            if self._scanned == 0:
-                wait = max(wait, self._cpu_seconds * IDLE_FACTOR)
+            wait = max(wait, self._idle_seconds())
             self._restart()
         return wait
+
+    def _idle_seconds(self) -> float:
+        """How long to sleep for the sake of the processor, after a pass."""
+        if self._scanned:
+            self._idle_factor = 0
+            return 0
+        self._idle_factor = min(self._idle_factor + IDLE_FACTOR, LONGEST_IDLE_FACTOR)
+        return min(self._cpu_seconds * self._idle_factor, LONGEST_IDLE_SECONDS)
 
     def _advise(self, knobs: Knobs) -> None:
         if knobs.advisor_mode == "none":

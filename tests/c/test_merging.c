@@ -14,6 +14,7 @@
 #include "freeze/freezer.h"
 #include "ksmpy.h"
 #include "merge/unmerge.h"
+#include "os/clock.h"
 #include "os/files.h"
 #include "os/map.h"
 #include "os/maps.h"
@@ -372,8 +373,34 @@ static void pages_that_cannot_be_frozen_leave_their_frames(void)
     }
 }
 
+/* A count reads all of /proc/self/maps: more than the rest of such a pass. */
+static void mappings_are_counted_where_that_can_tell_something(void)
+{
+    REQUIRE(open_pair() && watch_pair());
+    struct budget *budget = &engine->merger.budget;
+    for (int i = 0; i < 5; i++)
+        scan(engine, KSMPY_SCAN_EAGER);
+    budget->outdated_ns = UINT64_MAX; /* however long this takes */
+    uint64_t counts = budget->counts;
+    CHECK(counts > 0);
+    for (int i = 0; i < 5; i++)
+        scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(budget->counts == counts);
+    b[0] ^= 1; /* an overlay is taken apart */
+    for (int i = 0; i < 5; i++)
+        scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(budget->counts > counts && budget->counted == (uint64_t)os_mappings());
+    counts = budget->counts;
+    budget->outdated_ns = 0; /* the program had time to map something */
+    scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(budget->counts == counts + 1);
+    CHECK(budget->outdated_ns > os_now_ns());
+    close_pair();
+}
+
 static void run_all(void)
 {
+    RUN(mappings_are_counted_where_that_can_tell_something);
     RUN(pages_that_cannot_be_frozen_leave_their_frames);
     RUN(pages_that_collide_stay_apart);
     RUN(a_run_in_pieces_keeps_to_the_budget);
