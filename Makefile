@@ -20,6 +20,7 @@ WHEEL_ARCHS ?= x86_64 aarch64
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP_WHEEL := $(BIN)/python -m pip wheel --no-build-isolation --no-deps --no-cache-dir --disable-pip-version-check
 NATIVE := $(wildcard csrc/* csrc/*/*) setup.py pyproject.toml
 C_FILES := $(wildcard csrc/*.[ch] csrc/*/*.[ch] tests/c/*.[ch] tests/support/*.[ch] bench/*.c)
 FLAVOUR := $(if $(filter-out 0,$(KSMPY_DEBUG)),debug,release)
@@ -96,13 +97,14 @@ docs: $(VENV)/.installed-docs ## the site in build/docs, from docs/ and the docs
 
 wheels: $(VENV)/.installed-release ## wheels and the source archive in dist/, looked over as an index would (WHEEL_ARCHS=x86_64)
 	rm -rf dist
+	$(BIN)/python -m build --no-isolation --sdist --outdir dist >dist.log 2>&1 || { cat dist.log; exit 1; }
 	for arch in $(WHEEL_ARCHS); do \
 	    cc="$(CURDIR)/$(BIN)/python -m ziglang cc -target $$arch-linux-gnu.$(WHEEL_GLIBC)"; \
 	    CC="$$cc" LDSHARED="$$cc -shared -s" _PYTHON_HOST_PLATFORM=linux-$$arch \
-	        $(BIN)/python -m build --no-isolation --outdir dist/built >dist.log 2>&1 || { cat dist.log; exit 1; }; \
+	        $(PIP_WHEEL) --wheel-dir dist/built dist/*.tar.gz >dist.log 2>&1 || { cat dist.log; exit 1; }; \
 	    PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --plat auto --wheel-dir dist dist/built/*_$$arch.whl || exit 1; \
 	done
-	mv dist/built/*.tar.gz dist && rm -r dist/built dist.log
+	rm -r dist/built dist.log
 	$(BIN)/twine check --strict dist/*
 
 wheels-test: $(VENV)/.installed-test ## install this machine's wheel from dist/ into a new environment, and run the core of the tests
