@@ -102,7 +102,10 @@ def _userfaultfd(caps: dict[str, int]) -> Iterator[Check]:
         if number == errno.ENOSYS:
             hint += "the kernel has none, or a sandbox hides it"
         else:
-            hint += "a container's seccomp profile must allow the userfaultfd system call"
+            hint += (
+                "a container's seccomp profile must allow the userfaultfd system call, or this user"
+                " be allowed to open /dev/userfaultfd (docker run --device)"
+            )
         yield Check("userfaultfd", False, os.strerror(number), hint)
         return
     yield Check("userfaultfd", True, "available")
@@ -127,11 +130,15 @@ _FEATURES = (
     ("madv_populate", "MADV_POPULATE", "Linux 5.14 has it: unmerging goes page by page"),
     ("memfd", "memfd", "merged pages cannot be kept without memfd_create (Linux 3.17)"),
 )
+# Cannot be tried, nor used, where a kernel that has them hands out no userfaultfd.
+_BY_USERFAULTFD = ("uffd_move", "uffd_wp_async", "pagemap_scan", "uffd_wp_shmem")
 
 
 def _features(caps: dict[str, int]) -> Iterator[Check]:
     for capability, name, hint in _FEATURES:
         ok = bool(caps[capability])
+        if not caps["uffd"] and capability in _BY_USERFAULTFD:
+            hint = "goes with userfaultfd: see above"
         yield Check(name, ok, "available" if ok else "missing", "" if ok else hint)
 
 
