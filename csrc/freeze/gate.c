@@ -1,5 +1,7 @@
 #include "freeze/gate.h"
 
+#include <errno.h>
+
 #include "base/pages.h"
 #include "freeze/home.h"
 #include "freeze/ops.h"
@@ -62,9 +64,16 @@ void gate_give_back(struct freezer *fz, uintptr_t address, uint64_t n)
     os_uffd_wake(gate_of(fz), address, n);
 }
 
+/* Overlays that their owner has moved into a region were taken for its own memory. */
+static int leave(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    int error = os_uffd_unregister(fz->removals.overlay_fd, address, n);
+    return error == -EINVAL ? os_uffd_unregister(freezer_home(fz), address, n) : error;
+}
+
 static int take_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    os_uffd_unregister(fz->removals.overlay_fd, address, n);
+    freezer_change_what_can_be(fz, leave, address, n);
     int error = os_uffd_register(gate_of(fz), address, n, OS_UFFD_WP);
     if (!error)
         error = freezer_block_writers(fz, address, n);

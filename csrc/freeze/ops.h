@@ -66,7 +66,6 @@ struct freezer_ops {
     bool read_only;      /* what is frozen is mapped without the right to write */
     bool zeros_away;     /* pages of zeros, too, are away while they are frozen */
     bool refuses_pinned; /* a page that anything pins for a device cannot be frozen: EBUSY */
-    uint64_t tracked_run; /* shortest run of overlays whose writes are tracked */
     bool holds_up_writers_only; /* small pages in a huge page's place are frozen together, too */
     bool fills_holes; /* at registration: no first touch is to come to the fault thread */
     int (*init)(struct freezer *fz);

@@ -13,16 +13,23 @@ static bool find(struct freezer *fz, uintptr_t address, struct os_vma *vma)
     return os_maps_find(&fz->removals.maps, address, vma) > 0 && vma->start <= address;
 }
 
-static bool is_plain(struct freezer *fz, uintptr_t address, uint64_t n, bool writable)
+/* Private memory of this file, of which 0, 0 is none. */
+static bool is_all(struct freezer *fz, uintptr_t address, uint64_t n, bool writable, uint64_t inode,
+                   uint64_t dev)
 {
     uintptr_t end = address + bytes_of(n);
     struct os_vma vma;
     if (!fz->removals.maps.query)
         return true;
-    while (address < end && find(fz, address, &vma) && !vma.inode &&
+    while (address < end && find(fz, address, &vma) && os_vma_shows(&vma, inode, dev) &&
            (writable ? vma.private_rw : vma.private_ro))
         address = vma.end;
     return address >= end;
+}
+
+static bool is_plain(struct freezer *fz, uintptr_t address, uint64_t n, bool writable)
+{
+    return is_all(fz, address, n, writable, 0, 0);
 }
 
 bool owner_may_write(struct freezer *fz, uintptr_t address, uint64_t n)
@@ -31,19 +38,24 @@ bool owner_may_write(struct freezer *fz, uintptr_t address, uint64_t n)
 }
 
 /* It may be several mappings. */
-static bool is_registered(const struct freezer *fz, uintptr_t address, uint64_t n)
+bool owner_kept_registered(const struct freezer *fz, uintptr_t address, uint64_t n)
 {
     uint64_t half = n / 2;
     return os_uffd_is_registered(fz->wp_fd, address, n) ||
-           (half && is_registered(fz, address, half) &&
-            is_registered(fz, address + bytes_of(half), n - half));
+           (half && owner_kept_registered(fz, address, half) &&
+            owner_kept_registered(fz, address + bytes_of(half), n - half));
 }
 
 bool owner_kept(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    if (fz->wp_fd >= 0 && !is_registered(fz, address, n))
+    if (fz->wp_fd >= 0 && !owner_kept_registered(fz, address, n))
         return false;
     return is_plain(fz, address, n, !fz->ops->read_only);
+}
+
+bool owner_kept_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    return is_all(fz, address, n, false, fz->removals.inode, fz->removals.dev);
 }
 
 uint64_t owner_left_read_only(struct freezer *fz, uintptr_t address, uint64_t n, bool *read_only)

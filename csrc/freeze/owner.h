@@ -15,8 +15,12 @@
  * /proc/self/maps could tell.
  */
 bool owner_may_write(struct freezer *fz, uintptr_t address, uint64_t n);
+/* Is it still registered with one of our userfaultfds? What others have mapped there is not. */
+bool owner_kept_registered(const struct freezer *fz, uintptr_t address, uint64_t n);
 /* Is it still what was frozen, with the rights that an overlay has? */
 bool owner_kept(struct freezer *fz, uintptr_t address, uint64_t n);
+/* Overlays that were made read-only: are they still that? */
+bool owner_kept_overlays(struct freezer *fz, uintptr_t address, uint64_t n);
 /*
  * How many leading pages of it are alike: memory that was made read-only and is so still, or not.
  * Where nobody can tell it is, and where nothing is mapped.

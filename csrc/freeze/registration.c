@@ -2,11 +2,13 @@
 
 #include <errno.h>
 
+#include "base/pages.h"
 #include "freeze/home.h"
 #include "freeze/ops.h"
 #include "freeze/removals.h"
 #include "os/clock.h"
 #include "os/map.h"
+#include "os/maps.h"
 #include "os/uffd.h"
 
 #define RETRIES 64 /* 50 us apart */
@@ -33,27 +35,53 @@ static int leave_home(struct freezer *fz, uintptr_t address, uint64_t n)
     return os_uffd_unregister(freezer_home(fz), address, n);
 }
 
+/*
+ * What its owner mapped over an overlay just before that was registered.  Overlays stay: those that
+ * their owner has protected outlive their region.
+ */
+static void leave_what_is_no_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    struct removals *removals = &fz->removals;
+    uintptr_t end = address + bytes_of(n);
+    struct os_vma vma;
+    removals_hold(fz);
+    os_maps_refresh(&removals->maps);
+    for (; address < end && os_maps_find(&removals->maps, address, &vma) > 0; address = vma.end) {
+        uintptr_t start = vma.start > address ? vma.start : address;
+        uintptr_t stop = vma.end < end ? vma.end : end;
+        if (start < stop && !os_vma_shows(&vma, removals->inode, removals->dev))
+            os_uffd_unregister(removals->overlay_fd, start, (stop - start) >> PAGE_SHIFT);
+    }
+    removals_let_go(fz);
+}
+
 int freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     int error = freezer_home(fz) >= 0 ? leave_home(fz, address, n) : 0;
-    if (error && error != -ENOMEM) /* not all of it is ours any more */
-        freezer_change_what_can_be(fz, leave_home, address, n);
+    if (!error || error == -ENOMEM)
+        return error;
+    freezer_change_what_can_be(fz, leave_home, address, n); /* not all of it is ours any more */
+    if (fz->removals.overlay_fd >= 0)
+        leave_what_is_no_overlay(fz, address, n);
     return error;
 }
 
 int freezer_track_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     int fd = fz->removals.overlay_fd >= 0 ? fz->removals.overlay_fd : fz->uffd;
-    int mode = fz->tracked ? OS_UFFD_WP : OS_UFFD_MISSING;
     int error = removals_start(fz);
-    return error || fd < 0 ? error : os_uffd_register(fd, address, n, mode);
+    return error || fd < 0 ? error : os_uffd_register(fd, address, n, OS_UFFD_WP);
 }
 
+/*
+ * Never for missing pages: what its owner has mapped over the overlay meanwhile would be registered
+ * so, and whoever touched it would wait for a page that nobody brings.
+ */
 void freezer_watch_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    int mode = fz->tracked && n >= fz->ops->tracked_run ? OS_UFFD_WP : OS_UFFD_MISSING;
     int fd = fz->removals.overlay_fd;
-    for (int tries = 0; fd >= 0 && os_uffd_register(fd, address, n, mode) == -ENOMEM; tries++) {
+    for (int tries = 0; fd >= 0 && os_uffd_register(fd, address, n, OS_UFFD_WP) == -ENOMEM;
+         tries++) {
         if (tries > RETRIES)
             return;
         os_sleep_us(50);

@@ -237,13 +237,24 @@ static void let_go_on(struct freezer *fz, uintptr_t start, uintptr_t end)
         replace_overlays(fz, start, end, true);
 }
 
-/* What waits for the end of a freeze waits no more: nothing is frozen. */
+/*
+ * What waits for the end of a freeze waits no more: nothing is frozen.  What could not be given back
+ * to its home then is missing here for ever, unless it gets the zero page.
+ */
+static void answer_fault(struct freezer *fz, int fd, uintptr_t page)
+{
+    /* EEXIST may be a marker that write protection left; a copy replaces it. */
+    if (!is_all_overlay(fz, page, 1) && os_uffd_zero(fd, page, 1) == -EEXIST)
+        os_uffd_copy(fd, page, fz->zeros, 1);
+    os_uffd_wake(fd, page, 1);
+}
+
 static void read_one(struct freezer *fz, int fd)
 {
     uintptr_t start, end;
     int event;
     while ((event = os_uffd_read(fd, &start, &end)) == OS_UFFD_FAULT)
-        os_uffd_wake(fd, start, 1);
+        answer_fault(fz, fd, start);
     if (event == OS_UFFD_REMOVE)
         let_go_on(fz, start, end);
 }

@@ -4,6 +4,7 @@
 
 #include "base/pages.h"
 #include "freeze/ops.h"
+#include "freeze/owner.h"
 #include "os/direct_io.h"
 #include "os/guard.h"
 #include "os/map.h"
@@ -31,11 +32,9 @@ int freezer_copy(uintptr_t to, uintptr_t address, uint64_t n)
  * Old kernels (6.1 for one) protect no more than lies in one mapping at a time
  * (ENOENT), and after a fork neighbours with equal rights need not be one.
  */
-int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
+static int protect(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    int error = os_keep_from_ksm(address, n);
-    if (!error)
-        error = os_uffd_protect(fz->wp_fd, address, n, true);
+    int error = os_uffd_protect(fz->wp_fd, address, n, true);
     if (error != -ENOENT || n == 1)
         return error;
     error = 0;
@@ -44,10 +43,28 @@ int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
     return error;
 }
 
+int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    int error = os_keep_from_ksm(address, n);
+    return error ? error : protect(fz, address, n);
+}
+
 int freezer_block_in_place(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     int error = freezer_block_writers(fz, address, n);
     return error ? error : os_unprotected(fz->pagemap_fd, address, n, fz->hole);
+}
+
+/*
+ * Are the overlays whose writers wait still there?  -ESTALE: not all of them.  What their owner has put in their place since,
+ * or somebody else, belongs to no userfaultfd, and cannot be protected.
+ */
+static int check_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (fz->wp_fd < 0)
+        return owner_kept_overlays(fz, address, n) ? 0 : -ESTALE;
+    int error = protect(fz, address, n);
+    return error == -ENOENT ? -ESTALE : error;
 }
 
 /*
@@ -58,7 +75,10 @@ int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint6
 {
     if (!os_can_map(n))
         return -ENOMEM;
-    int error = os_remap(address, from, n, true);
+    int error = check_overlays(fz, address, n);
+    if (error)
+        return error;
+    error = os_remap(address, from, n, true);
     if (!error || os_claim(address, n) != 0)
         return error; /* it is still mapped */
     fz->ops->rebuild(fz, address, from, n);

@@ -20,7 +20,8 @@ int freezer_still(struct freezer *fz, uintptr_t address, uint64_t n);
 /* What they show, to the stage; -EFAULT: a part of them is gone. */
 int freezer_copy(uintptr_t to, uintptr_t address, uint64_t n);
 /*
- * Moves the memory at from over overlay pages; should the target be lost meanwhile, it is rebuilt.
+ * Moves the memory at from over overlay pages, if they are still there (-ESTALE); should the target
+ * be lost meanwhile, it is rebuilt.
  */
 int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n);
 

@@ -211,6 +211,24 @@ static int64_t freeze_in_place(struct freezer *fz, uintptr_t address, uint64_t n
     return error ? error : (int64_t)n;
 }
 
+static int take_pages_of_others(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    return os_uffd_register(gate_of(fz), address, n, OS_UFFD_MISSING);
+}
+
+/*
+ * They may be another's, who got the place since it was registered: nobody waits for them there, so
+ * they go back at once.
+ */
+static int64_t keep_what_is_ours(struct freezer *fz, uintptr_t address, int64_t got)
+{
+    if (got <= 0 || owner_kept_registered(fz, address, (uint64_t)got))
+        return got;
+    freezer_change_what_can_be(fz, take_pages_of_others, address, (uint64_t)got);
+    put_frozen(fz, address, 0, (uint64_t)got);
+    return -EPERM;
+}
+
 static int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
     if (gate_is_in_place(fz))
@@ -225,6 +243,8 @@ static int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, co
     int64_t got = moves(fz) ? freeze_by_move(fz, address, n) : freeze_by_remap(fz, address, n);
     *view = (const uint8_t *)*fz->window;
     fz->torn = got < (int64_t)n;
+    got = keep_what_is_ours(fz, address, got);
+    fz->torn |= got < (int64_t)n;
     return got;
 }
 
@@ -424,11 +444,10 @@ static void uffd_rebuild(struct freezer *fz, uintptr_t address, uintptr_t from, 
 
 /* What moving and remapping have in common. */
 #define WAY                                                                                        \
-    .registration = OS_UFFD_MISSING, .forgets_writes = true, .tracked_run = 32,                    \
-    .fills_holes = true, .init = uffd_init, .start = fault_thread_start,                           \
-    .stop = fault_thread_stop, .abandon = stage_close, .freeze = uffd_freeze,                      \
-    .restore = uffd_restore, .zero = uffd_zero, .thaw = uffd_thaw, .shadow = uffd_shadow,          \
-    .unoverlay = uffd_unoverlay, .rebuild = uffd_rebuild
+    .registration = OS_UFFD_MISSING, .forgets_writes = true, .fills_holes = true,                  \
+    .init = uffd_init, .start = fault_thread_start, .stop = fault_thread_stop,                     \
+    .abandon = stage_close, .freeze = uffd_freeze, .restore = uffd_restore, .zero = uffd_zero,     \
+    .thaw = uffd_thaw, .shadow = uffd_shadow, .unoverlay = uffd_unoverlay, .rebuild = uffd_rebuild
 
 const struct freezer_ops freeze_by_moving = {WAY, .features = OS_UFFD_MOVE, .refuses_pinned = true,
                                              .zeros_away = true};

@@ -155,7 +155,6 @@ static void wp_rebuild(struct freezer *fz, uintptr_t address, uintptr_t from, ui
 const struct freezer_ops freeze_by_protection = {
     .registration = OS_UFFD_WP,
     .forgets_writes = true,
-    .tracked_run = 1,
     .holds_up_writers_only = true,
     .init = wp_init,
     .abandon = stage_close,

@@ -1,0 +1,309 @@
+/* What the owner maps in place of its pages between two steps of an exchange, on every run. */
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/pages.h"
+#include "check.h"
+#include "freeze/freezer.h"
+#include "freeze/home.h"
+#include "freeze/registration.h"
+#include "freeze/removals.h"
+#include "ksmpy.h"
+#include "os/clock.h"
+#include "os/files.h"
+#include "os/map.h"
+#include "os/uffd.h"
+#include "pages.h"
+
+#define N 16
+#define FIRST 8 /* the part that its owner maps over: pages [FIRST, END) */
+#define END 12
+#define OWN 500 /* the seed of what it writes there */
+#define PATIENCE 10 /* s */
+
+static int way;
+static bool tracked;
+static uintptr_t range; /* N pages between two that nobody can reach */
+static int frames; /* a file with the same bytes */
+static struct freezer freezer;
+
+/* ---- the places ---- */
+
+static void (*before_watching)(void); /* once: an overlay was mapped, and belongs to nobody yet */
+static void (*before_moving)(void); /* once: the range is about to be taken away */
+static void (*before_replacing)(void); /* once: copies are about to be moved over overlays */
+static int refused_fd = -1; /* what belongs to it is not given back */
+static _Atomic int asked; /* how often somebody missed a page that belongs with the overlays */
+
+void __real_freezer_watch_overlay(struct freezer *fz, uintptr_t address, uint64_t n);
+int64_t __real_os_uffd_move(int fd, uintptr_t to, uintptr_t from, uint64_t n);
+int __real_os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep);
+bool __real_os_can_map(uint64_t n);
+int __real_os_uffd_unregister(int fd, uintptr_t address, uint64_t n);
+int __real_os_uffd_read(int fd, uintptr_t *start, uintptr_t *end);
+
+static void act(void (**action)(void))
+{
+    void (*chosen)(void) = *action;
+    *action = NULL;
+    if (chosen)
+        chosen();
+}
+
+void __wrap_freezer_watch_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    act(&before_watching);
+    __real_freezer_watch_overlay(fz, address, n);
+}
+
+int64_t __wrap_os_uffd_move(int fd, uintptr_t to, uintptr_t from, uint64_t n)
+{
+    if (from == range)
+        act(&before_moving);
+    return __real_os_uffd_move(fd, to, from, n);
+}
+
+int __wrap_os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep)
+{
+    if (from == range)
+        act(&before_moving);
+    return __real_os_remap(to, from, n, keep);
+}
+
+bool __wrap_os_can_map(uint64_t n)
+{
+    act(&before_replacing);
+    return __real_os_can_map(n);
+}
+
+int __wrap_os_uffd_read(int fd, uintptr_t *start, uintptr_t *end)
+{
+    int event = __real_os_uffd_read(fd, start, end);
+    if (event == OS_UFFD_FAULT && fd == freezer.removals.overlay_fd)
+        atomic_fetch_add(&asked, 1);
+    return event;
+}
+
+int __wrap_os_uffd_unregister(int fd, uintptr_t address, uint64_t n)
+{
+    return fd == refused_fd ? -ENOMEM : __real_os_uffd_unregister(fd, address, n);
+}
+
+/* ---- who is there ---- */
+
+static void map_over(void)
+{
+    CHECK(os_map_anonymous(range + bytes_of(FIRST), END - FIRST, 0) == 0);
+}
+
+static void map_over_and_write(void)
+{
+    map_over();
+    fill(page_at(range, FIRST), END - FIRST, OWN);
+}
+
+/* Of the owner's own part, and of what is around it. */
+static bool has_its_own(void)
+{
+    return filled(page_at(range, FIRST), END - FIRST, OWN) &&
+           filled((const uint8_t *)range, FIRST, 1) &&
+           filled(page_at(range, END), N - END, 1 + END);
+}
+
+static bool begin(void)
+{
+    uint64_t inode = 0, dev = 0;
+    uintptr_t base = (uintptr_t)os_alloc_in_step(bytes_of(N + 2), 0); /* within one huge page */
+    range = base + PAGE_SIZE;
+    if (!base || os_protect(base, 1, false) || os_protect(range + bytes_of(N), 1, false))
+        return false;
+    fill((uint8_t *)range, N, 1);
+    frames = os_memfd("frames", bytes_of(N));
+    if (freezer_init(&freezer, way, tracked) || freezer_attach(&freezer, range, N))
+        return false;
+    os_identify(frames, &inode, &dev);
+    freezer_know_store(&freezer, inode, dev);
+    return os_write(frames, 0, (void *)range, N) == N;
+}
+
+static void end(void)
+{
+    os_unmap((void *)(range - PAGE_SIZE), bytes_of(N + 2));
+    freezer_destroy(&freezer);
+    close(frames);
+}
+
+/* The kernel leaves a page where it is that somebody holds for a moment, the reclaimer for one. */
+static bool freeze_all(const uint8_t **view)
+{
+    for (int tries = 0; tries < 1000; tries++) {
+        int64_t got = freeze(&freezer, range, N, view);
+        if (got == N)
+            return true;
+        if (got > 0) {
+            freeze_restore(&freezer, 0, (uint64_t)got);
+            thaw(&freezer);
+        }
+        os_sleep_us(1000);
+    }
+    return false;
+}
+
+static void *touch(void *page)
+{
+    return (void *)(uintptr_t)(1 + *(volatile uint8_t *)page);
+}
+
+/* What a thread reads there, before patience is at its end; -1: it waits. */
+static int read_at(uint64_t page)
+{
+    pthread_t thread;
+    struct timespec until;
+    void *got;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += PATIENCE;
+    if (pthread_create(&thread, NULL, touch, page_at(range, page)))
+        return -1;
+    return pthread_timedjoin_np(thread, &got, &until) ? -1 : (int)(uintptr_t)got - 1;
+}
+
+/* ---- merging ---- */
+
+/* It is memory of no page yet: whoever touches it finds zeros, and asks nobody for them. */
+static void what_is_mapped_over_a_new_overlay_can_be_read(void)
+{
+    const uint8_t *view;
+    REQUIRE(begin() && freeze_all(&view));
+    before_watching = map_over;
+    CHECK(freeze_overlay(&freezer, 0, N, frames, 0) == 0);
+    thaw(&freezer);
+    CHECK(!before_watching);
+    asked = 0;
+    int got = read_at(FIRST);
+    CHECK(got == 0 && asked == 0);
+    if (got < 0)
+        exit(finish()); /* with that thread nothing can end */
+    CHECK(filled((const uint8_t *)range, FIRST, 1));
+    end();
+}
+
+/* But for overlays: some that their owner has protected come back to nobody. */
+static void what_is_no_overlay_is_let_go_when_a_region_ends(void)
+{
+    const uint8_t *view;
+    REQUIRE(begin() && freeze_all(&view));
+    before_watching = map_over;
+    CHECK(freeze_overlay(&freezer, 0, N, frames, 0) == 0);
+    thaw(&freezer);
+    freezer_detach(&freezer, range, N);
+    CHECK(!os_uffd_is_registered(freezer.wp_fd, range + bytes_of(FIRST), END - FIRST));
+    CHECK(freezer_register(&freezer, range, 1) == -EBUSY);
+    end();
+}
+
+/* At the limit of mappings, say, what was frozen may not find back to its home. */
+static void what_stays_at_the_gate_can_be_read(void)
+{
+    const uint8_t *view;
+    REQUIRE(begin() && freeze_all(&view));
+    refused_fd = freezer.removals.gate_fd;
+    freeze_restore(&freezer, 0, N);
+    thaw(&freezer);
+    refused_fd = -1;
+    CHECK(madvise(page_at(range, FIRST), PAGE_SIZE, MADV_DONTNEED) == 0);
+    int got = read_at(FIRST);
+    CHECK(got == 0);
+    if (got < 0)
+        exit(finish());
+    CHECK(filled((const uint8_t *)range, FIRST, 1));
+    end();
+}
+
+static void map_all_over_and_write(void)
+{
+    CHECK(os_map_anonymous(range, N, 0) == 0);
+    fill((uint8_t *)range, N, OWN);
+}
+
+/* Its pages are taken away as well, and it does not wait for them: they are back at once. */
+static void who_got_the_place_gets_its_pages_back(void)
+{
+    const uint8_t *view;
+    REQUIRE(begin());
+    before_moving = map_all_over_and_write;
+    int64_t got = freeze(&freezer, range, N, &view);
+    CHECK(!before_moving && got < 0);
+    if (got > 0) {
+        freeze_restore(&freezer, 0, (uint64_t)got);
+        thaw(&freezer);
+    }
+    CHECK(filled((const uint8_t *)range, N, OWN));
+    end();
+}
+
+/* ---- unmerging ---- */
+
+static void merge(void)
+{
+    REQUIRE(os_map_frames(range, N, frames, 0) == 0);
+    REQUIRE(freezer_track_overlay(&freezer, range, N) == 0);
+}
+
+static void what_is_mapped_over_overlays_on_their_way_back_stays(void)
+{
+    REQUIRE(begin());
+    merge();
+    before_replacing = map_over_and_write;
+    CHECK(freezer_unoverlay(&freezer, range, N, 0, 0) == -ESTALE);
+    CHECK(!before_replacing && has_its_own());
+    end();
+}
+
+/* Its owner has moved a part of them away and back: nobody watches it, until it is registered as memory. */
+static void overlays_that_were_taken_for_memory_come_back(void)
+{
+    REQUIRE(begin());
+    merge();
+    REQUIRE(os_uffd_unregister(freezer.removals.overlay_fd, range + bytes_of(FIRST), END - FIRST) ==
+            0);
+    REQUIRE(freezer_register(&freezer, range + bytes_of(FIRST), END - FIRST) == 0);
+    CHECK(freezer_unoverlay(&freezer, range, N, 0, 0) == 0);
+    CHECK(filled((const uint8_t *)range, N, 1));
+    end();
+}
+
+static void in_this_way(void)
+{
+    bool takes_away = way == KSMPY_FREEZE_UFFD_MOVE || way == KSMPY_FREEZE_UFFD_REMAP;
+    RUN(what_is_mapped_over_a_new_overlay_can_be_read);
+    if (way != KSMPY_FREEZE_SIGNAL)
+        RUN(what_is_no_overlay_is_let_go_when_a_region_ends);
+    if (takes_away) {
+        RUN(what_stays_at_the_gate_can_be_read);
+        RUN(who_got_the_place_gets_its_pages_back);
+    }
+    RUN(what_is_mapped_over_overlays_on_their_way_back_stays);
+    if (way != KSMPY_FREEZE_SIGNAL)
+        RUN(overlays_that_were_taken_for_memory_come_back);
+}
+
+int main(void)
+{
+    for (way = KSMPY_FREEZE_UFFD_MOVE; way <= KSMPY_FREEZE_UFFD_WP; way++)
+        for (int i = 0; i < 2; i++) {
+            tracked = i;
+            bool here = freezer_init(&freezer, way, tracked) == 0;
+            printf("freeze %d%s%s\n", way, tracked ? ", tracked" : "", here ? "" : ": not here");
+            if (!here)
+                continue;
+            freezer_destroy(&freezer);
+            in_this_way();
+        }
+    return finish();
+}

@@ -1,0 +1,50 @@
+"""What an owner does between two steps: csrc/freeze."""
+
+from __future__ import annotations
+
+from ..mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        "overlays are not registered for missing pages",
+        file="csrc/freeze/registration.c",
+        old="os_uffd_register(fd, address, n, OS_UFFD_WP) == -ENOMEM;",
+        new="os_uffd_register(fd, address, n, OS_UFFD_MISSING) == -ENOMEM;",
+        tests=("c/test_owner.c::what_is_mapped_over_a_new_overlay_can_be_read",),
+    ),
+    Mutant(
+        "what is no overlay is let go when a region ends",
+        file="csrc/freeze/registration.c",
+        old="        leave_what_is_no_overlay(fz, address, n);\n",
+        new="        (void)leave_what_is_no_overlay;\n",
+        tests=("c/test_owner.c::what_is_no_overlay_is_let_go_when_a_region_ends",),
+    ),
+    Mutant(
+        "what is missing at the gate for ever becomes zero",
+        file="csrc/freeze/removals.c",
+        old="if (!is_all_overlay(fz, page, 1) && os_uffd_zero(",
+        new="if (false && os_uffd_zero(",
+        tests=("c/test_owner.c::what_stays_at_the_gate_can_be_read",),
+    ),
+    Mutant(
+        "who got the place gets its pages back",
+        file="csrc/freeze/uffd_away.c",
+        old="    if (got <= 0 || owner_kept_registered(",
+        new="    if (true || owner_kept_registered(",
+        tests=("c/test_owner.c::who_got_the_place_gets_its_pages_back",),
+    ),
+    Mutant(
+        "only overlays are replaced by their copies",
+        file="csrc/freeze/replace.c",
+        old="    int error = check_overlays(fz, address, n);\n",
+        new="    int error = false ? check_overlays(fz, address, n) : 0;\n",
+        tests=("c/test_owner.c::what_is_mapped_over_overlays_on_their_way_back_stays",),
+    ),
+    Mutant(
+        "overlays that are registered as memory come back",
+        file="csrc/freeze/gate.c",
+        old="    return error == -EINVAL ? os_uffd_unregister(",
+        new="    return false ? os_uffd_unregister(",
+        tests=("c/test_owner.c::overlays_that_were_taken_for_memory_come_back",),
+    ),
+]
