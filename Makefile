@@ -62,8 +62,8 @@ venv: $(BIN)/python ## make .venv, empty
 
 build: $(VENV)/.installed-build ## compile the extension and install ksmpy into .venv, editable
 
-test: $(VENV)/.installed-test ## is all well? Every test, in two of its modes, short forms (PYTEST_ARGS="-k name")
-	$(BIN)/pytest --short $(PYTEST_ARGS)
+test: $(VENV)/.installed-test ## is all well? Every part, every mode, short forms, on two processors (PYTEST_ARGS="-k name")
+	$(BIN)/python -m tests.halves --short $(PYTEST_ARGS)
 
 test-all: $(VENV)/.installed-test ## every test in every mode
 	$(BIN)/pytest $(PYTEST_ARGS)

@@ -10,6 +10,8 @@ import pytest
 
 HERE = Path(__file__).resolve().parent / "c"
 SKIPPED = 77
+#: `make asan` and `make ubsan` run these, too.
+SANITIZERS = [pytest.param(name, marks=pytest.mark.rest) for name in ("address", "undefined")]
 
 
 def run_c_program(name: str, sanitize: str = "") -> str:

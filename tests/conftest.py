@@ -88,20 +88,22 @@ EACH_FREEZE = [
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--short`: what `make test` runs; after it, `--rest` makes it everything."""
+    """`--short`: what `make test` runs, in two halves; after it, `--rest` makes it everything."""
     parser.addoption(
         "--short",
         action="store_true",
-        help="each test in this machine's own mode and in one other, which its name decides, and"
-        " shorter tortures",
+        help="each test in one or two modes, which its name decides, shorter tortures, and not what"
+        " is marked `rest`",
     )
     parser.addoption("--rest", action="store_true", help="all that --short leaves out")
+    parser.addoption("--half", type=int, choices=(1, 2), help="of two that may run side by side")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """A length that somebody has set by name stays."""
+    config.addinivalue_line("markers", "rest: takes long, and a newcomer can do without it")
     if config.getoption("short") and config.getoption("rest"):
-        raise pytest.UsageError("--short and --rest are two halves of the suite")
+        raise pytest.UsageError("--short and --rest are two parts of the suite")
     if config.getoption("short"):
         for name, length in short.LENGTHS.items():
             os.environ.setdefault(name, length)
@@ -116,25 +118,44 @@ def _in_a_mode(item: pytest.Item) -> tuple[str, str] | None:
     return None
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In the short form each test has few modes, chosen among those that were asked for (-k)."""
-    if not (config.getoption("short") or config.getoption("rest")):
-        return
+def _modes_of_the_short_form(items: list[pytest.Item]) -> dict[str, set[str]]:
+    """By test, chosen among those that were asked for (-k)."""
     import ksmpy
 
     with ksmpy.Engine() as engine:
         own = f"{engine.freeze}+{engine.tracking}"
     there: dict[str, set[str]] = {}
-    for found in filter(None, map(_in_a_mode, items)):
-        there.setdefault(found[0], set()).add(found[1])
-    chosen = {test: short.modes_of(test, modes, own) for test, modes in there.items()}
-    short_form: list[pytest.Item] = []
-    rest: list[pytest.Item] = []
+    two = set()
     for item in items:
-        at = _in_a_mode(item)
-        (rest if at and at[1] not in chosen[at[0]] else short_form).append(item)
-    items[:], left_out = (rest, short_form) if config.getoption("rest") else (short_form, rest)
+        if (found := _in_a_mode(item)) is not None:
+            there.setdefault(found[0], set()).add(found[1])
+            if item.path.stem in short.IN_TWO_MODES:
+                two.add(found[0])
+    return {
+        test: short.modes_of(test, modes, own, count=2 if test in two else 1)
+        for test, modes in there.items()
+    }
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is not in the part (short form, rest) or the half that was asked for."""
+    left_out: list[pytest.Item] = []
+
+    def keep(which: Callable[[pytest.Item], bool]) -> None:
+        left_out.extend(item for item in items if not which(item))
+        items[:] = [item for item in items if which(item)]
+
+    if config.getoption("short") or config.getoption("rest"):
+        chosen = _modes_of_the_short_form(items)
+
+        def is_short(item: pytest.Item) -> bool:
+            at = _in_a_mode(item)
+            return not item.get_closest_marker("rest") and (not at or at[1] in chosen[at[0]])
+
+        keep(lambda item: is_short(item) == bool(config.getoption("short")))
+    if half := config.getoption("half"):
+        keep(lambda item: short.half_of(item.path.stem) == half)
     config.hook.pytest_deselected(items=left_out)
 
 

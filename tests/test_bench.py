@@ -16,7 +16,12 @@ HOLDS = "assert len(n.measure_holds('auto', 'auto', 64 << 20, 4 << 20)) == 14"
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
 @pytest.mark.parametrize(
-    "what", ["n._library()", INDEXES, HOLDS], ids=["loops", "indexes", "holds"]
+    "what",
+    [
+        pytest.param("n._library()", id="loops"),
+        pytest.param(INDEXES, id="indexes", marks=pytest.mark.rest),
+        pytest.param(HOLDS, id="holds", marks=pytest.mark.rest),
+    ],
 )
 def test_the_c_parts_work(what: str) -> None:
     """The loops in C compile; the engine's own index finds its keys, as those beside it do."""

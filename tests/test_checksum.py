@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c_programs import run_c_program
+from c_programs import SANITIZERS, run_c_program
 
 native = pytest.importorskip("ksmpy.native", reason="the extension is built on Linux only")
 
@@ -109,7 +109,7 @@ def test_read_only_is_the_sum_of_the_words() -> None:
     assert native.lib.ksmpy_read_only(pointer, len(data)) == expected
 
 
-@pytest.mark.parametrize("sanitize", ["", "address", "undefined"])
+@pytest.mark.parametrize("sanitize", ["", *SANITIZERS])
 def test_c_program(sanitize: str) -> None:
     """Vector and portable code agree, and families of difficult pages never collide."""
     run_c_program("test_checksum", sanitize)

@@ -45,7 +45,7 @@ def sharer(nursery: Nursery, store: Store, seed: int = 1) -> Peer:
 
 
 @pytest.mark.timeout(300 + SECONDS)
-@pytest.mark.parametrize("neighbour", ["alive", "dead"])
+@pytest.mark.parametrize("neighbour", ["alive", pytest.param("dead", marks=pytest.mark.rest)])
 def test_any_byte_may_be_wrong(neighbour: str) -> None:
     """In the header or the index: a refused store, or right bytes for everybody.
 

@@ -124,6 +124,7 @@ def test_the_job_on_small_weights(model: Path, mode: Mode) -> None:
 
 
 @needs_engine
+@pytest.mark.rest
 def test_threads_of_the_blas_read_what_is_being_merged(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +162,7 @@ class _When:
 
 
 @needs_engine
+@pytest.mark.rest
 def test_a_wrong_byte_is_found(tmp_path: Path) -> None:
     """A file that is not what the workers loaded, by one byte: found in each of them."""
     path = write_encoder(tmp_path, words=46_000)

@@ -156,7 +156,7 @@ def test_it_is_bounded_whatever_there_is_to_note() -> None:
     noted = History()
     regions = [(address << 20, 1 << 20, "ü" * 500) for address in range(5000)]
     try:
-        for number in range(5 * history._SAMPLES):
+        for number in range(3 * history._SAMPLES):
             noted._take({**COUNTERS, "vmas": number}, number)
         noted.note({**COUNTERS, "vmas": 7}, 7, regions, {})
         (past,) = pasts(os.getpid())

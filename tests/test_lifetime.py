@@ -104,7 +104,7 @@ def test_the_dead_are_reaped_though_every_pass_loses_its_last_region(engine: Any
 def test_memory_is_intact_when_a_region_ends(auto: Any) -> None:
     """Nothing is done to memory that malloc has back already: the heap survives many deaths."""
     for _ in range(3):
-        arrays = [ksmpy.copy(pattern(i % 10, 2 * oracle.PAGE)) for i in range(1000)]
+        arrays = [ksmpy.copy(pattern(i % 10, 2 * oracle.PAGE)) for i in range(300)]
         auto.track(arrays, min_bytes=1)
         auto.scan(eager=True)
         del arrays

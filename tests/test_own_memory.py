@@ -75,8 +75,10 @@ def test_unmerging_while_new_memory_is_locked(count: int, mode: Mode) -> None:
 @needs_locking
 @pytest.mark.parametrize(
     ("what", "count"),
-    [(MCL_CURRENT | MCL_ONFAULT, 31), (MCL_CURRENT, 192)],
-    ids=["onfault", "all"],
+    [
+        pytest.param(MCL_CURRENT | MCL_ONFAULT, 31, id="onfault"),
+        pytest.param(MCL_CURRENT, 192, id="all", marks=pytest.mark.rest),
+    ],
 )
 def test_no_increment_is_lost_once_memory_is_locked(what: int, count: int, mode: Mode) -> None:
     """Of what was frozen before nothing is left where the next pages go."""

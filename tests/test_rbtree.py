@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from c_programs import run_c_program
+from c_programs import SANITIZERS, run_c_program
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 NONE = 0xFFFFFFFF
@@ -139,7 +139,7 @@ def test_any_sequence_of_operations_agrees_with_a_sorted_list(tmp_path: Path) ->
     )
 
 
-@pytest.mark.parametrize("sanitize", ["", "address", "undefined"])
+@pytest.mark.parametrize("sanitize", ["", *SANITIZERS])
 def test_c_program(sanitize: str) -> None:
     """Long random runs beside a model, every order of a few elements, and the checker itself."""
     run_c_program("test_rbtree", sanitize)

@@ -163,17 +163,30 @@ def _collected(*arguments: str) -> set[str]:
     return {line for line in done.stdout.splitlines() if "::" in line}
 
 
-def test_the_short_form_has_every_test_and_every_mode() -> None:
-    """Nothing but modes is left out, and what one test is spared others are run in."""
+def test_the_short_form_and_the_rest_are_everything() -> None:
+    """Each mode has its share, and of what is not marked `rest` only modes are left out."""
+    files = ("tests/test_lifetime.py", "tests/test_exchanged.py", "tests/test_damaged_stores.py")
     mode = re.compile("|".join(re.escape(str(mode)) for mode in MODES))
-    everything = _collected("tests/test_lifetime.py")
-    some = _collected("tests/test_lifetime.py", "--short")
+    everything, some = _collected(*files), _collected(*files, "--short")
     there = {str(mode) for mode in MODES if mode.missing() is None}
-    assert some <= everything and (some < everything or len(there) <= 2)
-    assert {mode.sub("", test) for test in some} == {mode.sub("", test) for test in everything}
-    assert {test for test in everything if not mode.search(test)} <= some
+    tests, of_some = ({mode.sub("", test) for test in which} for which in (everything, some))
+    assert of_some < tests and len(tests - of_some) == 1, tests - of_some
+    assert {test for test in everything - some if not mode.search(test)} == tests - of_some
     assert there <= {found[0] for test in some if (found := mode.search(test))}
-    assert _collected("tests/test_lifetime.py", "--rest") == everything - some
+    assert _collected(*files, "--rest") == everything - some
+
+
+def test_each_test_is_in_one_half() -> None:
+    """What must not run beside itself is all in one."""
+    halves = [short.half_of(file.stem) for file in Path(__file__).parent.glob("test_*.py")]
+    assert set(halves) == {1, 2}
+    assert {short.half_of(module) for module in short.ONE_AT_A_TIME} == {1}
+
+
+def test_what_the_short_form_names_is_there() -> None:
+    """Modules that were renamed are not left in its lists."""
+    there = {file.stem for file in Path(__file__).parent.glob("test_*.py")}
+    assert there >= short.ONE_AT_A_TIME | short.IN_TWO_MODES
 
 
 @pytest.mark.parametrize("own", ["a", "not among them"])
@@ -184,3 +197,7 @@ def test_the_short_form_takes_two_modes(own: str) -> None:
     assert set().union(*chosen) == set("abcd")
     assert short.modes_of("test", ["b"], own) == {"b"}
     assert short.modes_of("test", [own], own) == {own}
+    ones = [short.modes_of(f"test_{i}", "abcd", own, count=1) for i in range(100)]
+    assert all(len(one) == 1 and one < two for one, two in zip(ones, chosen, strict=True))
+    assert set().union(*ones) == set("abcd")
+    assert short.modes_of("test", ["b"], own, count=1) == {"b"}
