@@ -21,7 +21,7 @@ import pytest
 from ksmpy import RegionError, proc
 from ksmpy.memory.buffers import Buffer, locate
 from ksmpy.memory.maps import AddressSpace, refusal, vma_flags
-from ksmpy.memory.walk import Found, find_buffers, merge_ranges
+from ksmpy.memory.traverse import Found, find_buffers, merge_ranges
 from ksmpy.native import PAGE_SIZE, VMA_DONTDUMP, VMA_HUGEPAGE, VMA_NOHUGEPAGE
 from support import procs
 
@@ -227,7 +227,7 @@ def test_flags_to_repeat() -> None:
     assert vma_flags([_mapping(0, 1, None)]) == 0
 
 
-# ---- walk --------------------------------------------------------------------------------
+# ---- traversal ---------------------------------------------------------------------------
 
 
 class Plain:
@@ -256,7 +256,7 @@ def same(left: list[object], right: list[object]) -> bool:
     return sorted(map(id, left)) == sorted(map(id, right))
 
 
-def test_walk_finds_direct_buffers() -> None:
+def test_traversal_finds_direct_buffers() -> None:
     """Buffers in containers, attributes and slots are found, each once."""
     arr, raw, text = np.zeros(MIB), bytearray(MIB), bytes(MIB)
     plain, slotted = Plain(), Slotted()
@@ -265,8 +265,8 @@ def test_walk_finds_direct_buffers() -> None:
     assert same(owners(obj), [arr, raw, text, slotted.data])
 
 
-def test_walk_goes_on_after_what_holds_nothing() -> None:
-    """Locks, generators, lambdas and modules do not end the walk; closures are looked into."""
+def test_traversal_goes_on_after_what_holds_nothing() -> None:
+    """Locks, generators, lambdas and modules do not end the traversal; closures are looked into."""
     arr, other = np.zeros(MIB), np.ones(MIB)
     obj = [threading.Lock(), (i for i in range(3)), np, lambda: other, arr]
     assert same(owners(obj), [arr, other])
@@ -279,27 +279,27 @@ class Hostile:
         raise ZeroDivisionError(name)
 
 
-def test_walk_survives_hostile_objects() -> None:
+def test_traversal_survives_hostile_objects() -> None:
     """An object that raises whatever is asked of it is passed over."""
     arr = np.zeros(MIB)
     assert same(owners([Hostile(), arr]), [arr])
 
 
-def test_walk_ignores_small_buffers() -> None:
+def test_traversal_ignores_small_buffers() -> None:
     """Buffers below min_bytes are passed over."""
     arr = np.zeros(100)
     assert owners([arr]) == []
     assert same(owners([arr], 800), [arr])
 
 
-def test_walk_finds_the_array_behind_views_with_gaps() -> None:
+def test_traversal_finds_the_array_behind_views_with_gaps() -> None:
     """Of a view with gaps the array behind it is taken, of an object array the items."""
     arr, item = np.zeros((2000, 200)), np.zeros(MIB)
     assert same(owners(arr[:, ::2]), [arr])
     assert same(owners(np.array([item, None], dtype=object)), [item])
 
 
-def test_walk_survives_deep_objects() -> None:
+def test_traversal_survives_deep_objects() -> None:
     """However deep the objects lie in each other, what is at the bottom is found."""
     arr = np.zeros(MIB)
     deep: list[Any] = [arr]
@@ -354,7 +354,7 @@ class Lazy:
         raise AssertionError("asked for its attributes")
 
 
-def test_walk_calls_nothing() -> None:
+def test_traversal_calls_nothing() -> None:
     """No object is asked to say what it consists of: its references are followed, and what lies
     behind a pointer is reported under the name of its holder.
     """
@@ -368,7 +368,7 @@ def test_walk_calls_nothing() -> None:
     assert f"{__name__}.Serialising" in refused[0][1] and "enable()" in refused[0][1]
 
 
-def test_walk_reports_the_handle_itself_without_a_holder() -> None:
+def test_traversal_reports_the_handle_itself_without_a_holder() -> None:
     """A capsule, or bytes that only a copy would show, are reported by themselves."""
     capsule = ctypes.pythonapi.PyCapsule_New
     capsule.restype = ctypes.py_object
@@ -380,7 +380,7 @@ def test_walk_reports_the_handle_itself_without_a_holder() -> None:
         assert len(refused) == 1 and "Python cannot see it" in refused[0][1]
 
 
-def test_walk_looks_into_arrays() -> None:
+def test_traversal_looks_into_arrays() -> None:
     """The objects in arrays of objects, fields and masks are found, and what subclasses hold."""
     items = [np.zeros(MIB) for _ in range(3)]
     record = np.zeros(2, [("number", int), ("what", object)])
@@ -390,7 +390,7 @@ def test_walk_looks_into_arrays() -> None:
     assert len(owners(masked)) == 2
 
 
-def test_walk_leaves_globals_alone() -> None:
+def test_traversal_leaves_globals_alone() -> None:
     """A function's globals, modules, classes and loggers lead to everything, and are no part."""
     arr = np.zeros(MIB)
     held = [logging.getLogger(__name__), owners, Plain, np.linalg, len, sys._getframe(), arr]
@@ -417,7 +417,7 @@ index = xgboost.train({"nthread": 1}, xgboost.DMatrix(data, data[:, 0]), 3)
 
 _REAL = """
 import numpy as np, ksmpy, {library}
-from ksmpy.memory.walk import find_buffers
+from ksmpy.memory.traverse import find_buffers
 data = np.random.default_rng(1).random((500, 4))
 {make}
 def asked(*args):
@@ -464,8 +464,8 @@ def test_buffers_are_named_by_their_path() -> None:
     assert names(loop) == ["[0]"]
 
 
-def test_walk_keeps_nothing() -> None:
-    """What was walked dies when its last user lets go of it, without a collection's help."""
+def test_traversal_keeps_nothing() -> None:
+    """What was traversed dies when its last user lets go of it, without a collection's help."""
     arr = np.zeros(MIB)
     alive = weakref.ref(arr)
     find_buffers(({"a": arr, "views": [arr[1:], memoryview(arr)]},), MIB)
@@ -473,7 +473,7 @@ def test_walk_keeps_nothing() -> None:
     assert alive() is None
 
 
-def test_walk_pandas(pandas: Any) -> None:
+def test_traversal_pandas(pandas: Any) -> None:
     """A frame's numpy blocks are found, and its Arrow columns where they really are."""
     frame = pandas.DataFrame({"a": np.arange(MIB), "b": np.arange(MIB) * 2.0})
     frame["c"] = pandas.Categorical(["x", "y"] * (MIB // 2))
@@ -482,7 +482,7 @@ def test_walk_pandas(pandas: Any) -> None:
     assert total >= 17 * MIB and not refused
 
 
-def test_walk_arrow() -> None:
+def test_traversal_arrow() -> None:
     """An Arrow table's buffers hang on the table, for it makes new buffer objects each time."""
     arrow = pytest.importorskip("pyarrow")
     table = arrow.table({"a": np.arange(MIB), "b": [f"{i:8}" for i in range(MIB)]})

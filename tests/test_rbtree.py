@@ -115,7 +115,7 @@ class TreeMachine(RuleBasedStateMachine):
                 self.order[position] = (key, new)
                 return
 
-    def walk(self, first: str, step: str) -> list[int]:
+    def traverse(self, first: str, step: str) -> list[int]:
         at = getattr(self.lib, first)(self.arena, ctypes.byref(self.tree))
         seen: list[int] = []
         while at != NONE and len(seen) <= CAPACITY:
@@ -127,8 +127,8 @@ class TreeMachine(RuleBasedStateMachine):
     def the_tree_is_sound_and_in_order(self) -> None:
         count = self.lib.rb_check(self.arena, ctypes.byref(self.tree), CAPACITY)
         assert count == len(self.order)
-        assert self.walk("rb_first", "rb_next") == [index for _, index in self.order]
-        assert self.walk("rb_last", "rb_prev") == [index for _, index in reversed(self.order)]
+        assert self.traverse("rb_first", "rb_next") == [index for _, index in self.order]
+        assert self.traverse("rb_last", "rb_prev") == [index for _, index in reversed(self.order)]
 
 
 def test_any_sequence_of_operations_agrees_with_a_sorted_list(tmp_path: Path) -> None:

@@ -163,8 +163,8 @@ static uint32_t neighbour(const struct rb_arena *arena, uint32_t node, enum rb_s
     return parent;
 }
 
-/* What a walk of rb_check carries along. */
-struct walk {
+/* What rb_check carries along. */
+struct traversal {
     const struct rb_arena *arena;
     uint32_t limit;
     int64_t count;
@@ -174,22 +174,22 @@ struct walk {
 enum { MAX_HEIGHT = 62 };
 
 /* The black height of the subtree, or -1 when it breaks a rule. */
-static int check_subtree(struct walk *walk, uint32_t node, uint32_t parent, int depth)
+static int check_subtree(struct traversal *traversal, uint32_t node, uint32_t parent, int depth)
 {
     const struct rb_node *at;
     int left, right;
 
     if (node == RB_NONE)
         return 0;
-    if (node >= walk->limit || depth > MAX_HEIGHT || ++walk->count > walk->limit)
+    if (node >= traversal->limit || depth > MAX_HEIGHT || ++traversal->count > traversal->limit)
         return -1;
-    at = rb_at(walk->arena, node);
+    at = rb_at(traversal->arena, node);
     if (rb_parent(at) != parent)
         return -1;
-    if (rb_color(at) == RB_RED && (parent == RB_NONE || is_red(walk->arena, parent)))
+    if (rb_color(at) == RB_RED && (parent == RB_NONE || is_red(traversal->arena, parent)))
         return -1;
-    left = check_subtree(walk, at->left, node, depth + 1);
-    right = left < 0 ? -1 : check_subtree(walk, at->right, node, depth + 1);
+    left = check_subtree(traversal, at->left, node, depth + 1);
+    right = left < 0 ? -1 : check_subtree(traversal, at->right, node, depth + 1);
     if (right < 0 || left != right)
         return -1;
     return left + (rb_color(at) == RB_BLACK);
@@ -265,7 +265,7 @@ uint32_t rb_prev(const struct rb_arena *arena, uint32_t node)
 
 int64_t rb_check(const struct rb_arena *arena, const struct rb_tree *tree, uint32_t limit)
 {
-    struct walk walk = {arena, limit, 0};
+    struct traversal traversal = {arena, limit, 0};
 
-    return check_subtree(&walk, tree->root, RB_NONE, 1) < 0 ? -EUCLEAN : walk.count;
+    return check_subtree(&traversal, tree->root, RB_NONE, 1) < 0 ? -EUCLEAN : traversal.count;
 }

@@ -63,7 +63,7 @@ static int attach(struct freezer *fz, const struct region *region)
 
 static void move_candidates(ksmpy_engine *engine, uint64_t *deadline)
 {
-    while (unstable_move_some(&engine->pages))
+    while (candidates_move_some(&engine->pages))
         engine_end_slice(engine, deadline);
 }
 

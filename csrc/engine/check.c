@@ -106,7 +106,7 @@ static void check_buckets(const struct pages *pages, struct report *report)
 {
     uint64_t waiting = 0;
     uint32_t first;
-    for (uint64_t i = 0; unstable_bucket(pages, i, &first); i++)
+    for (uint64_t i = 0; candidates_bucket(pages, i, &first); i++)
         for (uint32_t id = first; id != NO_PAGE && waiting <= pages->pages_in[PAGE_WAITING];
              waiting++) {
             expect(report, "state of a page in a bucket", page_state(page_record(pages, id)),

@@ -78,7 +78,7 @@ static int open_arrays(struct pages *pages)
         error = arena_init(&pages->chunk_records, sizeof(struct chunk), chunks);
     if (!error)
         error = ids_init(&pages->chunks, chunks, &pages->chunk_state);
-    return error ? error : unstable_init(pages);
+    return error ? error : candidates_init(pages);
 }
 
 static void close_arrays(struct pages *pages)
@@ -88,7 +88,7 @@ static void close_arrays(struct pages *pages)
     arena_destroy(&pages->records);
     arena_destroy(&pages->chunk_records);
     ids_destroy(&pages->chunks);
-    unstable_destroy(pages);
+    candidates_destroy(pages);
 }
 
 static void close_engine(ksmpy_engine *engine)

@@ -57,7 +57,7 @@ static uint64_t metadata_bytes(const ksmpy_engine *engine)
            engine->pages.chunk_records.committed * sizeof(struct chunk) +
            engine->pages.chunks.words.committed * sizeof(uint64_t) +
            engine->merger.plan.list.committed * sizeof(struct planned) +
-           unstable_metadata_bytes(&engine->pages) + store_metadata_bytes(&engine->pages.store);
+           candidates_metadata_bytes(&engine->pages) + store_metadata_bytes(&engine->pages.store);
 }
 
 /* Pages that are planned have a frame, and still their own memory. */

@@ -9,9 +9,9 @@
 #include "base/pages.h"
 #include "freeze/freezer.h"
 #include "freeze/registration.h"
-#include "merge/adopt.h"
 #include "merge/merger.h"
 #include "merge/piece.h"
+#include "merge/publish.h"
 #include "os/guard.h"
 #include "os/map.h"
 #include "pages/pages.h"
@@ -117,8 +117,8 @@ static uint64_t row_from(const struct batch *batch, uint64_t i)
 static int promote_part(struct merger *merger, struct batch *batch)
 {
     struct piece piece;
-    adopt_sums(merger->pages, batch);
-    int error = adopt_frames(merger->pages, batch);
+    publish_sums(merger->pages, batch);
+    int error = publish_frames(merger->pages, batch);
     for (uint64_t i = 0, done; i < batch->n && !error; i += done) {
         uint64_t n = row_from(batch, i);
         piece_begin(&piece, batch->page + (uint32_t)i, batch->onto[i], n);

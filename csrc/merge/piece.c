@@ -116,7 +116,7 @@ static void settle(struct merger *merger, const struct piece *piece, int error)
     for (uint64_t i = 0; i < piece->n; i++) {
         if (i + PREFETCH < piece->n) {
             uint32_t later = piece->page + (uint32_t)i + PREFETCH;
-            unstable_prefetch(merger->pages, page_sum(page_record(merger->pages, later)));
+            candidates_prefetch(merger->pages, page_sum(page_record(merger->pages, later)));
         }
         if (!piece->mapped[i]) {
             store_leave(&merger->pages->store, piece->frames[i]);

@@ -5,12 +5,12 @@
 #include <string.h>
 
 #include "base/pages.h"
-#include "merge/adopt.h"
 #include "merge/bar.h"
 #include "merge/budget.h"
 #include "merge/merger.h"
 #include "merge/onto.h"
 #include "merge/piece.h"
+#include "merge/publish.h"
 #include "merge/refusal.h"
 #include "merge/run.h"
 #include "os/arena.h"
@@ -165,13 +165,13 @@ static void plan_pairs(struct merger *merger, const struct batch *batch, const s
     }
 }
 
-static int adopt_pairs(struct merger *merger, struct batch *batch, const struct equals *pairs)
+static int publish_pairs(struct merger *merger, struct batch *batch, const struct equals *pairs)
 {
     struct store *store = &merger->pages->store;
-    adopt_sums(merger->pages, batch);
+    publish_sums(merger->pages, batch);
     if (!store_lock(store))
         return store_why_not(store);
-    int error = adopt_frames(merger->pages, batch);
+    int error = publish_frames(merger->pages, batch);
     if (!error)
         plan_pairs(merger, batch, pairs);
     store_unlock(store);
@@ -191,7 +191,7 @@ static uint64_t fill_some(struct merger *merger, struct batch *batch, const stru
         store_fills_up(store);
     batch->page = pairs[0].page;
     batch->n = filled > 0 ? (uint64_t)filled : 0;
-    int error = filled > 0 ? adopt_pairs(merger, batch, pairs) : (int)filled;
+    int error = filled > 0 ? publish_pairs(merger, batch, pairs) : (int)filled;
     if (!error)
         return batch->n;
     uint64_t refused = filled > 0 || error == -ENOSPC ? n : 1;

@@ -45,7 +45,7 @@ static uint32_t *bucket(const struct pages *pages, uint64_t sum)
     return &candidates->heads[number_of(sum, candidates->buckets)];
 }
 
-bool unstable_bucket(const struct pages *pages, uint64_t number, uint32_t *id)
+bool candidates_bucket(const struct pages *pages, uint64_t number, uint32_t *id)
 {
     const struct candidates *candidates = &pages->candidates;
     uint64_t old = candidates->old_heads ? candidates->old_buckets - candidates->moved : 0;
@@ -165,7 +165,7 @@ static bool suits(const struct pages *pages, uint32_t id, int tree, uint64_t sum
     return page_waits(page) && page_sum(page) == sum && candidate_tree(pages, id) == tree;
 }
 
-uint32_t unstable_find(struct pages *pages, uint32_t id, uint32_t preferred)
+uint32_t candidate_find(struct pages *pages, uint32_t id, uint32_t preferred)
 {
     struct rb_arena arena = unode_arena(pages);
     uint64_t sum = page_sum(page_record(pages, id));
@@ -210,7 +210,7 @@ void page_withdraw(struct pages *pages, uint32_t id)
         take_out(pages, id);
 }
 
-void unstable_wake(struct pages *pages, int tree, uint64_t sum)
+void candidates_wake(struct pages *pages, int tree, uint64_t sum)
 {
     uint64_t most = sum == pages->sum_of_zeros ? UINT64_MAX : WOKEN;
     pair_bucket(pages, tree, sum);
@@ -225,12 +225,12 @@ void unstable_wake(struct pages *pages, int tree, uint64_t sum)
     }
 }
 
-void unstable_prefetch(const struct pages *pages, uint64_t sum)
+void candidates_prefetch(const struct pages *pages, uint64_t sum)
 {
     __builtin_prefetch(bucket(pages, sum), 1);
 }
 
-void unstable_prefetch_page(const struct pages *pages, uint64_t sum, int place)
+void candidates_prefetch_page(const struct pages *pages, uint64_t sum, int place)
 {
     uint32_t id = *bucket(pages, sum);
     while (place-- && id != NO_PAGE)
@@ -239,14 +239,14 @@ void unstable_prefetch_page(const struct pages *pages, uint64_t sum, int place)
         __builtin_prefetch(page_record(pages, id));
 }
 
-void unstable_add(struct pages *pages, uint32_t id)
+void candidate_add(struct pages *pages, uint32_t id)
 {
     uint32_t *head = bucket(pages, page_sum(page_record(pages, id)));
     page_become(pages, id, PAGE_WAITING, *head);
     *head = id;
 }
 
-int unstable_init(struct pages *pages)
+int candidates_init(struct pages *pages)
 {
     for (int i = 0; i < MAX_NODES; i++)
         pages->candidates.trees[i] = RB_EMPTY;
@@ -259,7 +259,7 @@ int unstable_init(struct pages *pages)
     return arena_init(&pages->candidates.nodes, sizeof(struct unode), pages->records.limit);
 }
 
-void unstable_destroy(struct pages *pages)
+void candidates_destroy(struct pages *pages)
 {
     os_unmap(pages->candidates.heads, pages->candidates.buckets * sizeof(uint32_t));
     os_unmap(pages->candidates.old_heads, pages->candidates.old_buckets * sizeof(uint32_t));
@@ -267,7 +267,7 @@ void unstable_destroy(struct pages *pages)
 }
 
 /* Two pages a bucket at the most keep a record and its share of the table within 16 bytes. */
-int unstable_grow(struct pages *pages, uint64_t n)
+int candidates_grow(struct pages *pages, uint64_t n)
 {
     struct candidates *candidates = &pages->candidates;
     if (candidates->old_heads || n <= 2 * candidates->buckets)
@@ -301,7 +301,7 @@ static void move_bucket(struct pages *pages)
 
 #define MOVED_AT_ONCE 256 /* buckets, each of some cache misses */
 
-bool unstable_move_some(struct pages *pages)
+bool candidates_move_some(struct pages *pages)
 {
     struct candidates *candidates = &pages->candidates;
     if (!candidates->old_heads)
@@ -317,7 +317,7 @@ bool unstable_move_some(struct pages *pages)
     return true;
 }
 
-uint64_t unstable_metadata_bytes(const struct pages *pages)
+uint64_t candidates_metadata_bytes(const struct pages *pages)
 {
     return (pages->candidates.buckets + pages->candidates.old_buckets) * sizeof(uint32_t) +
            pages->candidates.nodes.committed * sizeof(struct unode);

@@ -4,29 +4,29 @@
 
 #include "pages/pages.h"
 
-int unstable_init(struct pages *pages);
-void unstable_destroy(struct pages *pages);
-uint64_t unstable_metadata_bytes(const struct pages *pages);
+int candidates_init(struct pages *pages);
+void candidates_destroy(struct pages *pages);
+uint64_t candidates_metadata_bytes(const struct pages *pages);
 /*
  * Room for the candidates of that many pages; fails without harm.  They move there bit by bit, and
- * are found meanwhile wherever they are: call unstable_move_some() until it says that there is
+ * are found meanwhile wherever they are: call candidates_move_some() until it says that there is
  * nothing to move, before and after.
  */
-int unstable_grow(struct pages *pages, uint64_t n);
-bool unstable_move_some(struct pages *pages);
+int candidates_grow(struct pages *pages, uint64_t n);
+bool candidates_move_some(struct pages *pages);
 /* The first page of the bucket with that number, of either table; false: there is no such bucket. */
-bool unstable_bucket(const struct pages *pages, uint64_t number, uint32_t *id);
+bool candidates_bucket(const struct pages *pages, uint64_t number, uint32_t *id);
 /*
  * The candidate with the bytes of page id, or NO_PAGE. The preferred one is taken if it has their
  * checksum.
  */
-uint32_t unstable_find(struct pages *pages, uint32_t id, uint32_t preferred);
+uint32_t candidate_find(struct pages *pages, uint32_t id, uint32_t preferred);
 /* A frame came, or has room again: candidates of its checksum are looked up in the next pass. */
-void unstable_wake(struct pages *pages, int tree, uint64_t sum);
-void unstable_prefetch(const struct pages *pages, uint64_t sum);
+void candidates_wake(struct pages *pages, int tree, uint64_t sum);
+void candidates_prefetch(const struct pages *pages, uint64_t sum);
 /* The page at that place of its bucket, some time after the one before it, or the bucket. */
-void unstable_prefetch_page(const struct pages *pages, uint64_t sum, int place);
-void unstable_add(struct pages *pages, uint32_t id);
+void candidates_prefetch_page(const struct pages *pages, uint64_t sum, int place);
+void candidate_add(struct pages *pages, uint32_t id);
 /* Out of the candidates' structures, if it is in them: SEEN. */
 void page_withdraw(struct pages *pages, uint32_t id);
 /* A page that lies elsewhere now belongs in another tree. */

@@ -36,7 +36,7 @@ bool follow_rules(struct pages *pages)
     pages->rules_followed = store->head->rule_changes;
     store_unlock(store);
     for (int tree = 0; zeros && tree < pages->nodes; tree++)
-        unstable_wake(pages, tree, pages->sum_of_zeros);
+        candidates_wake(pages, tree, pages->sum_of_zeros);
     return true;
 }
 
@@ -72,7 +72,7 @@ void follow_events(struct pages *pages)
     while ((found = events_read(&pages->store, &pages->events_read, events, EVENTS_AT_ONCE)) > 0)
         for (int64_t i = 0; i < found; i++)
             if (events[i].tree < pages->nodes)
-                unstable_wake(pages, events[i].tree, events[i].sum);
+                candidates_wake(pages, events[i].tree, events[i].sum);
     if (found == -EOVERFLOW)
         look_for_all(pages);
 }

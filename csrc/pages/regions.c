@@ -78,7 +78,7 @@ static uint32_t take_pages(struct pages *pages, uint64_t n)
         return NO_PAGE;
     bool room = got == chunks && arena_grow(&pages->chunk_records, first + chunks) == 0 &&
                 arena_grow(&pages->records, (first + chunks) << CHUNK_SHIFT) == 0 &&
-                unstable_grow(pages, pages->registered + n) == 0;
+                candidates_grow(pages, pages->registered + n) == 0;
     if (!room)
         ids_give(&pages->chunks, first, got);
     return room ? first << CHUNK_SHIFT : NO_PAGE;

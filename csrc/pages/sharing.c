@@ -35,7 +35,7 @@ void page_unshare(struct pages *pages, uint32_t id, enum page_state state)
     bool locked = store_lock(store);
     const struct frame *record = frame_at(store, frame);
     if (is_full(store, record))
-        unstable_wake(pages, record->tree, record->sum);
+        candidates_wake(pages, record->tree, record->sum);
     store_leave(store, frame);
     if (locked)
         store_unlock(store);

@@ -83,7 +83,7 @@ static int object_kind(struct object_search *search, PyObject *object)
     else if (object_is_asked(search, object))
         kind = OBJECT_OTHER;
     else if (PyType_GetFlags(Py_TYPE(object)) & OBJECTS_HAVE_GC &&
-             !PyType_IsSubtype(Py_TYPE(object), &PyType_Type)) /* types in C cannot be walked */
+             !PyType_IsSubtype(Py_TYPE(object), &PyType_Type)) /* types in C cannot be traversed */
         kind = OBJECT_CONTAINER;
     PyObject *value = PyLong_FromLong(kind);
     search->failed |= !value || PyDict_SetItem(search->kinds, type, value) < 0;
@@ -121,7 +121,7 @@ static void object_array_found(struct object_search *search, PyObject *object)
     Py_XDECREF(bytes);
 }
 
-static void object_walk(struct object_search *search, PyObject *container);
+static void object_traverse(struct object_search *search, PyObject *container);
 
 static int object_visit(PyObject *object, void *data)
 {
@@ -140,7 +140,7 @@ static int object_visit(PyObject *object, void *data)
         break;
     case OBJECT_CONTAINER: /* the collector knows the others by itself */
         if (!PyObject_GC_IsTracked(object) && search->depth < OBJECTS_DEPTH)
-            object_walk(search, object);
+            object_traverse(search, object);
         break;
     case OBJECT_OTHER: {
         PyObject *item = Py_BuildValue("OOO", object, search->key ? search->key : Py_None,
@@ -155,7 +155,7 @@ static int object_visit(PyObject *object, void *data)
     return search->failed;
 }
 
-static void object_walk(struct object_search *search, PyObject *container)
+static void object_traverse(struct object_search *search, PyObject *container)
 {
     PyObject *key, *value, *before = search->key;
     Py_ssize_t at = 0;
@@ -190,7 +190,7 @@ static PyObject *ksmpy_look_into(void *containers, void *query)
     Py_ssize_t count = search.failed ? 0 : PyList_Size(containers);
     for (Py_ssize_t i = 0; i < count && !search.failed; i++) {
         search.container = PyList_GetItem(containers, i);
-        object_walk(&search, search.container);
+        object_traverse(&search, search.container);
     }
     PyObject *answer = search.failed ? NULL : Py_BuildValue("OO", search.found, search.others);
     if (!answer && !PyErr_Occurred())

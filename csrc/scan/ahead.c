@@ -49,12 +49,12 @@ static void sum_one_more(struct scanner *scanner, uint32_t id)
         return;
     stable_prefetch(&scanner->pages->store,
                     tree_of(scanner->pages, page_node(page_record(scanner->pages, id))), sum);
-    unstable_prefetch(scanner->pages, sum);
+    candidates_prefetch(scanner->pages, sum);
     for (int line = 0; line < LINES; line++) /* by itself the processor stops where a page ends */
         __builtin_prefetch((const char *)address + PAGE_SIZE + 64 * line);
     for (uint32_t place = 0, back = AHEAD / 2; place < 2; place++, back += AHEAD / 4)
         if (ahead->n > back && ahead->sums[(id - back) % AHEAD] != UNREADABLE)
-            unstable_prefetch_page(scanner->pages, ahead->sums[(id - back) % AHEAD], (int)place);
+            candidates_prefetch_page(scanner->pages, ahead->sums[(id - back) % AHEAD], (int)place);
 }
 
 uint64_t sum_of(struct scanner *scanner, uint32_t id, bool eager)

@@ -96,7 +96,7 @@ static bool try_candidate(struct scanner *scanner, uint32_t id, uint64_t sum, co
     if (try_neighbour(scanner, id, sum, bytes))
         return true;
     uint32_t other =
-        unstable_find(scanner->pages, id, run_wanted(scanner->pages, &scanner->run, RUN_PAGE, id));
+        candidate_find(scanner->pages, id, run_wanted(scanner->pages, &scanner->run, RUN_PAGE, id));
     if (other == NO_PAGE)
         return false;
     if (run_extends(scanner->pages, &scanner->run, RUN_PAGE, id, other)) {
@@ -107,7 +107,7 @@ static bool try_candidate(struct scanner *scanner, uint32_t id, uint64_t sum, co
     if (make_frame_of(scanner, sum) || merged) {
         if (is_taken(scanner->pages, id) || try_frame(scanner, id, sum, bytes, true))
             return true;
-        other = unstable_find(scanner->pages, id, NO_PAGE);
+        other = candidate_find(scanner->pages, id, NO_PAGE);
     }
     if (other == NO_PAGE)
         return false;
@@ -132,7 +132,7 @@ static void wait_or_go_ahead(struct scanner *scanner, uint32_t id, uint64_t sum,
     if (announced == ANNOUNCED_ELSEWHERE)
         collect(scanner, RUN_ALONE, id, NO_INDEX);
     else if (announced != ANNOUNCED_UNKNOWN)
-        unstable_add(scanner->pages, id);
+        candidate_add(scanner->pages, id);
 }
 
 /* Does a block that glibc has mapped for itself begin here: {0, its size | 2}? */

@@ -82,7 +82,7 @@ static void check_frames(const struct store *store, struct frames_seen *seen)
     const struct store_head *head = store->head;
     struct report *report = seen->report;
     for (int tree = 0; tree < store->nodes; tree++)
-        if (stable_walk(store, tree, see_chain, seen) < 0)
+        if (stable_visit_all(store, tree, see_chain, seen) < 0)
             complain(report, "stable tree is no red-black tree", (uint64_t)tree, 0);
     see_new_frames(store, seen);
     check_extents(store, report);

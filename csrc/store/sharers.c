@@ -107,7 +107,7 @@ void store_unpin(struct store *store, uint32_t frame)
         record->left = store->head->forks; /* until now children have inherited that mapping */
 }
 
-void store_adopt(struct store *store, uint32_t frame, int tree)
+void store_publish(struct store *store, uint32_t frame, int tree)
 {
     stable_add(store, frame, tree);
     event_add(store, tree, frame_at(store, frame)->sum);

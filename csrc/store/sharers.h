@@ -19,7 +19,7 @@ void sharers_pin(struct store *store, uint32_t frame);
 /* Or does so no more, but for children. With the lock held. */
 void store_unpin(struct store *store, uint32_t frame);
 /* A filled frame, whose checksum is known and which has sharers of ours, goes into the index. */
-void store_adopt(struct store *store, uint32_t frame, int tree);
+void store_publish(struct store *store, uint32_t frame, int tree);
 /* n sharers of a frame have left it. */
 void store_drop(struct store *store, uint32_t frame, uint32_t n);
 /* Nobody of this process maps it any more, and it is in a tree. */

@@ -354,7 +354,7 @@ int forest_clear(struct forest *forest)
     return error;
 }
 
-int64_t stable_walk(const struct store *store, int tree, stable_visit *visit, void *argument)
+int64_t stable_visit_all(const struct store *store, int tree, stable_visit *visit, void *argument)
 {
     struct rb_arena arena = frame_arena(store);
     const struct forest *forest = &store->stable[tree];

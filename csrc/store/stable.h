@@ -36,6 +36,6 @@ void stable_remove(struct store *store, uint32_t frame);
 
 /* Visits the head of each chain; how many there are, or -EUCLEAN. */
 typedef void stable_visit(const struct store *store, uint32_t head, int tree, void *argument);
-int64_t stable_walk(const struct store *store, int tree, stable_visit *visit, void *argument);
+int64_t stable_visit_all(const struct store *store, int tree, stable_visit *visit, void *argument);
 
 #endif

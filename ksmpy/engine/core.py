@@ -24,7 +24,7 @@ from ksmpy.engine.region import Region, Share
 from ksmpy.engine.regions import Regions
 from ksmpy.engine.stats import RegionStats, ScanResult, Stats, saved_here
 from ksmpy.errors import KnobError, KsmpyError, StoreError
-from ksmpy.memory.walk import Found
+from ksmpy.memory.traverse import Found
 from ksmpy.native import NativeEngine
 from ksmpy.store.store import MORE_ROOM, Store, attach
 

@@ -12,7 +12,7 @@ from ksmpy.engine.region import Region, Share
 from ksmpy.engine.regions import checked_range
 from ksmpy.engine.stats import ScanResult, Stats, stats_rows
 from ksmpy.errors import KsmpyError
-from ksmpy.memory.walk import find_buffers
+from ksmpy.memory.traverse import find_buffers
 from ksmpy.store.store import Store
 from ksmpy.text import Row, code_html, table_html, table_text
 

@@ -24,7 +24,7 @@ from ksmpy.errors import KsmpyError, RegionError
 from ksmpy.memory.buffers import Buffer, locate
 from ksmpy.memory.lifetime import Held, Lifetime, Unowned, Watched, lifetime
 from ksmpy.memory.maps import AddressSpace, Allowance, refusal, register_error, vma_flags
-from ksmpy.memory.walk import Found, merge_ranges
+from ksmpy.memory.traverse import Found, merge_ranges
 from ksmpy.native import NativeEngine
 
 __all__ = ["Regions"]

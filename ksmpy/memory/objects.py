@@ -16,7 +16,7 @@ from typing import Any
 
 from ksmpy import native
 from ksmpy.memory.buffers import home
-from ksmpy.memory.walk import find_buffers
+from ksmpy.memory.traverse import find_buffers
 
 __all__ = ["Named", "named_memory"]
 

@@ -160,10 +160,10 @@ def _scan(pagemap: int, start: int, end: int) -> Iterator[Any]:
             yield from _entries(pagemap, start, end)
             return
         yield rows[:count].copy()
-        walked = _CALL.unpack(call)[4]
-        if walked <= start:
+        reached = _CALL.unpack(call)[4]
+        if reached <= start:
             return
-        start = walked
+        start = reached
 
 
 def _entries(pagemap: int, start: int, end: int) -> Iterator[Any]:

@@ -19,7 +19,7 @@ from ksmpy.engine.engine import core_of
 from ksmpy.engine.region import Region
 from ksmpy.engine.stats import ScanResult, Stats
 from ksmpy.errors import KsmpyError
-from ksmpy.memory.walk import Found, find_buffers, merge_ranges
+from ksmpy.memory.traverse import Found, find_buffers, merge_ranges
 from ksmpy.native import PAGE_SIZE
 from ksmpy.text import human_bytes, table_html
 from ksmpy.watch.estimate import Refused, refusal_lines

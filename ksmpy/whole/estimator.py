@@ -11,7 +11,7 @@ from ksmpy import proc
 from ksmpy.engine.knobs import KNOBS
 from ksmpy.limits import mappings
 from ksmpy.memory.maps import MERGED, AddressSpace, refusal
-from ksmpy.memory.walk import Found, find_buffers, merge_ranges
+from ksmpy.memory.traverse import Found, find_buffers, merge_ranges
 from ksmpy.native import PAGE_SIZE
 from ksmpy.proc import EXCLUSIVE, PRESENT, SWAPPED
 from ksmpy.watch.estimate import BufferEstimate, Estimate, Refused

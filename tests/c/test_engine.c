@@ -217,7 +217,7 @@ static uint32_t full_chain(struct pair *pair)
         CHECK(store_fill(store, frame, pair->a, 1) == 1);
         frame_at(store, frame)->sum = sum;
         CHECK(store_join(store, frame, 1) == 1);
-        store_adopt(store, frame, 0);
+        store_publish(store, frame, 0);
         CHECK(store_join(store, frame, 1) == 1);
     }
     return n == FRAMES ? first : NO_FRAME;

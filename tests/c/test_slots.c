@@ -147,7 +147,7 @@ static uint32_t shared_frame(struct store *store, uint8_t byte)
     CHECK(store_join(store, frame, 1) == 1);
     frame_at(store, frame)->sum = cut_sum(checksum_of(frame_bytes(store, frame), PAGE_SIZE));
     CHECK(store_lock(store));
-    store_adopt(store, frame, 0);
+    store_publish(store, frame, 0);
     store_unlock(store);
     return frame;
 }

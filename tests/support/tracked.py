@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ksmpy import Engine, Region
 from ksmpy.engine.engine import core_of
-from ksmpy.memory.walk import find_buffers
+from ksmpy.memory.traverse import find_buffers
 
 
 def track_all(

@@ -37,7 +37,7 @@ MUTANTS = [
     ),
     Mutant(
         "who comes second takes the frames of the first",
-        file="csrc/merge/adopt.c",
+        file="csrc/merge/publish.c",
         old="store->shared ? join_older(pages, batch, i, tree) : NO_FRAME;",
         new="NO_FRAME;",
         tests=(
@@ -47,7 +47,7 @@ MUTANTS = [
     ),
     Mutant(
         "the frames of one stretch are not taken for older ones",
-        file="csrc/merge/adopt.c",
+        file="csrc/merge/publish.c",
         old="bool ours = older >= batch->taken && older < batch->taken_end;",
         new="bool ours = false;",
         tests=("c/test_between.c::a_block_of_equal_frames_stays_a_row",),

@@ -1,6 +1,6 @@
 """Finding every buffer that is reachable from an object.
 
-The walk follows references: what is in a container, the attributes and slots of an object, and
+The traversal follows references: what is in a container, the attributes and slots of an object, and
 whatever else the garbage collector would follow. No method of an object is called, so nothing is
 copied, serialised or computed. Where a reference leads into memory of a library's own (a pointer,
 a type made in C that shows nothing), the holder is reported.
@@ -87,7 +87,7 @@ class _Step(NamedTuple):
         return self.path or type(self.obj).__name__
 
 
-class _Walker:
+class _Traversal:
     """Goes breadth first, so that of several paths the shortest gives the name."""
 
     def __init__(self, min_bytes: int) -> None:
@@ -99,12 +99,12 @@ class _Walker:
         self._todo: deque[_Step] = deque()
         self._made: list[object] = []  # kept, so that no other object gets its id
         self._hidden: dict[str, list[str]] = {}
-        # As long as the walk only: types may come and go.
+        # As long as the traversal only: types may come and go.
         self._descriptors: Callable[[type], list[tuple[str, Any]]] = functools.cache(_descriptors)
         self._is_closed: Callable[[type], bool] = functools.cache(_is_closed)
-        self._how: dict[type, Callable[[_Walker, _Step], None]] = {}
+        self._how: dict[type, Callable[[_Traversal, _Step], None]] = {}
 
-    def walk(self, objs: tuple[object, ...]) -> None:
+    def traverse(self, objs: tuple[object, ...]) -> None:
         """Look through all of them."""
         for i, obj in enumerate(objs):
             self._push(obj, f"[{i}]" if len(objs) > 1 else "", None)
@@ -258,21 +258,21 @@ class _Walker:
 
 
 # By type, not by isinstance: that asks the object, which may be a proxy that does things.
-def _how(obj: Any) -> Callable[[_Walker, _Step], None]:
+def _how(obj: Any) -> Callable[[_Traversal, _Step], None]:
     """How objects of that type are looked at."""
     kind = type(obj)
     if kind in _PLAIN:
-        return _Walker.plain
+        return _Traversal.plain
     if _adapt(obj) is not None:
-        return _Walker.adapted
+        return _Traversal.adapted
     if is_ndarray(obj):
-        return _Walker.array
+        return _Traversal.array
     if issubclass(kind, _BUFFERS):
-        return _Walker.exporter
+        return _Traversal.exporter
     if kind is types.FunctionType:
-        return _Walker.function
+        return _Traversal.function
     ends = issubclass(kind, _ENDS) or (kind.__module__, kind.__name__) in _GLOBAL
-    return _Walker.end if ends else _Walker.parts
+    return _Traversal.end if ends else _Traversal.parts
 
 
 def _library(kind: type) -> str:
@@ -391,9 +391,9 @@ def find_buffers(
     objs: Iterable[object], min_bytes: int
 ) -> tuple[list[Found], list[tuple[str, str]]]:
     """Every buffer of at least `min_bytes` bytes in `objs`, and (name, reason) of refusals."""
-    walker = _Walker(min_bytes)
-    walker.walk(tuple(objs))
-    return walker.found, walker.refused
+    traversal = _Traversal(min_bytes)
+    traversal.traverse(tuple(objs))
+    return traversal.found, traversal.refused
 
 
 def merge_ranges(found: list[Found]) -> list[Found]:

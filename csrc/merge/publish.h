@@ -1,6 +1,6 @@
 /* New frames go into the index. */
-#ifndef KSMPY_MERGE_ADOPT_H
-#define KSMPY_MERGE_ADOPT_H
+#ifndef KSMPY_MERGE_PUBLISH_H
+#define KSMPY_MERGE_PUBLISH_H
 
 #include "pages/pages.h"
 
@@ -13,12 +13,12 @@ struct batch {
 };
 
 /* Filled frames get their checksums. */
-void adopt_sums(struct pages *pages, const struct batch *batch);
+void publish_sums(struct pages *pages, const struct batch *batch);
 /*
  * After that, and before anything is mapped, in one step with the look for older ones, so that no two processes
  * make frames of the same bytes.  Each is joined for the page that it was made from; one that
  * nothing is mapped onto then is left, and freed.  0, or why none was.
  */
-int adopt_frames(struct pages *pages, struct batch *batch);
+int publish_frames(struct pages *pages, struct batch *batch);
 
 #endif

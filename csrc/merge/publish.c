@@ -1,4 +1,4 @@
-#include "merge/adopt.h"
+#include "merge/publish.h"
 
 #include "base/pages.h"
 #include "merge/piece.h"
@@ -42,7 +42,7 @@ static void choose_frames(struct pages *pages, struct batch *batch, int tree)
     }
     for (uint64_t i = 0; i < batch->n; i++)
         if (batch->onto[i] == batch->frame + (uint32_t)i)
-            store_adopt(store, batch->onto[i], tree);
+            store_publish(store, batch->onto[i], tree);
 }
 
 static int tree_for(const struct pages *pages, const struct batch *batch)
@@ -50,7 +50,7 @@ static int tree_for(const struct pages *pages, const struct batch *batch)
     return tree_of(pages, page_node(page_record(pages, batch->page)));
 }
 
-void adopt_sums(struct pages *pages, const struct batch *batch)
+void publish_sums(struct pages *pages, const struct batch *batch)
 {
     struct store *store = &pages->store;
     uintptr_t bytes = (uintptr_t)frame_bytes(store, batch->frame);
@@ -61,7 +61,7 @@ void adopt_sums(struct pages *pages, const struct batch *batch)
     }
 }
 
-int adopt_frames(struct pages *pages, struct batch *batch)
+int publish_frames(struct pages *pages, struct batch *batch)
 {
     struct store *store = &pages->store;
     if (!store_lock(store))
