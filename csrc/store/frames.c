@@ -155,20 +155,20 @@ static void punch_dead(struct store *store)
     memmove(dead, dead + done, store->dead_count * sizeof *dead);
 }
 
-/* A forked child has no part in the store's memory. */
-static bool can_flush(const struct store *store)
-{
-    return store->memory && (store->dead_count || store->head->spare_frames) &&
-           store_has_files(store);
-}
-
+/*
+ * A forked child has no part in the store's memory.  What was in use on a huge page is spare now,
+ * without a look at our descriptors: each slice ends with a flush, and most punch nothing.
+ */
 void store_flush(struct store *store)
 {
-    if (!can_flush(store))
+    if (!store->memory)
         return;
     sort_dead(store);
     spare_dead_frames(store);
-    if (too_many_spare(store))
+    bool too_many = too_many_spare(store);
+    if (!(store->dead_count || too_many) || !store_has_files(store))
+        return;
+    if (too_many)
         spare_at_most(store, store->head->spare_frames / 2);
     punch_dead(store);
 }
@@ -176,7 +176,8 @@ void store_flush(struct store *store)
 void store_flush_all(struct store *store)
 {
     store_flush(store);
-    if (!can_flush(store))
+    if (!store->memory || !(store->dead_count || store->head->spare_frames) ||
+        !store_has_files(store))
         return;
     spare_at_most(store, 0);
     punch_dead(store);
