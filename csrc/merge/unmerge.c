@@ -34,8 +34,8 @@ struct span {
 };
 
 /*
- * Whose owner has exchanged overlays (mremap): they map other frames than the records say, and
- * those that the records say may be mapped by others.
+ * An owner may have exchanged overlays with each other (mremap).  Such a page maps another frame
+ * than its record says, and the record's frame may be mapped elsewhere: it must not be freed.
  */
 static void keep_exchanged(struct pages *pages, const struct region *region,
                            const struct os_vma *vma, struct span part)
@@ -79,10 +79,7 @@ static int next_overlay(struct pages *pages, uint32_t region, uintptr_t at, uint
     return span->end != 0;
 }
 
-/*
- * Right before they come back, all but the first of a stretch, which has just been looked at.  What
- * is exchanged in the microseconds between this look and the exchange of the mapping is not noticed.
- */
+/* What is exchanged in the microseconds between this look and the piece's return is not noticed. */
 static void look_again(struct pages *pages, const struct region *region, struct span piece)
 {
     struct os_vma vma;
@@ -97,7 +94,7 @@ static void look_again(struct pages *pages, const struct region *region, struct 
     }
 }
 
-typedef void leave(struct pages *pages, uint32_t id, enum page_state state);
+typedef void leave(struct pages *pages, uint32_t id, enum page_state state); /* its frame */
 
 static void forget(struct pages *pages, const struct region *region, struct span span,
                    enum page_state state, leave *how)
@@ -122,7 +119,7 @@ static void forget_lost(struct pages *pages, const struct region *region, struct
     forget(pages, region, span, state, page_abandon);
 }
 
-/* Where the shadow of a region has a place; a child's freezer does not know its parent's. */
+/* An address's place in the region's shadow, or 0: a child's freezer does not know its parent's. */
 static uintptr_t in_shadow(const struct pages *pages, const struct region *region, uintptr_t at)
 {
     return region->shadow && !pages->forked ? region->shadow + (at - region->address) : 0;
@@ -133,7 +130,7 @@ static uint64_t pages_between(uintptr_t start, uintptr_t end)
     return (end - start) >> PAGE_SHIFT;
 }
 
-/* Tracking told of what was written there, and will not do so again. */
+/* Tracking has told of what was written there, and will not tell again. */
 static void stay_merged(struct pages *pages, const struct region *region, uintptr_t start,
                         uintptr_t end)
 {
@@ -141,9 +138,9 @@ static void stay_merged(struct pages *pages, const struct region *region, uintpt
                    pages_between(start, end));
 }
 
-/* How many pages come back together, of those up to an end. */
-static uint64_t next_piece(const struct merger *merger, const struct region *region, uintptr_t at,
-                           uintptr_t end)
+/* How many of the pages from an address up to an end come back together. */
+static uint64_t piece_length(const struct merger *merger, const struct region *region, uintptr_t at,
+                             uintptr_t end)
 {
     uint64_t n = pages_between(at, end), rest = pages_to_huge(at);
     uintptr_t blank = in_shadow(merger->pages, region, at);
@@ -152,6 +149,19 @@ static uint64_t next_piece(const struct merger *merger, const struct region *reg
         return HUGE_PAGES;
     n = least(n, rest);
     return least(n, FREEZE_MAX);
+}
+
+/*
+ * The length of the next piece of a stretch.  The stretch was looked at as a whole, which may be
+ * long ago when its later pieces come back.
+ */
+static uint64_t next_piece(struct merger *merger, const struct region *region, struct span stretch,
+                           uintptr_t at)
+{
+    uint64_t n = piece_length(merger, region, at, stretch.end);
+    if (at > stretch.start)
+        look_again(merger->pages, region, (struct span){at, at + bytes_of(n)});
+    return n;
 }
 
 static int unmerge_small_pieces(struct merger *merger, const struct region *region,
@@ -187,13 +197,11 @@ static int unmerge_small_pieces(struct merger *merger, const struct region *regi
 static int unmerge_span(struct merger *merger, const struct region *region, struct span span,
                         enum page_state state)
 {
-    uintptr_t start = span.start;
     int failure = 0;
-    for (uint64_t n; span.start < span.end; span.start += bytes_of(n)) {
-        n = next_piece(merger, region, span.start, span.end);
-        if (span.start > start)
-            look_again(merger->pages, region, (struct span){span.start, span.start + bytes_of(n)});
-        int error = unmerge_piece(merger, region, span.start, n, state);
+    uintptr_t at = span.start;
+    for (uint64_t n; at < span.end; at += bytes_of(n)) {
+        n = next_piece(merger, region, span, at);
+        int error = unmerge_piece(merger, region, at, n, state);
         failure = failure ? failure : error;
     }
     return failure;
@@ -410,9 +418,7 @@ static bool unmerge_until(struct merger *merger, struct unmerging *work, uint64_
     while (at < stop && (found = next_overlay(merger->pages, work->region, at, end, &span)) > 0) {
         forget_lost(merger->pages, region, (struct span){at, span.start}, PAGE_NEW);
         for (at = span.start; at < span.end && at < stop;) {
-            uint64_t n = next_piece(merger, region, at, span.end);
-            if (at > span.start)
-                look_again(merger->pages, region, (struct span){at, at + bytes_of(n)});
+            uint64_t n = next_piece(merger, region, span, at);
             bool done = give_piece_back(merger, work, at, n);
             at += done ? bytes_of(n) : 0;
             work->page = pages_between(region->address, at);

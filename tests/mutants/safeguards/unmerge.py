@@ -38,8 +38,8 @@ MUTANTS = [
     Mutant(
         "an overlay is known by its place when it comes back",
         file="csrc/merge/unmerge.c",
-        old="            if (at > span.start)\n                look_again(",
-        new="            if (false)\n                look_again(",
+        old="    if (at > stretch.start)\n        look_again(",
+        new="    if (false)\n        look_again(",
         tests=("c/test_slices.c::overlays_are_exchanged_while_their_region_is_unmerged",),
     ),
     Mutant(
