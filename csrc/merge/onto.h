@@ -4,19 +4,19 @@
 
 #include "merge/merger.h"
 
-/* Pages onto frames that follow each other; readers find them mapped. */
+/* Puts n pages onto frames that follow each other, and faults them in for their readers. */
 void merge_onto_frames(struct merger *merger, uint32_t page, uint32_t frame, uint64_t n);
-/* Pages were exchanged, of which each may be a mapping by itself. */
+/* Notes that n pages were put onto frames, each of which may be a mapping by itself. */
 void merged_scattered(struct merger *merger, uint32_t page, uint64_t n);
 /*
- * Makes frames of the pages, which become their first sharers: a huge page at a time, so that it
- * is still in the caches when it is compared.  In *n how many pages were dealt with; 0, or why
- * there were none.
+ * Makes frames of at most *n pages, which become their first sharers.  It makes those of one huge
+ * page at a time, so that the bytes are still in the processor's caches when they are compared.  *n
+ * becomes how many pages were dealt with; 0, or -errno when there were none.
  */
 int promote(struct merger *merger, uint32_t page, uint64_t *n);
-/* The same where they are to be frames in a row, rather than on huge pages. */
+/* Does the same where frames in a row matter more than huge pages. */
 int promote_row(struct merger *merger, uint32_t page, uint64_t *n);
-/* Pages that were just merged: the engine hears of their writers. */
+/* From now on the engine hears of writes to these pages, which were just merged. */
 void track_merged(struct merger *merger, uint32_t page, uint64_t n);
 
 #endif

@@ -14,20 +14,20 @@ struct piece {
     bool mapped[FREEZE_HUGE];
 };
 
-/* How many pages from that one on are equal to their frames, if it is; or else are not. */
+/* How many pages from `first` on are like it: all equal to their frames, or all different. */
 uint64_t piece_same_length(const struct piece *piece, uint64_t first);
 /*
- * Frames are joined before anything is frozen: from then on no other process frees them, and
- * if this one dies everybody knows what it may have mapped.  How many leading
- * ones of the n were, or -errno.
+ * Joins frames before anything is frozen: from then on no other process frees them, and if this one
+ * dies everybody knows what it may have mapped.  Returns how many of the n were joined, the first
+ * ones of them, or -errno.
  */
 int64_t join_frames(struct pages *pages, uint32_t frame, uint64_t n);
-/* Of pages that go onto frames in a row. */
+/* Sets a piece up whose pages go onto frames in a row. */
 void piece_begin(struct piece *piece, uint32_t page, uint32_t frame, uint64_t n);
 /*
- * Of n pages, each of which has a frame, as many as can be exchanged at once; returns how many it
- * dealt with, mapped or refused, each of which has left its frame if it does not lie on it.  joined:
- * all of their frames are; or else they are in a row.
+ * Exchanges as many of n pages, each of which has a frame, as can be exchanged at once.  Returns
+ * how many it dealt with; a page that was refused has left its frame.  `joined` says that all of
+ * their frames are joined already; if not, the frames are in a row.
  */
 uint64_t merge_piece(struct merger *merger, struct piece *piece, uint64_t n, bool joined);
 

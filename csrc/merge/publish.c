@@ -14,8 +14,8 @@
 #include "store/store.h"
 
 /*
- * Another process may have made a frame of the same bytes since this one looked for it.  Who comes
- * second goes there, if there is room: that frame, which is joined; or NO_FRAME.
+ * Another process may have made a frame of the same bytes since this one looked for it.  Returns that
+ * frame, joined, or NO_FRAME where there is none with room.
  */
 static uint32_t join_older(struct pages *pages, const struct batch *batch, uint64_t i, int tree)
 {
@@ -27,7 +27,7 @@ static uint32_t join_older(struct pages *pages, const struct batch *batch, uint6
     return older != NO_FRAME && !ours && store_join(store, older, 1) == 1 ? older : NO_FRAME;
 }
 
-/* With the lock held, and all new frames joined: which of them are needed goes into the index. */
+/* Puts those new frames into the index that are needed.  The lock is held, and all are joined. */
 static void choose_frames(struct pages *pages, struct batch *batch, int tree)
 {
     struct store *store = &pages->store;

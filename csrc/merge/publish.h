@@ -4,7 +4,7 @@
 
 #include "pages/pages.h"
 
-/* Frames that one call has taken, and a part of them that is filled. */
+/* Frames that one call has taken, and the part of them that is filled. */
 struct batch {
     uint32_t taken, taken_end;
     uint32_t page, frame;
@@ -12,12 +12,13 @@ struct batch {
     uint32_t onto[HUGE_PAGES]; /* for each page of the part, where it is to lie */
 };
 
-/* Filled frames get their checksums. */
+/* Gives filled frames their checksums. */
 void publish_sums(struct pages *pages, const struct batch *batch);
 /*
- * After that, and before anything is mapped, in one step with the look for older ones, so that no two processes
- * make frames of the same bytes.  Each is joined for the page that it was made from; one that
- * nothing is mapped onto then is left, and freed.  0, or why none was.
+ * Puts frames that have their checksums into the index, before anything is mapped onto them.  This
+ * is one step with the look for older frames of the same bytes, so that no two processes make both.
+ * Each frame is joined for the page that it was made from; where an older one is there, the new
+ * one is left and freed.  0, or -errno when none was put there.
  */
 int publish_frames(struct pages *pages, struct batch *batch);
 

@@ -4,6 +4,9 @@
 
 #include "merge/merger.h"
 
+/*
+ * Counts pages that were refused with `error`; what is neither -EBUSY nor a lack means other bytes.
+ */
 void count_refusal(struct merger *merger, int error, uint64_t pages);
 
 #endif

@@ -4,12 +4,11 @@
 
 #include "pages/pages.h"
 
-/* Their longest length. */
-#define RUN_MAX (4 * HUGE_PAGES)
+#define RUN_MAX (4 * HUGE_PAGES) /* pages: 8 MiB */
 
 /*
- * Pages in a row that all want the same thing; carried out together.  With n = 0 it says where the
- * last one ended, which is where its kind would go on best.
+ * Pages in a row that all want the same thing, and are carried out together.  A run without pages
+ * (n = 0) says where the last one ended, since its kind goes on best from there.
  */
 struct run {
     enum { RUN_NONE, RUN_FRAME, RUN_PAGE, RUN_ALONE, RUN_EQUAL, RUN_ZERO, RUN_UNMERGE } kind;
@@ -32,15 +31,17 @@ static inline bool has_bit(const uint64_t *bits, uint64_t i)
 }
 
 /*
- * Runs end where a huge page does, of those pages that new frames are made of: they are mapped as huge
- * ones then.  They contain whole huge pages of the others too, which need not lie in step with them.
+ * A run of which new frames are made ends where a huge page of its memory ends, so that whole huge
+ * pages become whole extents.  The pages that are equal to them need not lie in step with them.
  */
 bool run_starts_at(uintptr_t address);
-/* What decides about that if the page at this address is the next one. */
+/* The address that decides about this when the page at `address` comes next. */
 uintptr_t run_place(const struct pages *pages, const struct run *run, uintptr_t address);
-/* Have these pages the same checksum and bytes, and the same tree? Live: a hint. */
+/*
+ * Whether two pages have the same checksum, bytes and tree: a hint, as their owners may be writing.
+ */
 bool are_equal(const struct pages *pages, uint32_t a, uint32_t b);
-/* What would make the run longer, if page id wants it; or NO_INDEX. */
+/* The target with which page id would make the run longer; NO_INDEX: no target does. */
 uint32_t run_wanted(const struct pages *pages, const struct run *run, int kind, uint32_t id);
 bool run_extends(const struct pages *pages, const struct run *run, int kind, uint32_t id,
                  uint32_t target);

@@ -16,8 +16,8 @@ int unmerge_run(struct merger *merger, uint32_t page, uint64_t n);
 /*
  * A region's pages come back, in slices.  In between others have the lock, and find some pages of
  * the region NEW and their owner's own, and the others as they were: whatever they do to either is
- * right.  A pass leaves the region alone meanwhile.  Its candidates may still be merged as the equal
- * of another page, but only those that come later in the region.
+ * right.  A pass leaves the region alone meanwhile.  Its candidates may still be merged as the
+ * equal of another page, but only those that come later in the region.
  */
 struct unmerging {
     uint32_t region;

@@ -5,8 +5,8 @@
 #include "merge/merger.h"
 
 /*
- * Only the pages whose copy-on-write was broken by a write, from that page of the region on, for a
- * slice; where it goes on.
+ * Unmerges the pages of a region, from `first` on, whose copy-on-write was broken by a write.  It
+ * does so for one slice, and returns the page at which the next slice goes on.
  */
 uint64_t unmerge_written(struct merger *merger, uint32_t region, uint64_t first);
 

@@ -4,6 +4,7 @@
 
 #include "merge/merger.h"
 
+/* Puts n pages, which were all zeros when they were looked at, onto the zero page. */
 void merge_zeros(struct merger *merger, uint32_t page, uint64_t n);
 
 #endif

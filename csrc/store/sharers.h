@@ -11,7 +11,6 @@
 
 /* How many of n frames may be joined, which nobody frees from now on; or -errno when none. */
 int64_t sharers_join(struct store *store, uint32_t first, uint64_t n);
-/* For one that is mapped already. */
 /* The same for one that is mapped already, with the lock held. */
 void store_rejoin(struct store *store, uint32_t frame);
 void sharers_leave(struct store *store, uint32_t frame);
