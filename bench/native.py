@@ -69,7 +69,7 @@ def _library() -> ctypes.CDLL:
 @functools.cache
 def _index_library() -> ctypes.CDLL:
     # index.c has stable.c in it.
-    parts = ("base/rbtree.c", "os/arena.c", "os/files.c", "os/map.c", "os/own.c")
+    parts = ("base/rbtree.c", "os/arena.c", "os/clock.c", "os/files.c", "os/map.c", "os/own.c")
     return _compiled(_HERE / "index.c", *(_ENGINE / part for part in parts))
 
 

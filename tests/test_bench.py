@@ -19,7 +19,7 @@ HOLDS = "assert len(n.measure_holds('auto', 'auto', 64 << 20, 4 << 20)) == 14"
     "what",
     [
         pytest.param("n._library()", id="loops"),
-        pytest.param(INDEXES, id="indexes", marks=pytest.mark.rest),
+        pytest.param(INDEXES, id="indexes"),
         pytest.param(HOLDS, id="holds", marks=pytest.mark.rest),
     ],
 )
