@@ -24,7 +24,7 @@ from support import memory, oracle
 from support.build import shared_library
 from support.onlooker import read_all_memory
 from support.procs import in_child, python_ok
-from support.torture import Torture, duration, lasting
+from support.torture import ENOUGH, Torture, duration, lasting
 
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 MIB = 1 << 20
@@ -99,7 +99,7 @@ def test_no_increment_is_lost_once_memory_is_locked(what: int, count: int, mode:
                 engine.unmerge()
                 torture.assert_alive()
 
-    in_child(child)
+    in_child(child, seconds=1.5 * ENOUGH)
 
 
 @needs_locking

@@ -46,11 +46,15 @@ class Child:
     """A forked child that runs a function when it is told to, and says how it went.
 
     The function runs in the child only; an exception in it fails the parent's :meth:`finish`.
-    With `close_all` the child first closes every descriptor except the two it reports by. The
-    child ends by ``os._exit``: nothing of the test runner runs twice.
+    With `close_all` the child first closes every descriptor except the two it reports by. It is
+    killed when it says nothing for `seconds`. It ends by ``os._exit``: nothing of the test runner
+    runs twice.
     """
 
-    def __init__(self, work: Callable[[], None], *, close_all: bool = False) -> None:
+    def __init__(
+        self, work: Callable[[], None], *, close_all: bool = False, seconds: float = PATIENCE
+    ) -> None:
+        self._seconds = seconds
         wait, self._go = os.pipe()
         self._seen, tell = os.pipe()
         self._started = False
@@ -79,10 +83,9 @@ class Child:
         return self
 
     def _read(self, size: int) -> bytes:
-        ready, _, _ = select.select([self._seen], [], [], PATIENCE)
+        ready, _, _ = select.select([self._seen], [], [], self._seconds)
         if not ready:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+            self.kill()
             raise AssertionError("a child hangs")
         return os.read(self._seen, size)
 
@@ -120,9 +123,11 @@ def _close_all_but(*keep: int) -> None:
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
 
 
-def in_child(work: Callable[[], None], *, close_all: bool = False) -> None:
-    """Run a function in a forked child and wait for it."""
-    Child(work, close_all=close_all).ready().finish()
+def in_child(
+    work: Callable[[], None], *, close_all: bool = False, seconds: float = PATIENCE
+) -> None:
+    """Run a function in a forked child and wait for it, for so many seconds at the most."""
+    Child(work, close_all=close_all, seconds=seconds).ready().finish()
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -23,7 +23,7 @@ IN_TWO_MODES = frozenset(
 #: the same programs. They are all in the first half.
 ONE_AT_A_TIME = frozenset(
     "test_bad_input test_checksum test_cli test_kernel test_kernel_oracle test_memory_limits"
-    " test_rbtree test_stale_neighbours test_stale_nodes test_unprivileged".split()
+    " test_rbtree test_soak test_stale_neighbours test_stale_nodes test_unprivileged".split()
 )
 #: So the halves take equally long.
 MIDDLE = "test_i"
