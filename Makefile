@@ -110,7 +110,7 @@ wheels: $(VENV)/.installed-release ## wheels and the source archive in dist/, lo
 wheels-test: $(VENV)/.installed-test ## install this machine's wheel from dist/ into a new environment, and run the core of the tests
 	tests/installed.sh $(BIN)/python dist/*_$$(uname -m).whl $(CORE_TESTS) $(PYTEST_ARGS)
 
-test-pythons: ## the wheel from dist/ and the core of the tests on other interpreters (PYTHONS="python3.13 /usr/bin/python3.14t")
+test-pythons: ## the wheel from dist/ and the core of the tests on other interpreters (PYTHONS="python3.13 python3.14")
 	failed=; for python in $(PYTHONS); do echo "== $$python"; \
 	    command -v $$python >/dev/null || { echo "not on this machine"; continue; }; \
 	    tests/installed.sh $$python dist/*_$$(uname -m).whl $(CORE_TESTS) $(PYTEST_ARGS) || failed="$$failed $$python"; \

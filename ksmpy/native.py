@@ -18,15 +18,21 @@ from typing import Any
 from ksmpy import limits
 from ksmpy.errors import KsmpyError, Unsupported
 
+# The extension reads fields of objects, which lie elsewhere there, and relies on the GIL.
+FREE_THREADED = "t" in getattr(sys, "abiflags", "")
+
 _missing: str | None = None
-try:
-    from ksmpy._ksmpy import ffi, lib
-except ImportError as _error:
-    _missing = (
-        f"ksmpy merges memory on Linux only, this is {sys.platform}"
-        if not sys.platform.startswith("linux")
-        else f"ksmpy's extension module is missing or does not load: {_error}"
-    )
+if FREE_THREADED:
+    _missing = "ksmpy merges nothing in a free-threaded Python: it needs one with a GIL"
+else:
+    try:
+        from ksmpy._ksmpy import ffi, lib
+    except ImportError as _error:
+        _missing = (
+            f"ksmpy merges memory on Linux only, this is {sys.platform}"
+            if not sys.platform.startswith("linux")
+            else f"ksmpy's extension module is missing or does not load: {_error}"
+        )
 
 
 def _constant(name: str, without: int = 0) -> int:

@@ -58,6 +58,15 @@ def test_a_scan_is_noted_and_the_end_of_the_engine_ends_it() -> None:
     assert descriptors() == before == []
 
 
+def test_a_scan_that_outlives_its_engine_notes_nothing() -> None:
+    """A thread that has its counters when another closes the engine opens no file after that."""
+    with ksmpy.Engine() as engine:
+        kept = merged(engine)
+        past = core_of(engine).history
+    past.note(COUNTERS, 0, [], {})
+    assert descriptors() == [] and len(kept) == 2
+
+
 def test_an_engine_that_nobody_has_any_more_leaves_nothing() -> None:
     """Its regions ended with their owners, and it with its last reference."""
     engine = ksmpy.Engine()

@@ -68,11 +68,11 @@ def test_every_public_name_exists() -> None:
 
 OTHER_SYSTEM = """
 import sys
-sys.platform = "darwin"
+sys.{attribute} = "{value}"
 sys.modules["ksmpy._ksmpy"] = None
 import ksmpy, numpy
 arrays = [ksmpy.copy(numpy.arange(1 << 17)) for _ in range(2)]
-checks = {check.name: check.ok for check in ksmpy.doctor()}
+checks = {{check.name: check.ok for check in ksmpy.doctor()}}
 print(ksmpy.estimate(arrays).duplicate_pages, checks["extension"])
 for make in ksmpy.Engine, ksmpy.enable, lambda: ksmpy.dedup(arrays):
     try:
@@ -82,11 +82,25 @@ for make in ksmpy.Engine, ksmpy.enable, lambda: ksmpy.dedup(arrays):
 """
 
 
-def test_other_systems() -> None:
-    """Without the extension import, estimate and doctor work; an Engine says why it cannot be."""
-    out = procs.python_ok("-c", OTHER_SYSTEM).splitlines()
+@pytest.mark.parametrize(
+    ("attribute", "value", "words"),
+    [
+        ("platform", "darwin", "ksmpy merges memory on Linux only, this is darwin"),
+        (
+            "abiflags", "t",
+            "ksmpy merges nothing in a free-threaded Python: it needs one with a GIL",
+        ),
+    ],
+)  # fmt: skip
+def test_other_systems(attribute: str, value: str, words: str) -> None:
+    """Without the extension import, estimate and doctor work; an Engine says why it cannot be.
+
+    A free-threaded interpreter is such a system, even one for which the extension could be built.
+    """
+    program = OTHER_SYSTEM.format(attribute=attribute, value=value)
+    out = procs.python_ok("-c", program).splitlines()
     assert out[0] == "256 False"
-    assert out[1:] == ["ksmpy merges memory on Linux only, this is darwin"] * 3
+    assert out[1:] == [words] * 3
 
 
 # ---- engine ------------------------------------------------------------------------------

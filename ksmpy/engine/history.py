@@ -102,6 +102,7 @@ class History:
         self._due = 0.0
         self._seconds = 0.0
         self._file: _File | None = None
+        self._closed = False
 
     def due(self) -> bool:
         """Whether it is time for a sample."""
@@ -122,6 +123,8 @@ class History:
             return
         begin = time.thread_time()
         try:
+            if self._closed:  # since this thread has asked the engine for its counters
+                return
             self._take(counters, saved)
             self._publish({**facts, "stats": dict(counters)}, self.facts(), regions)
         except OSError:
@@ -133,17 +136,21 @@ class History:
             self._lock.release()
 
     def close(self) -> None:
-        """Nobody reads it any more."""
+        """Nobody reads it any more, and nothing is noted."""
         with self._lock:
-            if self._file is not None:
-                self._file.close()
-            self._file = None
+            self._closed = True
+            self._drop()
 
     def inherit(self) -> None:
         """In a forked child: what there was is the parent's."""
         self._lock = threads.Lock()
         self._samples, self._due, self._seconds, self.scan_seconds = [], 0.0, 0.0, 0.0
-        self.close()
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None
 
     def _take(self, counters: Mapping[str, int], saved: int) -> None:
         sizes = proc.rollup()

@@ -47,7 +47,8 @@ def doctor() -> list[Check]:
     checks = [_python(), *_answers("packages", _packages)]
     reason = native.missing()
     if reason is not None:
-        hint = "estimate() works everywhere" if not sys.platform.startswith("linux") else _REBUILD
+        rebuild = sys.platform.startswith("linux") and not native.FREE_THREADED
+        hint = _REBUILD if rebuild else "estimate() works everywhere"
         return [*checks, Check("extension", False, reason, hint)]
     return [
         *checks,
