@@ -1,6 +1,6 @@
 /*
  * What processes tell each other: announcements of pages that wait, and events.  The lock is taken
- * for it; what it cannot be had for is owed, or unknown.
+ * for each; where it is not to be had, what is told is owed, and what is asked is unknown.
  */
 #ifndef KSMPY_STORE_ANNOUNCE_H
 #define KSMPY_STORE_ANNOUNCE_H
@@ -12,11 +12,11 @@
 #include "store/store.h"
 
 enum announced announcement_add(struct store *store, int tree, uint64_t sum);
-/* A page of ours waits no more. */
+/* A page of ours does not wait any more. */
 void announcement_remove(struct store *store, int tree, uint64_t sum);
-/* The page that we were to make a frame of is its sharer now, or is not. */
+/* Ends a claim: the page of which we were to make a frame is its sharer now, or is not. */
 void announcement_settle(struct store *store, int tree, uint64_t sum, bool shared);
-/* Up to max of those that came since *read, by others; -EOVERFLOW: some were missed. */
+/* Reads up to max events that others have added since *read. -EOVERFLOW: some were missed. */
 int64_t events_read(struct store *store, uint64_t *read, struct event *out, int64_t max);
 
 #endif

@@ -22,25 +22,25 @@ struct event { /* a frame came, or has room again */
     int tree;
 };
 
-/* A page of ours waits with this checksum, or is to. Never ANNOUNCED_UNKNOWN. */
+/* Announces that a page of ours waits with this checksum. The answer is never ANNOUNCED_UNKNOWN. */
 enum announced board_announce(struct store *store, int tree, uint64_t sum);
-/* Without the lock: memory for the larger table that is needed soon, which takes long to get. */
+/* Asks for the memory of the next larger table, which takes long: is called without the lock. */
 void board_prepare(struct store *store);
-/* A part of the memory of a table that was outgrown goes back; false: there is none. */
+/* Gives a part of the memory of a table back that was outgrown. false: there is none. */
 bool board_trim(struct store *store);
-/* Would it be ANNOUNCED_ELSEWHERE? */
+/* Whether board_announce() would say ANNOUNCED_ELSEWHERE. */
 bool announcement_is_elsewhere(const struct store *store, int tree, uint64_t sum);
 void board_withdraw(struct store *store, int tree, uint64_t sum);
-/* Of a claim: the page is a sharer of its frame now, or those who wait are told to look again. */
+/* Ends a claim: the page is a sharer of its frame now, or those who wait are told to look again. */
 void board_settle(struct store *store, int tree, uint64_t sum, bool shared);
 void announcements_forget_slot(struct store *store, unsigned slot);
 int announcements_reset(struct store *store);
 int announcements_check(const struct store *store); /* 0 or -EUCLEAN */
 
 void event_add(struct store *store, int tree, uint64_t sum);
-/* The same of a dead process: we are to hear of it too. */
+/* Adds an event on behalf of a dead process, which this one is to hear of, too. */
 void event_add_for_all(struct store *store, int tree, uint64_t sum);
-/* Up to max of those that came since *read, by others; -EOVERFLOW: some were missed. */
+/* Reads up to max events that others have added since *read. -EOVERFLOW: some were missed. */
 int64_t board_read(const struct store *store, uint64_t *read, struct event *out, int64_t max);
 void events_reset(struct store *store);
 

@@ -9,16 +9,19 @@
 
 #include "store/store.h"
 
-/* Up to *n consecutive ones, which are FILLING then; *n says how many. NO_FRAME: out of them. */
+/*
+ * Takes up to *n consecutive frames, which are FILLING then; *n becomes how many. NO_FRAME: none.
+ */
 uint32_t pool_take(struct store *store, int node, uint64_t *n);
-/* The same of whole extents. */
+/* Takes whole extents. */
 uint32_t pool_take_extents(struct store *store, int node, uint64_t *n);
-/* This one, which is free; false: there is none of that number. */
+/* Takes this frame, which is free. false: there is no such frame. */
 bool pool_take_this(struct store *store, uint32_t frame);
-/* Nothing is there, or was there yet. */
+/* Gives frames back that have no memory: it was punched out, or they never had any. */
 void pool_give(struct store *store, uint32_t first, uint64_t n);
+/* The frame is DEAD until store_flush() has given its memory back. */
 void store_free(struct store *store, uint32_t frame);
-/* Of any number: freed frames may have no record behind them. */
+/* May be asked of any number: freed frames may have no record behind them. */
 bool frame_is_live(const struct store *store, uint32_t frame);
 uint64_t store_bytes(const struct store *store); /* that frames have, or spare ones */
 uint64_t store_metadata_bytes(const struct store *store);

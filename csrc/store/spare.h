@@ -9,9 +9,9 @@
 
 #include "store/store.h"
 
-/* Of the frames that wait for store_flush(), those of huge extents become spare. false: no lock. */
+/* Makes those frames spare that wait for store_flush() and are of huge extents. false: no lock. */
 bool spare_dead_frames(struct store *store);
-/* Lets extents go until so many frames are spare at most, those with the most of them first. */
+/* Lets extents go, those with most spare frames first, until `frames` are spare at the most. */
 void spare_at_most(struct store *store, uint64_t frames);
 
 #endif
