@@ -88,6 +88,7 @@ test-c: ## run the C tests
 
 soak: $(VENV)/.installed-test ## switch nodes back and forth under writers, forks, swap and migration (SOAK_SECONDS=60)
 	$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS) $(SOAK_ARGS)
+	$(BIN)/python -m tests.soak.owners --seconds $(SOAK_SECONDS)
 
 soak-store: $(VENV)/.installed-test ## processes on one store that fork, exec and are killed (SOAK_SECONDS=60)
 	$(BIN)/python -m tests.soak.fleet --seconds $(SOAK_SECONDS) $(SOAK_ARGS)

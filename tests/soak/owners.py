@@ -10,15 +10,23 @@ from ksmpy import native
 from ..support.owners import Owners
 
 UNMERGE_EVERY = 64
+#: How long a torture may go on until something is merged, in seconds.
+PATIENCE = 60
 
 
-def torture(freeze: str, tracking: str, *, seconds: float, seed: int) -> str:
+def torture(
+    freeze: str, tracking: str, *, seconds: float, seed: int, zero_pages: bool = False
+) -> str:
     """Run it; AssertionError for a wrong byte. Returns what was done, and how much was merged."""
     engine = native.NativeEngine(freeze, tracking)
-    owners = Owners(gives_back=freeze != "signal", seed=seed)
-    end = time.monotonic() + seconds
+    engine.knob_set(native.KNOB_NUMBERS["use_zero_pages"], int(zero_pages))
+    owners = Owners(gives_back=freeze != "signal", moves=freeze == "uffd-wp", seed=seed)
+    start = time.monotonic()
     merged = rounds = 0
-    while time.monotonic() < end and not owners.failed:
+    while not owners.failed:
+        lasted = time.monotonic() - start
+        if lasted > seconds and (merged or lasted > PATIENCE):
+            break
         owners.follow(engine)
         merged += engine.scan(20_000, native.SCAN_EAGER)["merged"]
         rounds += 1
@@ -43,11 +51,16 @@ def main() -> None:
     parser.add_argument("--freeze", choices=native.FREEZES[1:], action="append")
     parser.add_argument("--tracking", choices=native.TRACKINGS[1:], default="wp-async")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--zero-pages", action="store_true", help="pages of zeros become holes")
     chosen = parser.parse_args()
     ways = chosen.freeze or native.FREEZES[1:]
     for freeze in ways:
         done = torture(
-            freeze, chosen.tracking, seconds=chosen.seconds / len(ways), seed=chosen.seed
+            freeze,
+            chosen.tracking,
+            seconds=chosen.seconds / len(ways),
+            seed=chosen.seed,
+            zero_pages=chosen.zero_pages,
         )
         print(f"{freeze}: {done}", flush=True)
 

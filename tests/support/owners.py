@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import time
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from ksmpy import native
+from ksmpy.native import NativeEngine
 
 from .build import shared_library
 from .oracle import PAGE
-
-if TYPE_CHECKING:
-    from ksmpy.native import NativeEngine
+from .patience import patience
 
 _ROOM = 64
 
@@ -19,7 +22,7 @@ _ROOM = 64
 def _library() -> Any:
     lib = ctypes.CDLL(str(shared_library("owners")))
     lib.owners_new.restype = ctypes.c_void_p
-    lib.owners_new.argtypes = [ctypes.c_uint32] * 3 + [ctypes.c_uint64]
+    lib.owners_new.argtypes = [ctypes.c_uint32] * 4 + [ctypes.c_uint64]
     lib.owners_blocks.restype = ctypes.c_uint32
     lib.owners_blocks.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32]
     lib.owners_failed.argtypes = lib.owners_free.argtypes = [ctypes.c_void_p]
@@ -31,9 +34,15 @@ class Owners:
     """Owners and strangers, from making to end(); follow() keeps their blocks registered."""
 
     def __init__(
-        self, *, owners: int = 3, strangers: int = 2, gives_back: bool = True, seed: int = 1
+        self,
+        *,
+        owners: int = 3,
+        strangers: int = 2,
+        gives_back: bool = True,
+        moves: bool = True,
+        seed: int = 1,
     ) -> None:
-        self._owners = _library().owners_new(owners, strangers, gives_back, seed)
+        self._owners = _library().owners_new(owners, strangers, gives_back, moves, seed)
         assert self._owners, "owners_new refused its options"
         self._blocks = (ctypes.c_uint64 * (2 * _ROOM))()
         self._regions: dict[tuple[int, int], int] = {}
@@ -62,14 +71,22 @@ class Owners:
                 del self._regions[block]
         for block in blocks - set(self._regions):
             try:
-                self._regions[block] = engine.register(*block, 0)
+                self._regions[block] = engine.register(*block, native.VMA_GROWING)
             except OSError:  # it overlaps a region, or is gone already
                 continue
 
     def leave(self, engine: NativeEngine) -> None:
-        """End all regions."""
+        """End all regions; EBUSY may be said for a while of what somebody looks at."""
         for region in self._regions.values():
-            engine.release(region, discard=False)
+            end = time.monotonic() + patience(10)
+            while True:
+                try:
+                    engine.release(region, discard=False)
+                    break
+                except OSError as error:
+                    if error.errno != errno.EBUSY or time.monotonic() > end:
+                        raise
+                    time.sleep(0.05)
         self._regions = {}
 
     def end(self) -> None:
