@@ -136,6 +136,17 @@ struct ksmpy_range {
     uintptr_t end;
 };
 
+enum ksmpy_owner {
+    KSMPY_OWNER_MALLOC = 1, /* glibc's malloc */
+    KSMPY_OWNER_PYTHON = 2 /* CPython, for small objects */
+};
+
+struct ksmpy_owned {
+    uintptr_t start;
+    uintptr_t end;
+    uint32_t owner; /* enum ksmpy_owner */
+};
+
 int ksmpy_probe(struct ksmpy_caps *caps);
 /* 1: the process has io_uring, libaio or devices that may write into its memory unseen. */
 int ksmpy_has_devices(void);
@@ -146,6 +157,13 @@ int ksmpy_try_huge_frames(void);
  * none of it may be registered. Writes up to max ranges; returns how many there are.
  */
 int64_t ksmpy_own_memory(struct ksmpy_range *out, int64_t max);
+/*
+ * What of [start, end), mapped memory, belongs to an allocator that does not count on zeros where it
+ * has given memory back, in order; as far as what is written there tells. heap: it is that of brk().
+ * The memory may change and go meanwhile. Writes up to max; returns how many there are.
+ */
+int64_t ksmpy_find_owners(uintptr_t start, uintptr_t end, int heap, struct ksmpy_owned *out,
+                          int64_t max);
 /*
  * Bytes that this process may still take, and in which what allows no more: a cgroup's path, "the
  * machine", or nothing where there is no limit.

@@ -64,6 +64,9 @@ VMA_GROWING = _constant("VMA_GROWING")
 SCAN_EAGER = _constant("SCAN_EAGER")
 SCAN_RESTART = _constant("SCAN_RESTART")
 
+OWNER_MALLOC = _constant("OWNER_MALLOC")
+OWNER_PYTHON = _constant("OWNER_PYTHON")
+
 KNOB_NUMBERS = {
     word.replace("-", "_"): number for number, word in enumerate(_words("knob")) if word != "count"
 }
@@ -136,6 +139,20 @@ def own_memory() -> list[tuple[int, int]]:
         count = check(lib.ksmpy_own_memory(out, room), "ksmpy_own_memory")
         if count <= room:
             return [(out[i].start, out[i].end) for i in range(count)]
+        room = count + count // 4
+
+
+def find_owners(start: int, end: int, *, heap: bool) -> list[tuple[int, int, int]]:
+    """(start, end, owner) of what of the mappings in [start, end) allocators have that do not count
+    on zeros where they gave memory back, in order. heap: it is the memory of brk().
+    """
+    room = 64
+    while True:
+        out = ffi.new("struct ksmpy_owned[]", room)
+        found = lib.ksmpy_find_owners(start, end, int(heap), out, room)
+        count = check(found, "ksmpy_find_owners")
+        if count <= room:
+            return [(out[i].start, out[i].end, int(out[i].owner)) for i in range(count)]
         room = count + count // 4
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "read",
     "rollup",
     "smaps",
+    "start_of_brk",
 ]
 
 # Bits of a pagemap entry.
@@ -36,6 +37,9 @@ EXCLUSIVE = 1 << 56
 
 _ENTRY_BYTES = 8
 _PAGE_BYTES = 4096
+
+# The 47th word of stat, the first two not counted.
+_START_BRK = 44
 
 # start, end, permissions, offset, device, inode, path
 _HEADER = re.compile(
@@ -132,6 +136,13 @@ def raw_mappings(pid: int | str = "self") -> list[tuple[bytes, ...]]:
     there, for those who look at tens of thousands and keep few.
     """
     return _HEADER.findall(read("maps", pid))
+
+
+def start_of_brk() -> int:
+    """Where the memory begins that brk() makes for this process."""
+    with open("/proc/self/stat", "rb") as file:
+        words = file.read().rpartition(b")")[2].split()
+    return int(words[_START_BRK])
 
 
 def count_mappings(pid: int | str = "self") -> int:

@@ -63,10 +63,17 @@ def enabled(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.fixture
 def looking(auto: Any) -> Any:
-    """An engine and a look for mappings of 1 MiB, taken by hand."""
+    """An engine and a look for all mappings of 1 MiB, taken by hand."""
     if auto.freeze == "signal":
         pytest.skip("no userfaultfd")
-    return auto, Adopter(auto._core, MIB, "mappings")
+    return auto, Adopter(auto._core, MIB, "all")
+
+
+@pytest.fixture
+def choosing(looking: Any) -> Any:
+    """The same for mappings of which it is known that their owner does not count on zeros."""
+    engine, _ = looking
+    return engine, Adopter(engine._core, MIB, "mappings")
 
 
 def merged(engine: Any, pages: int) -> None:
@@ -501,13 +508,13 @@ def test_bad_ranges(engine: Any) -> None:
 
 def test_words_for_adopt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another word is a ValueError, and leaves nothing enabled; KSMPY_ADOPT takes the same."""
-    with pytest.raises(ValueError, match="mappings, objects or False"):
+    with pytest.raises(ValueError, match="mappings, objects, all or False"):
         ksmpy.enable(adopt="everything")
-    for word in ("0", "objects"):
+    for word in ("0", "objects", "mappings", "all"):
         monkeypatch.setenv("KSMPY_ADOPT", word)
         ksmpy.enable(run=0)
         ksmpy.disable()
-    monkeypatch.setenv("KSMPY_ADOPT", "all")
+    monkeypatch.setenv("KSMPY_ADOPT", "everything")
     with pytest.raises(ValueError, match="KSMPY_ADOPT"):
         ksmpy.enable()
 
@@ -528,3 +535,171 @@ ksmpy.disable()
     assert said.returncode == 0 and "jemalloc" in said.stderr, said
     plain = python("-c", code.replace("is None\n", "is not None\n", 1))
     assert plain.returncode == 0, plain.stderr
+
+
+# ---- whose memory it is --------------------------------------------------------------------
+
+
+def mapping(nbytes: int) -> int:
+    """Memory that nobody tells anything of, filled; side by side with what was mapped last."""
+    _libc.mmap.restype = ctypes.c_void_p
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    address = _libc.mmap(None, ctypes.c_size_t(nbytes), 3, flags, -1, 0)
+    ctypes.memset(address, 7, nbytes)
+    return int(address)
+
+
+def unmap(address: int, nbytes: int) -> None:
+    """Its end."""
+    assert _libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(nbytes)) == 0
+
+
+def block(nbytes: int, alignment: int = 16) -> int:
+    """Memory from malloc or memalign, filled."""
+    _libc.memalign.restype = ctypes.c_void_p
+    address = _libc.memalign(ctypes.c_size_t(alignment), ctypes.c_size_t(nbytes))
+    ctypes.memset(address, 7, nbytes)
+    return int(address)
+
+
+def free(address: int) -> None:
+    """Give it back to malloc."""
+    _libc.free(ctypes.c_void_p(address))
+
+
+def covered(engine: Any, start: int, nbytes: int) -> int:
+    """Bytes of whole pages of it that are registered."""
+    start, end = -(-start // PAGE) * PAGE, (start + nbytes) // PAGE * PAGE
+    regions = engine._core.overlapping(start, end)
+    return sum(min(r.address + r.nbytes, end) - max(r.address, start) for r in regions)
+
+
+@pytest.mark.parametrize("alignment", [16, 64, PAGE, 2 * MIB])
+def test_blocks_of_malloc_are_adopted_and_nothing_beside_them(
+    choosing: Any, alignment: int
+) -> None:
+    """Foreign memory that lies in one mapping with blocks of malloc's is left, and told."""
+    engine, adopter = choosing
+    nbytes = 40 * MIB
+    blocks, foreign = [], []
+    for _ in range(3):
+        blocks.append(block(nbytes, alignment))
+        foreign.append(mapping(2 * MIB))
+        blocks.append(block(nbytes, alignment))
+    try:
+        for _ in range(2):
+            adopter.look(engine._core)
+        for address in foreign:
+            assert covered(engine, address, 2 * MIB) == 0
+        adopted = sum(covered(engine, address, nbytes) for address in blocks)
+        assert adopted == sum((each + nbytes) // PAGE - -(-each // PAGE) for each in blocks) * PAGE
+        assert dict(adopter.coverage.left)[mappings.UNKNOWN] >= 6 * MIB
+        assert any(region.name.startswith("malloc-") for region in engine.regions())
+        # Merged pages are mappings of a file: the walk goes on behind them.
+        engine.scan(2, eager=True)
+        free(blocks.pop())
+        blocks.append(block(2 * nbytes, alignment))
+        for _ in range(2):
+            adopter.look(engine._core)
+        for address in foreign:
+            assert covered(engine, address, 2 * MIB) == 0
+    finally:
+        engine.close()
+        for address in blocks:
+            free(address)
+        for address in foreign:
+            unmap(address, 2 * MIB)
+
+
+def test_words_like_those_of_malloc(choosing: Any) -> None:
+    """In the middle of foreign memory nothing is taken for a block for two words' sake."""
+    engine, adopter = choosing
+    address = mapping(16 * MIB)
+    (ctypes.c_uint64 * 2).from_address(address + 4 * MIB)[:] = (0, 8 * MIB | 2)
+    try:
+        for _ in range(2):
+            adopter.look(engine._core)
+        assert covered(engine, address, 16 * MIB) == 0
+    finally:
+        engine.close()
+        unmap(address, 16 * MIB)
+
+
+def test_heaps_of_malloc_are_adopted(choosing: Any) -> None:
+    """What malloc has from brk(), and what it has for the arena of a thread."""
+    engine, adopter = choosing
+    each = 100_000  # too small for a mapping of its own
+    mine = [block(each) for _ in range(100)]
+    other: list[int] = []
+    thread = threading.Thread(target=lambda: other.extend(block(each) for _ in range(100)))
+    thread.start()
+    thread.join()
+    try:
+        for _ in range(2):
+            adopter.look(engine._core)
+        for blocks in (mine, other):
+            assert sum(covered(engine, address, each) for address in blocks) > 80 * each, blocks
+        heap = next(m for m in oracle.mappings() if m.path == "[heap]")
+        assert any(heap.start <= address < heap.start + (1 << 32) for address in mine)
+    finally:
+        engine.close()
+        for address in (*mine, *other):
+            free(address)
+
+
+def test_foreign_memory_is_adopted_where_an_object_has_it(choosing: Any) -> None:
+    """As long as the object does: what its allocator does afterwards is not for us."""
+    engine, adopter = choosing
+    state = {"mapped": np.frombuffer(mmap.mmap(-1, 8 * MIB, flags=mmap.MAP_PRIVATE), np.uint8)}
+    holder = [state]
+    state["mapped"].fill(3)
+    address = memory.address_of(state["mapped"])
+    foreign = mapping(8 * MIB)
+    try:
+        for _ in range(2):
+            adopter.look(engine._core)
+        assert covered(engine, address, 8 * MIB) == 8 * MIB
+        assert covered(engine, foreign, 8 * MIB) == 0
+        assert "mapped" in {region.name for region in engine.regions()}
+        kept = state.pop("mapped").base
+        adopter.look(engine._core)
+        assert covered(engine, address, 8 * MIB) == 0
+        assert holder and kept
+    finally:
+        engine.close()
+        unmap(foreign, 8 * MIB)
+
+
+def test_looks_beside_busy_allocators(choosing: Any) -> None:
+    """Blocks and foreign memory that come and go while looks read them: nobody is hurt, and no
+    foreign memory is adopted.
+    """
+    engine, adopter = choosing
+    stop, wrong = threading.Event(), []
+    foreign = mapping(4 * MIB)
+
+    def churn(seed: int) -> None:
+        rng = random.Random(seed)
+        while not stop.is_set():
+            nbytes = rng.randrange(1, 5) * MIB
+            mine, alien = block(nbytes, rng.choice([16, 64, PAGE])), mapping(nbytes)
+            _libc.realloc.restype = ctypes.c_void_p
+            mine = _libc.realloc(ctypes.c_void_p(mine), ctypes.c_size_t(rng.randrange(1, 5) * MIB))
+            unmap(alien, nbytes)
+            free(mine)
+
+    threads = [threading.Thread(target=churn, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            adopter.look(engine._core)
+            engine.scan(eager=True)
+            wrong.append(covered(engine, foreign, 4 * MIB))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        engine.close()
+        unmap(foreign, 4 * MIB)
+    assert not any(wrong)

@@ -2,8 +2,10 @@
 #include "base/checksum.h"
 #include "base/pages.h"
 #include "os/devices.h"
+#include "os/guard.h"
 #include "os/memory.h"
 #include "os/own.h"
+#include "os/owners.h"
 #include "os/probe.h"
 
 int ksmpy_probe(struct ksmpy_caps *caps)
@@ -36,6 +38,16 @@ int64_t ksmpy_memory_left(char *which, size_t size)
 int64_t ksmpy_own_memory(struct ksmpy_range *out, int64_t max)
 {
     return os_own_memory(out, max);
+}
+
+int64_t ksmpy_find_owners(uintptr_t start, uintptr_t end, int heap, struct ksmpy_owned *out,
+                          int64_t max)
+{
+    sigset_t mask;
+    guard_open(&mask);
+    int64_t count = owners_find(start, end, heap, out, max);
+    guard_close(&mask);
+    return count;
 }
 
 uint64_t ksmpy_checksum(const void *data, size_t length)

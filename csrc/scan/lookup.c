@@ -8,7 +8,7 @@
 #include "merge/refusal.h"
 #include "merge/run.h"
 #include "os/arena.h"
-#include "os/guard.h"
+#include "os/owners.h"
 #include "pages/candidates.h"
 #include "pages/pages.h"
 #include "pages/records.h"
@@ -135,14 +135,6 @@ static void wait_or_go_ahead(struct scanner *scanner, uint32_t id, uint64_t sum,
         candidate_add(scanner->pages, id);
 }
 
-/* Does a block that glibc has mapped for itself begin here: {0, its size | 2}? */
-static bool is_block_head(const void *page)
-{
-    uint64_t words[2];
-    return guard_copy(words, page, sizeof words) && !words[0] && words[1] % PAGE_SIZE == 2 &&
-           words[1] > PAGE_SIZE;
-}
-
 /*
  * mremap makes a mapping longer, and that of an overlay would show the frames that come next.  A
  * range of several mappings it refuses (EFAULT), and realloc() copies then.  So what may be grown
@@ -151,7 +143,7 @@ static bool is_block_head(const void *page)
  */
 static bool stays_apart(const struct region *region, uint64_t i, const void *bytes)
 {
-    return region->growing && (i + 1 == region->n || is_block_head(bytes));
+    return region->growing && (i + 1 == region->n || owners_block_size(bytes));
 }
 
 static bool goes_to_zero_page(const struct scanner *scanner, uint64_t sum)

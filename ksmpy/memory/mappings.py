@@ -1,9 +1,13 @@
 """Finding memory that may be adopted: the process's private anonymous writable mappings.
 
-Whoever allocated it, and whatever it holds. What is left out here is what must not be merged, or
-is not worth it: stacks, the engines' own memory, what is registered already, what is not in
-memory. What only the flags of a mapping tell (locked, another userfaultfd) is refused when it is
-registered.
+What is left out here is what must not be merged, or is not worth it: stacks, the engines' own
+memory, what is registered already, what is not in memory. What only the flags of a mapping tell
+(locked, another userfaultfd) is refused when it is registered.
+
+Allocators like jemalloc, mimalloc and the runtimes of other languages take memory for zeroed once
+they have given it back by MADV_DONTNEED, and in the moment in which a page is exchanged it is not.
+So, unless every mapping is asked for, memory is taken that glibc's malloc is known to have mapped:
+it expects no zeros. The rest is told apart.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from ksmpy import native, proc
 from ksmpy.native import PAGE_SIZE
 
 __all__ = [
+    "UNKNOWN",
     "Interval",
     "Survey",
     "cut",
@@ -37,6 +42,10 @@ __all__ = [
 Interval = tuple[int, int]
 
 STACKS = "stacks, and what lies behind a guard page as they do"
+SMALL_OBJECTS = "Python's own, of small objects"
+UNKNOWN = (
+    "of an allocator that may count on zeros where it gave memory back (adopt='all' adopts it too)"
+)
 
 # glibc aligns the heaps of its arenas to their largest size. Each may begin behind another's
 # unused rest, which is protected as a stack's guard is.
@@ -59,18 +68,73 @@ class Survey:
 
     free: list[Interval]
     left: dict[str, int] = field(default_factory=dict)
+    unknown: list[Interval] = field(default_factory=list)
+    """What is left because nothing tells whose it is."""
+    shown: list[Interval] = field(default_factory=list)
+    """Of that what Python objects have, each as a whole."""
+    malloced: list[Interval] = field(default_factory=list)
+    """malloc's, what is taken included."""
 
 
-def survey(min_bytes: int, taken: Iterable[Interval]) -> Survey:
-    """Look at all mappings, less those `taken`, and without what is smaller than `min_bytes`."""
-    mapped, stacks = _anonymous(proc.raw_mappings())
+def survey(min_bytes: int, taken: Iterable[Interval], *, every: bool) -> Survey:
+    """Look at all mappings, less those `taken`, and without what is smaller than `min_bytes`.
+
+    every: whoever they belong to.
+    """
+    maps = proc.raw_mappings()
+    mapped, stacks = _anonymous(maps)
+    taken = sorted(taken)
     own = [_whole_pages(each) for each in native.own_memory()]
     free = _large(subtract(_joined(mapped), sorted([*taken, *own])), min_bytes)
     if free:
         stacks += _near_stack_pointers(mapped)
     kept = subtract(free, sorted(stacks))
     left = sum(map(size, free)) - sum(map(size, kept))
-    return Survey(_large(kept, min_bytes), {STACKS: left} if left else {})
+    found = Survey(_large(kept, min_bytes), {STACKS: left} if left else {})
+    if not every and found.free:
+        _tell_apart(found, _owners(maps, [*mapped, *taken], min_bytes), min_bytes)
+    return found
+
+
+def _tell_apart(found: Survey, owners: list[tuple[int, int, int]], min_bytes: int) -> None:
+    """Keep what is malloc's."""
+    whose: dict[int, list[Interval]] = {native.OWNER_MALLOC: [], native.OWNER_PYTHON: []}
+    for start, end, owner in owners:
+        whose[owner].append((start, end))
+    found.malloced = _joined(whose[native.OWNER_MALLOC])
+    every, found.free = found.free, intersect(found.free, found.malloced)
+    rest = subtract(every, found.free)
+    found.free = _large(found.free, min_bytes)
+    small = _large(intersect(rest, whose[native.OWNER_PYTHON]), min_bytes)
+    if small:
+        found.left[SMALL_OBJECTS] = sum(map(size, small))
+    found.unknown = _large(subtract(rest, whose[native.OWNER_PYTHON]), min_bytes)
+
+
+def _owners(
+    maps: list[tuple[bytes, ...]], memory: list[Interval], min_bytes: int
+) -> list[tuple[int, int, int]]:
+    """(start, end, owner) of what is known, in order. What is registered belongs to the memory:
+    merged pages are mappings of a file.
+    """
+    last = max((int(each[1], 16) for each in maps if each[6] == b"[heap]"), default=0)
+    heap = [(proc.start_of_brk(), last)] if last else []
+    found = [each for span in heap for each in native.find_owners(*span, heap=True)]
+    rest = subtract(_joined(_united(memory)), map(_whole_pages, heap))
+    for start, end in _large(rest, min_bytes):
+        found += native.find_owners(start, end, heap=False)
+    return sorted((*_whole_pages((start, end)), owner) for start, end, owner in found)
+
+
+def _united(intervals: Iterable[Interval]) -> list[Interval]:
+    """In order, and each part once."""
+    found: list[Interval] = []
+    for start, end in sorted(intervals):
+        if found and start < found[-1][1]:
+            start = found[-1][1]
+        if start < end:
+            found.append((start, end))
+    return found
 
 
 def _anonymous(maps: list[tuple[bytes, ...]]) -> tuple[list[Interval], list[Interval]]:

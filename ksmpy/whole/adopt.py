@@ -1,8 +1,9 @@
 """Finding memory that is worth merging, without the program's help.
 
-By mapping: every large private anonymous mapping, whoever made it. Or, with "objects", only what
-arrays, tensors and other Python objects have. Either way a region is known by its address alone:
-nobody's objects are held, watched or kept from anything, and nobody says when the memory goes.
+By mapping: the large private anonymous mappings of malloc, and of the others what arrays, tensors
+and other Python objects have. Or, with "all", every mapping, whoever made it; or, with "objects",
+only what objects have. In any case a region is known by its address alone: nobody's objects are
+held, watched or kept from anything, and nobody says when the memory goes.
 
 Short-lived memory is not worth a region: adopted is what two looks in a row have seen, and what
 was lost again lately is waited for. A look costs time, most of it with the GIL held, so the next
@@ -34,7 +35,7 @@ __all__ = ["WAYS", "Adopter", "Coverage"]
 
 _log = logging.getLogger("ksmpy")
 
-WAYS = ("mappings", "objects")
+WAYS = ("mappings", "objects", "all")
 
 # At most 1 % of a core, at least half a second apart.
 _COST_FACTOR = 99
@@ -48,6 +49,9 @@ _DISTRUST_MOST = 256.0
 _PLACE = 4 << 20
 # Memory that was not there before may be filled when so much more is in memory (16 MiB).
 _FILLED_PAGES = 4096
+# So much in memory of which nothing tells whose it is, and objects are looked at for what they have
+# of it: that takes time, and in a forked child memory.
+_WORTH_A_LOOK = 4 << 20
 # What cannot be merged is asked about again from time to time.
 _REFUSED_SECONDS = 60.0
 
@@ -92,6 +96,9 @@ class Adopter:
         self._pending = False
         self._absent = False
         self._adopted: set[Region] = set()
+        self._shown: set[Region] = set()  # those of mappings that are known from objects only
+        self._unknown_bytes = 0
+        self._looked_before = False
         self._unnamed: list[Region] = []
         self._losses: dict[int, tuple[int, float]] = {}
         self._refused: dict[Interval, tuple[str, float]] = {}
@@ -149,7 +156,7 @@ class Adopter:
         return True
 
     def _changing_state(self, engine: Core) -> object:
-        if self._way == "objects":
+        if self._asks_objects():
             return object()
         # In pages: the address space, what of it is in memory, its writable part.
         size, resident, _, _, _, writable, _ = Path("/proc/self/statm").read_text().split()
@@ -159,19 +166,57 @@ class Adopter:
     def look(self, engine: Core) -> None:
         """Register what this look and the previous one have both seen."""
         self._note_losses(engine)
-        named = list(named_memory(self._min_bytes)) if self._way == "objects" else []
         taken = [_interval(region) for each in live_engines() for region in each.all_regions()]
-        if self._way == "objects":
-            self._let_go(named)
-            found = Survey(mappings.subtract(_whole(named), sorted(taken)))
-        else:
-            found = mappings.survey(self._min_bytes, taken)
+        found = Survey([])
+        named: list[Named] = []
+        if self._way != "objects":
+            found = mappings.survey(self._min_bytes, taken, every=self._way == "all")
+            self._note_unknown(found)
+        if self._asks_objects():
+            named = list(named_memory(self._min_bytes))
+            self._look_at(named, found, sorted(taken))
         wanted = self._wanted(found)
         if wanted and not self._stop.is_set():
-            self._adopt(engine, wanted, found.left)
+            self._adopt(engine, wanted, found)
         if named:
             self._name(named)
         self.coverage = self._coverage(engine, found)
+
+    def _asks_objects(self) -> bool:
+        enough = max(_WORTH_A_LOOK, self._min_bytes)
+        return self._way == "objects" or bool(self._shown) or self._unknown_bytes >= enough
+
+    def _note_unknown(self, found: Survey) -> None:
+        """How much there is of which nothing tells whose it is."""
+        there = [part for each in found.unknown for part in mappings.parts_in_memory(each, 0)]
+        self._unknown_bytes = sum(map(size, there))
+        _add(found.left, mappings.UNKNOWN, self._unknown_bytes)
+        _add(found.left, _ABSENT, sum(map(size, found.unknown)) - self._unknown_bytes)
+        if not self._looked_before:  # a forked child: what its parent knew from objects
+            self._shown = {
+                region
+                for region in (self._adopted if found.malloced else ())
+                if mappings.subtract([_interval(region)], found.malloced)
+            }
+        self._looked_before = True
+
+    def _look_at(self, named: list[Named], found: Survey, taken: list[Interval]) -> None:
+        """Find what objects have; end the regions of those that are gone, or have moved."""
+        there = _whole(named)
+        for region in list(self._adopted if self._way == "objects" else self._shown):
+            if mappings.subtract([_interval(region)], there):
+                region.release()
+                self._adopted.discard(region)
+                self._shown.discard(region)
+        found.shown = mappings.subtract(there, taken)
+        if self._way == "objects":
+            return
+        whole = set(found.shown)
+        found.shown = [
+            piece for piece in mappings.intersect(found.shown, found.unknown) if piece in whole
+        ]
+        shown = sum(map(size, found.shown))
+        found.left[mappings.UNKNOWN] = max(found.left.get(mappings.UNKNOWN, 0) - shown, 0)
 
     def _note_losses(self, engine: Core) -> None:
         """Where memory went that was adopted, the next is not adopted so soon."""
@@ -187,56 +232,53 @@ class Adopter:
             if now > until + _DISTRUST_MOST:
                 del self._losses[place]
         self._adopted = present
-
-    def _let_go(self, named: list[Named]) -> None:
-        """End the regions of objects that are gone, or have other memory now."""
-        there = _whole(named)
-        for region in list(self._adopted):
-            if mappings.subtract([_interval(region)], there):
-                region.release()
-                self._adopted.discard(region)
+        self._shown &= present
 
     def _wanted(self, found: Survey) -> list[Interval]:
         """What can be adopted now; the rest goes into what is left."""
         now = time.monotonic()
         settled = self._trusted(mappings.intersect(found.free, self._seen), now)
-        new = sum(map(size, found.free)) - sum(map(size, settled))
+        settled = [piece for piece in settled if size(piece) >= self._min_bytes]
+        again = mappings.intersect(found.shown, self._seen)
+        trusted = set(self._trusted(again, now))
+        whole = [piece for piece in again if piece in trusted]
+        seen = sorted([*found.free, *found.shown])
+        new = sum(map(size, seen)) - sum(map(size, settled)) - sum(map(size, whole))
         wanted = []
-        for piece in self._present(settled, found.left):
+        for piece in self._present(settled, whole, found.left):
             reason, until = self._refused.get(piece, ("", 0.0))
             if now < until:
                 _add(found.left, reason, size(piece))
             else:
                 wanted.append(piece)
         _add(found.left, _NEW, new)
-        self._seen, self._pending = found.free, new > 0
+        self._seen, self._pending = seen, new > 0
         self._absent = _ABSENT in found.left
         return wanted
 
     def _trusted(self, settled: list[Interval], now: float) -> list[Interval]:
-        """What lies where nothing was lost lately; of objects those that lie there as a whole."""
+        """What lies where nothing was lost lately."""
         places = sorted(place for place, (_, until) in self._losses.items() if now < until)
         lost = [(place * _PLACE, (place + 1) * _PLACE) for place in places]
-        rest = mappings.subtract(settled, lost)
-        if self._way == "objects":
-            whole = set(rest)
-            return [piece for piece in settled if piece in whole]
-        return [piece for piece in rest if size(piece) >= self._min_bytes]
+        return mappings.subtract(settled, lost)
 
-    def _present(self, settled: list[Interval], left: dict[str, int]) -> list[Interval]:
+    def _present(
+        self, settled: list[Interval], whole: list[Interval], left: dict[str, int]
+    ) -> list[Interval]:
         """What of it is in memory, in pieces of their own; objects stay whole, or are left."""
         found = []
-        for piece in settled if self._way == "objects" else mappings.cut(settled):
-            if self._way == "objects":
-                parts = [piece] if mappings.is_in_memory(piece) else []
-            else:
-                parts = mappings.parts_in_memory(piece, self._min_bytes)
+        for piece in whole:
+            parts = [piece] if mappings.is_in_memory(piece) else []
+            _add(left, _ABSENT, size(piece) - sum(map(size, parts)))
+            found += parts
+        for piece in mappings.cut(settled):
+            parts = mappings.parts_in_memory(piece, self._min_bytes)
             _add(left, _ABSENT, size(piece) - sum(map(size, parts)))
             found += parts
         return found
 
-    def _adopt(self, engine: Core, wanted: list[Interval], left: dict[str, int]) -> None:
-        pieces = [(start, end, f"{start:#x}") for start, end in wanted]
+    def _adopt(self, engine: Core, wanted: list[Interval], found: Survey) -> None:
+        pieces = [(start, end, _label(found, start)) for start, end in wanted]
         regions, refused = engine.adopt(pieces)
         until = time.monotonic() + _REFUSED_SECONDS
         self._refused = {
@@ -244,9 +286,12 @@ class Adopter:
         }
         for start, end, reason in refused:
             self._refused[start, end] = reason, until
-            _add(left, reason, end - start)
+            _add(found.left, reason, end - start)
         self._adopted.update(regions)
         self._unnamed.extend(regions)
+        if self._way != "objects":
+            shown = set(found.shown)
+            self._shown.update(region for region in regions if _interval(region) in shown)
 
     def name_regions(self) -> None:
         """Give what was adopted by mapping the names of objects in it. Only when somebody reads
@@ -279,13 +324,19 @@ class Adopter:
     def _coverage(self, engine: Core, found: Survey) -> Coverage:
         regions = engine.all_regions()
         adopted = sum(region.nbytes for region in regions)
-        left = sorted(found.left.items(), key=lambda item: -item[1])
+        left = sorted(((why, n) for why, n in found.left.items() if n), key=lambda item: -item[1])
         return Coverage(
             found_bytes=adopted + sum(found.left.values()),
-            found_pieces=len(regions) + len(found.free),
+            found_pieces=len(regions) + len(found.free) + len(found.shown) + len(found.unknown),
             adopted_bytes=adopted,
             left=tuple(left),
         )
+
+
+def _label(found: Survey, start: int) -> str:
+    """What a piece is called as long as no object gives it a name."""
+    owner = mappings.intersect([(start, start + 1)], found.malloced)
+    return f"{'malloc-' if owner else ''}{start:#x}"
 
 
 def _interval(region: Region) -> Interval:

@@ -26,7 +26,7 @@ __all__ = ["coverage", "disable", "enable", "enable_unasked", "enabled_engine", 
 _ENGINE_OPTIONS = ("store", "topology", "freeze", "tracking")
 # What enable() gives each process anew, also where it goes on with an inherited engine.
 _PROCESS_OPTIONS = ("run", "adopt", "min_bytes")
-_DEFAULT_WAY = "objects"
+_DEFAULT_WAY = "mappings"
 
 
 class _State:
@@ -113,9 +113,10 @@ def enable(
 
     Options: store, topology, freeze, tracking as for Engine; the knobs by their names (run is 1
     unless given); `adopt`: what memory of at least `min_bytes` (1 MiB) bytes is found and
-    registered without the program's help. "objects" (or True): what arrays, tensors and other
-    Python objects have. "mappings": every private anonymous mapping that lives for two looks,
-    whoever made it; as "objects" where no userfaultfd tells what is given back. False: nothing.
+    registered without the program's help, once it has lived for two looks. "mappings" (or True):
+    what the C library's malloc has, and of all other memory what Python objects have; as "objects"
+    where no userfaultfd tells what is given back. "objects": what arrays, tensors and other Python
+    objects have. "all": every private anonymous mapping, whoever made it. False: nothing.
     `coverage()` says what was found. KSMPY_* variables give the defaults.
 
     Idempotent: a second call sets the knobs it names on the same engine. In a forked child it goes
@@ -227,7 +228,7 @@ def _way(adopt: object, engine: Engine) -> str | None:
         _log.warning("nothing is adopted: jemalloc takes what it gave back for zeroed; register it")
         return None
     # Only userfaultfd tells of memory that its owner gives back, to find it full of zeros again.
-    if engine.freeze == "signal" and way == "mappings":
+    if engine.freeze == "signal" and way != "objects" and adopt == way:
         notices.adopts_objects_only()
     return "objects" if engine.freeze == "signal" else str(way)
 

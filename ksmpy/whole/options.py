@@ -26,7 +26,7 @@ OPTIONS: dict[str, tuple[str, ...] | type[int] | type[str]] = {
     "tracking": TRACKINGS,
     "store": str,
     "min_bytes": int,
-    "adopt": ("mappings", "objects", "0", "1"),
+    "adopt": ("mappings", "objects", "all", "0", "1"),
     "advisor_mode": ADVISOR_MODES,
     **dict.fromkeys(KNOBS, int),
 }
