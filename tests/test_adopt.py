@@ -670,6 +670,83 @@ def test_foreign_memory_is_adopted_where_an_object_has_it(choosing: Any) -> None
         unmap(foreign, 8 * MIB)
 
 
+# Never gives anything back; what it maps begins as glibc's blocks do.
+ANOTHER_MALLOC = """
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+static uint8_t room[256 << 20];
+static _Atomic size_t used;
+static void *take(size_t alignment, size_t bytes)
+{
+    uint8_t *at;
+    if (bytes >= 1 << 20) {
+        size_t whole = (bytes + 2 * alignment + 8191) / 4096 * 4096;
+        at = mmap(0, whole, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (at == MAP_FAILED)
+            return 0;
+        ((uint64_t *)at)[1] = whole | 2;
+    } else {
+        at = room + atomic_fetch_add(&used, bytes + 2 * alignment + 64);
+        if (at + bytes + 2 * alignment + 64 > room + sizeof room)
+            return 0;
+    }
+    at = (uint8_t *)(((uintptr_t)at + 32 + alignment - 1) & -alignment);
+    memcpy(at - 8, &bytes, 8);
+    return at;
+}
+void *malloc(size_t bytes) { return take(16, bytes); }
+void *calloc(size_t n, size_t bytes) { return take(16, n * bytes); }
+void free(void *at) { (void)at; }
+void *memalign(size_t alignment, size_t bytes)
+{
+    return take(alignment < 16 ? 16 : alignment, bytes);
+}
+void *aligned_alloc(size_t alignment, size_t bytes) { return memalign(alignment, bytes); }
+int posix_memalign(void **out, size_t alignment, size_t bytes)
+{
+    return (*out = memalign(alignment, bytes)) ? 0 : ENOMEM;
+}
+size_t malloc_usable_size(void *at) { return at ? ((size_t *)at)[-1] : 0; }
+void *realloc(void *at, size_t bytes)
+{
+    size_t old = malloc_usable_size(at);
+    void *to = take(16, bytes);
+    return at && to ? memcpy(to, at, old < bytes ? old : bytes) : to;
+}
+"""
+
+
+def test_another_malloc_is_not_known(tmp_path: Path) -> None:
+    """Where malloc is not glibc's own, no mapping is taken for a block of its."""
+    source, library = tmp_path / "another.c", tmp_path / "another.so"
+    source.write_text(ANOTHER_MALLOC)
+    subprocess.run(
+        ["cc", "-O1", "-fno-builtin", "-shared", "-fPIC", "-o", library, source],
+        check=True,
+        timeout=60,
+    )
+    code = """
+import ctypes
+from ksmpy import native
+from ksmpy.memory import mappings
+blocks = [ctypes.CDLL(None)["malloc"] for _ in range(3)]
+for i, malloc in enumerate(blocks):
+    malloc.restype = ctypes.c_void_p
+    blocks[i] = malloc(ctypes.c_size_t(8 << 20))
+    ctypes.memset(blocks[i], 1, 8 << 20)
+found = mappings.survey(1 << 20, [], every=False)
+print(len(found.malloced), sum(map(mappings.size, found.unknown)) >= 24 << 20)
+"""
+    said = python("-c", code, env={"LD_PRELOAD": str(library)})
+    assert (said.returncode, said.stdout.split()) == (0, ["0", "True"]), said
+    plain = python("-c", code)
+    assert plain.returncode == 0 and plain.stdout.split()[1] == "False", plain
+
+
 def test_looks_beside_busy_allocators(choosing: Any) -> None:
     """Blocks and foreign memory that come and go while looks read them: nobody is hurt, and no
     foreign memory is adopted.
@@ -694,7 +771,6 @@ def test_looks_beside_busy_allocators(choosing: Any) -> None:
     try:
         for _ in range(5):
             adopter.look(engine._core)
-            engine.scan(eager=True)
             wrong.append(covered(engine, foreign, 4 * MIB))
     finally:
         stop.set()
