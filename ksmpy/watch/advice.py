@@ -25,6 +25,8 @@ _WAYS = (
     ("while it was being", "nothing to do: it is tried again in the next pass"),
     ("replaced by the program", "release() a region before its memory is unmapped"),
     ("new, or given back", "nothing to do: what lives for two looks is adopted"),
+    ("count on zeros", "engine.register(array); or adopt='all', if you know that it does not"),
+    ("small objects", "nothing to do: what Python keeps there is written all the time"),
     ("not in memory", "nothing to do: it takes no memory"),
     ("mlock", "munlock() it, or register a copy"),
     ("hugetlbfs", "transparent huge pages merge; those of hugetlbfs do not"),
