@@ -149,10 +149,12 @@ def example(place: Path, tmp_path: Path, *argv: str) -> str:
 def test_an_example_says_what_it_saved(
     place: Path, tmp_path: Path, program: list[str], needs: str
 ) -> None:
-    """One model less in memory than there are workers, by the store's own count."""
+    """One model less in memory than there are workers, by the store's own count; and what else is
+    equal in the heaps of processes that have loaded the same modules.
+    """
     needed(needs)
     (saved,) = re.findall(r"^saved (\d+) MiB$", example(place, tmp_path, *program), re.MULTILINE)
-    assert 28 <= int(saved) <= 32
+    assert 28 <= int(saved) <= 48
 
 
 def test_dask_guards_count_what_is_paid_for(place: Path, tmp_path: Path) -> None:

@@ -86,29 +86,32 @@ def survey(min_bytes: int, taken: Iterable[Interval], *, every: bool) -> Survey:
     taken = sorted(taken)
     own = [_whole_pages(each) for each in native.own_memory()]
     free = _large(subtract(_joined(mapped), sorted([*taken, *own])), min_bytes)
+    owners = [] if every or not free else _owners(maps, [*mapped, *taken], min_bytes)
+    malloced = [(start, end) for start, end, owner in owners if owner == native.OWNER_MALLOC]
     if free:
-        stacks += _near_stack_pointers(mapped)
-    kept = subtract(free, sorted(stacks))
+        stacks = _stacks(mapped, stacks, malloced)
+    kept = subtract(free, stacks)
     left = sum(map(size, free)) - sum(map(size, kept))
-    found = Survey(_large(kept, min_bytes), {STACKS: left} if left else {})
-    if not every and found.free:
-        _tell_apart(found, _owners(maps, [*mapped, *taken], min_bytes), min_bytes)
+    found = Survey(kept, {STACKS: left} if left else {}, malloced=malloced)
+    if not every:
+        found.free = intersect(kept, malloced)
+        small = [(start, end) for start, end, owner in owners if owner == native.OWNER_PYTHON]
+        rest = subtract(kept, _united([*malloced, *small]))
+        found.unknown = _large(rest, min_bytes)
+        arenas = sum(map(size, _large(intersect(kept, small), min_bytes)))
+        found.left.update({SMALL_OBJECTS: arenas} if arenas else {})
+    found.free = _large(found.free, min_bytes)
     return found
 
 
-def _tell_apart(found: Survey, owners: list[tuple[int, int, int]], min_bytes: int) -> None:
-    """Keep what is malloc's."""
-    whose: dict[int, list[Interval]] = {native.OWNER_MALLOC: [], native.OWNER_PYTHON: []}
-    for start, end, owner in owners:
-        whose[owner].append((start, end))
-    found.malloced = _joined(whose[native.OWNER_MALLOC])
-    every, found.free = found.free, intersect(found.free, found.malloced)
-    rest = subtract(every, found.free)
-    found.free = _large(found.free, min_bytes)
-    small = _large(intersect(rest, whose[native.OWNER_PYTHON]), min_bytes)
-    if small:
-        found.left[SMALL_OBJECTS] = sum(map(size, small))
-    found.unknown = _large(subtract(rest, whose[native.OWNER_PYTHON]), min_bytes)
+def _stacks(
+    mapped: list[Interval], stacks: list[Interval], malloced: list[Interval]
+) -> list[Interval]:
+    """All of them. What malloc has is none for its looks, only if a thread is there: then it is
+    somebody's who has taken it from there.
+    """
+    parts = sorted([*intersect(mapped, malloced), *subtract(mapped, malloced)])
+    return sorted([*subtract(stacks, malloced), *_near_stack_pointers(parts)])
 
 
 def _owners(
