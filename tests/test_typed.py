@@ -22,10 +22,10 @@ def test_the_typed_program_runs(place: Path) -> None:
 
 
 def test_pyright_finds_nothing_wrong(tmp_path: Path) -> None:
-    """In its strict mode; skipped where it is not installed (pip install basedpyright)."""
+    """In its strict mode; skipped where it is not installed (`make lint` does)."""
     checker = shutil.which("basedpyright", path=str(Path(sys.executable).parent))
     if checker is None:
-        pytest.skip("basedpyright is not installed")
+        pytest.skip("basedpyright is not installed: make lint")
     tree = str(Path(__file__).parents[1])
     config = tmp_path / "pyrightconfig.json"
     config.write_text(
