@@ -109,7 +109,7 @@ class World:
     engines: list[ksmpy.Engine]
     pages: list[bytes] = field(default_factory=lambda: [bytes(PAGE)] * PAGES)
     #: Pages that get fresh bytes before every pass.
-    restless: set[int] = field(default_factory=set)
+    volatile: set[int] = field(default_factory=set)
     fresh: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     sharing: int = 256  # max_page_sharing
     scanned: bool = False  # since the last unmerge
@@ -128,10 +128,10 @@ class World:
         return np.random.default_rng(next(self.fresh)).bytes(PAGE)
 
     def scan(self, passes: int = 1) -> None:
-        """Passes of everybody; restless pages change before each."""
+        """Passes of everybody; volatile pages change before each."""
         self.scanned = True
         for _ in range(passes):
-            for page in self.restless:
+            for page in self.volatile:
                 self.put(page, self.unique())
             self.kernel.scan()
             for engine in self.engines:
@@ -262,9 +262,9 @@ def _unique(world: World, rng: np.random.Generator) -> None:
         world.put(int(page), world.unique())
 
 
-def _restless(world: World, rng: np.random.Generator) -> None:
+def _volatile(world: World, rng: np.random.Generator) -> None:
     """Other pages are the ones that never come to rest."""
-    world.restless = set(rng.choice(PAGES, int(rng.integers(0, 6)), replace=False).tolist())
+    world.volatile = set(rng.choice(PAGES, int(rng.integers(0, 6)), replace=False).tolist())
 
 
 def _scan(world: World, rng: np.random.Generator) -> None:
@@ -282,7 +282,7 @@ def _unmerge(world: World, rng: np.random.Generator) -> None:
 Step = Callable[[World, np.random.Generator], None]
 #: Each step with how often it comes.
 STEP_WEIGHTS: dict[Step, int] = {
-    _fill: 4, _copy: 3, _write: 3, _unique: 1, _restless: 1, _scan: 5, _zero_pages: 1, _unmerge: 1,
+    _fill: 4, _copy: 3, _write: 3, _unique: 1, _volatile: 1, _scan: 5, _zero_pages: 1, _unmerge: 1,
 }  # fmt: skip
 
 

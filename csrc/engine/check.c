@@ -42,11 +42,11 @@ static void check_chunks(const struct pages *pages, const struct region *region,
                          struct report *report)
 {
     for (uint64_t first = 0; first < region->n; first += CHUNK) {
-        uint64_t end = least(first + CHUNK, region->n), restless = 0;
+        uint64_t end = least(first + CHUNK, region->n), unsettled = 0;
         for (uint64_t i = first; i < end; i++)
-            restless += is_restless(page_state(page_record(pages, region->base + (uint32_t)i)));
-        expect(report, "restless pages of a chunk",
-               chunk_of(pages, region->base + (uint32_t)first)->restless, restless);
+            unsettled += is_unsettled(page_state(page_record(pages, region->base + (uint32_t)i)));
+        expect(report, "unsettled pages of a chunk",
+               chunk_of(pages, region->base + (uint32_t)first)->unsettled, unsettled);
     }
 }
 

@@ -112,8 +112,7 @@ struct chunk { /* of page ids */
     bool untracked; /* some of its overlays are */
     bool visited;
     bool sampled; /* at the last visit, whose pass had this number */
-    uint16_t
-        restless; /* of its pages, those that a pass has to visit though they were not written */
+    uint16_t unsettled; /* pages that a pass has to visit though they were not written */
     uint8_t write_hot; /* visits in a row that found all of its pages written */
     uint32_t sampled_in;
     uint32_t samples[SAMPLES]; /* checksums */
@@ -197,7 +196,7 @@ static inline bool is_shared(const struct pages *pages, uint32_t id)
     return page_state(page_record(pages, id)) == PAGE_SHARED;
 }
 /* Is there something to do for a page of that state, written or not? */
-static inline bool is_restless(enum page_state state)
+static inline bool is_unsettled(enum page_state state)
 {
     return state < PAGE_WAITING;
 }

@@ -5,10 +5,11 @@
 #include "pages/pages.h"
 
 void pins_add(struct pages *pages, uint32_t frame);
-/* Those that nothing in this process maps any more are kept no longer. */
+/* Lets those go that nothing in this process maps any more. */
 void pins_check(struct pages *pages);
-/* In a child that has a slot of its own now: they are its own as well. */
+/* In a child that has a slot of its own now, they are pinned by that slot as well. */
 void pins_inherit(struct pages *pages);
-void pins_forget(struct pages *pages); /* there are none any more */
+/* Forgets them all; the store is left as it is. */
+void pins_forget(struct pages *pages);
 
 #endif

@@ -46,7 +46,7 @@ void page_become(struct pages *pages, uint32_t id, enum page_state state, uint32
     pages->pages_in[state]++;
     region->pages_in[old]--;
     region->pages_in[state]++;
-    chunk_of(pages, id)->restless += (uint16_t)(is_restless(state) - is_restless(old));
+    chunk_of(pages, id)->unsettled += (uint16_t)(is_unsettled(state) - is_unsettled(old));
     page_set_state(page, state);
     page->link = link;
 }

@@ -153,7 +153,7 @@ bool region_prepare_some(struct pages *pages, uint64_t *first)
     if (*first == end)
         return false;
     *chunk_of(pages, region->base + (uint32_t)*first) =
-        (struct chunk){.region = pages->arriving, .restless = (uint16_t)(end - *first)};
+        (struct chunk){.region = pages->arriving, .unsettled = (uint16_t)(end - *first)};
     for (; *first < end; ++*first)
         *page_record(pages, region->base + (uint32_t)*first) = (struct page){.link = NO_INDEX};
     return true;

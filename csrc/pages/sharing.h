@@ -9,7 +9,7 @@ void page_share(struct pages *pages, uint32_t id, uint32_t frame);
 void page_unshare(struct pages *pages, uint32_t id, enum page_state state);
 /* Its mapping is not where it was: it may live on elsewhere, and the frame is pinned. */
 void page_keep_frame(struct pages *pages, uint32_t id);
-/* Both of it. */
+/* Does both: page_keep_frame() and page_unshare(). */
 void page_abandon(struct pages *pages, uint32_t id, enum page_state state);
 /* In a child: frames that it maps no more, nor can, are kept for it no longer. */
 void sharing_end_lease(struct pages *pages);

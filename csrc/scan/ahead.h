@@ -8,9 +8,9 @@
 #define UNREADABLE                                                                                 \
     UINT64_MAX /* instead of a checksum: its owner has unmapped or protected the page */
 
-/* Of a page that was not written since it came to that state. */
+/* Whether a page in that state, which was not written since it came to it, has to be looked up. */
 bool is_to_be_looked_up(const struct budget *budget, enum page_state state);
-/* The page's checksum, or UNREADABLE; those after it are read as well. */
+/* The page's checksum, or UNREADABLE. The pages after it are hashed with it, and remembered. */
 uint64_t sum_of(struct scanner *scanner, uint32_t id, bool eager);
 
 #endif

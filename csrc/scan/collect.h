@@ -5,13 +5,13 @@
 #include "scan/scanner.h"
 
 /*
- * The run at hand; it is empty then, and the window is brought up to date. false: there was none, or
- * it is only planned.
+ * Carries out the run that is being collected, empties it, and brings the window up to date. false:
+ * there was no run, or it is only planned.
  */
 bool carry_out(struct scanner *scanner);
-/* It is carried out, and another one begins. */
+/* Carries it out, and begins another run with this page. */
 void collect_first(struct scanner *scanner, int kind, uint32_t id, uint32_t target);
-/* It gets longer, or another one begins. */
+/* Adds this page to the run, or else begins another run with it. */
 void collect(struct scanner *scanner, int kind, uint32_t id, uint32_t target);
 
 #endif

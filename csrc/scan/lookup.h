@@ -4,7 +4,7 @@
 
 #include "scan/scanner.h"
 
-/* changed: its checksum is not that of the last visit, or there was none. */
+/* `changed` says that its checksum is not that of the last visit, or that there was no visit. */
 void look_up(struct scanner *scanner, uint32_t id, bool changed, bool eager);
 
 #endif

@@ -11,7 +11,7 @@ enum chunk_plan {
 };
 /* How to learn what was written to the chunk of n pages that begins with page id. */
 enum chunk_plan chunk_plan(const struct merger *merger, uint32_t id, uint64_t n, bool eager);
-/* The answer. */
+/* Notes the answer for chunk_plan(). */
 void chunk_asked(const struct pages *pages, uint32_t id, uint64_t n, bool all_written);
 
 #endif

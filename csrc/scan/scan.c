@@ -186,7 +186,7 @@ static uint64_t at_rest(const struct scanner *scanner, const struct region *regi
     const struct window *window = &scanner->window;
     uint64_t last = window->first + window->n, end = least((i | (CHUNK - 1)) + 1, last);
     if (i % BLOCK || !scanner->pages->tracked ||
-        chunk_of(scanner->pages, region->base + (uint32_t)i)->restless)
+        chunk_of(scanner->pages, region->base + (uint32_t)i)->unsettled)
         return 0;
     if (any_changed(window, i, end))
         end = least((i | (BLOCK - 1)) + 1, last);

@@ -4,17 +4,17 @@
 
 #include "scan/scanner.h"
 
-/* What the page tables say about the next pages. */
+/* Asks the page tables about the next pages, from the scanner's place on. */
 void window_open(struct scanner *scanner, const struct region *region, bool eager);
 /* The pass is over, or was not begun: the next one begins with the first region. */
 void window_reset(struct scanner *scanner);
 /* An eager call goes on in a window that another one opened. */
 void window_turn_eager(struct scanner *scanner);
-/* What is known of the pages that it has not come to. */
+/* What the window says of the pages that the scanner has not come to yet. */
 struct outlook window_outlook(const struct scanner *scanner);
-/* What was known of those that are shared by now is out of date. */
+/* Forgets what the window says of those of n pages that are shared by now: it is out of date. */
 void window_pages_merged(struct scanner *scanner, uint32_t id, uint64_t n);
-/* Is there no memory of its own behind a page of the slice at hand? */
+/* Whether there is no memory of its own behind a page of the slice at hand. */
 bool window_at_hole(struct scanner *scanner, uint32_t id);
 /* A region is about to go: the pass goes on with the next one. */
 void window_leave_region(struct scanner *scanner, uint32_t region);

@@ -15,7 +15,8 @@ MUTANTS = [
     Mutant(
         "a chunk knows what there is to do in it",
         file="csrc/pages/records.c",
-        old="chunk_of(pages, id)->restless += (uint16_t)(is_restless(state) - is_restless(old));",
+        old="chunk_of(pages, id)->unsettled += "
+        "(uint16_t)(is_unsettled(state) - is_unsettled(old));",
         new="",
         tests=("c/test_planned.c::all_of_them_are_merged",),
     ),
