@@ -670,6 +670,44 @@ def test_foreign_memory_is_adopted_where_an_object_has_it(choosing: Any) -> None
         unmap(foreign, 8 * MIB)
 
 
+def test_memory_that_took_the_place_of_adopted_memory_merges(choosing: Any) -> None:
+    """A block that is given back and taken anew at the same place, before a pass comes by: its
+    region ends, and the new one merges. Of the others none does.
+    """
+    engine, adopter = choosing
+    nbytes = 40 * MIB
+    blocks = [block(nbytes) for _ in range(2)]
+    middle = (blocks[0] + 16 * MIB) // PAGE * PAGE
+    try:
+        for _ in range(2):
+            adopter.look(engine._core)
+        engine.scan(2, eager=True)
+        others = set(engine._core.overlapping(middle, middle + 8 * MIB))
+        # The kernel gives the same place again, but for what others map meanwhile.
+        place = blocks[1] // PAGE * PAGE
+        free(blocks.pop())
+        _libc.mmap.restype = ctypes.c_void_p
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100000  # MAP_FIXED_NOREPLACE
+        where, size = ctypes.c_void_p(place), ctypes.c_size_t(nbytes + PAGE)
+        assert _libc.mmap(where, size, 3, flags, -1, 0) == place
+        ctypes.memset(place, 7, nbytes + PAGE)
+        (ctypes.c_uint64 * 2).from_address(place)[:] = (0, (nbytes + PAGE) | 2)
+        blocks.append(place + 16)
+
+        def merges() -> bool:
+            adopter.look(engine._core)
+            engine.scan(2, eager=True)
+            regions = engine._core.overlapping(place, place + nbytes)
+            return sum(region.stats().merging_pages for region in regions) > nbytes // PAGE - 64
+
+        until(merges, lambda: (adopter.coverage, engine.stats()), limit=patience(60))
+        assert others and others <= set(engine.regions())
+    finally:
+        engine.close()
+        for address in blocks:
+            free(address)
+
+
 # Never gives anything back; what it maps begins as glibc's blocks do.
 ANOTHER_MALLOC = """
 #define _GNU_SOURCE

@@ -123,6 +123,16 @@ class Core:
             self.require_open()
             return self._regions.adopt(self, pieces)
 
+    def pages_differed(self) -> int:
+        """The counter of that name."""
+        return self._native.stats()["pages_differed"]
+
+    def drop_replaced(self) -> None:
+        """End adopted regions that have other memory by now; see Regions.drop_replaced()."""
+        with self._lock:
+            self.require_open()
+            self._regions.drop_replaced()
+
     def regions(self) -> tuple[Region, ...]:
         """As Engine.regions()."""
         self.require_open()

@@ -23,7 +23,14 @@ from ksmpy.engine.region import Home, Region
 from ksmpy.errors import KsmpyError, RegionError
 from ksmpy.memory.buffers import Buffer, locate
 from ksmpy.memory.lifetime import Held, Lifetime, Unowned, Watched, lifetime
-from ksmpy.memory.maps import AddressSpace, Allowance, refusal, register_error, vma_flags
+from ksmpy.memory.maps import (
+    AddressSpace,
+    Allowance,
+    is_unwatched,
+    refusal,
+    register_error,
+    vma_flags,
+)
 from ksmpy.memory.traverse import Found, merge_ranges
 from ksmpy.native import NativeEngine
 
@@ -266,6 +273,22 @@ class Regions:
                 level = logging.DEBUG if region._adopted else logging.WARNING
                 _log.log(level, "region %r lost its memory and was released", region.name)
                 self.end(region, discard=False)
+
+    def drop_replaced(self) -> None:
+        """End the adopted regions of which a part is other memory by now: mapped, before a pass
+        came by, in the place of what was registered. No page of it can be merged, as no userfaultfd
+        has it.
+        """
+        regions = [region for region in self.all() if region._adopted]
+        ends = (region.address + region.nbytes for region in regions)
+        space = AddressSpace.read(max(ends, default=0))
+        for region in regions:
+            if any(
+                is_unwatched(each)
+                for each in space.covering(region.address, region.address + region.nbytes)
+            ):
+                _log.debug("region %r has other memory, and was released", region.name)
+                self._ended(region)
 
     def _ended(self, region: Region, *, moved: bool = False) -> None:
         """The owner dies, has been left to us alone, or has `moved`. Runs in any thread, at any

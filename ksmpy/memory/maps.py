@@ -12,7 +12,15 @@ from ksmpy.native import VMA_DONTDUMP, VMA_HUGEPAGE, VMA_NOHUGEPAGE
 from ksmpy.proc import Mapping
 from ksmpy.store.files import is_store
 
-__all__ = ["MERGED", "AddressSpace", "Allowance", "refusal", "register_error", "vma_flags"]
+__all__ = [
+    "MERGED",
+    "AddressSpace",
+    "Allowance",
+    "is_unwatched",
+    "refusal",
+    "register_error",
+    "vma_flags",
+]
 
 _ENGINE_FLAGS = {"hg": VMA_HUGEPAGE, "nh": VMA_NOHUGEPAGE, "dd": VMA_DONTDUMP}
 
@@ -123,6 +131,13 @@ def _mapping_refusal(mapping: Mapping, ours: frozenset[str]) -> str | None:
     if mapping.perms[:3] != "rw-":
         return f"its memory is mapped {mapping.perms[:3]}, not rw-"
     return next((text for flag, text in _REFUSED.items() if flag in flags), None)
+
+
+def is_unwatched(mapping: Mapping) -> bool:
+    """Whether it is private anonymous memory that no userfaultfd has; False where nothing tells."""
+    if mapping.flags is None or mapping.inode or mapping.perms != "rw-p":
+        return False
+    return not mapping.flags & _USERFAULTFD
 
 
 def vma_flags(mappings: list[Mapping]) -> int:

@@ -49,6 +49,8 @@ _DISTRUST_MOST = 256.0
 _PLACE = 4 << 20
 # Memory that was not there before may be filled when so much more is in memory (16 MiB).
 _FILLED_PAGES = 4096
+# So many pages that could not be merged (1 MiB) are a reason to look whether they are still ours.
+_DIFFERED_PAGES = 256
 # So much in memory of which nothing tells whose it is, and objects are looked at for what they have
 # of it: that takes time, and in a forked child memory.
 _WORTH_A_LOOK = 4 << 20
@@ -99,6 +101,7 @@ class Adopter:
         self._shown: set[Region] = set()  # those of mappings that are known from objects only
         self._unknown_bytes = 0
         self._looked_before = False
+        self._differed = 0
         self._unnamed: list[Region] = []
         self._losses: dict[int, tuple[int, float]] = {}
         self._refused: dict[Interval, tuple[str, float]] = {}
@@ -161,10 +164,13 @@ class Adopter:
         # In pages: the address space, what of it is in memory, its writable part.
         size, resident, _, _, _, writable, _ = Path("/proc/self/statm").read_text().split()
         filled = int(resident) // _FILLED_PAGES if self._absent else 0
-        return size, writable, filled, len(engine.all_regions())
+        differed = engine.pages_differed() // _DIFFERED_PAGES
+        return size, writable, filled, differed, len(engine.all_regions())
 
     def look(self, engine: Core) -> None:
         """Register what this look and the previous one have both seen."""
+        if self._way != "objects":
+            self._drop_replaced(engine)
         self._note_losses(engine)
         taken = [_interval(region) for each in live_engines() for region in each.all_regions()]
         found = Survey([])
@@ -181,6 +187,13 @@ class Adopter:
         if named:
             self._name(named)
         self.coverage = self._coverage(engine, found)
+
+    def _drop_replaced(self, engine: Core) -> None:
+        """What was given back and taken anew at once has a region that nothing can be merged in."""
+        differed = engine.pages_differed()
+        if differed - self._differed >= _DIFFERED_PAGES:
+            engine.drop_replaced()
+            self._differed = differed
 
     def _asks_objects(self) -> bool:
         enough = max(_WORTH_A_LOOK, self._min_bytes)
