@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import mmap
+import os
 import pickle
 import random
 import subprocess
@@ -192,6 +193,20 @@ def test_memory_without_an_object_is_found(looking: Any) -> None:
         _libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(8 * MIB))
     engine.scan(2, eager=True)
     engine.close()
+
+
+def test_stats_tell_what_was_found(enabled: Any) -> None:
+    """`ksmpy stats PID` says from outside what was found, adopted and left."""
+    holder = [{"a": weights(1), "b": weights(1)}]
+    enabled()
+    said: list[str] = []
+
+    def told() -> bool:
+        said[:] = [python("-m", "ksmpy", "stats", str(os.getpid())).stdout]
+        return "found " in said[0] and "adopted" in said[0] and "left" in said[0]
+
+    until(told, lambda: said[0], limit=patience(30))
+    assert holder
 
 
 # ---- left ----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ksmpy.cli.command import Command, CommandError, Parser, at_least
 from ksmpy.cli.output import human_bytes, print_json, table
@@ -39,9 +39,23 @@ class Stats(Command):
             print_json(seen[0] if options.pid else seen)
         elif seen:
             table("", COLUMNS, [row(each) for each in seen])
+            for text in found_in(options.pid) if options.pid else ():
+                print(text)
         else:
             print("no process here uses ksmpy")
         return 0
+
+
+def found_in(pid: int) -> list[str]:
+    """What the last look for memory to adopt has found there, as far as it was noted."""
+    from ksmpy.watch.past import pasts
+    from ksmpy.whole.adopt import Coverage
+
+    try:
+        facts: list[Any] = [each.facts.get("coverage") for each in pasts(pid)]
+    except OSError:  # it has ended
+        return []
+    return [str(Coverage(**fact)) for fact in facts if fact is not None]
 
 
 PROCESS_COLUMNS = ("PID", "command", "pages merged", "state")
