@@ -717,7 +717,7 @@ def test_enable_adopts_local_arrays(enabled: Any) -> None:
     engine = enabled(adopt="objects")
     until(lambda: engine.stats().pages_sharing >= 255, engine.regions, limit=patience(30))
     del one
-    until(lambda: len(engine.regions()) <= 1, engine.regions)
+    until(lambda: len(engine.regions()) <= 1, engine.regions, limit=patience(30))
     assert np.array_equal(two, pattern(1))
 
 
