@@ -22,6 +22,7 @@
 #include "freeze/home.h"
 #include "freeze/ops.h"
 #include "freeze/removed.h"
+#include "freeze/replace.h"
 #include "os/clock.h"
 #include "os/direct_io.h"
 #include "os/map.h"
@@ -156,23 +157,49 @@ static bool shows_frame(uint8_t kind)
     return kind == OS_PAGE_NONE || kind == OS_PAGE_FILE;
 }
 
-/* The thread goes on already, and may have written: only what shows a frame is replaced. */
+/* They stay overlays, of which we are told again. */
+static void leave_gate(const struct removals *removals, uintptr_t address, uint64_t n)
+{
+    if (os_uffd_unregister(removals->gate_fd, address, n) == 0)
+        os_uffd_register(removals->overlay_fd, address, n, OS_UFFD_WP);
+}
+
+/* At most FREEZE_MAX pages, whose writers wait: what shows a frame, and not what was written to. */
+static void replace_what_shows_frames(struct freezer *fz, struct removed removed)
+{
+    uint8_t kinds[FREEZE_MAX] = {0};
+    uint64_t n = (removed.end - removed.start) >> PAGE_SHIFT;
+    bool known = os_pages(fz->pagemap_fd, removed.start, n, kinds) == 0;
+    for (uint64_t i = 0, length; i < n; i += length) {
+        bool shows = shows_frame(kinds[i]);
+        for (length = 1; i + length < n && shows_frame(kinds[i + length]) == shows;)
+            length++;
+        uintptr_t start = removed.start + bytes_of(i);
+        if (known && shows)
+            replace(fz, (struct removed){start, start + bytes_of(length),
+                                         removed.offset + bytes_of(i)});
+        else
+            leave_gate(&fz->removals, start, length);
+    }
+}
+
+/*
+ * The thread goes on already, and may have written.  Nobody may write between the look and the
+ * replacing, so the overlays belong to the gate meanwhile.
+ */
 static void replace_late(struct freezer *fz, struct removed removed)
 {
-    uint8_t kinds[FREEZE_MAX];
+    const struct removals *removals = &fz->removals;
     for (uint64_t n; removed.start < removed.end; removed.start += bytes_of(n)) {
         n = least((removed.end - removed.start) >> PAGE_SHIFT, FREEZE_MAX);
-        if (os_pages(fz->pagemap_fd, removed.start, n, kinds) < 0)
-            return;
-        for (uint64_t i = 0, length; i < n; i += length) {
-            bool shows = shows_frame(kinds[i]);
-            for (length = 1; i + length < n && shows_frame(kinds[i + length]) == shows;)
-                length++;
-            uintptr_t start = removed.start + bytes_of(i);
-            if (shows)
-                replace(fz, (struct removed){start, start + bytes_of(length),
-                                             removed.offset + bytes_of(i)});
-        }
+        os_uffd_unregister(removals->overlay_fd, removed.start, n);
+        if (os_uffd_register(removals->gate_fd, removed.start, n, OS_UFFD_WP) == 0 &&
+            freezer_block_writers(fz, removed.start, n) == 0)
+            replace_what_shows_frames(
+                fz, (struct removed){removed.start, removed.start + bytes_of(n), removed.offset});
+        else
+            leave_gate(removals, removed.start, n);
+        os_uffd_wake(removals->gate_fd, removed.start, n);
         removed.offset += bytes_of(n);
     }
 }

@@ -15,8 +15,10 @@
 #include "freeze/removals.h"
 #include "ksmpy.h"
 #include "os/clock.h"
+#include "os/direct_io.h"
 #include "os/files.h"
 #include "os/map.h"
+#include "os/pagemap.h"
 #include "os/uffd.h"
 #include "pages.h"
 
@@ -38,6 +40,10 @@ static bool stuck; /* a thread waits for ever, and the freezer cannot end */
 static void (*before_watching)(void); /* once: an overlay was mapped, and belongs to nobody yet */
 static void (*before_moving)(void); /* once: the range is about to be taken away */
 static void (*before_replacing)(void); /* once: copies are about to be moved over overlays */
+static void (*after_looking)(void); /* once: which pages show frames has been asked */
+static bool nobody_is_seen; /* in madvise() */
+static pthread_t writer;
+static _Atomic bool given_back, written;
 static int refused_fd = -1; /* what belongs to it is not given back */
 static _Atomic int asked; /* how often somebody missed a page that belongs with the overlays */
 
@@ -47,6 +53,8 @@ int __real_os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep);
 bool __real_os_can_map(uint64_t n);
 int __real_os_uffd_unregister(int fd, uintptr_t address, uint64_t n);
 int __real_os_uffd_read(int fd, uintptr_t *start, uintptr_t *end);
+int __real_os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds);
+int __real_os_removals(int tasks_fd, struct os_removal *removals, int max, bool *running);
 
 static void act(void (**action)(void))
 {
@@ -93,6 +101,21 @@ int __wrap_os_uffd_read(int fd, uintptr_t *start, uintptr_t *end)
 int __wrap_os_uffd_unregister(int fd, uintptr_t address, uint64_t n)
 {
     return fd == refused_fd ? -ENOMEM : __real_os_uffd_unregister(fd, address, n);
+}
+
+int __wrap_os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds)
+{
+    int error = __real_os_pages(pagemap_fd, address, n, kinds);
+    act(&after_looking);
+    return error;
+}
+
+int __wrap_os_removals(int tasks_fd, struct os_removal *removals, int max, bool *running)
+{
+    if (!nobody_is_seen)
+        return __real_os_removals(tasks_fd, removals, max, running);
+    *running = false;
+    return 0;
 }
 
 /* ---- who is there ---- */
@@ -274,6 +297,55 @@ static void overlays_that_were_taken_for_memory_come_back(void)
     end();
 }
 
+/* ---- giving back ---- */
+
+static void *write_late(void *page)
+{
+    *(volatile uint8_t *)page = OWN % 256;
+    atomic_store(&written, true);
+    return NULL;
+}
+
+static void wait_for(_Atomic bool *flag, unsigned milliseconds)
+{
+    for (unsigned i = 0; i < milliseconds && !atomic_load(flag); i++)
+        os_sleep_us(1000);
+}
+
+/* The owner has its pages back by then, and has no reason to wait. */
+static void write_what_was_given_back(void)
+{
+    wait_for(&given_back, 1000 * PATIENCE);
+    CHECK(pthread_create(&writer, NULL, write_late, page_at(range, FIRST)) == 0);
+    wait_for(&written, 100); /* it waits, if all is well */
+}
+
+/* Which thread it is that gives back could not be seen: its pages are zeros a moment too late. */
+static void what_is_written_after_giving_back_stays(void)
+{
+    REQUIRE(begin());
+    merge();
+    written = given_back = false;
+    nobody_is_seen = true;
+    after_looking = write_what_was_given_back;
+    CHECK(madvise(page_at(range, FIRST), bytes_of(END - FIRST), MADV_DONTNEED) == 0);
+    atomic_store(&given_back, true);
+    wait_for(&written, 1000 * PATIENCE);
+    REQUIRE(written && !pthread_join(writer, NULL));
+    removals_hold(&freezer); /* until the thread has done its work */
+    removals_let_go(&freezer);
+    nobody_is_seen = false;
+    uint8_t *page = page_at(range, FIRST);
+    CHECK(page[0] == OWN % 256);
+    for (uint64_t i = 1; i < bytes_of(END - FIRST); i++)
+        if (page[i]) {
+            CHECK(!"zeros");
+            break;
+        }
+    CHECK(filled((const uint8_t *)range, FIRST, 1));
+    end();
+}
+
 static void in_this_way(void)
 {
     bool takes_away = way == KSMPY_FREEZE_UFFD_MOVE || way == KSMPY_FREEZE_UFFD_REMAP;
@@ -285,8 +357,10 @@ static void in_this_way(void)
         RUN(who_got_the_place_gets_its_pages_back);
     }
     RUN(what_is_mapped_over_overlays_on_their_way_back_stays);
-    if (way != KSMPY_FREEZE_SIGNAL)
+    if (way != KSMPY_FREEZE_SIGNAL) {
         RUN(overlays_that_were_taken_for_memory_come_back);
+        RUN(what_is_written_after_giving_back_stays);
+    }
 }
 
 int main(void)

@@ -27,6 +27,13 @@ MUTANTS = [
         tests=("c/test_owner.c::what_stays_at_the_gate_can_be_read",),
     ),
     Mutant(
+        "nobody writes while what was given back is replaced late",
+        file="csrc/freeze/removals.c",
+        old="            freezer_block_writers(fz, removed.start, n) == 0)",
+        new="            n > 0)",
+        tests=("c/test_owner.c::what_is_written_after_giving_back_stays",),
+    ),
+    Mutant(
         "who got the place gets its pages back",
         file="csrc/freeze/uffd_away.c",
         old="    if (got <= 0 || owner_kept_registered(",
