@@ -38,6 +38,7 @@ static void unmap_all(struct freezer *fz)
 {
     os_unmap((void *)fz->windows[0], bytes_of(FREEZE_MAX));
     os_unmap((void *)fz->windows[1], bytes_of(FREEZE_HUGE));
+    os_unmap((void *)fz->trash, bytes_of(FREEZE_HUGE));
     stage_close(fz);
     borrow_close(fz);
     os_unmap(fz->zeros, PAGE_SIZE);

@@ -8,6 +8,8 @@
 #include "freeze/registration.h"
 #include "freeze/replace.h"
 #include "freeze/stage.h"
+#include "os/map.h"
+#include "os/maps.h"
 #include "os/uffd.h"
 
 bool gate_is_in_place(const struct freezer *fz)
@@ -17,7 +19,7 @@ bool gate_is_in_place(const struct freezer *fz)
 
 int gate_of(const struct freezer *fz)
 {
-    return gate_is_in_place(fz) ? fz->wp_fd : fz->removals.gate_fd;
+    return fz->removals.gate_fd;
 }
 
 int gate_take(struct freezer *fz, uintptr_t address, uint64_t n, int uffd_mode)
@@ -62,6 +64,42 @@ void gate_give_back(struct freezer *fz, uintptr_t address, uint64_t n)
     }
     fz->taken = false;
     os_uffd_wake(gate_of(fz), address, n);
+}
+
+/* A failed mremap may have unmapped its target, which may be another's by now. */
+static bool is_reserved(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    struct os_maps *maps = &fz->removals.maps;
+    struct os_vma vma;
+    os_maps_refresh(maps);
+    return os_claim(address, n) == 0 ||
+           (os_maps_find(maps, address, &vma) > 0 && vma.start <= address &&
+            address + bytes_of(n) <= vma.end && !vma.inode && !vma.shared && !vma.private_rw &&
+            !vma.private_ro);
+}
+
+/* In step with its huge pages, which are moved whole then. */
+static int move_to_trash(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (!fz->trash)
+        fz->trash = (uintptr_t)os_reserve_in_step(bytes_of(FREEZE_HUGE), 0);
+    if (!fz->trash || !os_can_map(n))
+        return -ENOMEM;
+    uintptr_t to = fz->trash + address % bytes_of(FREEZE_HUGE);
+    int error = os_remap(to, address, n, true);
+    if (error ? !is_reserved(fz, to, n) : os_reserve_at(to, n) != 0)
+        fz->trash = 0;
+    return error;
+}
+
+/* Neighbours that are not one mapping are moved one by one. */
+int gate_empty(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    int error = os_is_locked(address, n) ? -EINVAL : move_to_trash(fz, address, n);
+    if (error != -EFAULT || n == 1)
+        return error;
+    error = gate_empty(fz, address, n / 2);
+    return error ? error : gate_empty(fz, address + bytes_of(n / 2), n - n / 2);
 }
 
 /* Overlays that their owner has moved into a region were taken for its own memory. */

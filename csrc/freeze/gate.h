@@ -13,11 +13,14 @@
 
 /* What is frozen belongs to it. */
 int gate_of(const struct freezer *fz);
-/*
- * Nothing becomes an overlay, and nothing is away: who gives back what is frozen waits for nobody,
- * and neither do we when we empty it.
- */
+/* Nothing becomes an overlay, and nothing is away: only writers wait, and who gives it back. */
 bool gate_is_in_place(const struct freezer *fz);
+/*
+ * What is frozen in place becomes holes, which read as zeros; locked memory is not to have any
+ * (EINVAL).  By madvise() we would wait for ourselves, as its owner does, who may want to write
+ * there next: so the pages are moved away, and go.
+ */
+int gate_empty(struct freezer *fz, uintptr_t address, uint64_t n);
 /* From home to the gate. On error too gate_give_back() is to be called. */
 int gate_take(struct freezer *fz, uintptr_t address, uint64_t n, int uffd_mode);
 /* Back home, but for overlays; whoever waits goes on. */

@@ -49,6 +49,7 @@ struct freezer {
     uintptr_t *window; /* where the frozen pages are kept, one of the two */
     bool torn; /* the huge window has a page table now, so that no huge page fits in */
     uintptr_t stage; /* copies of overlay pages on their way back */
+    uintptr_t trash; /* a reservation of FREEZE_HUGE pages, for what goes; 0: none */
     uintptr_t stage_end; /* of the reservation that the stage slides through; 0: it does not */
     uintptr_t kept[KEPT_PLACES]; /* pages that shadows were borrowed from; 0: none */
     unsigned kept_next;

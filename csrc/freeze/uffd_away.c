@@ -348,9 +348,9 @@ static void uffd_restore(struct freezer *fz, uintptr_t address, uint64_t first, 
 }
 
 /* Holes are filled, since the first touch of one would come to the fault thread. */
-static int zero_in_place(uintptr_t address, uint64_t n)
+static int zero_in_place(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    int error = os_empty(address, n);
+    int error = gate_empty(fz, address, n);
     if (!error)
         os_populate(address, n, false);
     return error;
@@ -360,7 +360,7 @@ static int uffd_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_
 {
     (void)vma_flags;
     if (gate_is_in_place(fz))
-        return zero_in_place(address, n);
+        return zero_in_place(fz, address, n);
     for (int tries = 0; n; tries++) {
         int64_t done = os_uffd_zero(fz->wp_fd, address, n);
         if (done > 0) {

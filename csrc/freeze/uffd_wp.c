@@ -88,11 +88,10 @@ static void wp_restore(struct freezer *fz, uintptr_t address, uint64_t first, ui
     (void)fz, (void)address, (void)first, (void)n;
 }
 
-/* They become holes, which read as zeros. Locked memory is not to have any (EINVAL). */
 static int wp_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
-    (void)fz, (void)vma_flags;
-    return os_empty(address, n);
+    (void)vma_flags;
+    return gate_empty(fz, address, n);
 }
 
 /* ---- giving overlays back ---- */

@@ -105,8 +105,7 @@ void *os_alloc(size_t bytes)
     return fresh(bytes, RW);
 }
 
-/* Address space whose place in a huge page is that of an address, or of an offset in a file. */
-static void *reserve_in_step(size_t bytes, uint64_t like)
+void *os_reserve_in_step(size_t bytes, uint64_t like)
 {
     size_t size = bytes_of(HUGE_PAGES);
     uintptr_t base = (uintptr_t)os_reserve(bytes + size);
@@ -121,7 +120,7 @@ static void *reserve_in_step(size_t bytes, uint64_t like)
 
 void *os_alloc_in_step(size_t bytes, uintptr_t like)
 {
-    void *at = reserve_in_step(bytes, like);
+    void *at = os_reserve_in_step(bytes, like);
     if (!at || os_commit(at, bytes) == 0)
         return at;
     os_unmap(at, bytes);
@@ -236,7 +235,7 @@ int os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep)
  */
 uintptr_t os_grow(uintptr_t from, uint64_t n, uintptr_t like)
 {
-    void *at = reserve_in_step(bytes_of(n), like), *got = MAP_FAILED;
+    void *at = os_reserve_in_step(bytes_of(n), like), *got = MAP_FAILED;
     munlock((void *)from, PAGE_SIZE);
     if (at)
         got = mremap((void *)from, PAGE_SIZE, bytes_of(n), MREMAP_MAYMOVE | MREMAP_FIXED, at);
@@ -268,9 +267,20 @@ void os_look_away(uintptr_t address, uint64_t n)
     madvise((void *)address, bytes_of(n), MADV_DONTNEED);
 }
 
-int os_empty(uintptr_t address, uint64_t n)
+/*
+ * The kernel makes locked memory neither cold nor empty.  What is not locked is about to go, so that
+ * it does not matter how cold it is.
+ */
+bool os_is_locked(uintptr_t address, uint64_t n)
 {
-    return status(madvise((void *)address, bytes_of(n), MADV_DONTNEED));
+    return madvise((void *)address, bytes_of(n), MADV_COLD) < 0 && errno == EINVAL;
+}
+
+int os_reserve_at(uintptr_t address, uint64_t n)
+{
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+    void *got = mmap((void *)address, bytes_of(n), PROT_NONE, flags, -1, 0);
+    return got == MAP_FAILED ? -errno : 0;
 }
 
 enum given { NEVER, WHERE_ADVISED, ALWAYS };
@@ -324,7 +334,7 @@ void os_split(uintptr_t address, uint64_t n)
 
 void *os_map_hidden(int fd, uint64_t offset, size_t bytes)
 {
-    void *at = reserve_in_step(bytes, offset);
+    void *at = os_reserve_in_step(bytes, offset);
     if (!at)
         return NULL;
     os_disown((uintptr_t)at, bytes);

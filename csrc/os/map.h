@@ -13,6 +13,12 @@
 
 /* Address space that costs nothing until it is committed; NULL when there is none. */
 void *os_reserve(size_t bytes);
+/* The same, whose place in a huge page is that of an address, or of an offset in a file. */
+void *os_reserve_in_step(size_t bytes, uint64_t like);
+/* Replaces what is at an address, which goes. */
+int os_reserve_at(uintptr_t address, uint64_t n);
+/* Is a part of it locked in memory? */
+bool os_is_locked(uintptr_t address, uint64_t n);
 int os_commit(void *address, size_t bytes);
 void os_unmap(void *address, size_t bytes);
 int os_dont_fork(void *address, size_t bytes);
@@ -64,8 +70,6 @@ int os_protect(uintptr_t address, uint64_t n, bool writable);
 int os_drop(uintptr_t address, uint64_t n);
 /* Pages of a file leave our page tables; touched again, they come back. No harm if that fails. */
 void os_look_away(uintptr_t address, uint64_t n);
-/* MADV_DONTNEED of the owner's memory: -EINVAL where it is locked. */
-int os_empty(uintptr_t address, uint64_t n);
 /* Does memory with these flags get huge pages where it is touched? */
 bool os_gives_huge_pages(int vma_flags);
 /*

@@ -148,10 +148,12 @@ static bool begin(void)
         return false;
     fill((uint8_t *)range, N, 1);
     frames = os_memfd("frames", bytes_of(N));
-    if (freezer_init(&freezer, way, tracked) || freezer_attach(&freezer, range, N))
+    if (freezer_init(&freezer, way, tracked))
         return false;
     os_identify(frames, &inode, &dev);
     freezer_know_store(&freezer, inode, dev);
+    if (freezer_attach(&freezer, range, N))
+        return false;
     return os_write(frames, 0, (void *)range, N) == N;
 }
 
@@ -163,10 +165,10 @@ static void end(void)
 }
 
 /* The kernel leaves a page where it is that somebody holds for a moment, the reclaimer for one. */
-static bool freeze_all(const uint8_t **view)
+static bool freeze_all(const uint8_t **view, bool zeros)
 {
     for (int tries = 0; tries < 1000; tries++) {
-        int64_t got = freeze(&freezer, range, N, view);
+        int64_t got = (zeros ? freeze_for_zeros : freeze)(&freezer, range, N, view);
         if (got == N)
             return true;
         if (got > 0) {
@@ -203,7 +205,7 @@ static int read_at(uint64_t page)
 static void what_is_mapped_over_a_new_overlay_can_be_read(void)
 {
     const uint8_t *view;
-    REQUIRE(begin() && freeze_all(&view));
+    REQUIRE(begin() && freeze_all(&view, false));
     before_watching = map_over;
     CHECK(freeze_overlay(&freezer, 0, N, frames, 0) == 0);
     thaw(&freezer);
@@ -219,7 +221,7 @@ static void what_is_mapped_over_a_new_overlay_can_be_read(void)
 static void what_is_no_overlay_is_let_go_when_a_region_ends(void)
 {
     const uint8_t *view;
-    REQUIRE(begin() && freeze_all(&view));
+    REQUIRE(begin() && freeze_all(&view, false));
     before_watching = map_over;
     CHECK(freeze_overlay(&freezer, 0, N, frames, 0) == 0);
     thaw(&freezer);
@@ -233,7 +235,7 @@ static void what_is_no_overlay_is_let_go_when_a_region_ends(void)
 static void what_stays_at_the_gate_can_be_read(void)
 {
     const uint8_t *view;
-    REQUIRE(begin() && freeze_all(&view));
+    REQUIRE(begin() && freeze_all(&view, false));
     refused_fd = freezer.removals.gate_fd;
     freeze_restore(&freezer, 0, N);
     thaw(&freezer);
@@ -320,21 +322,26 @@ static void write_what_was_given_back(void)
     wait_for(&written, 100); /* it waits, if all is well */
 }
 
+static void see_nobody(bool so)
+{
+    removals_hold(&freezer);
+    nobody_is_seen = so;
+    after_looking = so ? write_what_was_given_back : NULL;
+    removals_let_go(&freezer);
+}
+
 /* Which thread it is that gives back could not be seen: its pages are zeros a moment too late. */
 static void what_is_written_after_giving_back_stays(void)
 {
     REQUIRE(begin());
     merge();
     written = given_back = false;
-    nobody_is_seen = true;
-    after_looking = write_what_was_given_back;
+    see_nobody(true);
     CHECK(madvise(page_at(range, FIRST), bytes_of(END - FIRST), MADV_DONTNEED) == 0);
     atomic_store(&given_back, true);
     wait_for(&written, 1000 * PATIENCE);
     REQUIRE(written && !pthread_join(writer, NULL));
-    removals_hold(&freezer); /* until the thread has done its work */
-    removals_let_go(&freezer);
-    nobody_is_seen = false;
+    see_nobody(false); /* once the thread has done its work */
     uint8_t *page = page_at(range, FIRST);
     CHECK(page[0] == OWN % 256);
     for (uint64_t i = 1; i < bytes_of(END - FIRST); i++)
@@ -346,8 +353,38 @@ static void what_is_written_after_giving_back_stays(void)
     end();
 }
 
+static void *give_back_and_write(void *page)
+{
+    CHECK(madvise(page, PAGE_SIZE, MADV_DONTNEED) == 0);
+    return write_late(page);
+}
+
+/* Its owner takes them for its own again, while they are about to become holes. */
+static void what_is_written_to_zeros_after_giving_them_back_stays(void)
+{
+    const uint8_t *view;
+    REQUIRE(begin());
+    memset((void *)range, 0, bytes_of(N));
+    REQUIRE(freeze_all(&view, true));
+    written = false;
+    REQUIRE(pthread_create(&writer, NULL, give_back_and_write, page_at(range, FIRST)) == 0);
+    wait_for(&written, 100); /* it waits, if all is well */
+    CHECK(freeze_zero(&freezer, 0, N, 0) == 0);
+    thaw(&freezer);
+    wait_for(&written, 1000 * PATIENCE);
+    REQUIRE(written && !pthread_join(writer, NULL));
+    const uint8_t *memory = (const uint8_t *)range;
+    for (uint64_t i = 0; i < bytes_of(N); i++)
+        if (memory[i] != (i == bytes_of(FIRST) ? OWN % 256 : 0)) {
+            CHECK(!"what was written, and zeros");
+            break;
+        }
+    end();
+}
+
 static void in_this_way(void)
 {
+    RUN(what_is_written_to_zeros_after_giving_them_back_stays);
     bool takes_away = way == KSMPY_FREEZE_UFFD_MOVE || way == KSMPY_FREEZE_UFFD_REMAP;
     RUN(what_is_mapped_over_a_new_overlay_can_be_read);
     if (way != KSMPY_FREEZE_SIGNAL)

@@ -35,8 +35,8 @@ MUTANTS = [
     Mutant(
         "who gives back pages that are away to be verified as zeros waits",
         file="csrc/freeze/gate.c",
-        old="    return gate_is_in_place(fz) ?",
-        new="    return fz->to_zeros ?",
+        old="    return fz->removals.gate_fd;",
+        new="    return fz->to_zeros ? fz->wp_fd : fz->removals.gate_fd;",
         tests=("c/test_freeze.c::what_is_given_back_while_it_is_frozen_for_zeros_is_gone",),
     ),
     Mutant(

@@ -48,6 +48,13 @@ MUTANTS = [
         tests=("c/test_owner.c::what_is_mapped_over_overlays_on_their_way_back_stays",),
     ),
     Mutant(
+        "who gives back what is to become holes waits",
+        file="csrc/freeze/gate.c",
+        old="    return fz->removals.gate_fd;",
+        new="    return gate_is_in_place(fz) ? fz->wp_fd : fz->removals.gate_fd;",
+        tests=("c/test_owner.c::what_is_written_to_zeros_after_giving_them_back_stays",),
+    ),
+    Mutant(
         "overlays that are registered as memory come back",
         file="csrc/freeze/gate.c",
         old="    return error == -EINVAL ? os_uffd_unregister(",
