@@ -316,6 +316,12 @@ class _Native:
         """The stores that are made from now on have keys at random, as ever."""
         lib.ksmpy_fix_key(0)
 
+    def ksmpy_find_owners(self) -> None:
+        """Looks at memory, and keeps nothing."""
+        start = ffi.cast("uintptr_t", ffi.from_buffer(self.model))
+        out = ffi.new("struct ksmpy_owned[8]")
+        assert lib.ksmpy_find_owners(start, int(start) + 4096, 0, out, 8) >= 0
+
     def ksmpy_checksum(self) -> None:
         """A pure function."""
         lib.ksmpy_checksum(ffi.from_buffer(self.model), 4096)
