@@ -19,6 +19,7 @@ void store_unmap(struct store *store)
     os_unmap((void *)(uintptr_t)store->memory, at.end - at.frames);
     os_unmap(store->counts[0].base, counts_bytes(store));
     arena_destroy(&store->dead);
+    store->dead_count = 0; /* others reap what was not punched */
     store->index = NULL;
     store->memory = NULL;
     store->counts[0].base = NULL;
