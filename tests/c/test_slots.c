@@ -640,6 +640,33 @@ static void who_leaves_frees_what_it_gave_up(void)
     close_all();
 }
 
+/* A child's first try to make an engine its own failed, and what it was freeing was reaped. */
+static void who_comes_again_has_nothing_left_to_free(void)
+{
+    REQUIRE(open_pair());
+    uint32_t frames[] = {filled_frame(&one, 1), filled_frame(&one, 2)};
+    CHECK(store_lock(&one));
+    store_free(&one, frames[0]);
+    store_free(&one, frames[1]);
+    store_unlock(&one);
+    no_holes = true;
+    store_return_to_parent(&one);
+    no_holes = false;
+    CHECK(store_lock(&two));
+    slots_reap(&two);
+    store_unlock(&two);
+    store_flush(&two);
+    CHECK(state_of(&two, frames[0]) == FRAME_FREE && state_of(&two, frames[1]) == FRAME_FREE);
+    REQUIRE(store_attach_again(&one) == 0);
+    CHECK(one.dead_count == 0);
+    uint32_t frame = filled_frame(&one, 3); /* the list has memory again */
+    CHECK(store_lock(&one));
+    store_free(&one, frame);
+    store_unlock(&one);
+    store_detach(&one);
+    close_all();
+}
+
 static void rules_outlast_those_who_follow_them(void)
 {
     REQUIRE(open_pair());
@@ -711,6 +738,7 @@ int main(void)
     RUN(children_inherit_neither_the_index_nor_the_slot);
     RUN(what_is_pinned_outlasts_its_store);
     RUN(who_leaves_frees_what_it_gave_up);
+    RUN(who_comes_again_has_nothing_left_to_free);
     RUN(rules_outlast_those_who_follow_them);
     RUN(a_newcomer_believes_nothing);
     return finish();

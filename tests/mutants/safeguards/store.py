@@ -50,6 +50,13 @@ MUTANTS = [
         tests=("c/test_slots.c::a_fork_leaves_a_lease_behind",),
     ),
     Mutant(
+        "who comes again has nothing left to free",
+        file="csrc/store/mapping.c",
+        old="    store->dead_count = 0;",
+        new="    store->dead_count += 0;",
+        tests=("c/test_slots.c::who_comes_again_has_nothing_left_to_free",),
+    ),
+    Mutant(
         "no hole is punched into another file",
         file="csrc/store/frames.c",
         old="    if (!(store->dead_count || too_many) || !store_has_files(store))",
