@@ -150,8 +150,8 @@ def ending(child: subprocess.Popen[str]) -> Iterator[None]:
 
 
 def pids(family: Path) -> set[int]:
-    """Who has loaded the weights."""
-    return {int(path.read_text() or 0) for path in family.glob("*.pid")}
+    """Who has loaded the weights, and has said so to the end."""
+    return {int(said) for path in family.glob("*.pid") if (said := path.read_text())}
 
 
 def test_every_child_is_followed(family: Path, directory: str) -> None:
