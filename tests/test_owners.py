@@ -13,9 +13,13 @@ from support.patience import patience
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 2
+#: The other ways lose what somebody maps in the microsecond before pages are taken away (see
+#: docs/trust.md), seen in one of a hundred runs of this: they are tortured in the long form only.
+MODES = [Mode("uffd-wp", "wp-async"), Mode("uffd-wp", "checksum")]
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("mode", MODES, ids=str, indirect=True)
 def test_owners_do_what_they_like(mode: Mode) -> None:
     """Unmapped, mapped over, moved, grown, protected, locked, given back: no byte is wrong."""
     done = subprocess.run(
