@@ -18,6 +18,8 @@ _ATTEMPTS = 20
 # the least that is merged (`min_bytes`).
 _WORTH = 16
 _MIN_BYTES = 1 << 20
+# How often it is put off because the program is importing something.
+_PUT_OFF = 10
 # How long fork() and the end of the process wait for an engine that is being made.
 _PATIENCE = 5.0
 
@@ -111,15 +113,30 @@ class _Follower:
 
     def _wait(self, lock):
         seconds = _FIRST_SECONDS
-        attempts = 0
+        attempts = put_off = 0
         while not self._over and not self._begun_here and attempts < _ATTEMPTS:
             self._sleep(seconds)
             seconds = min(seconds * 1.5, _MOST_SECONDS)
-            if self._worth():
+            if put_off < _PUT_OFF and self._disturbs_imports():
+                put_off += 1
+            elif self._worth():
                 attempts += 1
                 with lock:
                     if not self._over:
                         self._begun_here = self._begin()
+
+    def _disturbs_imports(self):
+        """With gevent's locks in the place of the interpreter's, who imports a module that this
+        thread is importing does not wait for it: LoopExit is raised, since no greenlet is left.
+        """
+        if "gevent.monkey" not in sys.modules:
+            return False
+        for frame in sys._current_frames().values():
+            while frame is not None:
+                if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                    return True
+                frame = frame.f_back
+        return False
 
     def _worth(self):
         if self._inherits:  # the parent has an engine, whose pages are here too
