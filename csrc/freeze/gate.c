@@ -29,11 +29,6 @@ int gate_take(struct freezer *fz, uintptr_t address, uint64_t n, int uffd_mode)
     return error ? error : os_uffd_register(gate_of(fz), address, n, uffd_mode);
 }
 
-static int let_writers_go(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    return os_uffd_protect(fz->wp_fd, address, n, false);
-}
-
 /*
  * Should the kernel not take it back, its writers are let go all the same: it looks unwritten for
  * ever then, which costs merges and no byte.
@@ -45,7 +40,7 @@ static void give_back(struct freezer *fz, uintptr_t address, uint64_t n)
         return;
     }
     if (n == 1) {
-        let_writers_go(fz, address, 1);
+        freezer_let_writers_go(fz, address, 1);
         return;
     }
     give_back(fz, address, n / 2);
@@ -102,26 +97,9 @@ int gate_empty(struct freezer *fz, uintptr_t address, uint64_t n)
     return error ? error : gate_empty(fz, address + bytes_of(n / 2), n - n / 2);
 }
 
-/* Overlays that their owner has moved into a region were taken for its own memory. */
-static int leave(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    int error = os_uffd_unregister(fz->removals.overlay_fd, address, n);
-    return error == -EINVAL ? os_uffd_unregister(freezer_home(fz), address, n) : error;
-}
-
-static int take_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    freezer_change_what_can_be(fz, leave, address, n);
-    int error = os_uffd_register(gate_of(fz), address, n, OS_UFFD_WP);
-    if (!error)
-        error = freezer_block_writers(fz, address, n);
-    return error ? error : freezer_still(fz, address, n);
-}
-
 static void return_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    if (os_uffd_unregister(gate_of(fz), address, n) != 0)
-        freezer_change_what_can_be(fz, let_writers_go, address, n);
+    freezer_leave_overlays(fz, address, n);
     os_uffd_wake(gate_of(fz), address, n);
     freezer_track_overlay(fz, address, n);
 }
@@ -129,7 +107,9 @@ static void return_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
 int gate_bring_back(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t shadow,
                     int vma_flags)
 {
-    int error = take_overlays(fz, address, n);
+    int error = freezer_take_overlays(fz, address, n);
+    if (!error)
+        error = freezer_still(fz, address, n);
     if (!error)
         error = stage_bring_back(fz, address, n, shadow, vma_flags);
     if (error)

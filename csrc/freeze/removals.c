@@ -143,13 +143,14 @@ static void note(struct removals *removals, struct removed removed)
 }
 
 /* As memory of the region's own. */
-static void replace(struct freezer *fz, struct removed removed)
+static bool replace(struct freezer *fz, struct removed removed)
 {
     uint64_t n = (removed.end - removed.start) >> PAGE_SHIFT;
     if (os_map_anonymous(removed.start, n, 0) < 0)
-        return;
+        return false;
     freezer_register(fz, removed.start, n);
     note(&fz->removals, removed);
+    return true;
 }
 
 static bool shows_frame(uint8_t kind)
@@ -158,10 +159,10 @@ static bool shows_frame(uint8_t kind)
 }
 
 /* They stay overlays, of which we are told again. */
-static void leave_gate(const struct removals *removals, uintptr_t address, uint64_t n)
+static void leave(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    if (os_uffd_unregister(removals->gate_fd, address, n) == 0)
-        os_uffd_register(removals->overlay_fd, address, n, OS_UFFD_WP);
+    freezer_leave_overlays(fz, address, n);
+    os_uffd_register(fz->removals.overlay_fd, address, n, OS_UFFD_WP);
 }
 
 /* At most FREEZE_MAX pages, whose writers wait: what shows a frame, and not what was written to. */
@@ -169,17 +170,16 @@ static void replace_what_shows_frames(struct freezer *fz, struct removed removed
 {
     uint8_t kinds[FREEZE_MAX] = {0};
     uint64_t n = (removed.end - removed.start) >> PAGE_SHIFT;
+    os_populate(removed.start, n, false); /* a marker looks like a swapped copy to ordinary users */
     bool known = os_pages(fz->pagemap_fd, removed.start, n, kinds) == 0;
     for (uint64_t i = 0, length; i < n; i += length) {
         bool shows = shows_frame(kinds[i]);
         for (length = 1; i + length < n && shows_frame(kinds[i + length]) == shows;)
             length++;
         uintptr_t start = removed.start + bytes_of(i);
-        if (known && shows)
-            replace(fz, (struct removed){start, start + bytes_of(length),
-                                         removed.offset + bytes_of(i)});
-        else
-            leave_gate(&fz->removals, start, length);
+        struct removed part = {start, start + bytes_of(length), removed.offset + bytes_of(i)};
+        if (!known || !shows || !replace(fz, part))
+            leave(fz, start, length);
     }
 }
 
@@ -189,17 +189,14 @@ static void replace_what_shows_frames(struct freezer *fz, struct removed removed
  */
 static void replace_late(struct freezer *fz, struct removed removed)
 {
-    const struct removals *removals = &fz->removals;
     for (uint64_t n; removed.start < removed.end; removed.start += bytes_of(n)) {
         n = least((removed.end - removed.start) >> PAGE_SHIFT, FREEZE_MAX);
-        os_uffd_unregister(removals->overlay_fd, removed.start, n);
-        if (os_uffd_register(removals->gate_fd, removed.start, n, OS_UFFD_WP) == 0 &&
-            freezer_block_writers(fz, removed.start, n) == 0)
+        if (freezer_take_overlays(fz, removed.start, n) == 0)
             replace_what_shows_frames(
                 fz, (struct removed){removed.start, removed.start + bytes_of(n), removed.offset});
         else
-            leave_gate(removals, removed.start, n);
-        os_uffd_wake(removals->gate_fd, removed.start, n);
+            leave(fz, removed.start, n);
+        os_uffd_wake(fz->removals.gate_fd, removed.start, n);
         removed.offset += bytes_of(n);
     }
 }

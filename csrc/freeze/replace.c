@@ -3,6 +3,7 @@
 #include <errno.h>
 
 #include "base/pages.h"
+#include "freeze/home.h"
 #include "freeze/ops.h"
 #include "freeze/owner.h"
 #include "os/direct_io.h"
@@ -47,6 +48,31 @@ int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     int error = os_keep_from_ksm(address, n);
     return error ? error : protect(fz, address, n);
+}
+
+int freezer_let_writers_go(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    return os_uffd_protect(fz->wp_fd, address, n, false);
+}
+
+/* Overlays that their owner has moved into a region were taken for its own memory. */
+static int leave(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    int error = os_uffd_unregister(fz->removals.overlay_fd, address, n);
+    return error == -EINVAL ? os_uffd_unregister(freezer_home(fz), address, n) : error;
+}
+
+int freezer_take_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    freezer_change_what_can_be(fz, leave, address, n);
+    int error = os_uffd_register(fz->removals.gate_fd, address, n, OS_UFFD_WP);
+    return error ? error : freezer_block_writers(fz, address, n);
+}
+
+void freezer_leave_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (os_uffd_unregister(fz->removals.gate_fd, address, n) != 0)
+        freezer_change_what_can_be(fz, freezer_let_writers_go, address, n);
 }
 
 int freezer_block_in_place(struct freezer *fz, uintptr_t address, uint64_t n)

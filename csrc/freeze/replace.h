@@ -10,6 +10,13 @@
 
 /* Protects what belongs to wp_fd: from then on its writers wait. */
 int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n);
+int freezer_let_writers_go(struct freezer *fz, uintptr_t address, uint64_t n);
+/*
+ * Overlays belong to the gate, and their writers wait; and do so no more, also where the kernel does
+ * not take them from it. Who waits already is to be woken.
+ */
+int freezer_take_overlays(struct freezer *fz, uintptr_t address, uint64_t n);
+void freezer_leave_overlays(struct freezer *fz, uintptr_t address, uint64_t n);
 /*
  * The same of what is to be frozen where it is.  A page that was not there could not be protected,
  * and may have come meanwhile: a hole.

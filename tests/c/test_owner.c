@@ -42,9 +42,10 @@ static void (*before_moving)(void); /* once: the range is about to be taken away
 static void (*before_replacing)(void); /* once: copies are about to be moved over overlays */
 static void (*after_looking)(void); /* once: which pages show frames has been asked */
 static bool nobody_is_seen; /* in madvise() */
+static _Atomic bool nothing_is_known; /* of what pages show */
 static pthread_t writer;
 static _Atomic bool given_back, written;
-static int refused_fd = -1; /* what belongs to it is not given back */
+static _Atomic int refused_fd = -1; /* what belongs to it is not given back */
 static _Atomic int asked; /* how often somebody missed a page that belongs with the overlays */
 
 void __real_freezer_watch_overlay(struct freezer *fz, uintptr_t address, uint64_t n);
@@ -107,7 +108,7 @@ int __wrap_os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kind
 {
     int error = __real_os_pages(pagemap_fd, address, n, kinds);
     act(&after_looking);
-    return error;
+    return nothing_is_known ? -EIO : error;
 }
 
 int __wrap_os_removals(int tasks_fd, struct os_removal *removals, int max, bool *running)
@@ -353,6 +354,29 @@ static void what_is_written_after_giving_back_stays(void)
     end();
 }
 
+/* The late replacing fails, and the kernel does not take the overlays from the gate either. */
+static void what_stays_an_overlay_can_be_written(void)
+{
+    REQUIRE(begin());
+    merge();
+    written = false;
+    see_nobody(true);
+    after_looking = NULL;
+    nothing_is_known = true;
+    refused_fd = freezer.removals.gate_fd;
+    CHECK(madvise(page_at(range, FIRST), PAGE_SIZE, MADV_DONTNEED) == 0);
+    REQUIRE(pthread_create(&writer, NULL, write_late, page_at(range, FIRST)) == 0);
+    wait_for(&written, 1000 * PATIENCE);
+    CHECK(written);
+    if (!written)
+        exit(finish()); /* with that thread nothing can end */
+    pthread_join(writer, NULL);
+    see_nobody(false);
+    nothing_is_known = false;
+    refused_fd = -1;
+    end();
+}
+
 static void *give_back_and_write(void *page)
 {
     CHECK(madvise(page, PAGE_SIZE, MADV_DONTNEED) == 0);
@@ -397,6 +421,7 @@ static void in_this_way(void)
     if (way != KSMPY_FREEZE_SIGNAL) {
         RUN(overlays_that_were_taken_for_memory_come_back);
         RUN(what_is_written_after_giving_back_stays);
+        RUN(what_stays_an_overlay_can_be_written);
     }
 }
 

@@ -29,8 +29,8 @@ MUTANTS = [
     Mutant(
         "nobody writes while what was given back is replaced late",
         file="csrc/freeze/removals.c",
-        old="            freezer_block_writers(fz, removed.start, n) == 0)",
-        new="            n > 0)",
+        old="        if (freezer_take_overlays(fz, removed.start, n) == 0)",
+        new="        if (n > 0)",
         tests=("c/test_owner.c::what_is_written_after_giving_back_stays",),
     ),
     Mutant(
@@ -56,7 +56,7 @@ MUTANTS = [
     ),
     Mutant(
         "overlays that are registered as memory come back",
-        file="csrc/freeze/gate.c",
+        file="csrc/freeze/replace.c",
         old="    return error == -EINVAL ? os_uffd_unregister(",
         new="    return false ? os_uffd_unregister(",
         tests=("c/test_owner.c::overlays_that_were_taken_for_memory_come_back",),
