@@ -10,9 +10,14 @@
 #include "os/maps.h"
 #include "os/own.h"
 
-#define PIECES 1024 /* that are looked at below a region: a millisecond */
+/*
+ * How many mappings below a region are looked at, at most, for the start of the mapping that it
+ * was once a part of: about a millisecond of PROCMAP_QUERY.
+ */
+#define PIECES 1024
 
-static bool is_kept(struct freezer *fz, uintptr_t page)
+/* If the page is one of the reserved places, the reservation ends, so that it can be mapped. */
+static bool free_kept_place(struct freezer *fz, uintptr_t page)
 {
     for (int i = 0; i < KEPT_PLACES; i++)
         if (fz->kept[i] == page) {
@@ -23,7 +28,10 @@ static bool is_kept(struct freezer *fz, uintptr_t page)
     return false;
 }
 
-/* For the next region of that mapping, before anything else gets the place. */
+/*
+ * Reserves the place from which a page was lent: the next region of the same mapping needs it for
+ * its own shadow, and the kernel would soon map something else there.
+ */
 static void keep_place(struct freezer *fz, uintptr_t page)
 {
     uintptr_t *kept = &fz->kept[fz->kept_next++ % KEPT_PLACES];
@@ -34,6 +42,7 @@ static void keep_place(struct freezer *fz, uintptr_t page)
         os_own(page, PAGE_SIZE);
 }
 
+/* Does one mapping cover both the page and the address start, which lies above it? */
 static bool is_part(struct os_maps *maps, uintptr_t page, uintptr_t start)
 {
     struct os_vma whole;
@@ -42,13 +51,15 @@ static bool is_part(struct os_maps *maps, uintptr_t page, uintptr_t start)
 }
 
 /*
- * A page more of a mapping, below its start, where nothing is: an empty one with its identity.
- * Where the mapping belongs to a region, the page has to do so too.
+ * Makes a mapping one page longer, below its start, if nothing is mapped there.  The kernel merges
+ * the new page, which is empty, with the mapping, and so it has the same identity.  It merges them
+ * only if both have the same flags and the same userfaultfd.  Hence, where the mapping begins with
+ * a region, the page needs the region's flags and has to be registered as well.
  */
 static bool extend_down(struct freezer *fz, struct os_maps *maps, uintptr_t start, int vma_flags)
 {
     uintptr_t page = start - PAGE_SIZE;
-    if (os_map_at(page, 1) < 0 && !(is_kept(fz, page) && os_map_at(page, 1) == 0))
+    if (os_map_at(page, 1) < 0 && !(free_kept_place(fz, page) && os_map_at(page, 1) == 0))
         return false;
     if (is_part(maps, page, start))
         return true;
@@ -60,8 +71,9 @@ static bool extend_down(struct freezer *fz, struct os_maps *maps, uintptr_t star
 }
 
 /*
- * Where the mapping begins that the region was part of, before regions and overlays cut it into
- * pieces: what lies right below the region was one mapping with it, or will not become one.
+ * The start of the mapping that the region was a part of before regions and overlays cut it into
+ * pieces.  Every private writable mapping that adjoins from below may have been part of it.  If one
+ * was not, the borrowed page will not have the region's identity, which costs mappings and no byte.
  */
 static uintptr_t begin_of_mapping(struct os_maps *maps, uintptr_t address)
 {
@@ -87,14 +99,14 @@ static uintptr_t borrow_page(struct freezer *fz, uintptr_t address, int vma_flag
 }
 
 /*
- * The shadow's identity (see freeze/shadow.h) comes from an empty page, which the region's mapping
- * gets for it below its start: so no page of the region has to go away for a moment.
+ * The shadow's identity (see freeze/shadow.h) comes from an empty page by which the region's
+ * mapping is extended below its start.  So no page of the region has to be absent for a moment.
  *
  *              |page| ... | a | b | c | d |       the mapping, one page longer
  *   |page| ... |   |   |   |   |                  moved away, and grown
  *              |   |   |   |   |                  the shadow
  *
- * The place of the page is kept.
+ * The place that the page has left is reserved for the next shadow of this mapping.
  */
 uintptr_t shadow_by_borrowing(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
@@ -102,7 +114,10 @@ uintptr_t shadow_by_borrowing(struct freezer *fz, uintptr_t address, uint64_t n,
     uintptr_t at = page ? (uintptr_t)os_reserve(PAGE_SIZE) : 0;
     uint64_t before = (address - page) >> PAGE_SHIFT;
     if (!at || os_remap(at, page, 1, false) < 0) {
-        /* A failed mremap may have unmapped its target, which may be another's by now. */
+        /*
+         * The target, at, is not unmapped: a failed mremap may have unmapped it already, and
+         * another thread may have mapped something there since.
+         */
         os_unmap((void *)page, PAGE_SIZE);
         return 0;
     }

@@ -7,10 +7,10 @@
  * When it cannot take the lock it wakes the faulting thread, which faults
  * again: a spurious wake-up is harmless.
  *
- * There are no events of mremap and munmap.  A thread inside such a
- * system call waits until its event has been read, and cannot be stopped
- * meanwhile; a tracer that has stopped the fault thread, and then waits for
- * that one to stop, waits for ever.
+ * The engine asks for no events of mremap and munmap.  A thread inside such a
+ * system call would wait until its event has been read, and could not be
+ * stopped meanwhile.  A tracer that has stopped the fault thread, and then
+ * waits for the thread in mremap to stop, would wait for ever.
  */
 #include "freeze/fault_thread.h"
 
@@ -24,30 +24,34 @@
 #include "os/clock.h"
 #include "os/uffd.h"
 
-#define FAULTS 256 /* read before the first of them is answered */
+/* How many messages are read before the first is answered: 2 KiB of this thread's stack. */
+#define FAULTS 256
 
 /*
- * A fault that was read before a thaw may be about a page that lies on a frame
- * by now, and that no page table knows yet: the kernel would put zeros there.
- * Its thread was woken; if it still misses something it faults again.
+ * Answers a fault that was read when thaws were counted.  If there was a thaw
+ * since, the page may belong to an overlay that nobody has touched yet: no
+ * page-table entry says so, and UFFDIO_ZEROPAGE would put zeros over the frame.
+ * So such a fault is not answered.  The thaw has woken its thread, which faults
+ * again if the page is still missing.
  */
 static void fill_hole(struct freezer *fz, uintptr_t address, uint32_t thaws)
 {
     if (pthread_mutex_trylock(&fz->lock) == 0) {
-        /* EEXIST may be a marker that write tracking left; a copy replaces it. */
+        /* EEXIST may mean a marker that write tracking left; UFFDIO_COPY replaces a marker. */
         if (atomic_load(&fz->thaws) == thaws && os_uffd_zero(fz->uffd, address, 1) == -EEXIST)
             os_uffd_copy(fz->uffd, address, fz->zeros, 1);
         pthread_mutex_unlock(&fz->lock);
         os_uffd_wake(fz->uffd, address, 1);
-    } else { /* perhaps frozen; then it faults again, and waits for thaw() */
-        os_sleep_us(20);
+    } else { /* the page may be frozen: its thread faults again, and then waits for thaw() */
+        os_sleep_us(20); /* the thread would fault again at once: this bounds how often it does */
         os_uffd_wake(fz->uffd, address, 1);
     }
 }
 
 /*
- * A thread that is woken too early faults again at once.  So everything is read before anyone is
- * woken, and nobody's turn comes twice before another's.
+ * A thread that is woken too early faults again at once, and its new message is read before older
+ * ones of others.  So all messages are read before anyone is woken: that way each thread gets its
+ * turn.
  */
 static void read_all(struct freezer *fz, uintptr_t *faults, int *count)
 {
@@ -72,7 +76,7 @@ static void *fault_thread(void *argument)
             continue;
         if (wait[1].revents || !freezer_has(fz, fz->uffd))
             return NULL;
-        uint32_t thaws = atomic_load(&fz->thaws);
+        uint32_t thaws = atomic_load(&fz->thaws); /* before the messages: see fill_hole() */
         read_all(fz, faults, &count);
         for (int i = 0; i < count; i++)
             fill_hole(fz, faults[i], thaws);

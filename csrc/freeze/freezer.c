@@ -22,10 +22,14 @@
 #include "os/maps.h"
 #include "os/pagemap.h"
 
-/* How much of a stack is in use below and above a frame of ours, at most. */
+/*
+ * How many bytes of this thread's stack, below and above the stack frame of needed_here(), are
+ * taken to be in use while something is frozen.  Less would risk that the thread waits for itself;
+ * more leaves more memory unmerged if a stack lies in a region, which is rare.
+ */
 #define STACK_BELOW ((uintptr_t)128 << 10)
 #define STACK_ABOVE ((uintptr_t)64 << 10)
-#define THREAD_BYTES ((uintptr_t)2304) /* of what pthread_self() points to */
+#define THREAD_BYTES ((uintptr_t)2304) /* of glibc's struct pthread, at pthread_self(), on x86-64 */
 
 static const struct freezer_ops *const ways[] = {
     [KSMPY_FREEZE_UFFD_MOVE] = &freeze_by_moving,
@@ -86,7 +90,11 @@ void freezer_destroy(struct freezer *fz)
     pthread_mutex_destroy(&fz->lock);
 }
 
-/* The descriptors act on the parent's address space; what is kept from children is not here. */
+/*
+ * The inherited userfaultfds act on the parent's address space, so they are closed.  The windows
+ * of uffd-move are not mapped in a child (MADV_DONTFORK); those of uffd-remap are, and stay unused.
+ * fork() copied the locks in whatever state they were, so they are made anew.
+ */
 void freezer_abandon(struct freezer *fz)
 {
     uint64_t inode = fz->removals.inode, dev = fz->removals.dev;
@@ -94,13 +102,16 @@ void freezer_abandon(struct freezer *fz)
     fz->helper.runs = false;
     freezer_close_files(fz);
     freezer_know_store(fz, inode, dev);
-    fz->removals.overflown = true; /* a note may have been half written */
+    fz->removals.overflown = true; /* the parent's notes are gone: the mappings tell instead */
     fz->windows[0] = fz->windows[1] = 0;
     memset(fz->kept, 0, sizeof fz->kept);
     pthread_mutex_init(&fz->lock, NULL);
 }
 
-/* What its owner has protected is left alone: overlays are readable and writable. */
+/*
+ * Memory that its owner has protected is not frozen: the overlay in its place would be readable and
+ * writable, and so would lift the protection.
+ */
 static int64_t freeze_range(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
     if (!owner_may_write(fz, address, n))
@@ -115,8 +126,8 @@ static int64_t freeze_range(struct freezer *fz, uintptr_t address, uint64_t n, c
 }
 
 /*
- * A range may cross mappings, which no way of freezing does at once: on such
- * an error a shorter one is tried.
+ * No way of freezing takes a range that crosses from one mapping into another.
+ * On an error that may mean this, a shorter range is tried.
  */
 static int64_t freeze_some(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
@@ -150,9 +161,9 @@ static bool meets(uintptr_t address, uint64_t n, uintptr_t start, uintptr_t end)
 }
 
 /*
- * Does this thread itself need these pages: its stack, its thread-local data?  It would wait for
- * itself.  Whoever finds memory to register leaves stacks out, but a thread may have been given
- * any memory for one.
+ * Does this thread itself need these pages, as its stack or its thread-local data?  If they were
+ * frozen it would wait for itself.  Registration leaves stacks out, but a thread can be given any
+ * memory as its stack, that of a region too (pthread_attr_setstack).
  */
 static bool needed_here(uintptr_t address, uint64_t n)
 {

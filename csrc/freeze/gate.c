@@ -30,8 +30,9 @@ int gate_take(struct freezer *fz, uintptr_t address, uint64_t n, int uffd_mode)
 }
 
 /*
- * Should the kernel not take it back, its writers are let go all the same: it looks unwritten for
- * ever then, which costs merges and no byte.
+ * Returns a range to the userfaultfd that it came from.  If the kernel refuses to part a page from
+ * the gate, the page is unprotected there, so that its writers go on all the same.  Such a page is
+ * not tracked any more and looks unwritten for ever, which costs merges and no byte.
  */
 static void give_back(struct freezer *fz, uintptr_t address, uint64_t n)
 {
@@ -61,7 +62,10 @@ void gate_give_back(struct freezer *fz, uintptr_t address, uint64_t n)
     os_uffd_wake(gate_of(fz), address, n);
 }
 
-/* A failed mremap may have unmapped its target, which may be another's by now. */
+/*
+ * Is the range still our PROT_NONE reservation, or free, in which case it is reserved again?  A
+ * failed mremap may have unmapped its target, where another thread may have mapped memory since.
+ */
 static bool is_reserved(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     struct os_maps *maps = &fz->removals.maps;
@@ -73,7 +77,10 @@ static bool is_reserved(struct freezer *fz, uintptr_t address, uint64_t n)
             !vma.private_ro);
 }
 
-/* In step with its huge pages, which are moved whole then. */
+/*
+ * Moves pages into the trash, and drops them there by a new reservation over them.  They keep their
+ * place modulo a huge page, so that mremap moves a huge page whole instead of splitting it.
+ */
 static int move_to_trash(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     if (!fz->trash)
@@ -87,7 +94,7 @@ static int move_to_trash(struct freezer *fz, uintptr_t address, uint64_t n)
     return error;
 }
 
-/* Neighbours that are not one mapping are moved one by one. */
+/* mremap moves no range that crosses mappings (EFAULT): such a range is moved in halves. */
 int gate_empty(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     int error = os_is_locked(address, n) ? -EINVAL : move_to_trash(fz, address, n);

@@ -6,7 +6,10 @@
 
 #include "os/own.h"
 
-/* Its stack is memory of ours: frozen, it would wait for itself. */
+/*
+ * The thread's stack counts as the engine's own memory, so that it is never adopted: a thread whose
+ * stack was frozen would wait for itself.
+ */
 static void note_stack(struct helper *helper)
 {
     pthread_attr_t attributes;
@@ -22,7 +25,10 @@ static void note_stack(struct helper *helper)
     pthread_attr_destroy(&attributes);
 }
 
-/* Signals are for the program's own threads. */
+/*
+ * The thread starts with all signals blocked: handlers of the program's must not run on a thread
+ * that the program does not know of.
+ */
 int helper_start(struct helper *helper, void *(*work)(void *), void *argument)
 {
     sigset_t all, before;
@@ -42,7 +48,7 @@ void helper_end(struct helper *helper, int stop_fd, bool open)
     if (!helper->runs)
         return;
     if (!open)
-        pthread_cancel(helper->thread); /* in poll() it holds nothing */
+        pthread_cancel(helper->thread); /* it is waiting in poll() as a rule, with no lock held */
     else
         while (write(stop_fd, &one, sizeof one) < 0 && errno == EINTR)
             ;

@@ -13,7 +13,7 @@ static bool find(struct freezer *fz, uintptr_t address, struct os_vma *vma)
     return os_maps_find(&fz->removals.maps, address, vma) > 0 && vma->start <= address;
 }
 
-/* Private memory of this file, of which 0, 0 is none. */
+/* Is every page private memory of the file (inode, dev), with these rights?  0, 0 means no file. */
 static bool is_all(struct freezer *fz, uintptr_t address, uint64_t n, bool writable, uint64_t inode,
                    uint64_t dev)
 {
@@ -37,7 +37,7 @@ bool owner_may_write(struct freezer *fz, uintptr_t address, uint64_t n)
     return is_plain(fz, address, n, true);
 }
 
-/* It may be several mappings. */
+/* The kernel answers for one mapping at a time.  The range may have several: halves are asked. */
 bool owner_kept_registered(const struct freezer *fz, uintptr_t address, uint64_t n)
 {
     uint64_t half = n / 2;

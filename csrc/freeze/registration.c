@@ -11,12 +11,17 @@
 #include "os/maps.h"
 #include "os/uffd.h"
 
-#define RETRIES 64 /* 50 us apart */
+/*
+ * How often a registration that found no free mapping is repeated, 50 us apart: some milliseconds,
+ * for which the scanner waits at most before the overlay is left unwatched.
+ */
+#define RETRIES 64
 
 int freezer_fill_holes(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     int error = fz->ops->fills_holes ? os_populate(address, n, false) : 0;
-    return error == -EINVAL ? 0 : error; /* before Linux 5.14; the fault thread fills holes */
+    /* EINVAL: MADV_POPULATE_READ came with Linux 5.14.  Before it the fault thread fills holes. */
+    return error == -EINVAL ? 0 : error;
 }
 
 int freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n)
@@ -36,8 +41,9 @@ static int leave_home(struct freezer *fz, uintptr_t address, uint64_t n)
 }
 
 /*
- * What its owner mapped over an overlay just before that was registered.  Overlays stay: those that
- * their owner has protected outlive their region.
+ * Unregisters from the userfaultfd of overlays what is no overlay: memory that its owner mapped
+ * over a new overlay in the moment before that was registered.  Overlays themselves stay
+ * registered, since those that their owner has protected outlive their region.
  */
 static void leave_what_is_no_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
 {
@@ -60,7 +66,8 @@ int freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n)
     int error = freezer_home(fz) >= 0 ? leave_home(fz, address, n) : 0;
     if (!error || error == -ENOMEM)
         return error;
-    freezer_change_what_can_be(fz, leave_home, address, n); /* not all of it is ours any more */
+    /* The owner has put other memory into a part of the range: the rest is unregistered. */
+    freezer_change_what_can_be(fz, leave_home, address, n);
     if (fz->removals.overlay_fd >= 0)
         leave_what_is_no_overlay(fz, address, n);
     return error;
@@ -74,8 +81,9 @@ int freezer_track_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
 }
 
 /*
- * Never for missing pages: what its owner has mapped over the overlay meanwhile would be registered
- * so, and whoever touched it would wait for a page that nobody brings.
+ * Registers for write protection only, never for missing pages.  Its owner may have mapped other
+ * memory over the overlay meanwhile, which is then registered in its place: whoever touched a
+ * missing page of that would wait for a page that nobody brings.
  */
 void freezer_watch_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
 {

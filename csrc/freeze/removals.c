@@ -1,12 +1,14 @@
 /*
  * The thread that answers madvise(), see removals.h.
  *
- * It waits for one lock only, quiet, whose holder waits for nobody that could be in madvise().  Not
- * for the freezer's lock: fork() takes that, and then malloc's, which a thread in madvise() may
- * hold.  A tracer that stops the thread delays who is in madvise(), until it lets it go on.
+ * It waits for one lock only, quiet, whose holder waits for nobody that could be in madvise().  It
+ * must not wait for the freezer's lock: a fork holds that while it waits for malloc's locks, and a
+ * thread in madvise() may hold one of those.  A tracer that stops this thread delays the threads in
+ * madvise() until it lets it go on.
  *
- * One message is read for each look at the threads: the oldest, of a thread that was in madvise()
- * before the look.
+ * The kernel sends a message before the thread in madvise() sleeps, and /proc shows the call only
+ * once it sleeps.  So after each look at the threads only the oldest message is read: its thread
+ * was in madvise() before the look.
  */
 #include "freeze/removals.h"
 
@@ -30,10 +32,20 @@
 #include "os/pagemap.h"
 #include "os/uffd.h"
 
+/*
+ * How long, in ns, a thread whose message was read is expected to take its pages away, if
+ * /proc does not show it elsewhere before.  Nothing in its range is frozen meanwhile.
+ */
 #define LEAVING_NS ((uint64_t)1000000000)
-#define LOOKS 2500 /* 20 us apart, for a thread that is about to wait */
-#define SETTLED 5  /* of them: who was about to wait when its message was there does so by then */
-#define TURNS 50   /* the same, for the thread to get its turn */
+/*
+ * How often this thread looks, 20 us apart, for the thread that sent a message, before it reads the
+ * message all the same (50 ms and more): madvise() takes that much longer at worst.
+ */
+#define LOOKS 2500
+/* After so many of these looks a thread that was about to sleep when its message came sleeps. */
+#define SETTLED 5
+/* How often, 20 us apart, the scanner lets this thread take the lock first: 1 ms at least. */
+#define TURNS 50
 
 int removals_open(struct freezer *fz)
 {
@@ -62,7 +74,10 @@ void freezer_know_store(struct freezer *fz, uint64_t inode, uint64_t dev)
 
 /* ---- for the scanner ---- */
 
-/* A lock is not handed over: who takes it again and again would keep the thread from it. */
+/*
+ * A mutex is not handed to the one who has waited longest.  A scanner that takes it again and again
+ * would keep the removal thread out, and with it the threads in madvise(): so it waits its turn.
+ */
 void removals_hold(struct freezer *fz)
 {
     for (int i = 0; i < TURNS && atomic_load(&fz->removals.wanted); i++)
@@ -142,7 +157,7 @@ static void note(struct removals *removals, struct removed removed)
         removals->overflown = true;
 }
 
-/* As memory of the region's own. */
+/* Puts fresh anonymous memory in an overlay's place, registered like other pages of the region. */
 static bool replace(struct freezer *fz, struct removed removed)
 {
     uint64_t n = (removed.end - removed.start) >> PAGE_SHIFT;
@@ -158,19 +173,26 @@ static bool shows_frame(uint8_t kind)
     return kind == OS_PAGE_NONE || kind == OS_PAGE_FILE;
 }
 
-/* They stay overlays, of which we are told again. */
+/* Returns overlays from the gate to the userfaultfd of overlays, unchanged. */
 static void leave(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     freezer_leave_overlays(fz, address, n);
     os_uffd_register(fz->removals.overlay_fd, address, n, OS_UFFD_WP);
 }
 
-/* At most FREEZE_MAX pages, whose writers wait: what shows a frame, and not what was written to. */
+/*
+ * Replaces those pages that still show their frames, of at most FREEZE_MAX, while their writers
+ * wait.  A page that was written to has its owner's new bytes and stays.
+ */
 static void replace_what_shows_frames(struct freezer *fz, struct removed removed)
 {
     uint8_t kinds[FREEZE_MAX] = {0};
     uint64_t n = (removed.end - removed.start) >> PAGE_SHIFT;
-    os_populate(removed.start, n, false); /* a marker looks like a swapped copy to ordinary users */
+    /*
+     * A page that is not present may have a marker of write protection in its place, which looks
+     * like a swapped-out copy to ordinary users: after a fault it looks like what it is.
+     */
+    os_populate(removed.start, n, false);
     bool known = os_pages(fz->pagemap_fd, removed.start, n, kinds) == 0;
     for (uint64_t i = 0, length; i < n; i += length) {
         bool shows = shows_frame(kinds[i]);
@@ -184,8 +206,9 @@ static void replace_what_shows_frames(struct freezer *fz, struct removed removed
 }
 
 /*
- * The thread goes on already, and may have written.  Nobody may write between the look and the
- * replacing, so the overlays belong to the gate meanwhile.
+ * Replaces overlays whose owner was already let go on and may have written to them.  Nobody may
+ * write between the look at the pages and their replacement, or that write would be lost: so the
+ * overlays belong to the gate meanwhile, where writers wait.
  */
 static void replace_late(struct freezer *fz, struct removed removed)
 {
@@ -202,8 +225,8 @@ static void replace_late(struct freezer *fz, struct removed removed)
 }
 
 /*
- * Where madvise() would fail, it does so at the first mapping that is not like these, and leaves
- * what follows as it is.
+ * Will madvise() go on behind this mapping?  At one of another kind it may fail, and leave the
+ * memory behind it as it is: what lies there must not be replaced.
  */
 static bool goes_on(const struct removals *removals, const struct os_vma *vma)
 {
@@ -229,14 +252,14 @@ static int replace_overlays(struct freezer *fz, uintptr_t start, uintptr_t end, 
         else
             replace(fz, removed);
         if (!count++ && os_has_locked_memory(removals->tasks_fd))
-            break; /* which madvise() may come upon next, and fail */
+            break; /* madvise() fails at locked memory, which may come next: see goes_on() */
     }
     return count;
 }
 
 /* ---- the messages ---- */
 
-/* The oldest makes room. */
+/* Notes that a thread is about to take pages away; if there are too many, forgets the oldest. */
 static void expect_leaver(struct removals *removals, struct leaver leaver)
 {
     if (removals->leavers_n == REMOVAL_LEAVERS) {
@@ -248,7 +271,10 @@ static void expect_leaver(struct removals *removals, struct leaver leaver)
     removals->leavers[removals->leavers_n++] = leaver;
 }
 
-/* Of a call that was not seen the overlays are replaced right after it was let go on. */
+/*
+ * The message is read, so its thread goes on.  If no thread was seen in such a call (io_uring and
+ * process_madvise() show none), its overlays are still there, and are replaced now.
+ */
 static void let_go_on(struct freezer *fz, uintptr_t start, uintptr_t end)
 {
     struct removals *removals = &fz->removals;
@@ -262,12 +288,13 @@ static void let_go_on(struct freezer *fz, uintptr_t start, uintptr_t end)
 }
 
 /*
- * What waits for the end of a freeze waits no more: nothing is frozen.  What could not be given back
- * to its home then is missing here for ever, unless it gets the zero page.
+ * Wakes a thread that faulted on a page of the gate: nothing is frozen now, as the lock is held.  A
+ * page that could not be given back to its home after a freeze still belongs to the gate.  If it is
+ * missing there nobody else would bring it, so it gets the zero page.
  */
 static void answer_fault(struct freezer *fz, int fd, uintptr_t page)
 {
-    /* EEXIST may be a marker that write protection left; a copy replaces it. */
+    /* EEXIST may mean a marker that write protection left; UFFDIO_COPY replaces a marker. */
     if (!is_all_overlay(fz, page, 1) && os_uffd_zero(fd, page, 1) == -EEXIST)
         os_uffd_copy(fd, page, fz->zeros, 1);
     os_uffd_wake(fd, page, 1);
@@ -292,7 +319,10 @@ static bool was_prepared(const struct os_removal *before, int n, const struct os
     return false;
 }
 
-/* Replaces what is about to be given back; true: it has seen somebody who waits for that. */
+/*
+ * Replaces the overlays that the threads seen in madvise() are about to give back.  true: the
+ * sender of the oldest message was, as far as can be told, among these threads.
+ */
 static bool prepare(struct freezer *fz, bool *running)
 {
     struct removals *removals = &fz->removals;
@@ -315,8 +345,9 @@ static bool has_message(int fd)
 }
 
 /*
- * Who is about to wait in madvise() still runs, and is not seen.  With several of them the oldest
- * message may be such a one's while another is seen to wait: so it is given time.
+ * Answers the oldest message of a descriptor.  A thread that has sent its message and does not
+ * sleep yet is shown as running.  With several threads in madvise() the oldest message may be of
+ * such a one while another is seen to sleep: hence the SETTLED looks before it is read.
  */
 static void serve(struct freezer *fz, int fd)
 {

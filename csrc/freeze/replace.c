@@ -27,9 +27,6 @@ int freezer_copy(uintptr_t to, uintptr_t address, uint64_t n)
 }
 
 /*
- * The kernel's KSM puts another page in the place of one that is equal, and forgets that it was
- * protected: on Linux 6.18 writers went on then.
- *
  * Old kernels (6.1 for one) protect no more than lies in one mapping at a time
  * (ENOENT), and after a fork neighbours with equal rights need not be one.
  */
@@ -44,6 +41,10 @@ static int protect(struct freezer *fz, uintptr_t address, uint64_t n)
     return error;
 }
 
+/*
+ * The kernel's own KSM is kept away: when it replaces a page by an equal one it forgets that the
+ * page was protected, and on Linux 6.18 writers were seen to go on then.
+ */
 int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     int error = os_keep_from_ksm(address, n);
@@ -55,7 +56,10 @@ int freezer_let_writers_go(struct freezer *fz, uintptr_t address, uint64_t n)
     return os_uffd_protect(fz->wp_fd, address, n, false);
 }
 
-/* Overlays that their owner has moved into a region were taken for its own memory. */
+/*
+ * Unregisters overlays.  Those that their owner has moved into a region were registered as the
+ * region's own memory, so they belong to another userfaultfd than other overlays (EINVAL).
+ */
 static int leave(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     int error = os_uffd_unregister(fz->removals.overlay_fd, address, n);
@@ -82,8 +86,8 @@ int freezer_block_in_place(struct freezer *fz, uintptr_t address, uint64_t n)
 }
 
 /*
- * Are the overlays whose writers wait still there?  -ESTALE: not all of them.  What their owner has put in their place since,
- * or somebody else, belongs to no userfaultfd, and cannot be protected.
+ * Are the overlays whose writers wait still there?  -ESTALE: not all of them.  Memory that anybody
+ * has mapped in their place since belongs to no userfaultfd, so to protect it again fails.
  */
 static int check_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
 {
@@ -94,8 +98,9 @@ static int check_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
 }
 
 /*
- * A failed mremap that has unmapped its target leaves nothing but our copy.
- * os_can_map() makes that unlikely; here it is made good.
+ * A failed mremap may have unmapped its target: then the pages at from are the
+ * only copy of the bytes.  os_can_map() makes such a failure unlikely.  If it
+ * happens, the range is claimed again and filled from that copy.
  */
 int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n)
 {
@@ -106,7 +111,7 @@ int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint6
         return error;
     error = os_remap(address, from, n, true);
     if (!error || os_claim(address, n) != 0)
-        return error; /* it is still mapped */
+        return error; /* the range could not be claimed, so the overlay is still mapped there */
     fz->ops->rebuild(fz, address, from, n);
     return 0;
 }

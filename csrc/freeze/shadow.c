@@ -8,15 +8,23 @@
 #include "os/clock.h"
 #include "os/map.h"
 
-#define RETRIES 64 /* of a transient refusal, 50 us apart, before the page is copied */
+/*
+ * How often mremap is repeated, 50 us apart, before the page is copied instead: a refusal is
+ * expected to pass within some milliseconds, and the region's owner may be waiting for the page.
+ */
+#define RETRIES 64
 
-/* A copy may be made; what is lent later has to be empty. */
+/*
+ * Brings the region's page back to its address, from the shadow's page.  copied: by a copy from the
+ * beginning, instead of by mremap.  The shadow's page is empty afterwards, as every page that the
+ * shadow lends has to be.
+ */
 static void put_back(int fd, uintptr_t address, uintptr_t page, bool copied)
 {
     for (int tries = 0; copied || os_remap(address, page, 1, true); tries++) {
         int error = copied || tries > RETRIES ? stage_fill(fd, address, page, 1) : -EAGAIN;
-        bool unmapped =
-            error == -ENOENT && tries > 4 * RETRIES; /* there is nothing to give it to */
+        /* If the owner has unmapped the address for good, there is no place to bring it back to. */
+        bool unmapped = error == -ENOENT && tries > 4 * RETRIES;
         if (error == 0 || unmapped) {
             os_drop(page, 1);
             return;
@@ -26,8 +34,9 @@ static void put_back(int fd, uintptr_t address, uintptr_t page, bool copied)
 }
 
 /*
- * The kernel likes to put new mappings right below others, and a page below a region's mapping is
- * what its shadow needs: so one page more was mapped, and is left free.
+ * Unmaps the page behind the shadow, which was mapped for this.  The kernel puts a new mapping
+ * right below another one, which may be that of a region: a shadow of its own will need the page
+ * below its start (freeze/borrow.c), so that is left free.
  */
 static void leave_room(uintptr_t shadow, uint64_t n)
 {
@@ -43,8 +52,8 @@ uintptr_t shadow_grow(uintptr_t from, uintptr_t address, uint64_t n)
 }
 
 /*
- * One page of it is touched, for an identity that is the same everywhere in it.  Whoever fills
- * that page may be given more.
+ * One page is touched, so that all of the memory has one identity (an anon_vma) before parts of it
+ * are lent.  The kernel may answer that touch with more pages than one, hence all are dropped.
  */
 uintptr_t shadow_afresh(uintptr_t address, uint64_t n, int vma_flags)
 {
@@ -62,11 +71,13 @@ uintptr_t shadow_by_displacing(int fd, uintptr_t address, uint64_t n)
 {
     uintptr_t page = (uintptr_t)os_reserve(PAGE_SIZE);
     if (!page || os_remap(page, address, 1, true))
-        return 0; /* a failed mremap may have unmapped its target, which may be another's by now */
+        return 0; /* page stays: it may be unmapped by the failed mremap, and others' memory now */
     uintptr_t shadow = shadow_grow(page, address, n);
     /*
-     * A mapping takes its rights along, which its owner may have given back meanwhile.  A page of
-     * the shadow is asked, as the one in it is not to be touched: it may be the zero page.
+     * A mapping that is moved takes its rights along, and its owner may have protected the page
+     * just before.  If the shadow cannot be written, the page is copied back, into whatever rights
+     * the place has by now.  The shadow's second page is tried, because a write to the first would
+     * turn a zero page into memory.
      */
     uintptr_t beside = shadow ? shadow + PAGE_SIZE : page;
     bool forbidden = os_populate(beside, 1, true) == -EINVAL;

@@ -7,11 +7,12 @@
  * first fault of a thread at an address is always retried; the same fault
  * again, with nothing thawed in between, is somebody else's.
  *
- * While a handler of the program's runs, SIGSEGV is blocked as a rule, and the
- * kernel kills a thread that faults then.  Such a thread is a guest: it is
- * noted after it has blocked the signal, and waits until nothing is frozen;
- * nothing is frozen while there is one.  Whoever left the handler by siglongjmp
- * was not seen to leave, but blocks the signal no more.
+ * While a SIGSEGV handler of the program's runs, the signal is blocked as a
+ * rule, and the kernel kills a thread that faults with it blocked.  Such a
+ * thread is called a guest.  It is noted once it has blocked the signal, and
+ * waits until nothing is frozen; nothing is frozen as long as there is a guest.
+ * A thread that left its handler by siglongjmp was not seen to leave: it is no
+ * guest any more when /proc shows that it does not block the signal.
  */
 #include "freeze/signal.h"
 
@@ -40,26 +41,33 @@
 #include "os/map.h"
 #include "os/uffd.h"
 
-#define SLOTS 64
-#define RETRIES 64 /* 50 us apart */
+#define SLOTS 64   /* freezers of this kind in one process; further ones fail with EMFILE */
+#define RETRIES 64 /* how often let_write() tries the whole range, 50 us apart: some 3 ms */
 
 static struct slot {
     _Atomic bool used;
     _Atomic uintptr_t start, end;
 } slots[SLOTS];
 
-static _Atomic uint32_t thaws; /* counts up; the word that writers wait on */
+static _Atomic uint32_t thaws; /* counts up; the futex word that writers wait on */
 
-/* Thread, and how many times it has come: a guest that comes again is not taken for one that left. */
+/*
+ * Each entry has the thread's id in its low half and the number of its visit in its high half; 0 is
+ * a free one.  The number keeps has_guests() from clearing the entry of a thread that left and has
+ * come again since it looked.
+ */
 #define GUESTS 64
 static _Atomic uint64_t guests[GUESTS];
 static _Atomic uint32_t visits;
 
-/* Of the kind that needs no allocation at its first use, which may be in the handler. */
+/*
+ * Thread-local variables are allocated at their first use, which may be in the handler, where
+ * nothing may be allocated.  Those of the initial-exec model exist from the thread's start.
+ */
 #define IN_HANDLER static __thread __attribute__((tls_model("initial-exec")))
 IN_HANDLER uintptr_t retried_address;
 IN_HANDLER uint32_t retried_thaws;
-IN_HANDLER bool freezing; /* this thread: it does not wait for itself */
+IN_HANDLER bool freezing; /* this thread holds a freeze, whose end it must not wait for */
 
 static bool is_frozen(uintptr_t start, uintptr_t end)
 {
@@ -101,7 +109,11 @@ static bool is_alive(uint32_t thread)
     return syscall(SYS_tgkill, getpid(), thread, 0) == 0 || errno != ESRCH;
 }
 
-/* Nobody can tell: it does.  /proc may be out of sight, and is reached by tasks_fd then, or -1. */
+/*
+ * Does the thread block SIGSEGV?  true where nobody can tell.  tasks_fd is /proc/self/task, which
+ * reaches the file even when the program has changed its root and sees no /proc; -1: the path is
+ * used.  *crowded is set if there was no free descriptor.
+ */
 static bool blocks_sigsegv(int tasks_fd, uint32_t thread, bool *crowded)
 {
     char path[48], text[4096];
@@ -154,7 +166,7 @@ static bool guests_are_here(const struct freezer *fz)
     return look.guests;
 }
 
-/* The entry of this thread, or a free one; NULL: there is none. */
+/* The entry of this thread, or a free one, which it takes; NULL if all are taken. */
 static _Atomic uint64_t *guest_entry(uint32_t thread)
 {
     for (int i = 0; i < GUESTS; i++)
@@ -176,7 +188,10 @@ static void allow_sigsegv(void)
     pthread_sigmask(SIG_UNBLOCK, &one, NULL);
 }
 
-/* As long as the entry is not taken by another thread meanwhile: this one's had been given up. */
+/*
+ * Numbers this visit in the thread's entry.  false: another thread has taken the entry meanwhile,
+ * since has_guests() had given up an old visit of this one.
+ */
 static bool note_visit(_Atomic uint64_t *entry, uint32_t thread, bool *is_new)
 {
     uint64_t known = atomic_load(entry);
@@ -187,8 +202,8 @@ static bool note_visit(_Atomic uint64_t *entry, uint32_t thread, bool *is_new)
 }
 
 /*
- * A handler of the program's is about to run with SIGSEGV blocked: from now on nothing is frozen.
- * true: leave_guest() is to be called when it returns.
+ * A handler of the program's is about to run with SIGSEGV blocked: waits until nothing is frozen,
+ * and keeps it so.  true: leave_guest() is to be called when the handler returns.
  */
 static bool enter_guest(void)
 {
@@ -197,10 +212,10 @@ static bool enter_guest(void)
     bool is_new = true, crowded = false;
     do {
         entry = guest_entry(thread);
-        if (!entry && has_guests(-1, &crowded)) /* which has let go of those that left */
+        if (!entry && has_guests(-1, &crowded)) /* it has freed the entries of those that left */
             entry = guest_entry(thread);
     } while (entry && !note_visit(entry, thread, &is_new));
-    if (!entry) { /* then it may write to frozen pages like any other thread */
+    if (!entry) { /* unblocked, the signal lets it wait at frozen pages like any other thread */
         allow_sigsegv();
         return false;
     }
@@ -237,7 +252,7 @@ static int take_slot(void)
 static int signal_init(struct freezer *fz)
 {
     bool kernel_mode;
-    stage_open(fz); /* without it the small stage stays, and costs mappings */
+    stage_open(fz); /* if it fails, the stage that does not slide stays, and costs mappings */
     if (fz->tracked) {
         fz->uffd = os_uffd_open(OS_UFFD_WP_ASYNC, &kernel_mode);
         if (fz->uffd < 0)
@@ -247,7 +262,7 @@ static int signal_init(struct freezer *fz)
     return fz->slot < 0 ? -EMFILE : handlers_install();
 }
 
-/* The handler stays: taking it away could take away somebody else's. */
+/* The signal handler stays installed: others may have chained theirs to it since. */
 static void signal_stop(struct freezer *fz)
 {
     if (fz->slot >= 0)
@@ -267,8 +282,9 @@ static int block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
 }
 
 /*
- * Splitting a mapping can fail for a moment; the writers wait meanwhile.  The same error says that
- * the owner has unmapped a part: then pages go one by one, and those that are gone are passed over.
+ * Makes a range writable again.  ENOMEM may mean that there is no mapping left for a split, which
+ * passes; the writers wait meanwhile.  It may also mean that the owner has unmapped a part: so
+ * after RETRIES the pages are taken one by one, and those that are not mapped are passed over.
  */
 static void let_write(uintptr_t address, uint64_t n)
 {
@@ -283,7 +299,7 @@ static void let_write(uintptr_t address, uint64_t n)
     }
 }
 
-/* What its owner has protected, or others have mapped there, keeps its rights. */
+/* Only memory that is still read-only becomes writable: other rights are somebody else's choice. */
 static void signal_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
 {
     bool ours;
@@ -300,7 +316,7 @@ static int64_t signal_freeze(struct freezer *fz, uintptr_t address, uint64_t n,
 {
     int error = block_writers(fz, address, n);
     if (error) {
-        signal_restore(fz, address, 0, n); /* a part may have been protected before it failed */
+        signal_restore(fz, address, 0, n); /* mprotect may have protected a part and then failed */
         return error;
     }
     *view = (const uint8_t *)address;
@@ -308,7 +324,7 @@ static int64_t signal_freeze(struct freezer *fz, uintptr_t address, uint64_t n,
     return (int64_t)n;
 }
 
-/* Memory that could not be registered looks unwritten for ever, which costs merges and no byte. */
+/* If the registration fails the memory looks unwritten for ever, which costs merges and no byte. */
 static void track_again(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     if (fz->tracked)
@@ -324,8 +340,11 @@ static int signal_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vm
 }
 
 /*
- * The count moves on both sides of the change: a handler that reads it before
- * and finds nothing frozen must not take its fault for one that was retried.
+ * The count moves before the range stops being frozen: a handler that begins
+ * after that and finds nothing frozen sees another count than at an earlier
+ * fault of its thread, and so does not take this fault for one that came again.
+ * It moves once more afterwards: a handler that is about to wait for the count
+ * it has read finds another one in the futex word, and does not wait.
  */
 static void signal_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
 {
@@ -337,7 +356,10 @@ static void signal_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
     syscall(SYS_futex, &thaws, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
-/* Read-only, so that what is being filled is a mapping too short to get a huge page. */
+/*
+ * The shadow is read-only except for the part that is being filled.  That part is a mapping of its
+ * own, too short for the kernel to put a huge page there.
+ */
 static uintptr_t signal_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
     uintptr_t shadow = shadow_by_borrowing(fz, address, n, vma_flags);
@@ -368,9 +390,9 @@ static int replace_by(struct freezer *fz, uintptr_t address, uintptr_t from, uin
 }
 
 /*
- * Whoever looked at all of our memory may have filled the shadow, hence it is emptied.  A page more
- * than is moved can be written meanwhile: a mapping that is moved whole loses its identity, and
- * would remain one of its own when it is read-only again.
+ * Another process that read all of our memory may have filled the shadow, hence it is emptied.  One
+ * page more than is moved is made writable.  A mapping that is moved whole leaves an empty place
+ * without its identity, which would stay a mapping of its own when it is read-only again.
  */
 static int from_shadow(struct freezer *fz, uintptr_t address, uintptr_t shadow, uint64_t n)
 {
@@ -394,7 +416,10 @@ static int from_stage(struct freezer *fz, uintptr_t address, uint64_t n, int vma
     return 0;
 }
 
-/* The stage's pages cost mappings: they have an identity of their own. */
+/*
+ * The shadow's pages are taken where there are any: those of the stage have an identity of their
+ * own, and cost mappings.
+ */
 static int signal_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t shadow,
                             int vma_flags)
 {

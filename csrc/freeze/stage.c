@@ -9,15 +9,19 @@
 #include "os/map.h"
 #include "os/uffd.h"
 
-#define RETRIES 64 /* 50 us apart */
+#define RETRIES 64 /* how often UFFDIO_COPY is repeated, 50 us apart, while mappings change */
 
-#define STAGES ((uint64_t)1 << 18) /* pages: 1 GiB of address space */
+/*
+ * Pages of address space that the stage slides through (1 GiB).  It costs no memory; what is
+ * brought back from one such reservation in a row becomes one mapping.
+ */
+#define STAGES ((uint64_t)1 << 18)
 
 /*
  * Memory that was touched keeps its identity when it is moved: its anon_vma, and its offset.  So
  * the stage slides through a reservation: pieces that are moved one after the other to places one
- * after the other become one mapping.  Another stage of it is always committed ahead, which keeps
- * the anon_vma when the one before is gone.
+ * after the other become one mapping.  The memory of the next stage is always committed as well: it
+ * is one mapping with the present stage, and so still has the anon_vma when that was moved away.
  */
 int stage_open(struct freezer *fz)
 {
@@ -35,7 +39,7 @@ int stage_open(struct freezer *fz)
     return 0;
 }
 
-/* Where that fails the stage stays, and costs mappings. */
+/* If no memory can be committed the stage stays in its place, and costs mappings from then on. */
 void stage_slide(struct freezer *fz, uint64_t n)
 {
     uintptr_t ahead = fz->stage + bytes_of(2 * FREEZE_MAX);
@@ -74,9 +78,11 @@ int stage_fill(int fd, uintptr_t to, uintptr_t from, uint64_t n)
 }
 
 /*
- * Small pages, whatever the region has: what a huge one would bring more would stay behind.
- * Somebody who looks at all of our memory may have filled the shadow, hence it is emptied: once it
- * is registered, when nobody can fill it any more.
+ * Fills a part of the shadow with the bytes that an overlay shows, by UFFDIO_COPY, which makes
+ * small pages: a fault could put a huge page there, most of which would stay behind in the shadow.
+ * Another process that reads all of our memory (a debugger) may have filled the shadow, and
+ * UFFDIO_COPY fills only what is empty.  So the shadow is emptied, after it was registered for
+ * missing pages, when a touch does not fill it any more.
  */
 static int fill_shadow(struct freezer *fz, uintptr_t shadow, uintptr_t address, uint64_t n)
 {
@@ -85,8 +91,9 @@ static int fill_shadow(struct freezer *fz, uintptr_t shadow, uintptr_t address, 
         return error;
     error = os_drop(shadow, n);
     /*
-     * Else the copy takes a fault for each page, since protecting them has parted what one entry
-     * mapped: 0.32 s of processor time for two arrays of 192 MiB, against 0.24.
+     * To protect the overlay has removed the one entry that mapped it as a huge page.  Without this
+     * the copy would take a fault for each small page: two arrays of 192 MiB took 0.32 s of
+     * processor time instead of 0.24.
      */
     os_populate(address, n, false);
     if (!error)
@@ -95,7 +102,10 @@ static int fill_shadow(struct freezer *fz, uintptr_t shadow, uintptr_t address, 
     return error;
 }
 
-/* -ENOENT: mlockall() and the like have cut this part of the shadow in pieces. */
+/*
+ * mremap takes no range that crosses mappings (EFAULT): mlockall() and the like may have cut the
+ * shadow in pieces.  -ENOENT then makes the caller use the stage.
+ */
 static int from_shadow(struct freezer *fz, uintptr_t address, uintptr_t shadow, uint64_t n)
 {
     int error = fill_shadow(fz, shadow, address, n);
@@ -107,14 +117,15 @@ static int from_shadow(struct freezer *fz, uintptr_t address, uintptr_t shadow, 
 }
 
 /*
- * As huge pages, if the region's memory gets such.  Whoever looks at all of our memory may put
- * something into the shadow; all of it is written over.
+ * The shadow is faulted in for writing, by a huge page if the region's memory gets such, and the
+ * bytes are copied there.  Another process that reads all of our memory may put pages into the
+ * shadow first, which does no harm: the copy overwrites all of them.
  */
 static int huge_from_shadow(struct freezer *fz, uintptr_t address, uintptr_t shadow, uint64_t n)
 {
     if (!shadow || os_drop(shadow, n) < 0 || os_populate(shadow, n, true) < 0)
         return -ENOENT;
-    os_populate(address, n, false); /* takes less time than a fault for each page */
+    os_populate(address, n, false); /* one call takes less time than a fault for each page */
     int error = freezer_copy(shadow, address, n);
     if (!error)
         error = freezer_replace(fz, address, shadow, n);

@@ -27,7 +27,11 @@
 #include "os/pagemap.h"
 #include "os/uffd.h"
 
-#define RETRIES 64 /* of a transient refusal, 50 us apart, before the slower way is taken */
+/*
+ * How often a call that was refused for a moment is repeated before the slower way is taken: at
+ * once at first, then 50 us apart.  Threads that need the pages wait meanwhile.
+ */
+#define RETRIES 64
 #define RETRIES_AT_ONCE 8
 
 static bool moves(const struct freezer *fz)
@@ -50,9 +54,10 @@ static int open_uffds(struct freezer *fz)
 }
 
 /*
- * The window of uffd-move is registered memory of our own, kept from children
- * so that a fork does not make its pages "shared".  The window of uffd-remap
- * becomes a piece of a region and may not be marked.
+ * The window of uffd-move is registered memory of our own.  It is kept from
+ * children (MADV_DONTFORK), since a fork would make its pages "shared", which
+ * UFFDIO_MOVE refuses.  The window of uffd-remap becomes a piece of a region
+ * when it is moved back, and so must not be kept from children.
  */
 static int open_window(struct freezer *fz, uint64_t n)
 {
@@ -75,16 +80,17 @@ static int open_window(struct freezer *fz, uint64_t n)
 static int uffd_init(struct freezer *fz)
 {
     int error = open_uffds(fz);
-    stage_open(fz); /* without it the small stage stays, and costs mappings */
+    stage_open(fz); /* if it fails, the stage that does not slide stays, and costs mappings */
     return error ? error : open_window(fz, FREEZE_MAX);
 }
 
 /* ---- freezing ---- */
 
 /*
- * A failed mremap may have unmapped its target.  It is claimed back; where that
- * fails it was not unmapped, or another thread has mapped something there, and
- * nobody can tell which: then that range is given up.
+ * A failed mremap may have unmapped its target, the window, which is then
+ * claimed back.  If that fails, either the window is still mapped or another
+ * thread has mapped something there, and nobody can tell which: so the address
+ * is forgotten, and a new window is made for the next freeze.
  */
 static void reclaim_window(struct freezer *fz, uint64_t n)
 {
@@ -93,9 +99,10 @@ static void reclaim_window(struct freezer *fz, uint64_t n)
 }
 
 /*
- * Empty: what lies in it will be taken for the owner's pages.  mlockall() may have filled it, and
- * kept it full at the last thaw; another process that looks at our memory has the fault thread
- * fill it, unless that waits for the lock we hold.
+ * Chooses the window and empties it, since whatever lies in it will be taken for the owner's pages.
+ * It may not be empty: mlockall() may have filled it, or kept it full at the last thaw; and when
+ * another process reads our memory (a debugger) the fault thread puts zero pages there.  It cannot
+ * do so now, as it would need the freezer's lock.
  */
 static int need_window(struct freezer *fz, uint64_t n)
 {
@@ -117,8 +124,9 @@ static int find_holes(struct freezer *fz, uint64_t n)
 static void put_frozen(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n);
 
 /*
- * A mapping takes its rights along.  What its owner had protected may have other rights by the time
- * it is moved back, hence the pages are copied: that leaves the place with the rights it has.
+ * A mapping that is moved takes its rights along.  Its owner had protected these pages just before
+ * they were moved away, and may give their place other rights before they are back.  So they are
+ * copied back, which leaves the place with the rights that it has by then.
  */
 static int return_protected(struct freezer *fz, uintptr_t address, uint64_t n)
 {
@@ -127,6 +135,7 @@ static int return_protected(struct freezer *fz, uintptr_t address, uint64_t n)
     return -EPERM;
 }
 
+/* MADV_POPULATE_WRITE fails with EINVAL on memory that may not be written. */
 static bool is_protected(uintptr_t page)
 {
     return os_populate(page, 1, true) == -EINVAL;
@@ -146,9 +155,10 @@ static int64_t freeze_by_remap(struct freezer *fz, uintptr_t address, uint64_t n
 }
 
 /*
- * The answer can be less than what was done: Linux 6.18 was seen to move pages
- * and to say EAGAIN, or how many it had moved before those.  The window was
- * empty before, so the window tells; whatever lies there must not be dropped.
+ * How many pages were moved.  The kernel's answer can be too small: Linux 6.18
+ * was seen to move pages and to say EAGAIN, or how many it had moved before
+ * those.  The window was empty before, so what lies in it was moved, and is the
+ * owner's only copy, which must not be dropped.
  */
 static int64_t truly_moved(struct freezer *fz, uint64_t n, int64_t answer)
 {
@@ -170,19 +180,20 @@ static int64_t freeze_by_move(struct freezer *fz, uintptr_t address, uint64_t n)
             got = truly_moved(fz, n, got);
         if (got != -EAGAIN)
             break;
-        if (i >= RETRIES_AT_ONCE) /* whoever holds the page does not run */
+        if (i >= RETRIES_AT_ONCE) /* the thread that holds the page seems to have been preempted */
             os_sleep_us(50);
     }
     return got;
 }
 
 /*
- * Taking pages away freezes them only where we are registered for missing ones;
- * the kernel takes them from anywhere.  It fills a hole only where somebody is
- * registered, and says EEXIST where there is none.  One page speaks for all
- * that lie in its mapping, and to move refuses a range of more than one.  So
- * does mremap, but some kernels (6.18) leave the window alone then and others
- * (6.1) do not, and a window in doubt is given up: hence it is asked before.
+ * Is the range registered for missing pages?  Only there does a thread wait for
+ * pages that were taken away, while the kernel takes them away anywhere.
+ * UFFDIO_ZEROPAGE tells for one page: it fills a hole only in registered
+ * memory, and says EEXIST if there is no hole.  A longer range has to lie in one
+ * mapping.  UFFDIO_MOVE and mremap would refuse it otherwise, but before mremap
+ * does so some kernels (6.1) unmap the window, others (6.18) do not, and a
+ * window in doubt has to be given up: hence the question is asked before.
  */
 static int check_registered(struct freezer *fz, uintptr_t address, uint64_t n)
 {
@@ -195,8 +206,8 @@ static int check_registered(struct freezer *fz, uintptr_t address, uint64_t n)
 }
 
 /*
- * What will be zeros stays where it is, and only its writers wait: memory that mremap has moved is
- * a mapping of its own for ever.
+ * Pages that are to become zeros are not moved, only protected: memory that mremap has moved would
+ * be a mapping of its own for ever.
  */
 static int64_t freeze_in_place(struct freezer *fz, uintptr_t address, uint64_t n,
                                const uint8_t **view)
@@ -217,8 +228,9 @@ static int take_pages_of_others(struct freezer *fz, uintptr_t address, uint64_t 
 }
 
 /*
- * They may be another's, who got the place since it was registered: nobody waits for them there, so
- * they go back at once.
+ * The pages that were taken away may be somebody else's, who has mapped memory there since the
+ * range was registered.  That memory is not registered, so nobody would wait for a missing page of
+ * it: it would read as zeros.  Such pages go back at once.
  */
 static int64_t keep_what_is_ours(struct freezer *fz, uintptr_t address, int64_t got)
 {
@@ -249,17 +261,17 @@ static int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, co
 }
 
 /*
- * ---- filling what is missing: nothing may be given up here, it holds the owner's only copy ----
+ * ---- bringing pages back: the window has the owner's only copy, so no error may end this ----
  */
 
 /*
- * Moves or copies n pages to where they belong.  Moving is refused for a page
- * that somebody else pins for a moment (a debugger reading memory), or where
- * the rights or a lock are other ones by now; then the bytes are copied.  Both
- * take a range of one mapping only, and the owner may have cut it in several
- * (madvise, mprotect, mlock of a part, munmap): then they go one by one.  Out
- * of memory is waited for: the threads that need the pages wait as well, which
- * is better than to give them zeros.
+ * Moves or copies n pages to where they belong.  UFFDIO_MOVE refuses a page
+ * that is pinned for a moment (a debugger reads it), and memory whose rights or
+ * locks have changed; then the bytes are copied.  Both calls take a range of
+ * one mapping only, and the owner may have cut it in several (madvise,
+ * mprotect, mlock of a part, munmap): then the range is halved, down to single
+ * pages.  If there is no memory for a copy this waits until there is: the
+ * threads that need the pages wait as well, which is better than zeros.
  */
 static void put_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
 {
@@ -276,7 +288,8 @@ static void put_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t
         }
         if (done > 0)
             tries = 0;
-        bool unmapped = done == -ENOENT && tries > 4 * RETRIES; /* there is nothing to give it to */
+        /* If the owner has unmapped the address for good, there is no place to bring it back to. */
+        bool unmapped = done == -ENOENT && tries > 4 * RETRIES;
         if (done == -EEXIST || done == -ESRCH || unmapped)
             done = 1;
         if (done > 0) {
@@ -285,14 +298,17 @@ static void put_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t
             n -= (uint64_t)done;
             continue;
         }
-        bool changing = done == -EAGAIN && tries > RETRIES_AT_ONCE; /* somebody gives it back */
+        /* EAGAIN lasts while a thread that gives memory back waits for its message to be read. */
+        bool changing = done == -EAGAIN && tries > RETRIES_AT_ONCE;
         if (done == -EINVAL || changing || ++tries > RETRIES)
             move = false;
         os_sleep_us(50);
     }
 }
 
-/* Pages [first, +n) of the range that was frozen at address, without those that were not there. */
+/*
+ * Brings back pages [first, +n) of the range frozen at address; those that were holes stay holes.
+ */
 static void put_frozen(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
 {
     for (uint64_t i = first, end = first + n, length; i < end; i += length) {
@@ -304,9 +320,9 @@ static void put_frozen(struct freezer *fz, uintptr_t address, uint64_t first, ui
 }
 
 /*
- * What was moved is registered with nobody, since only events would make a registration follow it.
- * The pages are there, and until then they count as written; where they cannot be registered they
- * are not merged any more.
+ * Registers memory that mremap has moved into a region: without UFFD_FEATURE_EVENT_REMAP a mapping
+ * loses its registration when it is moved.  Until then its pages count as written.  If they cannot
+ * be registered at all they are not merged any more.
  */
 static void attach_again(struct freezer *fz, uintptr_t address, uint64_t n)
 {
@@ -318,8 +334,9 @@ static void attach_again(struct freezer *fz, uintptr_t address, uint64_t n)
 }
 
 /*
- * To fill pages does nothing to memory that others have mapped there meanwhile, or to the rights
- * that the owner gave it.
+ * Moves pages back by mremap, if the place still is ours and writable.  Otherwise mremap would
+ * replace memory that others have mapped there, or rights that the owner has set: then the pages
+ * are filled in one by one, which changes neither.
  */
 static void remap_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
 {
@@ -347,7 +364,9 @@ static void uffd_restore(struct freezer *fz, uintptr_t address, uint64_t first, 
         remap_pages(fz, to, from, n);
 }
 
-/* Holes are filled, since the first touch of one would come to the fault thread. */
+/*
+ * The holes get the zero page at once: the first touch of a hole would wait for the fault thread.
+ */
 static int zero_in_place(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     int error = gate_empty(fz, address, n);
@@ -374,8 +393,9 @@ static int uffd_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_
 }
 
 /*
- * Whoever waits for these pages goes on; messages about them that were read before are void.  The
- * count moves last: until they are woken, what they wait for can still be read.
+ * Wakes the threads that wait for these pages, and makes the messages about them void that the
+ * fault thread has read already.  The count moves last, since until these threads are woken the
+ * fault thread can still read their messages.
  */
 static void wake(struct freezer *fz, uintptr_t address, uint64_t n)
 {
@@ -401,7 +421,7 @@ static void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
 
 static uintptr_t uffd_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
-    (void)vma_flags; /* it has those of the region */
+    (void)vma_flags; /* the shadow is made from a page of the region, and so has its flags */
     if (check_registered(fz, address, 1))
         return 0;
     fz->mapped[0] = false;
@@ -413,9 +433,9 @@ static uintptr_t uffd_shadow(struct freezer *fz, uintptr_t address, uint64_t n, 
 }
 
 /*
- * Writers wait, readers go on: nothing is ever missing.  The kernel's asynchronous protection would
- * not make writers wait, hence the second userfaultfd.  What is written before the range is tracked
- * again counts as written, as all of it does.
+ * Writers wait and readers go on, since no page is missing at any time.  Asynchronous protection,
+ * which tracks writes, does not make writers wait, hence the gate's userfaultfd.  A write before
+ * the range is tracked again is not missed: all of the range counts as written then.
  */
 static int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t shadow,
                           int vma_flags)
@@ -429,7 +449,7 @@ static int uffd_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uin
     return 0;
 }
 
-/* Nobody may find it empty: it is registered before it is committed. */
+/* The range is registered before it is committed, so that no thread can find it empty. */
 static void uffd_rebuild(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n)
 {
     bool filled_later = os_uffd_register(gate_of(fz), address, n, OS_UFFD_MISSING) == 0;

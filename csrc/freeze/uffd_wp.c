@@ -12,13 +12,13 @@
  *   overlay  | a |frame frame| d |  writers still wait
  *   thaw     | a |frame frame| d |  tracked again; writers go on
  *
- * What was written to b or c before they were protected, and not asked about
- * by then, is forgotten by that: pages that were frozen and not merged have to
- * be looked at anew.
+ * When b and c leave the tracking userfaultfd the kernel forgets what it has
+ * noted of writes to them and was not asked for: so pages that were frozen and
+ * not merged have to be looked at anew.
  *
- * Nothing is absent, but for one page once in the life of a region whose shadow
- * needs that, and which nobody can find empty.  So no fault has to be answered,
- * and there is no thread for it.
+ * No page is ever absent, except the first one of a region, once, if its shadow
+ * needs that (displaced_shadow), and whoever touches that one waits.  So no
+ * fault has to be answered, and there is no fault thread.
  */
 #include "freeze/uffd_wp.h"
 
@@ -49,15 +49,15 @@ static int wp_init(struct freezer *fz)
     fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC, &fz->waits_in_calls);
     if (fz->wp_fd < 0)
         return fz->wp_fd;
-    stage_open(fz); /* without it the small stage stays, and costs mappings */
+    stage_open(fz); /* if it fails, the stage that does not slide stays, and costs mappings */
     return 0;
 }
 
 /* ---- freezing ---- */
 
 /*
- * Only of memory that we were registered for: what its owner has mapped there since is not, and
- * the kernel says so when it is to be protected (ENOENT).
+ * Gives a range to the gate, if all of it is still registered: memory that anybody has mapped there
+ * since is not, and the kernel refuses to protect it (ENOENT).
  */
 static int take_over(struct freezer *fz, uintptr_t address, uint64_t n, int uffd_mode)
 {
@@ -82,7 +82,10 @@ static int64_t wp_freeze(struct freezer *fz, uintptr_t address, uint64_t n, cons
     return (int64_t)n;
 }
 
-/* To split a mapping for it could fail, so the pages go back together. */
+/*
+ * Nothing is done here.  To give a part of the range back would split its mapping, which can fail:
+ * so thaw() gives back all that has not become an overlay.
+ */
 static void wp_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
 {
     (void)fz, (void)address, (void)first, (void)n;
@@ -97,9 +100,10 @@ static int wp_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_fl
 /* ---- giving overlays back ---- */
 
 /*
- * While the region's first page is away, its address is registered for missing pages; a system call
- * that touches it waits only where the kernel handles its faults too: elsewhere it is done only
- * while no other thread is in such a call.
+ * A shadow from the region's first page, which is away for a moment.  Its address is registered for
+ * missing pages meanwhile, so a thread that touches it waits.  A system call waits as well only if
+ * our userfaultfd handles faults of the kernel; if not, the caller has seen to it that no other
+ * thread is in a call that could touch memory.
  */
 static uintptr_t displaced_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
 {
