@@ -186,6 +186,8 @@ static int check_subtree(struct traversal *traversal, uint32_t node, uint32_t pa
     at = rb_at(traversal->arena, node);
     if (rb_parent(at) != parent)
         return -1;
+    if (at->left == at->right && at->left != RB_NONE) /* rb_next() would go round in it */
+        return -1;
     if (rb_color(at) == RB_RED && (parent == RB_NONE || is_red(traversal->arena, parent)))
         return -1;
     left = check_subtree(traversal, at->left, node, depth + 1);

@@ -34,7 +34,7 @@
  *   1. the root is black, and has no parent;
  *   2. a red node has no red child;
  *   3. every path from a node down to a missing child has as many black nodes;
- *   4. a node's children name it as their parent.
+ *   4. a node's children name it as their parent, and are not one and the same.
  * 2 and 3 bound the height to 2 * log2(count + 1).
  *
  * Nothing here allocates, fails or locks; the caller serialises changes.

@@ -275,6 +275,9 @@ static void the_checker_finds_each_kind_of_damage(void)
     root->parent_color = 5u << 1 | RB_BLACK; /* a root with a parent */
     CHECK(rb_check(&arena, &tree, 100) == -EUCLEAN);
     *root = saved;
+    root->right = root->left; /* one child on both sides, and every other rule kept */
+    CHECK(rb_check(&arena, &tree, 100) == -EUCLEAN);
+    *root = saved;
 
     saved = *leaf;
     leaf->parent_color ^= 1; /* one black more or less, or two reds in a row */

@@ -1,4 +1,4 @@
-"""csrc/engine/check.c."""
+"""csrc/store/check.c, and what it checks trees with."""
 
 from __future__ import annotations
 
@@ -11,5 +11,12 @@ MUTANTS = [
         old="return report.error ? report.error : announcements_check(store);",
         new="return report.error;",
         tests=("c/test_store.c::a_head_that_says_too_much_is_refused",),
+    ),
+    Mutant(
+        "a tree that leads nowhere new is none",
+        file="csrc/base/rbtree.c",
+        old="    if (at->left == at->right && at->left != RB_NONE)",
+        new="    if (at->left == at->right && node == RB_NONE)",
+        tests=("c/test_rbtree.c::the_checker_finds_each_kind_of_damage",),
     ),
 ]
