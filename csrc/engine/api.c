@@ -25,7 +25,7 @@
 
 _Static_assert(PAGE_SIZE == KSMPY_PAGE_SIZE, "Python counts in other pages");
 
-/* What the kernel is asked before anything is taken for the region. */
+/* May the region be registered?  Asked before anything is taken for it. */
 static int may_add(ksmpy_engine *engine, uintptr_t address, uint64_t n, int vma_flags)
 {
     struct merger *merger = &engine->merger;
@@ -39,7 +39,8 @@ static int may_add(ksmpy_engine *engine, uintptr_t address, uint64_t n, int vma_
     return budget_admits(&merger->budget, n, more) ? 0 : -EDQUOT;
 }
 
-#define FILLED_AT_ONCE 512 /* pages; with the zero page in each hole 0.2 ms */
+/* Pages whose holes are filled between two looks at the clock: 0.2 ms if all of them are holes. */
+#define FILLED_AT_ONCE 512
 
 static int fill_holes(ksmpy_engine *engine, const struct region *region, uint64_t *deadline)
 {
@@ -52,7 +53,7 @@ static int fill_holes(ksmpy_engine *engine, const struct region *region, uint64_
     return error;
 }
 
-/* The kernel may have done a part of it. */
+/* After ENOMEM a part of the region may be registered with the kernel, which is taken back. */
 static int attach(struct freezer *fz, const struct region *region)
 {
     int error = freezer_attach(fz, region->address, region->n);
@@ -67,7 +68,7 @@ static void move_candidates(ksmpy_engine *engine, uint64_t *deadline)
         engine_end_slice(engine, deadline);
 }
 
-/* In slices; nobody else sees the region yet. */
+/* Done in slices, which is safe because the region that arrives is in no list yet. */
 static int prepare(ksmpy_engine *engine, const struct region *region, uint64_t *deadline)
 {
     uint64_t first = 0;
@@ -82,7 +83,7 @@ static int add_region(ksmpy_engine *engine, uintptr_t address, uint64_t n, int v
                       uint32_t *out)
 {
     uint64_t deadline = slice_end(&engine->pages);
-    move_candidates(engine, &deadline); /* a child may have some that its parent did not move */
+    move_candidates(engine, &deadline); /* the parent may have forked amidst such a move */
     int error = may_add(engine, address, n, vma_flags);
     if (error)
         return error;
@@ -116,9 +117,10 @@ int ksmpy_register(ksmpy_engine *engine, uintptr_t address, size_t length, int v
     return error;
 }
 
-#define DETACHED_AT_ONCE 4096 /* pages; with the marks of each to be cleared 0.3 ms */
+/* Pages detached in one slice: 0.3 ms if the kernel has to clear the tracking mark of each. */
+#define DETACHED_AT_ONCE 4096
 
-/* Whatever else its owner has put there. */
+/* Detaches mapping by mapping, since the owner has put memory there that cannot be detached. */
 static void detach_what_is_ours(struct merger *merger, uintptr_t at, uint64_t n)
 {
     uintptr_t end = at + bytes_of(n);
@@ -131,13 +133,13 @@ static void detach_what_is_ours(struct merger *merger, uintptr_t at, uint64_t n)
     }
 }
 
-/* Pages from *page on are watched no more; false: that was the last slice. */
+/* Detaches pages from *page on, as many as fit a slice; false: that was the last slice. */
 static bool detach_some(struct merger *merger, const struct region *region, uint64_t *page)
 {
     uint64_t rest = region->n - *page, n = least(rest, DETACHED_AT_ONCE);
     uintptr_t at = region->address + bytes_of(*page);
     int error = freezer_detach(&merger->fz, at, n);
-    if (error == -ENOMEM) { /* a part of a mapping takes one more */
+    if (error == -ENOMEM) { /* to detach a part of a mapping takes one more; all of it takes none */
         n = rest;
         error = freezer_detach(&merger->fz, at, n);
     }
@@ -150,14 +152,15 @@ static bool detach_some(struct merger *merger, const struct region *region, uint
 static void remove_region(ksmpy_engine *engine, uint32_t id)
 {
     const struct region *region = region_at(&engine->pages, id);
-    if (!engine->pages.forked) /* a child may not have it, if its owner keeps it from children */
+    /* In a child the shadow may not be mapped (MADV_DONTFORK), and its place may be another's. */
+    if (!engine->pages.forked)
         os_unmap((void *)region->shadow, bytes_of(region->n + 1));
     window_leave_region(&engine->scanner, id);
     region_remove(&engine->pages, id);
     budget_region_went(&engine->merger.budget);
 }
 
-/* 0 or the first error; what could not be given back stays as it is. */
+/* Unmerges in slices: 0 or the first error.  What could not be given back stays merged. */
 static int give_back(ksmpy_engine *engine, struct unmerging *work)
 {
     while (unmerging_step(&engine->merger, work) || unmerging_again(&engine->merger, work)) {
@@ -172,7 +175,10 @@ static int give_back(ksmpy_engine *engine, struct unmerging *work)
     return work->failure;
 }
 
-/* Whatever others do meanwhile, they do not merge what has come back. */
+/*
+ * Unmerges a region and detaches it, in slices.  Between these a pass does not merge again what has
+ * come back, and another thread may release the region first (-ENOENT).
+ */
 static int release(ksmpy_engine *engine, uint32_t id, bool discard)
 {
     struct unmerging work;
@@ -228,7 +234,10 @@ int ksmpy_unmerge_region(ksmpy_engine *engine, uint32_t region)
     return error;
 }
 
-/* New regions come last, and have nothing merged while no pass runs. */
+/*
+ * Regions that are registered meanwhile have ids at or behind the ones that are gone through, and
+ * nothing of them is merged, since the pass lock is held.
+ */
 int ksmpy_unmerge(ksmpy_engine *engine)
 {
     int failure = 0;
@@ -241,7 +250,7 @@ int ksmpy_unmerge(ksmpy_engine *engine)
     for (uint32_t id = 0; id < engine->pages.region_count; id++) {
         int error = region_is_known(&engine->pages, id) ? unmerge(engine, id) : 0;
         engine_let_others_in(engine);
-        if (error != -ENOENT) /* it was released meanwhile */
+        if (error != -ENOENT) /* ENOENT: another thread has released it meanwhile */
             failure = failure ? failure : error;
     }
     store_reap(&engine->pages.store);

@@ -141,7 +141,8 @@ static void check_unstable(const struct pages *pages, struct report *report)
 int ksmpy_check(ksmpy_engine *engine, char *text, size_t size)
 {
     struct report report = {.text = text, .size = size};
-    int error = engine_lock_with_store(engine); /* or somebody may make the index anew meanwhile */
+    /* The store's lock keeps other processes from rebuilding the index while it is checked. */
+    int error = engine_lock_with_store(engine);
     if (error)
         return error;
     check_pages(&engine->pages, &report);

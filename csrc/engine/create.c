@@ -30,9 +30,13 @@
 #include "store/private.h"
 #include "store/store.h"
 
+/*
+ * How many regions and pages there are records for.  They cost address space only, so they bound
+ * nothing that a program would reach: page_limit() allows 8 times the machine's memory, and 64 GiB
+ * (MIN_PAGES) where that is more.
+ */
 #define MAX_REGIONS ((uint64_t)1 << 20)
-#define MIN_PAGES                                                                                  \
-    ((uint64_t)1 << 24) /* 64 GiB of registered memory at least, 8 times the machine's at most */
+#define MIN_PAGES ((uint64_t)1 << 24)
 
 static int choose_freeze(const struct ksmpy_caps *caps, int wanted)
 {
@@ -146,7 +150,10 @@ static int start(ksmpy_engine *engine, int freeze_mode, int store_fd)
     return error;
 }
 
-/* Not what the machine lacks, where a limit of this process was in the way of the look. */
+/*
+ * What keeps an engine from being made: -EOPNOTSUPP if the machine lacks something.  If the probe
+ * failed because of a limit of this process, the errno that names that limit (-EMFILE for one).
+ */
 static int lack_of(const struct ksmpy_caps *caps)
 {
     int fd = caps->memfd ? 0 : os_memfd("ksmpy-probe", PAGE_SIZE);
@@ -157,7 +164,7 @@ static int lack_of(const struct ksmpy_caps *caps)
     return caps->memfd && caps->madv_populate ? 0 : -EOPNOTSUPP;
 }
 
-/* Nothing is registered, and nothing is open. */
+/* The state before anything is registered or opened, from which close_engine() may be called. */
 static void begin_pages(struct pages *pages, const struct ksmpy_options *options)
 {
     pages->maps.fd = -1;
@@ -196,8 +203,8 @@ int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
         bool limited = caps.uffd_errno == EMFILE || caps.uffd_errno == ENFILE;
         return limited ? -caps.uffd_errno : -EOPNOTSUPP;
     }
-    ksmpy_engine *engine =
-        os_alloc(sizeof *engine); /* not from the heap, which may be registered */
+    /* Not by malloc(): the heap may be registered, and must not freeze what freezes it. */
+    ksmpy_engine *engine = os_alloc(sizeof *engine);
     if (!engine)
         return -ENOMEM;
     put_together(engine);

@@ -1,9 +1,10 @@
 /*
- * fork().  Before it, every engine is brought to rest: nothing frozen, no half
- * change, and a lease that tells how long the child may map our frames.  In the
- * child the memory stays as it is (overlays are copy-on-write for it as well),
- * but the engine is only a shell: its threads are gone, its descriptors act on
- * the parent.  It can still give memory back, with a freezer of its own.  On a
+ * What fork() does to engines.  Before it every engine is brought to rest:
+ * nothing is frozen, no change is half done, and a lease is taken by which
+ * others see for how long the child may map our frames.  In the child the
+ * memory stays as it is (overlays are copy-on-write for it as well), but its
+ * copy of the engine has no threads, and descriptors that act on the parent.
+ * Such an engine can still give memory back, with a freezer of its own.  On a
  * shared store it can become a whole engine again (ksmpy_revive).
  */
 #include "engine/fork.h"
@@ -22,7 +23,7 @@
 #include "pages/sharing.h"
 #include "store/members.h"
 
-static ksmpy_engine *all; /* changed while no fork can happen */
+static ksmpy_engine *all; /* changed between fork_hold() and fork_let_go() only */
 
 static void before_fork(void)
 {
@@ -43,7 +44,7 @@ static void in_parent(void)
     }
 }
 
-/* Threads that were giving pages back, between two slices, are not here. */
+/* Threads of the parent's that were giving pages back, between two slices, are not in the child. */
 static void forget_callers(struct pages *pages)
 {
     EACH_REGION (pages, id)
@@ -54,7 +55,7 @@ static void let_go(ksmpy_engine *engine)
 {
     freezer_abandon(&engine->merger.fz);
     os_maps_close(&engine->pages.maps);
-    if (!engine->pages.forked) /* a child's child goes on with its parent's lease */
+    if (!engine->pages.forked) /* in a child's child the store is abandoned already */
         store_abandon(&engine->pages.store);
     engine->pages.forked = true;
     forget_callers(&engine->pages);

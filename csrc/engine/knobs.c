@@ -20,7 +20,7 @@ void default_knobs(uint64_t *knobs)
     knobs[KSMPY_KNOB_VMA_SHARE_PERCENT] = 50;
 }
 
-/* Frames of the old rule must be gone: EBUSY while one is shared, or may be mapped by a child. */
+/* Frames made by the old rule must be gone: -EBUSY while one is shared, or a child may map one. */
 static int change_rule(struct pages *pages, int knob, uint64_t value)
 {
     struct store *store = &pages->store;

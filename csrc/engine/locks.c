@@ -25,6 +25,7 @@ void engine_unlock(ksmpy_engine *engine)
     pthread_mutex_unlock(&engine->lock);
 }
 
+/* A mutex is not handed on: without the wait this thread would mostly have the lock again first. */
 void engine_let_others_in(ksmpy_engine *engine)
 {
     engine_unlock(engine);

@@ -15,12 +15,16 @@
 #include "store/lock.h"
 #include "store/patience.h"
 
+/* Is the pass to end: has ksmpy_interrupt() been called, or does a thread want the pass lock? */
 static bool stopped(const ksmpy_engine *engine)
 {
     return atomic_load(&engine->interrupted) || atomic_load(&engine->pass_wanted);
 }
 
-/* Nobody is kept waiting by a process that keeps the store locked. */
+/*
+ * Waits a while for the store's lock, which another process has.  The engine's lock is given back
+ * meanwhile, so that none of our threads waits for that process.
+ */
 static int wait_for_store(ksmpy_engine *engine, struct patience *patience)
 {
     int error = store_why_not(&engine->pages.store);
@@ -30,7 +34,7 @@ static int wait_for_store(ksmpy_engine *engine, struct patience *patience)
     return error;
 }
 
-/* What has to be known at the start of a pass; others come and go meanwhile. */
+/* Finds out what a pass has to know at its start; other threads get the lock meanwhile. */
 static void begin_pass(ksmpy_engine *engine)
 {
     if (budget_is_outdated(&engine->merger.budget))

@@ -27,7 +27,7 @@
 #include "store/sharers.h"
 #include "store/store.h"
 
-/* The one it has is its parent's, or not there. */
+/* Opens the freezer anew: the inherited one was abandoned at the fork. */
 static int open_freezer(struct merger *merger, bool tracked)
 {
     int error = os_maps_open(&merger->pages->maps);
@@ -53,7 +53,10 @@ static void attach(struct freezer *fz, uintptr_t start, uint64_t n)
         freezer_attach(fz, start, n);
 }
 
-/* Overlays are registered only to track them. What is not here the next pass finds lost. */
+/*
+ * Registers a region's mappings, one by one.  Overlays are registered only to track writes.  Memory
+ * of the region that is not mapped in the child is found to be lost by the next pass.
+ */
 static void attach_region(struct merger *merger, const struct region *region)
 {
     uintptr_t at = region->address, end = at + bytes_of(region->n);
@@ -74,13 +77,16 @@ static void attach_regions(struct merger *merger)
     EACH_REGION (merger->pages, id) {
         struct region *region = region_at(merger->pages, id);
         os_maps_refresh(&merger->pages->maps);
-        region->shadow = 0; /* where it was not inherited, its place may be another's */
+        region->shadow = 0; /* it may not be mapped in the child, and its place may be another's */
         mark_untracked(merger->pages, region->base, region->n);
         attach_region(merger, region);
     }
 }
 
-/* All that the records say: nobody can tell which of it is really mapped here. */
+/*
+ * Joins every frame that the records name.  Not all of them need be mapped in this process, which
+ * nobody can tell; a sharer too many only keeps a frame longer.
+ */
 static void rejoin_frames(struct pages *pages)
 {
     EACH_PAGE (pages, id)
@@ -88,7 +94,10 @@ static void rejoin_frames(struct pages *pages)
             store_rejoin(&pages->store, page_record(pages, id)->link);
 }
 
-/* The child's lease keeps its frames until it has joined them. */
+/*
+ * Makes the inherited engine a member of its store.  The lease that its parent took for it keeps
+ * the frames from being freed until it has joined them.
+ */
 static int revive(struct scanner *scanner)
 {
     struct store *store = &scanner->pages->store;
@@ -97,7 +106,7 @@ static int revive(struct scanner *scanner)
     int error = store_attach_again(store);
     if (error)
         return error;
-    if (scanner->merger->fz.pagemap_fd >= 0) { /* fork_revive() made one, which tracks nothing */
+    if (scanner->merger->fz.pagemap_fd >= 0) { /* that of fork_revive(), which tracks no writes */
         freezer_destroy(&scanner->merger->fz);
         os_maps_close(&scanner->pages->maps);
     }
@@ -113,10 +122,10 @@ static int revive(struct scanner *scanner)
     store_unlock(store);
     store_part_from_parent(store);
     scanner->pages->forked = false;
-    scanner->pages->rules_followed =
-        UINT64_MAX; /* if it was laid out anew, its checksums are others */
+    /* The store may have been laid out anew, with another key: checksums are then made again. */
+    scanner->pages->rules_followed = UINT64_MAX;
     scanner->pages->sum_of_zeros = store_sum(store, scanner->merger->fz.zeros);
-    scanner->pages->events_read = UINT64_MAX; /* so that its pages are made known as its own */
+    scanner->pages->events_read = UINT64_MAX; /* so that all pages are announced as its own */
     attach_regions(scanner->merger);
     window_reset(scanner);
     return 0;

@@ -21,7 +21,10 @@
 #include "store/pool.h"
 #include "store/store.h"
 
-/* In the order of addresses, whatever comes and goes meanwhile. */
+/*
+ * Gives written pages from address *at on back to their owner, for a slice; false: none is left.
+ * An address, unlike a region's id, still says where to go on when regions have come and gone.
+ */
 static bool refresh_some(struct merger *merger, uintptr_t *at)
 {
     uint32_t id = region_from(merger->pages, *at);
@@ -60,7 +63,10 @@ static uint64_t metadata_bytes(const ksmpy_engine *engine)
            candidates_metadata_bytes(&engine->pages) + store_metadata_bytes(&engine->pages.store);
 }
 
-/* Pages that are planned have a frame, and still their own memory. */
+/*
+ * Pages that are saved.  One page of each frame saves nothing; nor does a planned page, which has
+ * joined a frame but still has its own memory.
+ */
 static uint64_t pages_saved(const ksmpy_engine *engine)
 {
     const struct store_head *head = engine->pages.store.head;
@@ -99,7 +105,10 @@ static void fill(const ksmpy_engine *engine, struct ksmpy_stats *out)
     };
 }
 
-/* All of /proc/self/maps is read for it, with no lock in hand where that can be. */
+/*
+ * Reads all of /proc/self/maps, with no lock in hand.  If that cannot be opened (no descriptor is
+ * free), the engine's own descriptor of it is read, under the lock.
+ */
 static uint64_t count_mappings(ksmpy_engine *engine)
 {
     int64_t mappings = os_mappings();
@@ -120,7 +129,7 @@ int ksmpy_stats(ksmpy_engine *engine, struct ksmpy_stats *out)
     fill(engine, out);
     engine_unlock_with_store(engine);
     out->vmas = mappings;
-    out->vma_limit = most * out->vma_limit / 100; /* until here the share */
+    out->vma_limit = most * out->vma_limit / 100; /* fill() has put the percentage there */
     return 0;
 }
 
@@ -133,8 +142,9 @@ int ksmpy_store_full(ksmpy_engine *engine)
 }
 
 /*
- * A frame with k sharers saves k - 1 pages; each sharer has an equal part in that.  Of the region's
- * pages from *first on, for a slice.  Others join and leave without our lock, or may count anew.
+ * How many pages the region's pages from *first on save, as far as one slice goes.  A frame with k
+ * sharers saves k - 1 pages, of which each sharer has an equal part.  The counts are read without
+ * the store's lock: other processes change them meanwhile, so the result is an estimate.
  */
 static double saved_pages(const struct pages *pages, const struct region *region, uint64_t *first)
 {
@@ -149,14 +159,14 @@ static double saved_pages(const struct pages *pages, const struct region *region
     return saved;
 }
 
-/* As the kernel counts them: pages of their owner's that were visited. */
+/* As the kernel counts ksm_rmap_items: pages that were visited, except those of zeros. */
 static uint64_t rmap_items(const struct region *region)
 {
     return region->n - region->pages_in[PAGE_NEW] - region->pages_in[PAGE_ZERO] -
            region->pages_in[PAGE_HOLE];
 }
 
-/* What was counted in one slice may be out of date in the next one. */
+/* Counts in slices, so the first of what was counted may be out of date when the last is. */
 static int count_region(ksmpy_engine *engine, uint32_t id, struct ksmpy_region_stats *out)
 {
     const struct region *region = region_at(&engine->pages, id);
@@ -202,7 +212,7 @@ static int by_key(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* Sorts, and adds up entries of one key. */
+/* Sorts the entries, and makes one of all that have the same key. */
 static void add_up(struct entries *entries)
 {
     size_t kept = 0;
@@ -234,9 +244,12 @@ static bool push(struct entries *entries, uint64_t key, uint64_t pages)
     return true;
 }
 
-#define LISTED_AT_ONCE (16 * CHUNK)
+#define LISTED_AT_ONCE (16 * CHUNK) /* pages looked at while the engine's lock is held */
 
-/* The pages on frames from *at on, in the order of addresses; how many, or -1: that was all. */
+/*
+ * Lists pages on frames from address *at on, in order of addresses, and moves *at on; how many, or
+ * -1 when no region is left.  Keys have the frame in their upper half, the region in their lower.
+ */
 static int64_t list_sharers(const struct pages *pages, uintptr_t *at, uint64_t *keys)
 {
     uint32_t id = region_from(pages, *at);
@@ -257,7 +270,7 @@ static int64_t list_sharers(const struct pages *pages, uintptr_t *at, uint64_t *
     return count;
 }
 
-/* The list grows, and is sorted, without the lock. */
+/* The lock is not held while the list grows and is sorted. */
 static bool collect_sharers(ksmpy_engine *engine, struct entries *sharers)
 {
     uint64_t *keys = malloc(LISTED_AT_ONCE * sizeof *keys);
@@ -276,8 +289,8 @@ static bool collect_sharers(ksmpy_engine *engine, struct entries *sharers)
 }
 
 /*
- * The sharers of one frame, [first, end), each with each; a region with itself when it has two
- * pages there.
+ * Adds an entry for each two regions among the sharers [first, end) of one frame, and for a region
+ * with itself when it has more than one page there.
  */
 static bool pair_up(const struct entries *sharers, size_t first, size_t end, struct entries *pairs)
 {

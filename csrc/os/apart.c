@@ -17,6 +17,7 @@
 #include <stdint.h>
 #include <unistd.h>
 
+/* On the caller's stack, and several times what the work needs, whose buffers take a few KiB. */
 #define STACK_BYTES ((size_t)32 << 10)
 
 struct task {
@@ -27,7 +28,7 @@ struct task {
 static int run(void *argument)
 {
     const struct task *task = argument;
-    close(STDIN_FILENO);
+    close(STDIN_FILENO); /* any number would do: no work needs this one */
     task->work(task->data);
     return 0;
 }

@@ -6,8 +6,12 @@
 #include "os/files.h"
 #include "os/map.h"
 
+/*
+ * By how many bytes an arena grows at least.  A larger step takes fewer system calls and wastes
+ * more; it is smaller in a file, which may lie on a small file system and takes its memory at once.
+ */
 #define COMMIT_STEP ((size_t)256 << 10)
-#define FILE_STEP ((size_t)32 << 10) /* file systems in memory may be small */
+#define FILE_STEP ((size_t)32 << 10)
 
 static size_t round_up(size_t bytes, size_t step)
 {
@@ -71,7 +75,11 @@ int arena_grow(struct arena *arena, uint64_t count)
 /* ---- ids ---- */
 
 #define WORD_BITS 64
-#define SEARCH_WORDS 4096 /* how far a search for a run looks before it takes fresh ids */
+/*
+ * How many words (64 ids each) a search for a run looks at before fresh ids are taken: more would
+ * use old ids better, and take longer each time where free ids are scattered.
+ */
+#define SEARCH_WORDS 4096
 
 static uint64_t *word_of(const struct ids *ids, uint64_t id)
 {
@@ -151,7 +159,10 @@ static uint64_t search(const struct ids *ids, uint64_t from, uint64_t to, uint64
     return where;
 }
 
-/* Old space first, if it has a whole run nearby; then fresh space; then any piece there is. */
+/*
+ * Ids that were used before come first, if they have a whole run near the cursor; then fresh ids;
+ * then the longest free run of all that were used before.
+ */
 uint32_t ids_take(struct ids *ids, uint64_t *n)
 {
     uint64_t found = 0, where = NO_INDEX;
@@ -185,7 +196,10 @@ uint64_t ids_used(const struct ids *ids, uint32_t first, uint64_t n)
     return used;
 }
 
-/* Free blocks in a row in used space, not far from the cursor: the first, and in *n how many ids. */
+/*
+ * Searches ids that were used before, near the cursor, for free blocks in a row: returns the first
+ * id, and in *n how many ids there are.
+ */
 static uint64_t search_blocks(const struct ids *ids, uint64_t block, uint64_t *n)
 {
     uint64_t most = *n, at = (ids->state->cursor + block - 1) / block * block;
@@ -199,7 +213,7 @@ static uint64_t search_blocks(const struct ids *ids, uint64_t block, uint64_t *n
     return NO_INDEX;
 }
 
-/* What is passed over on the way to a multiple stays free, for those who want fewer. */
+/* Ids between the highest in use and the next multiple of a block stay free, for ids_take(). */
 uint32_t ids_take_blocks(struct ids *ids, uint64_t block, uint64_t *n)
 {
     uint64_t where = NO_INDEX, found = *n = *n / block * block;

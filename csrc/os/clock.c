@@ -24,7 +24,10 @@ void os_sleep_us(unsigned us)
     nanosleep(&span, NULL);
 }
 
-/* Early in a boot there may be none: then where things lie, and when, is all that is not known. */
+/*
+ * Early in a boot the kernel may have no random numbers yet.  Then the time, an address of the
+ * stack and the process id are combined, which is easier to guess but all that there is.
+ */
 uint64_t os_random(void)
 {
     uint64_t number;

@@ -40,7 +40,7 @@ static bool is_device(const char *name, void *files)
     return lets_devices_write(file);
 }
 
-/* Where nobody can tell, it has. */
+/* true also where the descriptors cannot be listed: then it may have one. */
 static bool has_descriptor(void)
 {
     int files = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -51,23 +51,27 @@ static bool has_descriptor(void)
     return found != 0;
 }
 
-/* Of anybody on this machine: without any there is none of ours. */
+/*
+ * Has any process of this machine a ring of libaio?  Without one this process has none, and the
+ * text of its mappings need not be read.
+ */
 static bool machine_has_rings(void)
 {
     char text[32] = "";
     int fd = open("/proc/sys/fs/aio-nr", O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return false; /* a kernel without any */
+        return false; /* the kernel was built without libaio's calls */
     ssize_t got = read(fd, text, sizeof text - 1);
     close(fd);
     return got > 0 && strtoul(text, NULL, 10) > 0;
 }
 
-/* A ring is a mapping of a file of that name. */
+/* The kernel maps a ring from a file that it calls "/[aio]". */
 static bool has_ring(void)
 {
     static const char name[] = "/[aio]";
-    const size_t overlap = sizeof name - 2; /* of a name that is cut where a piece ends */
+    /* The end of each piece is kept before the next one, as the name may be cut between them. */
+    const size_t overlap = sizeof name - 2;
     char text[4096] = "";
     ssize_t got = 0;
     bool found = false;

@@ -45,10 +45,14 @@
 #define MADV_DONTNEED_LOCKED 24
 #endif
 
+/*
+ * How often a thread that runs is looked at, and how many us apart: about 120 us in all, for which
+ * pages stay frozen.  Fewer looks would leave more pages alone because a thread was just computing.
+ */
 #define LOOKS 6
 #define BETWEEN_LOOKS_US 20
 
-enum activity { ELSEWHERE, RUNNING, READING_INTO, UNKNOWN }; /* the worst comes last */
+enum activity { ELSEWHERE, RUNNING, READING_INTO, UNKNOWN }; /* in order: the last is the worst */
 
 /* What is asked, and by which thread. */
 struct question {
@@ -59,7 +63,7 @@ struct question {
     bool busy;   /* the answer */
 };
 
-/* What a file of a thread's in /proc says: its length, or -errno. */
+/* Reads the beginning of a file of a thread's in /proc as text; its length, or -errno. */
 static int tell(int tasks_fd, const char *thread, const char *what, char *text, size_t size)
 {
     char path[32];
@@ -96,12 +100,12 @@ static bool is_direct(int fd)
     struct statfs system;
     int flags = fcntl(fd, F_GETFL);
     if (flags < 0 || (flags & O_DIRECT))
-        return true; /* closed by another thread while it is read from, perhaps */
+        return true; /* another thread may have closed the descriptor during the read */
     return fstat(fd, &info) == 0 && S_ISREG(info.st_mode) &&
            (fstatfs(fd, &system) < 0 || !has_page_cache(system.f_type));
 }
 
-/* "nr arg0 arg1 ..." of a thread that waits in a system call. */
+/* text: "running", or "number argument0 argument1 ..." of the call that the thread waits in. */
 static enum activity judge(const char *text, uintptr_t start, uintptr_t end)
 {
     char *at;
@@ -115,11 +119,11 @@ static enum activity judge(const char *text, uintptr_t start, uintptr_t end)
     bool scatters = number == SYS_readv || number == SYS_preadv || number == SYS_preadv2;
     if (reads && (buffer >= end || start >= buffer + length))
         return ELSEWHERE;
-    /* Of those that scatter the list of buffers may lie in memory that must not be touched now. */
+    /* The buffers of readv() are not compared: their list may lie in memory that is frozen now. */
     return (reads || scatters) && is_direct(fd) ? READING_INTO : ELSEWHERE;
 }
 
-/* "tid (name) state ..." */
+/* text: "tid (name) state ...".  State D is an uninterruptible wait, as for a disk. */
 static enum activity judge_state(const char *text)
 {
     const char *name_end = strrchr(text, ')');
@@ -160,7 +164,7 @@ static bool look_at_thread(const char *name, void *data)
     return round->worst >= READING_INTO;
 }
 
-/* The worst of what the threads do, but for those that look. */
+/* The worst of what the threads do, except the one that asks and the one that looks for it. */
 static enum activity look(struct question *question)
 {
     struct round round = {.question = question, .looker = syscall(SYS_gettid)};
@@ -168,7 +172,10 @@ static enum activity look(struct question *question)
     return seen < 0 ? UNKNOWN : round.worst;
 }
 
-/* "nr arg0 arg1 ...": a call in which a thread only waits, and touches no memory of others. */
+/*
+ * Is it a call in which a thread only waits, and reads and writes no memory but small arguments?
+ * text: "number argument0 argument1 ...", or "running".
+ */
 static bool only_waits(const char *text)
 {
     static const long calls[] = {
@@ -203,7 +210,7 @@ bool os_others_wait(int tasks_fd)
 
 /* ---- memory that is given back ---- */
 
-/* "nr arg0 arg1 ..." of a thread that waits in madvise(). */
+/* Does the thread of this text, "number argument0 ...", wait in a madvise() that gives back? */
 static bool is_removal(const char *text, struct os_removal *removal)
 {
     char *at;
@@ -282,8 +289,9 @@ static bool is_open_for_that(const char *name, void *nothing)
 }
 
 /*
- * Does the process have such a file open to read from? true also where nobody can tell.  By way
- * of the threads' directory, as /proc may be out of sight by now.
+ * Does the process have a file open by which a thread could read so?  true also where nobody can
+ * tell.  The list is reached from the threads' directory, because the program may have changed its
+ * root by now and see no /proc.
  */
 static bool has_direct(struct question *question)
 {
@@ -329,7 +337,8 @@ int os_direct_io(int tasks_fd, uintptr_t address, uint64_t n)
         .asker = syscall(SYS_gettid),
     };
     question.busy = is_busy(&question);
-    if (question.crowded && is_read_direct(STDIN_FILENO)) /* which is not there apart */
+    /* os_apart() closes this descriptor in its table, so has_direct() would not see it there. */
+    if (question.crowded && is_read_direct(STDIN_FILENO))
         return -EBUSY;
     if (question.crowded) {
         int crowded = question.crowded;

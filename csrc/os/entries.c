@@ -17,7 +17,7 @@ int os_each_entry(int fd, os_visit *visit, void *data)
 {
     _Alignas(struct entry) char buffer[4096];
     long got;
-    lseek(fd, 0, SEEK_SET);
+    lseek(fd, 0, SEEK_SET); /* the descriptor is used again and again */
     while ((got = syscall(SYS_getdents64, fd, buffer, sizeof buffer)) > 0)
         for (long at = 0; at < got;) {
             const struct entry *entry = (const struct entry *)(buffer + at);

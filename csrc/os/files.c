@@ -47,8 +47,8 @@ int os_reopen(int fd, int flags)
 }
 
 /*
- * F_SEAL_FUTURE_WRITE would do, but then no hole can be punched either (EPERM, also for
- * MADV_REMOVE).
+ * The mode keeps others from opening the file for writing.  F_SEAL_FUTURE_WRITE would do that as
+ * well, but with it no hole can be punched any more (EPERM, also for MADV_REMOVE).
  */
 int os_seal(int memfd)
 {
@@ -152,9 +152,10 @@ int os_identify(int fd, uint64_t *inode, uint64_t *dev)
 }
 
 /*
- * What is open may have the inode of another open file: all eventfds and epolls have one, and who
- * opens /proc/self/maps again gets that of ours.  So ours are marked, by the signal that would tell
- * of input if anybody asked for signals (F_SETSIG in fcntl(2), without O_ASYNC).
+ * An inode number does not tell our descriptors from all others: all eventfds and epolls share one,
+ * and whoever opens /proc/self/maps again gets the same as we did.  So ours are marked, with the
+ * number of the signal that would tell of input if anybody asked for signals (F_SETSIG in fcntl(2),
+ * without O_ASYNC).
  */
 #define MARK (_NSIG - 1)
 
@@ -178,7 +179,10 @@ static int is_file(int fd, uint64_t inode)
     return mark < 0 ? -errno : mark == MARK;
 }
 
-/* Twice: who gives up for good on a descriptor is to be sure. */
+/*
+ * An error is asked about twice, since the caller gives the descriptor up for good.  Only EBADF
+ * says that it is closed; after any other error it is taken to be ours.
+ */
 bool os_is_file(int fd, uint64_t inode)
 {
     int answer = is_file(fd, inode);

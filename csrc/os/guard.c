@@ -16,7 +16,10 @@ struct guarded {
     volatile size_t size;
 };
 
-/* Of the kind that needs no allocation at its first use, which may be in the handler. */
+/*
+ * Thread-local variables are allocated at their first use, which may be in the handler, where
+ * nothing may be allocated.  Those of the initial-exec model exist from the thread's start.
+ */
 static __thread __attribute__((tls_model("initial-exec"))) struct guarded guarded;
 
 static void signals(sigset_t *set)
@@ -26,7 +29,7 @@ static void signals(sigset_t *set)
     sigaddset(set, SIGBUS);
 }
 
-/* Does not come back if this was a guarded read of this thread. */
+/* Jumps out of the handler, into GUARDED(), if the fault was at a guarded read of this thread. */
 static bool escape(int number, const siginfo_t *info)
 {
     (void)number;
@@ -56,8 +59,10 @@ void guard_close(const sigset_t *before)
 }
 
 /*
- * The mask is not saved: the handler runs with none of its own.  What a fault leaves half done are
- * variables of the function that reads.
+ * _setjmp does not save the signal mask, which takes no system call: the handler blocks no further
+ * signals, so there is nothing to restore.  To jump out of the read is safe because it has changed
+ * nothing but variables of the function that reads.  The fences keep the compiler from moving the
+ * read out from between the two stores of the size.
  */
 #define GUARDED(first, second, bytes, read)                                                        \
     do {                                                                                           \

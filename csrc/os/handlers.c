@@ -8,8 +8,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define LEVELS 16
-#define SIGNALS 64
+#define LEVELS 16  /* how many different handlers of the program can be chained, in all */
+#define SIGNALS 64 /* the highest signal number of Linux */
 
 /* A handler of the program's that was found, and has ours before it. */
 static struct level {
@@ -42,16 +42,23 @@ static bool is_handler(const struct sigaction *action)
     return action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN;
 }
 
-/* As by a fault or by a sender: the kernel's default action, with the same siginfo. */
+/*
+ * Ends the process as the kernel's default action would, with the same siginfo: a fault comes again
+ * by itself when this handler returns; a signal that was sent is sent again.
+ */
 static void die(int number, siginfo_t *info, bool sent)
 {
     struct sigaction fatal = {.sa_handler = SIG_DFL};
     sigaction(number, &fatal, NULL);
-    if (sent) /* a fault comes again by itself */
+    if (sent)
         syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), number, info);
 }
 
-/* Called by a handler of the program's, not by the kernel, the mask has to be put back, too. */
+/*
+ * Calls a handler of the program's as the kernel would, with the signals blocked that it asked for.
+ * The mask is put back here, since our handler may itself have been called by another handler, and
+ * not by the kernel, which would do so.
+ */
 static void call(const struct sigaction *action, int number, siginfo_t *info, void *context)
 {
     sigset_t blocked = action->sa_mask, outer;
@@ -141,7 +148,11 @@ static int level_before(int number, const struct sigaction *action)
     return -EBUSY;
 }
 
-/* Whose turn it is decides on which stack it runs, and whether system calls are begun again. */
+/*
+ * Our handler, to be installed before one of the program's, whose choice of the stack and of
+ * restarting system calls it keeps.  SA_NODEFER and an empty mask let a guarded read jump out of it
+ * with nothing to restore; call() blocks what the program's handler asked for.
+ */
 static struct sigaction ours_before(const struct sigaction *action, int level)
 {
     int kept = SA_ONSTACK | SA_RESTART;
@@ -164,7 +175,7 @@ static int install(int number)
             return -errno;
         if (is_same(&replaced, &found))
             return 0;
-        found = replaced; /* installed a moment ago: ours has to be before that one */
+        found = replaced; /* another thread has just installed that one: ours must come before it */
     }
     return 0;
 }

@@ -63,7 +63,7 @@ void os_unmap(void *address, size_t bytes)
 {
     if (!address)
         return;
-    os_disown((uintptr_t)address, bytes); /* first: another thread may get it at once */
+    os_disown((uintptr_t)address, bytes); /* first: once unmapped it may be another thread's */
     munmap(address, bytes);
 }
 
@@ -78,7 +78,7 @@ void os_dont_dump(void *address, size_t bytes)
         madvise(address, bytes, MADV_DONTDUMP);
 }
 
-#define DUMP_PRIVATE_MEMORY 1
+#define DUMP_PRIVATE_MEMORY 1 /* bits of coredump_filter, see core(5) */
 #define DUMP_PRIVATE_FILES 4
 
 void os_dump_overlays(void)
@@ -156,7 +156,7 @@ int os_map_at(uintptr_t address, uint64_t n)
     return got == MAP_FAILED ? -errno : 0;
 }
 
-/* mlockall(MCL_FUTURE) would fill it when it is committed. */
+/* After mlockall(MCL_FUTURE) a new mapping is locked, and would be filled once it is committed. */
 int os_claim(uintptr_t address, uint64_t n)
 {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
@@ -167,12 +167,14 @@ int os_claim(uintptr_t address, uint64_t n)
     return 0;
 }
 
+/* mincore() fails with ENOMEM where nothing is mapped. */
 bool os_is_mapped(uintptr_t page)
 {
     unsigned char there;
     return mincore((void *)page, PAGE_SIZE, &there) == 0 || errno != ENOMEM;
 }
 
+/* Memory that was just mapped and never touched is in memory only if the kernel has filled it. */
 bool os_locks_new_memory(void)
 {
     unsigned char there = 0;
@@ -196,7 +198,10 @@ static bool is_limited(int what)
     return getrlimit(what, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY;
 }
 
-/* Strict overcommit: vm.overcommit_memory 2 (Documentation/mm/overcommit-accounting). */
+/*
+ * Address space counts against RLIMIT_AS and RLIMIT_DATA, and with strict overcommit against the
+ * commit limit (vm.overcommit_memory 2, Documentation/mm/overcommit-accounting).
+ */
 bool os_is_rationed(void)
 {
     char mode = 0;
@@ -230,8 +235,9 @@ int os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep)
 }
 
 /*
- * Not locked in memory, which would fill it.  If it cannot be moved into the reservation, that stays:
- * a failed mremap may have unmapped its target, which may be another's by now.
+ * The page is unlocked first, since locked memory that grows is filled.  If it cannot be moved into
+ * the reservation, that is not unmapped: the failed mremap may have unmapped it already, and
+ * another thread may have mapped something there since.
  */
 uintptr_t os_grow(uintptr_t from, uint64_t n, uintptr_t like)
 {
@@ -253,7 +259,7 @@ int os_protect(uintptr_t address, uint64_t n, bool writable)
     return status(mprotect((void *)address, bytes_of(n), writable ? RW : PROT_READ));
 }
 
-/* What mlockall() has locked is not dropped (EINVAL). */
+/* MADV_DONTNEED refuses locked memory (EINVAL), which is unlocked then. */
 int os_drop(uintptr_t address, uint64_t n)
 {
     if (madvise((void *)address, bytes_of(n), MADV_DONTNEED) == 0)
@@ -268,8 +274,8 @@ void os_look_away(uintptr_t address, uint64_t n)
 }
 
 /*
- * The kernel makes locked memory neither cold nor empty.  What is not locked is about to go, so that
- * it does not matter how cold it is.
+ * MADV_COLD fails with EINVAL on locked memory.  On other memory it makes the pages the first to be
+ * swapped out, which does not matter: callers ask before they let the pages go.
  */
 bool os_is_locked(uintptr_t address, uint64_t n)
 {
@@ -283,9 +289,14 @@ int os_reserve_at(uintptr_t address, uint64_t n)
     return got == MAP_FAILED ? -errno : 0;
 }
 
+/* Where memory is given huge pages, by /sys/kernel/mm/transparent_hugepage/enabled. */
 enum given { NEVER, WHERE_ADVISED, ALWAYS };
 #define GIVEN_BITS 2
-#define GIVEN_FOR_MS 100 /* reading takes 6 us, a hundredth of what one huge page's return takes */
+/*
+ * How long an answer is believed, in ms.  Reading the file takes 6 us, a hundredth of what it takes
+ * to bring one huge page back, so it is not read for each of them.
+ */
+#define GIVEN_FOR_MS 100
 
 static enum given read_given(void)
 {
@@ -300,7 +311,7 @@ static enum given read_given(void)
 
 bool os_gives_huge_pages(int vma_flags)
 {
-    static _Atomic uint64_t answer; /* with its time in front, in ms */
+    static _Atomic uint64_t answer; /* in the lowest GIVEN_BITS; above them its time in ms */
     uint64_t known = atomic_load(&answer), now = os_now_ms();
     if (now - (known >> GIVEN_BITS) >= GIVEN_FOR_MS)
         atomic_store(&answer, known = now << GIVEN_BITS | read_given());
@@ -309,7 +320,10 @@ bool os_gives_huge_pages(int vma_flags)
            (given == ALWAYS || (given == WHERE_ADVISED && vma_flags & KSMPY_VMA_HUGEPAGE));
 }
 
-/* 0.4 us where it never was told to share them; EINVAL: the kernel was built without it. */
+/*
+ * Takes 0.4 us for memory that was never offered to the kernel's KSM.  EINVAL: the kernel was built
+ * without it.
+ */
 int os_keep_from_ksm(uintptr_t address, uint64_t n)
 {
     int error = madvise((void *)address, bytes_of(n), MADV_UNMERGEABLE);
@@ -326,7 +340,10 @@ int os_populate(uintptr_t address, uint64_t n, bool write)
     return status(result);
 }
 
-/* MADV_COLD, of which this is a side effect, else says only that they are the first to swap out. */
+/*
+ * MADV_COLD splits a huge page of which it is given a part only.  What else it does is harmless: it
+ * makes the pages the first to be swapped out.
+ */
 void os_split(uintptr_t address, uint64_t n)
 {
     madvise((void *)address, bytes_of(n), MADV_COLD);

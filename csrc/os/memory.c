@@ -20,7 +20,7 @@
 #include "os/clock.h"
 #include "os/map.h"
 
-#define TEXT_BYTES ((size_t)256 << 10) /* touched as far as they are used */
+#define TEXT_BYTES ((size_t)256 << 10) /* for /proc/self/mountinfo, which can be that long */
 #define LOOK_AGAIN_MS 1000 /* a process may be moved to another cgroup, but seldom is */
 #define NO_LIMIT UINT64_MAX
 
@@ -66,7 +66,7 @@ static enum version version_of(const char *kind)
     return strcmp(kind, "cgroup2") == 0 ? V2 : strcmp(kind, "cgroup") == 0 ? V1 : VERSIONS;
 }
 
-/* Is it one of the words, which commas separate? */
+/* Is it one of the words, which are separated by commas? */
 static bool has_word(const char *words, const char *word)
 {
     size_t length = strlen(word);
@@ -107,8 +107,8 @@ static void see_cgroup(char *line, char (*paths)[OS_CGROUP_PATH])
 }
 
 /*
- * Where the cgroup is seen from here: in a container only a part of the tree may be mounted, which
- * the path need not lie in.
+ * Notes the directory of the process's cgroup.  In a container only a part of the cgroup tree may
+ * be mounted.  If the process's cgroup does not lie in that part, the mount point is taken.
  */
 static void locate(struct os_memory *memory, int version, const struct mount *mount,
                    const char *path)
@@ -136,7 +136,7 @@ static void each_line(char *text, struct mount *mounts, char (*paths)[OS_CGROUP_
     }
 }
 
-/* Where /proc is out of sight, they stay what they were. */
+/* If /proc cannot be read, as after chroot(), the cgroups found before are kept. */
 static void find_cgroups(struct os_memory *memory, char *text)
 {
     struct mount mounts[VERSIONS] = {0};
@@ -152,7 +152,7 @@ static void find_cgroups(struct os_memory *memory, char *text)
 
 /* ---- what they leave ---- */
 
-/* Of "name value" or "name: value kB" lines; or otherwise. */
+/* The value in the line "name value" or "name: value kB" of a text; otherwise if there is none. */
 static uint64_t field(const char *text, const char *name, uint64_t otherwise)
 {
     size_t length = strlen(name);
@@ -169,7 +169,7 @@ struct cgroup {
     char *text;
 };
 
-/* The number in a file of a cgroup's; no such file, or "max": otherwise. */
+/* The number in a file of a cgroup; otherwise if there is no such file, or it says "max". */
 static uint64_t number(const struct cgroup *group, const char *file, uint64_t otherwise)
 {
     char path[OS_CGROUP_PATH + 64], text[32], *end;
@@ -180,7 +180,7 @@ static uint64_t number(const struct cgroup *group, const char *file, uint64_t ot
     return end == text ? otherwise : value;
 }
 
-/* Bytes of files, which the kernel drops when the cgroup is full; not of those on tmpfs. */
+/* Bytes of page cache, which the kernel drops when the cgroup is full; tmpfs does not count. */
 static uint64_t droppable(const struct cgroup *group, const char *prefix)
 {
     char path[OS_CGROUP_PATH + 64], name[32];
@@ -209,7 +209,10 @@ static uint64_t left_v1(const struct cgroup *group, uint64_t swap)
     return least(add(beyond(add(limit, files), used), swap), beyond(add(both, files), used_both));
 }
 
-/* Above memory.high nobody is killed, but everybody is slowed down until hardly anything goes on. */
+/*
+ * memory.high counts as a limit like memory.max: above it nobody is killed, but the kernel slows
+ * every process of the cgroup down until hardly anything goes on.
+ */
 static uint64_t left_v2(const struct cgroup *group, uint64_t swap)
 {
     uint64_t limit =
@@ -231,7 +234,7 @@ static void see_left(uint64_t left, const char *who, uint64_t *least_left, char 
         snprintf(which, size, "%s", who);
 }
 
-/* Of a cgroup and all above it, as far as they are seen from here. */
+/* Asks a cgroup and all above it, up to the mount point. */
 static void ask_cgroups(const struct os_memory *memory, int version, uint64_t swap, uint64_t *left,
                         char *which, size_t size)
 {

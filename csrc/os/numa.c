@@ -8,7 +8,7 @@
 #include "base/pages.h"
 
 #define MPOL_PREFERRED 1
-#define BATCH 256
+#define BATCH 256 /* pages asked about in one call: their addresses take 2 KiB of the stack */
 
 int os_nodes(uintptr_t address, uint64_t n, int *nodes)
 {

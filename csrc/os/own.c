@@ -28,7 +28,7 @@ static size_t slots_in(int table)
     return (size_t)SLOTS << table;
 }
 
-/* The table of that number, made if it is missing; NULL: no memory for it, or no more of them. */
+/* The table of that number, which is made first if asked; NULL: there is none, or no memory. */
 static struct slot *table_at(int number, bool make)
 {
     struct slot *table = atomic_load(&tables[number]);
@@ -59,7 +59,10 @@ void os_own(uintptr_t start, size_t bytes)
         }
 }
 
-/* A range belongs to one caller, so nobody else changes the slots that it is in. */
+/*
+ * Takes a range out of a slot.  Only the caller that owns a range gives it up, so no other thread
+ * changes the slots that it lies in at the same time.
+ */
 static void cut(struct slot *slot, uintptr_t start, uintptr_t end)
 {
     uintptr_t from = atomic_load(&slot->start), to = atomic_load(&slot->end);
@@ -104,7 +107,10 @@ static void add(struct list *list, uintptr_t start, uintptr_t end)
         list->out[list->count - 1] = (struct ksmpy_range){start, end};
 }
 
-/* The library's variables: the writable segments of the object that one of them lies in. */
+/*
+ * Adds the library's variables: the writable segments of the loaded object in which one of them
+ * lies.  The first pass finds out whether it is that object, the second one adds.
+ */
 static int add_variables(struct dl_phdr_info *object, size_t size, void *list)
 {
     uintptr_t known = (uintptr_t)first;

@@ -1,8 +1,8 @@
 /*
- * A stretch of mappings is walked from its start: what begins there tells its size, and what comes
- * next begins behind it, since the kernel puts what is mapped side by side.  Behind memory that
- * nothing tells of, every page may be where the next block begins; there a block is believed only
- * if something known lies right before or behind it, or the end.
+ * A stretch of adjoining mappings is walked from its start.  What begins there tells its own size,
+ * and the next thing begins right behind it, since the kernel maps things side by side.  Behind
+ * memory of unknown owner the next block may begin at any page.  What looks like a block there is
+ * believed only if it adjoins something known or the end of the stretch.
  */
 #include "os/owners.h"
 
@@ -16,16 +16,17 @@
 /* ---- glibc's blocks ---- */
 
 #define WORD sizeof(uint64_t)
-#define HEADER (2 * WORD) /* what lies before the memory of a chunk: what is before it, its size */
+#define HEADER (2 * WORD) /* before the memory of a chunk: see struct header */
 #define FLAGS ((uint64_t)7)
 #define PREV_INUSE ((uint64_t)1)
 #define IS_MMAPPED ((uint64_t)2)
 #define LEAST_CHUNK (2 * HEADER)
-#define LEAST_ALIGNMENT 5 /* powers of two that memalign() may have been asked for */
+#define LEAST_ALIGNMENT 5 /* exponents of the powers of two that memalign() may be asked for */
 #define MOST_ALIGNMENT 30
 
 struct header {
-    uint64_t before, size;
+    uint64_t before; /* of a chunk with a mapping of its own: how far behind its start it begins */
+    uint64_t size; /* in bytes, with FLAGS in its lowest bits */
 };
 
 static bool read_live(uintptr_t at, void *to, size_t bytes)
@@ -33,7 +34,10 @@ static bool read_live(uintptr_t at, void *to, size_t bytes)
     return guard_copy(to, (const void *)at, bytes);
 }
 
-/* The size of the mapping that a chunk of its own, so far behind the start, tells; 0 for none. */
+/*
+ * The size of a mapping of one chunk, as the chunk's header tells it, which lies offset bytes
+ * behind the mapping's start; 0 if that is no such header.
+ */
 static size_t mapped_size(const struct header *header, size_t offset)
 {
     uint64_t size = header->size - IS_MMAPPED;
@@ -41,7 +45,7 @@ static size_t mapped_size(const struct header *header, size_t offset)
         return 0;
     size += offset;
     if (size % PAGE_SIZE == PAGE_SIZE - HEADER)
-        size += HEADER; /* as glibc counts since 2.43 */
+        size += HEADER; /* since glibc 2.43 the size leaves the header out */
     return size % PAGE_SIZE ? 0 : size;
 }
 
@@ -52,8 +56,9 @@ size_t owners_block_size(const void *page)
 }
 
 /*
- * memalign() leaves the first header as it was and writes another one before the aligned memory;
- * realloc() changes only that one.  So the smaller of the two sizes is true for sure.
+ * memalign() leaves the first header as it was and writes another one before the aligned memory,
+ * and realloc() changes only the latter.  So there may be two sizes, and memory up to the smaller
+ * one belongs to the block in any case.
  */
 static size_t block_at(uintptr_t start, uintptr_t end)
 {
@@ -75,8 +80,8 @@ static size_t block_at(uintptr_t start, uintptr_t end)
 
 /* ---- glibc's heaps ---- */
 
-#define HEAP_BYTES ((uintptr_t)64 << 20) /* the most of one of an arena's, which is aligned to it */
-#define CHUNKS_SEEN 4
+#define HEAP_BYTES ((uintptr_t)64 << 20) /* HEAP_MAX_SIZE of glibc on 64 bits, also the alignment */
+#define CHUNKS_SEEN 4 /* how many chunks have to fit before the main heap is believed */
 
 struct heap_info {
     uint64_t arena, previous, size, accessible;
@@ -87,7 +92,10 @@ static bool is_whole_pages(uint64_t bytes)
     return bytes && bytes % PAGE_SIZE == 0;
 }
 
-/* An arena lies in the first of its heaps, right behind that heap's own words. */
+/*
+ * Does the heap's header name an arena that can be?  glibc puts an arena's own data into the first
+ * of its heaps, right behind that heap's header.
+ */
 static bool tells_arena(uintptr_t heap, const struct heap_info *info)
 {
     uintptr_t first = info->arena & -HEAP_BYTES;
@@ -109,7 +117,8 @@ static size_t heap_at(uintptr_t start, uintptr_t end)
     bool whole = is_whole_pages(info.size) && is_whole_pages(bytes) && info.size <= bytes;
     if (!whole || bytes > HEAP_BYTES || bytes > end - start || !tells_arena(start, &info))
         return 0;
-    return bytes == HEAP_BYTES || start + bytes == end ? bytes : 0; /* the rest is not accessible */
+    /* A heap shorter than its address space ends the stretch: behind it nothing is accessible. */
+    return bytes == HEAP_BYTES || start + bytes == end ? bytes : 0;
 }
 
 /* The main heap begins with chunks, and ends where the mapping ends. */
@@ -131,14 +140,19 @@ static size_t main_heap_at(uintptr_t start, uintptr_t end)
 
 /* ---- CPython's arenas ---- */
 
+/*
+ * As in CPython's Objects/obmalloc.c since 3.10.  Pools are aligned to their size, arenas to pages.
+ */
 #define ARENA_BYTES ((size_t)1 << 20)
-#define POOL_BYTES ((uint32_t)16 << 10) /* they are aligned to it, arenas to pages only */
-#define POOL_OVERHEAD 48
-#define POOL_CLASSES 64
-#define POOL_ALIGNMENT 16
+#define POOL_BYTES ((uint32_t)16 << 10)
+#define POOL_OVERHEAD 48 /* bytes of a pool's header */
+#define POOL_CLASSES 64 /* sizes of objects, one for each multiple of the alignment */
+#define POOL_ALIGNMENT 16 /* bytes */
 
 struct pool_sizes {
-    uint32_t class, next, most; /* number of the size of its objects; where the next new one goes */
+    uint32_t class; /* the pool's objects have (class + 1) * POOL_ALIGNMENT bytes */
+    uint32_t next; /* offset of the next object that was never used */
+    uint32_t most; /* the greatest value that next may have */
 };
 
 static bool is_pool(uintptr_t pool)
@@ -158,7 +172,7 @@ static bool is_pool(uintptr_t pool)
 
 struct walk {
     uintptr_t start, end;
-    uintptr_t asked; /* where the pages begin of which it is known whether they are in memory */
+    uintptr_t asked; /* the address of the first page that present tells of */
     unsigned char present[WINDOW];
     bool glibc;
     struct ksmpy_owned *out;
@@ -173,12 +187,16 @@ static bool is_present(struct walk *walk, uintptr_t at)
         for (uint64_t i = 0; i < pages; i++)
             walk->present[i] = 0;
         walk->asked = at;
-        mincore((void *)at, bytes_of(pages), walk->present); /* not mapped any more: nothing */
+        /* If the memory is not mapped any more this fails, and no page counts as present. */
+        mincore((void *)at, bytes_of(pages), walk->present);
     }
     return walk->present[(at - walk->asked) >> PAGE_SHIFT] & 1;
 }
 
-/* Pages that are not there are not read: that would take page tables. */
+/*
+ * The size of what malloc has at that page, or 0.  A page that is not present is not read, since to
+ * fault it in would cost page tables.
+ */
 static size_t malloced_at(struct walk *walk, uintptr_t at)
 {
     if (!walk->glibc || at == walk->end || !is_present(walk, at))
@@ -187,7 +205,7 @@ static size_t malloced_at(struct walk *walk, uintptr_t at)
     return bytes ? bytes : heap_at(at, walk->end);
 }
 
-/* Of an arena the first whole pool is used first. */
+/* CPython uses the first whole pool of an arena first: that pool tells whether it is an arena. */
 static bool is_arena(struct walk *walk, uintptr_t at)
 {
     uintptr_t pool = (at + POOL_BYTES - 1) & -(uintptr_t)POOL_BYTES;
@@ -195,7 +213,7 @@ static bool is_arena(struct walk *walk, uintptr_t at)
            is_pool(pool);
 }
 
-/* What begins at that page, or nothing. */
+/* What begins at that page; an empty range if nothing known does. */
 static struct ksmpy_owned owned_at(struct walk *walk, uintptr_t at)
 {
     size_t bytes = malloced_at(walk, at);
@@ -205,14 +223,16 @@ static struct ksmpy_owned owned_at(struct walk *walk, uintptr_t at)
                                 KSMPY_OWNER_PYTHON};
 }
 
-/* Is something known of what is before or behind? */
+/* Does something known, or the end of the stretch, adjoin this range? */
 static bool has_neighbour(struct walk *walk, uintptr_t start, uintptr_t end)
 {
     return end == walk->end || malloced_at(walk, end) || is_arena(walk, end) ||
            (start - walk->start >= ARENA_BYTES && is_arena(walk, start - ARENA_BYTES));
 }
 
-/* What comes next where nothing has told of the memory before it; or nothing, at the end. */
+/*
+ * The next known thing behind memory of unknown owner; an empty range at the end if there is none.
+ */
 static struct ksmpy_owned next_owned(struct walk *walk, uintptr_t at)
 {
     for (; at < walk->end; at += PAGE_SIZE) {
@@ -257,15 +277,16 @@ static void walk_through(struct walk *walk)
 /* ---- whose malloc it is ---- */
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define MALLOC_IS_REPLACED true /* and by one that minds looks at what lies before its memory */
+#define MALLOC_IS_REPLACED true /* the sanitizer's malloc reports reads of a block's header */
 #else
 #define MALLOC_IS_REPLACED false
 #endif
-#define ASKED_FOR ((size_t)40 << 20) /* more than it ever takes from a heap by itself */
+/* glibc maps blocks of this many bytes on their own: its threshold grows to 32 MiB at most. */
+#define ASKED_FOR ((size_t)40 << 20)
 
 enum { UNKNOWN, GLIBC, ANOTHER };
 
-/* What it hands out begins behind a header that tells its size. */
+/* glibc's malloc is known by the header that lies before what it hands out, and tells its size. */
 static bool malloc_is_glibc(void)
 {
     static _Atomic int known;
@@ -274,11 +295,12 @@ static bool malloc_is_glibc(void)
         return answer == GLIBC;
     void *volatile memory = malloc(ASKED_FOR);
     if (!memory)
-        return false; /* this time */
+        return false; /* it is tried again next time */
     struct header header;
     uintptr_t at = (uintptr_t)memory - HEADER;
     bool is = at % PAGE_SIZE == 0 && block_at(at, at + 2 * ASKED_FOR) > ASKED_FOR;
-    if (!is && read_live(at, &header, sizeof header)) /* one that may not map blocks of their own */
+    /* With M_MMAP_MAX 0 glibc maps no blocks on their own: then it is a chunk of a heap. */
+    if (!is && read_live(at, &header, sizeof header))
         is = (header.size & ~FLAGS) - (ASKED_FOR + HEADER) < LEAST_CHUNK;
     free(memory);
     atomic_store(&known, is ? GLIBC : ANOTHER);

@@ -32,7 +32,8 @@ struct uffdio_move {
 #define FEATURE_MOVE (1u << 16)
 
 /*
- * The system call first: it may be allowed where the device file is not, and the other way round.
+ * A userfaultfd that handles faults of the kernel, too, if there is a way to get one: the system
+ * call and the device file are tried, as either may be allowed without the other.
  */
 static int open_fd(bool *kernel_mode)
 {
@@ -143,12 +144,15 @@ int os_uffd_protect(int fd, uintptr_t address, uint64_t n, bool on)
     int result;
     do
         result = ioctl(fd, UFFDIO_WRITEPROTECT, &request);
-    while (result < 0 &&
-           errno == EAGAIN); /* mappings were changing; bounded by whoever changes them */
+    while (result < 0 && errno == EAGAIN); /* until whoever is changing mappings is done */
     return result < 0 ? -errno : 0;
 }
 
-/* Private memory cannot be continued (EINVAL), which is found out after it was found registered. */
+/*
+ * UFFDIO_CONTINUE changes nothing in private anonymous memory.  It fails with ENOENT if the range
+ * is not one registered mapping, and only then, with another error, because the memory is of that
+ * kind.
+ */
 bool os_uffd_is_registered(int fd, uintptr_t address, uint64_t n)
 {
     struct uffdio_continue request = {.range = {address, bytes_of(n)}};

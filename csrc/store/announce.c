@@ -5,7 +5,7 @@
 #include "store/lock.h"
 #include "store/store.h"
 
-/* In pieces, so that nobody waits long for the lock. */
+/* Gives an outgrown table back in pieces, so that nobody waits long for the lock. */
 static void trim(struct store *store)
 {
     for (bool more = true; more && store_lock(store);) {

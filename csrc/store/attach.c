@@ -68,7 +68,10 @@ uint32_t store_holder(int fd)
     return holder;
 }
 
-/* Whatever is in use already is known to have memory. */
+/*
+ * Allocates the file's memory for all that the index says is in use.  It should have memory, but a
+ * damaged file may say more than there is, and to touch that would be SIGBUS.
+ */
 static int allocate_used(struct store *store)
 {
     int error = 0;
@@ -99,7 +102,11 @@ static int fill_head(struct store *store)
     return error ? error : announcements_reset(store);
 }
 
-/* The magic comes last: its maker may die in between. */
+/*
+ * Writes the magic last: if its maker dies before, the next process finds a store that is not laid
+ * out.  The fence keeps the compiler from writing it earlier; a process's stores stay in the file
+ * when it dies, in the order in which they were made.
+ */
 static void write_shape(struct store *store, struct store_shape shape)
 {
     shape.magic = 0;
@@ -108,7 +115,10 @@ static void write_shape(struct store *store, struct store_shape shape)
     store->head->shape.magic = STORE_MAGIC;
 }
 
-/* Nobody uses it; what was there is gone, but for its rules. The shape is written last. */
+/*
+ * Lays out a store that nobody uses.  What was in the file goes, except for its rules (merge
+ * across nodes and the like), which outlast those who set them.  The shape is written last.
+ */
 static int lay_out(struct store *store, int nodes)
 {
     struct store_shape shape = store_shape_for(nodes);
@@ -152,7 +162,7 @@ static int join_in(struct store *store, const struct store_shape *shape, int nod
         error = allocate_used(store);
         if (!error)
             error = store_check(store);
-        store_flush(store); /* what a rebuild has freed: nobody's, once others have the lock */
+        store_flush(store); /* a rebuild may have freed frames, and only we know of these */
         store_unlock(store);
     }
     if (error)
@@ -160,7 +170,7 @@ static int join_in(struct store *store, const struct store_shape *shape, int nod
     return error;
 }
 
-/* So that the sharers of any frame there is can be counted. */
+/* Allocates memory to count this process's sharers of any frame that there is. */
 static int need_counts(struct store *store)
 {
     int error = 0;
@@ -174,10 +184,10 @@ static int take_slot(struct store *store)
     if (!store_lock(store))
         return store_why_not(store);
     slots_reap(store);
-    store_flush(store); /* no slot yet: these frames are nobody's, once others have the lock */
+    store_flush(store); /* now: without a slot we own no frames, and nobody else knows of these */
     void *lease;
     unsigned slot;
-    int error = slot_claim(store, SLOT_ENGINE, &slot, &lease); /* a rebuild asks whose they are */
+    int error = slot_claim(store, SLOT_ENGINE, &slot, &lease);
     store_unlock(store);
     if (error)
         return error;
@@ -235,12 +245,12 @@ int store_attach(struct store *store, int fd, int nodes, const int *node_ids)
     return error;
 }
 
-#define LEAVE_TRIES 50 /* times LOCK_TRY_MS: nobody waits for who is about to be gone */
+#define LEAVE_TRIES 50 /* times LOCK_TRY_MS; longer than others try, as we hold nobody up */
 
 /*
- * Where the lock is not to be had, or not all that was owed could be paid, it leaves as the dead
- * do, and is reaped as they are.  Frames whose mappings went out of sight are kept for as long as
- * the process lives.
+ * Gives this process's slot up.  If the lock is not to be had, or not all debts could be paid, only
+ * the lease is dropped: the slot then looks like a dead process's, and others reap it.  A process
+ * with pinned frames keeps its lease until it ends, since it may still map these frames.
  */
 static void leave_store(struct store *store, int tries)
 {
@@ -251,11 +261,13 @@ static void leave_store(struct store *store, int tries)
     }
     if (locked) {
         store_unlock(store);
-        store_flush(store); /* nobody knows of these frames once the slot is free */
+        store_flush(store); /* once the slot is free nobody would know of these frames */
     }
     bool leaves = !store->pinned && store_has_files(store);
     if (leaves && locked && !store->bankrupt && !store->dead_count && !store->away) {
-        /* Without the lock: all that was counted here is nought, and nobody takes the slot yet. */
+        /*
+         * This needs no lock: every count is 0 by now, and nobody takes the slot before it is free.
+         */
         os_punch(store->lock_fd, counts_offset(store, store->slot), counts_bytes(store));
         atomic_store(&store->head->slots[store->slot].kind, SLOT_FREE);
     }
@@ -300,7 +312,7 @@ void store_part_from_parent(struct store *store)
 void store_detach(struct store *store)
 {
     if (store->index) {
-        store_reap(store); /* perhaps nobody comes after us */
+        store_reap(store); /* this may be the last process on the store */
         leave_store(store, LEAVE_TRIES);
         store_unmap(store);
     }
@@ -315,7 +327,7 @@ void store_destroy(struct store *store)
         private_close(store);
 }
 
-/* Whatever was in it: nobody uses it. */
+/* Makes a file that nobody uses one that nobody can attach to, whatever was in it. */
 int store_retire(struct store *store)
 {
     const uint64_t retired[PAGE_SIZE / sizeof(uint64_t)] = {STORE_RETIRED};

@@ -26,12 +26,12 @@
 #include "store/layout.h"
 #include "store/store.h"
 
-#define SMALLEST 4096
+#define SMALLEST 4096 /* entries of the first table: 32 KiB of the file */
 #define TRIM 8192 /* entries of an old table that go back at once: 16 pages */
 #define SUM_BITS 48
 #define SLOT_MASK 0xffff
 #define CLAIMED 0x8000
-#define ANYBODY 0x7fff /* a page waits, it is not known whose */
+#define ANYBODY 0x7fff /* in place of a slot: a page waits, but it is not known whose */
 #define TREE_BITS 5
 #define SLOT_BITS 11 /* room for NO_SLOT */
 
@@ -56,7 +56,7 @@ static uint64_t home_of(const struct store *store, uint64_t entry)
     return (uint64_t)(((unsigned __int128)(entry >> 16) * store->head->announced_size) >> SUM_BITS);
 }
 
-/* Of the entry with that key, or of the empty place where it belongs. */
+/* The index of the entry with that key, or of the empty place where it belongs. */
 static uint64_t place_of(const struct store *store, uint64_t key)
 {
     uint64_t i = home_of(store, key);
@@ -70,13 +70,19 @@ static uint64_t entry_for(uint64_t key, unsigned slot)
     return key | (slot + 1);
 }
 
-/* Not as the arena remembers it: another process may have begun anew with a small table. */
+/*
+ * Memory for a table of that size.  The arena's own count of what is committed is of no use here:
+ * another process may have rebuilt the index and given the memory back.
+ */
 static int allocate(const struct store *store, uint64_t size)
 {
     return arena_allocate(&store->announcements, size * sizeof(uint64_t), size * sizeof(uint64_t));
 }
 
-/* Whoever makes the index anew takes the memory away, and counts that. */
+/*
+ * The number of rebuilds is noted with the memory, because a rebuild by another process gives it
+ * back; has_memory_for() compares them.
+ */
 void board_prepare(struct store *store)
 {
     const struct store_head *head = store->head;
@@ -94,7 +100,10 @@ static bool has_memory_for(struct store *store, uint64_t size)
     return prepared || allocate(store, size) == 0;
 }
 
-/* Twice the size; where there is no memory for it, it fills up further. */
+/*
+ * Moves all entries to a table of twice the size.  If there is no memory for it the present one is
+ * filled further, up to seven eighths.  false: it is full.
+ */
 static bool grow(struct store *store)
 {
     struct store_head *head = store->head;
@@ -113,7 +122,10 @@ static bool grow(struct store *store)
     return true;
 }
 
-/* A larger table lies behind it; a smaller one may, when somebody has made the index anew. */
+/*
+ * The old table goes back only if the present one is larger, and so lies behind it.  After a
+ * rebuild the present one may be smaller, and may lie where the old one was.
+ */
 bool board_trim(struct store *store)
 {
     struct outgrown_table *old = &store->outgrown;
@@ -169,13 +181,16 @@ enum announced board_announce(struct store *store, int tree, uint64_t sum)
     }
     enum announced found = meaning(store, *entry);
     if (found == ANNOUNCED_ELSEWHERE && atomic_load(&head->full))
-        found = ANNOUNCED_SOON; /* not before there is room for a frame */
+        found = ANNOUNCED_SOON; /* nobody claims a checksum before there is room for a frame */
     if (found == ANNOUNCED_ELSEWHERE)
         *entry = entry_for(key, store->slot) | CLAIMED;
     return found;
 }
 
-/* The entries behind it move up, so that none is cut off from its home. */
+/*
+ * Empties an entry.  A search ends at an empty one, so entries behind it that a search would not
+ * reach any more move into the hole.
+ */
 static void erase(struct store *store, uint64_t hole)
 {
     uint64_t mask = store->head->announced_size - 1;
@@ -204,7 +219,7 @@ void board_withdraw(struct store *store, int tree, uint64_t sum)
     remove_entry(store, entry_for(key_of(tree, sum), store->slot));
 }
 
-/* Those that wait for nothing now are told to look again. */
+/* Takes a claim back that led to no frame, and tells those who wait for it to look again. */
 static void give_up(struct store *store, int tree, uint64_t sum, uint64_t claim)
 {
     if (store->head->announced_size) {
@@ -232,7 +247,7 @@ void announcements_forget_slot(struct store *store, unsigned slot)
             i++;
             continue;
         }
-        erase(store, i); /* another one may be here now */
+        erase(store, i); /* another entry may have moved to i, so i stays */
         for (int tree = 0; entry & CLAIMED && tree < store->nodes; tree++)
             event_add_for_all(store, tree, entry >> 16 ^ spread(tree));
     }
@@ -277,7 +292,10 @@ void event_add_for_all(struct store *store, int tree, uint64_t sum)
     add_event(store, tree, sum, NO_SLOT);
 }
 
-/* To the next round: everybody has missed some, and nothing of this round will be read. */
+/*
+ * Goes so far ahead that every reader finds it has missed some events, and looks all its pages up
+ * again; no event from before is read.
+ */
 void events_reset(struct store *store)
 {
     store->head->events = (store->head->events / STORE_EVENTS + 3) * STORE_EVENTS;

@@ -16,7 +16,10 @@ struct frames_seen {
     uint64_t live, shared, stale, sharers, chains, dups;
 };
 
-/* Indices that a file says may lead anywhere: a chain has no more frames than there are. */
+/*
+ * Walks a chain.  Its indices come from a file and may lead anywhere, in a circle too: so the walk
+ * ends at more frames than there are.
+ */
 static void see_chain(const struct store *store, uint32_t head, int tree, void *argument)
 {
     struct frames_seen *seen = argument;
@@ -44,7 +47,10 @@ static void see_chain(const struct store *store, uint32_t head, int tree, void *
     seen->dups += length > 1 ? length : 0;
 }
 
-/* Frames that are being filled have sharers before they are in a tree. */
+/*
+ * Looks at every frame's record.  Those of frames that are being filled are counted here, because
+ * such a frame has sharers before it is in a tree.
+ */
 static void see_new_frames(const struct store *store, struct frames_seen *seen)
 {
     uint64_t live = 0;
@@ -103,7 +109,8 @@ static void check_counts(const struct store *store, struct report *report)
         pages += slot->kind == SLOT_ENGINE ? slot->pages : 0;
         used = slot->kind != SLOT_FREE ? i + 1 : used;
     }
-    uint32_t end = store->head->slots_end; /* after the slots: others may take some meanwhile */
+    /* Read after the slots: another process may take one meanwhile, which only raises it. */
+    uint32_t end = store->head->slots_end;
     if (end < used || end > MAX_SLOTS)
         complain(report, "slots in use", end, used);
     expect(report, "pages of all slots", store->head->shared_pages, pages);

@@ -7,7 +7,11 @@
 #include "store/lock.h"
 #include "store/store.h"
 
-#define LONGEST_PAUSE 9 /* log2 of tries that are left out */
+/*
+ * log2 of the most tries that are left out after failures in a row: 512 MADV_COLLAPSE calls that
+ * would mostly fail, against a huge page that could be had again and is not asked for.
+ */
+#define LONGEST_PAUSE 9
 
 bool extents_can_be_had(struct store *store)
 {
@@ -22,10 +26,13 @@ static void *in_view(const struct store *store, uint32_t frame)
     return page_at((uintptr_t)store->memory, frame);
 }
 
-/* 0, or the last error, which may be that of a part only. */
+/*
+ * 0 if every extent lies on a huge page now, or else the last error, with which some of them may
+ * lie on one.  A byte is written to each first, since MADV_COLLAPSE passes over what has no page.
+ */
 static int collapse(const struct store *store, uint32_t first, uint64_t n)
 {
-    for (uint64_t i = 0; i < n; i += EXTENT) /* what has no page yet is passed over */
+    for (uint64_t i = 0; i < n; i += EXTENT)
         os_put(store->write_fd, frame_offset(store, first + (uint32_t)i), "", 1);
     return os_collapse((uintptr_t)in_view(store, first), n);
 }
@@ -33,13 +40,16 @@ static int collapse(const struct store *store, uint32_t first, uint64_t n)
 static void note_huge(struct store *store, uint32_t first, uint64_t n)
 {
     if (!store_lock(store))
-        return; /* frames like others, which happen to lie on huge pages */
+        return; /* they are treated as frames like others then */
     for (uint64_t i = 0; i < n; i += EXTENT)
         extent_becomes_huge(store, first + (uint32_t)i);
     store_unlock(store);
 }
 
-/* One call for all of them: each makes all processors give their lists of pages back. */
+/*
+ * One call is made for all of them, since each makes all processors give back their lists of free
+ * pages.  Only after an error they are tried one by one, to learn which lie on huge pages.
+ */
 void extents_become_huge(struct store *store, uint32_t first, uint64_t n)
 {
     int error = collapse(store, first, n);

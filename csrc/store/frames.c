@@ -59,7 +59,10 @@ uint32_t store_take_in_step(struct store *store, int node, uint64_t page, uint64
     return first;
 }
 
-/* Writing is a third cheaper than mapping fresh pages and copying: they are not cleared first. */
+/*
+ * pwrite() takes a third less time than to map fresh pages and copy there, since pages that are
+ * written as a whole are not cleared first.
+ */
 int64_t store_fill(struct store *store, uint32_t first, const void *pages, uint64_t n)
 {
     return os_write(store->write_fd, frame_offset(store, first), pages, n);
@@ -95,7 +98,7 @@ void store_pin(struct store *store, uint32_t frame)
         *pins += *pins < UINT16_MAX;
         return;
     }
-    store_bequeath(store); /* children inherit that mapping, and nobody knows of it */
+    store_bequeath(store); /* a child inherits the mapping too, so it has to keep our slot held */
     store_settle(store, (struct debt){.kind = DEBT_PIN, .frame = frame});
 }
 
@@ -117,7 +120,7 @@ static int by_index(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* false: they stay DEAD, and ours, until the lock is to be had. */
+/* false: the lock was not to be had, so the frames stay DEAD and ours until a later flush. */
 static bool punch(struct store *store, uint32_t first, uint64_t n)
 {
     bool done = os_punch(store->write_fd, frame_offset(store, first), bytes_of(n)) == 0;
@@ -137,7 +140,10 @@ static void sort_dead(struct store *store)
         qsort(store->dead.base, store->dead_count, sizeof(uint32_t), by_index);
 }
 
-/* Some may be added meanwhile: where the lock's last owner died, or a hole could not be punched. */
+/*
+ * Punches the dead frames, neighbours together.  More may be added at the end meanwhile: by a
+ * rebuild, if the lock's last owner has died, and where a hole could not be punched.
+ */
 static void punch_dead(struct store *store)
 {
     sort_dead(store);
@@ -156,8 +162,9 @@ static void punch_dead(struct store *store)
 }
 
 /*
- * A forked child has no part in the store's memory.  What was in use on a huge page is spare now,
- * without a look at our descriptors: each slice ends with a flush, and most punch nothing.
+ * A forked child, which has no part in the store's memory, flushes nothing.  Each slice ends with a
+ * flush and most of them punch nothing, so the descriptors are looked at only if there is a frame
+ * to be punched; to make a frame of a huge page spare takes none.
  */
 void store_flush(struct store *store)
 {
@@ -183,7 +190,7 @@ void store_flush_all(struct store *store)
     punch_dead(store);
 }
 
-#define REAP_STEP 4096 /* frames that are looked at before others get the lock */
+#define REAP_STEP 4096 /* frames that are looked at before the lock is given back */
 
 static void reap_some(struct store *store, int node, uint64_t local, uint64_t end)
 {
@@ -220,6 +227,6 @@ void store_look_for_room(struct store *store)
     if (!room_beside(store, 2) || !store_lock(store))
         return;
     atomic_store(&store->head->full, false);
-    events_reset(store); /* whoever waits looks once more */
+    events_reset(store); /* makes everybody who waits look all pages up again */
     store_unlock(store);
 }

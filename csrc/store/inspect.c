@@ -25,7 +25,10 @@
 
 typedef int look_at(struct store *store, const struct store_shape *shape, int error, void *out);
 
-/* With the attach lock, and what store_read_shape() said. The store is not mapped. */
+/*
+ * Calls back with the attach lock held, and with what store_read_shape() has said; the store is not
+ * mapped yet.  Forks wait while it is called, but not while the attach lock is waited for.
+ */
 static int look(int fd, bool exclusive, look_at *at, void *out)
 {
     struct store store;
@@ -33,7 +36,7 @@ static int look(int fd, bool exclusive, look_at *at, void *out)
     struct patience patience = {0};
     int error = store_open(&store, fd);
     if (!error)
-        do { /* forks need not wait for what we wait for */
+        do {
             fork_hold();
             int lock = attach_lock(store.lock_fd, exclusive);
             error =
@@ -92,7 +95,7 @@ static int stats_of(struct store *store, const struct store_shape *shape, int er
     error = store_lock_soundly(store);
     if (!error) {
         fill_stats(store, out);
-        store_flush(store); /* what a rebuild has freed: nobody's, once others have the lock */
+        store_flush(store); /* a rebuild may have freed frames, and only we know of these */
         store_unlock(store);
     }
     store_unmap(store);

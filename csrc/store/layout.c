@@ -11,7 +11,7 @@
 #include "os/files.h"
 #include "os/memory.h"
 
-#define VERSION 4
+#define VERSION 4 /* of the file's layout: a store of another version is refused */
 
 /* ---- layout ---- */
 
@@ -24,8 +24,8 @@ struct store_layout store_layout_of(unsigned nodes, unsigned span_shift)
 {
     struct store_layout at = {.span = (uint64_t)1 << span_shift};
     uint64_t frames = nodes * at.span;
-    at.announced_size =
-        8 * frames; /* at most half full, for all pages there are; as in store/board.c */
+    /* The largest table has 4 entries a frame, and so lies in the entries 4 to 8: see board.c. */
+    at.announced_size = 8 * frames;
     at.ids = up(sizeof(struct store_head), PAGE_SIZE);
     at.ids_stride = up(ids_words(at.span) * sizeof(uint64_t), PAGE_SIZE);
     at.trees = at.ids + nodes * at.ids_stride;
@@ -39,10 +39,13 @@ struct store_layout store_layout_of(unsigned nodes, unsigned span_shift)
     return at;
 }
 
+/*
+ * log2 of the fewest and most frames of a node: 256 MiB and 4 TiB of pages.  The indices of all
+ * nodes together have 31 bits in the trees, so more nodes have fewer frames each.
+ */
 #define MIN_SPAN_SHIFT 16
 #define MAX_SPAN_SHIFT 30
 
-/* The trees' indices have 31 bits. */
 unsigned store_choose_span(int nodes)
 {
     unsigned shift = MIN_SPAN_SHIFT, node_bits = 0;
@@ -63,7 +66,10 @@ static uint64_t sum_of_shape(const struct store_shape *shape)
     return checksum_of(bytes, sizeof bytes);
 }
 
-/* Of bytes that no simple checksum gets right by chance. */
+/*
+ * Tells which checksum this build uses, by the checksum of a page whose bytes differ so much that
+ * another function hardly gives the same.
+ */
 static uint64_t which_checksum(void)
 {
     uint8_t page[PAGE_SIZE];
@@ -72,7 +78,7 @@ static uint64_t which_checksum(void)
     return checksum_of(page, PAGE_SIZE);
 }
 
-/* One that outlives whoever dies with it, in any process. */
+/* A robust mutex of several processes: the next to take it learns that its holder has died. */
 int store_make_mutex(pthread_mutex_t *mutex)
 {
     pthread_mutexattr_t how;
@@ -85,8 +91,9 @@ int store_make_mutex(pthread_mutex_t *mutex)
 }
 
 /*
- * Another C library's robust mutex is another structure, and both would take the lock.  A new one
- * has the kind of mutex in a place and by a number that are the library's own.
+ * Tells which C library this is, by the bytes of a new mutex: each has the mutex's kind at a place,
+ * and as a number, of its own.  Two libraries on one store would each take the lock in their own
+ * way, and both would have it.
  */
 static uint64_t which_mutex(void)
 {
@@ -131,7 +138,7 @@ int store_read_shape(int fd, struct store_shape *shape)
         return -ESTALE;
     if (os_pread(fd, 0, shape, sizeof *shape) < 0)
         return -EPROTO;
-    if (shape->magic == 0) /* its maker died before he had finished */
+    if (shape->magic == 0) /* its maker died before it had finished: see write_shape() */
         return -ENODATA;
     if (shape->magic != STORE_MAGIC)
         return -EPROTO;

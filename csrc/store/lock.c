@@ -10,9 +10,12 @@
 #include "store/store.h"
 #include "store/view.h"
 
-#define TIMED 16 /* one in so many times is the lock's holding measured */
+#define TIMED 16 /* one in so many holdings is timed, since to read the clock takes time as well */
 
-/* What the last owner left half changed is made anew; by the next one where this one cannot. */
+/*
+ * Rebuilds the index if a holder of the lock died and may have left it half changed.  On an error
+ * the mark stays, and the next process that takes the lock tries it.
+ */
 static int mend(struct store *store)
 {
     struct store_head *head = store->head;
@@ -27,10 +30,13 @@ static int mend(struct store *store)
     return 0;
 }
 
-/* With what mutex_take() said. false: from now on nothing is done with the store. */
+/*
+ * Does what has to be done first with the lock that mutex_take() has taken, or has said error of.
+ * false: the lock is not held, and this process does nothing more with the store (broken).
+ */
 static bool locked(struct store *store, int error)
 {
-    if (error) { /* somebody wrote over it: nothing here can be believed */
+    if (error) { /* the mutex is none any more: something has written over the file */
         store->broken = -EUCLEAN;
         return false;
     }

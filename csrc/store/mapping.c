@@ -19,7 +19,7 @@ void store_unmap(struct store *store)
     os_unmap((void *)(uintptr_t)store->memory, at.end - at.frames);
     os_unmap(store->counts[0].base, counts_bytes(store));
     arena_destroy(&store->dead);
-    store->dead_count = 0; /* others reap what was not punched */
+    store->dead_count = 0; /* other processes reap the frames that were not punched */
     store->index = NULL;
     store->memory = NULL;
     store->counts[0].base = NULL;
@@ -33,7 +33,7 @@ static void *map(int fd, uint64_t offset, uint64_t bytes, bool writable)
         os_unmap(address, bytes);
         return NULL;
     }
-    os_dont_dump(address, bytes); /* a dump reads all of it, and so fills the file */
+    os_dont_dump(address, bytes); /* a core dump would read all of it, and so fill the file */
     return address;
 }
 

@@ -1,19 +1,20 @@
 /*
  * Who uses a store, and what becomes of the dead.
  *
- * A slot is held by a lock on its byte of the lock file, through a description
- * that only a mapping refers to; so it ends with the last process that has the
- * mapping, however that ends, and nobody needs to be told.  Whoever looks next
- * takes back what the dead one held:
+ * A slot is held by a lock on its byte of the lock file.  The lock belongs to
+ * an open file description to which only a mapping refers, so the kernel drops
+ * it when the last process that has the mapping ends, in whatever way.  Nobody
+ * is told; whoever looks next takes back what the dead process held:
  *
  *   SLOT_ENGINE  its sharers, as it counted them itself, the frames that it was
  *                filling or freeing, the pages that it waited with
  *   SLOT_CHILD   a forked child's: frames that were there at the fork stay, stale,
  *                until it is gone.  A child gets its slot before the fork.
  *
- * Who dies with the store's lock in his hand may leave any structure half
- * changed.  The next one makes all of it anew, from the frames that are live
- * and the counts of those who are alive: they are changed one word at a time.
+ * A process that dies while it holds the store's lock may leave any structure
+ * half changed.  The next to take the lock rebuilds all of it, from the states
+ * of the frames and the counts of the processes that live.  These two are always
+ * whole, because each change of them is the store of one word.
  */
 #include "store/members.h"
 
@@ -33,7 +34,7 @@
 void slots_reap(struct store *store)
 {
     if (!store_has_files(store))
-        return; /* everybody would look dead */
+        return; /* in another file nobody holds a lock, so everybody would look dead */
     for (unsigned i = 0; i < MAX_SLOTS; i++) {
         if (atomic_load(&store->head->slots[i].kind) == SLOT_FREE || slot_is_held(store, i))
             continue;
@@ -45,7 +46,10 @@ void slots_reap(struct store *store)
     }
 }
 
-/* What a rebuild under way in another process has no part in. */
+/*
+ * May this process map frames?  Asked without the lock, so only of what a rebuild under way in
+ * another process does not change for a moment.
+ */
 static bool maps_frames(const struct store *store)
 {
     return store->pinned ||
@@ -53,10 +57,11 @@ static bool maps_frames(const struct store *store)
 }
 
 /*
- * Without the lock, which another process may hold for long: a frame that the
- * child will map is one that we map, and nobody frees it before we have left it
- * and have seen our own slot.  A child for whom there is no slot holds ours:
- * what it maps must outlast us.
+ * This does without the lock, which another process may hold for long.  That is
+ * safe because every frame that the child will map is one that we map now:
+ * nobody frees it before we have left it, and we take the child's slot before
+ * that.  If no slot is left the child inherits ours, since the frames that it
+ * maps must outlast us.
  */
 void store_fork_prepare(struct store *store)
 {
@@ -81,14 +86,15 @@ void store_fork_parent(struct store *store)
 }
 
 /*
- * What was mapped with MADV_DONTFORK is not here, and its address may be
- * another's by now.  The descriptors of a shared store stay, to attach again.
+ * What was mapped with MADV_DONTFORK is not in the child, where its address may
+ * be other memory by now: so nothing of it is unmapped.  The descriptors of a
+ * shared store stay open, to attach again by.
  */
 void store_abandon(struct store *store)
 {
     store->memory = NULL;
     store->dead_count = 0;
-    store->lease = store->taking; /* stays mapped: it is this child's lease */
+    store->lease = store->taking; /* the parent drops its mapping of it, and this one keeps it */
     store->slot = store->taking_slot;
     store->taking = NULL;
     if (!store->shared) {

@@ -7,10 +7,14 @@
 #include "os/clock.h"
 #include "store/layout.h"
 
-#define YIELDS 64 /* most holders are done by then; after that whoever waits sleeps in between */
+/*
+ * How often the processor is only yielded between two tries, and for how many us a try sleeps after
+ * that.  A holder needs microseconds as a rule; if it takes longer it was preempted or stopped.
+ */
+#define YIELDS 64
 #define NAP_US 50
 
-/* An error of pthread_mutex_trylock(); what it took goes to *waited. */
+/* Tries for limit_ns: what pthread_mutex_trylock() said last; the ns it took are in *waited. */
 static int try_for(pthread_mutex_t *mutex, uint64_t limit_ns, uint64_t *waited)
 {
     uint64_t begin = os_now_ns();

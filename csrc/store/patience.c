@@ -5,7 +5,11 @@
 #include "base/pages.h"
 #include "os/clock.h"
 
-#define STEP_NS 100000000 /* between two attempts; in more time it was stopped itself */
+/*
+ * The most ns between two attempts that count as waited.  If more have passed this process was
+ * stopped itself, and has not waited for anybody.
+ */
+#define STEP_NS 100000000
 
 bool try_again(struct patience *patience, int *error)
 {

@@ -10,7 +10,10 @@
 #include "store/room.h"
 #include "store/store.h"
 
-/* Whose it is comes first: the process may die in between. */
+/*
+ * The owner is written before the state: if the process dies in between, a frame that is being
+ * filled or freed must never name another one as its owner.
+ */
 static void set_state(struct store *store, uint32_t frame, enum frame_state state)
 {
     frame_at(store, frame)->owner = (uint16_t)store->slot;
@@ -18,7 +21,10 @@ static void set_state(struct store *store, uint32_t frame, enum frame_state stat
     frame_at(store, frame)->state = (uint8_t)state;
 }
 
-/* Below the high mark every id has a record, so it goes back where there is no memory for one. */
+/*
+ * Takes ids of frames.  Every id below the high mark must have a record, so if there is no memory
+ * for the new ones the mark goes back to where it was.
+ */
 static uint32_t take_ids(struct store *store, int node, bool whole, uint64_t *n)
 {
     struct ids *ids = &store->ids[node];
@@ -83,8 +89,8 @@ bool pool_take_this(struct store *store, uint32_t frame)
 }
 
 /*
- * A list that cannot grow costs a frame until the store is closed, which is better than an error
- * here.
+ * If the list of dead frames cannot grow, the frame keeps its memory until the store is closed.  An
+ * error would help nobody: the callers could not do anything about it.
  */
 void store_free(struct store *store, uint32_t frame)
 {

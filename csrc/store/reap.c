@@ -19,8 +19,9 @@ static void take_back(struct store *store, uint32_t frame, uint32_t count)
 }
 
 /*
- * What a dead process was filling or freeing.  It may have mapped a frame that it could not put
- * into the index any more, which a child may have inherited.
+ * Deals with a frame that a dead process was filling or freeing.  The process may have mapped a
+ * frame before it could put it into the index, and a forked child may map that still: such a frame
+ * is put into the index now.
  */
 void reap_frame(struct store *store, uint32_t frame)
 {

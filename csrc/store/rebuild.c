@@ -23,7 +23,10 @@ static void count_sharers(struct store *store, uint32_t frame, uint32_t count)
     record->pins = (uint16_t)(record->pins + (count & PINNED ? 1 : 0));
 }
 
-/* Records may have been promised for which there was no memory any more. */
+/*
+ * Lowers the high mark to the records that have memory in the file: whoever died may have raised it
+ * without memory for the records, and to touch these would be SIGBUS.
+ */
 static void trust_records(struct store *store, int node)
 {
     struct ids_state *state = store->ids[node].state;
@@ -63,7 +66,8 @@ static void bring_back(struct store *store, uint32_t frame)
     if (record->state == FRAME_LIVE) {
         record->sum = store_sum(store, frame_bytes(store, frame));
         stable_add(store, frame, record->tree < store->nodes ? record->tree : 0);
-        if (record->sharers == 0) { /* the next reaping decides; nobody knows since when */
+        /* Nobody knows when its last sharer left: the next reaping decides whether it is freed. */
+        if (record->sharers == 0) {
             record->left = store->head->forks;
             store->head->stale_frames++;
         }
@@ -74,14 +78,14 @@ static void bring_back(struct store *store, uint32_t frame)
 }
 
 /*
- * Counts of the dead go first; then those of the living are all there are.  A
- * process that takes a frame, or dies, during this waits for the lock, or is
- * found by the next reaping.
+ * The counts of dead processes are cleared, and the sharers of each frame are
+ * counted anew from those of the living.  A process that wants a frame
+ * meanwhile waits for the lock, and one that dies is found by the next reaping.
  */
 int store_rebuild(struct store *store)
 {
     if (!store_has_files(store))
-        return -EBADF; /* the program has closed them */
+        return -EBADF; /* in another file nobody holds a lock, so everybody would look dead */
     begin_anew(store);
     for (unsigned i = 0; i < MAX_SLOTS; i++) {
         struct slot *slot = &store->head->slots[i];

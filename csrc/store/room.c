@@ -17,8 +17,12 @@
 #include "store/slots.h"
 #include "store/store.h"
 
-#define RESERVE 64 /* one part in so many of the file system's memory */
-#define COUNTED 8192 /* frames whose sharers all processes get room to count at once */
+/*
+ * The reserve is one part in so many of the file system's memory.  A smaller one would run out first
+ * where many processes count sharers; a larger one leaves less for frames.
+ */
+#define RESERVE 64
+#define COUNTED 8192 /* by so many frames the memory for counts grows: 32 KiB for each process */
 
 uint64_t room_beside(const struct store *store, uint64_t parts)
 {
@@ -47,7 +51,7 @@ static int allocate_counts(const struct store *store, unsigned slot, int node, u
                            uint64_t to)
 {
     uint64_t first = first_frame(store, node) + from;
-    to = least(to, (uint64_t)1 << store->span_shift); /* or it would fill all of the memory */
+    to = least(to, (uint64_t)1 << store->span_shift); /* the file may say more than there can be */
     if (from >= to)
         return 0;
     return os_allocate(store->lock_fd, counts_offset(store, slot) + first * sizeof(uint32_t),

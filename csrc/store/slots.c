@@ -27,7 +27,7 @@ bool slot_is_held(const struct store *store, unsigned slot)
     return os_lease_held(store->lock_fd, 1 + slot);
 }
 
-/* Others may do so at the same time. */
+/* Sets a mark to a value if that is higher, while other processes may do the same. */
 static void raise_to(_Atomic uint32_t *mark, uint32_t value)
 {
     uint32_t old = atomic_load(mark);
@@ -36,8 +36,9 @@ static void raise_to(_Atomic uint32_t *mark, uint32_t value)
 }
 
 /*
- * The lock comes first, and decides between two that want the same slot.  Who had it meanwhile
- * may have died in it: then it is to be reaped.
+ * The lock on a slot's byte is taken first, which decides between two that want the same slot.
+ * Then the slot has to be free still: another process may have taken it and died since it was
+ * looked at, and what that process held has to be reaped first.
  */
 int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot, void **lease)
 {
@@ -57,7 +58,7 @@ int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot, void **
             *lease = NULL;
             continue;
         }
-        store->head->slots[i].pid = (uint32_t)getpid(); /* a child signs for itself */
+        store->head->slots[i].pid = (uint32_t)getpid(); /* a child writes its own: slot_sign() */
         store->head->slots[i].pages = 0;
         store->head->slots[i].fork = store->head->forks;
         raise_to(&store->head->slots_end, i + 1);
@@ -119,8 +120,9 @@ void slots_lose(struct store *store, uint32_t fork)
 }
 
 /*
- * A stale frame cannot have come to children forked after its last sharer left. One that is shared
- * again counts as theirs, too: it does not remember when it was stale.
+ * A child can have inherited a frame if it was forked after the frame was born and, should the
+ * frame be stale now, before its last sharer left.  A frame with sharers may have been stale in
+ * between, which it does not remember: then it counts as inherited by every child since its birth.
  */
 bool store_leased(const struct store *store, const struct frame *frame)
 {

@@ -10,11 +10,12 @@
 #include "store/pool.h"
 #include "store/store.h"
 
-#define STEP 8 /* extents that are looked at before others get the lock */
+#define STEP 8 /* extents that are looked at before the lock is given back */
 
 /*
- * With the lock held: its spare frames are dead, and become free ones when they have been punched.
- * Whoever dies here leaves an extent of which too much is thought to be spare.
+ * Makes an extent one like others, with the lock held: its spare frames become dead ones, which are
+ * free once they were punched.  A process that dies here leaves an extent of which too many frames
+ * count as spare.
  */
 static void let_go(struct store *store, uint32_t extent)
 {
@@ -33,8 +34,8 @@ static uint64_t same_extent(const uint32_t *frames, uint64_t n)
 }
 
 /*
- * Dead frames of one extent, in order: do they have to be punched?  So they are if the extent is let
- * go, since they are the last ones in use.
+ * Do these dead frames of one extent, which are in order, have to be punched?  On a huge page they
+ * become spare instead, unless they are the last ones in use: then the whole extent is let go.
  */
 static bool have_to_go(struct store *store, const uint32_t *frames, uint64_t n)
 {

@@ -25,8 +25,9 @@
 #include "store/pool.h"
 #include "store/store.h"
 
-#define FIRST_TREES 64
-#define PREFETCH 8 /* splits ahead; always below the number of trees */
+#define FIRST_TREES 64 /* of an empty store: 64 roots cost next to nothing */
+/* How many splits ahead a tree's root is prefetched.  It has to be less than FIRST_TREES. */
+#define PREFETCH 8
 
 static struct rb_arena frame_arena(const struct store *store)
 {
@@ -88,12 +89,12 @@ static bool is_better(const struct store *store, uint32_t frame, uint32_t than)
 {
     uint32_t sharers = frame_at(store, frame)->sharers, others = frame_at(store, than)->sharers;
     return sharers > others ||
-           (sharers == others && frame < than); /* a row begins with its first */
+           (sharers == others && frame < than); /* rows of frames are filled from their start on */
 }
 
-#define STEPS 32 /* frames of a chain that are looked at in one place */
+#define STEPS 32 /* frames of a chain looked at in one go: bounds what a lookup in it costs */
 
-/* The best of those from `at` on; *at: where it would go on. */
+/* The best of STEPS frames of a chain from *at on, or NO_FRAME; *at: the one behind them. */
 static uint32_t best_of(const struct store *store, uint32_t *at)
 {
     uint32_t best = NO_FRAME;
@@ -105,7 +106,7 @@ static uint32_t best_of(const struct store *store, uint32_t *at)
     return best;
 }
 
-/* A hint: the frame may have been freed, or be in another chain by now. */
+/* Is the frame still in this chain, behind its head?  It may have been freed or reused since. */
 static bool goes_on_at(const struct store *store, uint32_t head, uint32_t frame)
 {
     return frame_is_live(store, frame) && frame_at(store, frame)->dup_prev != NO_FRAME &&
@@ -114,8 +115,9 @@ static bool goes_on_at(const struct store *store, uint32_t head, uint32_t frame)
 }
 
 /*
- * Of a chain: among its newest frames, which are most likely to have room, and where the last search
- * ended.  So a long chain of full ones costs little, and each of them is seen again before long.
+ * The frame of a chain that gets the next sharer.  It is looked for among the newest frames, which
+ * follow the head and are most likely to have room, and then from where the last search has ended.
+ * So a long chain of full frames costs little, and each of them is seen again before long.
  */
 static uint32_t choose_dup(const struct store *store, uint32_t head)
 {
@@ -129,7 +131,10 @@ static uint32_t choose_dup(const struct store *store, uint32_t head)
     return best;
 }
 
-/* The frozen comparison decides; a frame that makes a run longer is taken at its checksum's word. */
+/*
+ * May the frame be taken without a look at its bytes, because its checksum fits?  Pages are
+ * compared with their frames when they are frozen, so a wrong guess costs a merge and no byte.
+ */
 static bool suits(const struct store *store, uint32_t frame, int tree, uint64_t sum)
 {
     if (!frame_is_live(store, frame))
@@ -152,7 +157,7 @@ uint32_t stable_find(struct store *store, int tree, uint64_t sum, const void *by
     return choose_dup(store, find_head(store, tree, sum, bytes));
 }
 
-/* Another frame of the same checksum may have other bytes: the frozen comparison decides. */
+/* How many frames from the first on, at most max, suit one after the other. */
 static uint64_t row_length(const struct store *store, uint32_t first, int tree, uint64_t sum,
                            uint64_t max)
 {
@@ -163,9 +168,9 @@ static uint64_t row_length(const struct store *store, uint32_t first, int tree, 
 }
 
 /*
- * The start of the row that this frame, which has room, belongs to.  Blocks fill from their start on, so
- * the rest of a row has room once a frame of it has: steps that double, and then halve, find where that
- * begins.  Where it is not so, the row that is found is a shorter one.
+ * The start of the row that this frame, which has room, belongs to.  Rows are filled from their
+ * start on, so all frames behind one that has room have room as well.  Steps that double, and then
+ * halve, find the first of them.  If a row was filled otherwise, a shorter one is found.
  */
 static uint32_t row_start(const struct store *store, uint32_t at, int tree, uint64_t sum)
 {
@@ -183,7 +188,7 @@ struct row {
     uint64_t n;
 };
 
-/* The longest one, of at most max, with one of some frames of the chain from *at on, as best_of(). */
+/* The longest row, of at most max, among those of STEPS frames of the chain from *at on. */
 static void longest_row(const struct store *store, uint32_t head, uint32_t *at, uint64_t max,
                         struct row *row)
 {
@@ -199,7 +204,7 @@ static void longest_row(const struct store *store, uint32_t head, uint32_t *at, 
     }
 }
 
-/* Where choose_dup() looks for one frame. */
+/* Looks for a row where choose_dup() looks for one frame. */
 static struct row row_in_chain(const struct store *store, uint32_t head, uint64_t max)
 {
     struct row row = {NO_FRAME, 0};
@@ -264,12 +269,15 @@ static void chain_add(struct store *store, uint32_t head, uint32_t frame)
     first->dup_next = frame;
 }
 
-/* The next tree whose turn it is gives those that belong there to a new one. */
+/*
+ * Adds a tree, and moves there what belongs to it by one more bit of the checksum.  By linear
+ * hashing all of that is in one old tree.
+ */
 static void split_a_tree(struct store *store, struct forest *forest)
 {
     struct rb_arena arena = frame_arena(store);
     if (arena_grow(&forest->roots, forest->state->trees + 1) < 0)
-        return; /* higher trees are slower, not wrong */
+        return; /* without memory the trees become higher, which makes them slower, not wrong */
     struct rb_tree *old = tree_at(forest, forest->state->trees - level(forest->state->trees));
     struct rb_tree whole = *old, later = old[PREFETCH];
     if (later.root != RB_NONE)

@@ -9,8 +9,9 @@
 #include "os/numa.h"
 #include "store/store.h"
 
-#define SHOW_STEP ((uint64_t)1 << 8) /* frames: 1 MiB */
+#define SHOW_STEP ((uint64_t)1 << 8) /* frames made readable ahead at least: 1 MiB */
 
+/* Makes a node's frames below high readable, and a sixteenth more, to do so less often. */
 static int show(struct store *store, int node, uint64_t high)
 {
     uint64_t known = store->readable[node], span = (uint64_t)1 << store->span_shift;
@@ -31,9 +32,12 @@ int store_begin_to_show(struct store *store)
     return error;
 }
 
-#define SHOW_TRIES 2000
+#define SHOW_TRIES 2000 /* 50 us apart: 0.1 s, until the store is given up */
 
-/* It grows, which takes no mapping and next to no memory: that is waited for. */
+/*
+ * The readable part grows into the part behind it, which takes no mapping and next to no memory.
+ * So ENOMEM is expected to pass, and is waited for.
+ */
 int store_show(struct store *store)
 {
     int error = 0, tries = SHOW_TRIES;
@@ -48,9 +52,9 @@ int store_show(struct store *store)
     return 0;
 }
 
-#define LOOK_AWAY 256 /* pieces: 16 MiB */
+#define LOOK_AWAY 256 /* pieces of FAULT_AROUND pages that may be in our RSS: 16 MiB */
 
-/* The kernel may have mapped a whole huge page on either side. */
+/* A read may have made the kernel map the whole huge page around it, hence the margin. */
 void store_look_away(struct store *store, bool at_once)
 {
     struct frames_read *read = &store->read;

@@ -101,7 +101,7 @@ MUTANTS = [
         "what a newcomer freed is nobody's at once",
         file="csrc/store/attach.c",
         old="""\
-    store_flush(store); /* no slot yet: these frames are nobody's, once others have the lock */
+    store_flush(store); /* now: without a slot we own no frames, and nobody else knows of these */
 """,
         new="",
         tests=("c/test_slots.c::a_newcomer_frees_what_the_dead_was_making",),
@@ -124,7 +124,7 @@ MUTANTS = [
         "who leaves frees what nobody maps",
         file="csrc/store/attach.c",
         old="""\
-        store_reap(store); /* perhaps nobody comes after us */
+        store_reap(store); /* this may be the last process on the store */
 """,
         new="",
         tests=("c/test_store.c::a_child_goes_on_with_its_engine",),

@@ -43,7 +43,7 @@ MUTANTS = [
         "who lost its files reaps nobody",
         file="csrc/store/members.c",
         old="""\
-        return; /* everybody would look dead */
+        return; /* in another file nobody holds a lock, so everybody would look dead */
 """,
         new="""\
         atomic_signal_fence(memory_order_seq_cst);
