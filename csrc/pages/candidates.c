@@ -24,11 +24,14 @@
 #include "store/announce.h"
 #include "store/layout.h"
 
-#define FIRST_BUCKETS 1024
-#define COMPARED 32 /* different pages of one checksum; more are none by chance */
-#define WOKEN 256   /* as many as a frame has sharers, by default */
+#define FIRST_BUCKETS 1024 /* of an empty engine: 4 KiB */
+#define COMPARED 32 /* pages of one checksum that are compared: no more have one by chance */
+#define WOKEN 256   /* max_page_sharing's default: that many can share the frame that has room */
 
-/* Checksums in ascending order have ascending numbers, in a table of any size. */
+/*
+ * The bucket of a checksum.  Its upper bits decide, so that the pages of one bucket lie in
+ * neighbouring buckets of a table of another size: see move_bucket().
+ */
 static uint64_t number_of(uint64_t sum, uint64_t buckets)
 {
     return (uint64_t)(((unsigned __int128)sum * buckets) >> 48);
@@ -56,7 +59,7 @@ bool candidates_bucket(const struct pages *pages, uint64_t number, uint32_t *id)
     return number < old + candidates->cleared;
 }
 
-/* Buckets of the table before that one are empty, or in use. */
+/* Clears buckets of the new table up to that number, unless they were cleared before. */
 static void clear_to(struct candidates *candidates, uint64_t end)
 {
     if (end <= candidates->cleared)
@@ -106,7 +109,10 @@ static int compare_keys(const struct pages *pages, uint64_t sum, uint32_t id, ui
     return order ? order : compare_u64(id, other);
 }
 
-/* WAITING, and already out of its bucket. Without memory for a node it waits on. */
+/*
+ * Puts a WAITING page into the unstable tree, and makes it PAIRED.  The caller takes it out of its
+ * bucket then.  false: there is no memory for a node, so it stays there.
+ */
 static bool pair(struct pages *pages, uint32_t id)
 {
     uint32_t unode = unode_take(pages);
@@ -128,7 +134,7 @@ static bool pair(struct pages *pages, uint32_t id)
     return true;
 }
 
-/* Pages of the bucket with this checksum, of this tree, go to the unstable tree. */
+/* Moves those pages of the bucket that have this checksum and tree to the unstable tree. */
 static void pair_bucket(struct pages *pages, int tree, uint64_t sum)
 {
     uint32_t *link = bucket(pages, sum);
@@ -156,7 +162,10 @@ static uint32_t lower_bound(const struct pages *pages, int tree, uint64_t sum)
     return found;
 }
 
-/* The frozen comparison decides; a page that makes a run longer is taken at its checksum's word. */
+/*
+ * May the page be taken without a look at its bytes, because its checksum fits?  Pages are compared
+ * when they are frozen, so a wrong guess costs a merge and no byte.
+ */
 static bool suits(const struct pages *pages, uint32_t id, int tree, uint64_t sum)
 {
     if (id >= pages->records.committed)
@@ -266,7 +275,10 @@ void candidates_destroy(struct pages *pages)
     arena_destroy(&pages->candidates.nodes);
 }
 
-/* Two pages a bucket at the most keep a record and its share of the table within 16 bytes. */
+/*
+ * A table with at most two pages a bucket costs 2 to 3 bytes a page: with its record of twelve
+ * bytes a page takes no more than 16.
+ */
 int candidates_grow(struct pages *pages, uint64_t n)
 {
     struct candidates *candidates = &pages->candidates;
@@ -284,7 +296,10 @@ int candidates_grow(struct pages *pages, uint64_t n)
     return 0;
 }
 
-/* The pages of an old bucket find theirs among new ones, which follow each other as those do. */
+/*
+ * Moves the pages of the next old bucket.  They go to new buckets that follow the ones of the
+ * bucket before, so the new table is cleared only as far as that.
+ */
 static void move_bucket(struct pages *pages)
 {
     struct candidates *candidates = &pages->candidates;
@@ -299,7 +314,7 @@ static void move_bucket(struct pages *pages)
     }
 }
 
-#define MOVED_AT_ONCE 256 /* buckets, each of some cache misses */
+#define MOVED_AT_ONCE 256 /* buckets moved between two looks at the clock: some cache misses each */
 
 bool candidates_move_some(struct pages *pages)
 {
@@ -323,7 +338,7 @@ uint64_t candidates_metadata_bytes(const struct pages *pages)
            pages->candidates.nodes.committed * sizeof(struct unode);
 }
 
-/* A page that lies elsewhere now belongs in another tree. */
+/* Each node may have a tree of its own, so the page leaves the index before its node changes. */
 void page_move_to_node(struct pages *pages, uint32_t id, unsigned node)
 {
     struct page *page = page_record(pages, id);

@@ -15,7 +15,7 @@ static bool intact(struct pages *pages, uintptr_t *at, uintptr_t end, uint64_t d
     for (bool more = true; more && *at < end; more = os_now_ns() < deadline) {
         struct os_vma vma;
         int found = os_maps_find(&pages->maps, *at, &vma);
-        if (found < 0) { /* nobody knows; the next pass asks again */
+        if (found < 0) { /* the mappings cannot be read now; the next pass asks again */
             *at = end;
             return true;
         }
@@ -34,12 +34,12 @@ void lose_region(struct pages *pages, uint32_t id)
     if (region->lost)
         return;
     region->lost = true;
-    for (uint64_t i = 0; i < region->n; i++) /* nobody may look at its bytes any more */
+    for (uint64_t i = 0; i < region->n; i++) /* nobody must find, and read, such a page again */
         page_withdraw(pages, region->base + (uint32_t)i);
     pages->lost += region->n;
 }
 
-/* From *at on, as far as a slice goes. */
+/* Looks whether a region is lost, from *at on, as far as a slice goes; moves *at on. */
 static void look_for_loss(struct pages *pages, uint32_t id, uintptr_t *at, uint64_t deadline)
 {
     const struct region *region = region_at(pages, id);

@@ -12,9 +12,9 @@
 #include "store/stable.h"
 #include "store/store.h"
 
-#define EVENTS_AT_ONCE 256
+#define EVENTS_AT_ONCE 256 /* read in one go of the store's lock: 4 KiB of the stack */
 
-/* Candidates are where the old rule put them. */
+/* The rule says which tree a candidate is in, so all leave the index before it changes. */
 static void forget_candidates(struct pages *pages)
 {
     EACH_PAGE (pages, id)
@@ -40,7 +40,7 @@ bool follow_rules(struct pages *pages)
     return true;
 }
 
-/* Some events were missed: whoever waits looks itself, and says so again. */
+/* After events were missed: looks every waiting page up, and announces those that wait on. */
 static void look_for_all(struct pages *pages)
 {
     struct store *store = &pages->store;
@@ -50,7 +50,7 @@ static void look_for_all(struct pages *pages)
             continue;
         int tree = tree_of(pages, page_node(page));
         if (!store_lock(store)) {
-            pages->events_read = UINT64_MAX; /* once more */
+            pages->events_read = UINT64_MAX; /* makes the next call look all pages up again */
             return;
         }
         bool known = stable_knows(store, tree, page_sum(page)) ||

@@ -1,8 +1,8 @@
 /*
  * Frames whose overlays went out of sight: their owner has unmapped them, or moved them somewhere.
- * Such a frame is pinned until a look at all mappings of the process finds none of it but those of
- * its sharers, and again in the next passes: a look takes time, and an overlay that is moved meanwhile
- * can escape it.
+ * Such a frame is pinned until looks at all mappings of the process, in CHECKS passes in a row,
+ * have found no mapping of it but those of its sharers.  One look is not enough: it takes time, and
+ * an overlay that is moved meanwhile can escape it.
  */
 #include "pages/pins.h"
 
@@ -18,14 +18,17 @@
 #include "store/sharers.h"
 #include "store/store.h"
 
-#define CHECKS 3
+#define CHECKS 3 /* looks, one in each pass, that must not find the frame before it is unpinned */
 
 struct pin {
     uint32_t frame;
     uint32_t unseen; /* looks in a row that found no mapping of it */
 };
 
-/* In a forked child the store is the parent's, and what the child maps its lease keeps. */
+/*
+ * If the list cannot grow the frame stays pinned until the process ends.  In a forked child no
+ * frame is pinned in the store, which is the parent's: the child's lease keeps what it maps.
+ */
 void pins_add(struct pages *pages, uint32_t frame)
 {
     uint64_t limit = frame_limit(&pages->store);
@@ -66,7 +69,9 @@ static uint64_t *word_of(const struct pages *pages, uint32_t frame)
     return arena_at(&pages->pins.seen, frame / 64);
 }
 
-/* No frame with a pin of ours has been seen. */
+/*
+ * Clears the marks of what was seen, for every pinned frame; false: there is no memory for marks.
+ */
 static bool begin_check(struct pages *pages)
 {
     uint64_t words = frame_limit(&pages->store) / 64 + 1, end = 0;
@@ -81,7 +86,9 @@ static bool begin_check(struct pages *pages)
     return true;
 }
 
-/* A page that is counted among the frame's sharers: no pin is about it. */
+/*
+ * Is this mapping of the frame a page of a region that counts as its sharer?  No pin is for that.
+ */
 static bool is_in_sight(const struct pages *pages, uintptr_t address, uint64_t frame)
 {
     uint32_t region = region_find(pages, address, 1);
@@ -104,7 +111,10 @@ static void see(struct pages *pages, const struct os_vma *vma)
             *word_of(pages, (uint32_t)frame) |= (uint64_t)1 << (frame % 64);
 }
 
-/* The engine's own views are shared mappings, overlays are private ones, whatever their rights. */
+/*
+ * Looks at every private mapping of the store, whatever its rights: those are the overlays, while
+ * the engine's own views of the file are shared mappings.
+ */
 static bool see_all(struct pages *pages)
 {
     struct os_vma vma;

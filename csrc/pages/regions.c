@@ -32,7 +32,7 @@ uint32_t region_from(const struct pages *pages, uintptr_t address)
     return region_find(pages, address, (UINTPTR_MAX - address) >> PAGE_SHIFT);
 }
 
-/* None that is in the tree overlaps it. */
+/* Links a region into the tree by address; it overlaps none that is there. */
 static void link_by_address(struct pages *pages, uint32_t id)
 {
     struct rb_arena arena = region_arena(pages);
@@ -69,7 +69,7 @@ static uint64_t chunks_of(uint64_t pages)
     return (pages + CHUNK - 1) >> CHUNK_SHIFT;
 }
 
-/* Page ids for the region, and room for their records; NO_PAGE when there is no memory for them. */
+/* Takes page ids for a region, and memory for their records; NO_PAGE if there is none. */
 static uint32_t take_pages(struct pages *pages, uint64_t n)
 {
     uint64_t chunks = chunks_of(n), got = chunks;

@@ -47,7 +47,10 @@ void page_abandon(struct pages *pages, uint32_t id, enum page_state state)
     page_unshare(pages, id, state);
 }
 
-/* Overlays that its parent had lost sight of it may have inherited. */
+/*
+ * A forked child's lease ends once it maps no frame any more: no page is shared, nothing went out
+ * of sight, and its parent had no pinned frames, of which it may have inherited mappings.
+ */
 void sharing_end_lease(struct pages *pages)
 {
     if (pages->forked && !pages->astray && !pages->pins.count && !pages->pages_in[PAGE_SHARED])

@@ -11,14 +11,18 @@
 #include "scan/scanner.h"
 #include "store/stable.h"
 
-#define LINES 8 /* cache lines of the next page that are asked for at the end of this one */
+/*
+ * Cache lines of the next page that are prefetched at the end of a page: by itself the processor
+ * stops to prefetch where a page ends.
+ */
+#define LINES 8
 
 bool is_to_be_looked_up(const struct budget *budget, enum page_state state)
 {
     return state == PAGE_NEW || state == PAGE_SEEN || (state == PAGE_REFUSED && budget->asks_again);
 }
 
-/* Will this page of the window be looked up? Wrong guesses cost time only. */
+/* Will this page of the window be looked up, as far as is known now?  A wrong guess costs time. */
 static bool wants_sum(const struct scanner *scanner, uint32_t id, uint64_t at, bool eager)
 {
     const struct window *window = &scanner->window;
@@ -33,8 +37,9 @@ static bool wants_sum(const struct scanner *scanner, uint32_t id, uint64_t at, b
 }
 
 /*
- * The page after those whose checksums are known.  Its place in the index, and then the pages that
- * wait there, come from memory while pages before it are dealt with.
+ * Takes the checksum of one page more, ahead of the page that is dealt with.  Its place in the
+ * index is prefetched, and the pages that wait at the places of some pages before it: so they are
+ * in the cache when their turn comes.
  */
 static void sum_one_more(struct scanner *scanner, uint32_t id)
 {
@@ -50,7 +55,7 @@ static void sum_one_more(struct scanner *scanner, uint32_t id)
     stable_prefetch(&scanner->pages->store,
                     tree_of(scanner->pages, page_node(page_record(scanner->pages, id))), sum);
     candidates_prefetch(scanner->pages, sum);
-    for (int line = 0; line < LINES; line++) /* by itself the processor stops where a page ends */
+    for (int line = 0; line < LINES; line++)
         __builtin_prefetch((const char *)address + PAGE_SIZE + 64 * line);
     for (uint32_t place = 0, back = AHEAD / 2; place < 2; place++, back += AHEAD / 4)
         if (ahead->n > back && ahead->sums[(id - back) % AHEAD] != UNREADABLE)

@@ -34,13 +34,16 @@ static uint32_t find_frame(struct pages *pages, uint32_t id, uint64_t sum, const
     return frame;
 }
 
-/* Is it equal to the page before? */
+/* Is it equal to the page before it in its region? */
 static bool goes_on(const struct pages *pages, uint32_t id)
 {
     return id != region_at(pages, region_of(pages, id))->base && are_equal(pages, id - 1, id);
 }
 
-/* Pairs whose bytes these may be get their frames now, to be found. */
+/*
+ * If pairs with this checksum are planned, all planned pairs get their frames now: the page may be
+ * equal to such a pair, and has to find its frame.
+ */
 static bool make_frame_of(struct scanner *scanner, uint64_t sum)
 {
     bool made = plan_has_pair_of(&scanner->merger->plan, sum);
@@ -49,7 +52,10 @@ static bool make_frame_of(struct scanner *scanner, uint64_t sum)
     return made;
 }
 
-/* settled: new frames may be made of it, and of equal pages after it. */
+/*
+ * Looks for a frame with these bytes, and collects the page for it.  settled: the page was
+ * unchanged for long enough that frames may be made of it and of equal pages behind it.
+ */
 static bool try_frame(struct scanner *scanner, uint32_t id, uint64_t sum, const void *bytes,
                       bool settled)
 {
@@ -61,7 +67,8 @@ static bool try_frame(struct scanner *scanner, uint32_t id, uint64_t sum, const 
         scanner->run.n++;
         return true;
     }
-    bool merged = carry_out(scanner); /* it may have filled that frame, or made a better one */
+    /* To carry out the pending run may fill that frame, or make a frame that is better. */
+    bool merged = carry_out(scanner);
     if (is_taken(scanner->pages, id))
         return true;
     const struct store *store = &scanner->pages->store;
@@ -74,12 +81,12 @@ static bool try_frame(struct scanner *scanner, uint32_t id, uint64_t sum, const 
     return true;
 }
 
-/* The page before waits, and has these bytes: a stretch of equal pages begins. */
+/* If the page before waits and has the same bytes, a stretch of equal pages begins. */
 static bool try_neighbour(struct scanner *scanner, uint32_t id, uint64_t sum, const void *bytes)
 {
     if (!goes_on(scanner->pages, id) || !page_waits(page_record(scanner->pages, id - 1)))
         return false;
-    carry_out(scanner); /* it may have taken either of them, or made a frame with their bytes */
+    carry_out(scanner); /* the pending run may take either page, or make a frame with their bytes */
     make_frame_of(scanner, sum);
     if (is_taken(scanner->pages, id) || try_frame(scanner, id, sum, bytes, true))
         return true;
@@ -90,7 +97,7 @@ static bool try_neighbour(struct scanner *scanner, uint32_t id, uint64_t sum, co
     return true;
 }
 
-/* Another page has these bytes and waits: both of them will share a new frame. */
+/* If another page has these bytes and waits, both of them will share a new frame. */
 static bool try_candidate(struct scanner *scanner, uint32_t id, uint64_t sum, const void *bytes)
 {
     if (try_neighbour(scanner, id, sum, bytes))
@@ -103,7 +110,7 @@ static bool try_candidate(struct scanner *scanner, uint32_t id, uint64_t sum, co
         scanner->run.n++;
         return true;
     }
-    bool merged = carry_out(scanner); /* it may have taken that page */
+    bool merged = carry_out(scanner); /* the pending run may take that page */
     if (make_frame_of(scanner, sum) || merged) {
         if (is_taken(scanner->pages, id) || try_frame(scanner, id, sum, bytes, true))
             return true;
@@ -125,7 +132,7 @@ static void wait_or_go_ahead(struct scanner *scanner, uint32_t id, uint64_t sum,
     int tree = tree_of(scanner->pages, page_node(page_record(scanner->pages, id)));
     enum announced announced = announcement_add(store, tree, sum);
     if (announced == ANNOUNCED_HERE && scanner->run.kind == RUN_ALONE && scanner->run.n) {
-        carry_out(scanner); /* perhaps it is the pending run that will have made its frame */
+        carry_out(scanner); /* the pending run may have claimed this checksum, and make its frame */
         if (is_taken(scanner->pages, id) || try_frame(scanner, id, sum, bytes, true))
             return;
     }
@@ -136,10 +143,11 @@ static void wait_or_go_ahead(struct scanner *scanner, uint32_t id, uint64_t sum,
 }
 
 /*
- * mremap makes a mapping longer, and that of an overlay would show the frames that come next.  A
- * range of several mappings it refuses (EFAULT), and realloc() copies then.  So what may be grown
- * is never one overlay: the last page of such a region is left alone, and so is the first one of
- * each block of malloc's in it, since neighbouring blocks are one mapping.
+ * Must the page not be merged, because of mremap?  mremap can make an overlay's mapping longer, and
+ * the new part would show the frames that come next in the file.  It refuses a range of several
+ * mappings (EFAULT), and then realloc() copies.  So memory that may be made longer must never be
+ * one overlay from end to end.  Hence the last page of such a region is left alone, and the first
+ * page of each block of malloc's in it, since blocks side by side are one mapping.
  */
 static bool stays_apart(const struct region *region, uint64_t i, const void *bytes)
 {
@@ -151,18 +159,18 @@ static bool goes_to_zero_page(const struct scanner *scanner, uint64_t sum)
     return sum == scanner->pages->sum_of_zeros && scanner->pages->knobs[KSMPY_KNOB_USE_ZERO_PAGES];
 }
 
-/* Nothing has changed for a page that was looked up before. */
+/* Need a page that was looked up before, and has not changed, not be looked up again? */
 static bool stays_as_it_is(struct scanner *scanner, const struct page *page, uint64_t sum)
 {
     if (page_waits(page))
-        return !goes_to_zero_page(scanner, sum); /* whatever is equal to it will find it */
+        return !goes_to_zero_page(scanner, sum); /* a page that is equal to it will find it */
     if (page_state(page) != PAGE_REFUSED || scanner->merger->budget.asks_again)
         return false;
     count_refusal(scanner->merger, -EDQUOT, 1);
     return true;
 }
 
-/* Who has these bytes?  SEEN, with its checksum. */
+/* Looks for equal pages.  The page's state is SEEN, and its record has the checksum. */
 static void find_equal(struct scanner *scanner, uint32_t id, bool changed, bool eager)
 {
     const void *bytes = (const void *)page_address(scanner->pages, id);
@@ -176,7 +184,7 @@ static void find_equal(struct scanner *scanner, uint32_t id, bool changed, bool 
     if (!to_zero_page && !equal && !apart && try_frame(scanner, id, sum, bytes, settled))
         return;
     if (scanner->pages->store.away)
-        return; /* it is looked up again */
+        return; /* the store's lock was not to be had: the page is looked up again later */
     scanner->merger->result->volatiles += changed;
     if (!settled || apart)
         return;

@@ -12,7 +12,10 @@
 #include "store/store.h"
 #include "store/view.h"
 
-/* Only what is in our page tables has a node; a read of what is no frame would make it one. */
+/*
+ * The kernel tells the node only of pages that are in our page tables, so the frames are read.
+ * Only live ones are: a read of a hole in the file would give it memory.
+ */
 KSMPY_READS_LIVE_MEMORY static void look_at(struct store *store, uint32_t first, uint64_t n)
 {
     store_lock(store);

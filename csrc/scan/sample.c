@@ -17,10 +17,18 @@
 #include "os/pagemap.h"
 #include "pages/pages.h"
 
-/* Visits in a row that found every page of a chunk written, before the next one reads samples. */
+/*
+ * Visits in a row that have to find every page of a chunk written before the next one reads
+ * samples. Fewer would take a burst of writes for a habit; each costs the writer a fault for every
+ * page.
+ */
 #define WRITE_HOT 3
 
-/* Other pages in each pass: Fibonacci hashing (Knuth, TAOCP vol. 3, 6.4) of its number. */
+/*
+ * The checksum of the i-th sample of a chunk's n pages; of a page that cannot be read, a number
+ * that differs from pass to pass.  Which page that is changes with the pass as well, by Fibonacci
+ * hashing (Knuth, TAOCP vol. 3, 6.4) of its number.
+ */
 static uint32_t sample(const struct pages *pages, uint32_t id, uint64_t n, uint32_t i)
 {
     uint32_t hash = (chunk_of(pages, id)->sampled_in * SAMPLES + i) * 0x9E3779B1u;

@@ -42,9 +42,12 @@
 #include "store/view.h"
 
 #define SLICE_VISITED 8192 /* pages passed over before other threads get the lock */
-#define AGE_MAX 15
-#define LONG_SLICE_NS                                                                              \
-    4000000 /* a slice ends with the huge page then, and at once after CUT times that */
+#define AGE_MAX 15 /* what a page's record has bits for; skips_of() is the same from 9 on */
+/*
+ * After so many ns a slice ends at the next huge page, so that a huge page is merged as one; after
+ * CUT times as long it ends anywhere.  Who waits for the engine's lock waits that long.
+ */
+#define LONG_SLICE_NS 4000000
 #define CUT 8
 
 /* ---- one page ---- */
@@ -55,7 +58,10 @@ static unsigned skips_of(unsigned age)
     return age <= 3 ? 1 : age <= 5 ? 2 : age <= 8 ? 4 : 8;
 }
 
-/* The age before the visit decides, and the visit raises it. */
+/*
+ * Is this visit to be skipped?  The page's age before the visit decides that, and the visit raises
+ * it, as the kernel does it.
+ */
 static bool smart_skip(const struct pages *pages, struct page *page)
 {
     if (!pages->knobs[KSMPY_KNOB_SMART_SCAN])
@@ -82,7 +88,7 @@ static void count_scanned(struct scanner *scanner)
     scanner->merger->result->scanned++;
 }
 
-/* The page tables say that a page is the owner's own memory, not what we left there. */
+/* Deals with a page that was written, as tracking says: its owner has changed what we know. */
 static void visit_written(struct scanner *scanner, uint32_t id, bool zero, bool eager)
 {
     enum page_state state = page_state(page_record(scanner->pages, id));
@@ -178,9 +184,12 @@ static bool any_changed(const struct window *window, uint64_t i, uint64_t end)
     return any_bit(window->written, from, to) || any_bit(window->copied, from, to);
 }
 
-#define BLOCK 64 /* pages of a chunk that is at rest but for what was written */
+#define BLOCK 64 /* pages passed over together where a part of their chunk was written */
 
-/* How many pages from there on a pass has nothing to do with: the rest of their chunk, or of a block. */
+/*
+ * How many pages from i on a pass has nothing to do with: those to the end of their chunk or, if
+ * some of the chunk was written, to the end of their block; or 0.
+ */
 static uint64_t at_rest(const struct scanner *scanner, const struct region *region, uint64_t i)
 {
     const struct window *window = &scanner->window;
@@ -206,7 +215,7 @@ static void end_pass(struct scanner *scanner)
     window_reset(scanner);
 }
 
-/* Goes on with the next region; at the end of the list the pass is over, but for what is planned. */
+/* Goes on with the next region.  Behind the last one the pass ends, unless pages are planned. */
 static void next_region(struct scanner *scanner)
 {
     struct window *window = &scanner->window;
@@ -221,7 +230,10 @@ static void next_region(struct scanner *scanner)
 
 #define CLOCK_EVERY 16 /* one in so many visits looks at the clock */
 
-/* To be asked before each visit but the first, so that huge pages are ends wherever they begin. */
+/*
+ * Has the slice taken so long that it is to end before the page at this address?  Never before the
+ * first visit, so that each slice gets on; the clock is read at the start of each huge page, too.
+ */
 static bool takes_long(uint64_t begin, uint64_t visited, uintptr_t address)
 {
     bool huge = address % bytes_of(HUGE_PAGES) == 0;
@@ -231,7 +243,7 @@ static bool takes_long(uint64_t begin, uint64_t visited, uintptr_t address)
     return took > LONG_SLICE_NS && (huge || took > CUT * LONG_SLICE_NS);
 }
 
-/* What was known when others had the lock is asked again. */
+/* Forgets what was learned in the slice before: others have had the lock since. */
 static void begin_slice(struct scanner *scanner, const struct region *region, uint64_t max_pages,
                         bool eager)
 {
@@ -272,7 +284,7 @@ void scan_settle_slice(struct scanner *scanner)
         more = plan_step(scanner->merger, &page, &n);
         window_pages_merged(scanner, page, n);
     }
-    if (!more) /* until then frames are read in no order, again and again */
+    if (!more) /* before that, frames are read again and again, in no order */
         store_look_away(&scanner->pages->store, false);
     store_flush(&scanner->pages->store);
     if (!more && scanner->window.begun && scanner->window.region == NO_REGION)

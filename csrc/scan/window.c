@@ -25,8 +25,8 @@
 #define RANGES 256
 
 /*
- * Pages of the window that were not visited yet: the kernel will not tell again that they were
- * written.
+ * Notes in the records which pages of the window were written and not visited yet, since the kernel
+ * will not tell that again.
  */
 static void remember_written(struct scanner *scanner)
 {
@@ -96,7 +96,10 @@ static void set_bits(uint64_t *bits, uint64_t first, uint64_t end)
         bits[i / 64] |= (uint64_t)1 << (i % 64);
 }
 
-/* first and end are counted from the page with that id. */
+/*
+ * Sets the bits of pages [first, end), counted from the one with that id, that are private memory.
+ * If nobody can tell they are taken to be.
+ */
 static void set_bits_of_copies(const struct merger *merger, uint32_t id, uint64_t *bits,
                                uint64_t first, uint64_t end)
 {
@@ -139,7 +142,7 @@ static void ask(const struct scanner *scanner, question *about, const struct reg
                 set_bits(zero, from, to);
         }
         if (count < 0 || next <= at)
-            return; /* nothing is known to be written: the frozen comparison stays the judge */
+            return; /* the rest counts as unwritten; pages are compared when they are frozen */
         at = next;
     }
 }
@@ -177,7 +180,11 @@ static bool all_written(const struct window *window, uint64_t at, uint64_t n)
     return true;
 }
 
-/* They have been what they are for a pass; what is known of their older bytes is to be forgotten. */
+/*
+ * Clears the marks of a chunk whose samples say that it has not changed for a pass, so that its
+ * pages are looked up now.  Pages in the index or on frames keep theirs: what is known of those is
+ * older.
+ */
 static void forget_written(struct scanner *scanner, uint32_t id, uint64_t at, uint64_t n)
 {
     struct window *window = &scanner->window;
@@ -187,7 +194,10 @@ static void forget_written(struct scanner *scanner, uint32_t id, uint64_t at, ui
             window->written[(at + i) / 64] &= ~((uint64_t)1 << ((at + i) % 64));
 }
 
-/* Of a region's pages [first, last): long stretches of overlays by themselves. */
+/*
+ * Asks what was written of a region's pages [first, last).  Stretches of overlays as long as a huge
+ * page are asked about on their own, as os_written_there() says.
+ */
 static void ask_written(struct scanner *scanner, const struct region *region, uint64_t first,
                         uint64_t last)
 {
@@ -231,8 +241,9 @@ static void ask_chunks(struct scanner *scanner, const struct region *region, boo
 }
 
 /*
- * What tracking says of overlays is a hint: which of their pages are copies by
- * now the kernel finds out by looking at each, which takes ten times longer.
+ * Tracking only hints at which overlays were written.  To tell which of their
+ * pages are copies by now the kernel has to look at each of them, which takes
+ * ten times longer: so that is asked only where there is a hint.
  */
 static void ask_tracking(struct scanner *scanner, const struct region *region, bool eager)
 {
@@ -291,7 +302,10 @@ void window_open(struct scanner *scanner, const struct region *region, bool eage
         ask_nodes(scanner->pages, region, window->first, window->n);
 }
 
-/* What it makes of chunks that were left alone has to be asked about in the next pass. */
+/*
+ * In an eager pass pages of write-hot chunks are looked up and merged as well, so the next pass has
+ * to ask what was written there instead of reading samples.
+ */
 void window_turn_eager(struct scanner *scanner)
 {
     struct window *window = &scanner->window;
@@ -320,7 +334,7 @@ bool window_at_hole(struct scanner *scanner, uint32_t id)
     if (!window->holes_n)
         return false;
     uint8_t kind = window->kinds[id - window->holes_first];
-    if (kind == OS_PAGE_UNTOLD) /* it was read since */
+    if (kind == OS_PAGE_UNTOLD) /* the page has been read since then, so it can be told now */
         os_pages(scanner->merger->fz.pagemap_fd, page_address(scanner->pages, id), 1, &kind);
     return kind == OS_PAGE_ZERO || kind == OS_PAGE_NONE;
 }

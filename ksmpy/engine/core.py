@@ -1,6 +1,7 @@
 """What an engine does: scanning, the knobs' effects, the counters, its life and its end.
 
-The lock below orders what users start and stop; the callback of an owner's death never takes it.
+The engine's lock puts what users start and stop in order. The callback of an owner's death never
+takes it, since that can run in any thread at any moment, in one that holds the lock too.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ __all__ = ["Core", "live_engines"]
 
 _log = logging.getLogger("ksmpy")
 
-# Between two slices of a scan() Ctrl-C is looked at. Scattered pages of one merge together.
+# Pages of a call into the extension. Between two of them scan() looks whether Ctrl-C was pressed.
+# Scattered pages merge together only within one call, so a smaller number merges them slower.
 _SLICE = 32768
 
 
@@ -141,7 +143,7 @@ class Core:
         return tuple(self._regions.all())
 
     def name_regions_by(self, function: Callable[[], None]) -> None:
-        """Who adopts memory names it only when somebody asks."""
+        """Have the function called before names of regions are told, so that it can set them."""
         self._name_regions = function
 
     def all_regions(self) -> list[Region]:
@@ -153,7 +155,7 @@ class Core:
         return self._regions.overlapping(start, end)
 
     def sweep(self) -> None:
-        """End the regions whose owners nobody but us holds any more, or that have moved away."""
+        """End the regions whose owners only ksmpy still holds, or whose memory has moved."""
         self._regions.sweep()
 
     def drop_lost(self) -> None:
@@ -241,7 +243,7 @@ class Core:
     def batch(self, pages: int) -> ScanResult:
         """Scan up to `pages` pages in the background."""
         self._regions.sweep(thorough=False)
-        # A scan that somebody asked for has the cursor to itself.
+        # While a program's own scan() is under way, the background thread leaves the cursor alone.
         if not pages or self._scanning:
             return ScanResult()
         try:
@@ -276,7 +278,7 @@ class Core:
         """Act on a write to run; OSError when unmerging fails, run is 0 then."""
         if value == 1 and self._daemon.running:
             return
-        # Outside the lock: the thread may be running someone's destructor that wants it.
+        # The lock is not held here: the thread may be running a destructor that wants the lock.
         self._daemon.stop()
         with self._lock:
             self._daemon.stop()
@@ -347,12 +349,12 @@ class Core:
             raise self._store.refusal(error) from None
 
     def _record(self) -> None:
-        """Let who looks from outside know how it is, if it is time to."""
+        """Note a sample for those who look at this process from outside, if one is due."""
         if not self.history.due() or not len(self._regions):
             return
         try:
             stats = self._native.stats()
-        except (OSError, KsmpyError):  # closed meanwhile, or its store is locked by another
+        except (OSError, KsmpyError):  # the engine was closed, or another process locks its store
             return
         self.history.note(
             stats,
@@ -385,7 +387,7 @@ class Core:
 
     def _revive(self, store: Store) -> None:
         with self._lock:
-            if self._inherited:  # by another thread, it may not be any more
+            if self._inherited:  # another thread may have revived it meanwhile
                 try:
                     self._native.revive()
                 except OSError as error:
@@ -458,11 +460,11 @@ class Core:
 
 
 def _nothing() -> None:
-    """Regions are named already."""
+    """Stand in where nobody adopts memory: regions have their names already."""
 
 
 def _finalize(serial: int, engine: NativeEngine, daemon: Daemon, history: History) -> None:
-    """An engine without regions was forgotten."""
+    """Free an engine without regions to which nobody has a reference any more."""
     registry.leave(serial)
     daemon.stop()
     history.close()

@@ -1,9 +1,10 @@
 """What an engine tells of itself to whoever looks at its process from outside, and since when.
 
-It lies in a memfd that the process keeps open: who may look at /proc/PID/fd opens it there. It goes
-with the process, however that ends. It is written through a mapping only, so that a file of the
-program's is not written that has got the number of a descriptor that was closed behind our back.
-A sample takes what /proc/self/smaps_rollup takes, so the next one waits a thousand times as long.
+It lies in a memfd that the process keeps open, so whoever may look at /proc/PID/fd can open it
+there, and it goes with the process, however that ends. It is written through a mapping only: if the
+program has closed the descriptor and opened a file of its own under that number, a write by number
+would go into that file. Most of a sample's time goes into /proc/self/smaps_rollup, which takes long
+in a large process, so the next sample waits a thousand times as long.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ksmpy.store.files import make_memfd
 
 __all__ = ["FILE_NAME", "History", "Past", "Sample", "birth", "read_past"]
 
-#: As /proc names the file, with " (deleted)" behind it; not the name of a store.
+#: How /proc names the file, followed by " (deleted)". It must not look like a store's name.
 FILE_NAME = "/memfd:ksm-history"
 
 _BYTES = 64 << 10
@@ -36,7 +37,7 @@ _SAMPLES = 320
 _FACT_BYTES = _BYTES - _BODY - _SAMPLES * _SAMPLE.size
 _NAME_LETTERS = 60
 
-# A thousandth of a core at most, and never more than once a second.
+# Samples take a thousandth of a core at most, and come once a second at most.
 _COST_FACTOR = 1000
 _MIN_SECONDS = 1.0
 
@@ -115,15 +116,15 @@ class History:
         regions: Iterable[tuple[int, int, str]],
         facts: Mapping[str, object],
     ) -> None:
-        """Take a sample, and have it read from now on; without a word where that cannot be.
+        """Take a sample and publish it; where that is not possible, do nothing.
 
-        `regions`: (address, bytes, name) of each. One thread does, others go on.
+        `regions`: (address, bytes, name) of each. If another thread is at it, nothing is done.
         """
         if not self._lock.acquire(blocking=False):
             return
         begin = time.thread_time()
         try:
-            if self._closed:  # since this thread has asked the engine for its counters
+            if self._closed:  # closed since this thread asked the engine for its counters
                 return
             self._take(counters, saved)
             self._publish({**facts, "stats": dict(counters)}, self.facts(), regions)
@@ -136,13 +137,13 @@ class History:
             self._lock.release()
 
     def close(self) -> None:
-        """Nobody reads it any more, and nothing is noted."""
+        """Take the file away; nothing is noted from now on."""
         with self._lock:
             self._closed = True
             self._drop()
 
     def inherit(self) -> None:
-        """In a forked child: what there was is the parent's."""
+        """In a forked child: begin anew, since what was noted is about the parent."""
         self._lock = threads.Lock()
         self._samples, self._due, self._seconds, self.scan_seconds = [], 0.0, 0.0, 0.0
         self._drop()
@@ -176,7 +177,7 @@ class History:
         more: Mapping[str, object],
         regions: Iterable[tuple[int, int, str]],
     ) -> None:
-        """What has no room is left out: of `more` all, of the regions the smallest."""
+        """Write what fits into the file: `more` and the smallest regions are left out first."""
         named = sorted(regions, key=lambda region: -region[1])
         facts["history"] = {"seconds": self._seconds, "interval": self._interval, "bytes": _BYTES}
         if len(json.dumps({**facts, **more})) < _FACT_BYTES // 2:
@@ -216,7 +217,7 @@ class _File:
             raise
 
     def write(self, offset: int, data: bytes) -> None:
-        if offset + len(data) > _BYTES:  # behind it lies the program's memory
+        if offset + len(data) > _BYTES:  # the mapping ends there, and the program's memory follows
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         ctypes.memmove(self._address + offset, data, len(data))
 

@@ -1,6 +1,7 @@
 """The background scanner: a thread per engine that scans a batch, sleeps, and starts over.
 
-It works without the GIL, keeps no engine alive, and never outlives the process's will to end.
+It scans without the GIL, keeps no engine alive, and is a daemon thread: a process that is about to
+end does not wait for it.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from ksmpy.threads import Event, Thread
 
 __all__ = ["Daemon"]
 
-# A pass over unchanged memory finds out so at 0.4 ms a GiB, again and again: after one that
-# looked at nothing, sleep at least this many times the CPU time it took (1 % of a core), and ever
-# longer while nothing happens (0.2 %), but never so long that a change would be noticed late.
+# A pass over unchanged memory takes 0.4 ms a GiB to find that out. After a pass that had nothing to
+# look up the thread sleeps at least this many times the CPU time that the pass took (1 % of a
+# core), and longer and longer while nothing happens (down to 0.2 %), but never so long that a
+# change would be noticed late.
 IDLE_FACTOR = 100
 LONGEST_IDLE_FACTOR = 500
 LONGEST_IDLE_SECONDS = 5.0
-# Stopping takes as long as one batch; give up on a thread that hangs elsewhere.
+# Stopping takes as long as one batch. A thread that has not ended after so many seconds hangs
+# elsewhere, and is not waited for any longer.
 STOP_SECONDS = 5.0
 
 
@@ -61,7 +64,7 @@ class Daemon:
         if self._running is None:
             stop, noted = threads.event(), threads.event()
             thread = threads.start(_loop, (self._scanner, stop, noted), "ksmd")
-            # Before it runs, for it may fail, and say so, at once.
+            # Noted before the thread runs, since it may fail and call batch_failed() at once.
             self._running = thread, stop
             noted.set()
 
@@ -83,7 +86,7 @@ class Daemon:
             thread.join(0.01)
 
     def forget(self) -> None:
-        """The thread is not there any more: this is a forked child, or it ended by itself."""
+        """Note that the thread is gone: this is a forked child, or the thread ended by itself."""
         self._running = None
 
 

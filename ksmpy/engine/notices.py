@@ -20,7 +20,7 @@ _said: dict[tuple[str, str], object] = {}
 
 def _once(level: int, what: str, whose: str, message: str, *arguments: object) -> None:
     mine = object()
-    # One atomic operation: two threads may find the same at the same time.
+    # This is one atomic operation, since two threads may find the same thing at the same time.
     if _said.setdefault((what, whose), mine) is mine:
         _log.log(level, message, *arguments)
 

@@ -161,7 +161,7 @@ class Placement:
         self.node_ids = self.nodes if len(self.nodes) > 1 else None
 
     def ask(self, start: int, pages: int) -> bytes | None:
-        """The node of each page as an injected topology has it; None without a choice."""
+        """The node of each page by an injected topology; None with the machine's, or one node."""
         if self._topology is None or len(self.nodes) == 1:
             return None
         return node_indices(self._topology, self.nodes, start, pages)

@@ -38,12 +38,14 @@ __all__ = ["Regions"]
 
 _log = logging.getLogger("ksmpy")
 
-# Of the held owners that each registration looks at.
+# How many held owners each registration looks at for abandoned ones: more would make registering
+# slower, fewer would keep abandoned memory longer.
 _SWEPT = 64
 
 _allowance = Allowance()
 
-# Asking owners where their memory is takes the background scanner 1 % of its time at most.
+# To ask owners where their memory is may take 1 % of the time: the next round of questions waits so
+# many times as long as the last one took.
 _QUESTION_FACTOR = 100
 _ADDRESSES = 1 << 64
 
@@ -55,12 +57,12 @@ class Regions:
         self._native = engine
         self._placement = placement
         self._serial = serial
-        # By identity, for the native engine gives a number again as soon as it is free.
+        # Keyed by the Region, since the native engine uses a number again as soon as it is free.
         self._all: dict[Region, None] = {}
         self._numbers: dict[int, Region] = {}
         self._held: dict[Region, None] = {}
         self._swept = 0
-        # Registered before anybody asked what their mappings are like.
+        # Regions whose mappings' flags have not been read yet: see ask_for_flags().
         self._unasked: dict[Region, None] = {}
         self._asking = threads.Lock()
         self._movable: dict[Region, None] = {}
@@ -74,7 +76,7 @@ class Regions:
         return list(self._all)
 
     def inherit(self) -> None:
-        """Become the copy in a forked child: no other thread asks for flags there."""
+        """Become the copy in a forked child, where no thread is inside ask_for_flags()."""
         self._asking = threads.Lock()
 
     # ---- coming -------------------------------------------------------------------------
@@ -187,7 +189,7 @@ class Regions:
         flags = self._flags(start, end, space, what)
         life = life or lifetime(buffer, anchor)
         nodes = self._placement.ask(start, (end - start) // native.PAGE_SIZE)
-        # Of an object it is known that it does not grow while we look at it.
+        # Memory with an owner object cannot be made longer by mremap() behind that object's back.
         growing = native.VMA_GROWING if buffer.owner is None else 0
         try:
             number = self._native.register(start, end - start, flags | growing)
@@ -195,7 +197,7 @@ class Regions:
             if space is None and error.errno == errno.EADDRNOTAVAIL:
                 return self._add(home, buffer, AddressSpace.read(end), name, anchor, life)
             raise register_error(error) from error
-        if nodes is not None:  # a pass under way comes by before the next one asks
+        if nodes is not None:  # at once: a pass under way may come by before the next one asks
             self._native.set_nodes(number, nodes)
         label = name if name is not None else f"{type(buffer.owner).__name__}-{number}"
         region = Region(home, number, label, start, end - start, life)
@@ -244,8 +246,8 @@ class Regions:
     # ---- going --------------------------------------------------------------------------
 
     def sweep(self, *, thorough: bool = True) -> None:
-        """End the regions whose owners nobody but us holds any more, or that have moved away:
-        the latter only from time to time unless `thorough`.
+        """End the regions whose owners only ksmpy still holds, or whose owners' memory has moved:
+        the latter are looked for only from time to time, unless `thorough`.
         """
         for region in list(self._held):
             if region._lifetime.abandoned():
@@ -275,9 +277,8 @@ class Regions:
                 self.end(region, discard=False)
 
     def drop_replaced(self) -> None:
-        """End the adopted regions of which a part is other memory by now: mapped, before a pass
-        came by, in the place of what was registered. No page of it can be merged, as no userfaultfd
-        has it.
+        """End the adopted regions of which a part was unmapped and mapped again before a pass came
+        by. The new memory is registered with no userfaultfd, so no page of it can be merged.
         """
         regions = [region for region in self.all() if region._adopted]
         ends = (region.address + region.nbytes for region in regions)
@@ -291,9 +292,10 @@ class Regions:
                 self._ended(region)
 
     def _ended(self, region: Region, *, moved: bool = False) -> None:
-        """The owner dies, has been left to us alone, or has `moved`. Runs in any thread, at any
-        time. What cannot be given back, for want of memory above all, stays merged, and is tried
-        again.
+        """End a region whose owner dies, is held by ksmpy only, or has other memory (`moved`).
+
+        This can run in any thread at any time. A region that cannot be given back, for want of
+        memory above all, stays merged and is tried again later.
         """
         try:
             self.end(region, discard=not moved and region._lifetime.discard)
@@ -313,13 +315,13 @@ class Regions:
         """End a region; its bytes stay unless `discard` says that nobody needs them. No-op for
         one that has ended. OSError when its pages cannot be given back: it stays.
         """
-        # Of several that want to end it, the one that takes it out of the dict does.
+        # Several threads may want to end it: the one that takes it out of the dict does so.
         if self._all.pop(region, region) is region:
             return
-        self._numbers.pop(region._number, None)  # the number may be another's from here on
+        self._numbers.pop(region._number, None)  # after release() a new region may get the number
         try:
             self._native.release(region._number, discard=discard)
-        except BaseException:  # Ctrl-C may come before the call or after it
+        except BaseException:  # KeyboardInterrupt, too, which may come before or after the call
             if self._is_native(region):
                 self._all[region] = None
                 self._numbers[region._number] = region
@@ -347,8 +349,10 @@ class Regions:
     # ---- what their mappings are like ----------------------------------------------------
 
     def ask_for_flags(self) -> None:
-        """Look at the mappings of regions that were registered without, all in one reading. One
-        thread does: another would find regions merged meanwhile.
+        """Read the mappings' flags of all regions that were registered without, in one go.
+
+        One thread at a time does so: for a second one a pass might merge pages of these regions
+        between the reading and the answer.
         """
         if not self._unasked or not self._asking.acquire(blocking=False):
             return
@@ -366,7 +370,7 @@ class Regions:
         mappings = space.covering(start, end)
         ours = (self._native.freeze, self._native.tracking) != ("signal", "checksum")
         reason = refusal(mappings, start, end, registered=ours)
-        # What is not the owner's memory any more, whatever its flags, the pass will find lost.
+        # Memory that is not the owner's any more, whatever its flags, is found lost by the pass.
         lost = refusal([replace(each, details=None) for each in mappings], start, end) is not None
         try:
             if reason is None or lost:
@@ -375,7 +379,7 @@ class Regions:
                 _log.warning("region %r was released: %s", region.name, reason)
                 self.end(region, discard=False)
         except OSError as error:
-            if not region._released and error.errno != errno.ENOENT:  # it ended meanwhile
+            if not region._released and error.errno != errno.ENOENT:  # ENOENT: it ended meanwhile
                 raise
         self._unasked.pop(region, None)
 

@@ -21,7 +21,8 @@ __all__ = ["anchor", "enter", "leave", "let_go", "live", "new_serial", "overlapp
 
 _numbers = itertools.count(1)
 _engines: dict[int, weakref.ref[Home]] = {}
-# An engine with regions stays alive, whoever forgets it: its owners' deaths need it.
+# An engine with regions is kept alive even when the program has no reference to it any more, since
+# the death of an owner has to give its pages back.
 _anchored: dict[int, Home] = {}
 
 
@@ -63,15 +64,17 @@ def overlapping(start: int, end: int) -> Iterator[Region]:
         yield from engine.overlapping(start, end)
 
 
-# Collections of the youngest objects come many times a second: a sweep takes 2 % at most.
+# The garbage collector's callback comes many times a second for the youngest objects. Sweeps are at
+# least so many seconds apart, and take 2 % of the time at most.
 _SWEEP_SECONDS = 0.05
 _SWEEP_FACTOR = 50
 _next_sweep = [0.0]
 
 
 def _sweep_all(at_once: bool, is_over: Callable[[], bool] = sys.is_finalizing) -> None:
-    """is_over: an engine that was made by an exit handler, or meanwhile, is told of no end, and
-    the names of this module are gone by then.
+    """Sweep all engines after a collection. is_over() says whether the interpreter is ending: it is
+    passed in, because an engine that was made in an exit handler is not told of the end, and this
+    module's names are gone by then.
     """
     if is_over():
         return
@@ -84,8 +87,8 @@ def _sweep_all(at_once: bool, is_over: Callable[[], bool] = sys.is_finalizing) -
 
 
 def _stop_all() -> None:
-    """At exit only the threads stop: giving all pages back could take more memory than there is.
-    Collections go on until the modules are gone, the sweeps do not.
+    """Stop the threads at exit. Pages are not given back, which could take more memory than there
+    is. The collector goes on until the modules are gone, so the sweeps have to end here.
     """
     native.sweep_no_more()
     for engine in live():
