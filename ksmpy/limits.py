@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ksmpy import proc
 
 if sys.platform != "win32":
-    import resource  # at once: a process that is out of mappings can load no library any more
+    import resource  # here, since a process that is out of mappings can load no library any more
 
 __all__ = ["MemoryLeft", "mappings", "why"]
 
@@ -18,7 +18,7 @@ MemoryLeft = Callable[[], "tuple[int, str]"]
 """Bytes that this process may still take, and what allows no more."""
 
 _MIB = 1 << 20
-#: With less than this left nothing is unmerged, with some more not all of it.
+#: Bytes. With so little memory left unmerging may fail, wholly or in part, for want of it.
 _SCARCE = 256 * _MIB
 
 
@@ -72,7 +72,8 @@ def _no_memory(memory_left: MemoryLeft) -> str:
         if limit is None:
             continue
         left = max(limit - _used(name), 0)
-        # An engine reserves address space for as many pages as the machine has, and more.
+        # Any RLIMIT_AS may be too low, however much is left: an engine reserves address space for
+        # records of several times as many pages as the machine has.
         if name == "RLIMIT_AS" or left < _SCARCE:
             return (
                 f"{name} allows {limit // _MIB} MiB, of which {left // _MIB} MiB are left:"

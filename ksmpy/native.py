@@ -18,7 +18,8 @@ from typing import Any
 from ksmpy import limits
 from ksmpy.errors import KsmpyError, Unsupported
 
-# The extension reads fields of objects, which lie elsewhere there, and relies on the GIL.
+# Free-threaded Pythons are refused: their objects' fields lie elsewhere than the extension reads
+# them, and it relies on the GIL.
 FREE_THREADED = "t" in getattr(sys, "abiflags", "")
 
 _missing: str | None = None
@@ -36,12 +37,12 @@ else:
 
 
 def _constant(name: str, without: int = 0) -> int:
-    """An enumerator of the extension's, or `without` where there is no extension."""
+    """The value of one of the extension's enumerators, or `without` where there is no extension."""
     return int(getattr(lib, f"KSMPY_{name}")) if _missing is None else without
 
 
 def _words(enum: str) -> tuple[str, ...]:
-    """What its enumerators are called by users, in their order: "uffd-wp" for .._UFFD_WP."""
+    """An enum's names as users write them, in their order: "uffd-wp" for .._UFFD_WP."""
     if _missing is not None:
         return ("auto",)
     prefix = f"KSMPY_{enum.upper()}_"
@@ -96,7 +97,7 @@ def missing() -> str | None:
 
 
 def no_proc() -> str | None:
-    """That /proc is not there, by which an engine sees what is mapped; or None."""
+    """Why no engine can be made without /proc, which says what is mapped; None if it is there."""
     return None if os.access("/proc/self", os.F_OK) else "/proc is not mounted here"
 
 
@@ -203,15 +204,16 @@ def store_retire(fd: int) -> bool:
 
 
 def _holding_the_gil(name: str, *arguments: Any, result: Any = None) -> Callable[..., Any]:
-    """A native function that takes Python objects."""
+    """A native function that takes Python objects, and so must be called with the GIL held."""
     address = int(ffi.cast("uintptr_t", ffi.addressof(lib, name)))
     return ctypes.PYFUNCTYPE(result, *arguments)(address)
 
 
 def collector_callback(sweep: Callable[[bool], object]) -> Callable[[str, dict[str, int]], object]:
-    """What goes into gc.callbacks to have `sweep` called some time after each collection, with
-    whether all objects were looked at. What `sweep` raises is raised out of the code that runs
-    then. There is one `sweep` at a time.
+    """Make a function for gc.callbacks that has `sweep` called some time after each collection.
+
+    `sweep` gets whether the collection was one of all generations. What it raises is raised in the
+    code that happens to run then. A second call replaces the first one's `sweep`.
     """
     _holding_the_gil("ksmpy_sweep_by", ctypes.py_object)(sweep)
     return _holding_the_gil("ksmpy_collection", ctypes.py_object, ctypes.py_object)
@@ -231,10 +233,12 @@ def look_into(
     asked: tuple[type, ...],
     min_bytes: int,
 ) -> tuple[list[tuple[int, int, Any, type]], list[tuple[Any, Any, type]]]:
-    """What the objects in a list refer to, and the untracked containers among that: (address,
-    bytes, key, type of the container) of numpy arrays, bytes and bytearrays, to which no
-    reference is taken, and (object, key, type) of what is of the types `asked`. `kinds` is filled,
-    for the next call; `nbytes` is the array type's descriptor of that name.
+    """Look at what the objects in a list refer to, and at the untracked containers among that.
+
+    Returns (address, bytes, key, type of the container) of numpy arrays, bytes and bytearrays, to
+    which no reference is taken, and (object, key, type of the container) of objects of the types
+    `asked`. `kinds` is a cache that the call fills for the next one; `nbytes` is the array type's
+    descriptor of that name.
     """
     query = (kinds, array_type, nbytes, asked, min_bytes)
     found: tuple[Any, Any] = _look_into()(containers, query)
@@ -242,13 +246,14 @@ def look_into(
 
 
 def sweep_no_more() -> None:
-    """From now on collections are only noted."""
+    """Call no `sweep` any more: from now on collections are only noted, for collecting()."""
     _holding_the_gil("ksmpy_sweep_by", ctypes.c_void_p)(None)
 
 
 def collecting() -> bool:
-    """Whether the garbage collector is at work in this thread, and called what called this. Known
-    from when collector_callback()'s was installed.
+    """Whether this is called from within a run of the garbage collector in this thread.
+
+    Known only once collector_callback()'s function is in gc.callbacks.
     """
     return bool(lib.ksmpy_collecting())
 
@@ -288,8 +293,8 @@ class NativeEngine:
                 f" ({os.strerror(-rc)}); see ksmpy.doctor()"
             )
         check(rc, "ksmpy_engine_new")
-        # Everything below is a single atomic operation on a dict or a list: a collection that
-        # runs inside any of it may call back into this engine from the very same thread.
+        # No lock is used below, only single atomic operations on a dict or a list: a garbage
+        # collection may call into this engine again, in the middle of a call in the same thread.
         self._pointer: list[Any] = [out[0]]
         self._inside: dict[object, None] = {}
         self._closed = False

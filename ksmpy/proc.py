@@ -32,13 +32,13 @@ __all__ = [
 # Bits of a pagemap entry.
 PRESENT = 1 << 63
 SWAPPED = 1 << 62
-FILE = 1 << 61  # of a file, or shared anonymous: an overlay of a memfd, too
+FILE = 1 << 61  # of a file, or shared anonymous; an overlay's frame has it, too
 EXCLUSIVE = 1 << 56
 
 _ENTRY_BYTES = 8
 _PAGE_BYTES = 4096
 
-# The 47th word of stat, the first two not counted.
+# The index of start_brk, the 47th field of stat, among the words that follow the first two fields.
 _START_BRK = 44
 
 # start, end, permissions, offset, device, inode, path

@@ -1,7 +1,8 @@
-"""Threads and locks of the interpreter's own, also where the program has others in their place.
+"""The interpreter's own threads and locks, even if the program has replaced them by others.
 
-gevent and eventlet replace Python's by greenlets, which run in turn in one thread: one that scans
-lets no other run, and where a thread without a hub has started it nobody runs it at all.
+gevent and eventlet replace Python's threads by greenlets, which take turns in one thread. A
+greenlet that scans would let no other one run, and one that was started in a thread without a hub
+would never run at all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["Event", "Lock", "RLock", "Thread", "event", "is_current", "start"]
 
 
 def _genuine() -> Any:
-    """The module _thread as the interpreter makes it: another copy than the program's."""
+    """A fresh copy of the module _thread, in which nothing of the interpreter's is replaced."""
     spec = BuiltinImporter.find_spec("_thread")
     assert spec is not None
     module = _imp.create_builtin(spec)
@@ -60,7 +61,7 @@ class Thread(Protocol):
 
 
 def event() -> Event:
-    """An event that no greenlet is needed for."""
+    """An event that wakes threads without the help of a greenlet's hub."""
     return _Event() if _replaced() else threading.Event()
 
 
@@ -83,7 +84,7 @@ def _replaced() -> bool:
 
 
 class _Event:
-    """A lock that is released once, and passed on by those that wait for it."""
+    """An event made of a lock that set() releases, and each waiter takes and releases again."""
 
     def __init__(self) -> None:
         self._is_set = False

@@ -17,7 +17,7 @@ __all__ = ["main"]
 
 
 def _commands() -> tuple[Command, ...]:
-    # The modules import what they need when they run: --help stays quick.
+    # Each module imports what it needs only when its command runs, which keeps --help quick.
     from ksmpy.cli.analyze import Analyze
     from ksmpy.cli.bench import Bench
     from ksmpy.cli.demo import Demo
@@ -61,14 +61,16 @@ def _parser(arguments: Sequence[str]) -> Parser:
         child = subparsers.add_parser(
             command.name, help=summary, description=f"{summary}\n\n{detail}".strip()
         )
-        if command.name == chosen:  # the others' options need not be worked out
+        if command.name == chosen:  # the options of the others are not needed
             command.arguments(child)
             child.set_defaults(run=command.run)
     return parser
 
 
 class _Version(argparse.Action):
-    """--version. Looked up only then: a package's metadata takes longer to read than the rest."""
+    """--version. The version is looked up only if asked for: to read a package's metadata takes
+    longer than all the rest.
+    """
 
     def __call__(self, parser: argparse.ArgumentParser, *_arguments: object) -> None:
         import ksmpy
@@ -105,8 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader went away (head, less): not an error. Keep the interpreter from flushing into
-        # it again.
+        # The reader of the pipe (head, less) has ended, which is no error. The interpreter must not
+        # flush into that pipe again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PAGE = 4096
-_PATIENCE = 120.0  # seconds
+_PATIENCE = 120.0  # seconds that the kernel's KSM gets to merge the arrays
 _TUNED = {"run": 1, "pages_to_scan": 10000, "sleep_millisecs": 0, "smart_scan": 0}
 
 
@@ -126,7 +126,7 @@ def _kernel(nbytes: int, update: Update) -> list[Row]:
 
     arrays = _arrays(nbytes)
     update("kernel", 0, 2)
-    known = kernel.read()  # smart_scan is younger than the others
+    known = kernel.read()  # older kernels have no smart_scan
     with kernel.settings(**{name: value for name, value in _TUNED.items() if name in known}):
         wall, cpu = time.perf_counter(), kernel.ksmd_seconds()
         for array in arrays:

@@ -18,8 +18,8 @@ __all__ = ["KEYS", "Board", "Line", "Look", "SORTS", "spark", "take_a_look"]
 
 _BARS = "▁▂▃▄▅▆▇█"
 _PLAIN_BARS = "_.:-=+*#"
-_KEPT = 240  # looks
-_BUFFERS = 12  # of a process; of more, how many
+_KEPT = 240  # looks that are remembered, for the line of bars
+_BUFFERS = 12  # buffers of a process that are listed; of the rest only the number
 _STORES = 3
 
 #: What can be sorted by, by its key; the heads of the columns.
@@ -139,7 +139,7 @@ class Board:
         head = [self._title(width), *self._stores(), ("", "note"), self._columns(width)]
         body, cursor = self._body(width)
         room = max(1, height - len(head) - 1)
-        # The cursor, and what is below it, stays in sight.
+        # The list is scrolled so that the cursor stays in sight.
         self.top = max(0, min(self.top, cursor, len(body) - room))
         self.top = max(self.top, min(cursor, cursor - room + 1))
         shown_lines = [*head, *body[self.top : self.top + room]]
@@ -240,7 +240,7 @@ class Board:
 
 
 def _noted(pid: int) -> list[int]:
-    """What its engine has noted before it was seen here."""
+    """What a process's engine has noted before the first look at it."""
     try:
         found = pasts(pid)
     except OSError:

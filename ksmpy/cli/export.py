@@ -65,7 +65,7 @@ class Export(Command):
             print(f"serving {served.url}", flush=True)
             ended.wait()
         except KeyboardInterrupt:
-            pass  # the way to end it
+            pass  # Ctrl-C is how it is ended
         finally:
             served.stop()
         return 0

@@ -45,7 +45,7 @@ class Kernel(Command):
                 f"--{knob.replace('_', '-')}",
                 type=at_least(0),
                 metavar="N",
-                prefix="KSMPY_KERNEL_",  # not those of the engine's own knobs
+                prefix="KSMPY_KERNEL_",  # KSMPY_ alone is for the engine's own knobs
                 help=f"the knob {knob}",
             )
         enable.add_argument("program", nargs=argparse.REMAINDER, metavar="PROGRAM [ARGS...]")

@@ -128,7 +128,7 @@ def _bars(keep: bool) -> Iterator[Update]:
         def update(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what)
-            elif what in over and done < total:  # the same kind of work, once more
+            elif what in over and done < total:  # the same kind of work has begun again
                 bars.reset(tasks[what])
                 over.discard(what)
             if done >= total:
@@ -148,7 +148,7 @@ class _Lines:
     def update(self, what: str, done: int, total: int) -> None:
         if what != self._open:
             self.close()
-            if done >= total:  # told before, or over before anybody could see it
+            if done >= total:  # it was told before, or was over at once
                 return
             self._open, self._since = what, time.monotonic()
             print(f"{what} ...", end="", file=sys.stderr, flush=True)

@@ -81,7 +81,8 @@ def _with_children(pids: list[int]) -> list[int] | None:
             below = {child.pid for child in psutil.Process(pid).children(recursive=True)}
         except psutil.Error:
             below = set()
-        # A supervisor may have merged nothing itself; who has nobody below is to say so.
+        # A supervisor (ksmpy run) need not have merged anything itself, if processes below it have.
+        # If there are none, looking at the process itself raises the error that says so.
         mine = ({pid} | below) & there
         wanted |= mine or {pid}
     return sorted(wanted)

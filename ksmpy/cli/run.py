@@ -10,7 +10,7 @@ import sys
 
 from ksmpy.cli.command import TRUE, Command, CommandError, Parser
 
-# What is run by the interpreter even if it could be executed itself.
+# Files with these endings are run by the interpreter even if they are executable.
 _PYTHON_FILES = (".py", ".pyw", ".pyz", ".pyc")
 
 
@@ -30,7 +30,7 @@ class Run(Command):
         from ksmpy.whole.options import OPTIONS
 
         for name, kind in OPTIONS.items():
-            if name == "run":  # the knob: it is on, that is what the command is for
+            if name == "run":  # no option for this knob: it is always on below ksmpy run
                 continue
             flag = f"--{name.replace('_', '-')}"
             if isinstance(kind, tuple):

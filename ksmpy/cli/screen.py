@@ -24,7 +24,7 @@ _KEYS = {
     27: "escape",
 }
 _WAIT_MS = 100
-# A look at very much memory is not taken more often than a fifth of a processor allows.
+# The next look waits so many times as long as the last one took: a fifth of a processor at most.
 _COST_FACTOR = 4
 
 
@@ -87,7 +87,7 @@ class _Screen:
             try:
                 self._next = self._look(set(self._board.expanded))
             except CommandError:
-                self._ended.set()  # the process is gone
+                self._ended.set()  # the process that was shown has ended
             pause = max(interval, _COST_FACTOR * (time.thread_time() - begin))
 
     def _key(self) -> str:
@@ -109,7 +109,7 @@ class _Screen:
             try:
                 self._window.addstr(number, 0, text, self._styles.get(style, 0))
             except curses.error:
-                pass  # the last letter of the last line is drawn, and then complained about
+                pass  # curses draws the last letter of the last line, and then raises an error
         self._window.refresh()
 
 
@@ -125,7 +125,7 @@ def _styles() -> dict[str, int]:
     try:
         curses.curs_set(0)
     except curses.error:
-        pass  # this terminal cannot hide it
+        pass  # this terminal cannot hide its cursor
     if curses.has_colors():
         curses.use_default_colors()
         for number, colour in enumerate((curses.COLOR_CYAN, curses.COLOR_GREEN), 1):

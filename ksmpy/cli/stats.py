@@ -99,7 +99,7 @@ def _process(process: StoreProcess) -> tuple[str, str, str, str]:
     """One line of the table for a process that uses the store."""
     try:
         command = Path(f"/proc/{process.pid}/comm").read_text().strip()
-    except OSError:  # it ended, or is of another container
+    except OSError:  # the process has ended, or is in another container
         command = "?"
     state = "forked, inherits" if process.inherited else "attached"
     return str(process.pid), command, str(process.merging_pages), state

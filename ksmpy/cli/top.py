@@ -56,7 +56,7 @@ class Top(Command):
                 look = partial(take_a_look, options.pid)
                 show(first, look, options.interval, options.count)
         except KeyboardInterrupt:
-            pass  # the way to leave it
+            pass  # Ctrl-C is a way to leave it
         return 0
 
     def _plain(self, options: argparse.Namespace, look: Look) -> None:
@@ -81,10 +81,10 @@ def _terminal() -> bool:
         return False
     try:
         import curses
-    except ImportError:  # an interpreter that was built without it
+    except ImportError:  # this Python was built without curses
         return False
     try:
         curses.setupterm(term, sys.stdout.fileno())
     except curses.error:
         return False
-    return bool(curses.tigetstr("cup"))  # the cursor can be moved
+    return bool(curses.tigetstr("cup"))  # can this terminal move the cursor?

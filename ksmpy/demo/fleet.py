@@ -102,8 +102,8 @@ class Fleet:
         """Answers that differ from what an earlier or another worker's was."""
         self._expected: dict[tuple[str, str], bytes] = {}
         threads = max(1, (os.cpu_count() or 1) // count)
-        # Ctrl-C is for the parent to act on: blocked, as the workers inherit it. What starts the
-        # tracker unblocks it, so that comes before.
+        # Ctrl-C is for the parent to act on. SIGINT is blocked while the workers start, and they
+        # inherit that. To start the resource tracker unblocks it, so the tracker is started before.
         resource_tracker.ensure_running()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -112,7 +112,7 @@ class Fleet:
                     self._start(number, (model, store, options, threads))
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        except BaseException:  # also the Ctrl-C that had to wait
+        except BaseException:  # KeyboardInterrupt, too: a Ctrl-C that came while it was blocked
             self.close()
             raise
 

@@ -132,7 +132,8 @@ class _Demo:
         self.result.copies = (total - step.pages_sharing) * len(joined) / total
         self.agree(step)
         if not saved:
-            # Above 32 MiB malloc always maps; below, equal arrays may lie at unequal offsets.
+            # malloc always maps blocks above 32 MiB. Smaller arrays come from a heap, where equal
+            # ones may begin at different places in their pages.
             small = ": equal arrays below 32 MiB may begin at different places in their pages"
             self.problem(
                 "nothing was merged" + (small if self.result.model_bytes < 32 << 20 else "")

@@ -130,8 +130,8 @@ def serve(
     What was asked for comes back as ("done", result). After ("failed", reason), or "unsupported"
     where the machine lacks something, there is no more.
     """
-    # As many threads of all workers together as there are processors, or they wait for each
-    # other; read by the library when numpy loads it.
+    # All workers together should have as many threads as there are processors, or they wait for
+    # each other. OpenBLAS reads this when numpy loads it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads))
     try:
         worker = Worker(model, store, options)

@@ -24,7 +24,8 @@ def setup(store: str | Store | None = None, **options: Any) -> None:
     _options.update(options)
     if store is not None:
         _options["store"] = store
-    # By name, so that two calls connect once; strongly, as nothing else keeps these functions.
+    # With a name (dispatch_uid) two calls connect only once. References are strong (weak=False), as
+    # nothing else keeps these functions alive.
     signals.worker_init.connect(_in_parent, weak=False, dispatch_uid="ksmpy")
     signals.worker_process_init.connect(_in_worker, weak=False, dispatch_uid="ksmpy")
 

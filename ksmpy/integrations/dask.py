@@ -109,7 +109,7 @@ class _Guard:
             rss: int = psutil.Process(pid).memory_info().rss
         except psutil.Error:
             return True
-        # What was shared seconds ago is no reason to end a worker.
+        # Before a worker is ended its memory is measured anew: a figure may be some seconds old.
         return (
             rss > most
             and self._resident.of(rss) > most

@@ -50,7 +50,7 @@ def _look(where: str) -> None:
 
 
 def _fixture(name: str) -> str:
-    """Of a buffer: the key of the dict that was looked at."""
+    """The fixture that a buffer is in: the key, in its name, of the dict that was looked at."""
     return name.partition("['")[2].partition("']")[0] or name
 
 

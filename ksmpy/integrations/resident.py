@@ -8,8 +8,8 @@ from ksmpy import proc
 
 __all__ = ["Resident"]
 
-# The kernel counts each page of the process for smaps_rollup: 1 % of a core at most, but a figure
-# that is older than this is no help to a guard.
+# The kernel counts each page of the process for smaps_rollup, so it is read only as often as takes
+# 1 % of a core; but a figure older than _OLDEST_SECONDS is of no use to a guard.
 _SHARE = 0.01
 _OLDEST_SECONDS = 10.0
 

@@ -47,7 +47,7 @@ class Buffer:
 
 def is_ndarray(obj: object) -> bool:
     """Whether it is a numpy array, without importing numpy for the question."""
-    # While another thread imports numpy it has no such class yet, and so there are no arrays.
+    # While another thread is still importing numpy the class may be missing: then no array exists.
     return issubclass(type(obj), getattr(sys.modules.get("numpy"), "ndarray", ()))
 
 
@@ -64,11 +64,12 @@ def locate(obj: Any) -> Buffer:
     if is_storage(owner):
         return Buffer(address, nbytes, owner, None, watched=True)
     if is_ndarray(owner):
-        # Classes made in Python clear their weak references themselves, and first of all.
+        # An object of a class made in Python tells its weak references before anything else ends.
         watched = _clears_weakrefs_first() or bool(type(owner).__flags__ & _HEAPTYPE)
         return Buffer(address, nbytes, owner, None, watched, owner.flags.owndata)
     if type(owner) in _KNOWN:
-        # mremap() would let a merged mapping grow by what follows in the store.
+        # The export keeps the mmap from being resized: mremap() would make a merged mapping longer,
+        # by frames that follow in the store.
         export = _export(owner) if type(owner) is mmap.mmap else None
         return Buffer(address, nbytes, owner, export, owned=True)
     return Buffer(address, nbytes, owner, None if _is_ctypes(owner) else _export(owner))
@@ -88,7 +89,7 @@ def _storage(obj: Any) -> Any:
         return obj
     try:
         return obj.untyped_storage()
-    except (AttributeError, NotImplementedError, RuntimeError):  # it has none
+    except (AttributeError, NotImplementedError, RuntimeError):  # a tensor without a storage
         return obj
 
 
@@ -147,7 +148,7 @@ def _clears_weakrefs_first() -> bool:
     order: list[str] = []
     arr = np.empty(1, object)
     arr[0] = Item()
-    # Both must be kept: a weak reference that is gone calls nobody.
+    # The weak references are kept in a variable: one that is gone itself calls nobody.
     watchers = (
         weakref.ref(arr, lambda _: order.append("array")),
         weakref.ref(arr[0], lambda _: order.append("data")),
@@ -157,7 +158,7 @@ def _clears_weakrefs_first() -> bool:
 
 
 def _array_bytes(arr: np.ndarray[Any, Any]) -> tuple[int, int]:
-    # Not by the buffer protocol, which does not know datetime64 and refuses it.
+    # The array's own fields are read, since the buffer protocol refuses datetime64.
     if not (arr.flags.c_contiguous or arr.flags.f_contiguous):
         raise RegionError(_NOT_CONTIGUOUS)
     return int(arr.__array_interface__["data"][0]), int(arr.nbytes)

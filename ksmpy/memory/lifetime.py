@@ -103,8 +103,9 @@ class Watched:
 
     @property
     def discard(self) -> bool:
-        """Not when the collector of this very thread may have found the owner, nor when its
-        memory is not what it was; which only an array can tell that is dying.
+        """False when the garbage collector in this thread may have found the owner, since the
+        finalizers of its cycle have not run yet, and when the memory is not what it was. Of dying
+        owners only an array can still tell that.
         """
         if self._array is None or (self._collectable and native.collecting()):
             return False
@@ -167,8 +168,9 @@ class Held:
         self._home = home(owner) if discard or self.can_move else None
         self._owner: Any = owner
         self._export = export
-        # An array with a weak reference to it cannot be resized. One with a callback is not
-        # shared with anybody, and so tells ours from the user's.
+        # numpy does not resize an array to which there is a weak reference. Python shares a weak
+        # reference without a callback among all who make one: with a callback this one is ours
+        # alone, and getweakrefcount() tells those of the program.
         self._pin = weakref.ref(owner, _ignore) if is_ndarray(owner) else None
         self._alone = _ALONE[export is not None]
 
@@ -184,7 +186,7 @@ class Held:
         return self.can_move and self._owner is not None and home(self._owner) != self._home
 
     def watch(self, ended: Callable[[], None]) -> None:
-        """Nothing tells: abandoned() must be asked."""
+        """Do nothing, as no callback tells of the owner's end: abandoned() must be asked."""
 
     def references(self) -> int:
         """How many references the owner has, the ones of this call included."""
@@ -202,11 +204,11 @@ class Held:
 
 
 def _ignore(_: object) -> None:
-    """The callback of a weak reference that is there for its own sake."""
+    """Do nothing: the weak reference is needed, its callback is not."""
 
 
-# How many references count as "only ours", without and with an export: measured, because it
-# differs between Python versions.
+# How many references sys.getrefcount() shows for an owner that only Held has, without and with an
+# export. The number differs between Python versions, so it is measured below.
 _ALONE: dict[bool, int] = {False: 0, True: 0}
 
 

@@ -47,17 +47,19 @@ UNKNOWN = (
     "of an allocator that may count on zeros where it gave memory back (adopt='all' adopts it too)"
 )
 
-# glibc aligns the heaps of its arenas to their largest size. Each may begin behind another's
-# unused rest, which is protected as a stack's guard is.
+# glibc aligns the heaps of its arenas to their largest size. A heap may begin behind another one's
+# unused rest, which has no rights, like a stack's guard page: by its alignment it is told from one.
 _ARENA_BYTES = 64 << 20
-# A mapping is adopted in pieces: when its owner unmaps a part, only that piece has to end. What a
-# program takes and gives back beside long-lived memory is often one mapping with that: of an index
-# of faiss that is searched all the time nothing stayed merged in pieces of 64 MiB.
+# A mapping is adopted in pieces of so many bytes: when its owner unmaps a part, only the pieces of
+# that part have to end. Memory that a program takes and gives back often is one mapping with
+# long-lived memory beside it: with pieces of 64 MiB nothing stayed merged of a faiss index that was
+# searched all the time.
 _PIECE_BYTES = 8 << 20
-# How far from a stack pointer its stack may reach, within its mapping.
+# How many bytes on either side of a stack pointer are taken for its stack, within its mapping: the
+# usual size of a stack.
 _STACK_BYTES = 8 << 20
-# Arenas of malloc are reserved as a whole and used from their start: what is in memory of a piece
-# is adopted, in steps of so much of which at least a quarter is there.
+# Arenas of malloc are reserved as a whole and used from their start. Of a piece only those steps of
+# so many bytes are adopted of which at least one part in _PRESENT_PART is in memory.
 _STEP_BYTES = 1 << 20
 _PRESENT_PART = 4
 
@@ -107,8 +109,8 @@ def survey(min_bytes: int, taken: Iterable[Interval], *, every: bool) -> Survey:
 def _stacks(
     mapped: list[Interval], stacks: list[Interval], malloced: list[Interval]
 ) -> list[Interval]:
-    """All of them. What malloc has is none for its looks, only if a thread is there: then it is
-    somebody's who has taken it from there.
+    """All stacks: what looks like one, unless malloc has it, and what a thread's stack pointer is
+    in. The latter may be malloc's, if the program has allocated a stack there.
     """
     parts = sorted([*intersect(mapped, malloced), *subtract(mapped, malloced)])
     return sorted([*subtract(stacks, malloced), *_near_stack_pointers(parts)])
@@ -117,8 +119,8 @@ def _stacks(
 def _owners(
     maps: list[tuple[bytes, ...]], memory: list[Interval], min_bytes: int
 ) -> list[tuple[int, int, int]]:
-    """(start, end, owner) of what is known, in order. What is registered belongs to the memory:
-    merged pages are mappings of a file.
+    """(start, end, owner) of memory whose allocator is known, in order. `memory` has to include
+    registered memory, since merged pages are mappings of a file and would leave gaps.
     """
     last = max((int(each[1], 16) for each in maps if each[6] == b"[heap]"), default=0)
     heap = [(proc.start_of_brk(), last)] if last else []
@@ -174,19 +176,21 @@ def _bare(name: bytes) -> bool:
 
 
 def _stack_end(start: int, end: int) -> int:
-    """Before Linux 6.7 a stack may have become one mapping with what lies above it."""
+    """Where a stack that begins here ends, at most: before Linux 6.7 it may have become one mapping
+    with what lies above it.
+    """
     usual = resource.getrlimit(resource.RLIMIT_STACK)[0]
     usual = usual if 0 < usual < _ARENA_BYTES else _STACK_BYTES
     return end if end - start <= 2 * usual else start + usual
 
 
 def _near_stack_pointers(mapped: list[Interval]) -> list[Interval]:
-    """Where threads that wait in a system call have their stacks: in one mapping each."""
+    """The surroundings of the stack pointers of threads that wait in a system call."""
     found = []
     for task in Path("/proc/self/task").iterdir():
         try:
             words = (task / "syscall").read_text().split()
-        except OSError:  # it ended, or the kernel does not tell
+        except OSError:  # the thread has ended, or the kernel does not tell
             continue
         if len(words) > 2:
             pointer = int(words[-2], 16) // PAGE_SIZE * PAGE_SIZE
@@ -246,7 +250,7 @@ def intersect(one: Iterable[Interval], other: Iterable[Interval]) -> list[Interv
 
 
 def cut(intervals: Iterable[Interval]) -> Iterator[Interval]:
-    """Pieces of intervals, none with a part beyond a multiple of the largest size of one."""
+    """Cut intervals into pieces at the multiples of _PIECE_BYTES."""
     for start, end in intervals:
         while start < end:
             stop = min(end, (start // _PIECE_BYTES + 1) * _PIECE_BYTES)

@@ -70,22 +70,23 @@ class AddressSpace:
 class Allowance:
     """How much time one registration after the other may spend on reading the mappings.
 
-    The kernel takes 10 us for each mapping below the one in question. So a program that registers
-    thousands of buffers one by one has that read at once while it is cheap, then only as often as
-    keeps each registration at _EACH on average; what is not read at once must be read later.
+    The kernel takes 10 us for each mapping below the one in question. When a program registers
+    thousands of buffers one by one, the first ones are looked at right away (up to _CREDIT seconds
+    in all). After that only so many are that a registration takes _EACH seconds on average; the
+    others have to be looked at later.
     """
 
     _CREDIT = 0.25
     _EACH = 0.0003
-    _SHARE = 0.02  # of the time that goes by
+    _SHARE = 0.02  # so much of the time that goes by may be spent, besides
 
     def __init__(self) -> None:
         self._spent = 0.0
-        self._last = 0.0  # what the next reading is thought to take
+        self._last = 0.0  # seconds that the next reading is expected to take
         self._then = 0.0
 
     def read(self, limit: int) -> AddressSpace | None:
-        """As AddressSpace.read(), or None: too dear at the moment."""
+        """As AddressSpace.read(); None if it would take too long at the moment."""
         begin = time.monotonic()
         earned = self._EACH + self._SHARE * (begin - self._then)
         self._spent, self._then = max(self._spent - earned, 0.0), begin
@@ -123,7 +124,7 @@ def _mapping_refusal(mapping: Mapping, ours: frozenset[str]) -> str | None:
     if is_store(mapping.path):
         return MERGED
     if mapping.perms[3] == "s":
-        # Anonymous shared memory is a deleted /dev/zero in the kernel's eyes.
+        # The kernel shows anonymous shared memory as a deleted file /dev/zero.
         file = "" if mapping.path.startswith("/dev/zero") else f" and file-backed ({mapping.path})"
         return f"it is shared memory (MAP_SHARED){file}"
     if mapping.path.startswith("/"):

@@ -32,7 +32,7 @@ def align_module(module: _Module, *, min_bytes: int = 1 << 16) -> _Module:
                 continue
             key = old.data_ptr()
             if key not in moved:
-                # The old one is kept until the end: no new storage gets its address.
+                # The old storage is kept until the end, so that no new one can get its address.
                 moved[key] = _copied(old), old
             new = torch.empty(0, dtype=tensor.dtype)
             new.set_(moved[key][0], tensor.storage_offset(), tensor.shape, tensor.stride())

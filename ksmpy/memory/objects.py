@@ -20,7 +20,7 @@ from ksmpy.memory.traverse import find_buffers
 
 __all__ = ["Named", "named_memory"]
 
-# Objects are looked at in chunks, between which other threads get the GIL.
+# So many objects are looked at before other threads get the GIL.
 _CHUNK = 2000
 _ARROW = ("Array", "ChunkedArray", "RecordBatch", "Table")
 
@@ -56,8 +56,8 @@ def named_memory(min_bytes: int) -> Iterator[Named]:
 
 
 def _chunks() -> Iterator[list[object]]:
-    # Before Python 3.13 asking a frame for its variables makes it keep them: they would outlive
-    # their `del`. What only local variables hold is not found there.
+    # Before Python 3.13 a frame that is asked for its variables keeps them, and they would outlive
+    # their `del`. So frames are not asked there, and what only local variables hold is not found.
     frames = list(sys._current_frames().values()) if sys.version_info >= (3, 13) else []
     while frames:
         frame = frames.pop()
@@ -70,7 +70,7 @@ def _chunks() -> Iterator[list[object]]:
 
 
 def _asked_types() -> tuple[type, ...]:
-    """Whose memory is told by the objects only."""
+    """The types whose objects have to be asked where their memory is."""
     arrow = sys.modules.get("pyarrow")
     tensor = getattr(sys.modules.get("torch"), "Tensor", None)
     types = [tensor, *(getattr(arrow, name, None) for name in _ARROW)]

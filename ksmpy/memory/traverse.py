@@ -36,13 +36,14 @@ _ENDS = (
     types.FrameType,
     types.TracebackType,
 )
-#: By name: the modules that these come from lead to all of the program.
+#: Like _ENDS, but by name, so that their modules need not be imported: these lead to all of the
+#: program.
 _GLOBAL = frozenset({("logging", "Logger"), ("logging", "RootLogger"), ("logging", "Manager")})
 _ATOMS: frozenset[type] = frozenset(
     {int, float, complex, str, bool, type(None), types.EllipsisType}
 )
-# Enough for the arrays of a model; an index of a million small objects is not named, nor what lies
-# deeper than anybody would read.
+# How many objects get a name, and how many letters it may have: enough for the arrays of a model.
+# An index of a million small objects is not named, nor what lies deeper than anybody would read.
 _MAX_NAMED = 50_000
 _MAX_PATH = 300
 _PLAIN: frozenset[type] = frozenset({list, tuple, dict, set, frozenset, types.CellType})
@@ -57,7 +58,8 @@ _BUFFERS = (
     ctypes.Structure,
 )
 _KEYS = (str, int, float, bytes)
-# What is made in C there is small, or refers to its memory by Python objects.
+# Libraries whose types in C are known to have no hidden memory worth a report: they are small, or
+# refer to their memory by Python objects.
 _LIBRARIES = frozenset({"numpy", "pandas", "pyarrow", "torch"})
 _OPEN = frozenset(sys.stdlib_module_names) | _LIBRARIES | {"builtins"}
 _HEAPTYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
@@ -99,7 +101,7 @@ class _Traversal:
         self._todo: deque[_Step] = deque()
         self._made: list[object] = []  # kept, so that no other object gets its id
         self._hidden: dict[str, list[str]] = {}
-        # As long as the traversal only: types may come and go.
+        # This cache lives no longer than the traversal, since types may come and go.
         self._descriptors: Callable[[type], list[tuple[str, Any]]] = functools.cache(_descriptors)
         self._is_closed: Callable[[type], bool] = functools.cache(_is_closed)
         self._how: dict[type, Callable[[_Traversal, _Step], None]] = {}
@@ -224,7 +226,8 @@ class _Traversal:
         if arr.flags.c_contiguous or arr.flags.f_contiguous or arr.base is None:
             self._take(step)
         elif arr.nbytes >= self._min_bytes:
-            # A view with gaps: the array behind it is what memory goes to.
+            # A view with gaps is no contiguous buffer: the array that it is a view of has the
+            # memory.
             self._push(arr.base, step.path, step.holder)
 
     def _take(self, step: _Step) -> None:
@@ -257,7 +260,7 @@ class _Traversal:
         self._hidden.setdefault(f"{kind.__module__}.{kind.__qualname__}", []).append(name)
 
 
-# By type, not by isinstance: that asks the object, which may be a proxy that does things.
+# Kinds are told by type(), not by isinstance(): that asks the object, and a proxy would act on it.
 def _how(obj: Any) -> Callable[[_Traversal, _Step], None]:
     """How objects of that type are looked at."""
     kind = type(obj)
@@ -308,7 +311,7 @@ def _is_closed(kind: type) -> bool:
     base = _native_base(kind)
     if base is object or base is io.BytesIO:
         return base is io.BytesIO
-    # Types made in Rust are said to be builtins where nobody says otherwise.
+    # A type made in Rust has the module "builtins" unless its author has set another.
     foreign = base.__module__ == "builtins" and base.__flags__ & _HEAPTYPE
     return bool(foreign) or _library(base) not in _OPEN
 
@@ -343,7 +346,7 @@ def _arrow(pyarrow: Any, obj: Any) -> Iterable[Found] | None:
 
 
 def _arrow_found(obj: Any) -> Iterator[Found]:
-    """Buffers are new objects each time they are asked for: the region hangs on the holder."""
+    """What Arrow has: new buffer objects at each look, so the holder's death ends a region."""
     for chunk in _arrow_arrays(obj):
         for buffer in chunk.buffers():
             if buffer is not None and buffer.is_cpu and buffer.size:
@@ -374,8 +377,8 @@ def _torch(torch: Any, obj: Any) -> Iterable[Found] | None:
         return ()
     if obj.device.type != "cpu" or not obj.nbytes():
         return ()
-    # torch keeps one Python object per storage, which dies with it. What it cannot resize is
-    # somebody else's memory: an array's, a file's.
+    # torch keeps one Python object for each storage, which dies with it. A storage that torch
+    # cannot resize has somebody else's memory, of an array or a file.
     owned = obj.resizable()
     buffer = Buffer(obj.data_ptr(), obj.nbytes(), obj, None, watched=True, owned=owned)
     return [Found(buffer, "torch storage")]

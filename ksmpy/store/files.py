@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 SUFFIX = ".ksmpy"
-# With the suffix a file's name stays below the 255 bytes that file systems allow.
+# The longest name of a store: with the suffix it stays below the 255 bytes of file systems.
 NAME_BYTES = 200
 MEMFD_NAME = "ksmpy-store"
 
@@ -52,7 +52,7 @@ def is_shared_store(path: str) -> bool:
 def store_directory(directory: str | os.PathLike[str] | None = None) -> str:
     """Where named stores lie: `directory`, KSMPY_STORE_DIR, or the user's own in /dev/shm."""
     chosen = directory or os.environ.get("KSMPY_STORE_DIR") or f"/dev/shm/ksmpy-{os.geteuid()}"
-    # Without a slash at its end, behind which a link would be followed.
+    # abspath() takes a slash off the end: with one the kernel would follow a link there.
     return os.path.abspath(chosen)
 
 
@@ -115,7 +115,8 @@ def remove_file(path: str, identity: tuple[int, int]) -> None:
     except FileNotFoundError:
         return
     try:
-        # Between the look and the removal nobody else removes: the file stays the one seen.
+        # Everybody who removes a name locks the directory first, so the file that is looked at is
+        # the one that is removed.
         fcntl.flock(folder, fcntl.LOCK_EX)
         file = os.path.basename(path)
         status = os.stat(file, dir_fd=folder, follow_symlinks=False)
@@ -124,7 +125,8 @@ def remove_file(path: str, identity: tuple[int, int]) -> None:
     except FileNotFoundError:
         pass
     finally:
-        # Said, not left to close(): a child forked meanwhile has the descriptor too.
+        # close() alone would not unlock it if a child was forked meanwhile, which has the
+        # descriptor too.
         fcntl.flock(folder, fcntl.LOCK_UN)
         os.close(folder)
 
@@ -211,7 +213,7 @@ def _make_directory(path: str) -> None:
     try:
         os.mkdir(os.path.basename(path), 0o700, dir_fd=parent)
     except FileExistsError:
-        pass  # made by another process meanwhile
+        pass  # another process has made it meanwhile
     except OSError as error:
         raise _unusable(error, f"the directory of the stores, {path},") from None
     finally:

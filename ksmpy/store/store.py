@@ -20,7 +20,8 @@ from ksmpy.store.stats import StoreStats
 
 __all__ = ["Store", "StoreProcess", "attach"]
 
-# How often an engine opens a name anew when the store behind it is retired under its hands.
+# How often an engine opens a name again when the store behind it was retired in the meantime. Each
+# time another process has to remove it between two steps, so more than one is rare.
 _ATTEMPTS = 10
 
 _Made = TypeVar("_Made")
@@ -74,8 +75,8 @@ class Store(Ending):
     """Where the named store's file lies."""
 
     def __init__(self, fd: int, name: str | None, directory: str | None) -> None:
-        # For the constructors below only: the descriptor belongs to the Store from now on.
-        if fd <= 2:  # free where a daemon closed its standard files: a print would go there
+        # Only the constructors below call this. The descriptor belongs to the Store from now on.
+        if fd <= 2:  # a daemon has closed its standard files: a print() would write into the store
             fd = _dup(fd, closing=True)
         status = os.fstat(fd)
         self.name = name
@@ -217,7 +218,7 @@ class Store(Ending):
         """
         name = next(name for name, number in native.KNOB_NUMBERS.items() if number == knob)
         try:
-            # Who inherited frames and has not looked at them yet is not counted among their pages.
+            # A forked child that has not used its engine yet holds frames but counts no pages.
             pids = [str(p) for p in self.processes() if p.merging_pages or p.inherited]
         except StoreError:
             pids = []
@@ -307,7 +308,7 @@ def attach(store: str | Store | None, make: Callable[[int], _Made]) -> tuple[_Ma
         except StoreError as error:
             if error.errno != errno.ESTALE:
                 raise
-            # Whoever retired it may have died before it removed the name.
+            # The process that retired the store may have died before it removed the name.
             handle.remove_name()
     return _attached(Store.open(store), make)
 
@@ -341,6 +342,6 @@ def _open_again(name: str, directory: str) -> Store:
 
 def _from_sent(sent: Any) -> Store:
     fd = sent.detach()
-    # It was inherited through an exec: this process's own programs need not get it too.
+    # The descriptor came through an exec; programs that this process starts do not need it.
     os.set_inheritable(fd, False)
     return Store(fd, None, None)

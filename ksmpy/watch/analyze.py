@@ -32,7 +32,7 @@ _WINDOW_PAGES = (
     1 << 20
 )  # pagemap entries looked at in one go: 8 MiB of them, for 4 GiB of address space
 
-# Of the kernel, in every process.
+# Mappings that the kernel puts into every process, and that cannot be merged.
 _KERNELS = ("[vvar]", "[vdso]", "[vsyscall]", "[vvar_vclock]")
 
 Progress = Callable[[int, int], None]
@@ -127,7 +127,7 @@ class _Process:
         self.descriptors.clear()
 
     def _birth(self) -> str:
-        """Its start time: pids are used again."""
+        """When the process began: a pid alone may be another process's by now."""
         try:
             with open(f"/proc/{self.pid}/stat") as file:
                 fields = file.read().rpartition(")")[2].split()
@@ -159,7 +159,7 @@ class _Process:
             raise self._refused() from None
         except OSError:
             raise self.gone() from None
-        if not found:  # a kernel thread, or one that is just going
+        if not found:  # a kernel thread, or a process that is just ending
             raise KsmpyError(f"process {self.pid} has no memory of its own (a kernel thread?)")
         return found
 

@@ -17,7 +17,7 @@ __all__ = ["KINDS", "PALETTE", "charts", "memory_maps", "over_time", "ribbons", 
 
 _MIB = 1 << 20
 
-#: Told from each other by people who see few colours, on white and on black.
+#: Colours that people with colour blindness can tell apart, on white and on black.
 PALETTE = (
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99",
     "#7f7f9f", "#bbcc33",
@@ -37,9 +37,9 @@ KINDS = {
     "absent": ("#8a94a03d", "zeros without memory, or not touched"),
 }
 
-_ROWS = 40  # buffers in the picture; of more the processes are drawn
+_ROWS = 40  # buffers in the picture; if there are more, processes are drawn instead
 _COPIES = 12
-_LEAST_PART = 1000  # of the largest saving
+_LEAST_PART = 1000  # what saves less than one part in so many of the largest saving is left out
 
 
 def charts(portrait: Portrait) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _ribbon_data(
 ) -> dict[str, list[Any]]:
     import numpy as np
 
-    # The sides of a ribbon run level at both ends.
+    # The curve of a ribbon's sides is level at both of its ends.
     x = np.linspace(0, 1, 24)
     ease = x * x * (3 - 2 * x)
     slot = bottom / len(copies)

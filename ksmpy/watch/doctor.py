@@ -22,9 +22,9 @@ from ksmpy.watch.stores import named_stores, shown
 __all__ = ["Check", "doctor"]
 
 _KSM = "/sys/kernel/mm/ksm"
-# Docker gives a container 64 MiB of /dev/shm.
+# A store with less room than this gets a warning: Docker gives a container 64 MiB of /dev/shm.
 _STORE_ROOM = 256 << 20
-# An unused store whose processes have left it keeps its index only.
+# Unused stores that take no more than so many bytes are fine: that is what an index takes.
 _LITTLE = 1 << 20
 _THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 
@@ -131,7 +131,7 @@ _FEATURES = (
     ("madv_populate", "MADV_POPULATE", "Linux 5.14 has it: unmerging goes page by page"),
     ("memfd", "memfd", "merged pages cannot be kept without memfd_create (Linux 3.17)"),
 )
-# Cannot be tried, nor used, where a kernel that has them hands out no userfaultfd.
+# Features that can be neither tried nor used if the kernel hands out no userfaultfd.
 _BY_USERFAULTFD = ("uffd_move", "uffd_wp_async", "pagemap_scan", "uffd_wp_shmem")
 
 

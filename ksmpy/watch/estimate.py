@@ -10,7 +10,7 @@ from ksmpy.text import human_bytes, table_html
 
 __all__ = ["BufferEstimate", "Estimate", "Refused", "refusal_lines"]
 
-# Of an estimate's buffers a notebook shows those with most to gain.
+# How many of an estimate's buffers a notebook shows: those with most to gain.
 _SHOWN = 10
 
 

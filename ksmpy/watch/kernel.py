@@ -43,7 +43,7 @@ __all__ = [
 
 SYSFS = Path("/sys/kernel/mm/ksm")
 
-# How long what is in the way of a knob is waited for.
+# How many seconds a knob that is refused for a moment (EBUSY) is tried again when it is restored.
 _RESTORE_SECONDS = 10.0
 
 # From linux/mman.h and linux/prctl.h.
@@ -207,7 +207,7 @@ def _way_back(saved: dict[str, Value]) -> list[tuple[str, Value]]:
     knobs = dict(saved)
     run = knobs.pop("run")
     if knobs.get("advisor_mode") == "scan-time":
-        del knobs["pages_to_scan"]  # the advisor's own
+        del knobs["pages_to_scan"]  # the advisor sets it itself, and refuses others
     return [("run", 2), *knobs.items(), ("run", run)]
 
 
@@ -239,7 +239,8 @@ def _restore(saved: dict[str, Value]) -> None:
         raise KsmpyError("could not restore the kernel's KSM settings: " + "; ".join(failed))
 
 
-# Waits for a word. When it gets none, its parent has been killed, and it goes the way back itself.
+# The program of the guard process. It waits for a word from its parent. If the pipe ends without
+# one, the parent was killed, and the guard restores the settings itself.
 _GUARD = """
 trap '' HUP INT TERM
 read -r word && exit
@@ -311,7 +312,7 @@ def settings(**values: Value) -> Iterator[dict[str, Value]]:
     owner = os.getpid()
     with _machine, contextlib.ExitStack() as stack:
         saved = _writable_knobs(read())
-        if _machine.depth == 1:  # what is inside it comes back with it
+        if _machine.depth == 1:  # what inner blocks change is restored with the outermost
             stack.enter_context(_guard(saved))
         stack.enter_context(_ending_signals())
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Strip", "strips"]
 
-# Of a process, the largest; and into how many pieces one is cut where it changes more often.
+# How many strips of a process are shown, the largest; and into how many cells a strip is cut at
+# most, if it changes more often than that.
 _STRIPS = 10
 _CELLS = 400
 _LEAST = 64 << 10
@@ -60,7 +61,7 @@ def strips(
             kinds[np.isin(kinds, (Kind.ALONE, Kind.HUGE, Kind.OFTEN))] = Kind.LEFT_OUT
         absent = int(np.diff(edges)[kinds == Kind.ABSENT].sum())
         if not registered and absent * PAGE_SIZE > (end - start) * _PRESENT:
-            continue  # address space more than memory
+            continue  # it is mostly address space without memory
         made.append(Strip(pid, name, start, end - start, registered, _cells(edges, kinds)))
         if len(made) == _STRIPS:
             break

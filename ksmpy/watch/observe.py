@@ -24,10 +24,10 @@ class Observation:
     command: str
     pss_bytes: int = 0
     uss_bytes: int = 0
-    merged_bytes: int = 0  # memory mapped onto frames, what was written since included
+    merged_bytes: int = 0  # memory mapped onto frames, including what was written since
     written_bytes: int = 0  # the part of it that was written since: it has memory of its own again
     frame_bytes: int = 0  # what the stores hold; shared ones are counted by each process
-    saved_bytes: int = 0  # merged, less written, less frames; of shared frames its part
+    saved_bytes: int = 0  # merged, less written, less frames (its part of shared ones)
     vmas: int = 0
     vma_limit: int = 0
     merged_vmas: int = 0
@@ -50,7 +50,7 @@ class _Look:
 
     seen: Observation
     shared: dict[File, bool] = field(default_factory=dict)
-    # Of each: mapped onto frames and not written since, whether it was touched since or not.
+    # Bytes mapped onto each file's frames and not written since, whether they were read or not.
     mapped: dict[File, int] = field(default_factory=dict)
     sizes: dict[File, int] = field(default_factory=dict)  # memory that the file takes
 
@@ -81,13 +81,13 @@ class _Look:
                     major, minor = os.major(status.st_dev), os.minor(status.st_dev)
                     self.sizes[f"{major:02x}:{minor:02x}", status.st_ino] = status.st_blocks * 512
             except OSError:
-                continue  # closed meanwhile
+                continue  # the process has closed it meanwhile
         self.seen.frame_bytes = sum(self.sizes.get(file, 0) for file in self.shared)
 
     def settle(self, together: dict[File, int]) -> None:
-        """What it saves, knowing what all processes together have mapped of each shared store: of
-        the store's memory it bears the share that it has of that. PSS does not tell it, as frames
-        that nobody has touched since they were merged are in nobody's.
+        """Find what the process saves. `together`: what all processes have mapped of each shared
+        store. The process bears the same share of the store's memory as it has of that. PSS does
+        not tell this: frames that nobody has touched since they were merged are in nobody's PSS.
         """
         seen = self.seen
         frames = 0.0
@@ -112,7 +112,7 @@ def _look(pid: int, mappings: list[proc.Mapping] | None = None) -> _Look:
 
 
 def _looks(pids: list[int]) -> list[_Look]:
-    """Those that end while they are looked at are left out."""
+    """Look at these processes; those that end meanwhile are left out."""
     found: list[_Look] = []
     for pid in pids:
         try:
@@ -158,7 +158,7 @@ def stores_in_use() -> dict[int, set[File]]:
         try:
             text = proc.read("maps", entry.name)
         except OSError:
-            continue  # gone, or not ours to look at
+            continue  # the process is gone, or may not be looked at
         if b"ksmpy" in text:
             files = {(each.device, each.inode) for each in proc.parse(text) if is_store(each.path)}
             if files:

@@ -15,7 +15,7 @@ from ksmpy.watch.portrait import Portrait, ProcessFigures
 
 __all__ = ["page"]
 
-# Maps of memory that are open at first.
+# How many maps of memory are unfolded when the page is opened.
 _OPEN = 2
 _LISTED_TIES = 40
 

@@ -205,8 +205,8 @@ def _classify(seen: Any, overlays: Any, swap: Any, cuts: Any, spans: list[Span])
 
 
 def _kinds(category: Any, merged: Any, swap: Any) -> Any:
-    """Write tracking leaves marks in the place of untouched pages, which look swapped: only where
-    the kernel counts swap (`swap`) is it taken for that.
+    """The kind of each stretch. Write tracking leaves marks in the place of untouched pages, which
+    look swapped out: they are taken for swapped pages only where the kernel counts swap (`swap`).
     """
     import numpy as np
 

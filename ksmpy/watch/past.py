@@ -13,7 +13,7 @@ _ATTEMPTS = 5
 
 
 def pasts(pid: int) -> list[Past]:
-    """Of each engine of a process; of those that it was forked with, nothing.
+    """What each engine of a process has noted, except those that it has inherited by fork.
 
     OSError when the process is gone, or may not be looked at.
     """
@@ -22,14 +22,14 @@ def pasts(pid: int) -> list[Past]:
         try:
             past = _read(entry) if os.readlink(entry).startswith(FILE_NAME) else None
         except OSError:
-            continue  # closed meanwhile
+            continue  # the process has closed it meanwhile
         if past is not None and (past.pid, past.birth) == (_own_pid(pid), birth(pid)):
             found.append(past)
     return found
 
 
 def _own_pid(pid: int) -> int:
-    """What a process calls itself, in a container of its own."""
+    """The pid that a process has in its own namespace, in a container for example."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("NSpid:"):
             return int(line.split()[-1])

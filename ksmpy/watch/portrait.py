@@ -280,7 +280,7 @@ def _named() -> list[Any]:
 
 
 def _kept(among: list[Subject]) -> dict[File, int]:
-    """The memory that files of stores take: from who has a descriptor of it."""
+    """The memory that the stores' files take, read through descriptors that processes have."""
     found: dict[File, int] = {}
     for subject in among:
         try:
@@ -339,7 +339,9 @@ def _totals(
 
 
 def _left_out(among: list[Subject]) -> tuple[LeftOut, ...]:
-    """By reason, the largest first; what is counted in times behind what is in bytes."""
+    """What was left out by reason, the largest first; reasons counted in times come after those
+    counted in bytes.
+    """
     nbytes: dict[str, dict[int, int]] = {}
     times: dict[str, dict[int, int]] = {}
     for subject in among:

@@ -43,7 +43,7 @@ def look_at(name: str) -> NamedStore:
             processes, stats = tuple(store.processes()), store.stats()
         except StoreError as error:
             return NamedStore(name, path, kept, error=error.strerror or str(error))
-    if not processes:  # the counters are those of processes that were killed
+    if not processes:  # what the counters still say is of processes that were killed
         stats = replace(stats, saved_bytes=0)
     return NamedStore(name, path, kept, processes, stats)
 

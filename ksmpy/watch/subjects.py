@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["UNNAMED", "Subject", "counters", "subjects", "who_shares"]
 
 UNNAMED = "unnamed memory"
-# Buffers of a process that have a name in the picture: those with most on frames.
+# How many buffers of a process are named in the picture: those with most on frames.
 _NAMED = 12
 
 
@@ -83,7 +83,7 @@ def subjects(wanted: set[int] | None) -> tuple[list[Subject], list[str]]:
     """
     stores = stores_in_use()
     for pid in sorted((wanted or set()) - set(stores)):
-        glance(pid)  # says what is the matter with it
+        glance(pid)  # raises the error that says why it cannot be looked at
         raise CommandError(
             f"process {pid} has merged nothing", "ksmpy analyze says what it would save"
         )
@@ -173,7 +173,7 @@ def who_shares(among: list[Subject]) -> Sharing:
         pages = seen.pages[on]
         first = (seen.store[on] << 40) + seen.frame[on]
         total = int(pages.sum())
-        # A stretch's frames in a row: its first one, and how far in it the page lies.
+        # The frames of a stretch are in a row: a page's is the first one's number plus its place.
         into = np.arange(total) - np.repeat(np.cumsum(pages) - pages, pages)
         frame_parts.append(np.repeat(first, pages) + into)
         row_parts.append(np.repeat(subject.rows[on], pages))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Copy", "Holder", "Sharing", "Tie", "sharing"]
 
-# The groups of frames that are looked at one by one: each has other holders.
+# How many groups of frames (each has other holders) become a Copy at most; all count for the ties.
 _MOST_GROUPS = 4096
 
 
@@ -74,7 +74,7 @@ def sharing(rows: list[Holder], row: Integers, frame: Integers) -> Sharing:
     count = len(rows)
     pairs, pages = np.unique(inverse.astype(np.int64) * count + row, return_counts=True)
     at, holder = pairs // count, pairs % count
-    # Frames of the same holders have the same sum of random numbers.
+    # Each holder gets a random number: frames with the same sum of these have the same holders.
     marks = np.random.default_rng(0).integers(0, 1 << 63, count, np.uint64)
     first = np.flatnonzero(np.diff(at, prepend=-1))
     group_of = np.unique(np.add.reduceat(marks[holder], first), return_inverse=True)[1]

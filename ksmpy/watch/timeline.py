@@ -61,7 +61,9 @@ def timeline(noted: dict[int, list[Past]], processes: Sequence[Now], taken: floa
 
 
 def _series(pasts: list[Past]) -> list[Sample]:
-    """Of a process with several engines, that one's which has most to tell, with all savings."""
+    """The samples of a process. If it has several engines these are of the one that has noted most,
+    with the savings of all.
+    """
     if not pasts:
         return []
     longest = max(pasts, key=lambda past: len(past.samples))
@@ -77,7 +79,7 @@ def _series(pasts: list[Past]) -> list[Sample]:
 
 
 def _at(samples: list[Sample], time: float, name: str) -> int:
-    """What the last sample until then says; 0 before the first."""
+    """What the last sample up to that time says; 0 before the first."""
     index = bisect_right(samples, time, key=lambda sample: sample.time)
     return int(getattr(samples[index - 1], name)) if index else 0
 

@@ -37,24 +37,28 @@ _log = logging.getLogger("ksmpy")
 
 WAYS = ("mappings", "objects", "all")
 
-# At most 1 % of a core, at least half a second apart.
+# A look waits _COST_FACTOR times as long as the last one took, so that looks take 1 % of a core at
+# most, and at least _MIN_SECONDS.
 _COST_FACTOR = 99
 _MIN_SECONDS = 0.5
-# Where nothing seems to have changed. Memory that another of the same size has replaced does not
-# show.
+# If nothing seems to have changed, a look is taken all the same after so many seconds: memory that
+# was replaced by other memory of the same size does not show.
 _IDLE_SECONDS = 30.0
-# After the first loss in a place, doubled with each.
+# For how many seconds memory in a place (of _PLACE bytes) is not adopted after adopted memory was
+# lost there: doubled with each loss, up to _DISTRUST_MOST.
 _DISTRUST_SECONDS = 1.0
 _DISTRUST_MOST = 256.0
 _PLACE = 4 << 20
-# Memory that was not there before may be filled when so much more is in memory (16 MiB).
+# When the process has so many more pages in memory (16 MiB), pieces that were not in memory at the
+# last look may be by now, and another look is due.
 _FILLED_PAGES = 4096
-# So many pages that could not be merged (1 MiB) are a reason to look whether they are still ours.
+# After so many pages that differed when they were frozen (1 MiB) it is looked whether regions have
+# other memory by now.
 _DIFFERED_PAGES = 256
-# So much in memory of which nothing tells whose it is, and objects are looked at for what they have
-# of it: that takes time, and in a forked child memory.
+# Python's objects are looked at only if so many bytes of unknown owner are in memory, which may be
+# theirs: such a look takes time and, in a forked child, memory.
 _WORTH_A_LOOK = 4 << 20
-# What cannot be merged is asked about again from time to time.
+# After so many seconds it is tried again to register memory that was refused.
 _REFUSED_SECONDS = 60.0
 
 _NEW = "new, or given back lately"
@@ -140,12 +144,12 @@ class Adopter:
                 _log.error("memory is not adopted any more: %s: %s", type(error).__name__, error)
                 return
             del engine
-            # The second look comes soon: only then is anything adopted.
+            # The second look comes soon, whatever the first one took, as nothing is adopted before.
             cost = 0.0 if looks < 2 else (time.thread_time() - begin) * _COST_FACTOR
             wait = max(_MIN_SECONDS, cost)
 
     def facts(self) -> dict[str, object]:
-        """What is told of it to who looks at the process from outside."""
+        """What is told to those who look at the process from outside."""
         return {} if self.coverage is None else {"coverage": asdict(self.coverage)}
 
     def step(self, engine: Core) -> bool:
@@ -161,7 +165,7 @@ class Adopter:
     def _changing_state(self, engine: Core) -> object:
         if self._asks_objects():
             return object()
-        # In pages: the address space, what of it is in memory, its writable part.
+        # In pages: the size of the address space, what of it is in memory, its writable part.
         size, resident, _, _, _, writable, _ = Path("/proc/self/statm").read_text().split()
         filled = int(resident) // _FILLED_PAGES if self._absent else 0
         differed = engine.pages_differed() // _DIFFERED_PAGES
@@ -189,7 +193,7 @@ class Adopter:
         self.coverage = self._coverage(engine, found)
 
     def _drop_replaced(self, engine: Core) -> None:
-        """What was given back and taken anew at once has a region that nothing can be merged in."""
+        """End regions whose memory was unmapped and mapped anew: nothing in them can be merged."""
         differed = engine.pages_differed()
         if differed - self._differed >= _DIFFERED_PAGES:
             engine.drop_replaced()
@@ -200,12 +204,12 @@ class Adopter:
         return self._way == "objects" or bool(self._shown) or self._unknown_bytes >= enough
 
     def _note_unknown(self, found: Survey) -> None:
-        """How much there is of which nothing tells whose it is."""
+        """Note how much memory of unknown owner there is."""
         there = [part for each in found.unknown for part in mappings.parts_in_memory(each, 0)]
         self._unknown_bytes = sum(map(size, there))
         _add(found.left, mappings.UNKNOWN, self._unknown_bytes)
         _add(found.left, _ABSENT, sum(map(size, found.unknown)) - self._unknown_bytes)
-        if not self._looked_before:  # a forked child: what its parent knew from objects
+        if not self._looked_before:  # perhaps a forked child: which regions came from objects?
             self._shown = {
                 region
                 for region in (self._adopted if found.malloced else ())
@@ -232,7 +236,7 @@ class Adopter:
         found.left[mappings.UNKNOWN] = max(found.left.get(mappings.UNKNOWN, 0) - shown, 0)
 
     def _note_losses(self, engine: Core) -> None:
-        """Where memory went that was adopted, the next is not adopted so soon."""
+        """Distrust the places from which adopted memory has gone, for a while."""
         now = time.monotonic()
         present = {region for region in engine.all_regions() if region._adopted}
         for region in self._adopted - present:
@@ -270,7 +274,7 @@ class Adopter:
         return wanted
 
     def _trusted(self, settled: list[Interval], now: float) -> list[Interval]:
-        """What lies where nothing was lost lately."""
+        """The parts that lie in places where nothing was lost lately."""
         places = sorted(place for place, (_, until) in self._losses.items() if now < until)
         lost = [(place * _PLACE, (place + 1) * _PLACE) for place in places]
         return mappings.subtract(settled, lost)
@@ -278,7 +282,7 @@ class Adopter:
     def _present(
         self, settled: list[Interval], whole: list[Interval], left: dict[str, int]
     ) -> list[Interval]:
-        """What of it is in memory, in pieces of their own; objects stay whole, or are left."""
+        """The pieces that are in memory; what an object has is taken as a whole or not at all."""
         found = []
         for piece in whole:
             parts = [piece] if mappings.is_in_memory(piece) else []

@@ -12,8 +12,8 @@ __all__ = ["FOLLOW", "common_store"]
 
 _log = logging.getLogger("ksmpy")
 
-# The descriptor of a store that the supervisor made, as other processes can open it, or "named"
-# where KSMPY_STORE names one.
+# The environment variable that tells a process of the common store: where to open the descriptor of
+# the one that the supervisor made, or "named" if KSMPY_STORE names one.
 FOLLOW = "KSMPY_FOLLOW"
 
 

@@ -29,7 +29,7 @@ __all__ = ["Report", "dedup", "present_engine"]
 
 _log = logging.getLogger("ksmpy")
 
-# Pages that a thread keeps writing would be tried for ever.
+# How many passes one call makes at most: pages that a thread keeps writing could be tried for ever.
 _MAX_PASSES = 8
 
 
@@ -48,7 +48,7 @@ class _Process:
         return None if engine is None or engine.closed else engine
 
     def engine(self) -> tuple[Core, bool]:
-        """The one that is present, or a new one; whether new."""
+        """The engine that is present, or a new one, and whether it is new."""
         there = self.present()
         if there is not None:
             return there, False
@@ -63,7 +63,7 @@ class _Process:
 
 
 def _claim(regions: list[Region], before: set[Region]) -> dict[Region, None]:
-    """Those that dedup() has registered, now or earlier, each for one report more."""
+    """The regions that dedup() has registered, now or earlier; each has one report more now."""
     mine = [region for region in regions if region not in before or region._reports]
     for region in mine:
         region._reports += 1
@@ -88,7 +88,7 @@ _process = _Process()
 
 
 def _here() -> _Process:
-    """That of this process: a forked child begins anew, whoever held the lock in its parent."""
+    """The one of this process: a forked child gets a new one, whose lock no thread can hold."""
     global _process
     if _process.pid != os.getpid():
         _process = _Process()
@@ -240,12 +240,12 @@ def dedup(*objs: object, min_bytes: int = 1 << 20) -> Report:
 
 
 def _passes(engine: Core) -> tuple[ScanResult, int]:
-    """Passes until nothing more merges; all that they did, and what was volatile in the last."""
+    """Make passes until nothing more merges: what all did, and what was volatile in the last."""
     scan, volatile = ScanResult(), 0
     for number in range(_MAX_PASSES):
         done = engine.scan(1, eager=True, max_pages=None)
         scan = _together(scan, done)
-        # The first pass takes every page for a written one: only the second one can tell.
+        # To the first pass every page is one that was written: only from the second on it is known.
         volatile = done.volatiles if number else 0
         if number and not done.merged + done.zeroed:
             break
@@ -253,7 +253,9 @@ def _passes(engine: Core) -> tuple[ScanResult, int]:
 
 
 def _together(so_far: ScanResult, last: ScanResult) -> ScanResult:
-    """A refusal may be met again by each pass, and may be met by one pass only."""
+    """The sum of two results. A page that is refused is refused in each pass again, so of refusals
+    the larger number is taken instead of the sum.
+    """
     total = so_far + last
     values = {name: getattr(total, name) for name in ScanResult.__dataclass_fields__}
     for name in ("differed", "busy", "no_budget", "no_memory"):
@@ -265,8 +267,9 @@ _SAMPLES, _SAMPLE = 32, 64
 
 
 def _misaligned(found: list[Found], regions: list[Region]) -> tuple[str, ...]:
-    """Names of buffers that equal others in samples, none of which begins at the same place in a
-    page; a sample of one byte's repetition says nothing.
+    """Names of buffers that are equal to others in samples, but begin at another place in a page.
+
+    A buffer whose samples consist of one repeated byte is left out, as that says nothing.
     """
     alike: dict[tuple[int, bytes], dict[int, list[str]]] = {}
     taken = {region.address for region in regions}

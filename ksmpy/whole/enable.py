@@ -24,7 +24,8 @@ _log = logging.getLogger("ksmpy")
 __all__ = ["coverage", "disable", "enable", "enable_unasked", "enabled_engine", "worker_init"]
 
 _ENGINE_OPTIONS = ("store", "topology", "freeze", "tracking")
-# What enable() gives each process anew, also where it goes on with an inherited engine.
+# The options that enable() takes from the environment again when it goes on with an inherited
+# engine; the others are as the parent has set them.
 _PROCESS_OPTIONS = ("run", "adopt", "min_bytes")
 _DEFAULT_WAY = "mappings"
 
@@ -75,7 +76,9 @@ def coverage() -> Coverage | None:
 
 
 def _in_child() -> None:
-    """A private engine is let go untouched. The lock and the adopter stay behind in any case."""
+    """In a forked child: forget a private engine, without touching it, and in any case the lock
+    and the adopter, whose thread does not exist here.
+    """
     global _state
     parents, _state = _state, _State()
     if parents.options.get("store") is not None:
@@ -161,7 +164,7 @@ def _default_store() -> str | Store | None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether an option is as it was; a store may be named once, and be given as itself then."""
+    """Whether an option is as it was. A store may be given once by name and once as a Store."""
     if {type(one), type(other)} == {str, Store}:
         one, other = (store_path(s) if isinstance(s, str) else s.path for s in (one, other))
     return bool(one == other)
@@ -176,7 +179,7 @@ def _begin(options: dict[str, Any]) -> Engine:
     engine = _state.inherited()
     if engine is None or _state.differing(options) is not None:
         return _start({**defaults, **options})
-    # The parent has set the other knobs; to set them again could even be refused.
+    # The parent has set the other knobs. To set them again is needless, and might be refused.
     chosen = {name: defaults[name] for name in _PROCESS_OPTIONS if name in defaults}
     return _go_on(engine, {**chosen, **options})
 
@@ -194,7 +197,9 @@ def _start(options: dict[str, Any]) -> Engine:
 
 
 def _go_on(engine: Engine, options: dict[str, Any]) -> Engine:
-    """With an inherited engine. After an error it stands still, and enable() can be tried again."""
+    """Go on with an inherited engine. After an error it stands still, and enable() can be tried
+    again.
+    """
     core_of(engine).require_open()
     try:
         _run(engine, options)
@@ -227,7 +232,7 @@ def _way(adopt: object, engine: Engine) -> str | None:
     if _malloc_counts_on_zeros():
         _log.warning("nothing is adopted: jemalloc takes what it gave back for zeroed; register it")
         return None
-    # Only userfaultfd tells of memory that its owner gives back, to find it full of zeros again.
+    # Without userfaultfd nothing tells of memory that its owner gives back and expects to be zeros.
     if engine.freeze == "signal" and way != "objects" and adopt == way:
         notices.adopts_objects_only()
     return "objects" if engine.freeze == "signal" else str(way)
@@ -242,7 +247,8 @@ def _malloc_counts_on_zeros() -> bool:
 
 
 def _set_knobs(engine: Engine, options: dict[str, Any]) -> None:
-    # pages_to_scan is refused once the advisor is on, run starts the scanner: these two last.
+    # These two come last: the advisor, once it is on, refuses pages_to_scan, and run starts to
+    # scan.
     names = [name for name in options if name in KNOBS and name != "run"]
     for name in (*names, "advisor_mode", "run"):
         if name in options:

@@ -69,7 +69,7 @@ def _whole_pages(item: Found) -> int:
 
 
 def _page_flags(start: int, end: int) -> array.array[int] | None:
-    """The entries of /proc/self/pagemap; None where there are none."""
+    """The entries of /proc/self/pagemap for these pages; None if it cannot be read."""
     pages = (end - start) // PAGE_SIZE
     try:
         entries = array.array("Q", proc.own_page_entries(start, pages))
@@ -99,7 +99,7 @@ class PageDigests:
             found = None
             if entry & (PRESENT | SWAPPED):
                 found = self._digest(memory[page * PAGE_SIZE : (page + 1) * PAGE_SIZE])
-                # The kernel's zero page is nobody's alone.
+                # The kernel's zero page is present, and not exclusive to this process.
                 if found == self.zero and entry & PRESENT and not entry & EXCLUSIVE:
                     found = None
             digests.append(found)
@@ -108,7 +108,8 @@ class PageDigests:
 
 #: Mappings that an engine takes for itself, and for each region (its ends, and its shadow).
 _OWN_MAPPINGS, _REGION_MAPPINGS = 24, 3
-#: Mappings that the engine does not know to be free when it stops: it counts after 256 steps.
+#: Mappings that the engine may wrongly believe to be in use when it stops merging: it assumes the
+#: worst of each step, and counts them anew after 256 steps.
 _UNCOUNTED = 128
 
 

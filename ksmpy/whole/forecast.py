@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 __all__ = ["Budget", "Forecast"]
 
-#: Passes in which what was refused is tried again, as dedup() makes them.
+#: How many passes dedup() makes, in which refused pages are tried again.
 _PASSES = 8
 #: Those of csrc/merge/budget.c and csrc/merge/run.c.
 _LONG_RUN, _LONG_RUNS_SHARE, _RUN_MAX = 16, 16, 2048
@@ -100,7 +100,7 @@ class _Scan:
         self._run: _Run | None = None
         for digest, sharers in forecast._merged.items():
             self._make(digest, sharers % forecast.max_page_sharing or forecast.max_page_sharing)
-            self._next += 1  # they do not lie in a row
+            self._next += 1  # leaves a gap: these frames are not in a row
 
     def saved(self) -> list[int]:
         zeros = self._zeros()

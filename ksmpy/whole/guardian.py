@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Isolated", "below", "command_line", "end_as", "guard", "handed_on", "isolated"]
 
-# siginfo.si_code of what a terminal sends, to the whole process group, the command included.
+# siginfo.si_code of a signal that a terminal sends: it goes to the whole process group, and so to
+# the command as well.
 _SI_KERNEL = 0x80
-# Those of errors, and those that stop this process together with the command.
+# The signals of errors in this process itself, and those that are to stop it like the command.
 _NOT_HANDED_ON = {
     _signal.SIGKILL, _signal.SIGSTOP, _signal.SIGTSTP, _signal.SIGCONT, _signal.SIGCHLD,
     _signal.SIGPIPE, _signal.SIGSEGV, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL,
@@ -84,10 +85,12 @@ def say_left_alone(command: str) -> None:
 
 
 def _only_ours(info: _signal.struct_siginfo) -> bool:
-    """Whether the command has not got it from its terminal, which tells a whole process group."""
+    """Whether the command did not get the signal as well. It does from a terminal, which sends to a
+    whole process group.
+    """
     if info.si_code != _SI_KERNEL:
         return True
-    # A terminal that hangs up tells the session's leader first.
+    # When a terminal hangs up the kernel sends SIGHUP to the leader of the session first.
     return info.si_signo == _signal.SIGHUP and posix.getsid(0) == posix.getpid()
 
 
@@ -98,10 +101,10 @@ def end_as(status: int) -> int:
     number = posix.WTERMSIG(status)
     import resource
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # one core is enough
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the command has left a core dump already
     try:
         _signal.signal(number, _signal.SIG_DFL)
-    except OSError:  # SIGKILL has no other way
+    except OSError:  # SIGKILL cannot be given its default action, as it has no other
         pass
     sys.stdout.flush()
     sys.stderr.flush()
@@ -136,7 +139,7 @@ def command_line(pid: int) -> list[str]:
 
 
 def isolated(arguments: list[str]) -> bool:
-    """Whether they start an interpreter that looks at no PYTHONPATH, or at no sitecustomize."""
+    """Whether these arguments start a Python that ignores PYTHONPATH, or has no sitecustomize."""
     if not arguments or not arguments[0].rpartition("/")[2].startswith(("python", "pypy")):
         return False
     rest = iter(arguments[1:])

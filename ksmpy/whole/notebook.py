@@ -20,7 +20,7 @@ __all__ = ["Status", "load_ipython_extension", "unload_ipython_extension"]
 
 _HELP = "%ksmpy: status   %ksmpy on [STORE]   %ksmpy off   %%ksmpy: what a cell saved"
 
-# IPython's own, and what it shows of earlier cells.
+# Variables of IPython's, not of the user's: earlier inputs and outputs, and its commands.
 _NOT_THE_USERS = ("In", "Out", "exit", "quit", "get_ipython")
 
 

@@ -31,8 +31,8 @@ def environment(store: Store, options: Options) -> dict[str, str]:
     environ = dict(os.environ)
     environ.pop("KSMPY_REPORT", None)
     environ.update({f"KSMPY_{name.upper()}": str(value) for name, value in options.items()})
-    # Other processes open an anonymous store anew: they inherit no descriptor, which they could
-    # close, or pass on.
+    # Processes below open an anonymous store by the supervisor's /proc/PID/fd. They inherit no
+    # descriptor of it, which a program could close, or pass on to others.
     own = store.name is None
     environ[FOLLOW] = f"/proc/{os.getpid()}/fd/{store.fileno()}" if own else "named"
     path = [each for each in environ.get("PYTHONPATH", "").split(os.pathsep) if each != _SITE]

@@ -65,11 +65,11 @@ def _start(command: list[str], environ: dict[str, str], mask: set[int], ignored:
     pid = os.fork()
     if pid == 0:
         try:
-            # Who kills this process means the command.
+            # If this process is killed, the command is to be killed as well.
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != parent:
                 os._exit(1)
-            # The interpreter ignores these for itself.
+            # Python ignores these signals in its own process; the command is to find them as usual.
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             if ignored:

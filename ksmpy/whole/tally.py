@@ -13,7 +13,7 @@ from ksmpy.whole.guardian import Isolated, below
 
 __all__ = ["Tally", "pss_bytes"]
 
-# Looking takes 1 % of a core at most.
+# The next look waits so many times as long as the last one took: 1 % of a core at most.
 _COST_FACTOR = 99
 _FIRST_SECONDS = 0.25
 _MOST_SECONDS = 1.0
@@ -82,7 +82,7 @@ class Tally:
         try:
             users = {process.pid for process in self.store.processes()}
             saved = self.store.stats().saved_bytes
-        except StoreError:  # its lock is held by a process that is stopped
+        except StoreError:  # a process that is stopped holds the store's lock
             return
         self._users |= users
         pss = sum(map(pss_bytes, users | set(found)))
@@ -90,7 +90,7 @@ class Tally:
 
     def _count(self, saved: int, pss: int) -> None:
         now = time.monotonic()
-        # What was seen is taken to have lasted since the middle between two looks.
+        # Between two looks the mean of what both saw is taken to have been saved.
         self._saved_seconds += (self._saved + saved) / 2 * (now - self._last)
         self._pss_seconds += (self._pss + pss) / 2 * (now - self._last)
         if saved > self._most_saved:

@@ -9,13 +9,15 @@ so this file is written for old ones.
 import os
 import sys
 
-# A process that is over before that costs its start and end only.
+# The thread looks for the first time after so many seconds: a shorter process pays only for the
+# thread. Then it looks ever more seldom, up to _MOST_SECONDS apart.
 _FIRST_SECONDS = 0.3
 _MOST_SECONDS = 5.0
-# What may pass: modules that another thread is importing, a store that is locked.
+# How often it tries to make the engine. What keeps it from that may pass: modules that another
+# thread is importing, a store that is locked.
 _ATTEMPTS = 20
-# ksmpy takes memory itself: what a process has taken since its start must be some times as much as
-# the least that is merged (`min_bytes`).
+# ksmpy takes memory itself. So an engine is made only when the process has taken so many times as
+# many bytes since its start as the least piece that is merged has (`min_bytes`).
 _WORTH = 16
 _MIN_BYTES = 1 << 20
 # How often it is put off because the program is importing something.
@@ -40,8 +42,9 @@ def _anonymous_bytes():
 
 
 class _ForkWarning:
-    """What Python 3.12 and later say when a process with several threads forks: as a pattern, which
-    needs no regular expression, and so no module.
+    """Matches the warning of Python 3.12 and later when a process with several threads forks.
+
+    It stands in for the regular expression of a warnings filter, so that `re` is not imported.
     """
 
     def match(self, text, flags=0):
@@ -58,7 +61,7 @@ class _Follower:
         import threading  # noqa: F401  the first to import it must be the main thread
         import time
 
-        # As they are now: gevent and the like put others in their place.
+        # The functions are kept as they are now, since gevent and the like replace them later.
         self._sleep, self._get_ident = time.sleep, _thread.get_ident
         self._start_thread, self._new_lock = _thread.start_new_thread, _thread.allocate_lock
         self._set_mask = _signal.pthread_sigmask
@@ -81,15 +84,15 @@ class _Follower:
     def _renew(self):
         self._inherits = self._inherits or self._begun_here
         self._begun_here = False
-        # Held while ksmpy is imported and the engine made: a child that was forked meanwhile would
-        # find modules locked by a thread that it does not have.
+        # Held while ksmpy is imported and the engine made, and by fork(), which waits for that: a
+        # child forked meanwhile would find modules locked by a thread that it does not have.
         self._lock = self._new_lock()
         self._forking = 0
         self._over = False
 
     def start(self):
-        """Let a thread wait. Signals are the program's own threads': this one, and those that it
-        starts, block them.
+        """Start the thread that waits. It, and all threads that it starts, block signals, which the
+        program expects to be handled by its own threads.
         """
         self._ignore_fork_warning()
         mask = self._set_mask(self._block, self._quiet)
@@ -101,10 +104,10 @@ class _Follower:
             self._set_mask(self._set, mask)
 
     def _ignore_fork_warning(self):
-        """The program has not asked for the threads that it would be warned of. Its own filters may
-        have come before ours.
+        """Put a filter first that ignores the warning: the program has not asked for the threads
+        that it would be warned of. Its own filters may have come before ours since the last call.
         """
-        import _warnings  # whose list the module takes, once somebody imports it
+        import _warnings  # the module warnings takes its list over when it is imported
 
         filters = getattr(sys.modules.get("warnings"), "filters", _warnings.filters)
         filters[:] = [self._fork_warning] + [
@@ -126,8 +129,10 @@ class _Follower:
                         self._begun_here = self._begin()
 
     def _disturbs_imports(self):
-        """With gevent's locks in the place of the interpreter's, who imports a module that this
-        thread is importing does not wait for it: LoopExit is raised, since no greenlet is left.
+        """Whether an import in this thread could break one of the program's.
+
+        gevent replaces the locks of imports. A thread of the program that imports a module which
+        this thread is importing does not wait then: LoopExit is raised, as no greenlet is left.
         """
         if "gevent.monkey" not in sys.modules:
             return False
@@ -148,8 +153,9 @@ class _Follower:
         return _anonymous_bytes() - self._base >= _WORTH * least
 
     def _begin(self):
-        # logging takes its own lock before a fork. From here on fork() waits for this thread first:
-        # of the hooks before a fork the youngest comes first.
+        # logging has a hook that takes its lock before a fork. The hooks that were registered last
+        # are called first, so this one makes fork() wait for this thread before logging's lock is
+        # taken, which this thread may need.
         if not self._hooked:
             fresh = "logging" not in sys.modules
             import logging
@@ -160,7 +166,7 @@ class _Follower:
         self._ignore_fork_warning()
         try:
             from ksmpy.whole import follow
-        except Exception:  # an environment without ksmpy, or modules that are half imported
+        except Exception:  # ksmpy is not installed here, or its modules are half imported
             return False
         return follow.begin()
 
@@ -171,8 +177,9 @@ class _Follower:
 
     def _before_fork(self):
         self._wait_for_engine()
-        # Of a fork that began before logging was imported, and waited here meanwhile, logging hears
-        # afterwards only: it releases its lock then.
+        # A fork may have begun before logging was imported, and have waited here meanwhile. Then
+        # logging's hook before the fork is not called, but the one after it, which releases the
+        # lock: so it is taken here.
         if self._logging is not None and not self._logging._lock._is_owned():
             self._logging._lock.acquire()
 
@@ -202,7 +209,7 @@ def _hand_on():
     here = os.path.dirname(__file__)
     sys.path[:] = [path for path in sys.path if path != here]
     sys.modules.pop("sitecustomize", None)
-    # Where the program has none, this fails as it would have failed without ksmpy, and site knows.
+    # If the program has none this raises ImportError, as without ksmpy, and site expects that.
     import sitecustomize  # noqa: F401
 
 
