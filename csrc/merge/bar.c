@@ -9,14 +9,17 @@
 #include "os/map.h"
 #include "store/files.h"
 
-#define DEVICES_NS 10000000 /* to ask takes 2.7 us a descriptor */
+#define DEVICES_NS 10000000 /* ns between two questions, as one takes 2.7 us a descriptor */
 
 bool merger_has_files(const struct merger *merger)
 {
     return store_has_files(&merger->pages->store) && freezer_has_files(&merger->fz);
 }
 
-/* Pages that a device may write into have to be refused one by one, which only uffd-move can. */
+/*
+ * May a device write into pages without our knowledge?  Only uffd-move can refuse just the pages
+ * that a device has pinned; in the other ways of freezing nothing at all is merged then.
+ */
 static bool devices_may_write(struct merger *merger)
 {
     uint64_t now = os_now_ns();
@@ -33,8 +36,9 @@ void bar_ask_again(struct merger *merger)
 }
 
 /*
- * After mlockall(MCL_FUTURE) an overlay would be filled with copies of its frames at once, and
- * without its own descriptors the engine would write into other files.
+ * Nothing is merged after mlockall(MCL_FUTURE), since a new overlay would be filled at once with
+ * copies of its frames.  Nor is it when the program has closed descriptors of the engine's, which
+ * would then write into files that the program has opened under their numbers.
  */
 bool merging_is_barred(struct merger *merger)
 {

@@ -11,10 +11,13 @@
 #include "store/frames.h"
 #include "store/store.h"
 
-#define LONELY_PASSES 4 /* in which nobody has joined a frame, though they look for it in each */
+#define LONELY_PASSES 4 /* passes in which nobody else has joined a frame before it is left */
 #define LEAVE_AT_ONCE 4096 /* pages that are unmerged before a pass to make room */
 
-/* A frame that is ours alone, and has been for some passes? Others join without our lock: a hint. */
+/*
+ * Is the page alone on its frame, and has been for some passes?  Counts them in the page's age.
+ * Other processes may join at any moment, as the store's lock is not held: the answer is a hint.
+ */
 static bool is_lonely(const struct pages *pages, uint32_t id)
 {
     struct page *page = page_record(pages, id);
@@ -27,7 +30,7 @@ static bool is_lonely(const struct pages *pages, uint32_t id)
     return page_age(page) >= LONELY_PASSES;
 }
 
-/* It waits for an equal one again, as it did before it was merged. */
+/* Unmerges pages, which then wait for equal ones again, as they did before they were merged. */
 static bool leave_frames(struct merger *merger, uint32_t id, uint64_t n)
 {
     uint32_t region = region_of(merger->pages, id);

@@ -7,10 +7,10 @@
 #include "os/memory.h"
 #include "store/frames.h"
 
-#define RESERVE 2048 /* pages that are left to the program: 8 MiB */
-#define ALLOWED 16384 /* pages at one answer */
-#define SCARCE 65536 /* pages: 256 MiB; where fewer are left nothing is kept that nothing uses */
-#define GOOD_FOR_MS 100
+#define RESERVE 2048  /* pages that are left to the program: 8 MiB */
+#define ALLOWED 16384 /* the most pages that one answer allows: 64 MiB */
+#define SCARCE 65536  /* pages: 256 MiB; with less left, spare frames are given back */
+#define GOOD_FOR_MS 100 /* for which an answer is used, as others take memory too */
 
 static uint64_t left_of_memory(struct merger *merger)
 {
@@ -28,8 +28,8 @@ void memory_is_not_spared(struct merger *merger)
 }
 
 /*
- * An answer is asked for once in some MiB.  It is for a part of what is left only: others may ask
- * at the same time.  What unmerging has freed so far is given back first.
+ * The system is asked once for some MiB.  An answer allows only an eighth of what is left, as
+ * others may ask at the same time.  Frames that came free meanwhile are given back first.
  */
 bool memory_allows(struct merger *merger, uint64_t n)
 {

@@ -28,7 +28,7 @@ static bool on_frame(const struct pages *pages, uint32_t page, uint32_t frame)
     return is_shared(pages, page) && page_record(pages, page)->link == frame;
 }
 
-/* The pages that wait for frames of which some could not be made. */
+/* Merges pages onto the frames that were made of their equals; of some none could be made. */
 static void merge_onto_promoted(struct merger *merger, const struct run *run)
 {
     for (uint64_t i = 0, n; i < run->n; i += n) {
@@ -62,7 +62,7 @@ static void merge_pages(struct merger *merger, struct run run)
 
 /* ---- pages that others wait for ---- */
 
-/* They become frames' first sharers; whoever waits elsewhere hears of it. */
+/* Makes frames of pages, their first sharers; other processes wait for these, and hear of them. */
 static void promote_alone(struct merger *merger, struct run run)
 {
     for (uint64_t n; run.n; run.page += (uint32_t)n, run.n -= n) {
@@ -75,7 +75,10 @@ static void promote_alone(struct merger *merger, struct run run)
     }
 }
 
-/* Whatever came of it: nobody may go on waiting for these pages. */
+/*
+ * Ends this process's claims on the pages' checksums, whether the pages became frames or not: other
+ * processes must not go on waiting for them.
+ */
 static void settle_claims(struct pages *pages, const struct run *run)
 {
     struct store *store = &pages->store;
@@ -89,7 +92,10 @@ static void settle_claims(struct pages *pages, const struct run *run)
         store_unlock(store);
 }
 
-/* Pages may have moved since they were looked up; the next pass finds those in their new tree. */
+/*
+ * Cuts a run where a page has moved to another node since it was looked up.  Such a page belongs in
+ * another tree, where the next pass looks for it.
+ */
 static void leave_moved_pages(struct merger *merger, struct run *run)
 {
     if (merger->pages->knobs[KSMPY_KNOB_MERGE_ACROSS_NODES] || merger->pages->nodes == 1 ||
@@ -103,7 +109,10 @@ static void leave_moved_pages(struct merger *merger, struct run *run)
         count_refusal(merger, -ECANCELED, wanted - run->n);
 }
 
-/* Once: who changes it afterwards has his reasons. */
+/*
+ * Has merged pages included in core dumps.  This is done once in a process: if the program changes
+ * the setting afterwards, that is its own choice.
+ */
 static void tell_core_dumps(void)
 {
     static atomic_flag told = ATOMIC_FLAG_INIT;

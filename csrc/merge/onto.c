@@ -26,22 +26,29 @@
 #include "store/stable.h"
 #include "store/store.h"
 
-#define TRACKED_RUN 32 /* shortest run whose overlays are tracked */
+/*
+ * The shortest run, in pages, whose overlays are tracked: to register one takes as long as to look
+ * at 50 pages in each pass.
+ */
+#define TRACKED_RUN 32
 
-/* Takes the faults of later readers. step: what one fault maps of it, before Linux 5.14. */
+/*
+ * Faults overlays in, so that later readers need not.  step: how many bytes one fault maps, for
+ * kernels before 5.14, where the pages have to be touched.
+ */
 static void fault_in(uintptr_t address, uint64_t n, size_t step)
 {
     if (os_populate(address, n, false) < 0)
         guard_touch(address, address + bytes_of(n), step);
 }
 
-/* The pages up to the next huge one, of at most n. */
+/* How many pages there are to the start of the next huge page, of at most n. */
 static uint64_t to_next_huge(const struct pages *pages, uint32_t page, uint64_t n)
 {
     return least(n, pages_to_huge(page_address(pages, page)));
 }
 
-/* Will one entry map all of a huge page's place, at the first touch? */
+/* Will the first touch map these 512 pages by one entry: do they lie on all of a huge extent? */
 static bool is_mapped_at_once(const struct pages *pages, uint32_t page)
 {
     uint32_t last = page + (uint32_t)HUGE_PAGES - 1;
@@ -53,9 +60,9 @@ static bool is_mapped_at_once(const struct pages *pages, uint32_t page)
 }
 
 /*
- * All pages by one call: where writes are tracked the kernel maps one at a fault, which takes a reader
- * twice as long for each.  What one entry maps is left out: whoever reads it has one fault for 512
- * pages, and nobody is told that it is resident before it is read.
+ * Faults in all pages by one call: where writes are tracked the kernel maps only one page at a
+ * fault, which takes a reader twice as long for each.  Overlays that one entry will map are left
+ * out: their reader has one fault for 512 pages, and until then they do not count as resident.
  */
 static void fault_in_overlays(const struct pages *pages, uint32_t page, uint64_t n)
 {
@@ -67,7 +74,7 @@ static void fault_in_overlays(const struct pages *pages, uint32_t page, uint64_t
     }
 }
 
-/* Short overlays are not worth a call, which takes as long as to look at 50 pages. */
+/* Has writes to overlays tracked; short ones are looked at in each pass instead. */
 static void track_overlays(struct merger *merger, uint32_t page, uint64_t n)
 {
     if (n >= TRACKED_RUN &&
@@ -102,7 +109,8 @@ void merge_onto_frames(struct merger *merger, uint32_t page, uint32_t frame, uin
         page += (uint32_t)done;
         frame += (uint32_t)done;
     }
-    fault_in_overlays(merger->pages, start, n); /* a fault maps nothing beyond its mapping */
+    /* After all of them were mapped: a fault maps pages around it only within its own mapping. */
+    fault_in_overlays(merger->pages, start, n);
 }
 
 static uint64_t row_from(const struct batch *batch, uint64_t i)

@@ -24,9 +24,9 @@
 #include "store/lock.h"
 #include "store/store.h"
 
-#define PREFETCH 8 /* pages ahead that the index is told of */
+#define PREFETCH 8 /* how many pages ahead the place in the index is prefetched */
 
-/* Frozen: which pages may be mapped. */
+/* Compares the pages, which are frozen, with their frames: only equal ones may be mapped. */
 static void compare(struct merger *merger, struct piece *piece, const uint8_t *view)
 {
     for (uint64_t i = 0; i < piece->n; i++) {
@@ -44,7 +44,10 @@ uint64_t piece_same_length(const struct piece *piece, uint64_t first)
     return end - first;
 }
 
-/* How many pages from that one on can be mapped at once, if it is equal to its frame; or are not. */
+/*
+ * How many pages from that one on are to be dealt with together: equal ones whose frames are in a
+ * row, which one mmap maps; or ones that are not equal.
+ */
 static uint64_t part_length(const struct piece *piece, uint64_t first)
 {
     uint64_t n = piece_same_length(piece, first), end = 1;
@@ -69,7 +72,7 @@ static uint64_t new_mappings(const struct pages *pages, const struct piece *piec
     return 2 - (uint64_t)left - (uint64_t)right;
 }
 
-/* Frozen: equal pages onto their frames, the others back. 0 or the last error. */
+/* Maps the equal ones of the frozen pages, and gives the others back; 0 or the last error. */
 static int exchange(struct merger *merger, struct piece *piece)
 {
     int failure = 0,
@@ -95,14 +98,17 @@ static int exchange(struct merger *merger, struct piece *piece)
     return failure;
 }
 
-/* It was frozen and is not merged: tracking may have lost that it was written, so it is looked up anew. */
+/*
+ * The page was frozen and is not merged.  By the freeze tracking may have lost that it was written,
+ * so it leaves the index and is looked up anew.
+ */
 static void forget_writes(struct merger *merger, uint32_t page)
 {
     if (merger->pages->tracked && merger->fz.ops->forgets_writes)
         page_withdraw(merger->pages, page);
 }
 
-/* It does not go onto the frame that was chosen for it. */
+/* The page does not go onto the frame that was planned for it. */
 static void forget_plan(struct pages *pages, uint32_t page)
 {
     if (page_is_planned(page_record(pages, page)))
@@ -134,19 +140,22 @@ static void settle(struct merger *merger, const struct piece *piece, int error)
         count_refusal(merger, error, left);
 }
 
-/* Pages that are no overlay yet: freezing an overlay would stop nobody. */
+/* How many pages from that one on are no overlay yet: an overlay must not be frozen. */
 static uint64_t own_memory(const struct pages *pages, uint32_t page, uint64_t n)
 {
     return is_shared(pages, page) ? 0 : pages_alike(pages, page, n, PAGE_SHARED);
 }
 
-/* While there is no overlay in the region, which would be what is cast. */
+/*
+ * Makes the region's shadow, which gives pages their identity when they come back.  This has to be
+ * done while there is no overlay in the region, since the shadow is made from a page of its own.
+ */
 static void need_shadow(struct merger *merger, uint32_t page)
 {
     struct region *region = region_at(merger->pages, region_of(merger->pages, page));
     if (region->pages_in[PAGE_SHARED] || region->shadow || !budget_has_room(&merger->budget, 3))
-        return; /* a shadow takes one, and the overlay that it is for two */
-    forget_writes(merger, region->base); /* it may go away for it, and come back */
+        return; /* the shadow takes one mapping, and the overlay that it is for two */
+    forget_writes(merger, region->base); /* this page may be moved away for it, and back */
     region->shadow = freezer_shadow(&merger->fz, region->address, region->n, region->vma_flags);
     merger->budget.mappings += region->shadow != 0;
 }
@@ -185,7 +194,10 @@ int64_t join_frames(struct pages *pages, uint32_t frame, uint64_t n)
     return joined;
 }
 
-/* Pages whose frames have been joined for them; how many were frozen, or why none was. */
+/*
+ * Freezes, compares and maps pages whose frames have been joined; how many were frozen, or -errno
+ * if none was.
+ */
 static int64_t exchange_piece(struct merger *merger, struct piece *piece, uint64_t n)
 {
     const uint8_t *view;
@@ -212,7 +224,7 @@ uint64_t merge_piece(struct merger *merger, struct piece *piece, uint64_t n, boo
     uint64_t reach = freeze_reach(&merger->fz, page_address(merger->pages, piece->page), n);
     uint64_t own = own_memory(merger->pages, piece->page, reach);
     int64_t held = joined ? (int64_t)own : -ECANCELED, got = -ECANCELED;
-    budget_has_room_recounted(&merger->budget, 2); /* exchange() cannot */
+    budget_has_room_recounted(&merger->budget, 2); /* now: exchange() cannot count mappings */
     need_shadow(merger, piece->page);
     if (own && !joined)
         held = join_frames(merger->pages, piece->frames[0], own);
@@ -221,7 +233,7 @@ uint64_t merge_piece(struct merger *merger, struct piece *piece, uint64_t n, boo
     if (own)
         got = exchange_piece(merger, piece, (uint64_t)held);
     uint64_t frozen = got < 0 ? 0 : (uint64_t)got;
-    /* Locked memory: not even one page could be moved. */
+    /* EINVAL: the memory is locked, so no single page of it can be moved either. */
     uint64_t done = frozen ? frozen : got == -EINVAL ? (uint64_t)held : 1;
     leave_frames(merger->pages, piece->frames + frozen, (joined ? done : (uint64_t)held) - frozen);
     return frozen ? frozen : refuse(merger, piece, done, got == -EINVAL ? -EBUSY : (int)got);

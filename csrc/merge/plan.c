@@ -24,9 +24,9 @@
 #include "store/room.h"
 #include "store/store.h"
 
-#define PARTS 64 /* mappings that one freeze may last for */
-#define PLANNED_MAX 65536 /* pages: twice as many as one call visits */
-#define ROOM 4096 /* mappings that a slice may plan for, next to always */
+#define PARTS 64 /* how many mappings are made during one freeze at most: writers wait for all */
+#define PLANNED_MAX 65536 /* pages that can be planned: twice as many as one call visits */
+#define ROOM 4096 /* mappings that must be free for a slice to plan: next to always enough */
 
 /* ---- what may be planned ---- */
 
@@ -45,7 +45,7 @@ bool plan_is_full(const struct merger *merger)
     return merger->plan.full && plan_joined(&merger->plan);
 }
 
-/* As in piece.c, and one less where it goes on with the mapping before it. */
+/* As new_mappings() in piece.c, and one less for each neighbour with which it is one mapping. */
 static int64_t new_mappings(const struct pages *pages, uint32_t id, uint32_t frame)
 {
     const struct region *region = region_at(pages, region_of(pages, id));
@@ -57,7 +57,7 @@ static int64_t new_mappings(const struct pages *pages, uint32_t id, uint32_t fra
     return 2 - (int64_t)left - right - on_left - on_right;
 }
 
-/* The frame has been joined for it. */
+/* Plans to merge a page onto a frame, which was joined for it. */
 static void add(struct merger *merger, uint32_t id, uint32_t frame)
 {
     struct plan *plan = &merger->plan;
@@ -109,7 +109,10 @@ static void add_pair(struct merger *merger, uint32_t page, uint32_t equal)
         plan_make_frames(merger);
 }
 
-/* Is it the start, or the rest, of a longer stretch, whose mapping it would be apart from? */
+/*
+ * Is the run the start or the rest of a longer stretch?  Planned, it would be merged at another
+ * time than that, and onto frames that are not in a row with the others.
+ */
 static bool is_part_of_longer(const struct pages *pages, const struct run *run)
 {
     uintptr_t end = page_address(pages, run->page) + bytes_of(run->n);
@@ -143,7 +146,7 @@ bool plan_run(struct merger *merger, const struct run *run)
     return true;
 }
 
-/* Is it still a pair? One of them may have been looked at anew. */
+/* Are they still a pair?  A page may have been looked at anew since. */
 static bool is_pair(const struct pages *pages, struct equals pair)
 {
     const struct page *page = page_record(pages, pair.page),
@@ -152,7 +155,7 @@ static bool is_pair(const struct pages *pages, struct equals pair)
            page_sum(page) == page_sum(equal);
 }
 
-/* With the lock held: both sides of each pair. */
+/* Plans both pages of each pair, with the store's lock held. */
 static void plan_pairs(struct merger *merger, const struct batch *batch, const struct equals *pairs)
 {
     struct store *store = &merger->pages->store;
@@ -178,7 +181,7 @@ static int publish_pairs(struct merger *merger, struct batch *batch, const struc
     return error;
 }
 
-/* The next frames of a batch from the first page of each pair; how many pairs were dealt with. */
+/* Fills the next frames of a batch from each pair's first page; how many pairs were dealt with. */
 static uint64_t fill_some(struct merger *merger, struct batch *batch, const struct equals *pairs,
                           uint64_t n)
 {
@@ -246,7 +249,7 @@ static struct planned *planned_at(const struct plan *plan, uint64_t i)
     return arena_at(&plan->list, i);
 }
 
-/* Does the page still want to go there, and may it? */
+/* Is the page not to go onto that frame any more: has it changed, or is its region left alone? */
 static bool is_void(struct pages *pages, struct planned planned)
 {
     const struct page *page = page_record(pages, planned.page);
@@ -265,7 +268,7 @@ static void leave_void(struct merger *merger)
         store_leave(&merger->pages->store, planned_at(plan, plan->done)->frame);
 }
 
-/* Planned pages that lie side by side; how many. */
+/* Puts planned pages that lie side by side into a piece; how many. */
 static uint64_t gather_piece(struct merger *merger, struct piece *piece)
 {
     const struct plan *plan = &merger->plan;
@@ -315,7 +318,7 @@ bool plan_step(struct merger *merger, uint32_t *page, uint64_t *n)
     return false;
 }
 
-/* joined: the frames have been, by this process. */
+/* Ends all plans.  joined: the frames were joined by this process, and not by its parent. */
 static void drop(struct merger *merger, bool joined)
 {
     struct plan *plan = &merger->plan;

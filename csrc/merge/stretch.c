@@ -28,17 +28,17 @@
 #include "store/stable.h"
 #include "store/store.h"
 
-#define SMALL_BLOCK 16 /* frames that a stretch may get which seems to be long enough for them */
-#define SAMPLES_AHEAD 256 /* pages that are read to see how long a stretch goes on */
+#define SMALL_BLOCK 16 /* frames that are made at once if a stretch seems long enough for them */
+#define SAMPLES_AHEAD 256 /* pages that are read at most to see how long a stretch goes on */
 
-/* As many as the kernel would take for so many pages, of which the last one may be left alone. */
+/* How many frames the kernel would make for n equal pages; the last page may be left alone. */
 static uint64_t frames_for(const struct pages *pages, uint64_t n)
 {
     uint64_t sharing = pages->knobs[KSMPY_KNOB_MAX_PAGE_SHARING];
     return n / sharing + (n % sharing > 1);
 }
 
-/* Will the pass take this page into the stretch, as far as is known? It comes later in the region. */
+/* Will the pass take the later page of the region into the stretch, as far as is known now? */
 static bool will_join(const struct pages *pages, const struct outlook *outlook, uint32_t page,
                       uint32_t later)
 {
@@ -55,7 +55,7 @@ static bool will_join(const struct pages *pages, const struct outlook *outlook, 
                         (const void *)page_address(pages, later)) == 0;
 }
 
-/* How far pages equal to this one go on from a later one, of at most max. */
+/* How many pages from a later one on seem to be equal to this one, by samples; at most max. */
 static uint64_t equal_ahead(const struct pages *pages, const struct outlook *outlook, uint32_t page,
                             uint32_t from, uint64_t max)
 {
@@ -67,7 +67,7 @@ static uint64_t equal_ahead(const struct pages *pages, const struct outlook *out
     return equal;
 }
 
-/* Of at most max. */
+/* How many frames there are with the bytes of a page, counted up to max. */
 static uint64_t frames_with_bytes_of(struct pages *pages, uint32_t page, uint64_t max)
 {
     const struct page *record = page_record(pages, page);
@@ -81,8 +81,9 @@ static uint64_t frames_with_bytes_of(struct pages *pages, uint32_t page, uint64_
 }
 
 /*
- * For n pages, and for more as far as the stretch seems to go on: beyond a small block a wrong
- * guess makes at most twice the frames that are needed, as those there were before are full.
+ * How many frames the next block gets: enough for n pages, and for more if the stretch seems to go
+ * on.  A block longer than a small one is at most as long as all frames before it, which are full,
+ * together: so a wrong guess makes at most twice the frames that are needed.
  */
 static uint64_t block_length(struct pages *pages, const struct outlook *outlook, uint32_t page,
                              uint64_t n)
@@ -91,7 +92,7 @@ static uint64_t block_length(struct pages *pages, const struct outlook *outlook,
     uint64_t most = frames_with_bytes_of(pages, page, n) + 2 * frames;
     most = most > SMALL_BLOCK ? most : SMALL_BLOCK;
     uint64_t power = (uint64_t)1 << (63 - __builtin_clzll(least(most, n)));
-    if (power <= frames) /* powers of 2 fit into what is merged at once */
+    if (power <= frames) /* a block is a power of 2, so that blocks fill what is merged at once */
         return frames;
     uint64_t held = power * pages->knobs[KSMPY_KNOB_MAX_PAGE_SHARING];
     held = n + equal_ahead(pages, outlook, page, page + (uint32_t)n, held - least(n, held));
@@ -99,7 +100,7 @@ static uint64_t block_length(struct pages *pages, const struct outlook *outlook,
     return longer > frames ? longer : frames;
 }
 
-/* The first pages of the stretch become frames in a row; how many were dealt with. */
+/* Makes frames in a row of the stretch's first pages; how many pages were dealt with. */
 static int64_t onto_new_block(struct merger *merger, const struct outlook *outlook, uint32_t page,
                               uint64_t n)
 {
@@ -112,14 +113,14 @@ static int64_t onto_new_block(struct merger *merger, const struct outlook *outlo
     return error ? error : (int64_t)frames;
 }
 
-/* After the frame of the page before, so that the row goes on. */
+/* The frame that follows that of the page before: on it the page makes no mapping of its own. */
 static uint32_t next_frame(const struct pages *pages, uint32_t page)
 {
     bool first = page == region_at(pages, region_of(pages, page))->base;
     return first || !is_shared(pages, page - 1) ? NO_FRAME : page_record(pages, page - 1)->link + 1;
 }
 
-/* Onto frames in a row that have room; how many pages were dealt with, 0: there are none. */
+/* Merges pages onto frames in a row that have room; how many, or 0 if there are no such frames. */
 static int64_t onto_frames(struct merger *merger, uint32_t frame, uint32_t page, uint64_t n)
 {
     struct store *store = &merger->pages->store;
@@ -140,7 +141,7 @@ static int64_t onto_frames(struct merger *merger, uint32_t frame, uint32_t page,
     return (int64_t)length;
 }
 
-/* A frame of pages [page, +n) with the bytes of the stretch: some may have been written since. */
+/* A frame of one of the pages [page, +n) that still has the bytes of the stretch; or NO_FRAME. */
 static uint32_t frame_of_any(const struct pages *pages, uint32_t page, uint64_t n)
 {
     for (uint64_t i = 0; i < n; i++) {
@@ -164,7 +165,7 @@ static uint32_t find_any(struct pages *pages, uint32_t page)
     return frame;
 }
 
-/* A page that is left when all frames are full is looked up again in the next pass. */
+/* A last page for which no frame has room is left alone, and looked up again in the next pass. */
 void merge_equal(struct merger *merger, struct run run, const struct outlook *outlook)
 {
     uint32_t page = run.page, frame = find_any(merger->pages, page);

@@ -27,7 +27,7 @@
 #include "store/frames.h"
 #include "store/store.h"
 
-#define TRIES 256
+#define TRIES 256 /* how often pages whose owner changes mappings meanwhile are tried anew */
 
 struct span {
     uintptr_t start, end;
@@ -51,7 +51,8 @@ static void keep_exchanged(struct pages *pages, const struct region *region,
 /*
  * The next stretch of overlay mappings of a region in [at, end): 1 found, 0 none, or -errno.  One
  * that its owner has protected is none, and the region is left alone from then on: its pages are
- * about to be forgotten, and when they are writable again they would be taken for memory of its own.
+ * about to be forgotten, and when they are writable again they would be taken for memory of its
+ * own.
  */
 static int next_overlay(struct pages *pages, uint32_t region, uintptr_t at, uintptr_t end,
                         struct span *span)
@@ -79,7 +80,10 @@ static int next_overlay(struct pages *pages, uint32_t region, uintptr_t at, uint
     return span->end != 0;
 }
 
-/* What is exchanged in the microseconds between this look and the piece's return is not noticed. */
+/*
+ * Looks for exchanged overlays once more, right before a piece comes back.  What is exchanged in
+ * the microseconds after this look is not noticed.
+ */
 static void look_again(struct pages *pages, const struct region *region, struct span piece)
 {
     struct os_vma vma;
@@ -94,7 +98,8 @@ static void look_again(struct pages *pages, const struct region *region, struct 
     }
 }
 
-typedef void leave(struct pages *pages, uint32_t id, enum page_state state); /* its frame */
+/* How a page leaves its frame: page_unshare() or page_abandon(). */
+typedef void leave(struct pages *pages, uint32_t id, enum page_state state);
 
 static void forget(struct pages *pages, const struct region *region, struct span span,
                    enum page_state state, leave *how)
@@ -105,21 +110,26 @@ static void forget(struct pages *pages, const struct region *region, struct span
             how(pages, id, state);
 }
 
-/* Records follow the address space: these pages map no frame any more, least of all another's. */
+/* Brings the records up to date: these pages are no overlays any more, and leave their frames. */
 static void forget_sharing(struct pages *pages, const struct region *region, struct span span,
                            enum page_state state)
 {
     forget(pages, region, span, state, page_unshare);
 }
 
-/* No overlay is here, whatever the records say: its owner unmapped it, or moved it somewhere. */
+/*
+ * There is no overlay where the records say so: its owner has unmapped it, or moved it somewhere.
+ * Since it may still be mapped there, its frame is pinned.
+ */
 static void forget_lost(struct pages *pages, const struct region *region, struct span span,
                         enum page_state state)
 {
     forget(pages, region, span, state, page_abandon);
 }
 
-/* An address's place in the region's shadow, or 0: a child's freezer does not know its parent's. */
+/*
+ * An address's place in the region's shadow, or 0: in a forked child the shadow may not be mapped.
+ */
 static uintptr_t in_shadow(const struct pages *pages, const struct region *region, uintptr_t at)
 {
     return region->shadow && !pages->forked ? region->shadow + (at - region->address) : 0;
@@ -130,7 +140,10 @@ static uint64_t pages_between(uintptr_t start, uintptr_t end)
     return (end - start) >> PAGE_SHIFT;
 }
 
-/* Tracking has told of what was written there, and will not tell again. */
+/*
+ * The pages stay merged.  Tracking has told what was written there and will not tell again, so they
+ * are to be looked at one by one in the next pass.
+ */
 static void stay_merged(struct pages *pages, const struct region *region, uintptr_t start,
                         uintptr_t end)
 {
@@ -138,7 +151,7 @@ static void stay_merged(struct pages *pages, const struct region *region, uintpt
                    pages_between(start, end));
 }
 
-/* How many of the pages from an address up to an end come back together. */
+/* How many pages from an address on, up to an end, come back in one step. */
 static uint64_t piece_length(const struct merger *merger, const struct region *region, uintptr_t at,
                              uintptr_t end)
 {
@@ -152,8 +165,8 @@ static uint64_t piece_length(const struct merger *merger, const struct region *r
 }
 
 /*
- * The length of the next piece of a stretch.  The stretch was looked at as a whole, which may be
- * long ago when its later pieces come back.
+ * The length of the next piece of a stretch.  Pieces but the first are looked at again, since the
+ * look at the whole stretch may be long ago by then.
  */
 static uint64_t next_piece(struct merger *merger, const struct region *region, struct span stretch,
                            uintptr_t at)
@@ -209,7 +222,7 @@ static int unmerge_span(struct merger *merger, const struct region *region, stru
 
 /* ---- what owners have given back ---- */
 
-/* These pages are anonymous memory now, which is to be like the region's. */
+/* Their owner has given these pages back: they are anonymous memory, and get the region's flags. */
 static void follow_removed(struct pages *pages, const struct region *region,
                            const struct removed *removed)
 {
@@ -225,7 +238,7 @@ static void follow_removed(struct pages *pages, const struct region *region,
         os_set_vma_flags(span.start, pages_between(span.start, span.end), region->vma_flags);
 }
 
-/* There was no room to tell which: the mappings do. */
+/* There was no room to note what was given back: finds it by the mappings that are no overlays. */
 static void follow_mappings(struct pages *pages, uint32_t id)
 {
     const struct region *region = region_at(pages, id);
@@ -274,7 +287,7 @@ static int unmerge_once(struct merger *merger, uint32_t id, uint64_t first, uint
     return failure;
 }
 
-/* Once more where it is not what it was a moment ago. */
+/* Tries again where the memory was not what it had been at the look a moment before (ESTALE). */
 int unmerge_pages(struct merger *merger, uint32_t id, uint64_t first, uint64_t n,
                   enum page_state state)
 {
@@ -296,7 +309,7 @@ int unmerge_run(struct merger *merger, uint32_t page, uint64_t n)
 
 /* ---- a whole region, in slices ---- */
 
-#define IO_TRIES 500 /* times a millisecond that direct I/O is waited for */
+#define IO_TRIES 500 /* how many milliseconds a release waits for direct I/O into its pages */
 
 static void note(struct unmerging *work, int error)
 {
@@ -315,12 +328,13 @@ void unmerging_begin(struct pages *pages, struct unmerging *work, uint32_t regio
 void unmerging_end(struct pages *pages, const struct unmerging *work)
 {
     if (region_is(pages, work->region, work->serial) && region_at(pages, work->region)->leaving)
-        region_at(pages, work->region)->leaving--; /* in a child nobody was at it */
+        region_at(pages, work->region)->leaving--; /* it is 0 in a child, where nobody was at it */
 }
 
 /*
- * Everything else is forgotten, so that nobody finds it: the next pass begins from nothing.  Zero
- * pages stay until they were unmerged, if that is to be.
+ * All pages but shared ones become NEW and leave the index, so that no other page is merged with
+ * them meanwhile.  Zero pages keep their state until they have been unmerged, unless nobody needs
+ * them.
  */
 static void forget_pages(struct pages *pages, const struct unmerging *work, uint64_t first,
                          uint64_t end)
@@ -343,7 +357,7 @@ static void forget_pages(struct pages *pages, const struct unmerging *work, uint
         chunk_of(pages, region->base + (uint32_t)first)->untracked = false;
 }
 
-/* Placed zero pages become memory of their own, which breaking copy-on-write does in place. */
+/* Gives zero pages memory of their own in place, by breaking copy-on-write. */
 static void unmerge_zeros(struct merger *merger, struct unmerging *work, uint64_t first,
                           uint64_t end)
 {
@@ -363,7 +377,7 @@ static void unmerge_zeros(struct merger *merger, struct unmerging *work, uint64_
     }
 }
 
-/* Are these pages, which were overlays when they were looked at, still all of them? */
+/* Are all of these pages, which were overlays at the last look, overlays still? */
 static bool are_overlays(struct pages *pages, uintptr_t at, uintptr_t end)
 {
     struct os_vma vma;
@@ -379,7 +393,7 @@ static bool give_piece_back(struct merger *merger, struct unmerging *work, uintp
 {
     const struct region *region = region_at(merger->pages, work->region);
     work->no_memory |= !memory_allows(merger, n);
-    if (work->no_memory) { /* others were written already */
+    if (work->no_memory) {
         stay_merged(merger->pages, region, at, at + bytes_of(n));
         note(work, -ENOMEM);
         return true;
@@ -395,7 +409,9 @@ static bool give_piece_back(struct merger *merger, struct unmerging *work, uintp
     return !work->waits;
 }
 
-/* Where a huge page ends that begins before the place, if the region has all of it. */
+/*
+ * The end of the huge page's place that this place is inside of, or of the region if that is less.
+ */
 static uintptr_t end_of_huge(const struct region *region, uintptr_t place)
 {
     uintptr_t end = region->address + bytes_of(region->n);
@@ -404,8 +420,8 @@ static uintptr_t end_of_huge(const struct region *region, uintptr_t place)
 }
 
 /*
- * From work->page on, and beyond the last one as far as a huge page goes; false: the slice is over
- * before all were dealt with.
+ * Unmerges from work->page to the last page, and beyond that to the end of a huge page's place;
+ * false: the slice is over before that.
  */
 static bool unmerge_until(struct merger *merger, struct unmerging *work, uint64_t last,
                           uint64_t deadline)
@@ -433,8 +449,9 @@ static bool unmerge_until(struct merger *merger, struct unmerging *work, uint64_
 }
 
 /*
- * Fresh memory replaces the overlays. Where even that fails: better a leaked frame than a freed
- * one that is mapped.  A part of a mapping may be refused where the whole of it is not.
+ * Replaces overlays by fresh memory.  To replace a part of a mapping takes one more and may be
+ * refused where the whole of it is not.  If that fails as well the frames are pinned: a leaked
+ * frame is better than one that is freed and still mapped.
  */
 static void discard_until(struct pages *pages, struct unmerging *work, uint64_t last)
 {
@@ -462,7 +479,7 @@ static void discard_until(struct pages *pages, struct unmerging *work, uint64_t 
         forget_lost(pages, region, (struct span){at, end}, PAGE_NEW);
 }
 
-/* false: the slice is over before the chunk is. */
+/* Unmerges the rest of a chunk of the region; false: the slice was over before. */
 static bool give_chunk_back(struct merger *merger, struct unmerging *work, uint64_t deadline)
 {
     const struct region *region = region_at(merger->pages, work->region);
@@ -492,14 +509,14 @@ bool unmerging_step(struct merger *merger, struct unmerging *work)
     os_maps_refresh(&merger->pages->maps);
     bool more = work->page < region->n;
     while (more && give_chunk_back(merger, work, deadline)) {
-        store_flush(&merger->pages->store); /* which takes as long as the rest */
+        store_flush(&merger->pages->store); /* before the look at the clock, as it takes long too */
         more = work->page < region->n && os_now_ns() < deadline;
     }
     store_flush(&merger->pages->store);
     return work->page < region->n;
 }
 
-#define LOOKS 3
+#define LOOKS 3 /* how often a region is gone through while its owner changes its mappings */
 
 bool unmerging_again(struct merger *merger, struct unmerging *work)
 {

@@ -33,7 +33,7 @@ static uint64_t written_run(struct pages *pages, uint32_t page, const uint8_t *k
     return length;
 }
 
-/* Of the chunk's pages from `first` to before `end`; where it goes on when the slice is over. */
+/* Unmerges written pages of a chunk from first to end; returns where it is to go on. */
 static uint64_t unmerge_written_chunk(struct merger *merger, uint32_t id, uint64_t first,
                                       uint64_t end, uint64_t deadline)
 {
