@@ -13,6 +13,8 @@
  * Locks, in the order they are taken:
  *   pass    one pass, unmerge or switch of a knob at a time; may be held for long
  *   arrivals   one registration at a time; may be held for long
+ *   that of os/forks.c   held during a fork, and while a store is attached to or looked into from
+ *           outside; never asked for by who has pass or arrivals
  *   lock    all of the structures below; held for a slice of whatever is done (SLICE_NS and the
  *           step under way; a pass has longer ones), so that a fork or a dying owner need not wait
  *   freezer's own lock, while pages are frozen

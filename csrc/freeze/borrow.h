@@ -6,9 +6,12 @@
 
 #include "freeze/ops.h"
 
-/* A shadow from the empty place below the region's mapping; 0 where there is none. */
+/*
+ * A shadow by way of a page that is mapped below the region's mapping; 0 if that place is not free,
+ * or the page does not become a part of the mapping.
+ */
 uintptr_t shadow_by_borrowing(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags);
-/* The places that were kept for the next ones are given up. */
+/* Gives up the places that are reserved for further shadows. */
 void borrow_close(struct freezer *fz);
 
 #endif

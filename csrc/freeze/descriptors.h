@@ -8,11 +8,11 @@
 
 #include "freeze/ops.h"
 
-/* None is open. */
+/* Makes all descriptors -1, and closes none. */
 void freezer_forget_files(struct freezer *fz);
-/* Remembers which files they are. */
+/* Marks the descriptors and remembers their files, so that freezer_has() can tell. */
 void freezer_know_files(struct freezer *fz);
-/* Those that still are. */
+/* Closes those that are still the freezer's. */
 void freezer_close_files(struct freezer *fz);
 /*
  * Is this descriptor of the freezer's still what it was?  The program may have closed all it found,

@@ -8,6 +8,6 @@
 #include "freeze/ops.h"
 
 int fault_thread_start(struct freezer *fz);
-void fault_thread_stop(struct freezer *fz); /* or it has none */
+void fault_thread_stop(struct freezer *fz); /* does nothing if it does not run */
 
 #endif

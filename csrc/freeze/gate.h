@@ -1,8 +1,9 @@
 /*
- * Whom memory belongs to.  A mapping has one userfaultfd.  A region's pages are at home with one
- * that tracks writes, or answers missing pages, and asks nobody who gives them back.  While they
- * are frozen they belong to the gate: there whoever writes to them, misses them or gives them back
- * waits.  What becomes an overlay meanwhile stays with the userfaultfd of overlays.
+ * The gate: the userfaultfd that frozen memory belongs to.  A mapping can belong to one userfaultfd
+ * only.  A region's pages are at home with one that tracks writes, or answers missing pages; a
+ * thread that gives them back (madvise) does not wait.  While they are frozen they belong to the
+ * gate, which makes threads wait that write to them, miss them or give them back.  Pages that
+ * become overlays meanwhile go to the userfaultfd of overlays.
  */
 #ifndef KSMPY_FREEZE_GATE_H
 #define KSMPY_FREEZE_GATE_H
@@ -11,19 +12,22 @@
 
 #include "freeze/ops.h"
 
-/* What is frozen belongs to it. */
+/* The gate's descriptor, or -1. */
 int gate_of(const struct freezer *fz);
-/* Nothing becomes an overlay, and nothing is away: only writers wait, and who gives it back. */
+/*
+ * Are the frozen pages only protected, and not taken away?  So it is where they become zeros and
+ * the way of freezing allows for it: only writers wait then, and threads that give the pages back.
+ */
 bool gate_is_in_place(const struct freezer *fz);
 /*
- * What is frozen in place becomes holes, which read as zeros; locked memory is not to have any
- * (EINVAL).  By madvise() we would wait for ourselves, as its owner does, who may want to write
- * there next: so the pages are moved away, and go.
+ * Turns pages that are frozen in place into holes, which read as zeros.  Locked memory must not
+ * have holes (EINVAL).  The pages are moved away and dropped there: a madvise() by this thread
+ * would wait until its own message is read.
  */
 int gate_empty(struct freezer *fz, uintptr_t address, uint64_t n);
-/* From home to the gate. On error too gate_give_back() is to be called. */
+/* Moves memory from its home to the gate.  After an error gate_give_back() is to be called, too. */
 int gate_take(struct freezer *fz, uintptr_t address, uint64_t n, int uffd_mode);
-/* Back home, but for overlays; whoever waits goes on. */
+/* Moves all that has not become an overlay back to its home, and wakes those who wait. */
 void gate_give_back(struct freezer *fz, uintptr_t address, uint64_t n);
 
 /*

@@ -16,7 +16,10 @@ struct helper {
 
 /* 0 or -errno.  It gets no signal, and its stack is memory that is never adopted. */
 int helper_start(struct helper *helper, void *(*work)(void *), void *argument);
-/* Tells it to end by its eventfd, if the program has not closed that, and waits for it; or it has none. */
+/*
+ * Ends the thread and waits for that: tells it by its eventfd, or cancels it if the program has
+ * closed that (open is false).  Does nothing if it does not run.
+ */
 void helper_end(struct helper *helper, int stop_fd, bool open);
 
 #endif

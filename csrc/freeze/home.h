@@ -15,10 +15,13 @@ static inline int freezer_registration(const struct freezer *fz)
 {
     return fz->ops->registration | (fz->tracked ? OS_UFFD_WP : 0);
 }
-/* As memory of a region's own, of which nobody is told when it is given back. */
+/* Registers memory as a region's own: nobody is told when its owner gives it back. */
 int freezer_register(struct freezer *fz, uintptr_t address, uint64_t n);
-int freezer_home(const struct freezer *fz); /* the userfaultfd that has it then, or -1 */
-/* The owner may have put something else into a part of the range, which is passed over. */
+int freezer_home(const struct freezer *fz); /* the userfaultfd that has such memory, or -1 */
+/*
+ * Calls change() for a range and, if that fails, for ever smaller parts of it: the owner may have
+ * put something else into a part, which is passed over.
+ */
 typedef int freezer_change(struct freezer *fz, uintptr_t address, uint64_t n);
 void freezer_change_what_can_be(struct freezer *fz, freezer_change *change, uintptr_t address,
                                 uint64_t n);

@@ -38,23 +38,23 @@ struct freezer {
     bool taken; /* something belongs to the gate, and is to go home */
 
     int uffd;      /* missing pages of regions, and their write tracking; or -1 */
-    int wp_fd; /* what is said of any memory, whoever has it, is said to this one; or -1 */
+    int wp_fd; /* for calls on memory that any userfaultfd of ours may have; or -1 */
     int stop_fd; /* tells the fault thread to end */
     int pagemap_fd;
-    int tasks_fd; /* what other threads do */
-    uint64_t inodes[FREEZER_FILES]; /* of these descriptors, in their order; 0: not yet known */
+    int tasks_fd; /* /proc/self/task: what other threads do */
+    uint64_t inodes[FREEZER_FILES]; /* of the descriptors, in file_of()'s order; 0: not known yet */
     struct helper helper; /* the fault thread */
     struct removals removals;
-    uintptr_t windows[2]; /* for small pages, for a huge one; 0: none */
-    uintptr_t *window; /* where the frozen pages are kept, one of the two */
+    uintptr_t windows[2]; /* one for small pages, one for a huge page; 0: none */
+    uintptr_t *window; /* that of the two in which the frozen pages are */
     bool torn; /* the huge window has a page table now, so that no huge page fits in */
     uintptr_t stage; /* copies of overlay pages on their way back */
-    uintptr_t trash; /* a reservation of FREEZE_HUGE pages, for what goes; 0: none */
-    uintptr_t stage_end; /* of the reservation that the stage slides through; 0: it does not */
+    uintptr_t trash; /* a reservation of FREEZE_HUGE pages, where pages are dropped; 0: none */
+    uintptr_t stage_end; /* the end of what the stage slides through; 0: it does not slide */
     uintptr_t kept[KEPT_PLACES]; /* pages that shadows were borrowed from; 0: none */
     unsigned kept_next;
     void *zeros; /* one page */
-    int slot; /* signal: which entry of the handler's table */
+    int slot; /* in the mode signal: its entry in the handler's table */
 };
 
 /*
@@ -62,13 +62,13 @@ struct freezer {
  */
 struct freezer_ops {
     int registration; /* enum os_uffd_mode of a region's memory, tracked or not */
-    int features;     /* enum os_uffd_feature, of whatever freezes */
+    int features; /* enum os_uffd_feature of the userfaultfds that freeze */
     bool forgets_writes; /* tracking forgets what was written to pages before they were frozen */
-    bool read_only;      /* what is frozen is mapped without the right to write */
-    bool zeros_away;     /* pages of zeros, too, are away while they are frozen */
+    bool read_only; /* what is frozen is mapped without the right to write */
+    bool zeros_away; /* pages that become zeros are taken away as well while they are frozen */
     bool refuses_pinned; /* a page that anything pins for a device cannot be frozen: EBUSY */
-    bool holds_up_writers_only; /* small pages in a huge page's place are frozen together, too */
-    bool fills_holes; /* at registration: no first touch is to come to the fault thread */
+    bool holds_up_writers_only; /* so 512 small pages may be frozen together, like a huge page */
+    bool fills_holes; /* at registration, so that no first touch comes to the fault thread */
     int (*init)(struct freezer *fz);
     int (*start)(struct freezer *fz); /* or NULL: it has no thread */
     void (*stop)(struct freezer *fz); /* or NULL: it has nothing that runs */
@@ -82,8 +82,8 @@ struct freezer_ops {
     int (*unoverlay)(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
                      int vma_flags);
     /*
-     * The range is claimed, not committed: it gets its bytes back before it can be read, from what
-     * was to be moved there or from the stage.
+     * Fills a range that a failed mremap has unmapped.  It is claimed and not committed yet, and
+     * must have its bytes, which are at from, before anybody can read it.
      */
     void (*rebuild)(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n);
 };

@@ -1,6 +1,7 @@
 /*
- * What its owner has made of memory since it was looked at: unmapped, mapped over, protected.  Asked
- * right before something is done to it; what happens between the answer and that is not seen.
+ * Questions about memory that its owner may have unmapped, mapped over or protected since it was
+ * looked at.  They are asked right before something is done to it; what the owner does between the
+ * answer and that is not seen.
  */
 #ifndef KSMPY_FREEZE_OWNER_H
 #define KSMPY_FREEZE_OWNER_H
@@ -22,8 +23,8 @@ bool owner_kept(struct freezer *fz, uintptr_t address, uint64_t n);
 /* Overlays that were made read-only: are they still that? */
 bool owner_kept_overlays(struct freezer *fz, uintptr_t address, uint64_t n);
 /*
- * How many leading pages of it are alike: memory that was made read-only and is so still, or not.
- * Where nobody can tell it is, and where nothing is mapped.
+ * How many leading pages are alike, and whether they are memory that was made read-only and is so
+ * still.  *read_only is true also where nothing is mapped, and where nobody can tell.
  */
 uint64_t owner_left_read_only(struct freezer *fz, uintptr_t address, uint64_t n, bool *read_only);
 

@@ -11,11 +11,11 @@
 
 #include "freeze/ops.h"
 
-/* Before a range is attached, as a whole or part by part. */
+/* Fills holes, where the way of freezing needs that; to be called before the range is attached. */
 int freezer_fill_holes(struct freezer *fz, uintptr_t address, uint64_t n);
 int freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n);
 
-/* How many mappings more that may take. */
+/* How many mappings more it may take to attach a range. */
 uint64_t freezer_mappings(const struct freezer *fz);
 int freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n);
 /*
@@ -23,7 +23,10 @@ int freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n);
  * Should the owner have put other memory there, that is registered as its own memory would be.
  */
 int freezer_track_overlay(struct freezer *fz, uintptr_t address, uint64_t n);
-/* A new overlay, of a short run as well. At once: who gives it back before finds the frame's bytes. */
+/*
+ * Has madvise() on a new overlay noticed.  To be called at once: a thread that gives the memory
+ * back before finds the frame's bytes there.
+ */
 void freezer_watch_overlay(struct freezer *fz, uintptr_t address, uint64_t n);
 
 #endif

@@ -19,20 +19,21 @@
 #include "freeze/ops.h"
 #include "freeze/removed.h"
 
-/* Which file's private mappings are overlays. */
+/* Says by which file overlays are known: they are its private mappings. */
 void freezer_know_store(struct freezer *fz, uint64_t inode, uint64_t dev);
 /*
- * Overlays that their owner has given back, and that map no frame any more: the next such range,
- * once.  With more to tell than there is room for: true once, and the mappings tell the rest.
+ * The next range of overlays that their owner has given back, and that map no frame any more; each
+ * is told once.  If there was no room to note all, freezer_removed_more() is true once, and the
+ * caller finds the rest by the mappings.
  */
 bool freezer_removed(struct freezer *fz, struct removed *removed);
 bool freezer_removed_more(struct freezer *fz);
 
-int removals_open(struct freezer *fz);           /* or -errno, and close is to be called */
-int removals_start(struct freezer *fz);          /* once there is something to give back */
+int removals_open(struct freezer *fz);  /* or -errno, and the files are to be closed */
+int removals_start(struct freezer *fz); /* starts the thread, with the first region */
 void removals_stop(struct freezer *fz);
 
-/* Nothing is given back meanwhile: what is frozen, and what changes hands. */
+/* Keeps the thread from its work while memory is frozen or goes from one userfaultfd to another. */
 void removals_hold(struct freezer *fz);
 void removals_let_go(struct freezer *fz);
 /* Held: may a thread whose message was read still take some of it away? */

@@ -15,7 +15,7 @@
 
 #define REMOVAL_NOTES 256
 #define REMOVAL_LEAVERS 64
-#define REMOVAL_THREADS 32 /* that wait at the same time, and are heeded */
+#define REMOVAL_THREADS 32 /* threads in madvise() that are seen at one look, at most */
 
 /* Overlays that are anonymous memory now. */
 struct removed {
@@ -23,11 +23,11 @@ struct removed {
     uint64_t offset; /* in the store's file, of the first */
 };
 
-/* Its message was read: it takes these pages away, or has done so. */
+/* A thread whose message was read: it takes these pages away, or has done so. */
 struct leaver {
     uintptr_t start, end;
     struct os_removal call;
-    uint64_t until; /* ns: by then it has, for all we know */
+    uint64_t until; /* ns, monotonic: by then it is taken to have done so */
 };
 
 struct removals {
@@ -38,20 +38,20 @@ struct removals {
     struct os_maps maps;
     uint64_t inode, dev; /* of the store, whose private mappings are the overlays */
     struct helper helper;
-    /* For what follows. Who holds it waits for no thread that may wait for a message. */
+    /* Guards what follows. Its holder must not wait for a thread that may wait for a message. */
     pthread_mutex_t quiet;
-    _Atomic bool wanted; /* by the thread */
+    _Atomic bool wanted; /* the thread wants quiet: see removals_hold() */
     struct removed notes[REMOVAL_NOTES];
     int notes_n;
     bool overflown; /* there was no room for a note */
     struct leaver leavers[REMOVAL_LEAVERS];
     int leavers_n;
-    struct os_removal prepared[REMOVAL_THREADS]; /* whose overlays are replaced */
+    struct os_removal prepared[REMOVAL_THREADS]; /* calls whose overlays have been replaced */
     int prepared_n;
 };
 
 void removals_forget(struct removals *removals); /* as if it had never been opened */
-/* But for the descriptors, which are the freezer's. */
+/* Closes all but the descriptors, which freezer_close_files() closes. */
 void removals_close(struct removals *removals);
 
 #endif

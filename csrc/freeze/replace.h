@@ -8,23 +8,27 @@
 
 #include "freeze/ops.h"
 
-/* Protects what belongs to wp_fd: from then on its writers wait. */
+/* Protects memory that a userfaultfd has which blocks: from then on its writers wait. */
 int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n);
 int freezer_let_writers_go(struct freezer *fz, uintptr_t address, uint64_t n);
 /*
- * Overlays belong to the gate, and their writers wait; and do so no more, also where the kernel does
- * not take them from it. Who waits already is to be woken.
+ * Gives overlays to the gate, and makes their writers wait; and the way back, after which they do
+ * not wait even if the kernel cannot take the overlays from the gate.  Those who wait already are
+ * to be woken by the caller.
  */
 int freezer_take_overlays(struct freezer *fz, uintptr_t address, uint64_t n);
 void freezer_leave_overlays(struct freezer *fz, uintptr_t address, uint64_t n);
 /*
- * The same of what is to be frozen where it is.  A page that was not there could not be protected,
- * and may have come meanwhile: a hole.
+ * Makes writers wait for memory that is to be frozen in place.  A page that was not there could not
+ * be protected, and may be there by now: it counts as a hole.
  */
 int freezer_block_in_place(struct freezer *fz, uintptr_t address, uint64_t n);
-/* Of overlay pages that no thread can write now: -EBUSY when a device may do so, into a copy. */
+/*
+ * May a device write into overlay pages that no thread can write now?  -EBUSY if one of them is a
+ * copy that direct I/O may be writing to.
+ */
 int freezer_still(struct freezer *fz, uintptr_t address, uint64_t n);
-/* What they show, to the stage; -EFAULT: a part of them is gone. */
+/* Copies what pages show; -EFAULT: a part of them is gone. */
 int freezer_copy(uintptr_t to, uintptr_t address, uint64_t n);
 /*
  * Moves the memory at from over overlay pages, if they are still there (-ESTALE); should the target

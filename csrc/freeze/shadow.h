@@ -30,8 +30,8 @@ uintptr_t shadow_by_displacing(int fd, uintptr_t address, uint64_t n);
 /* One with an identity of its own: what comes back is one mapping with itself, in any order. */
 uintptr_t shadow_afresh(uintptr_t address, uint64_t n, int vma_flags);
 /*
- * Of n pages and one more, with the identity of the one page at from, which belongs to the address; or
- * 0.
+ * A shadow of n pages and one more, grown out of the one page at from, whose identity it has.  It
+ * is for the address, which that page had; or 0.
  */
 uintptr_t shadow_grow(uintptr_t from, uintptr_t address, uint64_t n);
 
