@@ -14,7 +14,7 @@ import pytest
 
 from conftest import MakeEngine
 from ksmpy import Store
-from support import memory
+from support import memory, oracle
 from support.libc import libc
 from support.memory import Bytes
 from support.oracle import PAGE
@@ -65,9 +65,15 @@ def _merge(engine: Any) -> tuple[list[int], list[Any], list[Bytes]]:
 
 
 def _move(source: int, target: int) -> None:
-    """The overlay of a block, which is all of it but its last page."""
-    size = NBYTES - PAGE
-    assert libc.mremap(source, size, size, _FIXED, target) == target
+    """The overlays of a block, which are all of it but its last page.
+
+    Those that cross the place of a huge page are two mappings, of which one may be tracked.
+    """
+    end = source + NBYTES - PAGE
+    for piece in oracle.overlapping(source, end - source):
+        start, size = piece.start, min(piece.end, end) - piece.start
+        place = target + start - source
+        assert libc.mremap(start, size, size, _FIXED, place) == place
 
 
 def _unmap(blocks: list[int]) -> None:

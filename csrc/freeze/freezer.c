@@ -146,7 +146,7 @@ static void hold(struct freezer *fz)
 {
     pthread_mutex_lock(&fz->lock);
     removals_hold(fz);
-    fz->to_zeros = false;
+    fz->to_zeros = fz->in_place = false;
 }
 
 static void let_go(struct freezer *fz)

@@ -27,7 +27,6 @@ struct freezer {
     int mode;      /* enum ksmpy_freeze, never AUTO */
     const struct freezer_ops *ops;
     bool tracked;  /* regions are registered for asynchronous write protection */
-    bool waits_in_calls; /* faults of system calls wait too, where others fail (EFAULT) */
     pthread_mutex_t lock;
 
     _Atomic uint32_t thaws; /* counts up: what waited before was woken, and needs no answer */
@@ -35,6 +34,7 @@ struct freezer {
     bool hole[FREEZE_HUGE]; /* frozen page was not there: its view must not be touched */
     bool mapped[FREEZE_HUGE]; /* frozen page is an overlay by now */
     bool to_zeros; /* of what is frozen nothing becomes an overlay */
+    bool in_place; /* what is frozen stays where it is, protected page by page */
     bool taken; /* something belongs to the gate, and is to go home */
 
     int uffd;      /* missing pages of regions, and their write tracking; or -1 */

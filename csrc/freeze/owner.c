@@ -1,10 +1,12 @@
 #include "freeze/owner.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "base/pages.h"
 #include "freeze/ops.h"
 #include "os/maps.h"
+#include "os/pagemap.h"
 #include "os/uffd.h"
 
 /* The mapping at this address, if there is one. */
@@ -46,11 +48,21 @@ bool owner_kept_registered(const struct freezer *fz, uintptr_t address, uint64_t
             owner_kept_registered(fz, address + bytes_of(half), n - half));
 }
 
+bool owner_left_protected(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    bool unprotected[FREEZE_HUGE];
+    if (os_unprotected(fz->pagemap_fd, address, n, unprotected) < 0)
+        return false;
+    return !memchr(unprotected, true, n);
+}
+
 bool owner_kept(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     if (fz->wp_fd >= 0 && !owner_kept_registered(fz, address, n))
         return false;
-    return is_plain(fz, address, n, !fz->ops->read_only);
+    if (!is_plain(fz, address, n, !fz->ops->read_only))
+        return false;
+    return !fz->in_place || owner_left_protected(fz, address, n);
 }
 
 bool owner_kept_overlays(struct freezer *fz, uintptr_t address, uint64_t n)

@@ -81,20 +81,20 @@ void freezer_leave_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
 
 int freezer_block_in_place(struct freezer *fz, uintptr_t address, uint64_t n)
 {
+    fz->in_place = true;
     int error = freezer_block_writers(fz, address, n);
     return error ? error : os_unprotected(fz->pagemap_fd, address, n, fz->hole);
 }
 
 /*
- * Are the overlays whose writers wait still there?  -ESTALE: not all of them.  Memory that anybody
- * has mapped in their place since belongs to no userfaultfd, so to protect it again fails.
+ * Are the overlays whose writers wait still there, as they were copied?  What their owner has put in
+ * their place since, or somebody else, belongs to no userfaultfd.
  */
-static int check_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
+static bool are_overlays_left(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     if (fz->wp_fd < 0)
-        return owner_kept_overlays(fz, address, n) ? 0 : -ESTALE;
-    int error = protect(fz, address, n);
-    return error == -ENOENT ? -ESTALE : error;
+        return owner_kept_overlays(fz, address, n);
+    return owner_kept_registered(fz, address, n) && owner_left_protected(fz, address, n);
 }
 
 /*
@@ -106,10 +106,9 @@ int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint6
 {
     if (!os_can_map(n))
         return -ENOMEM;
-    int error = check_overlays(fz, address, n);
-    if (error)
-        return error;
-    error = os_remap(address, from, n, true);
+    if (!are_overlays_left(fz, address, n))
+        return -ESTALE;
+    int error = os_remap(address, from, n, true);
     if (!error || os_claim(address, n) != 0)
         return error; /* the range could not be claimed, so the overlay is still mapped there */
     fz->ops->rebuild(fz, address, from, n);

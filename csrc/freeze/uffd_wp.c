@@ -16,9 +16,8 @@
  * noted of writes to them and was not asked for: so pages that were frozen and
  * not merged have to be looked at anew.
  *
- * No page is ever absent, except the first one of a region, once, if its shadow
- * needs that (displaced_shadow), and whoever touches that one waits.  So no
- * fault has to be answered, and there is no fault thread.
+ * Nothing is ever absent: what its owner moves elsewhere (mremap) takes its bytes
+ * along.  So no fault has to be answered, and there is no thread for it.
  */
 #include "freeze/uffd_wp.h"
 
@@ -35,18 +34,17 @@
 #include "freeze/shadow.h"
 #include "freeze/stage.h"
 #include "os/clock.h"
-#include "os/direct_io.h"
 #include "os/map.h"
-#include "os/pagemap.h"
 #include "os/uffd.h"
 
 static int wp_init(struct freezer *fz)
 {
+    bool kernel_mode;
     if (fz->tracked)
-        fz->uffd = os_uffd_open(OS_UFFD_WP_ASYNC, &fz->waits_in_calls);
+        fz->uffd = os_uffd_open(OS_UFFD_WP_ASYNC, &kernel_mode);
     if (fz->tracked && fz->uffd < 0)
         return fz->uffd;
-    fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC, &fz->waits_in_calls);
+    fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC, &kernel_mode);
     if (fz->wp_fd < 0)
         return fz->wp_fd;
     stage_open(fz); /* if it fails, the stage that does not slide stays, and costs mappings */
@@ -59,17 +57,17 @@ static int wp_init(struct freezer *fz)
  * Gives a range to the gate, if all of it is still registered: memory that anybody has mapped there
  * since is not, and the kernel refuses to protect it (ENOENT).
  */
-static int take_over(struct freezer *fz, uintptr_t address, uint64_t n, int uffd_mode)
+static int take_over(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     int error = os_uffd_protect(fz->wp_fd, address, n, fz->tracked);
     if (error)
         return error == -ENOENT ? -EPERM : error;
-    return gate_take(fz, address, n, uffd_mode);
+    return gate_take(fz, address, n, OS_UFFD_WP);
 }
 
 static int64_t wp_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view)
 {
-    int error = take_over(fz, address, n, OS_UFFD_WP);
+    int error = take_over(fz, address, n);
     if (error == -EPERM)
         return n > 1 ? -ENOENT : error;
     if (!error)
@@ -99,29 +97,10 @@ static int wp_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vma_fl
 
 /* ---- giving overlays back ---- */
 
-/*
- * A shadow from the region's first page, which is away for a moment.  Its address is registered for
- * missing pages meanwhile, so a thread that touches it waits.  A system call waits as well only if
- * our userfaultfd handles faults of the kernel; if not, the caller has seen to it that no other
- * thread is in a call that could touch memory.
- */
-static uintptr_t displaced_shadow(struct freezer *fz, uintptr_t address, uint64_t n)
-{
-    fz->mapped[0] = false;
-    int error = take_over(fz, address, 1, OS_UFFD_WP | OS_UFFD_MISSING);
-    uintptr_t shadow = error ? 0 : shadow_by_displacing(fz->wp_fd, address, n);
-    gate_give_back(fz, address, 1);
-    return shadow;
-}
-
+/* No page of the region goes away for it: its owner may move it just then, and would find it empty. */
 static uintptr_t wp_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
     uintptr_t shadow = shadow_by_borrowing(fz, address, n, vma_flags);
-    if (shadow)
-        return shadow;
-    bool harmless = fz->waits_in_calls || os_others_wait(fz->tasks_fd);
-    if (harmless)
-        shadow = displaced_shadow(fz, address, n);
     return shadow ? shadow : shadow_afresh(address, n, vma_flags);
 }
 

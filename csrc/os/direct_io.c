@@ -172,42 +172,6 @@ static enum activity look(struct question *question)
     return seen < 0 ? UNKNOWN : round.worst;
 }
 
-/*
- * Is it a call in which a thread only waits, and reads and writes no memory but small arguments?
- * text: "number argument0 argument1 ...", or "running".
- */
-static bool only_waits(const char *text)
-{
-    static const long calls[] = {
-        SYS_futex,       SYS_ppoll,     SYS_pselect6,
-        SYS_epoll_pwait, SYS_nanosleep, SYS_clock_nanosleep,
-        SYS_wait4,       SYS_waitid,    SYS_rt_sigtimedwait,
-#ifdef SYS_poll
-        SYS_poll,        SYS_select,    SYS_epoll_wait,
-        SYS_pause,
-#endif
-    };
-    char *end;
-    long number = strtol(text, &end, 10);
-    for (size_t i = 0; end != text && i < sizeof calls / sizeof calls[0]; i++)
-        if (number == calls[i])
-            return true;
-    return false;
-}
-
-static bool works(const char *name, void *tasks)
-{
-    char text[256];
-    if (strtol(name, NULL, 10) == syscall(SYS_gettid))
-        return false;
-    return tell(*(int *)tasks, name, "syscall", text, sizeof text) <= 0 || !only_waits(text);
-}
-
-bool os_others_wait(int tasks_fd)
-{
-    return os_each_entry(tasks_fd, works, &tasks_fd) == 0;
-}
-
 /* ---- memory that is given back ---- */
 
 /* Does the thread of this text, "number argument0 ...", wait in a madvise() that gives back? */

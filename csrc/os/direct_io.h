@@ -14,8 +14,6 @@ int os_tasks_open(void); /* a descriptor for os_direct_io(), or -errno */
  * any more.  -EBUSY: it does, or nobody can tell; -EMFILE, -ENFILE: for want of a descriptor.
  */
 int os_direct_io(int tasks_fd, uintptr_t address, uint64_t n);
-/* Does every other thread wait for something, in a call that reads and writes no memory? */
-bool os_others_wait(int tasks_fd);
 
 /* A thread in madvise() that gives memory back (MADV_DONTNEED, MADV_FREE). */
 struct os_removal {

@@ -32,9 +32,6 @@ static uintptr_t awaited; /* the change is made when something was moved to this
 static uintptr_t forbidden; /* what is moved from this address is protected just then */
 static uintptr_t refused; /* what is moved to this address is not, and its target is unmapped */
 
-static uintptr_t watched; /* is this page moved away? */
-static bool moved_away;
-
 static void change_a_part(uintptr_t range)
 {
     void *part = page_at(range, FIRST);
@@ -61,7 +58,6 @@ void *mremap(void *from, size_t before, size_t after, int flags, ...)
         errno = ENOMEM;
         return MAP_FAILED;
     }
-    moved_away |= watched && (uintptr_t)from == watched;
     bool forbids = forbidden && (uintptr_t)from == forbidden;
     if (forbids)
         mprotect(from, before, PROT_NONE);
@@ -278,7 +274,7 @@ static void a_shadow_forbids_nothing(void)
     uintptr_t shadow = freezer_shadow(&fz, range, N, 0);
     bool lent = !forbidden;
     forbidden = 0;
-    CHECK(lent == (way != KSMPY_FREEZE_SIGNAL));
+    CHECK(lent == (way == KSMPY_FREEZE_UFFD_MOVE || way == KSMPY_FREEZE_UFFD_REMAP));
     CHECK(!shadow || !lent || os_populate(shadow, 1, true) == 0);
     CHECK(os_populate(range, 1, true) == 0 && filled((const uint8_t *)range, N, 1));
     if (shadow)
@@ -346,50 +342,6 @@ static void what_others_map_there_stays(void)
     CHECK(filled((const uint8_t *)range, N, 500));
     give_back(&fz, range);
     close(memfd);
-}
-
-static void *read_into(void *ends)
-{
-    char byte;
-    return (void *)read(*(int *)ends, &byte, 1);
-}
-
-static bool is_displaced(struct freezer *fz, uintptr_t range)
-{
-    watched = range;
-    moved_away = false;
-    uintptr_t shadow = freezer_shadow(fz, range, N, 0);
-    watched = 0;
-    CHECK(shadow && filled((const uint8_t *)range, N, 1));
-    os_unmap((void *)shadow, bytes_of(N + 1));
-    return moved_away;
-}
-
-/*
- * A system call that touches a page which is away fails where the kernel's faults are not handled:
- * no page is taken away while a thread is in one that may.
- */
-static void no_page_goes_away_under_a_system_call(void)
-{
-    struct freezer fz;
-    pthread_t reader;
-    int ends[2];
-    uintptr_t range = new_range(); /* nothing can be borrowed below it */
-    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
-    fz.waits_in_calls = false;
-    bool alone = false;
-    for (int tries = 0; tries < 1000 && !alone; tries++) /* until its own threads wait */
-        alone = is_displaced(&fz, range);
-    CHECK(alone);
-    REQUIRE(pipe(ends) == 0 && pthread_create(&reader, NULL, read_into, &ends[0]) == 0);
-    os_sleep_us(10000); /* it runs or reads: the same here */
-    for (int i = 0; i < 20; i++)
-        CHECK(!is_displaced(&fz, range));
-    CHECK(write(ends[1], "", 1) == 1);
-    pthread_join(reader, NULL);
-    close(ends[0]);
-    close(ends[1]);
-    give_back(&fz, range);
 }
 
 /* Is it in a mapping that the kernel's own KSM may share? */
@@ -590,8 +542,6 @@ int main(void)
         RUN(what_is_allowed_stays_allowed);
         RUN(a_shadow_forbids_nothing);
         RUN(what_is_given_back_while_it_is_frozen_for_zeros_is_gone);
-        if (way == KSMPY_FREEZE_UFFD_WP)
-            RUN(no_page_goes_away_under_a_system_call);
         if (way == KSMPY_FREEZE_UFFD_WP)
             RUN(ksm_is_kept_away_from_what_is_protected);
         if (way == KSMPY_FREEZE_UFFD_MOVE || way == KSMPY_FREEZE_UFFD_REMAP)

@@ -39,6 +39,7 @@ static bool stuck; /* a thread waits for ever, and the freezer cannot end */
 
 static void (*before_watching)(void); /* once: an overlay was mapped, and belongs to nobody yet */
 static void (*before_moving)(void); /* once: the range is about to be taken away */
+static void (*after_moving)(void); /* once: a part of the range was taken away */
 static void (*before_replacing)(void); /* once: copies are about to be moved over overlays */
 static void (*after_looking)(void); /* once: which pages show frames has been asked */
 static bool nobody_is_seen; /* in madvise() */
@@ -82,7 +83,10 @@ int __wrap_os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep)
 {
     if (from == range)
         act(&before_moving);
-    return __real_os_remap(to, from, n, keep);
+    int error = __real_os_remap(to, from, n, keep);
+    if (from == range && !error)
+        act(&after_moving);
+    return error;
 }
 
 bool __wrap_os_can_map(uint64_t n)
@@ -138,6 +142,15 @@ static bool has_its_own(void)
     return filled(page_at(range, FIRST), END - FIRST, OWN) &&
            filled((const uint8_t *)range, FIRST, 1) &&
            filled(page_at(range, END), N - END, 1 + END);
+}
+
+static uintptr_t elsewhere; /* where its owner has moved a page to */
+
+/* The mapping stays, empty, as collectors that compact have it. */
+static bool move_elsewhere(uint64_t page)
+{
+    elsewhere = (uintptr_t)os_reserve(PAGE_SIZE);
+    return elsewhere && __real_os_remap(elsewhere, range + bytes_of(page), 1, true) == 0;
 }
 
 static bool begin(void)
@@ -198,6 +211,88 @@ static int read_at(uint64_t page)
         return -1;
     stuck = pthread_timedjoin_np(thread, &got, &until) != 0;
     return stuck ? -1 : (int)(uintptr_t)got - 1;
+}
+
+/* ---- what its owner moves ---- */
+
+static void the_first_page_moves(void)
+{
+    CHECK(move_elsewhere(0));
+}
+
+static void a_page_that_lends_its_identity_can_be_moved(void)
+{
+    REQUIRE(begin());
+    after_moving = the_first_page_moves;
+    uintptr_t shadow = freezer_shadow(&freezer, range, N, 0);
+    act(&after_moving);
+    CHECK(shadow && filled((const uint8_t *)elsewhere, 1, 1));
+    os_unmap((void *)shadow, bytes_of(N + 1));
+    os_unmap((void *)elsewhere, PAGE_SIZE);
+    end();
+}
+
+static void *write_late(void *page)
+{
+    *(volatile uint8_t *)page = OWN % 256;
+    atomic_store(&written, true);
+    return NULL;
+}
+
+static void wait_for(_Atomic bool *flag, unsigned milliseconds)
+{
+    for (unsigned i = 0; i < milliseconds && !atomic_load(flag); i++)
+        os_sleep_us(1000);
+}
+
+/* Nothing protects a page that comes where one was moved away. */
+static void a_page_moves_and_another_comes(void)
+{
+    written = false;
+    CHECK(move_elsewhere(FIRST));
+    CHECK(pthread_create(&writer, NULL, write_late, page_at(range, FIRST)) == 0);
+    wait_for(&written, 100);
+}
+
+/* The range is not frozen any more. */
+static bool is_written(uint8_t rest)
+{
+    const uint8_t *page = page_at(range, FIRST);
+    wait_for(&written, 1000 * PATIENCE);
+    stuck = !written;
+    if (stuck)
+        return false;
+    pthread_join(writer, NULL);
+    return page[0] == OWN % 256 && page[1] == rest;
+}
+
+static void moves_while_it_is_frozen(bool zeros)
+{
+    const uint8_t *view;
+    if (zeros)
+        memset((void *)range, 0, bytes_of(N));
+    REQUIRE(freeze_all(&view, zeros));
+    a_page_moves_and_another_comes();
+    if ((zeros ? freeze_zero(&freezer, 0, N, 0) : freeze_overlay(&freezer, 0, N, frames, 0)) < 0)
+        freeze_restore(&freezer, 0, N);
+    thaw(&freezer);
+    REQUIRE(is_written(0));
+    CHECK(zeros ? *(uint8_t *)elsewhere == 0 : filled((const uint8_t *)elsewhere, 1, 1 + FIRST));
+    os_unmap((void *)elsewhere, PAGE_SIZE);
+}
+
+static void what_is_written_where_a_frozen_page_was_stays(void)
+{
+    REQUIRE(begin());
+    moves_while_it_is_frozen(false);
+    end();
+}
+
+static void what_is_written_where_a_page_of_zeros_was_stays(void)
+{
+    REQUIRE(begin());
+    moves_while_it_is_frozen(true);
+    end();
 }
 
 /* ---- merging ---- */
@@ -300,20 +395,21 @@ static void overlays_that_were_taken_for_memory_come_back(void)
     end();
 }
 
+/* The mapping shows its frame there again, until it is written. */
+static void what_is_written_where_an_overlay_was_stays(void)
+{
+    REQUIRE(begin());
+    merge();
+    uint8_t rest = ((const uint8_t *)page_at(range, FIRST))[1];
+    before_replacing = a_page_moves_and_another_comes;
+    freezer_unoverlay(&freezer, range, N, 0, 0);
+    REQUIRE(!before_replacing && is_written(rest));
+    CHECK(filled((const uint8_t *)elsewhere, 1, 1 + FIRST));
+    os_unmap((void *)elsewhere, PAGE_SIZE);
+    end();
+}
+
 /* ---- giving back ---- */
-
-static void *write_late(void *page)
-{
-    *(volatile uint8_t *)page = OWN % 256;
-    atomic_store(&written, true);
-    return NULL;
-}
-
-static void wait_for(_Atomic bool *flag, unsigned milliseconds)
-{
-    for (unsigned i = 0; i < milliseconds && !atomic_load(flag); i++)
-        os_sleep_us(1000);
-}
 
 /* The owner has its pages back by then, and has no reason to wait. */
 static void write_what_was_given_back(void)
@@ -417,6 +513,14 @@ static void in_this_way(void)
         RUN(what_stays_at_the_gate_can_be_read);
         RUN(who_got_the_place_gets_its_pages_back);
     }
+    if (!takes_away)
+        RUN(a_page_that_lends_its_identity_can_be_moved);
+    if (way == KSMPY_FREEZE_UFFD_WP)
+        RUN(what_is_written_where_a_frozen_page_was_stays);
+    if (way == KSMPY_FREEZE_UFFD_WP || way == KSMPY_FREEZE_UFFD_REMAP)
+        RUN(what_is_written_where_a_page_of_zeros_was_stays);
+    if (way != KSMPY_FREEZE_SIGNAL)
+        RUN(what_is_written_where_an_overlay_was_stays);
     RUN(what_is_mapped_over_overlays_on_their_way_back_stays);
     if (way != KSMPY_FREEZE_SIGNAL) {
         RUN(overlays_that_were_taken_for_memory_come_back);

@@ -35,11 +35,11 @@ MUTANTS = [
         tests=("c/test_freeze.c::a_fault_from_before_a_thaw_fills_nothing",),
     ),
     Mutant(
-        "no page goes away under a system call",
+        "a region's shadow takes no page away",
         file="csrc/freeze/uffd_wp.c",
-        old="fz->waits_in_calls || os_others_wait(fz->tasks_fd);",
-        new="true;",
-        tests=("c/test_freeze.c::no_page_goes_away_under_a_system_call",),
+        old="return shadow ? shadow : shadow_afresh(address, n, vma_flags);",
+        new="return shadow ? shadow : shadow_by_displacing(fz->wp_fd, address, n);",
+        tests=("c/test_owner.c::a_page_that_lends_its_identity_can_be_moved",),
     ),
     Mutant(
         "the kernel's KSM is kept away from what is protected",

@@ -34,6 +34,23 @@ MUTANTS = [
         tests=("c/test_owner.c::what_is_written_after_giving_back_stays",),
     ),
     Mutant(
+        "what comes where a frozen page was is noticed",
+        file="csrc/freeze/owner.c",
+        old="return !fz->in_place || owner_left_protected(fz, address, n);",
+        new="return true;",
+        tests=(
+            "c/test_owner.c::what_is_written_where_a_frozen_page_was_stays",
+            "c/test_owner.c::what_is_written_where_a_page_of_zeros_was_stays",
+        ),
+    ),
+    Mutant(
+        "what comes where an overlay was is noticed",
+        file="csrc/freeze/replace.c",
+        old=" && owner_left_protected(fz, address, n);",
+        new=";",
+        tests=("c/test_owner.c::what_is_written_where_an_overlay_was_stays",),
+    ),
+    Mutant(
         "who got the place gets its pages back",
         file="csrc/freeze/uffd_away.c",
         old="    if (got <= 0 || owner_kept_registered(",
@@ -43,8 +60,8 @@ MUTANTS = [
     Mutant(
         "only overlays are replaced by their copies",
         file="csrc/freeze/replace.c",
-        old="    int error = check_overlays(fz, address, n);\n",
-        new="    int error = false ? check_overlays(fz, address, n) : 0;\n",
+        old="    if (!are_overlays_left(fz, address, n))\n",
+        new="    if (false && !are_overlays_left(fz, address, n))\n",
         tests=("c/test_owner.c::what_is_mapped_over_overlays_on_their_way_back_stays",),
     ),
     Mutant(
