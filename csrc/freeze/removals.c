@@ -45,6 +45,8 @@
 /* After so many of these looks a thread that was about to sleep when its message came sleeps. */
 #define SETTLED 5
 /* How often, 20 us apart, the scanner lets this thread take the lock first: 1 ms at least. */
+#define FAULTS                                                                                     \
+    4 /* tries, before what is behind a page is taken to be a copy that was swapped out */
 #define TURNS 50
 
 int removals_open(struct freezer *fz)
@@ -181,6 +183,25 @@ static void leave(struct freezer *fz, uintptr_t address, uint64_t n)
 }
 
 /*
+ * What is behind at most FREEZE_MAX overlay pages whose writers wait; false: nobody can tell.
+ *
+ * A page that is not present may have a marker of write protection in its place, which looks like a
+ * swapped-out copy to ordinary users: after a fault it looks like what it is.  Its owner, who has
+ * been let go on, may take the page away again between the fault and the look, but only once.
+ */
+static bool look_behind(const struct freezer *fz, uintptr_t address, uint64_t n, uint8_t *kinds)
+{
+    for (int i = 0; i < FAULTS; i++) {
+        os_populate(address, n, false);
+        if (os_pages(fz->pagemap_fd, address, n, kinds) < 0)
+            return false;
+        if (!memchr(kinds, OS_PAGE_UNTOLD, n))
+            break;
+    }
+    return true;
+}
+
+/*
  * Replaces those pages that still show their frames, of at most FREEZE_MAX, while their writers
  * wait.  A page that was written to has its owner's new bytes and stays.
  */
@@ -188,12 +209,7 @@ static void replace_what_shows_frames(struct freezer *fz, struct removed removed
 {
     uint8_t kinds[FREEZE_MAX] = {0};
     uint64_t n = (removed.end - removed.start) >> PAGE_SHIFT;
-    /*
-     * A page that is not present may have a marker of write protection in its place, which looks
-     * like a swapped-out copy to ordinary users: after a fault it looks like what it is.
-     */
-    os_populate(removed.start, n, false);
-    bool known = os_pages(fz->pagemap_fd, removed.start, n, kinds) == 0;
+    bool known = look_behind(fz, removed.start, n, kinds);
     for (uint64_t i = 0, length; i < n; i += length) {
         bool shows = shows_frame(kinds[i]);
         for (length = 1; i + length < n && shows_frame(kinds[i + length]) == shows;)
