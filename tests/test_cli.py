@@ -349,6 +349,34 @@ def test_run_passes_bad_knobs_on_as_one_line() -> None:
     assert told.stdout == ""
 
 
+OFFSETS = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+libc.free(libc.malloc(30 << 20))  # from now on malloc() takes smaller ones from its heap
+libc.malloc(int(sys.argv[1]))
+print([libc.malloc(size << 20) % 4096 for size in (1, 2, 5)])
+"""
+
+
+@needs_engine
+def test_run_lays_big_blocks_on_pages_alike(tmp_path: Path) -> None:
+    """With --mmap-threshold, a block's place in its page does not depend on what was there."""
+    script = tmp_path / "offsets.py"
+    script.write_text(OFFSETS)
+    said = {
+        ksmpy("run", *options, str(script), size).stdout
+        for options in ((), ("--mmap-threshold", "1M"))
+        for size in ("300000", "301000")
+    }
+    alike = f"{[16] * 3}\n"
+    assert alike in said and len(said) == 3, said
+    told = ksmpy("run", "--mmap-threshold", "33M", "-c", "print('started')")
+    assert told.returncode == 1 and told.stdout == ""
+    assert "32M at most" in one_line(told.stderr)
+
+
 @needs_engine
 def test_run_can_be_interrupted() -> None:
     """Ctrl-C reaches the program, and ends it as it ends the interpreter by itself."""

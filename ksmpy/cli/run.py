@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 
-from ksmpy.cli.command import TRUE, Command, CommandError, Parser
+from ksmpy.cli.command import TRUE, Command, CommandError, Parser, size
 
 # Files with these endings are run by the interpreter even if they are executable.
 _PYTHON_FILES = (".py", ".pyw", ".pyz", ".pyc")
@@ -41,6 +41,14 @@ class Run(Command):
                     flag, type=kind, metavar=metavar, help=f"option {name} of ksmpy.enable()"
                 )
         parser.option(
+            "--mmap-threshold",
+            type=size,
+            metavar="SIZE",
+            help="glibc's malloc() gives blocks from this size on, at most 32M, mappings of their"
+            " own, so that equal ones lie equally on pages everywhere; 1M is a good one, where few"
+            " such blocks are temporary",
+        )
+        parser.option(
             "--report", action="store_true", help="print what was saved to stderr at the end"
         )
         rest = argparse.REMAINDER
@@ -60,13 +68,15 @@ class Run(Command):
             if options.report:
                 print("ksmpy: turned off by KSMPY_DISABLE", file=sys.stderr, flush=True)
             return _execute(command)
-        from ksmpy.whole.prepare import check, environment, open_store
+        from ksmpy.whole.prepare import check, check_threshold, environment, open_store
         from ksmpy.whole.supervise import supervise
 
         chosen = _chosen(options)
+        check_threshold(options.mmap_threshold)
         store = open_store(chosen.get("store"))
         check(store, chosen)
-        return supervise(command, environment(store, chosen), store, report=options.report)
+        environ = environment(store, chosen, options.mmap_threshold)
+        return supervise(command, environ, store, report=options.report)
 
 
 def _chosen(options: argparse.Namespace) -> dict[str, int | str]:

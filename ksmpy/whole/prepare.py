@@ -14,9 +14,12 @@ from ksmpy.store.store import Store
 from ksmpy.whole.common import FOLLOW
 from ksmpy.whole.enable import disable, enable
 
-__all__ = ["check", "environment", "open_store"]
+__all__ = ["check", "check_threshold", "environment", "open_store"]
 
 _SITE = str(Path(__file__).parent / "site")
+
+#: glibc takes no larger M_MMAP_THRESHOLD on 64-bit machines (mallopt(3)).
+_THRESHOLD_MAX = 32 << 20
 
 Options = Mapping[str, int | str]
 
@@ -26,7 +29,26 @@ def open_store(name: int | str | None) -> Store:
     return Store.anonymous() if name is None else Store.open(str(name))
 
 
-def environment(store: Store, options: Options) -> dict[str, str]:
+def check_threshold(threshold: int | None) -> None:
+    """Raises KsmpyError where no malloc() takes such a threshold."""
+    if threshold is None:
+        return
+    if threshold > _THRESHOLD_MAX:
+        raise KsmpyError(
+            f"--mmap-threshold: {threshold} bytes are more than glibc's malloc() takes: "
+            f"{_THRESHOLD_MAX >> 20}M at most"
+        )
+    try:
+        known = (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+    except ValueError:
+        known = False
+    if not known:
+        raise KsmpyError("--mmap-threshold: the C library here is not glibc: leave it out")
+
+
+def environment(
+    store: Store, options: Options, mmap_threshold: int | None = None
+) -> dict[str, str]:
     """What the program and all below it find in their environment."""
     environ = dict(os.environ)
     environ.pop("KSMPY_REPORT", None)
@@ -35,6 +57,10 @@ def environment(store: Store, options: Options) -> dict[str, str]:
     # descriptor of it, which a program could close, or pass on to others.
     own = store.name is None
     environ[FOLLOW] = f"/proc/{os.getpid()}/fd/{store.fileno()}" if own else "named"
+    if mmap_threshold is not None:
+        # A block in a mapping of its own begins 16 bytes behind a page's start, in every process.
+        # In the heap it begins wherever the one before it has ended.
+        environ["MALLOC_MMAP_THRESHOLD_"] = str(mmap_threshold)
     path = [each for each in environ.get("PYTHONPATH", "").split(os.pathsep) if each != _SITE]
     environ["PYTHONPATH"] = os.pathsep.join([_SITE, *filter(None, path)])
     return environ
