@@ -93,6 +93,11 @@ static bool claims(int number, const siginfo_t *info)
         wait_for_thaw(count);
         return true;
     }
+    /*
+     * The freeze that this fault came from may have ended since the count was read above.  What is
+     * read now counts its thaw, and so differs from what an earlier fault of this thread noted.
+     */
+    count = atomic_load(&thaws);
     if (retried_address == address && retried_thaws == count)
         return false;
     retried_address = address;

@@ -6,6 +6,7 @@
  */
 #include "os/devices.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -60,13 +61,13 @@ static bool machine_has_rings(void)
     char text[32] = "";
     int fd = open("/proc/sys/fs/aio-nr", O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return false; /* the kernel was built without libaio's calls */
+        return errno != ENOENT; /* ENOENT: the kernel was built without libaio's calls */
     ssize_t got = read(fd, text, sizeof text - 1);
     close(fd);
     return got > 0 && strtoul(text, NULL, 10) > 0;
 }
 
-/* The kernel maps a ring from a file that it calls "/[aio]". */
+/* The kernel maps a ring from a file that it calls "/[aio]".  true also where nobody can tell. */
 static bool has_ring(void)
 {
     static const char name[] = "/[aio]";
@@ -75,9 +76,11 @@ static bool has_ring(void)
     char text[4096] = "";
     ssize_t got = 0;
     bool found = false;
-    int maps = machine_has_rings() ? open("/proc/self/maps", O_RDONLY | O_CLOEXEC) : -1;
-    if (maps < 0)
+    if (!machine_has_rings())
         return false;
+    int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    if (maps < 0)
+        return true;
     while (!found && (got = read(maps, text + overlap, sizeof text - overlap)) > 0) {
         found = memmem(text, overlap + (size_t)got, name, sizeof name - 1) != NULL;
         memmove(text, text + got, overlap);
