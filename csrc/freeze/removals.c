@@ -45,9 +45,9 @@
 /* After so many of these looks a thread that was about to sleep when its message came sleeps. */
 #define SETTLED 5
 /* How often, 20 us apart, the scanner lets this thread take the lock first: 1 ms at least. */
-#define FAULTS                                                                                     \
-    4 /* tries, before what is behind a page is taken to be a copy that was swapped out */
 #define TURNS 50
+/* How often a page is faulted in, before it is taken for a copy that was swapped out. */
+#define FAULTS 4
 
 int removals_open(struct freezer *fz)
 {
