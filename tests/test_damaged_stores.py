@@ -338,15 +338,15 @@ def test_no_slot_is_left(nursery: Nursery, store: Store) -> None:
 def test_a_fork_with_no_slot_left(nursery: Nursery, store: Store, tmp_path: Path) -> None:
     """The child cannot be waited for: the frames of that time are kept, later ones are freed."""
     first = sharer(nursery, store)
-    asked = tmp_path / "asked"
+    told = tmp_path / "told"
     with all_slots_taken(store):
-        first.call("fork", str(asked))
+        first.call("fork", str(told))
     first.call("unmerge")
     first.call("scan", 1)
     first.call("unmerge")
     assert store.stats().stale_frames == PAGES
     assert frame_memory(store) == PAGES * PAGE
-    asked.touch()
+    told.touch()
     assert first.call("child_ended") == 0, "the child's bytes are wrong"
     first.call("add", 2)
     first.call("scan", 3)

@@ -40,32 +40,10 @@ static int status(int result)
     return result < 0 ? -errno : 0;
 }
 
-static void *anywhere(size_t bytes, int rights)
-{
-    return mapped(mmap(NULL, bytes, rights, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-}
-
-/*
- * The kernel puts new mappings right below others.  A region's shadow needs the page below its
- * mapping (freeze/borrow.h), so a page is left free there.
- */
-static void *with_room_above(void *at, size_t bytes, int rights)
-{
-    uintptr_t end = (uintptr_t)at + bytes;
-    if (!at || os_owns(end) || !os_is_mapped(end))
-        return at;
-    void *other = anywhere(bytes + PAGE_SIZE, rights);
-    if (!other)
-        return at;
-    munmap(at, bytes);
-    munmap((char *)other + bytes, PAGE_SIZE);
-    return other;
-}
-
 /* Fresh memory of the engine's own. */
 static void *fresh(size_t bytes, int rights)
 {
-    void *got = with_room_above(anywhere(bytes, rights), bytes, rights);
+    void *got = mapped(mmap(NULL, bytes, rights, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (got)
         os_own((uintptr_t)got, bytes);
     return got;
@@ -209,9 +187,8 @@ bool os_locks_new_memory(void)
 
 bool os_can_map(uint64_t n)
 {
-    void *trial = anywhere(bytes_of(n), RW);
-    if (trial)
-        munmap(trial, bytes_of(n));
+    void *trial = os_alloc(bytes_of(n));
+    os_unmap(trial, bytes_of(n));
     return trial != NULL;
 }
 
@@ -390,14 +367,8 @@ void *os_map_hidden(int fd, uint64_t offset, size_t bytes)
 
 void *os_map_shared(int fd, uint64_t offset, size_t bytes, bool writable)
 {
-    void *at = with_room_above(anywhere(bytes, PROT_NONE), bytes, PROT_NONE);
-    if (!at)
-        return NULL;
-    int rights = writable ? RW : PROT_READ, how = MAP_SHARED | MAP_NORESERVE | MAP_FIXED;
-    void *got = mapped(mmap(at, bytes, rights, how, fd, (off_t)offset));
-    if (!got)
-        munmap(at, bytes);
-    return got;
+    int rights = writable ? RW : PROT_READ;
+    return mapped(mmap(NULL, bytes, rights, MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset));
 }
 
 int os_collapse(uintptr_t address, uint64_t n)

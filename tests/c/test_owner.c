@@ -18,7 +18,6 @@
 #include "os/direct_io.h"
 #include "os/files.h"
 #include "os/map.h"
-#include "os/own.h"
 #include "os/pagemap.h"
 #include "os/uffd.h"
 #include "pages.h"
@@ -26,7 +25,6 @@
 #define N 16
 #define FIRST 8 /* the part that its owner maps over: pages [FIRST, END) */
 #define END 12
-#define MANY 64
 #define OWN 500 /* the seed of what it writes there */
 #define PATIENCE 10 /* s */
 
@@ -232,23 +230,6 @@ static void a_page_that_lends_its_identity_can_be_moved(void)
     os_unmap((void *)shadow, bytes_of(N + 1));
     os_unmap((void *)elsewhere, PAGE_SIZE);
     end();
-}
-
-/* So that there is a page for the shadow of what others have mapped above. */
-static void what_the_engine_maps_leaves_room_below_others(void)
-{
-    uint8_t *theirs[MANY], *ours[MANY];
-    for (int i = 0; i < MANY; i++) {
-        theirs[i] = mmap(NULL, bytes_of(N), PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        ours[i] = os_alloc(bytes_of(N));
-        REQUIRE(theirs[i] != MAP_FAILED && ours[i]);
-        uintptr_t above = (uintptr_t)ours[i] + bytes_of(N);
-        CHECK(os_owns(above) || !os_is_mapped(above));
-    }
-    for (int i = 0; i < MANY; i++) {
-        munmap(theirs[i], bytes_of(N));
-        os_unmap(ours[i], bytes_of(N));
-    }
 }
 
 static void *write_late(void *page)
@@ -550,7 +531,6 @@ static void in_this_way(void)
 
 int main(void)
 {
-    RUN(what_the_engine_maps_leaves_room_below_others);
     for (way = KSMPY_FREEZE_UFFD_MOVE; way <= KSMPY_FREEZE_UFFD_WP; way++)
         for (int i = 0; i < 2; i++) {
             tracked = i;

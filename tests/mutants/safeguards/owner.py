@@ -51,13 +51,6 @@ MUTANTS = [
         tests=("c/test_owner.c::what_is_written_where_an_overlay_was_stays",),
     ),
     Mutant(
-        "what the engine maps leaves room below others",
-        file="csrc/os/map.c",
-        old="    if (!at || os_owns(end) || !os_is_mapped(end))",
-        new="    if (bytes || !at || os_owns(end) || !os_is_mapped(end))",
-        tests=("c/test_owner.c::what_the_engine_maps_leaves_room_below_others",),
-    ),
-    Mutant(
         "who got the place gets its pages back",
         file="csrc/freeze/uffd_away.c",
         old="    if (got <= 0 || owner_kept_registered(",
