@@ -16,6 +16,7 @@ import pytest
 
 import ksmpy
 from conftest import EACH_FREEZE, Mode
+from ksmpy.store.store import Store
 from support import memory, oracle
 from support.oracle import PAGE
 from support.procs import in_child, python_ok
@@ -194,6 +195,37 @@ def test_descriptors_that_look_like_ours(chosen: Mode) -> None:
 def test_a_daemon_that_closes_everything(tmp_path: Path) -> None:
     """A child of a process on a shared store, whose log files get the store's numbers."""
     python_ok("-c", DAEMON, str(tmp_path))
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["private", "shared"])
+@pytest.mark.parametrize("chosen", EACH_FREEZE, ids=str)
+def test_what_is_printed_without_standard_files(chosen: Mode, shared: bool) -> None:
+    """Where those are closed, no descriptor of ours takes their numbers, nor text a frame."""
+    if reason := chosen.missing():
+        pytest.skip(reason)
+
+    def child() -> None:
+        os.closerange(0, 3)
+        one = memory.distinct(64)
+        two, wanted = memory.twin(one), one.tobytes()
+        store = Store.anonymous() if shared else None
+        engine = ksmpy.Engine(store=store, **chosen.options)  # type: ignore[arg-type]
+        for array in (one, two):
+            engine.register(array)
+        engine.scan(2, eager=True)
+        sharing = engine.stats().pages_sharing
+        held = {
+            fd: os.readlink(f"/proc/self/fd/{fd}")
+            for fd in range(3)
+            if os.path.lexists(f"/proc/self/fd/{fd}")
+        }
+        for fd in held:
+            with contextlib.suppress(OSError):
+                os.write(fd, b"a library warns" * (64 * PAGE))
+        assert sharing == 64 and one.tobytes() == wanted == two.tobytes()
+        assert not held, held
+
+    in_child(child)
 
 
 @pytest.mark.parametrize("chosen", EACH_FREEZE, ids=str)

@@ -321,6 +321,24 @@ def test_a_half_imported_numpy_is_no_hindrance(tmp_path: Path) -> None:
     assert (told.returncode, told.stdout, told.stderr) == (0, "True\n", "")
 
 
+@pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("more", [(), ("--report",)], ids=str)
+def test_standard_files_that_are_closed(closed: tuple[int, ...], more: tuple[str, ...]) -> None:
+    """A program that is started without some of them runs to its end, and its code is handed on."""
+
+    def close() -> None:
+        for fd in closed:
+            os.close(fd)
+
+    told = subprocess.run(
+        command(*more, "-c", "import sys; sys.exit(7)"),
+        env=environment(),
+        preexec_fn=close,
+        timeout=LIMIT,
+    )
+    assert told.returncode == 7
+
+
 # ---- the program sees nothing of it ------------------------------------------------------------
 
 

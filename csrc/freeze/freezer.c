@@ -18,6 +18,7 @@
 #include "freeze/uffd_wp.h"
 #include "ksmpy.h"
 #include "os/direct_io.h"
+#include "os/files.h"
 #include "os/map.h"
 #include "os/maps.h"
 #include "os/pagemap.h"
@@ -60,10 +61,9 @@ int freezer_init(struct freezer *fz, int mode, bool tracked)
     signal_note_guests();
     fz->stage = (uintptr_t)os_alloc(bytes_of(FREEZE_MAX));
     fz->zeros = os_alloc(PAGE_SIZE);
-    fz->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-    int no_pagemap = -errno;
+    fz->pagemap_fd = os_keep_off_standard(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
     fz->tasks_fd = os_tasks_open();
-    int error = fz->pagemap_fd < 0         ? no_pagemap
+    int error = fz->pagemap_fd < 0         ? fz->pagemap_fd
                 : fz->tasks_fd < 0         ? fz->tasks_fd
                 : !fz->stage || !fz->zeros ? -ENOMEM
                                            : 0;

@@ -27,6 +27,7 @@
 #include "freeze/replace.h"
 #include "os/clock.h"
 #include "os/direct_io.h"
+#include "os/files.h"
 #include "os/map.h"
 #include "os/maps.h"
 #include "os/pagemap.h"
@@ -64,8 +65,8 @@ int removals_open(struct freezer *fz)
     removals->tasks_fd = os_tasks_open();
     if (removals->tasks_fd < 0)
         return removals->tasks_fd;
-    removals->stop_fd = eventfd(0, EFD_CLOEXEC);
-    return removals->stop_fd < 0 ? -errno : 0;
+    removals->stop_fd = os_keep_off_standard(eventfd(0, EFD_CLOEXEC));
+    return removals->stop_fd < 0 ? removals->stop_fd : 0;
 }
 
 void freezer_know_store(struct freezer *fz, uint64_t inode, uint64_t dev)

@@ -23,6 +23,7 @@
 #include "freeze/shadow.h"
 #include "freeze/stage.h"
 #include "os/clock.h"
+#include "os/files.h"
 #include "os/map.h"
 #include "os/pagemap.h"
 #include "os/uffd.h"
@@ -49,8 +50,8 @@ static int open_uffds(struct freezer *fz)
     fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC | fz->ops->features, &kernel_mode);
     if (fz->wp_fd < 0)
         return fz->wp_fd;
-    fz->stop_fd = eventfd(0, EFD_CLOEXEC);
-    return fz->stop_fd < 0 ? -errno : 0;
+    fz->stop_fd = os_keep_off_standard(eventfd(0, EFD_CLOEXEC));
+    return fz->stop_fd < 0 ? fz->stop_fd : 0;
 }
 
 /*

@@ -40,6 +40,7 @@
 #include "os/apart.h"
 #include "os/clock.h"
 #include "os/entries.h"
+#include "os/files.h"
 
 #ifndef MADV_DONTNEED_LOCKED
 #define MADV_DONTNEED_LOCKED 24
@@ -271,8 +272,7 @@ static bool has_direct(struct question *question)
 
 int os_tasks_open(void)
 {
-    int fd = open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return fd < 0 ? -errno : fd;
+    return os_keep_off_standard(open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
 }
 
 static bool is_busy(struct question *question)

@@ -22,14 +22,27 @@ static int status(int result)
     return result < 0 ? -errno : 0;
 }
 
+int os_keep_off_standard(int fd)
+{
+    if (fd < 0)
+        return -errno;
+    if (fd > STDERR_FILENO)
+        return fd;
+    int higher = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    int error = -errno;
+    close(fd);
+    return higher < 0 ? error : higher;
+}
+
 int os_memfd(const char *name, size_t bytes)
 {
     unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
     int fd = memfd_create(name, flags | MFD_NOEXEC_SEAL);
     if (fd < 0 && errno == EINVAL) /* before Linux 6.3 */
         fd = memfd_create(name, flags);
+    fd = os_keep_off_standard(fd);
     if (fd < 0)
-        return -errno;
+        return fd;
     if (ftruncate(fd, (off_t)bytes) < 0) {
         int error = errno;
         close(fd);
@@ -42,8 +55,7 @@ int os_reopen(int fd, int flags)
 {
     char path[32];
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    int again = open(path, flags | O_CLOEXEC);
-    return again < 0 ? -errno : again;
+    return os_keep_off_standard(open(path, flags | O_CLOEXEC));
 }
 
 /*

@@ -13,6 +13,12 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+/*
+ * What open() and the like have answered: -errno, or a descriptor above the standard files.  Where a
+ * program runs with those closed, whatever it or a library prints goes to the file that has their
+ * number, and would overwrite frames.
+ */
+int os_keep_off_standard(int fd);
 int os_memfd(const char *name, size_t bytes);
 /* Another description of the same file: its locks and its rights are its own. */
 int os_reopen(int fd, int flags);

@@ -137,9 +137,11 @@ static int find_in_text(struct os_maps *maps, uintptr_t address, struct os_vma *
 
 int os_maps_open(struct os_maps *maps)
 {
-    *maps = (struct os_maps){.fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC)};
+    *maps = (struct os_maps){
+        .fd = os_keep_off_standard(open("/proc/self/maps", O_RDONLY | O_CLOEXEC)),
+    };
     if (maps->fd < 0)
-        return -errno;
+        return maps->fd;
     struct os_vma vma;
     uint64_t dev;
     maps->query = find_by_query(maps, 0, &vma) >= 0;

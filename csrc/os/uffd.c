@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/pages.h"
+#include "os/files.h"
 
 #ifndef UFFD_USER_MODE_ONLY
 #define UFFD_USER_MODE_ONLY 1
@@ -50,7 +51,7 @@ static int open_fd(bool *kernel_mode)
     }
     *kernel_mode = false;
     fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
-    return fd >= 0 ? fd : -errno;
+    return fd;
 }
 
 static uint64_t kernel_features(int features)
@@ -69,7 +70,7 @@ static uint64_t kernel_features(int features)
 
 int os_uffd_open(int features, bool *kernel_mode)
 {
-    int fd = open_fd(kernel_mode);
+    int fd = os_keep_off_standard(open_fd(kernel_mode));
     if (fd < 0)
         return fd;
     struct uffdio_api api = {.api = UFFD_API, .features = kernel_features(features)};

@@ -104,7 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser(arguments).parse_args(arguments)
     try:
         code: int = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None where it was closed when the interpreter began
+            sys.stdout.flush()
         return code
     except BrokenPipeError:
         # The reader of the pipe (head, less) has ended, which is no error. The interpreter must not

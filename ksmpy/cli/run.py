@@ -120,7 +120,9 @@ def _interpreter() -> list[str]:
 
 def _execute(command: list[str]) -> int:
     """Become the command."""
-    sys.stdout.flush()
+    from ksmpy.whole.guardian import flush
+
+    flush()
     try:
         os.execvp(command[0], command)
     except OSError as error:

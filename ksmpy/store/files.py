@@ -168,11 +168,23 @@ def make_memfd(name: str = MEMFD_NAME) -> int:
     """A descriptor of a new file that is in memory only; its name is for /proc to show."""
     flags = os.MFD_CLOEXEC
     try:
-        return os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
+        fd = os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        return os.memfd_create(name, flags)
+        fd = os.memfd_create(name, flags)
+    return fd if fd > 2 else dup_above_standard(fd, closing=True)
+
+
+def dup_above_standard(fd: int, *, closing: bool = False) -> int:
+    """A second descriptor above those of the standard files; `closing` closes the first."""
+    import fcntl
+
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        if closing:
+            os.close(fd)
 
 
 def _open_directory(path: str, create: bool) -> int:

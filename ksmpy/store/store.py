@@ -77,7 +77,7 @@ class Store(Ending):
     def __init__(self, fd: int, name: str | None, directory: str | None) -> None:
         # Only the constructors below call this. The descriptor belongs to the Store from now on.
         if fd <= 2:  # a daemon has closed its standard files: a print() would write into the store
-            fd = _dup(fd, closing=True)
+            fd = files.dup_above_standard(fd, closing=True)
         status = os.fstat(fd)
         self.name = name
         self.directory = directory
@@ -120,7 +120,7 @@ class Store(Ending):
 
         native.require()
         try:
-            own = _dup(fd)
+            own = files.dup_above_standard(fd)
         except OSError as error:
             raise StoreError(error.errno, f"no store: descriptor {fd} is not open") from None
         try:
@@ -191,7 +191,7 @@ class Store(Ending):
 
     def duplicate(self) -> Store:
         """Another handle of the same store."""
-        return Store(_dup(self.fileno()), self.name, self.directory)
+        return Store(files.dup_above_standard(self.fileno()), self.name, self.directory)
 
     def remove_name(self) -> None:
         """Remove the file's name, if it still is this store's."""
@@ -323,17 +323,6 @@ def _attached(handle: Store, make: Callable[[int], _Made]) -> tuple[_Made, Store
     except BaseException:
         handle.close()
         raise
-
-
-def _dup(fd: int, *, closing: bool = False) -> int:
-    """A second descriptor above those of the standard files; `closing` closes the first."""
-    import fcntl
-
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    finally:
-        if closing:
-            os.close(fd)
 
 
 def _open_again(name: str, directory: str) -> Store:

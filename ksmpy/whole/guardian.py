@@ -106,14 +106,20 @@ def end_as(status: int) -> int:
         _signal.signal(number, _signal.SIG_DFL)
     except OSError:  # SIGKILL cannot be given its default action, as it has no other
         pass
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {number})
     posix.kill(posix.getpid(), number)
     posix._exit(128 + number)
 
 
 # ---- the processes below ----------------------------------------------------------------------
+
+
+def flush() -> None:
+    """Whatever was printed so far; a standard file that was closed from the start is None."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
 
 
 def below(pid: int) -> Iterator[int]:

@@ -47,7 +47,7 @@ def _become_guardian(pid: int, store: Store, said: bool) -> None:
     """
     if not sys.executable:
         return
-    sys.stdout.flush()
+    guardian.flush()
     arguments = [sys.executable, "-I", "-S", guardian.__file__, str(pid), "said" if said else ""]
     try:
         if store.name is None:
