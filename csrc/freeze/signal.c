@@ -256,10 +256,9 @@ static int take_slot(void)
 
 static int signal_init(struct freezer *fz)
 {
-    bool kernel_mode;
     stage_open(fz); /* if it fails, the stage that does not slide stays, and costs mappings */
     if (fz->tracked) {
-        fz->uffd = os_uffd_open(OS_UFFD_WP_ASYNC, &kernel_mode);
+        fz->uffd = os_uffd_open(OS_UFFD_WP_ASYNC, NULL);
         if (fz->uffd < 0)
             return fz->uffd;
     }

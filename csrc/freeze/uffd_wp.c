@@ -39,12 +39,11 @@
 
 static int wp_init(struct freezer *fz)
 {
-    bool kernel_mode;
     if (fz->tracked)
-        fz->uffd = os_uffd_open(OS_UFFD_WP_ASYNC, &kernel_mode);
+        fz->uffd = os_uffd_open(OS_UFFD_WP_ASYNC, NULL);
     if (fz->tracked && fz->uffd < 0)
         return fz->uffd;
-    fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC, &kernel_mode);
+    fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC, NULL);
     if (fz->wp_fd < 0)
         return fz->wp_fd;
     stage_open(fz); /* if it fails, the stage that does not slide stays, and costs mappings */

@@ -17,8 +17,7 @@
 
 static bool probe_uffd(int features)
 {
-    bool kernel_mode;
-    int fd = os_uffd_open(features, &kernel_mode);
+    int fd = os_uffd_open(features, NULL);
     if (fd < 0)
         return false;
     close(fd);
@@ -35,8 +34,7 @@ static bool try_move(int fd, uint8_t *memory)
 
 static bool probe_move(void)
 {
-    bool kernel_mode;
-    int fd = os_uffd_open(OS_UFFD_MOVE, &kernel_mode);
+    int fd = os_uffd_open(OS_UFFD_MOVE, NULL);
     if (fd < 0)
         return false;
     uint8_t *memory = os_alloc(bytes_of(TRIAL_PAGES));
@@ -63,8 +61,8 @@ static bool try_written(int pagemap_fd, int fd, uint8_t *memory)
 
 static bool probe_written(void)
 {
-    bool kernel_mode, works = false;
-    int fd = os_uffd_open(OS_UFFD_WP_ASYNC, &kernel_mode);
+    bool works = false;
+    int fd = os_uffd_open(OS_UFFD_WP_ASYNC, NULL);
     int pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     uint8_t *memory = os_alloc(bytes_of(1));
     if (fd >= 0 && pagemap_fd >= 0 && memory)

@@ -50,8 +50,7 @@ static int open_fd(bool *kernel_mode)
             return fd;
     }
     *kernel_mode = false;
-    fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
-    return fd;
+    return (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
 }
 
 static uint64_t kernel_features(int features)
@@ -70,9 +69,12 @@ static uint64_t kernel_features(int features)
 
 int os_uffd_open(int features, bool *kernel_mode)
 {
-    int fd = os_keep_off_standard(open_fd(kernel_mode));
+    bool handles_calls;
+    int fd = os_keep_off_standard(open_fd(&handles_calls));
     if (fd < 0)
         return fd;
+    if (kernel_mode)
+        *kernel_mode = handles_calls;
     struct uffdio_api api = {.api = UFFD_API, .features = kernel_features(features)};
     if (ioctl(fd, UFFDIO_API, &api) < 0) {
         int error = errno;

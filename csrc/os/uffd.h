@@ -23,8 +23,8 @@ enum os_uffd_mode { OS_UFFD_MISSING = 1, OS_UFFD_WP = 2 };
 enum os_uffd_event { OS_UFFD_NOTHING, OS_UFFD_FAULT, OS_UFFD_REMOVE, OS_UFFD_OTHER };
 
 /*
- * A new userfaultfd, or -errno.  *kernel_mode tells whether it also handles faults in system
- * calls.
+ * A new userfaultfd, or -errno.  *kernel_mode, unless NULL, tells whether it also handles faults in
+ * system calls.
  */
 int os_uffd_open(int features, bool *kernel_mode);
 int os_uffd_register(int fd, uintptr_t address, uint64_t n, int mode);
