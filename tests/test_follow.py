@@ -283,6 +283,66 @@ def test_a_fork_waits_while_logging_is_imported(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
+# The interpreter itself lets no fork happen within find_spec(): so the module's code waits.
+_SLOW = """
+import importlib.machinery, os, sys, threading, time
+
+class Slow:
+    reached = threading.Event()
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "ksmpy.whole.enable":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (Slow.reached.set(), wait(), run(module))
+        return spec
+
+sys.meta_path.insert(0, Slow())
+held = bytearray(os.urandom(1 << 22))
+"""
+
+
+def test_a_fork_waits_as_long_as_an_import_gets_on(tmp_path: Path) -> None:
+    """However long that may be: its child finds ksmpy's modules finished."""
+    code = """
+    def wait():
+        for _ in range(320):
+            time.sleep(0.02)
+
+    assert Slow.reached.wait(30)
+    if os.fork() == 0:
+        os._exit(not hasattr(sys.modules["ksmpy.whole.enable"], "enabled_engine"))
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
+    """
+    program = tmp_path / "program.py"
+    program.write_text(_SLOW + textwrap.dedent(code))
+    done = result(command(str(program)), env=environment(**SMALL))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+def test_a_fork_that_an_import_waits_for(tmp_path: Path) -> None:
+    """It goes on after a while, and its child imports anew what nobody would finish there."""
+    code = """
+    forked = threading.Event()
+    wait = forked.wait
+
+    assert Slow.reached.wait(30)
+    if os.fork() == 0:
+        forked.set()
+        from ksmpy.whole.enable import enabled_engine
+        while enabled_engine() is None:
+            time.sleep(0.01)
+        os._exit(0)
+    forked.set()
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
+    """
+    program = tmp_path / "program.py"
+    program.write_text(_SLOW + textwrap.dedent(code))
+    done = result(command(str(program)), env=environment(**SMALL))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
 def test_a_program_may_ask_for_its_own_engine(tmp_path: Path) -> None:
     """enable() with other options replaces the engine that the program does not know of."""
     code = """

@@ -22,7 +22,8 @@ _WORTH = 16
 _MIN_BYTES = 1 << 20
 # How often it is put off because the program is importing something.
 _PUT_OFF = 10
-# How long fork() and the end of the process wait for an engine that is being made.
+# How long fork() and the end of the process wait for an engine that is being made, in seconds, while
+# the thread that makes it does not get on.
 _PATIENCE = 5.0
 
 
@@ -63,6 +64,7 @@ class _Follower:
 
         # The functions are kept as they are now, since gevent and the like replace them later.
         self._sleep, self._get_ident = time.sleep, _thread.get_ident
+        self._get_native_id = _thread.get_native_id
         self._start_thread, self._new_lock = _thread.start_new_thread, _thread.allocate_lock
         self._set_mask = _signal.pthread_sigmask
         self._block, self._set = _signal.SIG_BLOCK, _signal.SIG_SETMASK
@@ -87,8 +89,9 @@ class _Follower:
         # Held while ksmpy is imported and the engine made, and by fork(), which waits for that: a
         # child forked meanwhile would find modules locked by a thread that it does not have.
         self._lock = self._new_lock()
-        self._forking = 0
+        self._forking = self._tried = 0  # the thread that forks: has the lock, has waited for it
         self._over = False
+        self._ident = self._native_id = 0  # of the thread that makes the engine, while it does
 
     def start(self):
         """Start the thread that waits. It, and all threads that it starts, block signals, which the
@@ -124,9 +127,11 @@ class _Follower:
                 put_off += 1
             elif self._worth():
                 attempts += 1
+                self._ident, self._native_id = self._get_ident(), self._get_native_id()
                 with lock:
                     if not self._over:
                         self._begun_here = self._begin()
+                self._ident = 0
 
     def _disturbs_imports(self):
         """Whether an import in this thread could break one of the program's.
@@ -172,8 +177,31 @@ class _Follower:
 
     def _wait_for_engine(self):
         own = self._get_ident()
-        if self._forking != own and self._lock.acquire(timeout=_PATIENCE):
-            self._forking = own
+        if own not in (self._forking, self._tried, self._ident):
+            self._tried = own
+            if self._acquire():
+                self._forking = own
+
+    def _acquire(self):
+        """Take the lock. On a busy machine that may last, so only a thread that does not get on is
+        not waited for: it may be waiting for a lock that is held here.
+        """
+        before = None
+        while not self._lock.acquire(timeout=_PATIENCE if before else 0):
+            now = self._steps()
+            if now == before and now[0].split()[1] not in (b"R", b"D"):
+                return False
+            before = now
+        return True
+
+    def _steps(self):
+        """The state of the thread that waits, and how often it has run or been interrupted."""
+        try:
+            with open("/proc/self/task/%d/status" % self._native_id, "rb") as file:
+                lines = file.read().splitlines()
+        except OSError:  # it is over, or about to be
+            lines = [b"State: ?"]
+        return [line for line in lines if line.startswith(b"State") or b"ctxt_switches" in line]
 
     def _before_fork(self):
         self._wait_for_engine()
@@ -184,17 +212,33 @@ class _Follower:
             self._logging._lock.acquire()
 
     def _after_fork(self):
+        self._tried = 0
         if self._forking == self._get_ident():
             self._forking = 0
             self._lock.release()
 
     def _in_child(self):
+        if self._get_ident() not in (self._forking, self._ident):
+            self._drop_unfinished()
         self._renew()
         self.start()
 
+    def _drop_unfinished(self):
+        """Modules that a thread of the parent is importing, which the fork could not wait for, are
+        finished by nobody here: whoever imports one would wait for ever.
+        """
+        import _frozen_importlib
+
+        locks = _frozen_importlib._module_locks
+        for name, reference in list(locks.items()):
+            lock = reference()
+            if lock is not None and lock.owner == self._ident:
+                del locks[name]
+                sys.modules.pop(name, None)
+
     def _at_exit(self):
         self._over = True
-        self._lock.acquire(timeout=_PATIENCE)
+        self._acquire()
 
 
 def _follow():
