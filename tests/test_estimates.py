@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import ksmpy
-from support import memory
+from support import memory, oracle
 from support.oracle import PAGE
 
 pytestmark = pytest.mark.timeout(120)
 
 PAGES = 3200
-#: Of vm.max_map_count, so that a few MiB of scattered pages are too many for it.
-SHARE = 5
+#: More mappings than the process has: a few MiB of scattered pages take more.
+ROOM = 2400
 
 
 @pytest.fixture
 def scarce() -> Iterator[Any]:
     """The engine that dedup() uses may take few mappings."""
     engine = ksmpy.enable(adopt=False, run=0)
-    engine.knobs.vma_share_percent = SHARE
+    limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    engine.knobs.vma_share_percent = 100 * (len(oracle.mappings()) + ROOM) // limit + 1
     yield engine
     ksmpy.disable()
 

@@ -131,6 +131,7 @@ ctypes.string_at(address)
 @pytest.mark.parametrize("mode", EACH_FREEZE, ids=str, indirect=True)
 def test_a_fault_of_the_program_is_its_own(mode: Mode, what: str, number: int, order: int) -> None:
     """It ends the process by the signal that it is, after the handler that was there before."""
-    done = python("-c", _FOREIGN, what, str(order), *mode)
+    none = {"PYTHONFAULTHANDLER": "", "PYTHONDEVMODE": ""}  # of the tests' own environment
+    done = python("-c", _FOREIGN, what, str(order), *mode, env=none)
     assert done.returncode == -number, done.stderr
     assert ("Fatal Python error" in done.stderr) == (order > 0), done.stderr

@@ -41,7 +41,7 @@ static void (*before_watching)(void); /* once: an overlay was mapped, and belong
 static void (*before_moving)(void); /* once: the range is about to be taken away */
 static void (*after_moving)(void); /* once: a part of the range was taken away */
 static void (*before_replacing)(void); /* once: copies are about to be moved over overlays */
-static void (*after_looking)(void); /* once: which pages show frames has been asked */
+static void (*after_looking)(void); /* once: which pages show frames has been told of each */
 static bool nobody_is_seen; /* in madvise() */
 static _Atomic bool nothing_is_known; /* of what pages show */
 static pthread_t writer;
@@ -111,7 +111,8 @@ int __wrap_os_uffd_unregister(int fd, uintptr_t address, uint64_t n)
 int __wrap_os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds)
 {
     int error = __real_os_pages(pagemap_fd, address, n, kinds);
-    act(&after_looking);
+    if (!error && !memchr(kinds, OS_PAGE_UNTOLD, n))
+        act(&after_looking);
     return nothing_is_known ? -EIO : error;
 }
 
