@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from conftest import Mode
-from support.patience import patience
+from support.patience import patience, until
 from support.procs import environment
 
 pytestmark = pytest.mark.timeout(patience(120))
@@ -84,12 +85,19 @@ def _wait(tracer: subprocess.Popen[bytes], what: str) -> None:
         raise AssertionError(f"{what} hangs") from None
 
 
+def _tracer_of(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("TracerPid:")[2].split()[0])
+
+
 def _strace(pid: int) -> None:
     tracer = subprocess.Popen(
         [_tool("strace"), "-f", "-p", str(pid), "-o", os.devnull],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    time.sleep(0.15)
+    # Before it is there, it has no handler either: the signal could be lost, if it is ignored here.
+    until(lambda: _tracer_of(pid) == tracer.pid, "strace does not come", limit=PATIENCE)
+    time.sleep(0.1)
     tracer.send_signal(signal.SIGINT)
     _wait(tracer, "strace")
 
