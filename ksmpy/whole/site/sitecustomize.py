@@ -22,8 +22,8 @@ _WORTH = 16
 _MIN_BYTES = 1 << 20
 # How often it is put off because the program is importing something.
 _PUT_OFF = 10
-# How long fork() and the end of the process wait for an engine that is being made, in seconds, while
-# the thread that makes it does not get on.
+# How long fork() and the end of the process wait for an engine that is being made, in seconds,
+# while the thread that makes it does not get on.
 _PATIENCE = 5.0
 
 
