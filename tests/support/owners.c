@@ -46,6 +46,10 @@ enum {
 };
 #define LATE 500000000ULL /* ns: so long may a thread on a busy machine stand still */
 
+struct header {
+    uint64_t before, size; /* glibc's, right before the memory; size has flags in its lowest bits */
+};
+
 struct block {
     _Atomic uintptr_t address; /* 0: there is none at the moment */
     _Atomic uint64_t pages;
@@ -53,6 +57,7 @@ struct block {
     uint64_t given_up[PAGES], mapped[PAGES]; /* when that was, in ns */
     uint64_t shrunk;
     int heap;
+    struct header header; /* of malloc's, as it was at first */
 };
 
 struct owner {
@@ -69,7 +74,7 @@ struct owners {
     _Atomic int stop;
     uint32_t threads, strangers;
     uint32_t gives_back; /* MADV_DONTNEED and MADV_FREE are among what is done */
-    uint32_t moves;      /* and so is mremap */
+    uint32_t moves; /* and so is mremap */
     struct owner owner[MAX_THREADS];
 };
 
@@ -188,6 +193,25 @@ static void verify_block(struct owner *o, const char *what, struct block *b, uin
     }
 }
 
+/*
+ * What malloc() has noted of a block lies in a page that was somebody's memory before, too, and so
+ * may be late like any other.  While the block lives, only the lowest flag may change.
+ */
+static void verify_header(struct owner *o, struct block *b)
+{
+    const uint8_t *page = b->memory - PAGE;
+    struct header *header = (struct header *)(void *)b->memory - 1;
+    uint64_t changed = (header->size ^ b->header.size) & ~(uint64_t)1;
+    if (b->header.size & 2) /* a mapping of its own */
+        changed |= header->before ^ b->header.before;
+    if (!changed)
+        return;
+    if (!was_there(page, b->mapped[0], b->mapped[0]))
+        complain(o, "malloc's own header", (uint8_t *)header, header->size, b->header.size);
+    o->late++;
+    *header = b->header;
+}
+
 static uint8_t *map(uint64_t pages, void *hint, int more)
 {
     void *got =
@@ -213,6 +237,8 @@ static void open_block(struct owner *o, struct block *b)
     for (uint64_t i = 0; i < PAGES; i++)
         b->given_up[i] = b->mapped[i] = now();
     b->shrunk = 0;
+    if (b->heap)
+        b->header = ((struct header *)(void *)b->memory)[-1];
     fill_block(b, 0, pages);
     atomic_store(&b->pages, pages);
     atomic_store(&b->address, (uintptr_t)b->memory);
@@ -443,10 +469,14 @@ static void *own(void *argument)
         uint64_t pages = b->pages, first = below(o, 3) ? below(o, pages) : 0;
         uint64_t n = below(o, 3) ? 1 + below(o, pages - first) : pages - first;
         int action = choose(o);
+        if (b->heap)
+            verify_header(o, b);
         actions[action].act(o, b, first, n);
         o->done[action]++;
         if (b->memory)
             verify_block(o, actions[action].name, b, b->memory, 0, b->pages, 1);
+        if (b->memory && b->heap)
+            verify_header(o, b);
         if (below(o, 4) == 0)
             usleep((unsigned)below(o, 2000));
     }
