@@ -28,8 +28,9 @@ EACH = pytest.mark.parametrize("mode", EACH_FREEZE, ids=str)
 
 #: Whether every kind of call is tried in every mode, which takes a minute.
 THOROUGH = os.environ.get("KSMPY_INJECT_ALL") == "1"
-#: How long a survivor's pass may take, in seconds, whatever the dead one was doing.
-SOON = patience(1)
+#: How long a survivor's pass may take, in seconds, whatever the dead one was doing: less than who
+#: asks a store waits for its lock.
+SOON = patience(4)
 #: Pages of a run that is long enough to be stopped half way.
 LONG = 1200
 

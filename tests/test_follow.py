@@ -181,7 +181,7 @@ def test_own_store_and_report(family: Path, directory: str) -> None:
     with start(family, "--report", KSMPY_STORE_DIR=directory) as child, ending(child):
         until(lambda: len(pids(family)) == len(NAMES), "not all have started", limit=LIMIT)
         until(lambda: all(_merged(pid) > 3 * MIB for pid in pids(family)), "none", limit=LIMIT)
-        time.sleep(1.5)  # between two looks
+        _await_looks(child.pid)
         (family / "over").touch()
         _, stderr = child.communicate(timeout=LIMIT)
     assert child.returncode == 0
@@ -196,6 +196,25 @@ def test_own_store_and_report(family: Path, directory: str) -> None:
     assert 15 < float(told[1]) < 24
     assert len(NAMES) <= int(told[2]) <= int(told[3])
     assert os.listdir(directory) == []
+
+
+def _await_looks(pid: int) -> None:
+    """The supervisor looks again: it reads nothing in between, which is for a quarter of a second
+    at least.
+    """
+    looks, reads, since = 0, _reads(pid), time.monotonic()
+    deadline = since + LIMIT
+    while looks < 2:
+        assert time.monotonic() < deadline, "nobody looks"
+        time.sleep(0.02)
+        now = _reads(pid)
+        if now != reads:
+            looks += time.monotonic() - since > 0.2
+            reads, since = now, time.monotonic()
+
+
+def _reads(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/io").read_text().partition("syscr:")[2].split()[0])
 
 
 def _merged(pid: int) -> int:
@@ -533,15 +552,22 @@ def test_disabled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["-I", "-E", "-S"])
-def test_isolated_interpreters(option: str) -> None:
+def test_isolated_interpreters(option: str, tmp_path: Path) -> None:
     """They are left alone, and that is said once."""
     code = "import sys; print('ksmpy' in sys.modules)"
     told = result(command("--", sys.executable, option, "-c", code))
     assert told.stdout == "False\n"
     assert told.stderr.count("\n") == 1 and "left alone" in told.stderr
-    shell = f"{sys.executable} {option} -c 'import time; time.sleep(1)'"
-    told = result(command("--", "sh", "-c", f"{shell}; {shell}"))
-    assert told.stderr.count("left alone") == 1
+    waits = "import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.05)"
+    shell = f"{sys.executable} {option} -c '{waits}' {tmp_path}/seen"
+    again = f"{sys.executable} {option} -c 'import time; time.sleep(1)'"
+    with subprocess.Popen(
+        command("--", "sh", "-c", f"{shell}; {again}"), stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stderr is not None
+        assert "left alone" in child.stderr.readline()
+        (tmp_path / "seen").touch()
+        assert child.stderr.read() == ""
 
 
 @pytest.mark.parametrize(
