@@ -204,6 +204,12 @@ def auto() -> Iterator[Any]:
         yield engine
 
 
+@pytest.fixture(scope="session")
+def arrow() -> Any:
+    """pyarrow, imported before a test counts threads: it starts some for good."""
+    return pytest.importorskip("pyarrow")
+
+
 @pytest.fixture
 def above() -> Iterator[Path]:
     """A directory on tmpfs for the named stores' own directory."""

@@ -482,9 +482,8 @@ def test_traversal_pandas(pandas: Any) -> None:
     assert total >= 17 * MIB and not refused
 
 
-def test_traversal_arrow() -> None:
+def test_traversal_arrow(arrow: Any) -> None:
     """An Arrow table's buffers hang on the table, for it makes new buffer objects each time."""
-    arrow = pytest.importorskip("pyarrow")
     table = arrow.table({"a": np.arange(MIB), "b": [f"{i:8}" for i in range(MIB)]})
     found, _ = find_buffers(({"table": table},), MIB)
     assert sum(item.buffer.nbytes for item in found) >= 10 * MIB

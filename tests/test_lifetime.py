@@ -354,12 +354,6 @@ def test_abandoned_buffers_are_noticed_in_any_thread(auto: Any) -> None:
     assert region._released
 
 
-@pytest.fixture(scope="module")
-def arrow() -> Any:
-    """pyarrow, imported before a test counts threads: it starts some for good."""
-    return pytest.importorskip("pyarrow")
-
-
 def test_arrow_table_holds_its_regions(arrow: Any, engine: Any) -> None:
     """The buffers of an Arrow table stay registered as long as the table, and keep their bytes."""
     values = np.arange(MIB)
