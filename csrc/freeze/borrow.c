@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/pages.h"
+#include "freeze/home.h"
 #include "freeze/registration.h"
 #include "freeze/shadow.h"
 #include "os/map.h"
@@ -16,8 +17,11 @@
  */
 #define PIECES 1024
 
-/* If the page is one of the reserved places, the reservation ends, so that it can be mapped. */
-static bool free_kept_place(struct freezer *fz, uintptr_t page)
+/*
+ * If the engine has the page mapped and can do without it, that ends, so that the page can be
+ * mapped: it is one of the reserved places, or spare in a mapping of the engine's own.
+ */
+static bool free_own_page(struct freezer *fz, uintptr_t page)
 {
     for (int i = 0; i < KEPT_PLACES; i++)
         if (fz->kept[i] == page) {
@@ -25,7 +29,11 @@ static bool free_kept_place(struct freezer *fz, uintptr_t page)
             fz->kept[i] = 0;
             return true;
         }
-    return false;
+    uintptr_t end = page + PAGE_SIZE;
+    if (!os_take_spare(end))
+        return false;
+    os_unmap((void *)(end - OS_SPARE), OS_SPARE);
+    return true;
 }
 
 /*
@@ -51,22 +59,48 @@ static bool is_part(struct os_maps *maps, uintptr_t page, uintptr_t start)
 }
 
 /*
+ * What has to be equal before the kernel merges the page with the mapping above: whether it is
+ * registered, which the start of the mapping is if a region begins there; its flags, which may be
+ * those of the region or none; and whether it counts as committed memory (see os_claim_as()).
+ */
+enum { ATTACHED = 1, FLAGGED = 2, UNCOUNTED = 4, WAYS = 8 };
+
+/*
+ * The page becomes readable and writable last.  If the kernel could merge it with a mapping below
+ * it, it would do so rather than with the one above.
+ */
+static bool map_page(struct freezer *fz, uintptr_t page, int how, int vma_flags)
+{
+    bool counted = !(how & UNCOUNTED);
+    if (os_claim_as(page, 1, counted) < 0 &&
+        !(free_own_page(fz, page) && os_claim_as(page, 1, counted) == 0))
+        return false;
+    if (how & FLAGGED)
+        os_set_vma_flags(page, 1, vma_flags);
+    if (how & ATTACHED)
+        freezer_attach(fz, page, 1);
+    os_commit((void *)page, PAGE_SIZE);
+    return true;
+}
+
+/*
  * Makes a mapping one page longer, below its start, if nothing is mapped there.  The kernel merges
- * the new page, which is empty, with the mapping, and so it has the same identity.  It merges them
- * only if both have the same flags and the same userfaultfd.  Hence, where the mapping begins with
- * a region, the page needs the region's flags and has to be registered as well.
+ * the new page, which is empty, with the mapping, and so it has the same identity.  Nothing tells
+ * which kind of page it will merge, so all are tried.
  */
 static bool extend_down(struct freezer *fz, struct os_maps *maps, uintptr_t start, int vma_flags)
 {
     uintptr_t page = start - PAGE_SIZE;
-    if (os_map_at(page, 1) < 0 && !(free_kept_place(fz, page) && os_map_at(page, 1) == 0))
-        return false;
-    if (is_part(maps, page, start))
-        return true;
-    os_set_vma_flags(page, 1, vma_flags);
-    if (freezer_attach(fz, page, 1) == 0 && is_part(maps, page, start))
-        return true;
-    os_unmap((void *)page, PAGE_SIZE);
+    int differ = (freezer_registration(fz) ? ATTACHED : 0) | (vma_flags ? FLAGGED : 0) | UNCOUNTED;
+    for (int how = 0; how < WAYS; how++) {
+        if (how & ~differ)
+            continue;
+        if (!map_page(fz, page, how, vma_flags))
+            return false;
+        if (is_part(maps, page, start))
+            return true;
+        os_unmap((void *)page, PAGE_SIZE);
+    }
     return false;
 }
 

@@ -40,10 +40,29 @@ static int status(int result)
     return result < 0 ? -errno : 0;
 }
 
-/* Fresh memory of the engine's own. */
+static void *anywhere(size_t bytes, int rights)
+{
+    return mapped(mmap(NULL, bytes, rights, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+}
+
+/*
+ * Fresh memory of the engine's own.  The kernel puts a new mapping right below another one, which
+ * may be that of a region.  Its shadow will need the page below it (freeze/borrow.c), hence there
+ * the engine's mapping is longer by what it can do without.
+ */
 static void *fresh(size_t bytes, int rights)
 {
-    void *got = mapped(mmap(NULL, bytes, rights, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    void *got = anywhere(bytes, rights);
+    uintptr_t end = (uintptr_t)got + bytes;
+    if (got && os_is_mapped(end) && !os_owns(end)) {
+        munmap(got, bytes);
+        got = anywhere(bytes + OS_SPARE, rights);
+        if (got) {
+            os_own_with_spare((uintptr_t)got, bytes);
+            return got;
+        }
+        got = anywhere(bytes, rights);
+    }
     if (got)
         os_own((uintptr_t)got, bytes);
     return got;
@@ -63,8 +82,9 @@ void os_unmap(void *address, size_t bytes)
 {
     if (!address)
         return;
-    os_disown((uintptr_t)address, bytes); /* first: once unmapped it may be another thread's */
-    munmap(address, bytes);
+    /* first: once unmapped it may be another thread's */
+    size_t spare = os_disown((uintptr_t)address, bytes);
+    munmap(address, bytes + spare);
 }
 
 int os_dont_fork(void *address, size_t bytes)
@@ -149,20 +169,19 @@ int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags)
     return 0;
 }
 
-int os_map_at(uintptr_t address, uint64_t n)
+int os_claim_as(uintptr_t address, uint64_t n, bool counted)
 {
-    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
-    void *got = mmap((void *)address, bytes_of(n), RW, flags, -1, 0);
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | (counted ? 0 : MAP_NORESERVE);
+    void *got = mmap((void *)address, bytes_of(n), PROT_NONE, flags, -1, 0);
     return got == MAP_FAILED ? -errno : 0;
 }
 
 /* After mlockall(MCL_FUTURE) a new mapping is locked, and would be filled once it is committed. */
 int os_claim(uintptr_t address, uint64_t n)
 {
-    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
-    void *got = mmap((void *)address, bytes_of(n), PROT_NONE, flags, -1, 0);
-    if (got == MAP_FAILED)
-        return -errno;
+    int error = os_claim_as(address, n, true);
+    if (error)
+        return error;
     munlock((void *)address, bytes_of(n));
     return 0;
 }
@@ -178,17 +197,20 @@ bool os_is_mapped(uintptr_t page)
 bool os_locks_new_memory(void)
 {
     unsigned char there = 0;
-    void *trial = os_alloc(PAGE_SIZE);
-    if (trial && mincore(trial, PAGE_SIZE, &there) < 0)
+    void *trial = anywhere(PAGE_SIZE, RW);
+    if (!trial)
+        return false;
+    if (mincore(trial, PAGE_SIZE, &there) < 0)
         there = 0;
-    os_unmap(trial, PAGE_SIZE);
+    munmap(trial, PAGE_SIZE);
     return there & 1;
 }
 
 bool os_can_map(uint64_t n)
 {
-    void *trial = os_alloc(bytes_of(n));
-    os_unmap(trial, bytes_of(n));
+    void *trial = anywhere(bytes_of(n), RW);
+    if (trial)
+        munmap(trial, bytes_of(n));
     return trial != NULL;
 }
 
@@ -249,7 +271,9 @@ uintptr_t os_grow(uintptr_t from, uint64_t n, uintptr_t like)
         got = mremap((void *)from, PAGE_SIZE, bytes_of(n), MREMAP_MAYMOVE);
     if (got == MAP_FAILED)
         return 0;
-    os_disown(from, PAGE_SIZE);
+    size_t spare = os_disown(from, PAGE_SIZE);
+    if (spare)
+        munmap(page_at(from, 1), spare);
     os_own((uintptr_t)got, bytes_of(n));
     return (uintptr_t)got;
 }

@@ -43,10 +43,13 @@ int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset);
  * Replaces whatever is mapped by fresh anonymous memory with the same flags (enum ksmpy_vma_flag).
  */
 int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags);
-/* Fresh memory at an address, only if nothing is there. */
-int os_map_at(uintptr_t address, uint64_t n);
-/* The same, to be committed. */
+/* Address space at an address, only if nothing is there, to be committed. */
 int os_claim(uintptr_t address, uint64_t n);
+/*
+ * The same, locked in memory if the program has all that is new locked.  counted: against what the
+ * system has to commit, which other memory (MAP_NORESERVE) is not.
+ */
+int os_claim_as(uintptr_t address, uint64_t n, bool counted);
 /*
  * Would the limits on address space and commitment allow n pages more?  mremap
  * asks that only after it has unmapped its target.

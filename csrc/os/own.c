@@ -15,10 +15,17 @@
 #define SLOTS 1024 /* in the first table; each further one has twice as many */
 #define TABLES 16
 
+#define SPARE 1 /* a bit of an end: the last OS_SPARE bytes before it are spare */
+
 struct slot {
     _Atomic uintptr_t start; /* 0: free; 1: about to be filled */
-    _Atomic uintptr_t end;
+    _Atomic uintptr_t end;   /* and SPARE */
 };
+
+static uintptr_t end_of(struct slot *slot)
+{
+    return atomic_load(&slot->end) & ~(uintptr_t)SPARE;
+}
 
 static struct slot first[SLOTS];
 static _Atomic(struct slot *) tables[TABLES] = {first};
@@ -44,7 +51,8 @@ static struct slot *table_at(int number, bool make)
     return table;
 }
 
-void os_own(uintptr_t start, size_t bytes)
+/* end: with SPARE, if it is so. */
+static void note(uintptr_t start, uintptr_t end)
 {
     struct slot *table;
     for (int number = 0; number < TABLES && (table = table_at(number, true)); number++)
@@ -53,35 +61,70 @@ void os_own(uintptr_t start, size_t bytes)
             if (atomic_load(&table[i].start) ||
                 !atomic_compare_exchange_strong(&table[i].start, &free, 1))
                 continue;
-            atomic_store(&table[i].end, start + bytes);
+            atomic_store(&table[i].end, end);
             atomic_store(&table[i].start, start);
             return;
         }
 }
 
-/*
- * Takes a range out of a slot.  Only the caller that owns a range gives it up, so no other thread
- * changes the slots that it lies in at the same time.
- */
-static void cut(struct slot *slot, uintptr_t start, uintptr_t end)
+void os_own(uintptr_t start, size_t bytes)
 {
-    uintptr_t from = atomic_load(&slot->start), to = atomic_load(&slot->end);
-    if (from <= 1 || from >= end || to <= start)
-        return;
-    if (from < start && to > end)
-        os_own(end, to - end);
-    if (from < start)
-        atomic_store(&slot->end, start);
-    else
-        atomic_store(&slot->start, to > end ? end : 0);
+    note(start, start + bytes);
 }
 
-void os_disown(uintptr_t start, size_t bytes)
+void os_own_with_spare(uintptr_t start, size_t bytes)
+{
+    note(start, (start + bytes + OS_SPARE) | SPARE);
+}
+
+/* Whoever clears the bit has the spare bytes: the owner of the range, or who takes them. */
+static bool take_spare(struct slot *slot, uintptr_t end, uintptr_t left)
+{
+    uintptr_t with = end | SPARE;
+    return atomic_compare_exchange_strong(&slot->end, &with, left);
+}
+
+bool os_take_spare(uintptr_t end)
 {
     struct slot *table;
     for (int number = 0; number < TABLES && (table = table_at(number, false)); number++)
         for (size_t i = 0; i < slots_in(number); i++)
-            cut(&table[i], start, start + bytes);
+            if (atomic_load(&table[i].start) > 1 && take_spare(&table[i], end, end - OS_SPARE))
+                return true;
+    return false;
+}
+
+/*
+ * Takes a range out of a slot, and spare bytes that follow it, whose size is returned.  Only the
+ * caller that owns a range gives it up, so no other thread changes the slots that it lies in at the
+ * same time, except for os_take_spare().
+ */
+static size_t cut(struct slot *slot, uintptr_t start, uintptr_t end)
+{
+    size_t along = 0;
+    uintptr_t from = atomic_load(&slot->start), to = end_of(slot);
+    if (from <= 1 || from >= end || to <= start)
+        return 0;
+    if (end + OS_SPARE >= to && take_spare(slot, to, to))
+        along = end < to ? to - end : 0;
+    if (from < start) {
+        to = atomic_exchange(&slot->end, start);
+        if (to > end + along)
+            note(end, to);
+    } else {
+        atomic_store(&slot->start, end_of(slot) > end + along ? end : 0);
+    }
+    return along;
+}
+
+size_t os_disown(uintptr_t start, size_t bytes)
+{
+    size_t along = 0;
+    struct slot *table;
+    for (int number = 0; number < TABLES && (table = table_at(number, false)); number++)
+        for (size_t i = 0; i < slots_in(number); i++)
+            along |= cut(&table[i], start, start + bytes);
+    return along;
 }
 
 bool os_owns(uintptr_t address)
@@ -90,7 +133,7 @@ bool os_owns(uintptr_t address)
     for (int number = 0; number < TABLES && (table = table_at(number, false)); number++)
         for (size_t i = 0; i < slots_in(number); i++) {
             uintptr_t start = atomic_load(&table[i].start);
-            if (start > 1 && address >= start && address < atomic_load(&table[i].end))
+            if (start > 1 && address >= start && address < end_of(&table[i]))
                 return true;
         }
     return false;
@@ -139,7 +182,7 @@ int64_t os_own_memory(struct ksmpy_range *out, int64_t max)
         if (number)
             add(&list, (uintptr_t)table, (uintptr_t)(table + slots_in(number)));
         for (size_t i = 0; i < slots_in(number); i++)
-            add(&list, atomic_load(&table[i].start), atomic_load(&table[i].end));
+            add(&list, atomic_load(&table[i].start), end_of(&table[i]));
     }
     return list.count;
 }

@@ -18,6 +18,7 @@
 #include "os/direct_io.h"
 #include "os/files.h"
 #include "os/map.h"
+#include "os/own.h"
 #include "os/pagemap.h"
 #include "os/uffd.h"
 #include "pages.h"
@@ -25,6 +26,9 @@
 #define N 16
 #define FIRST 8 /* the part that its owner maps over: pages [FIRST, END) */
 #define END 12
+/* More pages than there are free between the libraries, and no number of huge pages. */
+#define LARGE (64 * HUGE_PAGES + 1)
+#define TRIES 32
 #define OWN 500 /* the seed of what it writes there */
 #define PATIENCE 10 /* s */
 
@@ -231,6 +235,81 @@ static void a_page_that_lends_its_identity_can_be_moved(void)
     os_unmap((void *)shadow, bytes_of(N + 1));
     os_unmap((void *)elsewhere, PAGE_SIZE);
     end();
+}
+
+/* Memory of others, and memory of the engine's own right below it. */
+static uint8_t *theirs, *ours;
+
+/*
+ * Where the kernel goes upwards (ulimit -s unlimited) nothing is mapped right below others.  Those
+ * that are no neighbours, as they lie in different holes, stay: so the holes are full some time.
+ */
+static bool map_neighbours(void)
+{
+    for (int tries = 0; tries < TRIES; tries++) {
+        theirs = mmap(NULL, bytes_of(LARGE), PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        ours = os_alloc(bytes_of(LARGE));
+        if (theirs == MAP_FAILED || !ours || ours > theirs)
+            break;
+        if (page_at((uintptr_t)ours, LARGE) + OS_SPARE == theirs)
+            return true;
+    }
+    CHECK(theirs != MAP_FAILED && ours > theirs);
+    return false;
+}
+
+static void unmap_neighbours(uint64_t first, uint64_t n)
+{
+    os_unmap(ours + bytes_of(first), bytes_of(n));
+    CHECK(!os_owns((uintptr_t)ours) && !os_is_mapped((uintptr_t)ours + bytes_of(LARGE - 1)));
+    CHECK(os_is_mapped((uintptr_t)theirs));
+    munmap(theirs, bytes_of(LARGE));
+}
+
+static void the_engine_can_do_without_the_page_below_others(void)
+{
+    for (int taken = 0; taken < 2 && map_neighbours(); taken++) {
+        uintptr_t end = (uintptr_t)theirs, spare = end - OS_SPARE;
+        CHECK(os_owns(spare) && os_owns(end - 1) && !os_owns(end) && os_is_mapped(end - PAGE_SIZE));
+        CHECK(!os_take_spare(spare) && !os_take_spare(end + OS_SPARE));
+        CHECK(!taken || (os_take_spare(end) && !os_take_spare(end) && !os_owns(spare)));
+        unmap_neighbours(0, LARGE);
+        CHECK(os_is_mapped(spare) == taken && !os_take_spare(end));
+        munmap((void *)spare, OS_SPARE);
+    }
+}
+
+static void a_part_of_the_engines_memory_keeps_its_spare_page(void)
+{
+    if (!map_neighbours())
+        return;
+    uintptr_t spare = (uintptr_t)theirs - OS_SPARE;
+    os_unmap(ours, PAGE_SIZE);
+    os_unmap(ours + bytes_of(N), PAGE_SIZE);
+    CHECK(os_owns(spare) && os_is_mapped(spare) && !os_owns((uintptr_t)ours + bytes_of(N)));
+    os_unmap(ours + PAGE_SIZE, bytes_of(N - 1));
+    CHECK(os_owns(spare) && os_is_mapped(spare));
+    unmap_neighbours(N + 1, LARGE - N - 1);
+    CHECK(!os_owns(spare) && !os_is_mapped(spare));
+}
+
+static void a_shadow_gets_the_page_that_the_engine_can_do_without(void)
+{
+    struct freezer fz;
+    bool borrows = way == KSMPY_FREEZE_UFFD_WP || way == KSMPY_FREEZE_SIGNAL;
+    if (!borrows || !map_neighbours())
+        return;
+    uintptr_t address = (uintptr_t)theirs, page = address - PAGE_SIZE;
+    REQUIRE(os_commit(theirs, bytes_of(LARGE)) == 0);
+    memset(theirs, 1, bytes_of(N));
+    memset(ours + bytes_of(LARGE - N), 1, bytes_of(N));
+    REQUIRE(freezer_init(&fz, way, tracked) == 0 && freezer_attach(&fz, address, N) == 0);
+    uintptr_t shadow = freezer_shadow(&fz, address, N, 0);
+    CHECK(shadow && fz.kept[0] == page && os_owns(page));
+    os_unmap((void *)shadow, bytes_of(N + 1));
+    freezer_destroy(&fz);
+    CHECK(!os_owns(page) && !os_is_mapped(page) && theirs[0] == 1);
+    unmap_neighbours(0, LARGE);
 }
 
 static void *write_late(void *page)
@@ -516,6 +595,7 @@ static void in_this_way(void)
     }
     if (!takes_away)
         RUN(a_page_that_lends_its_identity_can_be_moved);
+    RUN(a_shadow_gets_the_page_that_the_engine_can_do_without);
     if (way == KSMPY_FREEZE_UFFD_WP)
         RUN(what_is_written_where_a_frozen_page_was_stays);
     if (way == KSMPY_FREEZE_UFFD_WP || way == KSMPY_FREEZE_UFFD_REMAP)
@@ -532,6 +612,8 @@ static void in_this_way(void)
 
 int main(void)
 {
+    RUN(the_engine_can_do_without_the_page_below_others);
+    RUN(a_part_of_the_engines_memory_keeps_its_spare_page);
     for (way = KSMPY_FREEZE_UFFD_MOVE; way <= KSMPY_FREEZE_UFFD_WP; way++)
         for (int i = 0; i < 2; i++) {
             tracked = i;

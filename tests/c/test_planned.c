@@ -187,7 +187,7 @@ static void a_dies_and_another_comes(void)
 {
     CHECK(ksmpy_release(engine, region_a, 1) == 0);
     os_unmap(a, bytes_of(PAGES));
-    CHECK(os_map_at((uintptr_t)a, PAGES) == 0);
+    CHECK(os_claim((uintptr_t)a, PAGES) == 0 && os_commit(a, bytes_of(PAGES)) == 0);
     memset(a, 1, bytes_of(PAGES));
     CHECK(watch(a, &region_a));
 }
