@@ -473,7 +473,8 @@ def test_invariant_7_survives_a_process_full_of_mappings(mode: Mode) -> None:
 
 def test_invariant_7_closing_gives_the_mappings_back(make_engine: MakeEngine) -> None:
     """Merging and closing again and again leaves the process with the mappings it had."""
-    one, two = _pair(256)
+    one, two = memory.alone(256), memory.alone(256)  # never is anything free beside them
+    one[:] = two[:] = memory.distinct(256)
     one.reshape(-1, PAGE)[::3] += 1
     counts = []
     for _ in range(6):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import mmap
+import weakref
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,45 @@ def guarded(count: int) -> Bytes:
     if libc.mprotect(inside, ctypes.c_size_t(count * PAGE), rights) < 0:
         raise OSError(ctypes.get_errno(), "mprotect")
     return np.ctypeslib.as_array((ctypes.c_uint8 * (count * PAGE)).from_address(base + PAGE))
+
+
+#: Of each array of :func:`alone`, by its address: its owner, and what unmaps it.
+_alone: dict[int, tuple[weakref.ref[Any], weakref.finalize[..., Any]]] = {}
+
+
+def _unmap(address: int, count: int) -> None:
+    ctypes.CDLL(None).munmap(ctypes.c_void_p(address), ctypes.c_size_t(count * PAGE))
+
+
+def protect(address: int, rights: int) -> None:
+    """Give one page these rights (``mmap.PROT_READ`` and the like)."""
+    where, size = ctypes.c_void_p(address), ctypes.c_size_t(PAGE)
+    assert ctypes.CDLL(None).mprotect(where, size, rights) == 0
+
+
+def alone(count: int) -> Bytes:
+    """Fresh pages between others that nobody can touch; all are unmapped when the array dies."""
+    start = address_of(guarded(count + 1)) + PAGE
+    owner = (ctypes.c_uint8 * (count * PAGE)).from_address(start)
+    protect(start - PAGE, 0)
+    end = weakref.finalize(owner, _unmap, start - 2 * PAGE, count + 3)
+    _alone[start] = weakref.ref(owner), end
+    return np.ctypeslib.as_array(owner)
+
+
+def make_room(*arrays: Bytes) -> None:
+    """Nothing is mapped any more right below arrays of :func:`alone`.
+
+    What comes back to a region is one mapping with the rest of it only if that place is free when
+    the first page of it is merged, and any mapping of one page might take it before.
+    """
+    for array in arrays:
+        start = address_of(array)
+        owner, end = _alone.pop(start)
+        end.detach()
+        weakref.finalize(owner(), _unmap, start, array.nbytes // PAGE + 1)
+        weakref.finalize(owner(), _unmap, start - 2 * PAGE, 1)
+        _unmap(start - PAGE, 1)
 
 
 def are_huge(array: Bytes) -> bool:

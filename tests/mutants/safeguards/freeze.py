@@ -42,6 +42,38 @@ MUTANTS = [
         tests=("c/test_owner.c::a_page_that_lends_its_identity_can_be_moved",),
     ),
     Mutant(
+        "a page is lent by a mapping of other flags",
+        file="csrc/freeze/borrow.c",
+        old="how < WAYS",
+        new="how < FLAGGED",
+        tests=(
+            "test_islands.py::test_other_mappings_become_one_again[signal+wp-async-False-_uncounted]",
+        ),
+    ),
+    Mutant(
+        "a page is not lent by a mapping below it",
+        file="csrc/freeze/borrow.c",
+        old="os_claim_as(page, 1, counted) < 0 &&",
+        new="(os_claim_as(page, 1, counted) < 0 || os_commit((void *)page, PAGE_SIZE) < 0) &&",
+        tests=(
+            "test_islands.py::test_other_mappings_become_one_again[uffd-wp+wp-async-False-_above_others]",
+        ),
+    ),
+    Mutant(
+        "a page is lent by the engine's own memory",
+        file="csrc/freeze/borrow.c",
+        old="    if (!os_take_spare(end))\n",
+        new="    if (true)\n",
+        tests=("c/test_owner.c::a_shadow_gets_the_page_that_the_engine_can_do_without",),
+    ),
+    Mutant(
+        "what the engine lent is not unmapped with the rest",
+        file="csrc/os/own.c",
+        old="    return atomic_compare_exchange_strong(&slot->end, &with, left);",
+        new="    return atomic_load(&slot->end) == with && left;",
+        tests=("c/test_owner.c::the_engine_can_do_without_the_page_below_others",),
+    ),
+    Mutant(
         "the kernel's KSM is kept away from what is protected",
         file="csrc/freeze/replace.c",
         old="    int error = os_keep_from_ksm(address, n);\n",
