@@ -17,10 +17,10 @@ from conftest import Mode
 from support.patience import patience, until
 from support.procs import environment
 
-pytestmark = pytest.mark.timeout(patience(120))
+pytestmark = pytest.mark.timeout(patience(300))
 
 #: How long a tracer may take to come or to go, in seconds.
-PATIENCE = patience(15)
+PATIENCE = patience(60)
 ROUNDS = int(os.environ.get("KSMPY_TRACER_ROUNDS", "6"))
 
 
