@@ -322,6 +322,7 @@ held = bytearray(os.urandom(1 << 22))
 """
 
 
+@pytest.mark.rest
 def test_a_fork_waits_as_long_as_an_import_gets_on(tmp_path: Path) -> None:
     """However long that may be: its child finds ksmpy's modules finished."""
     code = """
@@ -340,6 +341,7 @@ def test_a_fork_waits_as_long_as_an_import_gets_on(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
+@pytest.mark.rest
 def test_a_fork_that_an_import_waits_for(tmp_path: Path) -> None:
     """It goes on after a while, and its child imports anew what nobody would finish there."""
     code = """
