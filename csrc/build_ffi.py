@@ -33,11 +33,14 @@ ffi.cdef("""
     void ksmpy_collection(void *phase, void *info);
     void ksmpy_sweep_by(void *function);
     int ksmpy_collecting(void);
+    void ksmpy_know_interpreter(void);
+    void ksmpy_interpreter_ends(void);
     void *ksmpy_look_into(void *containers, void *query);
 """)
 ffi.set_source(
     "ksmpy._ksmpy",
-    '#include "ksmpy.h"\n#include "python/collector.h"\n#include "python/objects.h"',
+    '#include "ksmpy.h"\n#include "python/collector.h"\n#include "python/interpreter.h"\n'
+    '#include "python/objects.h"',
     sources=SOURCES,
     depends=HEADERS,
     include_dirs=["csrc"],

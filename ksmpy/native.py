@@ -7,6 +7,7 @@ memory that a running call still uses.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import errno
 import functools
@@ -34,6 +35,10 @@ else:
             if not sys.platform.startswith("linux")
             else f"ksmpy's extension module is missing or does not load: {_error}"
         )
+
+if _missing is None:
+    lib.ksmpy_know_interpreter()
+    atexit.register(lib.ksmpy_interpreter_ends)
 
 
 def _constant(name: str, without: int = 0) -> int:
@@ -64,6 +69,7 @@ VMA_GROWING = _constant("VMA_GROWING")
 
 SCAN_EAGER = _constant("SCAN_EAGER")
 SCAN_RESTART = _constant("SCAN_RESTART")
+SCAN_PATIENT = _constant("SCAN_PATIENT")
 
 OWNER_MALLOC = _constant("OWNER_MALLOC")
 OWNER_PYTHON = _constant("OWNER_PYTHON")

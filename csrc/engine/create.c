@@ -127,7 +127,7 @@ static int open_store(struct pages *pages, int fd)
     return error;
 }
 
-static int start(ksmpy_engine *engine, int freeze_mode, int store_fd)
+static int start(ksmpy_engine *engine, int freeze_mode, bool calls_wait, int store_fd)
 {
     int error = os_maps_open(&engine->pages.maps);
     if (!error)
@@ -139,7 +139,7 @@ static int start(ksmpy_engine *engine, int freeze_mode, int store_fd)
     if (error)
         return error;
     follow_rules(&engine->pages);
-    error = freezer_init(&engine->merger.fz, freeze_mode, engine->pages.tracked);
+    error = freezer_init(&engine->merger.fz, freeze_mode, engine->pages.tracked, calls_wait);
     if (error)
         return error;
     freezer_know_store(&engine->merger.fz, engine->pages.store.inode, engine->pages.store.dev);
@@ -212,7 +212,7 @@ int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
         options->freeze == KSMPY_FREEZE_AUTO && freeze_mode == KSMPY_FREEZE_UFFD_WP;
     begin_pages(&engine->pages, options);
     engine->pages.tracked = tracking == KSMPY_TRACKING_WP_ASYNC;
-    int error = start(engine, freeze_mode, options->store_fd);
+    int error = start(engine, freeze_mode, caps.uffd_kernel_mode, options->store_fd);
     if (error)
         close_engine(engine);
     else

@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 
 #include "engine/locks.h"
+#include "freeze/bystanders.h"
 #include "freeze/freezer.h"
 #include "merge/plan.h"
 #include "merge/run.h"
@@ -27,6 +28,7 @@ static ksmpy_engine *all; /* changed between fork_hold() and fork_let_go() only 
 
 static void before_fork(void)
 {
+    bystanders_hurry();
     for (ksmpy_engine *engine = all; engine; engine = engine->next) {
         engine_lock(engine);
         pthread_mutex_lock(&engine->merger.fz.lock);
@@ -42,6 +44,7 @@ static void in_parent(void)
         pthread_mutex_unlock(&engine->merger.fz.lock);
         engine_unlock(engine);
     }
+    bystanders_need_not_hurry();
 }
 
 /* Threads of the parent's that were giving pages back, between two slices, are not in the child. */
@@ -72,6 +75,7 @@ static void let_go(ksmpy_engine *engine)
 
 static void in_child(void)
 {
+    bystanders_forget();
     for (ksmpy_engine *engine = all; engine; engine = engine->next)
         let_go(engine);
 }

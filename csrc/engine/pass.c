@@ -7,6 +7,7 @@
 #include "base/pages.h"
 #include "engine/check.h"
 #include "engine/locks.h"
+#include "freeze/bystanders.h"
 #include "merge/bar.h"
 #include "merge/budget.h"
 #include "os/guard.h"
@@ -88,6 +89,8 @@ int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
     int error = merger_has_files(&engine->merger) ? engine->pages.store.broken : -EBADF;
     if (!error)
         scan_end_left_over(&engine->scanner);
+    if (flags & KSMPY_SCAN_PATIENT)
+        bystanders_be_patient(&engine->merger.fz.bystanders);
     if (flags & KSMPY_SCAN_RESTART)
         scan_restart(&engine->scanner);
     if (!error)

@@ -65,13 +65,20 @@ static uint64_t metadata_bytes(const ksmpy_engine *engine)
 
 /*
  * Pages that are saved.  One page of each frame saves nothing; nor does a planned page, which has
- * joined a frame but still has its own memory.
+ * joined a frame but still has its own memory, nor one that was written.
  */
 static uint64_t pages_saved(const ksmpy_engine *engine)
 {
     const struct store_head *head = engine->pages.store.head;
-    uint64_t unsaved = head->shared_frames + plan_joined(&engine->merger.plan);
+    uint64_t unsaved =
+        head->shared_frames + plan_joined(&engine->merger.plan) + engine->pages.copies;
     return head->shared_pages - least(unsaved, head->shared_pages);
+}
+
+/* Those that share a frame: without the ones that were written. */
+static uint64_t merging(const uint64_t *pages_in, uint64_t copies)
+{
+    return pages_in[PAGE_SHARED] - least(copies, pages_in[PAGE_SHARED]);
 }
 
 static void fill(const ksmpy_engine *engine, struct ksmpy_stats *out)
@@ -93,7 +100,7 @@ static void fill(const ksmpy_engine *engine, struct ksmpy_stats *out)
         .huge_frames = huge_frames(&engine->pages.store),
         .spare_frames = head->spare_frames,
         .registered_pages = engine->pages.registered,
-        .merging_pages = engine->pages.pages_in[PAGE_SHARED],
+        .merging_pages = merging(engine->pages.pages_in, engine->pages.copies),
         .metadata_bytes = metadata_bytes(engine),
         .frame_bytes = store_bytes(&engine->pages.store),
         .vma_limit = engine->pages.knobs[KSMPY_KNOB_VMA_SHARE_PERCENT],
@@ -178,8 +185,12 @@ static int count_region(ksmpy_engine *engine, uint32_t id, struct ksmpy_region_s
         if (!region_is(&engine->pages, id, serial))
             return -ENOENT;
     }
-    *out = (struct ksmpy_region_stats){rmap_items(region), region->pages_in[PAGE_SHARED],
-                                       region->pages_in[PAGE_ZERO], (uint64_t)(saved + 0.5)};
+    *out = (struct ksmpy_region_stats){
+        .rmap_items = rmap_items(region),
+        .merging_pages = merging(region->pages_in, region->copies),
+        .zero_pages = region->pages_in[PAGE_ZERO],
+        .saved_pages = (uint64_t)(saved + 0.5) - least(region->copies, (uint64_t)(saved + 0.5)),
+    };
     return 0;
 }
 

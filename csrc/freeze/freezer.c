@@ -7,6 +7,7 @@
 
 #include "base/pages.h"
 #include "freeze/borrow.h"
+#include "freeze/bystanders.h"
 #include "freeze/descriptors.h"
 #include "freeze/ops.h"
 #include "freeze/owner.h"
@@ -22,6 +23,7 @@
 #include "os/map.h"
 #include "os/maps.h"
 #include "os/pagemap.h"
+#include "os/tasks.h"
 
 /*
  * How many bytes of this thread's stack, below and above the stack frame of needed_here(), are
@@ -49,7 +51,7 @@ static void unmap_all(struct freezer *fz)
     os_unmap(fz->zeros, PAGE_SIZE);
 }
 
-int freezer_init(struct freezer *fz, int mode, bool tracked)
+int freezer_init(struct freezer *fz, int mode, bool tracked, bool calls_wait)
 {
     memset(fz, 0, sizeof *fz);
     freezer_forget_files(fz);
@@ -57,7 +59,9 @@ int freezer_init(struct freezer *fz, int mode, bool tracked)
     fz->mode = mode;
     fz->ops = ways[mode];
     fz->tracked = tracked;
+    fz->calls_wait = calls_wait && mode != KSMPY_FREEZE_SIGNAL;
     pthread_mutex_init(&fz->lock, NULL);
+    bystanders_open(&fz->bystanders, !fz->calls_wait);
     signal_note_guests();
     fz->stage = (uintptr_t)os_alloc(bytes_of(FREEZE_MAX));
     fz->zeros = os_alloc(PAGE_SIZE);
@@ -82,6 +86,7 @@ int freezer_init(struct freezer *fz, int mode, bool tracked)
 
 void freezer_destroy(struct freezer *fz)
 {
+    bystanders_close(&fz->bystanders);
     removals_stop(fz);
     if (fz->ops->stop)
         fz->ops->stop(fz);
@@ -105,6 +110,7 @@ void freezer_abandon(struct freezer *fz)
     fz->removals.overflown = true; /* the parent's notes are gone: the mappings tell instead */
     fz->windows[0] = fz->windows[1] = 0;
     memset(fz->kept, 0, sizeof fz->kept);
+    fz->bystanders = (struct bystanders){0};
     pthread_mutex_init(&fz->lock, NULL);
 }
 
@@ -199,12 +205,9 @@ static int64_t freeze_held(struct freezer *fz, uintptr_t address, uint64_t n, bo
  * huge page before the fork only the first page is asked (seen on Linux 6.18),
  * which may not be among ours: so such pages are parted.
  */
-static int64_t freeze_now(struct freezer *fz, uintptr_t address, uint64_t n, bool to_zeros,
-                          const uint8_t **view)
+static int64_t freeze_beside_none(struct freezer *fz, uintptr_t address, uint64_t n, bool to_zeros,
+                                  const uint8_t **view)
 {
-    n = freeze_reach(fz, address, n);
-    if (needed_here(address, n))
-        return -EBUSY;
     int64_t got = freeze_held(fz, address, n, to_zeros, view);
     if (got == -EBUSY && fz->ops->refuses_pinned) {
         let_go(fz);
@@ -222,6 +225,21 @@ static int64_t freeze_now(struct freezer *fz, uintptr_t address, uint64_t n, boo
         thaw(fz);
         return -EBUSY;
     }
+    return got;
+}
+
+static int64_t freeze_now(struct freezer *fz, uintptr_t address, uint64_t n, bool to_zeros,
+                          const uint8_t **view)
+{
+    n = freeze_reach(fz, address, n);
+    if (needed_here(address, n))
+        return -EBUSY;
+    int error = bystanders_hold(&fz->bystanders, fz->tasks_fd, address, n);
+    if (error)
+        return error == -EBUSY ? FREEZE_LATER : error;
+    int64_t got = freeze_beside_none(fz, address, n, to_zeros, view);
+    if (got <= 0)
+        bystanders_let_go(&fz->bystanders);
     return got;
 }
 
@@ -265,6 +283,7 @@ void thaw(struct freezer *fz)
 {
     fz->ops->thaw(fz, fz->start, (fz->end - fz->start) >> PAGE_SHIFT);
     let_go(fz);
+    bystanders_let_go(&fz->bystanders);
 }
 
 uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
@@ -278,14 +297,20 @@ uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int 
 }
 
 int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
-                      int vma_flags)
+                      int vma_flags, bool insists)
 {
-    if (needed_here(address, n))
-        return -EBUSY;
+    int error = needed_here(address, n) ? -EBUSY : 0;
+    if (!error && insists)
+        bystanders_hold_if_can(&fz->bystanders, fz->tasks_fd, address, n);
+    else if (!error)
+        error = bystanders_hold(&fz->bystanders, fz->tasks_fd, address, n);
+    if (error)
+        return error;
     hold(fz);
     bool there = fz->removals.gate_fd < 0 || is_all_overlay(fz, address, n);
-    int error = there ? fz->ops->unoverlay(fz, address, n, blank, vma_flags) : -ESTALE;
+    error = there ? fz->ops->unoverlay(fz, address, n, blank, vma_flags) : -ESTALE;
     let_go(fz);
+    bystanders_let_go(&fz->bystanders);
     return error;
 }
 

@@ -26,7 +26,9 @@
  * allocate, or take a lock that a thread may hold while it touches a region.
  *
  * Limits.  With a userfaultfd for user mode only, a system call that touches a
- * frozen page fails with EFAULT; so it does with "signal", if it writes.
+ * frozen page fails with EFAULT; so it does with "signal", if it writes.  So
+ * nothing is frozen there beside such calls, as far as that can be known
+ * (freeze/bystanders.h): -EBUSY.
  * Devices that write into memory: uffd-move leaves a page that is pinned for
  * one alone, whatever pins it; the other ways, and unmerging in all of them,
  * notice direct I/O that a thread waits for (EBUSY), but not asynchronous I/O
@@ -35,13 +37,17 @@
 #ifndef KSMPY_FREEZE_FREEZER_H
 #define KSMPY_FREEZE_FREEZER_H
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "freeze/ops.h"
 
-/* mode and tracking as chosen by the engine; -errno, and nothing is left behind. */
-int freezer_init(struct freezer *fz, int mode, bool tracked);
+/*
+ * mode and tracking as chosen by the engine; -errno, and nothing is left behind.  calls_wait: a
+ * system call that touches a frozen page waits, where the mode lets it.
+ */
+int freezer_init(struct freezer *fz, int mode, bool tracked, bool calls_wait);
 void freezer_destroy(struct freezer *fz);
 /* In a forked child: lets go of what belongs to the parent, without touching its memory. */
 void freezer_abandon(struct freezer *fz);
@@ -51,6 +57,11 @@ void freezer_abandon(struct freezer *fz);
  * is then frozen as one.
  */
 uint64_t freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n);
+/*
+ * freeze(): nothing can be frozen just now, because another thread may be in a system call.  The
+ * pages that would be frozen next will mostly fare like this one.
+ */
+#define FREEZE_LATER (-EADDRINUSE)
 /* How many leading pages are frozen (1 to n), with the lock held; or -errno without it. */
 int64_t freeze(struct freezer *fz, uintptr_t address, uint64_t n, const uint8_t **view);
 /* The same where nothing will become an overlay. */
@@ -73,10 +84,10 @@ uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int 
  * the bytes they show now, while other threads use them.  Every mapping in the
  * range must be an overlay.  blank: their place in the shadow of their region,
  * or 0.  On error they are as before.  -ENOENT: a huge page does not come
- * back as one.
+ * back as one.  insists: also beside system calls on them, which may fail then.
  */
 int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
-                      int vma_flags);
+                      int vma_flags, bool insists);
 /* Is that, in the place of a huge page, worth a try? */
 bool freezer_comes_back_huge(const struct freezer *fz, uintptr_t address, uintptr_t blank,
                              int vma_flags);

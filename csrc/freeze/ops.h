@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "base/pages.h"
+#include "freeze/bystanders.h"
 #include "freeze/helper.h"
 #include "freeze/removed.h"
 
@@ -26,6 +27,7 @@
 struct freezer {
     int mode;      /* enum ksmpy_freeze, never AUTO */
     const struct freezer_ops *ops;
+    bool calls_wait; /* system calls that touch what is frozen wait; otherwise they fail */
     bool tracked;  /* regions are registered for asynchronous write protection */
     pthread_mutex_t lock;
 
@@ -45,6 +47,7 @@ struct freezer {
     uint64_t inodes[FREEZER_FILES]; /* of the descriptors, in file_of()'s order; 0: not known yet */
     struct helper helper; /* the fault thread */
     struct removals removals;
+    struct bystanders bystanders;
     uintptr_t windows[2]; /* one for small pages, one for a huge page; 0: none */
     uintptr_t *window; /* that of the two in which the frozen pages are */
     bool torn; /* the huge window has a page table now, so that no huge page fits in */

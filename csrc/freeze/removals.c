@@ -26,11 +26,12 @@
 #include "freeze/removed.h"
 #include "freeze/replace.h"
 #include "os/clock.h"
-#include "os/direct_io.h"
 #include "os/files.h"
+#include "os/given_back.h"
 #include "os/map.h"
 #include "os/maps.h"
 #include "os/pagemap.h"
+#include "os/tasks.h"
 #include "os/uffd.h"
 
 /*

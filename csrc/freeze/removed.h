@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #include "freeze/helper.h"
-#include "os/direct_io.h"
+#include "os/given_back.h"
 #include "os/maps.h"
 
 #define REMOVAL_NOTES 256

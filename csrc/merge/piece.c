@@ -233,8 +233,9 @@ uint64_t merge_piece(struct merger *merger, struct piece *piece, uint64_t n, boo
     if (own)
         got = exchange_piece(merger, piece, (uint64_t)held);
     uint64_t frozen = got < 0 ? 0 : (uint64_t)got;
-    /* EINVAL: the memory is locked, so no single page of it can be moved either. */
-    uint64_t done = frozen ? frozen : got == -EINVAL ? (uint64_t)held : 1;
+    /* EINVAL: the memory is locked.  In both cases the next pages fare no better. */
+    bool alike = got == -EINVAL || got == FREEZE_LATER;
+    uint64_t done = frozen ? frozen : alike ? (uint64_t)held : 1;
     leave_frames(merger->pages, piece->frames + frozen, (joined ? done : (uint64_t)held) - frozen);
-    return frozen ? frozen : refuse(merger, piece, done, got == -EINVAL ? -EBUSY : (int)got);
+    return frozen ? frozen : refuse(merger, piece, done, alike ? -EBUSY : (int)got);
 }

@@ -178,16 +178,17 @@ static uint64_t next_piece(struct merger *merger, const struct region *region, s
 }
 
 static int unmerge_small_pieces(struct merger *merger, const struct region *region,
-                                struct span span, enum page_state state);
+                                struct span span, enum page_state state, bool insists);
 
+/* insists: see freezer_unoverlay(). */
 static int unmerge_piece(struct merger *merger, const struct region *region, uintptr_t at,
-                         uint64_t n, enum page_state state)
+                         uint64_t n, enum page_state state, bool insists)
 {
     struct span piece = {at, at + bytes_of(n)};
     uintptr_t blank = in_shadow(merger->pages, region, at);
-    int error = freezer_unoverlay(&merger->fz, at, n, blank, region->vma_flags);
+    int error = freezer_unoverlay(&merger->fz, at, n, blank, region->vma_flags, insists);
     if (error == -ENOENT && n > FREEZE_MAX)
-        return unmerge_small_pieces(merger, region, piece, state);
+        return unmerge_small_pieces(merger, region, piece, state, insists);
     if (error)
         stay_merged(merger->pages, region, piece.start, piece.end);
     else
@@ -196,12 +197,12 @@ static int unmerge_piece(struct merger *merger, const struct region *region, uin
 }
 
 static int unmerge_small_pieces(struct merger *merger, const struct region *region,
-                                struct span span, enum page_state state)
+                                struct span span, enum page_state state, bool insists)
 {
     int failure = 0;
     for (uint64_t n; span.start < span.end; span.start += bytes_of(n)) {
         n = least(pages_between(span.start, span.end), FREEZE_MAX);
-        int error = unmerge_piece(merger, region, span.start, n, state);
+        int error = unmerge_piece(merger, region, span.start, n, state, insists);
         failure = failure ? failure : error;
     }
     return failure;
@@ -214,7 +215,7 @@ static int unmerge_span(struct merger *merger, const struct region *region, stru
     uintptr_t at = span.start;
     for (uint64_t n; at < span.end; at += bytes_of(n)) {
         n = next_piece(merger, region, span, at);
-        int error = unmerge_piece(merger, region, at, n, state);
+        int error = unmerge_piece(merger, region, at, n, state, false);
         failure = failure ? failure : error;
     }
     return failure;
@@ -310,6 +311,7 @@ int unmerge_run(struct merger *merger, uint32_t page, uint64_t n)
 /* ---- a whole region, in slices ---- */
 
 #define IO_TRIES 500 /* how many milliseconds a release waits for direct I/O into its pages */
+#define PATIENCE 20 /* how many of them for system calls on them that would fail */
 
 static void note(struct unmerging *work, int error)
 {
@@ -398,7 +400,8 @@ static bool give_piece_back(struct merger *merger, struct unmerging *work, uintp
         note(work, -ENOMEM);
         return true;
     }
-    int error = unmerge_piece(merger, region, at, n, PAGE_NEW);
+    bool insists = work->io_tries + PATIENCE <= IO_TRIES;
+    int error = unmerge_piece(merger, region, at, n, PAGE_NEW, insists);
     if (error == -ESTALE) /* its owner has given it back meanwhile */
         return false;
     work->waits = error == -EBUSY && work->io_tries > 0;

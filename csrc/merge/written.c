@@ -33,6 +33,25 @@ static uint64_t written_run(struct pages *pages, uint32_t page, const uint8_t *k
     return length;
 }
 
+static void note_copies(struct pages *pages, uint32_t id, uint64_t copies)
+{
+    pages->copies += copies - region_at(pages, id)->copies;
+    region_at(pages, id)->copies = copies;
+}
+
+/*
+ * Gives written pages back to their owner.  Those of which that cannot be done now share nothing
+ * all the same, and are counted.
+ */
+static void give_back(struct merger *merger, uint32_t id, uint32_t page, uint64_t n)
+{
+    uint64_t copies = region_at(merger->pages, id)->copies;
+    relief_unmerge_run(merger, page, n);
+    for (uint64_t i = 0; i < n; i++)
+        copies += is_shared(merger->pages, page + (uint32_t)i);
+    note_copies(merger->pages, id, copies);
+}
+
 /* Unmerges written pages of a chunk from first to end; returns where it is to go on. */
 static uint64_t unmerge_written_chunk(struct merger *merger, uint32_t id, uint64_t first,
                                       uint64_t end, uint64_t deadline)
@@ -48,7 +67,7 @@ static uint64_t unmerge_written_chunk(struct merger *merger, uint32_t id, uint64
         if (zero && was_written(merger->pages, page, kinds[i - first]))
             page_become(merger->pages, page, PAGE_SEEN, NO_INDEX);
         if (length)
-            relief_unmerge_run(merger, page, length);
+            give_back(merger, id, page, length);
         if (length && os_now_ns() >= deadline)
             return i + length;
         length += !length;
@@ -61,6 +80,8 @@ uint64_t unmerge_written(struct merger *merger, uint32_t id, uint64_t first)
     const struct region *region = region_at(merger->pages, id);
     uint64_t deadline = slice_end(merger->pages);
     follow_removals(merger);
+    if (!first)
+        note_copies(merger->pages, id, 0);
     if (region->lost || (!region->pages_in[PAGE_SHARED] && !region->pages_in[PAGE_ZERO]))
         return region->n;
     while (first < region->n && os_now_ns() < deadline) {

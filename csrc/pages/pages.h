@@ -99,6 +99,7 @@ struct region {
     uint32_t base;  /* id of its first page */
     uint32_t next, previous; /* in order of registration; of a free record: the next one */
     uint64_t pages_in[PAGE_STATES];
+    uint64_t copies; /* of the shared ones, written but not its owner's own yet: at the last look */
 };
 
 /* Nothing of it is merged: it is not its owner's any more, is going, or nobody knows what it is. */
@@ -162,6 +163,7 @@ struct pages {
 
     struct arena regions; /* struct region */
     uint32_t region_count; /* records in use or free */
+    uint64_t copies; /* of all regions */
     uint32_t first_region, last_region, free_region;
     uint32_t arriving; /* being registered, which nobody else sees yet; or NO_REGION */
     struct rb_tree by_address; /* all that are registered */

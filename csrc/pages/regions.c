@@ -121,6 +121,7 @@ static void unlist(struct pages *pages, uint32_t id)
     struct rb_arena arena = region_arena(pages);
     rb_erase(&arena, &pages->by_address, id);
     pages->registered -= region->n;
+    pages->copies -= region->copies;
     pages->pages_in[PAGE_NEW] -= region->n;
 }
 

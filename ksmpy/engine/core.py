@@ -198,7 +198,7 @@ class Core:
             raise ValueError("passes and max_pages must be at least 1")
         self.require_open()
         begin = time.perf_counter()
-        flags = native.SCAN_EAGER if eager else 0
+        flags = native.SCAN_PATIENT | (native.SCAN_EAGER if eager else 0)
         if max_pages is None:
             flags |= native.SCAN_RESTART
             self._pass_begins = True
@@ -218,7 +218,7 @@ class Core:
             pages = _SLICE if max_pages is None else min(_SLICE, max_pages - total.scanned)
             self.sweep()
             total += self._slice(pages, flags)
-            flags &= ~native.SCAN_RESTART
+            flags &= ~(native.SCAN_RESTART | native.SCAN_PATIENT)
         return total
 
     def _slice(self, pages: int, flags: int) -> ScanResult:

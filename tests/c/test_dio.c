@@ -10,6 +10,7 @@
 #include "check.h"
 #include "os/clock.h"
 #include "os/direct_io.h"
+#include "os/tasks.h"
 
 static _Atomic bool stop;
 

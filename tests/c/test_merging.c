@@ -73,11 +73,12 @@ int64_t __wrap_freeze_for_zeros(struct freezer *fz, uintptr_t address, uint64_t 
 }
 
 int __real_freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
-                             int vma_flags);
+                             int vma_flags, bool insists);
 int __wrap_freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
-                             int vma_flags)
+                             int vma_flags, bool insists)
 {
-    return none_come_back ? -ENOMEM : __real_freezer_unoverlay(fz, address, n, blank, vma_flags);
+    return none_come_back ? -ENOMEM
+                          : __real_freezer_unoverlay(fz, address, n, blank, vma_flags, insists);
 }
 
 int __real_os_direct_io(int tasks_fd, uintptr_t address, uint64_t n);

@@ -15,8 +15,8 @@
 #include "freeze/removals.h"
 #include "ksmpy.h"
 #include "os/clock.h"
-#include "os/direct_io.h"
 #include "os/files.h"
+#include "os/given_back.h"
 #include "os/map.h"
 #include "os/own.h"
 #include "os/pagemap.h"
@@ -167,7 +167,7 @@ static bool begin(void)
         return false;
     fill((uint8_t *)range, N, 1);
     frames = os_memfd("frames", bytes_of(N));
-    if (freezer_init(&freezer, way, tracked))
+    if (freezer_init(&freezer, way, tracked, true))
         return false;
     os_identify(frames, &inode, &dev);
     freezer_know_store(&freezer, inode, dev);
@@ -457,7 +457,7 @@ static void what_is_mapped_over_overlays_on_their_way_back_stays(void)
     REQUIRE(begin());
     merge();
     before_replacing = map_over_and_write;
-    CHECK(freezer_unoverlay(&freezer, range, N, 0, 0) == -ESTALE);
+    CHECK(freezer_unoverlay(&freezer, range, N, 0, 0, false) == -ESTALE);
     CHECK(!before_replacing && has_its_own());
     end();
 }
@@ -470,7 +470,7 @@ static void overlays_that_were_taken_for_memory_come_back(void)
     REQUIRE(os_uffd_unregister(freezer.removals.overlay_fd, range + bytes_of(FIRST), END - FIRST) ==
             0);
     REQUIRE(freezer_register(&freezer, range + bytes_of(FIRST), END - FIRST) == 0);
-    CHECK(freezer_unoverlay(&freezer, range, N, 0, 0) == 0);
+    CHECK(freezer_unoverlay(&freezer, range, N, 0, 0, false) == 0);
     CHECK(filled((const uint8_t *)range, N, 1));
     end();
 }
@@ -482,7 +482,7 @@ static void what_is_written_where_an_overlay_was_stays(void)
     merge();
     uint8_t rest = ((const uint8_t *)page_at(range, FIRST))[1];
     before_replacing = a_page_moves_and_another_comes;
-    freezer_unoverlay(&freezer, range, N, 0, 0);
+    freezer_unoverlay(&freezer, range, N, 0, 0, false);
     REQUIRE(!before_replacing && is_written(rest));
     CHECK(filled((const uint8_t *)elsewhere, 1, 1 + FIRST));
     os_unmap((void *)elsewhere, PAGE_SIZE);
@@ -617,7 +617,7 @@ int main(void)
     for (way = KSMPY_FREEZE_UFFD_MOVE; way <= KSMPY_FREEZE_UFFD_WP; way++)
         for (int i = 0; i < 2; i++) {
             tracked = i;
-            bool here = freezer_init(&freezer, way, tracked) == 0;
+            bool here = freezer_init(&freezer, way, tracked, true) == 0;
             printf("freeze %d%s%s\n", way, tracked ? ", tracked" : "", here ? "" : ": not here");
             if (!here)
                 continue;

@@ -42,7 +42,7 @@ void __real_engine_let_others_in(ksmpy_engine *sliced);
 uint64_t __real_os_now_ns(void);
 int __real_freezer_attach(struct freezer *fz, uintptr_t address, uint64_t n);
 int __real_freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
-                             int vma_flags);
+                             int vma_flags, bool insists);
 
 uint64_t __wrap_os_now_ns(void)
 {
@@ -64,7 +64,7 @@ void __wrap_engine_let_others_in(ksmpy_engine *sliced)
 }
 
 int __wrap_freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
-                             int vma_flags)
+                             int vma_flags, bool insists)
 {
     void (*action)(void) = before_return;
     before_return = NULL;
@@ -72,7 +72,7 @@ int __wrap_freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, 
         action();
     if (fail_after && --fail_after == 0)
         return -ENOMEM;
-    return __real_freezer_unoverlay(fz, address, n, blank, vma_flags);
+    return __real_freezer_unoverlay(fz, address, n, blank, vma_flags, insists);
 }
 
 /* However little time has passed. */

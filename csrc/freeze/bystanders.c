@@ -1,0 +1,285 @@
+#include "freeze/bystanders.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "freeze/helper.h"
+#include "os/clock.h"
+
+/*
+ * How long the interpreter's lock is waited for, in ns.  A thread that runs Python code hands it on
+ * after 5 ms (sys.getswitchinterval()), or later if it has to wait for a processor.  One that keeps
+ * it longer runs C code.  Who waits for the engine meanwhile has let go of the interpreter's lock,
+ * unless it forks, and a fork is not kept waiting.
+ */
+#define WAIT_NS 200000000L
+/* How long it is not asked for again then, in ns. */
+#define PAUSE_NS ((uint64_t)50000000)
+/*
+ * How long a patient caller waits for threads in system calls, in ns: until one that computes was
+ * seen to do so (os/calls.c), and some time more.
+ */
+#define PATIENCE_NS ((uint64_t)300000000)
+#define BETWEEN_TRIES_US 2000
+#define END_MS 100 /* how long the thread's end is waited for, which may never come */
+
+/*
+ * The thread that takes the interpreter's lock, for all engines.  It is a thread of its own because
+ * to take the lock is to wait until one has it, and who wants it can only wait so long.
+ */
+static struct {
+    take_interpreter *take;
+    return_interpreter *give_back;
+    bool ended; /* there was an interpreter */
+    pthread_mutex_t beginning; /* held while the thread ends, or users change */
+    pthread_mutex_t lock; /* of everything else */
+    pthread_cond_t changed;
+    struct helper helper;
+    long thread;
+    int users;  /* freezers that may want the interpreter's lock */
+    int wanted; /* by how many of them it is wanted or held */
+    bool taking, taken, ends;
+    bool lost; /* the thread did not end: the interpreter keeps it */
+    int forks;
+    uint64_t not_before; /* ns */
+} keeper = {.beginning = PTHREAD_MUTEX_INITIALIZER,
+            .lock = PTHREAD_MUTEX_INITIALIZER,
+            .changed = PTHREAD_COND_INITIALIZER};
+
+/* ---- the thread ---- */
+
+static void wait_for_change(void)
+{
+    pthread_cond_wait(&keeper.changed, &keeper.lock);
+}
+
+static void tell_change(void)
+{
+    pthread_cond_broadcast(&keeper.changed);
+}
+
+/*
+ * The interpreter's lock is given back after each freeze, so that each thread that waits for it gets
+ * its turn.
+ */
+static void keep_once(void)
+{
+    take_interpreter *take = keeper.take;
+    return_interpreter *give_back = keeper.give_back;
+    keeper.taking = true;
+    pthread_mutex_unlock(&keeper.lock);
+    int state = take();
+    pthread_mutex_lock(&keeper.lock);
+    keeper.taken = keeper.wanted > 0;
+    tell_change();
+    while (keeper.taken)
+        wait_for_change();
+    pthread_mutex_unlock(&keeper.lock);
+    give_back(state);
+    pthread_mutex_lock(&keeper.lock);
+    keeper.taking = false;
+    tell_change();
+}
+
+static void *keep(void *nothing)
+{
+    pthread_mutex_lock(&keeper.lock);
+    keeper.thread = syscall(SYS_gettid);
+    while (!keeper.ends)
+        if (keeper.wanted && keeper.take)
+            keep_once();
+        else
+            wait_for_change();
+    pthread_mutex_unlock(&keeper.lock);
+    return nothing;
+}
+
+/* ---- who wants the lock ---- */
+
+static bool wait_until(const struct timespec *deadline)
+{
+    return pthread_cond_timedwait(&keeper.changed, &keeper.lock, deadline) != ETIMEDOUT;
+}
+
+static struct timespec in_ns(long ns)
+{
+    struct timespec at;
+    clock_gettime(CLOCK_REALTIME, &at); /* which a condition goes by, unless it is told otherwise */
+    at.tv_nsec += ns;
+    at.tv_sec += at.tv_nsec / 1000000000;
+    at.tv_nsec %= 1000000000;
+    return at;
+}
+
+static void want_no_more(void)
+{
+    if (--keeper.wanted == 0)
+        keeper.taken = false;
+    tell_change();
+}
+
+static bool can_take(void)
+{
+    if (!keeper.take || keeper.lost || keeper.forks || os_now_ns() < keeper.not_before)
+        return false;
+    return keeper.helper.runs || helper_start(&keeper.helper, keep, NULL) == 0;
+}
+
+static bool take_interpreter_lock(void)
+{
+    struct timespec deadline = in_ns(WAIT_NS);
+    pthread_mutex_lock(&keeper.lock);
+    bool can = can_take();
+    keeper.wanted += can;
+    if (can)
+        tell_change();
+    for (bool more = can; more && !keeper.taken && !keeper.forks;)
+        more = wait_until(&deadline);
+    bool taken = can && keeper.taken;
+    if (can && !taken) {
+        want_no_more();
+        keeper.not_before = keeper.forks ? 0 : os_now_ns() + PAUSE_NS;
+    }
+    pthread_mutex_unlock(&keeper.lock);
+    return taken;
+}
+
+static void return_interpreter_lock(void)
+{
+    pthread_mutex_lock(&keeper.lock);
+    want_no_more();
+    pthread_mutex_unlock(&keeper.lock);
+}
+
+static bool are_to_be_held(const struct bystanders *bystanders)
+{
+    return bystanders->matter && (keeper.take || keeper.ended);
+}
+
+static int hold_once(struct bystanders *bystanders, int tasks_fd, uintptr_t address, uint64_t n,
+                     bool *again)
+{
+    *again = take_interpreter_lock();
+    if (!*again)
+        return -EBUSY;
+    int busy = os_calls(&bystanders->runners, tasks_fd, keeper.thread, address, n);
+    bystanders->held = !busy;
+    if (busy)
+        return_interpreter_lock();
+    return busy;
+}
+
+int bystanders_hold(struct bystanders *bystanders, int tasks_fd, uintptr_t address, uint64_t n)
+{
+    int busy = -EBUSY;
+    if (!are_to_be_held(bystanders))
+        return 0;
+    for (bool again = true; again && busy == -EBUSY;) {
+        busy = hold_once(bystanders, tasks_fd, address, n, &again);
+        again = again && os_now_ns() < bystanders->patient_until;
+        if (again && busy == -EBUSY)
+            os_sleep_us(BETWEEN_TRIES_US);
+    }
+    return busy;
+}
+
+void bystanders_be_patient(struct bystanders *bystanders)
+{
+    if (bystanders->matter)
+        bystanders->patient_until = os_now_ns() + PATIENCE_NS;
+}
+
+void bystanders_hold_if_can(struct bystanders *bystanders, int tasks_fd, uintptr_t address,
+                            uint64_t n)
+{
+    if (!are_to_be_held(bystanders) || !take_interpreter_lock())
+        return;
+    bystanders->held = true;
+    os_calls(&bystanders->runners, tasks_fd, keeper.thread, address, n); /* waits for the running */
+}
+
+void bystanders_let_go(struct bystanders *bystanders)
+{
+    if (bystanders->held)
+        return_interpreter_lock();
+    bystanders->held = false;
+}
+
+/* ---- beginning and end ---- */
+
+void bystanders_know_interpreter(take_interpreter *take, return_interpreter *give_back)
+{
+    pthread_mutex_lock(&keeper.lock);
+    keeper.take = take;
+    keeper.give_back = give_back;
+    keeper.ended = false;
+    pthread_mutex_unlock(&keeper.lock);
+}
+
+void bystanders_interpreter_ends(void)
+{
+    struct timespec deadline = in_ns(END_MS * 1000000L);
+    pthread_mutex_lock(&keeper.lock);
+    keeper.ended = keeper.take != NULL;
+    keeper.take = NULL;
+    for (bool more = keeper.helper.runs; more && keeper.taking;)
+        more = wait_until(&deadline);
+    pthread_mutex_unlock(&keeper.lock);
+}
+
+void bystanders_open(struct bystanders *bystanders, bool matter)
+{
+    *bystanders = (struct bystanders){.matter = matter};
+    pthread_mutex_lock(&keeper.beginning);
+    keeper.users += matter;
+    pthread_mutex_unlock(&keeper.beginning);
+}
+
+static void end_thread(void)
+{
+    pthread_mutex_lock(&keeper.lock);
+    keeper.ends = true;
+    tell_change();
+    pthread_mutex_unlock(&keeper.lock);
+    keeper.lost = !helper_end_within(&keeper.helper, END_MS);
+    keeper.ends = keeper.lost;
+}
+
+/* The thread ends with the last freezer that may want it. */
+void bystanders_close(struct bystanders *bystanders)
+{
+    pthread_mutex_lock(&keeper.beginning);
+    keeper.users -= bystanders->matter;
+    if (bystanders->matter && !keeper.users && keeper.helper.runs)
+        end_thread();
+    bystanders->matter = false;
+    pthread_mutex_unlock(&keeper.beginning);
+}
+
+void bystanders_forget(void)
+{
+    pthread_mutex_init(&keeper.beginning, NULL);
+    pthread_mutex_init(&keeper.lock, NULL);
+    pthread_cond_init(&keeper.changed, NULL);
+    keeper.helper.runs = keeper.taking = keeper.taken = keeper.ends = keeper.lost = false;
+    keeper.users = keeper.wanted = keeper.forks = 0;
+}
+
+void bystanders_hurry(void)
+{
+    pthread_mutex_lock(&keeper.lock);
+    keeper.forks++;
+    tell_change();
+    pthread_mutex_unlock(&keeper.lock);
+}
+
+void bystanders_need_not_hurry(void)
+{
+    pthread_mutex_lock(&keeper.lock);
+    keeper.forks--;
+    pthread_mutex_unlock(&keeper.lock);
+}

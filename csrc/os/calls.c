@@ -1,0 +1,150 @@
+#include "os/calls.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "base/pages.h"
+#include "os/apart.h"
+#include "os/clock.h"
+#include "os/entries.h"
+#include "os/guard.h"
+#include "os/tasks.h"
+
+#define ARGUMENTS 6
+#define LISTED                                                                                     \
+    64 /* buffers of a list that are looked at; a longer one counts as reaching anywhere */
+/*
+ * A thread that runs is believed to compute once it has, since the first look at it, taken so many
+ * ticks of processor time (1/100 s each) for itself, and none in the kernel.  One that spends half
+ * of its time in the kernel passes once in a thousand times.
+ */
+#define TICKS 10
+#define BELIEVED_NS ((uint64_t)2000000000) /* after which it has to show that anew */
+
+static bool reaches(const struct os_question *question, uintptr_t buffer, size_t length)
+{
+    return buffer < question->end && question->start < buffer + length;
+}
+
+/* The list is not frozen yet, and stays while the thread waits; true also if it cannot be read. */
+static bool list_reaches(const struct os_question *question, uintptr_t list, uint64_t n)
+{
+    struct iovec buffers[LISTED];
+    if (question->apart || n > LISTED ||
+        !guard_copy(buffers, (const void *)list, n * sizeof *buffers))
+        return true;
+    for (uint64_t i = 0; i < n; i++)
+        if (reaches(question, (uintptr_t)buffers[i].iov_base, buffers[i].iov_len))
+            return true;
+    return false;
+}
+
+static bool message_reaches(const struct os_question *question, uintptr_t address)
+{
+    struct msghdr message;
+    return question->apart || !guard_copy(&message, (const void *)address, sizeof message) ||
+           list_reaches(question, (uintptr_t)message.msg_iov, message.msg_iovlen);
+}
+
+static bool buffers_reach(const struct os_question *question, long number,
+                          const uintptr_t *arguments)
+{
+    switch (number) {
+    case SYS_read:
+    case SYS_write:
+    case SYS_pread64:
+    case SYS_pwrite64:
+    case SYS_recvfrom:
+    case SYS_sendto:
+        return reaches(question, arguments[1], arguments[2]);
+    case SYS_readv:
+    case SYS_writev:
+    case SYS_preadv:
+    case SYS_pwritev:
+    case SYS_preadv2:
+    case SYS_pwritev2:
+        return list_reaches(question, arguments[1], arguments[2]);
+    case SYS_recvmsg:
+    case SYS_sendmsg:
+        return message_reaches(question, arguments[1]);
+    default:
+        return false;
+    }
+}
+
+/*
+ * call: "number argument0 ...", where a number of -1 says that the thread waits for a page; it may
+ * make any call after that.
+ */
+static enum os_activity judge(const struct os_question *question, const char *call)
+{
+    char *at;
+    uintptr_t arguments[ARGUMENTS];
+    bool involved = false;
+    long number = strtol(call, &at, 10);
+    if (number < 0)
+        return OS_RUNNING;
+    for (int i = 0; i < ARGUMENTS; i++) {
+        arguments[i] = strtoul(at, &at, 16);
+        involved |= arguments[i] >= question->start && arguments[i] < question->end;
+    }
+    return involved || buffers_reach(question, number, arguments) ? OS_INVOLVED : OS_ELSEWHERE;
+}
+
+/* Reads the ticks that a thread has taken so far; proc_pid_stat(5), fields 14 and 15. */
+static bool read_ticks(int tasks_fd, const char *thread, uint64_t *user, uint64_t *system)
+{
+    char text[512];
+    const char *at =
+        os_task_tell(tasks_fd, thread, "stat", text, sizeof text) > 0 ? strrchr(text, ')') : NULL;
+    return at &&
+           sscanf(at, ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", user, system) == 2;
+}
+
+static bool computes(struct os_question *question, const char *name)
+{
+    struct os_runners *runners = question->more;
+    struct os_runner now = {.thread = strtol(name, NULL, 10), .since = os_now_ns()};
+    struct os_runner *before = &runners->known[now.thread % OS_RUNNERS];
+    if (!read_ticks(question->tasks_fd, name, &now.user, &now.system))
+        return false;
+    uint64_t elapsed = now.since - before->since, ticks = now.user - before->user;
+    if (before->thread != now.thread || before->system != now.system || elapsed > BELIEVED_NS) {
+        *before = now;
+        return false;
+    }
+    return ticks >= TICKS;
+}
+
+static bool is_in_the_way(const char *name, void *data)
+{
+    struct os_question *question = data;
+    enum os_activity activity = os_look_at(question, name);
+    return activity >= OS_INVOLVED || (activity == OS_RUNNING && !computes(question, name));
+}
+
+static bool judge_running(struct os_question *question)
+{
+    return os_each_entry(question->tasks_fd, is_in_the_way, question) != 0;
+}
+
+int os_calls(struct os_runners *runners, int tasks_fd, long ours, uintptr_t address, uint64_t n)
+{
+    struct os_question question = {
+        .tasks_fd = tasks_fd,
+        .start = address,
+        .end = address + bytes_of(n),
+        .ours = ours,
+        .judge = judge,
+        .judge_running = judge_running,
+        .more = runners,
+    };
+    int busy = os_ask_tasks(&question);
+    return os_is_crowded(busy) ? os_ask_tasks_apart(&question) : busy;
+}

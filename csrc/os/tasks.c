@@ -1,0 +1,147 @@
+/*
+ * A thread that waits in a system call shows it, with its arguments, in /proc/self/task/TID/syscall.
+ *
+ * A thread on a processor shows only "running".  It may be about to wait, so it is looked at again
+ * for a while.  One that runs all that time is computing, or in a system call all the same: it
+ * polls, copies, or was preempted.
+ *
+ * A process that has changed its user may not look at its own system calls.  Whether a thread waits
+ * for a disk it still may (TID/stat).
+ */
+#include "os/tasks.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "os/apart.h"
+#include "os/clock.h"
+#include "os/entries.h"
+#include "os/files.h"
+
+/*
+ * How often a thread that runs is looked at, and how many us apart: about 120 us in all, for which
+ * pages may stay frozen.  Fewer looks would leave more pages alone because a thread was just
+ * computing.
+ */
+#define LOOKS 6
+#define BETWEEN_LOOKS_US 20
+
+int os_tasks_open(void)
+{
+    return os_keep_off_standard(open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+}
+
+int os_task_tell(int tasks_fd, const char *thread, const char *what, char *text, size_t size)
+{
+    char path[32];
+    snprintf(path, sizeof path, "%.16s/%s", thread, what);
+    int fd = openat(tasks_fd, path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    ssize_t got = read(fd, text, size - 1);
+    close(fd);
+    text[got > 0 ? got : 0] = 0;
+    return got < 0 ? -errno : (int)got;
+}
+
+/* text: "tid (name) state ...".  State D is an uninterruptible wait, as for a disk. */
+static enum os_activity judge_state(const char *text)
+{
+    const char *name_end = strrchr(text, ')');
+    char state = name_end && name_end[1] ? name_end[2] : 0;
+    return state == 'D' ? OS_INVOLVED : state == 'R' ? OS_RUNNING : OS_ELSEWHERE;
+}
+
+enum os_activity os_look_at(struct os_question *question, const char *thread)
+{
+    char text[256];
+    long number = strtol(thread, NULL, 10);
+    if (number == question->asker || number == question->ours || number == syscall(SYS_gettid))
+        return OS_ELSEWHERE;
+    int got = os_task_tell(question->tasks_fd, thread, "syscall", text, sizeof text);
+    if (got >= 0)
+        return strncmp(text, "running", 7) == 0 ? OS_RUNNING : question->judge(question, text);
+    if (got == -EACCES || got == -EPERM) {
+        got = os_task_tell(question->tasks_fd, thread, "stat", text, sizeof text);
+        if (got > 0)
+            return judge_state(text);
+    }
+    if (os_is_crowded(got))
+        question->crowded = got;
+    return got == -ENOENT || got == -ESRCH ? OS_ELSEWHERE : OS_UNKNOWN;
+}
+
+struct round {
+    struct os_question *question;
+    enum os_activity worst;
+};
+
+static bool look_at_thread(const char *name, void *data)
+{
+    struct round *round = data;
+    enum os_activity activity = os_look_at(round->question, name);
+    round->worst = activity > round->worst ? activity : round->worst;
+    return round->worst >= OS_INVOLVED;
+}
+
+/* The worst of what the threads do. */
+static enum os_activity look(struct os_question *question)
+{
+    struct round round = {.question = question};
+    int seen = os_each_entry(question->tasks_fd, look_at_thread, &round);
+    return seen < 0 ? OS_UNKNOWN : round.worst;
+}
+
+static bool is_busy(struct os_question *question)
+{
+    for (int i = 0; i < LOOKS; i++) {
+        enum os_activity activity = look(question);
+        if (activity != OS_RUNNING)
+            return activity >= OS_INVOLVED;
+        os_sleep_us(BETWEEN_LOOKS_US);
+    }
+    return question->judge_running(question);
+}
+
+static void answer(void *data)
+{
+    struct os_question *question = data;
+    question->busy = is_busy(question);
+}
+
+static int as_error(const struct os_question *question)
+{
+    return !question->busy ? 0 : question->crowded ? question->crowded : -EBUSY;
+}
+
+int os_ask_tasks(struct os_question *question)
+{
+    question->asker = syscall(SYS_gettid);
+    question->crowded = 0;
+    answer(question);
+    return question->crowded ? question->crowded : as_error(question);
+}
+
+int os_ask_tasks_apart(struct os_question *question)
+{
+    int crowded = question->crowded;
+    question->asker = syscall(SYS_gettid);
+    question->crowded = 0;
+    question->apart = true;
+    return os_apart(answer, question) < 0 ? crowded : as_error(question);
+}
+
+bool os_has_locked_memory(int tasks_fd)
+{
+    char text[4096], name[24];
+    snprintf(name, sizeof name, "%ld", (long)syscall(SYS_gettid));
+    const char *line = os_task_tell(tasks_fd, name, "status", text, sizeof text) > 0
+                           ? strstr(text, "VmLck:")
+                           : NULL;
+    return !line || strtoul(line + 6, NULL, 10) != 0;
+}

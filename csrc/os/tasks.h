@@ -1,0 +1,52 @@
+/*
+ * What the other threads of this process do, as /proc/self/task tells.
+ */
+#ifndef KSMPY_OS_TASKS_H
+#define KSMPY_OS_TASKS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum os_activity { /* in order: the last is the worst */
+                   OS_ELSEWHERE,
+                   OS_RUNNING, /* on a processor, or about to be: what it does there nobody tells */
+                   OS_INVOLVED,
+                   OS_UNKNOWN
+};
+
+/* What is asked about memory in [start, end). */
+struct os_question {
+    int tasks_fd;
+    uintptr_t start, end;
+    long ours; /* a thread that is not looked at, besides the one that asks; or 0 */
+    /* What a thread does that waits in this call: "number argument0 argument1 ...". */
+    enum os_activity (*judge)(const struct os_question *question, const char *call);
+    /* Some threads ran at every look: is the answer yes? */
+    bool (*judge_running)(struct os_question *question);
+    void *more; /* for the two above */
+
+    long asker;
+    int crowded; /* why nobody could tell, if it was for want of a descriptor; or 0 */
+    bool apart; /* asked where a fault would kill: no memory of others may be read */
+    bool busy; /* the answer */
+};
+
+int os_tasks_open(void); /* a descriptor of /proc/self/task, or -errno */
+/* Reads the beginning of a file of a thread's in /proc as text; its length, or -errno. */
+int os_task_tell(int tasks_fd, const char *thread, const char *what, char *text, size_t size);
+
+/*
+ * Asks about all threads but the asking one and `ours`.  0: no; -EBUSY: yes, or nobody can tell;
+ * -EMFILE, -ENFILE: nobody can, for want of a descriptor.
+ */
+int os_ask_tasks(struct os_question *question);
+/* The same where a descriptor can be had, though the process has none; descriptor 0 is not there. */
+int os_ask_tasks_apart(struct os_question *question);
+/* What one thread does; those that are not looked at are elsewhere. */
+enum os_activity os_look_at(struct os_question *question, const char *thread);
+
+/* Has the process memory that is locked? true also where nobody can tell. */
+bool os_has_locked_memory(int tasks_fd);
+
+#endif

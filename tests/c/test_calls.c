@@ -1,0 +1,238 @@
+/* Which system calls keep memory from being frozen; and the lock of an interpreter, held meanwhile. */
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "base/pages.h"
+#include "check.h"
+#include "freeze/bystanders.h"
+#include "os/calls.h"
+#include "os/clock.h"
+#include "os/guard.h"
+#include "os/tasks.h"
+
+static _Alignas(PAGE_SIZE) uint8_t memory[4 * PAGE_SIZE]; /* read into: the second page */
+static struct iovec list[2] = {{memory + PAGE_SIZE, 1}, {memory + PAGE_SIZE + 10, 10}};
+static struct msghdr message = {.msg_iov = list, .msg_iovlen = 2};
+static int ends[2], tasks;
+static struct os_runners runners;
+
+static void *plain(void *nothing)
+{
+    CHECK(read(ends[0], memory + PAGE_SIZE, 10) == 1);
+    return nothing;
+}
+
+static void *scattered(void *nothing)
+{
+    CHECK(readv(ends[0], list, 2) == 1);
+    return nothing;
+}
+
+static void *by_message(void *nothing)
+{
+    CHECK(recvmsg(ends[0], &message, 0) == 1);
+    return nothing;
+}
+
+static void *from_there(void *nothing)
+{
+    uint8_t byte[2];
+    CHECK(read(ends[0], byte, sizeof byte) == 1);
+    return nothing;
+}
+
+static int asked(int page)
+{
+    return os_calls(&runners, tasks, 0, (uintptr_t)memory + bytes_of((uint64_t)page), 1);
+}
+
+/* Until it waits, the thread runs, and may be about to do anything. */
+static bool comes_to(int page, int answer)
+{
+    for (int tries = 0; tries < 2000; tries++) {
+        if (asked(page) == answer)
+            return true;
+        os_sleep_us(1000);
+    }
+    return false;
+}
+
+static void look_at(void *(*call)(void *), bool touches)
+{
+    pthread_t thread;
+    REQUIRE(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+    REQUIRE(pthread_create(&thread, NULL, call, NULL) == 0);
+    CHECK(comes_to(0, 0)); /* another page than it reads into */
+    CHECK(comes_to(2, 0));
+    CHECK((asked(1) == -EBUSY) == touches);
+    CHECK(write(ends[1], "", 1) == 1);
+    pthread_join(thread, NULL);
+    CHECK(asked(1) == 0);
+    close(ends[0]);
+    close(ends[1]);
+}
+
+static void test_a_call_is_known_by_its_buffers(void)
+{
+    look_at(plain, true);
+    look_at(scattered, true);
+    look_at(by_message, true);
+    look_at(from_there, false);
+}
+
+static _Atomic bool stop;
+
+static void *compute(void *nothing)
+{
+    while (!atomic_load(&stop))
+        ;
+    return nothing;
+}
+
+static void *call_all_the_time(void *nothing)
+{
+    while (!atomic_load(&stop))
+        if (pread(tasks, memory, 1, 0) > 0) /* of a directory: EISDIR */
+            break;
+    return nothing;
+}
+
+static void test_who_runs_is_believed_once_it_was_seen_to_compute(void)
+{
+    pthread_t thread;
+    atomic_store(&stop, false);
+    REQUIRE(pthread_create(&thread, NULL, compute, NULL) == 0);
+    uint64_t begin = os_now_ms();
+    CHECK(comes_to(1, 0));
+    CHECK(os_now_ms() - begin >= 90); /* ten ticks, the first of which may have been under way */
+    atomic_store(&stop, true);
+    pthread_join(thread, NULL);
+}
+
+static void test_who_makes_calls_all_the_time_is_not_believed(void)
+{
+    pthread_t thread;
+    atomic_store(&stop, false);
+    REQUIRE(pthread_create(&thread, NULL, call_all_the_time, NULL) == 0);
+    uint64_t believed = 0, looks = 0;
+    for (uint64_t end = os_now_ms() + 700; os_now_ms() < end; looks++)
+        believed += asked(1) == 0;
+    CHECK(believed * 5 < looks); /* a busy machine takes it from its processor now and then */
+    atomic_store(&stop, true);
+    pthread_join(thread, NULL);
+}
+
+/* ---- an interpreter's lock ---- */
+
+static pthread_mutex_t interpreter = PTHREAD_MUTEX_INITIALIZER;
+
+static int take(void)
+{
+    pthread_mutex_lock(&interpreter);
+    return 7;
+}
+
+static void give_back(int state)
+{
+    CHECK(state == 7);
+    pthread_mutex_unlock(&interpreter);
+}
+
+static int hold(struct bystanders *bystanders)
+{
+    return bystanders_hold(bystanders, tasks, (uintptr_t)memory, 1);
+}
+
+static void test_the_interpreter_stands_still_while_memory_is_held(void)
+{
+    struct bystanders some, none;
+    bystanders_know_interpreter(take, give_back);
+    bystanders_open(&some, true);
+    bystanders_open(&none, false);
+    CHECK(hold(&none) == 0 && pthread_mutex_trylock(&interpreter) == 0); /* calls wait there */
+    CHECK(hold(&some) == -EBUSY); /* somebody else has the lock, and keeps it */
+    pthread_mutex_unlock(&interpreter);
+    os_sleep_us(60000); /* it is not asked for again at once */
+    bystanders_be_patient(&some);
+    CHECK(hold(&some) == 0 && pthread_mutex_trylock(&interpreter) != 0);
+    bystanders_let_go(&some);
+    pthread_mutex_lock(&interpreter); /* it comes back */
+    pthread_mutex_unlock(&interpreter);
+    bystanders_close(&none);
+    bystanders_close(&some);
+}
+
+static void *hold_later(void *bystanders)
+{
+    CHECK(hold(bystanders) == -EBUSY);
+    return NULL;
+}
+
+/* Is the thread that waits for the interpreter's lock told at once that somebody forks? */
+static bool hurries(struct bystanders *bystanders)
+{
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, hold_later, bystanders) != 0)
+        return false;
+    os_sleep_us(20000); /* it waits for the lock by now, mostly */
+    uint64_t begin = os_now_ms();
+    bystanders_hurry();
+    pthread_join(thread, NULL);
+    bystanders_need_not_hurry();
+    return os_now_ms() - begin < 100; /* of the 200 ms that it would wait */
+}
+
+static void test_a_fork_is_not_kept_waiting(void)
+{
+    struct bystanders some;
+    bystanders_know_interpreter(take, give_back);
+    bystanders_open(&some, true);
+    pthread_mutex_lock(&interpreter); /* as who forks has it */
+    bool hurried = false;
+    for (int tries = 0; tries < 50 && !hurried; tries++)
+        hurried = hurries(&some);
+    CHECK(hurried);
+    pthread_mutex_unlock(&interpreter);
+    bystanders_be_patient(&some);
+    CHECK(hold(&some) == 0);
+    bystanders_let_go(&some);
+    bystanders_close(&some);
+}
+
+static void test_nothing_is_held_once_the_interpreter_has_ended(void)
+{
+    struct bystanders some;
+    bystanders_know_interpreter(take, give_back);
+    bystanders_open(&some, true);
+    bystanders_be_patient(&some);
+    CHECK(hold(&some) == 0);
+    bystanders_let_go(&some);
+    bystanders_interpreter_ends();
+    pthread_mutex_lock(&interpreter); /* and nobody has the lock, or will */
+    CHECK(hold(&some) == -EBUSY);
+    bystanders_hold_if_can(&some, tasks, (uintptr_t)memory, 1);
+    bystanders_let_go(&some);
+    pthread_mutex_unlock(&interpreter);
+    bystanders_close(&some);
+}
+
+int main(void)
+{
+    sigset_t mask;
+    guard_open(&mask);
+    tasks = os_tasks_open();
+    RUN(test_a_call_is_known_by_its_buffers);
+    RUN(test_who_runs_is_believed_once_it_was_seen_to_compute);
+    RUN(test_who_makes_calls_all_the_time_is_not_believed);
+    RUN(test_the_interpreter_stands_still_while_memory_is_held);
+    RUN(test_a_fork_is_not_kept_waiting);
+    RUN(test_nothing_is_held_once_the_interpreter_has_ended);
+    guard_close(&mask);
+    close(tasks);
+    return finish();
+}
