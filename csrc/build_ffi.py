@@ -34,6 +34,7 @@ ffi.cdef("""
     void ksmpy_sweep_by(void *function);
     int ksmpy_collecting(void);
     void ksmpy_know_interpreter(void);
+    void ksmpy_know_no_interpreter(void);
     void ksmpy_interpreter_ends(void);
     void *ksmpy_look_into(void *containers, void *query);
 """)

@@ -37,7 +37,6 @@ else:
         )
 
 if _missing is None:
-    lib.ksmpy_know_interpreter()
     atexit.register(lib.ksmpy_interpreter_ends)
 
 
@@ -91,6 +90,23 @@ def memory_left() -> tuple[int, str]:
     which = ffi.new("char[]", 512)
     left = int(lib.ksmpy_memory_left(which, 512))
     return max(left, 0), ffi.string(which).decode(errors="replace") if left >= 0 else ""
+
+
+def know_interpreter() -> None:
+    """Freeze beside no system call that would fail, as far as that can be known."""
+    lib.ksmpy_know_interpreter()
+
+
+if _missing is None:
+    know_interpreter()
+
+
+def know_no_interpreter() -> None:
+    """Freeze beside system calls that fail: for whoever stops single threads to look at them.
+
+    A thread that is stopped while something is frozen would keep the interpreter's lock (the GIL).
+    """
+    lib.ksmpy_know_no_interpreter()
 
 
 def missing() -> str | None:

@@ -90,6 +90,27 @@ def test_a_page_that_a_thread_reads_into_stays_what_it_is(engine: Any, mode: Mod
     assert engine.stats().merging_pages == 2 * PAGES - 1
 
 
+def test_a_page_that_a_thread_reads_into_is_not_merged(engine: Any, mode: Mode) -> None:
+    """The others are; and it is later, once it is equal again."""
+    if not mode.efault_ok:
+        pytest.skip("system calls wait here")
+    one = memory.distinct(PAGES)
+    two = memory.twin(one)
+    for array in (one, two):
+        engine.register(array)
+    into = memoryview(two[AT * PAGE : (AT + 1) * PAGE])
+    with _waiting_for(into) as sender:
+        engine.scan(2, eager=True)
+        assert not oracle.maps_store(*_page(two, AT))
+        assert oracle.maps_store(*memory.span(two))
+        sender.send(bytes(one[AT * PAGE :][:BYTES]))
+    until(
+        lambda: engine.scan(2, eager=True) and engine.stats().merging_pages == 2 * PAGES,
+        lambda: engine.stats(),
+    )
+    assert np.array_equal(one, two)
+
+
 def test_what_a_thread_reads_into_is_unmerged_all_the_same(engine: Any, mode: Mode) -> None:
     """Whoever asks for it has it: the thread may wait for ever."""
     if not mode.efault_ok:

@@ -35,20 +35,17 @@ static struct {
     take_interpreter *take;
     return_interpreter *give_back;
     bool ended; /* there was an interpreter */
-    pthread_mutex_t beginning; /* held while the thread ends, or users change */
-    pthread_mutex_t lock; /* of everything else */
-    pthread_cond_t changed;
+    pthread_mutex_t lock;
+    pthread_cond_t changed; /* its limits are of the clock that only goes forward */
     struct helper helper;
     long thread;
     int users;  /* freezers that may want the interpreter's lock */
     int wanted; /* by how many of them it is wanted or held */
-    bool taking, taken, ends;
-    bool lost; /* the thread did not end: the interpreter keeps it */
+    bool taking, taken;
+    bool ends, gone; /* the thread is to end; and does nothing more */
     int forks;
     uint64_t not_before; /* ns */
-} keeper = {.beginning = PTHREAD_MUTEX_INITIALIZER,
-            .lock = PTHREAD_MUTEX_INITIALIZER,
-            .changed = PTHREAD_COND_INITIALIZER};
+} keeper = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
 /* ---- the thread ---- */
 
@@ -94,11 +91,22 @@ static void *keep(void *nothing)
             keep_once();
         else
             wait_for_change();
+    keeper.gone = true;
+    tell_change();
     pthread_mutex_unlock(&keeper.lock);
     return nothing;
 }
 
 /* ---- who wants the lock ---- */
+
+static void make_condition(void)
+{
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&keeper.changed, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
 
 static bool wait_until(const struct timespec *deadline)
 {
@@ -108,7 +116,7 @@ static bool wait_until(const struct timespec *deadline)
 static struct timespec in_ns(long ns)
 {
     struct timespec at;
-    clock_gettime(CLOCK_REALTIME, &at); /* which a condition goes by, unless it is told otherwise */
+    clock_gettime(CLOCK_MONOTONIC, &at);
     at.tv_nsec += ns;
     at.tv_sec += at.tv_nsec / 1000000000;
     at.tv_nsec %= 1000000000;
@@ -122,11 +130,20 @@ static void want_no_more(void)
     tell_change();
 }
 
+/* The thread may still wait for the interpreter's lock since it was told to end: it goes on then. */
+static bool has_thread(void)
+{
+    keeper.ends = false;
+    if (keeper.helper.runs && keeper.gone)
+        helper_join(&keeper.helper);
+    keeper.gone = keeper.gone && keeper.helper.runs;
+    return keeper.helper.runs || helper_start(&keeper.helper, keep, NULL) == 0;
+}
+
 static bool can_take(void)
 {
-    if (!keeper.take || keeper.lost || keeper.forks || os_now_ns() < keeper.not_before)
-        return false;
-    return keeper.helper.runs || helper_start(&keeper.helper, keep, NULL) == 0;
+    bool pauses = keeper.forks || os_now_ns() < keeper.not_before;
+    return keeper.take && !pauses && has_thread();
 }
 
 static bool take_interpreter_lock(void)
@@ -213,6 +230,8 @@ void bystanders_let_go(struct bystanders *bystanders)
 
 void bystanders_know_interpreter(take_interpreter *take, return_interpreter *give_back)
 {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, make_condition);
     pthread_mutex_lock(&keeper.lock);
     keeper.take = take;
     keeper.give_back = give_back;
@@ -234,38 +253,40 @@ void bystanders_interpreter_ends(void)
 void bystanders_open(struct bystanders *bystanders, bool matter)
 {
     *bystanders = (struct bystanders){.matter = matter};
-    pthread_mutex_lock(&keeper.beginning);
+    pthread_mutex_lock(&keeper.lock);
     keeper.users += matter;
-    pthread_mutex_unlock(&keeper.beginning);
+    pthread_mutex_unlock(&keeper.lock);
 }
 
+/* If the interpreter keeps it waiting for too long, the thread ends later, by itself. */
 static void end_thread(void)
 {
-    pthread_mutex_lock(&keeper.lock);
+    struct timespec deadline = in_ns(END_MS * 1000000L);
     keeper.ends = true;
     tell_change();
-    pthread_mutex_unlock(&keeper.lock);
-    keeper.lost = !helper_end_within(&keeper.helper, END_MS);
-    keeper.ends = keeper.lost;
+    for (bool more = true; more && !keeper.gone && keeper.ends;)
+        more = wait_until(&deadline);
+    if (keeper.gone)
+        helper_join(&keeper.helper);
+    keeper.gone = keeper.gone && keeper.helper.runs;
 }
 
 /* The thread ends with the last freezer that may want it. */
 void bystanders_close(struct bystanders *bystanders)
 {
-    pthread_mutex_lock(&keeper.beginning);
+    pthread_mutex_lock(&keeper.lock);
     keeper.users -= bystanders->matter;
     if (bystanders->matter && !keeper.users && keeper.helper.runs)
         end_thread();
     bystanders->matter = false;
-    pthread_mutex_unlock(&keeper.beginning);
+    pthread_mutex_unlock(&keeper.lock);
 }
 
 void bystanders_forget(void)
 {
-    pthread_mutex_init(&keeper.beginning, NULL);
     pthread_mutex_init(&keeper.lock, NULL);
-    pthread_cond_init(&keeper.changed, NULL);
-    keeper.helper.runs = keeper.taking = keeper.taken = keeper.ends = keeper.lost = false;
+    make_condition();
+    keeper.helper.runs = keeper.taking = keeper.taken = keeper.ends = keeper.gone = false;
     keeper.users = keeper.wanted = keeper.forks = 0;
 }
 

@@ -23,7 +23,7 @@
 /* Takes the interpreter's lock, and what gives that back; they may end the thread. */
 typedef int take_interpreter(void);
 typedef void return_interpreter(int state);
-/* Without this call, which is to come before any engine is made, nobody is looked at. */
+/* Without this call, and after one with NULLs, nobody is looked at. */
 void bystanders_know_interpreter(take_interpreter *take, return_interpreter *give_back);
 /* The interpreter is about to end, and its lock not to be taken any more: not to be called with it. */
 void bystanders_interpreter_ends(void);

@@ -228,13 +228,19 @@ static int64_t freeze_beside_none(struct freezer *fz, uintptr_t address, uint64_
     return got;
 }
 
+/* The descriptor by which the other threads are looked at; -1: the program has closed it. */
+static int own_tasks(const struct freezer *fz)
+{
+    return freezer_has(fz, fz->tasks_fd) ? fz->tasks_fd : -1;
+}
+
 static int64_t freeze_now(struct freezer *fz, uintptr_t address, uint64_t n, bool to_zeros,
                           const uint8_t **view)
 {
     n = freeze_reach(fz, address, n);
     if (needed_here(address, n))
         return -EBUSY;
-    int error = bystanders_hold(&fz->bystanders, fz->tasks_fd, address, n);
+    int error = bystanders_hold(&fz->bystanders, own_tasks(fz), address, n);
     if (error)
         return error == -EBUSY ? FREEZE_LATER : error;
     int64_t got = freeze_beside_none(fz, address, n, to_zeros, view);
@@ -301,9 +307,9 @@ int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr
 {
     int error = needed_here(address, n) ? -EBUSY : 0;
     if (!error && insists)
-        bystanders_hold_if_can(&fz->bystanders, fz->tasks_fd, address, n);
+        bystanders_hold_if_can(&fz->bystanders, own_tasks(fz), address, n);
     else if (!error)
-        error = bystanders_hold(&fz->bystanders, fz->tasks_fd, address, n);
+        error = bystanders_hold(&fz->bystanders, own_tasks(fz), address, n);
     if (error)
         return error;
     hold(fz);

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <signal.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "os/own.h"
@@ -43,6 +42,13 @@ int helper_start(struct helper *helper, void *(*work)(void *), void *argument)
     return -error;
 }
 
+void helper_join(struct helper *helper)
+{
+    pthread_join(helper->thread, NULL);
+    os_disown(helper->stack, helper->stack_bytes);
+    helper->runs = false;
+}
+
 void helper_end(struct helper *helper, int stop_fd, bool open)
 {
     uint64_t one = 1;
@@ -53,23 +59,5 @@ void helper_end(struct helper *helper, int stop_fd, bool open)
     else
         while (write(stop_fd, &one, sizeof one) < 0 && errno == EINTR)
             ;
-    pthread_join(helper->thread, NULL);
-    os_disown(helper->stack, helper->stack_bytes);
-    helper->runs = false;
-}
-
-bool helper_end_within(struct helper *helper, unsigned ms)
-{
-    struct timespec deadline;
-    clock_gettime(CLOCK_REALTIME, &deadline);
-    deadline.tv_nsec += (long)ms * 1000000;
-    deadline.tv_sec += deadline.tv_nsec / 1000000000;
-    deadline.tv_nsec %= 1000000000;
-    bool ended = pthread_timedjoin_np(helper->thread, NULL, &deadline) == 0;
-    if (ended)
-        os_disown(helper->stack, helper->stack_bytes);
-    else
-        pthread_detach(helper->thread);
-    helper->runs = false;
-    return ended;
+    helper_join(helper);
 }

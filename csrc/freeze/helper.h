@@ -21,9 +21,6 @@ int helper_start(struct helper *helper, void *(*work)(void *), void *argument);
  * closed that (open is false).  Does nothing if it does not run.
  */
 void helper_end(struct helper *helper, int stop_fd, bool open);
-/*
- * Waits so long for a thread that was told to end; false: it has not, and is left to itself.
- */
-bool helper_end_within(struct helper *helper, unsigned ms);
+void helper_join(struct helper *helper); /* waits for the end of one that runs */
 
 #endif

@@ -23,6 +23,11 @@ static void ksmpy_know_interpreter(void)
     bystanders_know_interpreter(take_the_gil, return_the_gil);
 }
 
+static void ksmpy_know_no_interpreter(void)
+{
+    bystanders_know_interpreter(NULL, NULL);
+}
+
 static void ksmpy_interpreter_ends(void)
 {
     bystanders_interpreter_ends();

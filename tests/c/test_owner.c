@@ -303,7 +303,7 @@ static void a_shadow_gets_the_page_that_the_engine_can_do_without(void)
     REQUIRE(os_commit(theirs, bytes_of(LARGE)) == 0);
     memset(theirs, 1, bytes_of(N));
     memset(ours + bytes_of(LARGE - N), 1, bytes_of(N));
-    REQUIRE(freezer_init(&fz, way, tracked) == 0 && freezer_attach(&fz, address, N) == 0);
+    REQUIRE(freezer_init(&fz, way, tracked, true) == 0 && freezer_attach(&fz, address, N) == 0);
     uintptr_t shadow = freezer_shadow(&fz, address, N, 0);
     CHECK(shadow && fz.kept[0] == page && os_owns(page));
     os_unmap((void *)shadow, bytes_of(N + 1));

@@ -65,9 +65,16 @@ class Call:
 
 
 class Pauser:
-    """Controls the library in a process that was started with :func:`preloaded`."""
+    """Controls the library in a process that was started with :func:`preloaded`.
+
+    From then on pages are frozen beside system calls that fail.
+    """
 
     def __init__(self, target: str = "/_ksmpy.") -> None:
+        from ksmpy import native
+
+        # A thread that stands still in a freeze would have the interpreter's lock with it.
+        native.know_no_interpreter()
         self._lib: Any = ctypes.CDLL(None)
         numbers = [ctypes.c_int64, ctypes.c_int, ctypes.c_int]
         self._lib.pause_arm.argtypes = [ctypes.c_char_p, *numbers]

@@ -1,0 +1,70 @@
+"""csrc/freeze/bystanders.c and csrc/os/calls.c."""
+
+from __future__ import annotations
+
+from ..mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        "nothing is merged beside a system call that would fail",
+        file="csrc/freeze/freezer.c",
+        old="    int error = bystanders_hold(&fz->bystanders, own_tasks(fz), address, n);\n",
+        new="    int error = 0;\n",
+        tests=(
+            "test_calls.py::test_a_page_that_a_thread_reads_into_is_not_merged[signal+checksum]",
+        ),
+    ),
+    Mutant(
+        "nothing comes back beside a system call that would fail",
+        file="csrc/freeze/freezer.c",
+        old="        error = bystanders_hold(&fz->bystanders, own_tasks(fz), address, n);\n",
+        new="        error = 0;\n",
+        tests=(
+            "test_calls.py::test_a_page_that_a_thread_reads_into_stays_what_it_is[signal+checksum]",
+        ),
+    ),
+    Mutant(
+        "the interpreter stands still",
+        file="csrc/freeze/bystanders.c",
+        old="    *again = take_interpreter_lock();\n    if (!*again)\n        return -EBUSY;\n",
+        new="    *again = false;\n    keeper.wanted++;\n",
+        tests=("c/test_calls.c::the_interpreter_stands_still_while_memory_is_held",),
+    ),
+    Mutant(
+        "a fork is not kept waiting for the interpreter",
+        file="csrc/freeze/bystanders.c",
+        old="more && !keeper.taken && !keeper.forks;",
+        new="more && !keeper.taken;",
+        tests=("c/test_calls.c::a_fork_is_not_kept_waiting",),
+    ),
+    Mutant(
+        "lists of buffers are looked at",
+        file="csrc/os/calls.c",
+        old="        return list_reaches(question, arguments[1], arguments[2]);\n",
+        new="        return false;\n",
+        tests=("c/test_calls.c::a_call_is_known_by_its_buffers",),
+    ),
+    Mutant(
+        "who runs is believed to make calls",
+        file="csrc/os/calls.c",
+        old="(activity == OS_RUNNING && !computes(question, name))",
+        new="false",
+        tests=("c/test_calls.c::who_makes_calls_all_the_time_is_not_believed",),
+    ),
+    Mutant(
+        "who computes is believed",
+        file="csrc/os/calls.c",
+        old="    return ticks >= TICKS;\n",
+        new="    return ticks > 2 * ticks;\n",
+        tests=("c/test_calls.c::who_runs_is_believed_once_it_was_seen_to_compute",),
+    ),
+    Mutant(
+        "what was written and cannot come back is not counted as shared",
+        file="csrc/merge/written.c",
+        old="        copies += is_shared(merger->pages, page + (uint32_t)i);\n",
+        new="        copies += 0;\n",
+        tests=(
+            "test_calls.py::test_a_page_that_a_thread_reads_into_stays_what_it_is[signal+checksum]",
+        ),
+    ),
+]
