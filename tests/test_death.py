@@ -338,7 +338,7 @@ def test_killed_in_a_fork_before_the_child_is_there(company: Company, tmp_path: 
     victim.call("attach", company.mode.options)
     victim.call("add", 7)
     victim.call("scan", 2)
-    victim.stop("pthread_mutex_lock", 4, False, "fork", str(tmp_path / "told"))
+    victim.stop("pthread_mutex_lock", 5, False, "fork", str(tmp_path / "told"))
     inherited = [process for process in company.store.processes() if process.inherited]
     assert len(inherited) == 1, "the child has no slot yet"
     victim.kill()

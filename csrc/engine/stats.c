@@ -70,8 +70,8 @@ static uint64_t metadata_bytes(const ksmpy_engine *engine)
 static uint64_t pages_saved(const ksmpy_engine *engine)
 {
     const struct store_head *head = engine->pages.store.head;
-    uint64_t unsaved =
-        head->shared_frames + plan_joined(&engine->merger.plan) + engine->pages.copies;
+    uint64_t unsaved = head->shared_frames + plan_joined(&engine->merger.plan);
+    unsaved += engine->pages.copies;
     return head->shared_pages - least(unsaved, head->shared_pages);
 }
 

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "freeze/helper.h"
+#include "os/calls.h"
 #include "os/clock.h"
 
 /*

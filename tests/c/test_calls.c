@@ -77,7 +77,7 @@ static void look_at(void *(*call)(void *), bool touches)
     close(ends[1]);
 }
 
-static void test_a_call_is_known_by_its_buffers(void)
+static void a_call_is_known_by_its_buffers(void)
 {
     look_at(plain, true);
     look_at(scattered, true);
@@ -102,7 +102,7 @@ static void *call_all_the_time(void *nothing)
     return nothing;
 }
 
-static void test_who_runs_is_believed_once_it_was_seen_to_compute(void)
+static void who_runs_is_believed_once_it_was_seen_to_compute(void)
 {
     pthread_t thread;
     atomic_store(&stop, false);
@@ -114,7 +114,7 @@ static void test_who_runs_is_believed_once_it_was_seen_to_compute(void)
     pthread_join(thread, NULL);
 }
 
-static void test_who_makes_calls_all_the_time_is_not_believed(void)
+static void who_makes_calls_all_the_time_is_not_believed(void)
 {
     pthread_t thread;
     atomic_store(&stop, false);
@@ -148,7 +148,7 @@ static int hold(struct bystanders *bystanders)
     return bystanders_hold(bystanders, tasks, (uintptr_t)memory, 1);
 }
 
-static void test_the_interpreter_stands_still_while_memory_is_held(void)
+static void the_interpreter_stands_still_while_memory_is_held(void)
 {
     struct bystanders some, none;
     bystanders_know_interpreter(take, give_back);
@@ -187,7 +187,7 @@ static bool hurries(struct bystanders *bystanders)
     return os_now_ms() - begin < 100; /* of the 200 ms that it would wait */
 }
 
-static void test_a_fork_is_not_kept_waiting(void)
+static void a_fork_is_not_kept_waiting(void)
 {
     struct bystanders some;
     bystanders_know_interpreter(take, give_back);
@@ -204,7 +204,7 @@ static void test_a_fork_is_not_kept_waiting(void)
     bystanders_close(&some);
 }
 
-static void test_nothing_is_held_once_the_interpreter_has_ended(void)
+static void nothing_is_held_once_the_interpreter_has_ended(void)
 {
     struct bystanders some;
     bystanders_know_interpreter(take, give_back);
@@ -226,12 +226,12 @@ int main(void)
     sigset_t mask;
     guard_open(&mask);
     tasks = os_tasks_open();
-    RUN(test_a_call_is_known_by_its_buffers);
-    RUN(test_who_runs_is_believed_once_it_was_seen_to_compute);
-    RUN(test_who_makes_calls_all_the_time_is_not_believed);
-    RUN(test_the_interpreter_stands_still_while_memory_is_held);
-    RUN(test_a_fork_is_not_kept_waiting);
-    RUN(test_nothing_is_held_once_the_interpreter_has_ended);
+    RUN(a_call_is_known_by_its_buffers);
+    RUN(who_runs_is_believed_once_it_was_seen_to_compute);
+    RUN(who_makes_calls_all_the_time_is_not_believed);
+    RUN(the_interpreter_stands_still_while_memory_is_held);
+    RUN(a_fork_is_not_kept_waiting);
+    RUN(nothing_is_held_once_the_interpreter_has_ended);
     guard_close(&mask);
     close(tasks);
     return finish();
