@@ -10,7 +10,8 @@
 #define PAGE_SHIFT 12
 #define PAGE_SIZE ((size_t)1 << PAGE_SHIFT)
 
-#define FAULT_AROUND 16 /* pages of a file that the kernel maps at one fault */
+/* Pages of a file that the kernel maps at one fault: fault_around_bytes, 64 KiB unless changed. */
+#define FAULT_AROUND 16
 
 #define HUGE_PAGES                                                                                 \
     ((uint64_t)512) /* pages of a transparent huge page, which is aligned to its size */

@@ -1,6 +1,5 @@
 /*
- * What Python's garbage collector tells, taken in without running Python code: the only part of
- * the extension that knows the interpreter.
+ * What Python's garbage collector tells, taken in without running Python code.
  *
  * A signal's handler that is written in Python waits until the main thread runs Python code. Were
  * that a callback of the collector's, what the handler raises would be dropped there, and Ctrl-C

@@ -21,6 +21,10 @@ extern int PyObject_GC_IsTracked(PyObject *object);
 #define Py_tp_descr_get 54
 #endif
 
+/*
+ * How many views lie between a view and its array, or untracked containers in one another, at most:
+ * it bounds the recursion.
+ */
 #define OBJECTS_DEPTH 16
 #define OBJECTS_HAVE_GC (1UL << 14) /* Py_TPFLAGS_HAVE_GC */
 
