@@ -36,9 +36,6 @@ else:
             else f"ksmpy's extension module is missing or does not load: {_error}"
         )
 
-if _missing is None:
-    atexit.register(lib.ksmpy_interpreter_ends)
-
 
 def _constant(name: str, without: int = 0) -> int:
     """The value of one of the extension's enumerators, or `without` where there is no extension."""
@@ -97,8 +94,19 @@ def know_interpreter() -> None:
     lib.ksmpy_know_interpreter()
 
 
+def _is_main_interpreter() -> bool:
+    """Whether the whole process ends with this interpreter, and not a part of it."""
+    api = ctypes.pythonapi
+    api.PyInterpreterState_Get.restype = ctypes.c_void_p
+    api.PyInterpreterState_GetID.argtypes = (ctypes.c_void_p,)
+    api.PyInterpreterState_GetID.restype = ctypes.c_int64
+    return bool(api.PyInterpreterState_GetID(api.PyInterpreterState_Get()) == 0)
+
+
 if _missing is None:
     know_interpreter()
+    if _is_main_interpreter():
+        atexit.register(lib.ksmpy_interpreter_ends)
 
 
 def know_no_interpreter() -> None:

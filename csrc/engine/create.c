@@ -105,6 +105,7 @@ static void close_engine(ksmpy_engine *engine)
     close_arrays(&engine->pages);
     pthread_mutex_destroy(&engine->lock);
     pthread_mutex_destroy(&engine->arrivals);
+    pthread_mutex_destroy(&engine->refreshing);
     pthread_mutex_destroy(&engine->pass);
     os_unmap(engine, sizeof *engine);
 }
@@ -127,7 +128,7 @@ static int open_store(struct pages *pages, int fd)
     return error;
 }
 
-static int start(ksmpy_engine *engine, int freeze_mode, bool calls_wait, int store_fd)
+static int start(ksmpy_engine *engine, int freeze_mode, int store_fd)
 {
     int error = os_maps_open(&engine->pages.maps);
     if (!error)
@@ -139,9 +140,10 @@ static int start(ksmpy_engine *engine, int freeze_mode, bool calls_wait, int sto
     if (error)
         return error;
     follow_rules(&engine->pages);
-    error = freezer_init(&engine->merger.fz, freeze_mode, engine->pages.tracked, calls_wait);
+    error = freezer_init(&engine->merger.fz, freeze_mode, engine->pages.tracked);
     if (error)
         return error;
+    engine->merger.fz.bystanders.awaited = &engine->waiting;
     freezer_know_store(&engine->merger.fz, engine->pages.store.inode, engine->pages.store.dev);
     engine->pages.sum_of_zeros = store_sum(&engine->pages.store, engine->merger.fz.zeros);
     error = fork_watch(engine);
@@ -182,6 +184,7 @@ static void put_together(ksmpy_engine *engine)
 {
     pthread_mutex_init(&engine->lock, NULL);
     pthread_mutex_init(&engine->arrivals, NULL);
+    pthread_mutex_init(&engine->refreshing, NULL);
     pthread_mutex_init(&engine->pass, NULL);
     engine->merger.pages = engine->merger.budget.pages = engine->scanner.pages = &engine->pages;
     engine->scanner.merger = &engine->merger;
@@ -212,7 +215,7 @@ int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
         options->freeze == KSMPY_FREEZE_AUTO && freeze_mode == KSMPY_FREEZE_UFFD_WP;
     begin_pages(&engine->pages, options);
     engine->pages.tracked = tracking == KSMPY_TRACKING_WP_ASYNC;
-    int error = start(engine, freeze_mode, caps.uffd_kernel_mode, options->store_fd);
+    int error = start(engine, freeze_mode, options->store_fd);
     if (error)
         close_engine(engine);
     else

@@ -35,6 +35,7 @@ static void before_fork(void)
         if (!engine->pages.forked)
             store_fork_prepare(&engine->pages.store);
     }
+    bystanders_settle();
 }
 
 static void in_parent(void)
@@ -70,6 +71,7 @@ static void let_go(ksmpy_engine *engine)
     atomic_store(&engine->pass_wanted, 0);
     pthread_mutex_init(&engine->lock, NULL);
     pthread_mutex_init(&engine->arrivals, NULL);
+    pthread_mutex_init(&engine->refreshing, NULL);
     pthread_mutex_init(&engine->pass, NULL);
 }
 

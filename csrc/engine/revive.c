@@ -33,7 +33,7 @@ static int open_freezer(struct merger *merger, bool tracked)
     int error = os_maps_open(&merger->pages->maps);
     if (error)
         return error;
-    error = freezer_init(&merger->fz, merger->fz.mode, tracked, merger->fz.calls_wait);
+    error = freezer_init(&merger->fz, merger->fz.mode, tracked);
     if (error)
         os_maps_close(&merger->pages->maps);
     else

@@ -43,12 +43,14 @@ int ksmpy_refresh(ksmpy_engine *engine)
         return -EPERM;
     sigset_t mask;
     guard_open(&mask);
+    pthread_mutex_lock(&engine->refreshing);
     engine_lock(engine);
     while (refresh_some(&engine->merger, &at)) {
         store_flush(&engine->pages.store);
         engine_let_others_in(engine);
     }
     engine_unlock(engine);
+    pthread_mutex_unlock(&engine->refreshing);
     guard_close(&mask);
     return 0;
 }

@@ -2,6 +2,8 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -26,7 +28,13 @@
  */
 #define PATIENCE_NS ((uint64_t)300000000)
 #define BETWEEN_TRIES_US 2000
-#define END_MS 100 /* how long the thread's end is waited for, which may never come */
+/*
+ * How often, and how many us apart, a fork looks whether the thread comes back with the lock: it may
+ * have it already and be about to say so.  For longer it is not waited, as who forks may have it.
+ */
+#define SURFACING 5
+#define BETWEEN_LOOKS_US 20
+#define END_MS 1000 /* how long the thread's end is waited for, which may never come */
 
 /*
  * The thread that takes the interpreter's lock, for all engines.  It is a thread of its own because
@@ -35,14 +43,16 @@
 static struct {
     take_interpreter *take;
     return_interpreter *give_back;
-    bool ended; /* there was an interpreter */
+    atomic_bool known; /* there is an interpreter, or was */
     pthread_mutex_t lock;
     pthread_cond_t changed; /* its limits are of the clock that only goes forward */
     struct helper helper;
     long thread;
     int users;  /* freezers that may want the interpreter's lock */
     int wanted; /* by how many of them it is wanted or held */
-    bool taking, taken;
+    bool taking; /* from before it takes the lock until it has given it back */
+    atomic_bool has; /* it has the lock, or has not given it back yet */
+    bool taken; /* it has the lock, for those who want it */
     bool ends, gone; /* the thread is to end; and does nothing more */
     int forks;
     uint64_t not_before; /* ns */
@@ -71,6 +81,7 @@ static void keep_once(void)
     keeper.taking = true;
     pthread_mutex_unlock(&keeper.lock);
     int state = take();
+    atomic_store(&keeper.has, true);
     pthread_mutex_lock(&keeper.lock);
     keeper.taken = keeper.wanted > 0;
     tell_change();
@@ -79,12 +90,27 @@ static void keep_once(void)
     pthread_mutex_unlock(&keeper.lock);
     give_back(state);
     pthread_mutex_lock(&keeper.lock);
+    atomic_store(&keeper.has, false);
     keeper.taking = false;
     tell_change();
 }
 
+/*
+ * The interpreter's memory may be merged, and frozen by another engine while this thread writes to
+ * it: in the mode signal it waits in the handler then.
+ */
+static void let_faults_in(void)
+{
+    sigset_t faults;
+    sigemptyset(&faults);
+    sigaddset(&faults, SIGSEGV);
+    sigaddset(&faults, SIGBUS);
+    pthread_sigmask(SIG_UNBLOCK, &faults, NULL);
+}
+
 static void *keep(void *nothing)
 {
+    let_faults_in();
     pthread_mutex_lock(&keeper.lock);
     keeper.thread = syscall(SYS_gettid);
     while (!keeper.ends)
@@ -175,14 +201,13 @@ static void return_interpreter_lock(void)
 
 static bool are_to_be_held(const struct bystanders *bystanders)
 {
-    return bystanders->matter && (keeper.take || keeper.ended);
+    return bystanders->matter && atomic_load(&keeper.known);
 }
 
-static int hold_once(struct bystanders *bystanders, int tasks_fd, uintptr_t address, uint64_t n,
-                     bool *again)
+/* -EAGAIN: it may be had soon. */
+static int hold_once(struct bystanders *bystanders, int tasks_fd, uintptr_t address, uint64_t n)
 {
-    *again = take_interpreter_lock();
-    if (!*again)
+    if (!take_interpreter_lock())
         return -EBUSY;
     int busy = os_calls(&bystanders->runners, tasks_fd, keeper.thread, address, n);
     bystanders->held = !busy;
@@ -191,18 +216,23 @@ static int hold_once(struct bystanders *bystanders, int tasks_fd, uintptr_t addr
     return busy;
 }
 
-int bystanders_hold(struct bystanders *bystanders, int tasks_fd, uintptr_t address, uint64_t n)
+/* Only who runs is waited for, since who waits in a call may do so for hours. */
+static bool is_patient(const struct bystanders *bystanders)
 {
-    int busy = -EBUSY;
+    return os_now_ns() < bystanders->patient_until &&
+           !(bystanders->awaited && atomic_load(bystanders->awaited));
+}
+
+bool bystanders_hold(struct bystanders *bystanders, int tasks_fd, uintptr_t address, uint64_t n)
+{
     if (!are_to_be_held(bystanders))
-        return 0;
-    for (bool again = true; again && busy == -EBUSY;) {
-        busy = hold_once(bystanders, tasks_fd, address, n, &again);
-        again = again && os_now_ns() < bystanders->patient_until;
-        if (again && busy == -EBUSY)
-            os_sleep_us(BETWEEN_TRIES_US);
+        return true;
+    int busy = hold_once(bystanders, tasks_fd, address, n);
+    while (busy == -EAGAIN && is_patient(bystanders)) {
+        os_sleep_us(BETWEEN_TRIES_US);
+        busy = hold_once(bystanders, tasks_fd, address, n);
     }
-    return busy;
+    return !busy;
 }
 
 void bystanders_be_patient(struct bystanders *bystanders)
@@ -236,7 +266,7 @@ void bystanders_know_interpreter(take_interpreter *take, return_interpreter *giv
     pthread_mutex_lock(&keeper.lock);
     keeper.take = take;
     keeper.give_back = give_back;
-    keeper.ended = false;
+    atomic_store(&keeper.known, take != NULL);
     pthread_mutex_unlock(&keeper.lock);
 }
 
@@ -244,7 +274,6 @@ void bystanders_interpreter_ends(void)
 {
     struct timespec deadline = in_ns(END_MS * 1000000L);
     pthread_mutex_lock(&keeper.lock);
-    keeper.ended = keeper.take != NULL;
     keeper.take = NULL;
     for (bool more = keeper.helper.runs; more && keeper.taking;)
         more = wait_until(&deadline);
@@ -289,6 +318,7 @@ void bystanders_forget(void)
     make_condition();
     keeper.helper.runs = keeper.taking = keeper.taken = keeper.ends = keeper.gone = false;
     keeper.users = keeper.wanted = keeper.forks = 0;
+    atomic_store(&keeper.has, false);
 }
 
 void bystanders_hurry(void)
@@ -296,6 +326,19 @@ void bystanders_hurry(void)
     pthread_mutex_lock(&keeper.lock);
     keeper.forks++;
     tell_change();
+    pthread_mutex_unlock(&keeper.lock);
+}
+
+void bystanders_settle(void)
+{
+    pthread_mutex_lock(&keeper.lock);
+    for (int looks = 0; keeper.taking && !atomic_load(&keeper.has) && looks < SURFACING; looks++) {
+        pthread_mutex_unlock(&keeper.lock);
+        os_sleep_us(BETWEEN_LOOKS_US);
+        pthread_mutex_lock(&keeper.lock);
+    }
+    while (atomic_load(&keeper.has))
+        wait_for_change();
     pthread_mutex_unlock(&keeper.lock);
 }
 

@@ -10,7 +10,7 @@
  * touch the pages, these are frozen.
  *
  * What is left: threads that run no Python code.  One that computes, as it seems, may read all the
- * same, and one that waits may be woken by something from outside of the process.
+ * same, and one that waits may be woken, by a timer or from outside.
  */
 #ifndef KSMPY_FREEZE_BYSTANDERS_H
 #define KSMPY_FREEZE_BYSTANDERS_H
@@ -33,6 +33,8 @@ struct bystanders {
     bool matter; /* calls fail that touch a frozen page */
     bool held; /* the interpreter's lock is ours for now */
     uint64_t patient_until; /* ns */
+    const _Atomic int
+        *awaited; /* how many wait for the caller, whose patience ends then; or NULL */
     struct os_runners runners;
 };
 
@@ -43,13 +45,13 @@ void bystanders_forget(void);
 
 /*
  * Keeps the other threads from making system calls on n pages.  Waits 0.2 s at most for the
- * interpreter's lock, and not for a thread in such a call, unless it is to be patient.
- * 0, and bystanders_let_go() is to follow; or -EBUSY, -EMFILE, -ENFILE: a thread may be in such a
- * call.  Nothing may be frozen, nor any lock held that a thread with the interpreter's lock waits
+ * interpreter's lock, and not for a thread that may be in such a call, unless it is to be patient.
+ * true, and bystanders_let_go() is to follow; false: a thread may be in such a call, or nobody can
+ * tell.  Nothing may be frozen, nor any lock held that a thread with the interpreter's lock waits
  * for, except by fork().
  */
-int bystanders_hold(struct bystanders *bystanders, int tasks_fd, uintptr_t address, uint64_t n);
-/* From now on, for 0.3 s, bystanders_hold() waits for threads that are in such calls. */
+bool bystanders_hold(struct bystanders *bystanders, int tasks_fd, uintptr_t address, uint64_t n);
+/* From now on, for 0.3 s, bystanders_hold() waits for threads that run. */
 void bystanders_be_patient(struct bystanders *bystanders);
 /* The same as well as it can be done: calls may fail all the same. */
 void bystanders_hold_if_can(struct bystanders *bystanders, int tasks_fd, uintptr_t address,
@@ -58,6 +60,11 @@ void bystanders_let_go(struct bystanders *bystanders);
 
 /* From the first call to the second a fork wants the engines: nobody waits for the interpreter. */
 void bystanders_hurry(void);
+/*
+ * Waits until the thread has given the interpreter's lock back: a child that C code forks, and that
+ * goes on to run Python code, would wait for ever.  To be called with all that freezes at rest.
+ */
+void bystanders_settle(void);
 void bystanders_need_not_hurry(void);
 
 #endif

@@ -24,6 +24,7 @@
 #include "os/maps.h"
 #include "os/pagemap.h"
 #include "os/tasks.h"
+#include "os/uffd.h"
 
 /*
  * How many bytes of this thread's stack, below and above the stack frame of needed_here(), are
@@ -51,7 +52,7 @@ static void unmap_all(struct freezer *fz)
     os_unmap(fz->zeros, PAGE_SIZE);
 }
 
-int freezer_init(struct freezer *fz, int mode, bool tracked, bool calls_wait)
+int freezer_init(struct freezer *fz, int mode, bool tracked)
 {
     memset(fz, 0, sizeof *fz);
     freezer_forget_files(fz);
@@ -59,9 +60,8 @@ int freezer_init(struct freezer *fz, int mode, bool tracked, bool calls_wait)
     fz->mode = mode;
     fz->ops = ways[mode];
     fz->tracked = tracked;
-    fz->calls_wait = calls_wait && mode != KSMPY_FREEZE_SIGNAL;
     pthread_mutex_init(&fz->lock, NULL);
-    bystanders_open(&fz->bystanders, !fz->calls_wait);
+    bystanders_open(&fz->bystanders, mode == KSMPY_FREEZE_SIGNAL || !os_uffd_handles_calls());
     signal_note_guests();
     fz->stage = (uintptr_t)os_alloc(bytes_of(FREEZE_MAX));
     fz->zeros = os_alloc(PAGE_SIZE);
@@ -240,9 +240,8 @@ static int64_t freeze_now(struct freezer *fz, uintptr_t address, uint64_t n, boo
     n = freeze_reach(fz, address, n);
     if (needed_here(address, n))
         return -EBUSY;
-    int error = bystanders_hold(&fz->bystanders, own_tasks(fz), address, n);
-    if (error)
-        return error == -EBUSY ? FREEZE_LATER : error;
+    if (!bystanders_hold(&fz->bystanders, own_tasks(fz), address, n))
+        return FREEZE_LATER;
     int64_t got = freeze_beside_none(fz, address, n, to_zeros, view);
     if (got <= 0)
         bystanders_let_go(&fz->bystanders);
@@ -305,16 +304,15 @@ uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int 
 int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
                       int vma_flags, bool insists)
 {
-    int error = needed_here(address, n) ? -EBUSY : 0;
-    if (!error && insists)
+    if (needed_here(address, n))
+        return -EBUSY;
+    if (insists)
         bystanders_hold_if_can(&fz->bystanders, own_tasks(fz), address, n);
-    else if (!error)
-        error = bystanders_hold(&fz->bystanders, own_tasks(fz), address, n);
-    if (error)
-        return error;
+    else if (!bystanders_hold(&fz->bystanders, own_tasks(fz), address, n))
+        return -EBUSY;
     hold(fz);
     bool there = fz->removals.gate_fd < 0 || is_all_overlay(fz, address, n);
-    error = there ? fz->ops->unoverlay(fz, address, n, blank, vma_flags) : -ESTALE;
+    int error = there ? fz->ops->unoverlay(fz, address, n, blank, vma_flags) : -ESTALE;
     let_go(fz);
     bystanders_let_go(&fz->bystanders);
     return error;

@@ -28,7 +28,7 @@
  * Limits.  With a userfaultfd for user mode only, a system call that touches a
  * frozen page fails with EFAULT; so it does with "signal", if it writes.  So
  * nothing is frozen there beside such calls, as far as that can be known
- * (freeze/bystanders.h): -EBUSY.
+ * (freeze/bystanders.h).
  * Devices that write into memory: uffd-move leaves a page that is pinned for
  * one alone, whatever pins it; the other ways, and unmerging in all of them,
  * notice direct I/O that a thread waits for (EBUSY), but not asynchronous I/O
@@ -43,11 +43,8 @@
 
 #include "freeze/ops.h"
 
-/*
- * mode and tracking as chosen by the engine; -errno, and nothing is left behind.  calls_wait: a
- * system call that touches a frozen page waits, where the mode lets it.
- */
-int freezer_init(struct freezer *fz, int mode, bool tracked, bool calls_wait);
+/* mode and tracking as chosen by the engine; -errno, and nothing is left behind. */
+int freezer_init(struct freezer *fz, int mode, bool tracked);
 void freezer_destroy(struct freezer *fz);
 /* In a forked child: lets go of what belongs to the parent, without touching its memory. */
 void freezer_abandon(struct freezer *fz);

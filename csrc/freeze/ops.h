@@ -27,7 +27,6 @@
 struct freezer {
     int mode;      /* enum ksmpy_freeze, never AUTO */
     const struct freezer_ops *ops;
-    bool calls_wait; /* system calls that touch what is frozen wait; otherwise they fail */
     bool tracked;  /* regions are registered for asynchronous write protection */
     pthread_mutex_t lock;
 

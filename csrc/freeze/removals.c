@@ -55,11 +55,11 @@ int removals_open(struct freezer *fz)
 {
     struct removals *removals = &fz->removals;
     int track = fz->tracked ? OS_UFFD_WP_ASYNC : OS_UFFD_WP_SYNC;
-    removals->overlay_fd = os_uffd_open(track | OS_UFFD_TELL_REMOVE, NULL);
+    removals->overlay_fd = os_uffd_open(track | OS_UFFD_TELL_REMOVE);
     if (removals->overlay_fd < 0)
         return removals->overlay_fd;
     int block = OS_UFFD_WP_SYNC | fz->ops->features;
-    removals->gate_fd = os_uffd_open(block | OS_UFFD_TELL_REMOVE, NULL);
+    removals->gate_fd = os_uffd_open(block | OS_UFFD_TELL_REMOVE);
     if (removals->gate_fd < 0)
         return removals->gate_fd;
     removals->tasks_fd = os_tasks_open();

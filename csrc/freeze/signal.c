@@ -258,7 +258,7 @@ static int signal_init(struct freezer *fz)
 {
     stage_open(fz); /* if it fails, the stage that does not slide stays, and costs mappings */
     if (fz->tracked) {
-        fz->uffd = os_uffd_open(OS_UFFD_WP_ASYNC, NULL);
+        fz->uffd = os_uffd_open(OS_UFFD_WP_ASYNC);
         if (fz->uffd < 0)
             return fz->uffd;
     }

@@ -43,10 +43,10 @@ static bool moves(const struct freezer *fz)
 static int open_uffds(struct freezer *fz)
 {
     int tracks = fz->tracked ? OS_UFFD_WP_ASYNC : 0;
-    fz->uffd = os_uffd_open(tracks | fz->ops->features, NULL);
+    fz->uffd = os_uffd_open(tracks | fz->ops->features);
     if (fz->uffd < 0)
         return fz->uffd;
-    fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC | fz->ops->features, NULL);
+    fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC | fz->ops->features);
     if (fz->wp_fd < 0)
         return fz->wp_fd;
     fz->stop_fd = os_keep_off_standard(eventfd(0, EFD_CLOEXEC));

@@ -40,10 +40,10 @@
 static int wp_init(struct freezer *fz)
 {
     if (fz->tracked)
-        fz->uffd = os_uffd_open(OS_UFFD_WP_ASYNC, NULL);
+        fz->uffd = os_uffd_open(OS_UFFD_WP_ASYNC);
     if (fz->tracked && fz->uffd < 0)
         return fz->uffd;
-    fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC, NULL);
+    fz->wp_fd = os_uffd_open(OS_UFFD_WP_SYNC);
     if (fz->wp_fd < 0)
         return fz->wp_fd;
     stage_open(fz); /* if it fails, the stage that does not slide stays, and costs mappings */

@@ -45,11 +45,9 @@ static void note_copies(struct pages *pages, uint32_t id, uint64_t copies)
  */
 static void give_back(struct merger *merger, uint32_t id, uint32_t page, uint64_t n)
 {
-    uint64_t copies = region_at(merger->pages, id)->copies;
     relief_unmerge_run(merger, page, n);
     for (uint64_t i = 0; i < n; i++)
-        copies += is_shared(merger->pages, page + (uint32_t)i);
-    note_copies(merger->pages, id, copies);
+        region_at(merger->pages, id)->counted += is_shared(merger->pages, page + (uint32_t)i);
 }
 
 /* Unmerges written pages of a chunk from first to end; returns where it is to go on. */
@@ -75,18 +73,27 @@ static uint64_t unmerge_written_chunk(struct merger *merger, uint32_t id, uint64
     return end;
 }
 
-uint64_t unmerge_written(struct merger *merger, uint32_t id, uint64_t first)
+static uint64_t unmerge_written_part(struct merger *merger, uint32_t id, uint64_t first)
 {
     const struct region *region = region_at(merger->pages, id);
     uint64_t deadline = slice_end(merger->pages);
     follow_removals(merger);
-    if (!first)
-        note_copies(merger->pages, id, 0);
     if (region->lost || (!region->pages_in[PAGE_SHARED] && !region->pages_in[PAGE_ZERO]))
         return region->n;
     while (first < region->n && os_now_ns() < deadline) {
         uint64_t end = least((first | (CHUNK - 1)) + 1, region->n);
         first = unmerge_written_chunk(merger, id, first, end, deadline);
     }
+    return first;
+}
+
+uint64_t unmerge_written(struct merger *merger, uint32_t id, uint64_t first)
+{
+    struct region *region = region_at(merger->pages, id);
+    if (!first)
+        region->counted = 0;
+    first = unmerge_written_part(merger, id, first);
+    if (first == region->n)
+        note_copies(merger->pages, id, region->counted);
     return first;
 }

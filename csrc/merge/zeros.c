@@ -27,7 +27,9 @@ static uint64_t zero_piece(struct merger *merger, uint32_t page, uint64_t n)
     int vma_flags = region_at(merger->pages, region_of(merger->pages, page))->vma_flags;
     int64_t got = freeze_for_zeros(&merger->fz, page_address(merger->pages, page), n, &view);
     if (got < 0) {
-        uint64_t refused = got == FREEZE_LATER ? n : 1;
+        uint64_t refused = got == FREEZE_LATER
+                               ? freeze_reach(&merger->fz, page_address(merger->pages, page), n)
+                               : 1;
         count_refusal(merger, got == FREEZE_LATER ? -EBUSY : (int)got, refused);
         return refused;
     }

@@ -1,9 +1,12 @@
 #include "os/calls.h"
 
+#include <errno.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -16,6 +19,10 @@
 #include "os/guard.h"
 #include "os/tasks.h"
 
+/* The same number on all machines; the headers of old systems do not have them. */
+#define IO_URING_ENTER 426
+#define CLONE3 435
+#define EPOLL_PWAIT2 441
 #define ARGUMENTS 6
 #define LISTED                                                                                     \
     64 /* buffers of a list that are looked at; a longer one counts as reaching anywhere */
@@ -49,6 +56,9 @@ static bool message_reaches(const struct os_question *question, uintptr_t addres
 {
     struct msghdr message;
     return question->apart || !guard_copy(&message, (const void *)address, sizeof message) ||
+           reaches(question, address, sizeof message) ||
+           reaches(question, (uintptr_t)message.msg_name, message.msg_namelen) ||
+           reaches(question, (uintptr_t)message.msg_control, message.msg_controllen) ||
            list_reaches(question, (uintptr_t)message.msg_iov, message.msg_iovlen);
 }
 
@@ -73,6 +83,31 @@ static bool buffers_reach(const struct os_question *question, long number,
     case SYS_recvmsg:
     case SYS_sendmsg:
         return message_reaches(question, arguments[1]);
+    case SYS_ppoll:
+        return reaches(question, arguments[0], arguments[1] * sizeof(struct pollfd));
+    case SYS_epoll_pwait:
+    case EPOLL_PWAIT2:
+        return reaches(question, arguments[1], arguments[2] * sizeof(struct epoll_event));
+    case SYS_getrandom:
+        return reaches(question, arguments[0], arguments[1]);
+    /* Buffers that are not looked for, or of another thread, as a child that shares the memory. */
+    case SYS_recvmmsg:
+    case SYS_sendmmsg:
+    case SYS_io_getevents:
+    case IO_URING_ENTER:
+    case SYS_process_vm_readv:
+    case SYS_process_vm_writev:
+    case SYS_clone:
+    case CLONE3:
+        return true;
+#ifdef SYS_poll /* not on arm64 */
+    case SYS_poll:
+        return reaches(question, arguments[0], arguments[1] * sizeof(struct pollfd));
+    case SYS_epoll_wait:
+        return reaches(question, arguments[1], arguments[2] * sizeof(struct epoll_event));
+    case SYS_vfork:
+        return true;
+#endif
     default:
         return false;
     }
@@ -143,8 +178,10 @@ int os_calls(struct os_runners *runners, int tasks_fd, long ours, uintptr_t addr
         .ours = ours,
         .judge = judge,
         .judge_running = judge_running,
+        .believes = true,
         .more = runners,
     };
     int busy = os_ask_tasks(&question);
-    return os_is_crowded(busy) ? os_ask_tasks_apart(&question) : busy;
+    busy = os_is_crowded(busy) ? os_ask_tasks_apart(&question) : busy;
+    return busy == -EBUSY && question.by_runners ? -EAGAIN : busy;
 }

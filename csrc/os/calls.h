@@ -21,7 +21,8 @@ struct os_runners {
  * Ask before the pages are frozen, while no thread that waits can go on.  `ours` is a thread that
  * is not looked at, besides the one that asks.  A thread that runs counts as in such a call, unless
  * it was seen to have computed for so long that it very likely still does.  0: there is none;
- * -EBUSY: there is, or nobody can tell; -EMFILE, -ENFILE: for want of a descriptor.
+ * -EAGAIN: there are only such that run; -EBUSY: there is one, or nobody can tell; -EMFILE,
+ * -ENFILE: for want of a descriptor.
  */
 int os_calls(struct os_runners *runners, int tasks_fd, long ours, uintptr_t address, uint64_t n);
 

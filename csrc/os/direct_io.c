@@ -112,6 +112,7 @@ int os_direct_io(int tasks_fd, uintptr_t address, uint64_t n)
         .end = address + bytes_of(n),
         .judge = judge,
         .judge_running = has_direct,
+        .by_state = true,
     };
     int busy = os_ask_tasks(&question);
     if (!os_is_crowded(busy))

@@ -17,7 +17,7 @@
 
 static bool probe_uffd(int features)
 {
-    int fd = os_uffd_open(features, NULL);
+    int fd = os_uffd_open(features);
     if (fd < 0)
         return false;
     close(fd);
@@ -34,7 +34,7 @@ static bool try_move(int fd, uint8_t *memory)
 
 static bool probe_move(void)
 {
-    int fd = os_uffd_open(OS_UFFD_MOVE, NULL);
+    int fd = os_uffd_open(OS_UFFD_MOVE);
     if (fd < 0)
         return false;
     uint8_t *memory = os_alloc(bytes_of(TRIAL_PAGES));
@@ -62,7 +62,7 @@ static bool try_written(int pagemap_fd, int fd, uint8_t *memory)
 static bool probe_written(void)
 {
     bool works = false;
-    int fd = os_uffd_open(OS_UFFD_WP_ASYNC, NULL);
+    int fd = os_uffd_open(OS_UFFD_WP_ASYNC);
     int pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     uint8_t *memory = os_alloc(bytes_of(1));
     if (fd >= 0 && pagemap_fd >= 0 && memory)
@@ -109,11 +109,10 @@ static bool probe_memfd(void)
 void os_probe(struct ksmpy_caps *caps)
 {
     memset(caps, 0, sizeof *caps);
-    bool kernel_mode = false;
-    int fd = os_uffd_open(0, &kernel_mode);
+    int fd = os_uffd_open(0);
     caps->uffd = fd >= 0;
     caps->uffd_errno = fd >= 0 ? 0 : -fd;
-    caps->uffd_kernel_mode = fd >= 0 && kernel_mode;
+    caps->uffd_kernel_mode = fd >= 0 && os_uffd_handles_calls();
     if (fd >= 0) {
         close(fd);
         caps->uffd_move = probe_move();

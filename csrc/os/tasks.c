@@ -6,7 +6,7 @@
  * polls, copies, or was preempted.
  *
  * A process that has changed its user may not look at its own system calls.  Whether a thread waits
- * for a disk it still may (TID/stat).
+ * for a disk it still may (TID/stat), which is an answer to some questions.
  */
 #include "os/tasks.h"
 
@@ -49,11 +49,29 @@ int os_task_tell(int tasks_fd, const char *thread, const char *what, char *text,
     return got < 0 ? -errno : (int)got;
 }
 
-/* text: "tid (name) state ...".  State D is an uninterruptible wait, as for a disk. */
-static enum os_activity judge_state(const char *text)
+/* text: "tid (name) state ...", proc_pid_stat(5). */
+static char state_of(const char *text)
 {
     const char *name_end = strrchr(text, ')');
-    char state = name_end && name_end[1] ? name_end[2] : 0;
+    return name_end && name_end[1] ? name_end[2] : 0;
+}
+
+/*
+ * The first thread stays in the list when it has ended before the others, and is in no call ("-1"),
+ * as one that waits for a page.
+ */
+static bool is_dead(const struct os_question *question, const char *thread, const char *call)
+{
+    char text[256];
+    return strncmp(call, "-1", 2) == 0 &&
+           os_task_tell(question->tasks_fd, thread, "stat", text, sizeof text) > 0 &&
+           strchr("ZX", state_of(text)) != NULL;
+}
+
+/* State D is an uninterruptible wait, as for a disk. */
+static enum os_activity judge_state(const char *text)
+{
+    char state = state_of(text);
     return state == 'D' ? OS_INVOLVED : state == 'R' ? OS_RUNNING : OS_ELSEWHERE;
 }
 
@@ -64,9 +82,11 @@ enum os_activity os_look_at(struct os_question *question, const char *thread)
     if (number == question->asker || number == question->ours || number == syscall(SYS_gettid))
         return OS_ELSEWHERE;
     int got = os_task_tell(question->tasks_fd, thread, "syscall", text, sizeof text);
+    if (got >= 0 && is_dead(question, thread, text))
+        return OS_ELSEWHERE;
     if (got >= 0)
         return strncmp(text, "running", 7) == 0 ? OS_RUNNING : question->judge(question, text);
-    if (got == -EACCES || got == -EPERM) {
+    if ((got == -EACCES || got == -EPERM) && question->by_state) {
         got = os_task_tell(question->tasks_fd, thread, "stat", text, sizeof text);
         if (got > 0)
             return judge_state(text);
@@ -103,8 +123,11 @@ static bool is_busy(struct os_question *question)
         enum os_activity activity = look(question);
         if (activity != OS_RUNNING)
             return activity >= OS_INVOLVED;
+        if (i == 0 && question->believes && !question->judge_running(question))
+            return false;
         os_sleep_us(BETWEEN_LOOKS_US);
     }
+    question->by_runners = true;
     return question->judge_running(question);
 }
 

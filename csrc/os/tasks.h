@@ -25,9 +25,12 @@ struct os_question {
     /* Some threads ran at every look: is the answer yes? */
     bool (*judge_running)(struct os_question *question);
     void *more; /* for the two above */
+    bool believes; /* judge_running() is asked after the first look as well */
+    bool by_state; /* where calls may not be looked at: a thread that sleeps is in none */
 
     long asker;
     int crowded; /* why nobody could tell, if it was for want of a descriptor; or 0 */
+    bool by_runners; /* judge_running() gave the answer */
     bool apart; /* asked where a fault would kill: no memory of others may be read */
     bool busy; /* the answer */
 };

@@ -53,6 +53,15 @@ static int open_fd(bool *kernel_mode)
     return (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
 }
 
+bool os_uffd_handles_calls(void)
+{
+    bool kernel_mode;
+    int fd = open_fd(&kernel_mode);
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0 && kernel_mode;
+}
+
 static uint64_t kernel_features(int features)
 {
     uint64_t bits = 0;
@@ -67,14 +76,12 @@ static uint64_t kernel_features(int features)
     return bits;
 }
 
-int os_uffd_open(int features, bool *kernel_mode)
+int os_uffd_open(int features)
 {
-    bool handles_calls;
-    int fd = os_keep_off_standard(open_fd(&handles_calls));
+    bool kernel_mode;
+    int fd = os_keep_off_standard(open_fd(&kernel_mode));
     if (fd < 0)
         return fd;
-    if (kernel_mode)
-        *kernel_mode = handles_calls;
     struct uffdio_api api = {.api = UFFD_API, .features = kernel_features(features)};
     if (ioctl(fd, UFFDIO_API, &api) < 0) {
         int error = errno;

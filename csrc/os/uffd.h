@@ -22,11 +22,8 @@ enum os_uffd_mode { OS_UFFD_MISSING = 1, OS_UFFD_WP = 2 };
 
 enum os_uffd_event { OS_UFFD_NOTHING, OS_UFFD_FAULT, OS_UFFD_REMOVE, OS_UFFD_OTHER };
 
-/*
- * A new userfaultfd, or -errno.  *kernel_mode, unless NULL, tells whether it also handles faults in
- * system calls.
- */
-int os_uffd_open(int features, bool *kernel_mode);
+int os_uffd_open(int features); /* a new userfaultfd, or -errno */
+bool os_uffd_handles_calls(void); /* Would it also handle faults in system calls? */
 int os_uffd_register(int fd, uintptr_t address, uint64_t n, int mode);
 int os_uffd_unregister(int fd, uintptr_t address, uint64_t n);
 /* Moves pages; returns how many of the leading ones were moved, or -errno when none was. */

@@ -100,6 +100,7 @@ struct region {
     uint32_t next, previous; /* in order of registration; of a free record: the next one */
     uint64_t pages_in[PAGE_STATES];
     uint64_t copies; /* of the shared ones, written but not its owner's own yet: at the last look */
+    uint64_t counted; /* of them, so far, by the look that is under way */
 };
 
 /* Nothing of it is merged: it is not its owner's any more, is going, or nobody knows what it is. */

@@ -142,8 +142,7 @@ static void frozen_pages_come_back(void)
     struct freezer fz;
     const uint8_t *view;
     uintptr_t range = new_range();
-    REQUIRE(range && freezer_init(&fz, way, false, true) == 0 &&
-            freezer_attach(&fz, range, N) == 0);
+    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
     REQUIRE(freeze_all(&fz, range, &view));
     change_a_part(range);
     freeze_restore(&fz, 0, N);
@@ -164,7 +163,7 @@ static bool begin(struct freezer *fz, uintptr_t *range, int *memfd)
 {
     *range = new_range();
     *memfd = os_memfd("frames", bytes_of(N));
-    return *range && *memfd >= 0 && freezer_init(fz, way, false, true) == 0 &&
+    return *range && *memfd >= 0 && freezer_init(fz, way, false) == 0 &&
            freezer_attach(fz, *range, N) == 0 && os_write(*memfd, 0, (void *)*range, N) == N;
 }
 
@@ -189,8 +188,7 @@ static void what_is_being_given_back_is_not_frozen(void)
     struct freezer fz;
     const uint8_t *view;
     uintptr_t range = new_range();
-    REQUIRE(range && freezer_init(&fz, way, false, true) == 0 &&
-            freezer_attach(&fz, range, N) == 0);
+    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
     fz.removals.leavers[0] = (struct leaver){.start = range + bytes_of(END - 1),
                                              .end = range + bytes_of(END),
                                              .until = os_now_ns() + (uint64_t)1000000000000};
@@ -252,8 +250,7 @@ static void what_is_allowed_stays_allowed(void)
     struct freezer fz;
     const uint8_t *view;
     uintptr_t range = new_range();
-    REQUIRE(range && freezer_init(&fz, way, false, true) == 0 &&
-            freezer_attach(&fz, range, N) == 0);
+    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
     forbidden = range;
     int64_t got = freeze(&fz, range, N, &view);
     if (got > 0) {
@@ -272,8 +269,7 @@ static void a_shadow_forbids_nothing(void)
 {
     struct freezer fz;
     uintptr_t range = new_range();
-    REQUIRE(range && freezer_init(&fz, way, false, true) == 0 &&
-            freezer_attach(&fz, range, N) == 0);
+    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
     forbidden = range;
     uintptr_t shadow = freezer_shadow(&fz, range, N, 0);
     bool lent = !forbidden;
@@ -305,8 +301,7 @@ static void what_is_given_back_while_it_is_frozen_for_zeros_is_gone(void)
     void *done = NULL;
     int64_t got = 0;
     uintptr_t range = new_range();
-    REQUIRE(range && freezer_init(&fz, way, false, true) == 0 &&
-            freezer_attach(&fz, range, N) == 0);
+    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
     for (int tries = 0; got != N && tries < 1000; tries++) {
         if (got > 0) {
             freeze_restore(&fz, 0, (uint64_t)got);
@@ -373,8 +368,7 @@ static void ksm_is_kept_away_from_what_is_protected(void)
     struct freezer fz;
     const uint8_t *view;
     uintptr_t range = new_range();
-    REQUIRE(range && freezer_init(&fz, way, false, true) == 0 &&
-            freezer_attach(&fz, range, N) == 0);
+    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
     bool here = madvise((void *)range, bytes_of(N), MADV_MERGEABLE) == 0 && is_mergeable(range);
     REQUIRE(freeze_all(&fz, range, &view));
     CHECK(!is_mergeable(range) && !is_mergeable(range + bytes_of(N - 1)));
@@ -425,7 +419,7 @@ static void a_fault_from_before_a_thaw_fills_nothing(void)
     pthread_t thread;
     uintptr_t range = new_range(), other = new_range();
     int memfd = os_memfd("frames", bytes_of(N));
-    REQUIRE(range && other && memfd >= 0 && freezer_init(&fz, way, false, true) == 0);
+    REQUIRE(range && other && memfd >= 0 && freezer_init(&fz, way, false) == 0);
     REQUIRE(freezer_attach(&fz, range, N) == 0 && freezer_attach(&fz, other, N) == 0);
     REQUIRE(os_write(memfd, 0, (void *)range, N) == N);
     REQUIRE(os_drop(range, 1) == 0 && os_drop(other, 1) == 0);
@@ -468,8 +462,7 @@ static void freeze_own_stack(uintptr_t stack)
     const uint8_t *view;
     uintptr_t here = (uintptr_t)__builtin_frame_address(0) / PAGE_SIZE * PAGE_SIZE;
     uintptr_t data = (uintptr_t)pthread_self() / PAGE_SIZE * PAGE_SIZE;
-    REQUIRE(freezer_init(&fz, way, false, true) == 0 &&
-            freezer_attach(&fz, stack, STACK_PAGES) == 0);
+    REQUIRE(freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, stack, STACK_PAGES) == 0);
     CHECK(freeze(&fz, here, 1, &view) == -EBUSY && freeze(&fz, data, 1, &view) == -EBUSY);
     CHECK(freezer_unoverlay(&fz, here, 1, 0, 0, false) == -EBUSY);
     freezer_detach(&fz, stack, STACK_PAGES);
@@ -520,8 +513,7 @@ static void own_memory_is_told(void)
     CHECK(is_own(&way) && !is_own(&memory));
     struct freezer fz;
     uintptr_t range = new_range();
-    REQUIRE(range && freezer_init(&fz, way, false, true) == 0 &&
-            freezer_attach(&fz, range, N) == 0);
+    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
     uintptr_t stacks[] = {fz.helper.stack, fz.removals.helper.stack};
     CHECK(is_own((void *)fz.stage) && is_own(fz.zeros));
     CHECK(!fz.helper.runs || (stacks[0] && is_own((void *)stacks[0])));
@@ -536,7 +528,7 @@ int main(void)
 {
     for (way = KSMPY_FREEZE_UFFD_MOVE; way <= KSMPY_FREEZE_UFFD_WP; way++) {
         struct freezer fz;
-        bool here = freezer_init(&fz, way, false, true) == 0;
+        bool here = freezer_init(&fz, way, false) == 0;
         printf("freeze %d%s\n", way, here ? "" : ": not here");
         if (!here)
             continue;

@@ -167,7 +167,7 @@ static bool begin(void)
         return false;
     fill((uint8_t *)range, N, 1);
     frames = os_memfd("frames", bytes_of(N));
-    if (freezer_init(&freezer, way, tracked, true))
+    if (freezer_init(&freezer, way, tracked))
         return false;
     os_identify(frames, &inode, &dev);
     freezer_know_store(&freezer, inode, dev);
@@ -303,7 +303,7 @@ static void a_shadow_gets_the_page_that_the_engine_can_do_without(void)
     REQUIRE(os_commit(theirs, bytes_of(LARGE)) == 0);
     memset(theirs, 1, bytes_of(N));
     memset(ours + bytes_of(LARGE - N), 1, bytes_of(N));
-    REQUIRE(freezer_init(&fz, way, tracked, true) == 0 && freezer_attach(&fz, address, N) == 0);
+    REQUIRE(freezer_init(&fz, way, tracked) == 0 && freezer_attach(&fz, address, N) == 0);
     uintptr_t shadow = freezer_shadow(&fz, address, N, 0);
     CHECK(shadow && fz.kept[0] == page && os_owns(page));
     os_unmap((void *)shadow, bytes_of(N + 1));
@@ -617,7 +617,7 @@ int main(void)
     for (way = KSMPY_FREEZE_UFFD_MOVE; way <= KSMPY_FREEZE_UFFD_WP; way++)
         for (int i = 0; i < 2; i++) {
             tracked = i;
-            bool here = freezer_init(&freezer, way, tracked, true) == 0;
+            bool here = freezer_init(&freezer, way, tracked) == 0;
             printf("freeze %d%s%s\n", way, tracked ? ", tracked" : "", here ? "" : ": not here");
             if (!here)
                 continue;

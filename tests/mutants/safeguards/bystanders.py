@@ -8,8 +8,9 @@ MUTANTS = [
     Mutant(
         "nothing is merged beside a system call that would fail",
         file="csrc/freeze/freezer.c",
-        old="    int error = bystanders_hold(&fz->bystanders, own_tasks(fz), address, n);\n",
-        new="    int error = 0;\n",
+        old="    if (!bystanders_hold(&fz->bystanders, own_tasks(fz), address, n))\n"
+        "        return FREEZE_LATER;\n",
+        new="",
         tests=(
             "test_calls.py::test_a_page_that_a_thread_reads_into_is_not_merged[signal+checksum]",
         ),
@@ -17,8 +18,9 @@ MUTANTS = [
     Mutant(
         "nothing comes back beside a system call that would fail",
         file="csrc/freeze/freezer.c",
-        old="        error = bystanders_hold(&fz->bystanders, own_tasks(fz), address, n);\n",
-        new="        error = 0;\n",
+        old="    else if (!bystanders_hold(&fz->bystanders, own_tasks(fz), address, n))\n"
+        "        return -EBUSY;\n",
+        new="",
         tests=(
             "test_calls.py::test_a_page_that_a_thread_reads_into_stays_what_it_is[signal+checksum]",
         ),
@@ -26,8 +28,8 @@ MUTANTS = [
     Mutant(
         "the interpreter stands still",
         file="csrc/freeze/bystanders.c",
-        old="    *again = take_interpreter_lock();\n    if (!*again)\n        return -EBUSY;\n",
-        new="    *again = false;\n    keeper.wanted++;\n",
+        old="    if (!take_interpreter_lock())\n        return -EBUSY;\n",
+        new="    keeper.wanted++;\n",
         tests=("c/test_calls.c::the_interpreter_stands_still_while_memory_is_held",),
     ),
     Mutant(
@@ -36,6 +38,13 @@ MUTANTS = [
         old="more && !keeper.taken && !keeper.forks;",
         new="more && !keeper.taken;",
         tests=("c/test_calls.c::a_fork_is_not_kept_waiting",),
+    ),
+    Mutant(
+        "a fork takes no lock of the interpreter's along",
+        file="csrc/freeze/bystanders.c",
+        old="    while (atomic_load(&keeper.has))\n        wait_for_change();\n",
+        new="",
+        tests=("c/test_calls.c::a_fork_takes_no_lock_along",),
     ),
     Mutant(
         "lists of buffers are looked at",
@@ -61,8 +70,8 @@ MUTANTS = [
     Mutant(
         "what was written and cannot come back is not counted as shared",
         file="csrc/merge/written.c",
-        old="        copies += is_shared(merger->pages, page + (uint32_t)i);\n",
-        new="        copies += 0;\n",
+        old="->counted += is_shared(merger->pages, page + (uint32_t)i);",
+        new="->counted += 0;",
         tests=(
             "test_calls.py::test_a_page_that_a_thread_reads_into_stays_what_it_is[signal+checksum]",
         ),
