@@ -1,7 +1,7 @@
 """The same life of buffers for an ordinary user, without any capability.
 
 A user-mode-only userfaultfd is all that nobody can have; a system call that touches a frozen page
-fails with EFAULT then, everything else works as for root.
+fails with EFAULT then, so nothing is frozen beside one. Everything else works as for root.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def _userfaultfd(caps: dict[str, int]) -> Iterator[Check]:
         yield Check(
             "faults in system calls",
             False,
-            "a read() or recv() into a page in the microseconds of its merge fails with EFAULT",
+            "pages are left alone while a thread may read() or recv() into them",
             "run as root or with CAP_SYS_PTRACE, or allow this user to open /dev/userfaultfd",
         )
 
