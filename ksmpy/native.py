@@ -103,18 +103,18 @@ def _is_main_interpreter() -> bool:
     return bool(api.PyInterpreterState_GetID(api.PyInterpreterState_Get()) == 0)
 
 
-if _missing is None:
-    know_interpreter()
-    if _is_main_interpreter():
-        atexit.register(lib.ksmpy_interpreter_ends)
-
-
 def know_no_interpreter() -> None:
     """Freeze beside system calls that fail: for whoever stops single threads to look at them.
 
     A thread that is stopped while something is frozen would keep the interpreter's lock (the GIL).
     """
     lib.ksmpy_know_no_interpreter()
+
+
+if _missing is None:
+    know_interpreter()
+    if _is_main_interpreter():
+        atexit.register(lib.ksmpy_interpreter_ends)
 
 
 def missing() -> str | None:

@@ -143,7 +143,6 @@ static int start(ksmpy_engine *engine, int freeze_mode, int store_fd)
     error = freezer_init(&engine->merger.fz, freeze_mode, engine->pages.tracked);
     if (error)
         return error;
-    engine->merger.fz.bystanders.awaited = &engine->waiting;
     freezer_know_store(&engine->merger.fz, engine->pages.store.inode, engine->pages.store.dev);
     engine->pages.sum_of_zeros = store_sum(&engine->pages.store, engine->merger.fz.zeros);
     error = fork_watch(engine);

@@ -90,7 +90,7 @@ int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
     if (!error)
         scan_end_left_over(&engine->scanner);
     if (flags & KSMPY_SCAN_PATIENT)
-        bystanders_be_patient(&engine->merger.fz.bystanders);
+        bystanders_be_patient(&engine->merger.fz.bystanders, &engine->waiting);
     if (flags & KSMPY_SCAN_RESTART)
         scan_restart(&engine->scanner);
     if (!error)

@@ -187,11 +187,12 @@ static int count_region(ksmpy_engine *engine, uint32_t id, struct ksmpy_region_s
         if (!region_is(&engine->pages, id, serial))
             return -ENOENT;
     }
+    uint64_t rounded = (uint64_t)(saved + 0.5);
     *out = (struct ksmpy_region_stats){
         .rmap_items = rmap_items(region),
         .merging_pages = merging(region->pages_in, region->copies),
         .zero_pages = region->pages_in[PAGE_ZERO],
-        .saved_pages = (uint64_t)(saved + 0.5) - least(region->copies, (uint64_t)(saved + 0.5)),
+        .saved_pages = rounded - least(region->copies, rounded),
     };
     return 0;
 }

@@ -4,7 +4,6 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -23,8 +22,8 @@
 /* How long it is not asked for again then, in ns. */
 #define PAUSE_NS ((uint64_t)50000000)
 /*
- * How long a patient caller waits for threads in system calls, in ns: until one that computes was
- * seen to do so (os/calls.c), and some time more.
+ * How long a patient caller waits for threads that run, in ns: until one that computes was seen to
+ * do so (os/calls.c), and some time more.
  */
 #define PATIENCE_NS ((uint64_t)300000000)
 #define BETWEEN_TRIES_US 2000
@@ -157,13 +156,18 @@ static void want_no_more(void)
     tell_change();
 }
 
+static void join_if_gone(void)
+{
+    if (keeper.gone)
+        helper_join(&keeper.helper);
+    keeper.gone = false;
+}
+
 /* The thread may still wait for the interpreter's lock since it was told to end: it goes on then. */
 static bool has_thread(void)
 {
     keeper.ends = false;
-    if (keeper.helper.runs && keeper.gone)
-        helper_join(&keeper.helper);
-    keeper.gone = keeper.gone && keeper.helper.runs;
+    join_if_gone();
     return keeper.helper.runs || helper_start(&keeper.helper, keep, NULL) == 0;
 }
 
@@ -219,8 +223,7 @@ static int hold_once(struct bystanders *bystanders, int tasks_fd, uintptr_t addr
 /* Only who runs is waited for, since who waits in a call may do so for hours. */
 static bool is_patient(const struct bystanders *bystanders)
 {
-    return os_now_ns() < bystanders->patient_until &&
-           !(bystanders->awaited && atomic_load(bystanders->awaited));
+    return os_now_ns() < bystanders->patient_until && !atomic_load(bystanders->awaited);
 }
 
 bool bystanders_hold(struct bystanders *bystanders, int tasks_fd, uintptr_t address, uint64_t n)
@@ -235,10 +238,10 @@ bool bystanders_hold(struct bystanders *bystanders, int tasks_fd, uintptr_t addr
     return !busy;
 }
 
-void bystanders_be_patient(struct bystanders *bystanders)
+void bystanders_be_patient(struct bystanders *bystanders, const _Atomic int *awaited)
 {
-    if (bystanders->matter)
-        bystanders->patient_until = os_now_ns() + PATIENCE_NS;
+    bystanders->awaited = awaited;
+    bystanders->patient_until = os_now_ns() + PATIENCE_NS;
 }
 
 void bystanders_hold_if_can(struct bystanders *bystanders, int tasks_fd, uintptr_t address,
@@ -296,9 +299,7 @@ static void end_thread(void)
     tell_change();
     for (bool more = true; more && !keeper.gone && keeper.ends;)
         more = wait_until(&deadline);
-    if (keeper.gone)
-        helper_join(&keeper.helper);
-    keeper.gone = keeper.gone && keeper.helper.runs;
+    join_if_gone();
 }
 
 /* The thread ends with the last freezer that may want it. */

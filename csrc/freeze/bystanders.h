@@ -33,8 +33,7 @@ struct bystanders {
     bool matter; /* calls fail that touch a frozen page */
     bool held; /* the interpreter's lock is ours for now */
     uint64_t patient_until; /* ns */
-    const _Atomic int
-        *awaited; /* how many wait for the caller, whose patience ends then; or NULL */
+    const _Atomic int *awaited; /* see bystanders_be_patient() */
     struct os_runners runners;
 };
 
@@ -51,8 +50,11 @@ void bystanders_forget(void);
  * for, except by fork().
  */
 bool bystanders_hold(struct bystanders *bystanders, int tasks_fd, uintptr_t address, uint64_t n);
-/* From now on, for 0.3 s, bystanders_hold() waits for threads that run. */
-void bystanders_be_patient(struct bystanders *bystanders);
+/*
+ * From now on, for 0.3 s, bystanders_hold() waits for threads that run, unless somebody waits for
+ * the caller: *awaited is not 0.
+ */
+void bystanders_be_patient(struct bystanders *bystanders, const _Atomic int *awaited);
 /* The same as well as it can be done: calls may fail all the same. */
 void bystanders_hold_if_can(struct bystanders *bystanders, int tasks_fd, uintptr_t address,
                             uint64_t n);

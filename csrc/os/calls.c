@@ -15,7 +15,6 @@
 #include "base/pages.h"
 #include "os/apart.h"
 #include "os/clock.h"
-#include "os/entries.h"
 #include "os/guard.h"
 #include "os/tasks.h"
 
@@ -24,8 +23,8 @@
 #define CLONE3 435
 #define EPOLL_PWAIT2 441
 #define ARGUMENTS 6
-#define LISTED                                                                                     \
-    64 /* buffers of a list that are looked at; a longer one counts as reaching anywhere */
+/* Buffers of a list that are looked at: a longer list counts as reaching anywhere. */
+#define LISTED 64
 /*
  * A thread that runs is believed to compute once it has, since the first look at it, taken so many
  * ticks of processor time (1/100 s each) for itself, and none in the kernel.  One that spends half
@@ -142,7 +141,7 @@ static bool read_ticks(int tasks_fd, const char *thread, uint64_t *user, uint64_
            sscanf(at, ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", user, system) == 2;
 }
 
-static bool computes(struct os_question *question, const char *name)
+static bool computes(const struct os_question *question, const char *name)
 {
     struct os_runners *runners = question->more;
     struct os_runner now = {.thread = strtol(name, NULL, 10), .since = os_now_ns()};
@@ -157,18 +156,6 @@ static bool computes(struct os_question *question, const char *name)
     return ticks >= TICKS;
 }
 
-static bool is_in_the_way(const char *name, void *data)
-{
-    struct os_question *question = data;
-    enum os_activity activity = os_look_at(question, name);
-    return activity >= OS_INVOLVED || (activity == OS_RUNNING && !computes(question, name));
-}
-
-static bool judge_running(struct os_question *question)
-{
-    return os_each_entry(question->tasks_fd, is_in_the_way, question) != 0;
-}
-
 int os_calls(struct os_runners *runners, int tasks_fd, long ours, uintptr_t address, uint64_t n)
 {
     struct os_question question = {
@@ -177,8 +164,7 @@ int os_calls(struct os_runners *runners, int tasks_fd, long ours, uintptr_t addr
         .end = address + bytes_of(n),
         .ours = ours,
         .judge = judge,
-        .judge_running = judge_running,
-        .believes = true,
+        .believe = computes,
         .more = runners,
     };
     int busy = os_ask_tasks(&question);

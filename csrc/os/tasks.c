@@ -75,7 +75,8 @@ static enum os_activity judge_state(const char *text)
     return state == 'D' ? OS_INVOLVED : state == 'R' ? OS_RUNNING : OS_ELSEWHERE;
 }
 
-enum os_activity os_look_at(struct os_question *question, const char *thread)
+/* Threads that are not looked at are elsewhere. */
+static enum os_activity look_at(struct os_question *question, const char *thread)
 {
     char text[256];
     long number = strtol(thread, NULL, 10);
@@ -104,7 +105,10 @@ struct round {
 static bool look_at_thread(const char *name, void *data)
 {
     struct round *round = data;
-    enum os_activity activity = os_look_at(round->question, name);
+    struct os_question *question = round->question;
+    enum os_activity activity = look_at(question, name);
+    if (activity == OS_RUNNING && question->believe && question->believe(question, name))
+        activity = OS_ELSEWHERE;
     round->worst = activity > round->worst ? activity : round->worst;
     return round->worst >= OS_INVOLVED;
 }
@@ -123,12 +127,10 @@ static bool is_busy(struct os_question *question)
         enum os_activity activity = look(question);
         if (activity != OS_RUNNING)
             return activity >= OS_INVOLVED;
-        if (i == 0 && question->believes && !question->judge_running(question))
-            return false;
         os_sleep_us(BETWEEN_LOOKS_US);
     }
     question->by_runners = true;
-    return question->judge_running(question);
+    return !question->judge_running || question->judge_running(question);
 }
 
 static void answer(void *data)

@@ -8,12 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum os_activity { /* in order: the last is the worst */
-                   OS_ELSEWHERE,
-                   OS_RUNNING, /* on a processor, or about to be: what it does there nobody tells */
-                   OS_INVOLVED,
-                   OS_UNKNOWN
-};
+/* In order: the last is the worst.  What a thread does that runs, or is about to, nobody tells. */
+enum os_activity { OS_ELSEWHERE, OS_RUNNING, OS_INVOLVED, OS_UNKNOWN };
 
 /* What is asked about memory in [start, end). */
 struct os_question {
@@ -22,15 +18,16 @@ struct os_question {
     long ours; /* a thread that is not looked at, besides the one that asks; or 0 */
     /* What a thread does that waits in this call: "number argument0 argument1 ...". */
     enum os_activity (*judge)(const struct os_question *question, const char *call);
-    /* Some threads ran at every look: is the answer yes? */
-    bool (*judge_running)(struct os_question *question);
+    /* Is a thread that runs elsewhere all the same?  Or NULL: that is not known. */
+    bool (*believe)(const struct os_question *question, const char *thread);
     void *more; /* for the two above */
-    bool believes; /* judge_running() is asked after the first look as well */
+    /* Some threads ran at every look: is the answer yes?  Or NULL: it is. */
+    bool (*judge_running)(struct os_question *question);
     bool by_state; /* where calls may not be looked at: a thread that sleeps is in none */
 
     long asker;
     int crowded; /* why nobody could tell, if it was for want of a descriptor; or 0 */
-    bool by_runners; /* judge_running() gave the answer */
+    bool by_runners; /* some threads ran at every look */
     bool apart; /* asked where a fault would kill: no memory of others may be read */
     bool busy; /* the answer */
 };
@@ -46,8 +43,6 @@ int os_task_tell(int tasks_fd, const char *thread, const char *what, char *text,
 int os_ask_tasks(struct os_question *question);
 /* The same where a descriptor can be had, though the process has none; descriptor 0 is not there. */
 int os_ask_tasks_apart(struct os_question *question);
-/* What one thread does; those that are not looked at are elsewhere. */
-enum os_activity os_look_at(struct os_question *question, const char *thread);
 
 /* Has the process memory that is locked? true also where nobody can tell. */
 bool os_has_locked_memory(int tasks_fd);

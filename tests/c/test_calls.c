@@ -21,6 +21,7 @@ static struct iovec list[2] = {{memory + PAGE_SIZE, 1}, {memory + PAGE_SIZE + 10
 static struct msghdr message = {.msg_iov = list, .msg_iovlen = 2};
 static int ends[2], tasks;
 static struct os_runners runners;
+static const _Atomic int nobody;
 
 static void *plain(void *nothing)
 {
@@ -182,7 +183,7 @@ static void the_interpreter_stands_still_while_memory_is_held(void)
     CHECK(!hold(&some)); /* somebody else has the lock, and keeps it */
     pthread_mutex_unlock(&interpreter);
     os_sleep_us(60000); /* it is not asked for again at once */
-    bystanders_be_patient(&some);
+    bystanders_be_patient(&some, &nobody);
     CHECK(hold(&some) && pthread_mutex_trylock(&interpreter) != 0);
     bystanders_let_go(&some);
     pthread_mutex_lock(&interpreter); /* it comes back */
@@ -222,7 +223,7 @@ static void a_fork_is_not_kept_waiting(void)
         hurried = hurries(&some);
     CHECK(hurried);
     pthread_mutex_unlock(&interpreter);
-    bystanders_be_patient(&some);
+    bystanders_be_patient(&some, &nobody);
     CHECK(hold(&some));
     bystanders_let_go(&some);
     bystanders_close(&some);
@@ -239,7 +240,7 @@ static void a_fork_takes_no_lock_along(void)
     struct bystanders some;
     bystanders_know_interpreter(take, give_back_late);
     bystanders_open(&some, true);
-    bystanders_be_patient(&some);
+    bystanders_be_patient(&some, &nobody);
     CHECK(hold(&some));
     bystanders_let_go(&some); /* the thread has the lock still, for 50 ms */
     bystanders_hurry();
@@ -255,7 +256,7 @@ static void nothing_is_held_once_the_interpreter_has_ended(void)
     struct bystanders some;
     bystanders_know_interpreter(take, give_back);
     bystanders_open(&some, true);
-    bystanders_be_patient(&some);
+    bystanders_be_patient(&some, &nobody);
     CHECK(hold(&some));
     bystanders_let_go(&some);
     bystanders_interpreter_ends();

@@ -56,8 +56,8 @@ MUTANTS = [
     Mutant(
         "who runs is believed to make calls",
         file="csrc/os/calls.c",
-        old="(activity == OS_RUNNING && !computes(question, name))",
-        new="false",
+        old="    return ticks >= TICKS;\n",
+        new="    return true;\n",
         tests=("c/test_calls.c::who_makes_calls_all_the_time_is_not_believed",),
     ),
     Mutant(
