@@ -45,6 +45,26 @@ static void begin_pass(ksmpy_engine *engine)
     scan_begin_pass(&engine->scanner);
 }
 
+/*
+ * Is all known that has to be known before a slice?  If not, others have had the lock meanwhile:
+ * it is to be tried again, unless *error has become another one than EAGAIN.
+ */
+static bool begin_slice(ksmpy_engine *engine, struct patience *patience, int *error)
+{
+    bool begins = false, locked = scan_begin_slice(&engine->scanner, &begins);
+    if (locked)
+        *patience = (struct patience){0};
+    if (locked && begins)
+        begin_pass(engine);
+    if (locked && scan_hear(&engine->scanner))
+        return true;
+    if (engine->pages.store.away)
+        *error = wait_for_store(engine, patience);
+    else
+        engine_let_others_in(engine);
+    return false;
+}
+
 static int scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
 {
     const struct ksmpy_scan_result *result = engine->merger.result;
@@ -52,23 +72,16 @@ static int scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
     uint64_t passes = engine->pages.full_scans;
     int error = -EAGAIN;
     while (error == -EAGAIN && !stopped(engine)) {
-        bool begins = false,
-             scans = result->scanned < max_pages && engine->pages.full_scans == passes;
+        bool scans = result->scanned < max_pages && engine->pages.full_scans == passes;
         if (!scans && !scan_owes(&engine->scanner))
             break;
-        if (scan_begin_slice(&engine->scanner, &begins)) {
-            if (begins)
-                begin_pass(engine);
-            if (scans)
-                scan_slice(&engine->scanner, least(max_pages - result->scanned, SLICE_SCANNED),
-                           eager);
-            else
-                scan_settle_slice(&engine->scanner);
-            engine_let_others_in(engine);
-            patience = (struct patience){0};
-        } else {
-            error = wait_for_store(engine, &patience);
-        }
+        if (!begin_slice(engine, &patience, &error))
+            continue;
+        if (scans)
+            scan_slice(&engine->scanner, least(max_pages - result->scanned, SLICE_SCANNED), eager);
+        else
+            scan_settle_slice(&engine->scanner);
+        engine_let_others_in(engine);
     }
     scan_drop(&engine->scanner);
     return error == -EAGAIN ? engine->pages.store.broken : error;

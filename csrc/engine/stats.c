@@ -45,9 +45,11 @@ int ksmpy_refresh(ksmpy_engine *engine)
     guard_open(&mask);
     pthread_mutex_lock(&engine->refreshing);
     engine_lock(engine);
+    /* One slice for many small regions: whoever lets a pass in may wait for a whole merge. */
+    uint64_t deadline = slice_end(&engine->pages);
     while (refresh_some(&engine->merger, &at)) {
         store_flush(&engine->pages.store);
-        engine_let_others_in(engine);
+        engine_end_slice(engine, &deadline);
     }
     engine_unlock(engine);
     pthread_mutex_unlock(&engine->refreshing);

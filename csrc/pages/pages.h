@@ -159,6 +159,8 @@ struct pages {
     uint64_t knobs[KSMPY_KNOB_COUNT];
     uint64_t rules_followed; /* changes of the store's rules that this engine knows of */
     uint64_t events_read; /* of the store's */
+    bool missed_events; /* so all pages that wait are looked up */
+    uintptr_t looked_to; /* those below it were */
     uint64_t sum_of_zeros;
     uint64_t full_scans;
 

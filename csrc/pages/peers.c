@@ -3,8 +3,11 @@
 
 #include <errno.h>
 
+#include "base/pages.h"
+#include "os/clock.h"
 #include "pages/candidates.h"
 #include "pages/pages.h"
+#include "pages/regions.h"
 #include "store/announce.h"
 #include "store/board.h"
 #include "store/layout.h"
@@ -40,39 +43,66 @@ bool follow_rules(struct pages *pages)
     return true;
 }
 
-/* After events were missed: looks every waiting page up, and announces those that wait on. */
-static void look_for_all(struct pages *pages)
+/* Wakes a waiting page that others have a frame for, or announces it anew. */
+static void look_for_page(struct pages *pages, uint32_t id)
 {
     struct store *store = &pages->store;
-    EACH_PAGE (pages, id) {
-        const struct page *page = page_record(pages, id);
-        if (!page_waits(page))
-            continue;
-        int tree = tree_of(pages, page_node(page));
-        if (!store_lock(store)) {
-            pages->events_read = UINT64_MAX; /* makes the next call look all pages up again */
-            return;
-        }
-        bool known = stable_knows(store, tree, page_sum(page)) ||
-                     announcement_is_elsewhere(store, tree, page_sum(page));
-        if (!known)
-            announcement_add(store, tree, page_sum(page));
-        store_unlock(store);
-        if (known)
-            page_withdraw(pages, id);
-    }
+    const struct page *page = page_record(pages, id);
+    int tree = tree_of(pages, page_node(page));
+    bool known = stable_knows(store, tree, page_sum(page)) ||
+                 announcement_is_elsewhere(store, tree, page_sum(page));
+    if (!known)
+        announcement_add(store, tree, page_sum(page));
+    else
+        page_withdraw(pages, id);
 }
 
-void follow_events(struct pages *pages)
+/* The same for the waiting pages of a region, from one of them on; false: not for all of them. */
+static bool look_for_some(struct pages *pages, const struct region *region, uint64_t deadline)
+{
+    uint64_t past = pages->looked_to > region->address ? pages->looked_to - region->address : 0;
+    for (uint64_t i = past >> PAGE_SHIFT; i < region->n; i++) {
+        uint32_t id = region->base + (uint32_t)i;
+        pages->looked_to = region->address + bytes_of(i);
+        if (!page_waits(page_record(pages, id)))
+            continue;
+        if (os_now_ns() > deadline || !store_lock(&pages->store))
+            return false;
+        look_for_page(pages, id);
+        store_unlock(&pages->store);
+    }
+    pages->looked_to = region->address + bytes_of(region->n);
+    return true;
+}
+
+/* After events were missed: looks all waiting pages up, and announces those that wait on. */
+static bool look_for_all(struct pages *pages, uint64_t deadline)
+{
+    for (uint32_t id; (id = region_from(pages, pages->looked_to)) != NO_REGION;)
+        if (!look_for_some(pages, region_at(pages, id), deadline))
+            return false;
+    pages->missed_events = false;
+    return true;
+}
+
+bool follow_events(struct pages *pages)
 {
     struct event events[EVENTS_AT_ONCE];
-    int64_t found;
+    uint64_t deadline = slice_end(pages);
+    int64_t found = 1;
     if (!pages->store.shared)
-        return;
-    while ((found = events_read(&pages->store, &pages->events_read, events, EVENTS_AT_ONCE)) > 0)
+        return true;
+    if (pages->missed_events && !look_for_all(pages, deadline))
+        return false;
+    while (found > 0 && os_now_ns() < deadline) {
+        found = events_read(&pages->store, &pages->events_read, events, EVENTS_AT_ONCE);
         for (int64_t i = 0; i < found; i++)
             if (events[i].tree < pages->nodes)
                 candidates_wake(pages, events[i].tree, events[i].sum);
-    if (found == -EOVERFLOW)
-        look_for_all(pages);
+    }
+    if (found == -EOVERFLOW) {
+        pages->missed_events = true;
+        pages->looked_to = 0;
+    }
+    return found == 0;
 }

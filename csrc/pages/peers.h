@@ -6,7 +6,10 @@
 
 /* At the start of a slice: the store's rules may have been changed. false: it is locked. */
 bool follow_rules(struct pages *pages);
-/* At the start of a pass: pages that wait, and of which others have made frames, are looked up. */
-void follow_events(struct pages *pages);
+/*
+ * At the start of a pass: pages that wait, and of which others have made frames, are looked up.
+ * false: a slice is over, or the store is locked; there is more to hear.
+ */
+bool follow_events(struct pages *pages);
 
 #endif

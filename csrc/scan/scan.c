@@ -357,7 +357,14 @@ void scan_begin_pass(struct scanner *scanner)
     scanner->merger->result->lost += scanner->pages->lost - scanner->lost_told;
     scanner->lost_told = scanner->pages->lost;
     leave_lonely_frames(scanner->merger);
-    follow_events(scanner->pages);
+    scanner->window.heard = false;
+}
+
+bool scan_hear(struct scanner *scanner)
+{
+    struct window *window = &scanner->window;
+    window->heard = window->heard || follow_events(scanner->pages);
+    return window->heard;
 }
 
 void scan_end_left_over(struct scanner *scanner)

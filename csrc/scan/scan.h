@@ -10,6 +10,8 @@
 bool scan_begin_slice(struct scanner *scanner, bool *begins);
 /* Is called once mappings have been counted, and lost regions found. */
 void scan_begin_pass(struct scanner *scanner);
+/* What other processes said before the pass; false: there is more to hear before a slice. */
+bool scan_hear(struct scanner *scanner);
 /* Goes on to the end of a run, if there is anything to look at and that does not take long. */
 void scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager);
 /* Are there pages that are to be exchanged before a call or a pass ends? */

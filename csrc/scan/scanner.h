@@ -12,6 +12,7 @@
 struct window {
     uint32_t region; /* NO_REGION: there is none any more, and a pass that has begun is over */
     bool begun;      /* a pass is under way */
+    bool heard;      /* and knows what other processes said before it */
     bool eager;                 /* the window was opened, or gone on with, by an eager call */
     uint64_t at; /* the page that comes next, within the region */
     uint64_t first, n; /* pages [first, +n) of the region were asked about */

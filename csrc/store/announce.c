@@ -1,5 +1,7 @@
 #include "store/announce.h"
 
+#include <errno.h>
+
 #include "store/board.h"
 #include "store/debts.h"
 #include "store/lock.h"
@@ -48,7 +50,7 @@ void announcement_settle(struct store *store, int tree, uint64_t sum, bool share
 int64_t events_read(struct store *store, uint64_t *read, struct event *out, int64_t max)
 {
     if (!store_lock(store))
-        return 0;
+        return -EAGAIN;
     int64_t found = board_read(store, read, out, max);
     store_unlock(store);
     return found;

@@ -16,7 +16,10 @@ enum announced announcement_add(struct store *store, int tree, uint64_t sum);
 void announcement_remove(struct store *store, int tree, uint64_t sum);
 /* Ends a claim: the page of which we were to make a frame is its sharer now, or is not. */
 void announcement_settle(struct store *store, int tree, uint64_t sum, bool shared);
-/* Reads up to max events that others have added since *read. -EOVERFLOW: some were missed. */
+/*
+ * Reads up to max events that others have added since *read. -EOVERFLOW: some were missed; -EAGAIN:
+ * the store's lock is not to be had.
+ */
 int64_t events_read(struct store *store, uint64_t *read, struct event *out, int64_t max);
 
 #endif

@@ -4,8 +4,12 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/pages.h"
@@ -13,13 +17,16 @@
 #include "engine/engine.h"
 #include "freeze/freezer.h"
 #include "ksmpy.h"
+#include "merge/lonely.h"
 #include "merge/plan.h"
 #include "os/files.h"
 #include "os/map.h"
 #include "pages.h"
 #include "store/attach.h"
+#include "store/board.h"
 #include "store/frames.h"
 #include "store/layout.h"
+#include "store/lock.h"
 #include "store/members.h"
 #include "store/store.h"
 
@@ -31,12 +38,14 @@ static unsigned pages_each = FEW;
 
 static void (*before_join)(void);  /* once: frames were found, and not joined yet */
 static void (*when_filled)(void);  /* once: nobody had a frame, and one is filled */
+static void (*before_hearing)(void); /* once: a pass begins, which has not heard of the others */
 static void (*when_dead)(void);    /* once: a slot was found to be held by nobody */
 static void (*when_laid_out)(void); /* once: the store's file is given its size */
 static uint64_t stopped_clock;      /* what the clock says all the time; 0: it goes */
 
 uint64_t __real_freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n);
 int64_t __real_join_frames(struct pages *pages, uint32_t frame, uint64_t n);
+void __real_leave_lonely_frames(struct merger *merger);
 int64_t __real_store_fill(struct store *store, uint32_t first, const void *pages, uint64_t n);
 int64_t __real_store_gather(struct store *store, uint32_t first, const void *const *pages,
                             uint64_t n);
@@ -62,6 +71,12 @@ int64_t __wrap_join_frames(struct pages *pages, uint32_t frame, uint64_t n)
 {
     act(&before_join);
     return __real_join_frames(pages, frame, n);
+}
+
+void __wrap_leave_lonely_frames(struct merger *merger)
+{
+    __real_leave_lonely_frames(merger);
+    act(&before_hearing);
 }
 
 int64_t __wrap_store_gather(struct store *store, uint32_t first, const void *const *pages,
@@ -395,6 +410,53 @@ static void a_frame_that_nobody_maps_goes(void)
     part();
 }
 
+/* ---- between the beginning of a pass and what others have said before it ---- */
+
+static pthread_t busy;
+static atomic_bool has_lock;
+
+/* Keeps the store's lock for longer than anybody waits for it at once. */
+static void *keep_lock(void *unused)
+{
+    struct timespec long_enough = {.tv_nsec = 10 * LOCK_TRY_MS * 1000000};
+    CHECK(store_lock_soundly(&two.engine->pages.store) == 0);
+    atomic_store(&has_lock, true);
+    nanosleep(&long_enough, NULL);
+    store_unlock(&two.engine->pages.store);
+    return unused;
+}
+
+static void two_keeps_the_lock(void)
+{
+    REQUIRE(pthread_create(&busy, NULL, keep_lock, NULL) == 0);
+    while (!atomic_load(&has_lock))
+        sched_yield();
+}
+
+static void hears_of_frames(bool missed)
+{
+    REQUIRE(open_store() && arrive(&one, 1, 1) && attach(&two, 1));
+    scan(one.engine, KSMPY_SCAN_EAGER);
+    REQUIRE(bring(&two, 1));
+    scan(two.engine, KSMPY_SCAN_EAGER);
+    if (missed)
+        events_reset(&two.engine->pages.store);
+    atomic_store(&has_lock, false);
+    before_hearing = two_keeps_the_lock;
+    scan(one.engine, 0);
+    CHECK(!before_hearing && pthread_join(busy, NULL) == 0);
+    CHECK(counted(pages_each, pages_each));
+    leave(&one);
+    leave(&two);
+    close(store);
+}
+
+static void a_pass_waits_for_what_others_have_said(void)
+{
+    hears_of_frames(false);
+    hears_of_frames(true);
+}
+
 /* ---- between finding a dead one and reaping it ---- */
 
 static unsigned lost_slot;
@@ -494,6 +556,7 @@ static void merging(unsigned pages)
     RUN(frames_with_room_for_one_take_one);
     RUN(a_claim_that_comes_late_ends_on_the_frames_there_are);
     RUN(a_frame_that_nobody_maps_goes);
+    RUN(a_pass_waits_for_what_others_have_said);
 }
 
 int main(void)

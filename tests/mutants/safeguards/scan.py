@@ -21,6 +21,13 @@ MUTANTS = [
         tests=("c/test_planned.c::all_of_them_are_merged",),
     ),
     Mutant(
+        "a pass begins when it has heard of what others did, though they keep the lock",
+        file="csrc/scan/scan.c",
+        old="window->heard = window->heard || follow_events(scanner->pages);",
+        new="window->heard = window->heard || follow_events(scanner->pages) || true;",
+        tests=("c/test_between.c::a_pass_waits_for_what_others_have_said",),
+    ),
+    Mutant(
         "a slice ends by time",
         file="csrc/scan/scan.c",
         old="        if (takes_long(begin, visited, place))\n            break;\n",
