@@ -111,10 +111,15 @@ def know_no_interpreter() -> None:
     lib.ksmpy_know_no_interpreter()
 
 
+def interpreter_ends() -> None:
+    """Freeze nothing any more where the interpreter's lock would be needed; idempotent."""
+    if _missing is None and _is_main_interpreter():
+        lib.ksmpy_interpreter_ends()
+
+
 if _missing is None:
     know_interpreter()
-    if _is_main_interpreter():
-        atexit.register(lib.ksmpy_interpreter_ends)
+    atexit.register(interpreter_ends)
 
 
 def missing() -> str | None:

@@ -364,6 +364,36 @@ def test_a_fork_that_an_import_waits_for(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
+_ASLEEP = "import sys, time\ntime.sleep(0.1)"
+_AT_WORK = """
+import os, sys, time
+from ksmpy.whole.enable import enabled_engine
+held = bytearray(os.urandom(2 << 20))
+while enabled_engine() is None:
+    time.sleep(0.01)
+"""
+# The engine is made while exit handlers run already: theirs are not called.
+_LATE = (
+    _SLOW
+    + """
+ends = threading.Event()
+wait = ends.wait
+assert Slow.reached.wait(30)
+threading.Timer(0.5, ends.set).start()
+"""
+)
+
+
+@pytest.mark.parametrize("start", [_ASLEEP, _AT_WORK, _LATE], ids=["asleep", "at-work", "late"])
+def test_no_thread_outlives_the_interpreter(start: str, tmp_path: Path) -> None:
+    """A program that embeds Python and starts it anew would meet them there."""
+    end = "import atexit\natexit._run_exitfuncs()\nprint(len(sys._current_frames()))\n"
+    program = tmp_path / "program.py"
+    program.write_text(f"{start}\n{end}")
+    done = result(command(str(program)), env=environment(**SMALL))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
 def test_a_program_may_ask_for_its_own_engine(tmp_path: Path) -> None:
     """enable() with other options replaces the engine that the program does not know of."""
     code = """

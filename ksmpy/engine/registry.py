@@ -86,7 +86,7 @@ def _sweep_all(at_once: bool, is_over: Callable[[], bool] = sys.is_finalizing) -
         _next_sweep[0] = end + max(_SWEEP_SECONDS, (end - begin) * _SWEEP_FACTOR)
 
 
-def _stop_all() -> None:
+def stop_all() -> None:
     """Stop the threads at exit. Pages are not given back, which could take more memory than there
     is. The collector goes on until the modules are gone, so the sweeps have to end here.
     """
@@ -107,5 +107,5 @@ def _install_hooks() -> None:
     if not _hooked:
         _hooked.append(True)
         gc.callbacks.append(native.collector_callback(_sweep_all))
-        atexit.register(_stop_all)
+        atexit.register(stop_all)
         os.register_at_fork(after_in_child=_inherit_all)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import logging
 import os
@@ -87,6 +88,15 @@ def _in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
+
+
+def stop_adopting() -> None:
+    """End the adopter's thread, which would run in the next interpreter that the process starts."""
+    if _state.present() is not None and _state.adopter is not None:
+        _state.adopter.stop()
+
+
+atexit.register(stop_adopting)
 
 
 def enable(

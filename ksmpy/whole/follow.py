@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 
+from ksmpy import native
+from ksmpy.engine import registry
 from ksmpy.errors import KsmpyError
-from ksmpy.whole.enable import enable_unasked
+from ksmpy.whole.enable import enable_unasked, stop_adopting
 
-__all__ = ["begin"]
+__all__ = ["begin", "end"]
 
 _log = logging.getLogger("ksmpy")
 
@@ -22,3 +24,10 @@ def begin() -> bool:
     except (KsmpyError, OSError, ValueError) as error:
         _log.debug("this process is left alone: %s", error)
         return False
+
+
+def end() -> None:
+    """Do what exit handlers do: those that begin() registers are not called when it is late."""
+    stop_adopting()
+    registry.stop_all()
+    native.interpreter_ends()

@@ -60,10 +60,9 @@ class _Follower:
         import _thread
         import atexit
         import threading  # noqa: F401  the first to import it must be the main thread
-        import time
 
         # The functions are kept as they are now, since gevent and the like replace them later.
-        self._sleep, self._get_ident = time.sleep, _thread.get_ident
+        self._get_ident = _thread.get_ident
         self._get_native_id = _thread.get_native_id
         self._start_thread, self._new_lock = _thread.start_new_thread, _thread.allocate_lock
         self._set_mask = _signal.pthread_sigmask
@@ -91,6 +90,9 @@ class _Follower:
         self._lock = self._new_lock()
         self._forking = self._tried = 0  # the thread that forks: has the lock, has waited for it
         self._over = False
+        self._awake = self._new_lock()  # released at the end, so that the thread sleeps no more
+        self._awake.acquire()
+        self._runs = self._new_lock()  # held while there is the thread
         self._ident = self._native_id = 0  # of the thread that makes the engine, while it does
 
     def start(self):
@@ -99,10 +101,11 @@ class _Follower:
         """
         self._ignore_fork_warning()
         mask = self._set_mask(self._block, self._quiet)
+        self._runs.acquire()
         try:
-            self._start_thread(self._wait, (self._lock,))
+            self._start_thread(self._run, (self._lock, self._awake, self._runs))
         except RuntimeError:  # no more threads for this process
-            pass
+            self._runs.release()
         finally:
             self._set_mask(self._set, mask)
 
@@ -117,11 +120,18 @@ class _Follower:
             item for item in filters if item is not self._fork_warning
         ]
 
-    def _wait(self, lock):
+    def _run(self, lock, awake, runs):
+        try:
+            self._wait(lock, awake)
+        finally:
+            runs.release()
+
+    def _wait(self, lock, awake):
         seconds = _FIRST_SECONDS
         attempts = put_off = 0
         while not self._over and not self._begun_here and attempts < _ATTEMPTS:
-            self._sleep(seconds)
+            if awake.acquire(timeout=seconds):
+                return
             seconds = min(seconds * 1.5, _MOST_SECONDS)
             if put_off < _PUT_OFF and self._disturbs_imports():
                 put_off += 1
@@ -238,7 +248,15 @@ class _Follower:
 
     def _at_exit(self):
         self._over = True
-        self._acquire()
+        self._awake.release()
+        if self._acquire():
+            self._lock.release()
+            # If it outlived the interpreter it would run in the next one that the process starts.
+            self._runs.acquire(timeout=_PATIENCE)
+        if self._begun_here:
+            from ksmpy.whole import follow
+
+            follow.end()
 
 
 def _follow():
