@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from ksmpy import proc
+
 Bytes = npt.NDArray[np.uint8]
 
 PAGE = 4096
@@ -28,6 +30,21 @@ def whole_pages(array: Bytes) -> tuple[int, int]:
     address = int(array.ctypes.data)
     first = -(-address // PAGE)
     return first * PAGE, max(0, (address + array.nbytes) // PAGE - first)
+
+
+def huge_share(*arrays: Bytes) -> float:
+    """How much of the arrays one entry of the page tables maps for each 2 MiB of it."""
+    huge = total = 0
+    for array in arrays:
+        address, count = whole_pages(array)
+        total += count * PAGE
+        huge += sum(
+            mapping.sizes[kind]
+            for mapping in proc.smaps()
+            if address <= mapping.start < address + count * PAGE
+            for kind in ("AnonHugePages", "ShmemPmdMapped")
+        )
+    return huge / total
 
 
 def page_view(array: Bytes) -> npt.NDArray[np.uint64]:

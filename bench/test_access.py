@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from ksmpy import native
@@ -54,8 +55,12 @@ def test_first_write(side: Merger, meter: Meter, scale: Scale) -> None:
 def test_read_merged(
     state: str, meter: Meter, scale: Scale, engine_options: dict[str, str]
 ) -> None:
-    """Reading an array of 512 MiB once, start to end, right after it was merged, and before."""
+    """Reading an array of 512 MiB right after it was merged, and before.
+
+    Once from start to end, then a byte each at a million random places.
+    """
     arrays = copies(scale(512 * MIB), 2)
+    places = np.random.default_rng(1).integers(0, arrays[1].nbytes, 1_000_000)
     merger = Ksmpy(**engine_options)
 
     def before() -> None:
@@ -65,10 +70,14 @@ def test_read_merged(
         else:
             native.read_only(arrays[0])  # as far out of the caches as after a merge
 
+    def after() -> None:
+        begin = time.perf_counter()
+        arrays[1][places]
+        meter.note("random", time.perf_counter() - begin)
+        merger.withdraw()
+
     try:
-        meter.run(
-            lambda: native.read_only(arrays[1]), before=before, after=merger.withdraw, rounds=5
-        )
+        meter.run(lambda: native.read_only(arrays[1]), before=before, after=after, rounds=5)
     finally:
         merger.engine.close()
 

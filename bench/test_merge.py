@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
 
+from ksmpy import native, proc
+
 from .conftest import Meter
-from .data import GIB, MIB, Bytes, constant, copies, scattered_pairs, whole_pages, zeros
+from .data import (
+    GIB,
+    MIB,
+    Bytes,
+    constant,
+    copies,
+    huge_share,
+    scattered_pairs,
+    unique,
+    whole_pages,
+    zeros,
+)
 from .mergers import Ksmpy, Merger
 
 Scale = Callable[[int], int]
 
 
 def _merge_from_scratch(
-    side: Merger, meter: Meter, make: Callable[[], list[Bytes]], saved: Callable[[list[Bytes]], int]
+    side: Merger,
+    meter: Meter,
+    make: Callable[[], list[Bytes]],
+    saved: Callable[[list[Bytes]], int],
+    then: Callable[[list[Bytes]], object] | None = None,
 ) -> None:
-    """Measure from registration to merged, on new memory every round."""
+    """Measure from registration to merged, on new memory every round; then look at it."""
     arrays: list[Bytes] = []
 
     def before() -> None:
@@ -27,6 +45,8 @@ def _merge_from_scratch(
         side.merge(saved(arrays))
 
     def after() -> None:
+        if then:
+            then(arrays)
         side.withdraw()
         arrays.clear()
 
@@ -41,7 +61,16 @@ def _all_but_the_first(arrays: list[Bytes]) -> int:
 def test_two_equal(side: Merger, meter: Meter, scale: Scale) -> None:
     """Two equal 512 MiB arrays as numpy makes them, on huge pages where the machine has them."""
     size = scale(512 * MIB)
-    _merge_from_scratch(side, meter, lambda: copies(size, 2), _all_but_the_first)
+    target = unique(size, seed=2)
+
+    def look(arrays: list[Bytes]) -> None:
+        begin = time.perf_counter()
+        target[:] = arrays[0]  # into memory that is there
+        meter.note("copied", time.perf_counter() - begin)
+        native.read_only(arrays[1])
+        meter.note("not_huge", 1.0 - huge_share(*arrays))
+
+    _merge_from_scratch(side, meter, lambda: copies(size, 2), _all_but_the_first, look)
 
 
 @pytest.mark.benchmark(group="two_equal_small_pages")
@@ -84,8 +113,18 @@ def _all_but_the_frames(arrays: list[Bytes]) -> int:
 @pytest.mark.benchmark(group="constant")
 def test_constant(side: Merger, meter: Meter, scale: Scale) -> None:
     """1 GiB of one page that is not zero."""
-    size = scale(GIB)
-    _merge_from_scratch(side, meter, lambda: [constant(size)], _all_but_the_frames)
+    size, before = scale(GIB), 0
+
+    def make() -> list[Bytes]:
+        nonlocal before
+        arrays = [constant(size)]
+        before = proc.count_mappings()
+        return arrays
+
+    def look(_arrays: list[Bytes]) -> None:
+        meter.note("mappings", proc.count_mappings() - before)
+
+    _merge_from_scratch(side, meter, make, _all_but_the_frames, look)
 
 
 @pytest.mark.benchmark(group="after_constant")
