@@ -117,23 +117,26 @@ static void zero_pages_need_no_frame(void)
 static uint64_t slow_ns; /* what a slice has taken whenever it looks at the clock */
 static uint64_t slice_ends[32], slices; /* pages of the region that were done by then */
 static uint64_t clock_calls;
-static bool in_slice;
+static uint64_t slice_began; /* 0: not in a slice; in one a microsecond passes from look to look */
 
 uint64_t __real_os_now_ns(void);
 uint64_t __wrap_os_now_ns(void)
 {
-    return __real_os_now_ns() + (in_slice && clock_calls++ ? slow_ns : 0);
+    if (!slice_began)
+        return __real_os_now_ns();
+    uint64_t calls = clock_calls++;
+    return slice_began + 1000 * calls + (calls ? slow_ns : 0);
 }
 
 void __real_scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager);
 void __wrap_scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager)
 {
     clock_calls = 0;
-    in_slice = slow_ns != 0;
+    slice_began = slow_ns ? __real_os_now_ns() : 0;
     __real_scan_slice(scanner, max_pages, eager);
-    if (in_slice && slices < sizeof slice_ends / sizeof slice_ends[0])
+    if (slice_began && slices < sizeof slice_ends / sizeof slice_ends[0])
         slice_ends[slices++] = scanner->window.at;
-    in_slice = false;
+    slice_began = 0;
 }
 
 /* Others get the lock meanwhile, whatever a page takes. */
