@@ -61,6 +61,15 @@ static bool message_reaches(const struct os_question *question, uintptr_t addres
            list_reaches(question, (uintptr_t)message.msg_iov, message.msg_iovlen);
 }
 
+/* Calls that have no buffers have structures: what begins on the page before may lie on two pages. */
+static bool structures_reach(const struct os_question *question, const uintptr_t *arguments)
+{
+    for (int i = 0; i < ARGUMENTS; i++)
+        if (reaches(question, arguments[i], PAGE_SIZE))
+            return true;
+    return false;
+}
+
 static bool buffers_reach(const struct os_question *question, long number,
                           const uintptr_t *arguments)
 {
@@ -78,6 +87,7 @@ static bool buffers_reach(const struct os_question *question, long number,
     case SYS_pwritev:
     case SYS_preadv2:
     case SYS_pwritev2:
+    case SYS_vmsplice:
         return list_reaches(question, arguments[1], arguments[2]);
     case SYS_recvmsg:
     case SYS_sendmsg:
@@ -89,6 +99,13 @@ static bool buffers_reach(const struct os_question *question, long number,
         return reaches(question, arguments[1], arguments[2] * sizeof(struct epoll_event));
     case SYS_getrandom:
         return reaches(question, arguments[0], arguments[1]);
+    case SYS_getdents64:
+    case SYS_mq_timedreceive:
+        return reaches(question, arguments[1], arguments[2]);
+    case SYS_msgrcv:
+        return reaches(question, arguments[1], sizeof(long) + arguments[2]);
+    case SYS_futex:
+        return false;
     /* Buffers that are not looked for, or of another thread, as a child that shares the memory. */
     case SYS_recvmmsg:
     case SYS_sendmmsg:
@@ -108,7 +125,7 @@ static bool buffers_reach(const struct os_question *question, long number,
         return true;
 #endif
     default:
-        return false;
+        return structures_reach(question, arguments);
     }
 }
 

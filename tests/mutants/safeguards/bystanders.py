@@ -54,6 +54,13 @@ MUTANTS = [
         tests=("c/test_calls.c::a_call_is_known_by_its_buffers",),
     ),
     Mutant(
+        "structures may lie on two pages",
+        file="csrc/os/calls.c",
+        old="        if (reaches(question, arguments[i], PAGE_SIZE))\n",
+        new="        if (reaches(question, arguments[i], 1))\n",
+        tests=("c/test_calls.c::a_structure_may_lie_on_two_pages",),
+    ),
+    Mutant(
         "who runs is believed to make calls",
         file="csrc/os/calls.c",
         old="    return ticks >= TICKS;\n",
