@@ -41,35 +41,48 @@ static int leave_home(struct freezer *fz, uintptr_t address, uint64_t n)
 }
 
 /*
- * Unregisters from the userfaultfd of overlays what is no overlay: memory that its owner mapped
- * over a new overlay in the moment before that was registered.  Overlays themselves stay
- * registered, since those that their owner has protected outlive their region.
+ * Memory that its owner mapped over a new overlay, in the moment before that was registered, belongs
+ * to the userfaultfd of overlays.
  */
-static void leave_what_is_no_overlay(struct freezer *fz, uintptr_t address, uint64_t n)
+static int leave_either(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    int error = leave_home(fz, address, n);
+    return error == -EINVAL ? os_uffd_unregister(fz->removals.overlay_fd, address, n) : error;
+}
+
+/*
+ * Overlays stay registered, since those that their owner has protected outlive their region.  Linux
+ * 6.12 unregisters what belongs to another userfaultfd as well (6.18 does not), so they are passed
+ * over.
+ */
+static int leave_but_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     struct removals *removals = &fz->removals;
     uintptr_t end = address + bytes_of(n);
     struct os_vma vma;
+    int failure = 0;
     removals_hold(fz);
     os_maps_refresh(&removals->maps);
     for (; address < end && os_maps_find(&removals->maps, address, &vma) > 0; address = vma.end) {
         uintptr_t start = vma.start > address ? vma.start : address;
         uintptr_t stop = vma.end < end ? vma.end : end;
-        if (start < stop && !os_vma_shows(&vma, removals->inode, removals->dev))
-            os_uffd_unregister(removals->overlay_fd, start, (stop - start) >> PAGE_SHIFT);
+        if (start >= stop || os_vma_shows(&vma, removals->inode, removals->dev))
+            continue;
+        int error = leave_either(fz, start, (stop - start) >> PAGE_SHIFT);
+        failure = failure ? failure : error;
     }
     removals_let_go(fz);
+    return failure;
 }
 
 int freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    int error = freezer_home(fz) >= 0 ? leave_home(fz, address, n) : 0;
-    if (!error || error == -ENOMEM)
-        return error;
-    /* The owner has put other memory into a part of the range: the rest is unregistered. */
-    freezer_change_what_can_be(fz, leave_home, address, n);
     if (fz->removals.overlay_fd >= 0)
-        leave_what_is_no_overlay(fz, address, n);
+        return leave_but_overlays(fz, address, n);
+    int error = freezer_home(fz) >= 0 ? leave_home(fz, address, n) : 0;
+    /* The owner has put other memory into a part of the range: the rest is unregistered. */
+    if (error && error != -ENOMEM)
+        freezer_change_what_can_be(fz, leave_home, address, n);
     return error;
 }
 

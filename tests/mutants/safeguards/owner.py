@@ -15,8 +15,15 @@ MUTANTS = [
     Mutant(
         "what is no overlay is let go when a region ends",
         file="csrc/freeze/registration.c",
-        old="        leave_what_is_no_overlay(fz, address, n);\n",
-        new="        (void)leave_what_is_no_overlay;\n",
+        old="return error == -EINVAL ? os_uffd_unregister(",
+        new="return error == -EAGAIN ? os_uffd_unregister(",
+        tests=("c/test_owner.c::what_is_no_overlay_is_let_go_when_a_region_ends",),
+    ),
+    Mutant(
+        "overlays stay watched when a region ends",
+        file="csrc/freeze/registration.c",
+        old="if (start >= stop || os_vma_shows(&vma, removals->inode, removals->dev))",
+        new="if (start >= stop)",
         tests=("c/test_owner.c::what_is_no_overlay_is_let_go_when_a_region_ends",),
     ),
     Mutant(
