@@ -103,15 +103,25 @@ static ksmpy_engine *new_engine(void)
 
 static bool watch(uint8_t *memory, uint32_t *region)
 {
-    return ksmpy_register(engine, (uintptr_t)memory, bytes_of(PAGES), 0, region) == 0;
+    return ksmpy_register(engine, (uintptr_t)memory, bytes_of(PAGES), KSMPY_VMA_NOHUGEPAGE,
+                          region) == 0;
+}
+
+/* Whatever this machine gives huge pages to: pieces are of small pages. */
+static uint8_t *new_array(void)
+{
+    uint8_t *array = os_alloc(bytes_of(PAGES));
+    if (array)
+        os_set_vma_flags((uintptr_t)array, PAGES, KSMPY_VMA_NOHUGEPAGE);
+    return array;
 }
 
 /* Two equal arrays, all of whose pages are merged. */
 static bool open_merged(void)
 {
     engine = new_engine();
-    a = os_alloc(bytes_of(PAGES));
-    b = os_alloc(bytes_of(PAGES));
+    a = new_array();
+    b = new_array();
     if (!engine || !a || !b)
         return false;
     fill(a, PAGES, 1);
