@@ -204,6 +204,7 @@ def test_unmapped_memory_is_refused() -> None:
         ("rd wr pf", "VM_PFNMAP"),
         ("rd wr gd", "stack"),
         ("rd wr sl", "sealed"),
+        ("rd wr mt", "PROT_MTE"),
         ("rd wr um", "userfaultfd"),
         ("rd wr uw", "userfaultfd"),
     ],

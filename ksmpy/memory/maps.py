@@ -37,6 +37,7 @@ _REFUSED = {
     "gd": "it is a stack",
     "sl": "it is sealed (mseal)",
     "ss": "it is a shadow stack",
+    "mt": "its bytes have tags (PROT_MTE on Arm), which merged ones would not have",
     "um": "another userfaultfd of this process has registered it",
     "uw": "another userfaultfd of this process has registered it",
     "ui": "another userfaultfd of this process has registered it",
