@@ -126,9 +126,14 @@ def missing() -> str | None:
     """Why no engine can be made here at all, or None."""
     if _missing is not None:
         return _missing
-    if os.sysconf("SC_PAGE_SIZE") != PAGE_SIZE:
+    if has_other_pages():
         return f"ksmpy works with pages of 4096 bytes, here they have {os.sysconf('SC_PAGE_SIZE')}"
     return None
+
+
+def has_other_pages() -> bool:
+    """Whether this kernel has larger pages than the engine works with, as some on Arm have."""
+    return os.sysconf("SC_PAGE_SIZE") != PAGE_SIZE
 
 
 def no_proc() -> str | None:

@@ -103,6 +103,27 @@ def test_other_systems(attribute: str, value: str, words: str) -> None:
     assert out[1:] == [words] * 3
 
 
+LARGER_PAGES = """
+import os
+sysconf = os.sysconf
+os.sysconf = lambda name: 16384 if name == "SC_PAGE_SIZE" else sysconf(name)
+import ksmpy
+check = ksmpy.doctor()[-1]
+print(check.name, check.ok, check.hint)
+try:
+    ksmpy.Engine()
+except ksmpy.Unsupported as error:
+    print(error)
+"""
+
+
+def test_larger_pages() -> None:
+    """A kernel with larger pages, as there are for Arm, is refused and named as the reason."""
+    check, error = procs.python_ok("-c", LARGER_PAGES).splitlines()
+    assert check.startswith("extension False boot a kernel with pages of 4096 bytes")
+    assert error == "ksmpy works with pages of 4096 bytes, here they have 16384"
+
+
 # ---- engine ------------------------------------------------------------------------------
 
 

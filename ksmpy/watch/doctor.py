@@ -47,9 +47,7 @@ def doctor() -> list[Check]:
     checks = [_python(), *_answers("packages", _packages)]
     reason = native.missing()
     if reason is not None:
-        rebuild = sys.platform.startswith("linux") and not native.FREE_THREADED
-        hint = _REBUILD if rebuild else "estimate() works everywhere"
-        return [*checks, Check("extension", False, reason, hint)]
+        return [*checks, Check("extension", False, reason, _remedy())]
     return [
         *checks,
         Check("extension", True, "loaded"),
@@ -70,7 +68,12 @@ def _answers(name: str, look: Callable[[], Check | Iterable[Check]]) -> list[Che
         return [Check(name, False, f"cannot be looked at: {words}", reason.removeprefix(": "))]
 
 
-_REBUILD = "install again with a C compiler at hand: pip install --force-reinstall ksmpy"
+def _remedy() -> str:
+    if not sys.platform.startswith("linux") or native.FREE_THREADED:
+        return "estimate() works everywhere"
+    if native.has_other_pages():
+        return "boot a kernel with pages of 4096 bytes; estimate() works everywhere"
+    return "install again with a C compiler at hand: pip install --force-reinstall ksmpy"
 
 
 def _python() -> Check:
