@@ -20,14 +20,17 @@ from ksmpy import native
 from support import memory
 from support.patience import until
 
+# The numbers of io_setup and io_destroy.
+_LIBAIO = {"x86_64": (206, 207), "aarch64": (0, 1)}
+
 pytestmark = [
-    pytest.mark.skipif(platform.machine() != "x86_64", reason="system calls by their number"),
+    pytest.mark.skipif(platform.machine() not in _LIBAIO, reason="system calls by their number"),
     pytest.mark.skipif(
         Mode("uffd-wp", "checksum").missing() is not None, reason="auto does not take uffd-wp here"
     ),
 ]
 
-IO_SETUP, IO_DESTROY, IO_URING_SETUP = 206, 207, 425
+IO_URING_SETUP = 425
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,12 +50,13 @@ def _io_uring() -> Iterator[None]:
 @contextmanager
 def _libaio() -> Iterator[None]:
     ring = ctypes.c_ulong()
-    if _libc.syscall(IO_SETUP, 1, ctypes.byref(ring)) < 0:
+    setup, destroy = _LIBAIO[platform.machine()]
+    if _libc.syscall(setup, 1, ctypes.byref(ring)) < 0:
         pytest.skip(f"no libaio here: {os.strerror(ctypes.get_errno())}")
     try:
         yield
     finally:
-        _libc.syscall(IO_DESTROY, ring)
+        _libc.syscall(destroy, ring)
 
 
 @pytest.mark.parametrize("devices", [_io_uring, _libaio])

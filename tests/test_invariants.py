@@ -27,13 +27,14 @@ from support import memory, oracle
 from support.inject import preloaded
 from support.memory import Bytes
 from support.oracle import PAGE
+from support.patience import patience
 from support.procs import Child, in_child, python_ok
 from support.torture import Torture, duration, fork_and_verify
 
 pytestmark = pytest.mark.timeout(120 + 2 * duration())
 
 #: How long a loaded machine may take to do what a test needs to prove anything.
-ENOUGH_SECONDS = 60.0
+ENOUGH_SECONDS = patience(60.0)
 
 
 def _settle(engine: Any) -> None:

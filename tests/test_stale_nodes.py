@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import platform
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -278,7 +279,7 @@ def unbalanced() -> Iterator[None]:
 
 
 def _set_policy(mode: int) -> None:
-    number = 238  # set_mempolicy on x86-64
+    number = {"x86_64": 238, "aarch64": 237}[platform.machine()]  # of set_mempolicy
     libc = ctypes.CDLL(None)
     failed = libc.syscall(ctypes.c_long(number), ctypes.c_long(mode), None, ctypes.c_ulong(0))
     assert not failed, f"memory policy {mode} is refused"

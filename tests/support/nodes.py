@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from .oracle import PAGE
 
-_MOVE_PAGES = 279  # x86-64
+_MOVE_PAGES = {"x86_64": 279, "aarch64": 239}[platform.machine()]
 _MPOL_MF_MOVE_ALL = 4
 
 
