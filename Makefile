@@ -12,6 +12,7 @@ MUTANTS ?=
 VM_KERNELS ?= 6.1 6.12 7.2
 VM_NODES ?= 2 4
 VM_TESTS ?= $(patsubst %,tests/test_%.py,stale_nodes trees invariants writers fork machine injection)
+VM_ARM64_TESTS ?= $(patsubst %,tests/test_%.py,knobs given_back fork stores buffers devices)
 VM_SECONDS ?= 600
 VM_RUN = $(BIN)/python -m tests.vm --swap 512
 PYTHONS ?= python3.10 python3.12 python3.13 python3.14
@@ -51,10 +52,10 @@ FIELD := $(FIELD_SMALL) ray ipykernel pandas pyarrow onnx onnxruntime faiss-cpu 
 	lightgbm xgboost-cpu scikit-learn polars numba $(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build test test-all test-user test-user-all test-c soak soak-store soak-regions lint format bench demo asan ubsan tsan mutants vm vm-short clean test-torch test-field field test-pythons docs wheels wheels-test FORCE
+.PHONY: help venv build test test-all test-user test-user-all test-c soak soak-store soak-regions lint format bench demo asan ubsan tsan mutants vm vm-short vm-arm64 clean test-torch test-field field test-pythons docs wheels wheels-test FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "KSMPY_DEBUG=1 make test      the same with the engine's structure checks compiled in"
 
@@ -163,6 +164,11 @@ vm-short: $(VENV)/.installed-test ## the same in three minutes: what CI runs, wh
 	    --timeout $(VM_SECONDS) -- $(BIN)/pytest -x \
 	    tests/test_stale_nodes.py tests/test_invariants.py -k "($(VM_SHORT)) and $(VM_MODE_$(kernel))" \
 	    $(PYTEST_ARGS) &&) true
+
+vm-arm64: $(VENV)/.installed-test $(VENV)/.installed-release ## the C tests and a part of the others on a 64-bit Arm processor, emulated (VM_ARM64_TESTS=tests/test_cli.py)
+	$(VM_RUN) --arch arm64 --nodes 1 --cpus 1 --timeout 7200 -- \
+	    sh -c 'make -C tests/c check && python3 -m pytest -p no:cacheprovider --short "$$@"' \
+	    sh $(VM_ARM64_TESTS) $(PYTEST_ARGS)
 
 clean: ## remove whatever was built, .venv included
 	$(MAKE) -C tests/c clean

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
-from . import images, machine
+from . import arm64, images, machine
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -16,6 +18,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--kernel", default="6.12", help="a series of Debian's kernels (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--arch",
+        choices=images.FLAVOURS,
+        default=images.FLAVOURS[0],
+        help="the machine; all but this one have files of their own (default: %(default)s)",
     )
     parser.add_argument("--nodes", type=int, default=2, help="NUMA nodes (default: %(default)s)")
     parser.add_argument(
@@ -37,24 +45,36 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@contextmanager
+def _guest(options: argparse.Namespace) -> Iterator[machine.Machine]:
+    kernel = images.kernel(options.kernel, options.arch)
+    shape = (options.nodes, options.cpus, options.memory, options.swap)
+    if options.arch == images.FLAVOURS[0]:
+        yield machine.Machine(kernel, *shape)
+        return
+    root = arm64.root_with(kernel)
+    with arm64.built_tree() as tree:
+        foreign = machine.Foreign(arm64.ARCH, arm64.PROCESSOR, root, tree, arm64.PACKAGES)
+        yield machine.Machine(kernel, *shape, foreign)
+
+
 def main(arguments: list[str]) -> int:
     """Exit code of the command; 2 for what cannot be set up (see --if-possible)."""
     options = _parse(arguments)
     started = time.monotonic()
-    try:
-        images.install_packages()
-        bin_folder = images.virtme()
-        guest = machine.Machine(
-            images.kernel(options.kernel), options.nodes, options.cpus, options.memory, options.swap
-        )
-    except ValueError as error:
-        print(f"vm: {error}", file=sys.stderr)
-        return 2
-    except (images.SetupError, OSError) as error:
-        skipped = f"Linux {options.kernel} is skipped: " if options.if_possible else ""
-        print(f"vm: {skipped}{error}", file=sys.stderr)
-        return 0 if options.if_possible else 2
-    code = machine.run(guest, options.command, bin_folder=bin_folder, seconds=options.timeout)
+    with ExitStack() as stack:
+        try:
+            images.install_packages(options.arch)
+            bin_folder = images.virtme()
+            guest = stack.enter_context(_guest(options))
+        except ValueError as error:
+            print(f"vm: {error}", file=sys.stderr)
+            return 2
+        except (images.SetupError, OSError) as error:
+            skipped = f"Linux {options.kernel} is skipped: " if options.if_possible else ""
+            print(f"vm: {skipped}{error}", file=sys.stderr)
+            return 0 if options.if_possible else 2
+        code = machine.run(guest, options.command, bin_folder=bin_folder, seconds=options.timeout)
     took = time.monotonic() - started
     print(
         f"vm: Linux {guest.kernel.release}, {guest.nodes} nodes: exit {code} after {took:.0f} s",

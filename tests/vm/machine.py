@@ -32,8 +32,23 @@ _TROUBLE = re.compile(
     r"BUG:|Oops|WARNING: CPU|general protection|Kernel panic|INFO: task .* blocked"
 )
 _GUEST = Path(__file__).with_name("guest").resolve()
+# Where a machine with files of its own has what it shares with this one.
+_SHARED, _TREE = Path("/mnt/shared"), Path("/mnt/tree")
 # Folders that virtme-ng makes writable by itself.
 _WRITABLE = ("/etc", "/home", "/opt", "/srv", "/tmp", "/usr", "/var")
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What a machine with another processor has in place of this one's files."""
+
+    arch: str
+    processor: str
+    root: Path
+    tree: Path
+    """The current folder's, which the guest may write to."""
+    packages: Path
+    """Where the guest has its Python packages."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,7 @@ class Machine:
     cpus: int = 4
     memory: int = 4096
     swap: int = 0
+    foreign: Foreign | None = None
 
     def __post_init__(self) -> None:
         if self.nodes < 1 or self.cpus < self.nodes or self.cpus % self.nodes:
@@ -59,7 +75,7 @@ class Machine:
             yield from ("--numa", f"{self.memory // self.nodes}M,cpus={processors}")
 
 
-def _forwarded() -> dict[str, str]:
+def _forwarded(machine: Machine) -> dict[str, str]:
     """The guest's environment: of this one what concerns the tests, and this Python first."""
     keep = {
         name: value
@@ -68,6 +84,10 @@ def _forwarded() -> dict[str, str]:
         or name in ("CI", "LANG", "NO_COLOR", "VIRTUAL_ENV")
     }
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    modules: tuple[str | None, ...] = (str(_GUEST), os.environ.get("PYTHONPATH"))
+    if machine.foreign:
+        path = "/usr/bin:/usr/sbin"
+        modules = (str(_TREE / "tests/vm/guest"), str(_TREE), str(machine.foreign.packages))
     return keep | {
         "HOME": "/tmp/home",
         "PATH": path,
@@ -75,15 +95,16 @@ def _forwarded() -> dict[str, str]:
         # The default limit, and a plugin that stretches the limits of single tests.
         "PYTEST_TIMEOUT": os.environ.get("PYTEST_TIMEOUT", "1800"),
         "PYTEST_ADDOPTS": f"{os.environ.get('PYTEST_ADDOPTS', '')} -p patience",
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(_GUEST), os.environ.get("PYTHONPATH")))),
+        "PYTHONPATH": os.pathsep.join(filter(None, modules)),
         "KSMPY_VM": str(SLOWNESS),
     }
 
 
 def _script(machine: Machine, command: Sequence[str], shared: Path) -> str:
     """What the guest runs. Swap is compressed memory: real swap entries without a disk."""
-    lines = ["#!/bin/sh", f"cd {shlex.quote(os.getcwd())} || exit", "mkdir -p /tmp/home"]
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in _forwarded().items()]
+    folder = str(_TREE) if machine.foreign else os.getcwd()
+    lines = ["#!/bin/sh", f"cd {shlex.quote(folder)} || exit", "mkdir -p /tmp/home"]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in _forwarded(machine).items()]
     if machine.swap:
         lines += [
             "modprobe zram",
@@ -105,9 +126,14 @@ def _vng(machine: Machine, bin_folder: Path, shared: Path) -> list[str]:
     command = [str(bin_folder / "vng"), "--disable-kvm", "--force-9p", "--user", "root"]
     command += ["--run", str(machine.kernel.image)]
     command += ["--cpus", str(machine.cpus), "--memory", f"{machine.memory}M", *machine.numa()]
-    command += ["--rwdir", str(shared)]
     # By default the emulator offers its memory to the host's KSM, whose counters tests look at.
-    command += ["--qemu-opts=-machine mem-merge=off"]
+    processor = f" -cpu {machine.foreign.processor}" if machine.foreign else ""
+    command += [f"--qemu-opts=-machine mem-merge=off{processor}"]
+    if foreign := machine.foreign:
+        command += ["--arch", foreign.arch, "--root", str(foreign.root)]
+        command += ["--rwdir", f"{_SHARED}={shared}", "--rwdir", f"{_TREE}={foreign.tree}"]
+        return [*command, "--", "sh", str(_SHARED / "run")]
+    command += ["--rwdir", str(shared)]
     here = os.getcwd()
     if not here.startswith(tuple(f"{folder}/" for folder in _WRITABLE)):
         command += ["--overlay-rwdir", here]
@@ -174,7 +200,8 @@ def run(machine: Machine, command: Sequence[str], *, bin_folder: Path, seconds: 
     with tempfile.TemporaryDirectory(dir=runs) as name:
         shared = Path(name)
         (shared / "output").touch()
-        (shared / "run").write_text(_script(machine, command, shared))
+        seen = _SHARED if machine.foreign else shared
+        (shared / "run").write_text(_script(machine, command, seen))
         with _started(_vng(machine, bin_folder, shared), bin_folder, shared / "console") as process:
             in_time = _follow(process, shared, time.monotonic() + seconds)
         _report_trouble(shared)
