@@ -11,6 +11,7 @@ import atexit
 import ctypes
 import errno
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -260,28 +261,37 @@ def collector_callback(sweep: Callable[[bool], object]) -> Callable[[str, dict[s
 
 
 @functools.cache
-def _look_into() -> Callable[..., Any]:
+def _looking(name: str) -> Callable[..., Any]:
     kind = ctypes.py_object
-    return _holding_the_gil("ksmpy_look_into", kind, kind, result=kind)
+    return _holding_the_gil(name, kind, kind, result=kind)
 
 
-def look_into(
-    containers: list[object],
-    kinds: dict[type, int],
-    array_type: type | None,
-    nbytes: object,
-    asked: tuple[type, ...],
-    min_bytes: int,
-) -> tuple[list[tuple[int, int, Any, type]], list[tuple[Any, Any, type]]]:
+# The arguments of look_into(), and its results.
+Query = tuple[dict[type, int], type | None, object, tuple[type, ...], int]
+Found = list[tuple[int, int, Any, type]]
+Others = list[tuple[Any, Any, type]]
+
+
+def look_into(containers: list[object], query: Query) -> tuple[Found, Others]:
     """Look at what the objects in a list refer to, and at the untracked containers among that.
 
     Returns (address, bytes, key, type of the container) of numpy arrays, bytes and bytearrays, to
     which no reference is taken, and (object, key, type of the container) of objects of the types
-    `asked`. `kinds` is a cache that the call fills for the next one; `nbytes` is the array type's
-    descriptor of that name.
+    `asked`. The query: `kinds` is a cache that the call fills for the next one, then the array type
+    and its descriptor `nbytes`, the types `asked`, and the least bytes.
     """
-    query = (kinds, array_type, nbytes, asked, min_bytes)
-    found: tuple[Any, Any] = _look_into()(containers, query)
+    found: tuple[Found, Others] = _looking("ksmpy_look_into")(containers, query)
+    return found
+
+
+def look_around(query: Query) -> tuple[Found, Others, list[object]]:
+    """Look into those of the collector's objects to which no reference may be kept: tuples, which
+    another thread may be filling, and arrays.
+
+    Returns what look_into() does, and the rest of the collector's objects.
+    """
+    found: tuple[Found, Others, list[object]]
+    found = _looking("ksmpy_look_around")(gc.get_objects, query)
     return found
 
 

@@ -434,6 +434,37 @@ def test_looks_take_no_references() -> None:
     assert any(seen) and holder
 
 
+class Subclass(np.ndarray[Any, Any]):
+    """The collector knows its objects, as it does not know numpy's own arrays."""
+
+
+def test_looks_hinder_nobody_who_makes_a_tuple_or_resizes() -> None:
+    """A tuple that is being filled has one owner, and so has an array of a subclass."""
+    held = [np.zeros(2 * MIB, np.uint8)]
+    state: dict[str, Any] = {"a": Subclass((2 * MIB,), np.uint8)}
+    looks = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(40):
+            if number == 5:
+                look = named_memory(MIB)
+                looks.append((next(look), look))  # it is under way from now on
+            yield number
+
+    assert tuple(numbers()) == tuple(range(40))
+    resize(state, "a", 3 * MIB)
+    assert state["a"].nbytes == 3 * MIB
+    found = {looks[0][0].address, *(item.address for item in looks[0][1])}
+    assert held[0].ctypes.data in found
+
+
+def test_what_tuples_hold_is_found() -> None:
+    """Also of one that nothing but a local variable holds."""
+    held = ([np.zeros(2 * MIB, np.uint8)], np.zeros(2 * MIB, np.uint8))
+    found = {item.address for item in named_memory(MIB)}
+    assert {held[0][0].ctypes.data, held[1].ctypes.data} <= found
+
+
 def test_adopted_memory_gives_way(looking: Any) -> None:
     """What the program registers, with any engine, takes the place of what was found."""
     engine, adopter = looking

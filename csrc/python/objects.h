@@ -1,7 +1,9 @@
 /*
  * Finding what large memory Python's objects have, without a trace.  A reference that is held for
- * a moment can be noticed: numpy refuses to resize an array that has one more than it should.  So
- * arrays, bytes and bytearrays are only looked at, from one call that does not let go of the GIL.
+ * a moment can be noticed: numpy refuses to resize an array that has one more than it should, and a
+ * tuple that a thread is still filling, as tuple(generator) does, cannot be finished (SystemError).
+ * So arrays, bytes, bytearrays and tuples are only looked at, from one call that does not let go of
+ * the GIL.
  */
 #ifndef KSMPY_OBJECTS_H
 #define KSMPY_OBJECTS_H
@@ -11,9 +13,10 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Of the stable interface since Python 3.4 and 3.9; the version asked for may be an older one. */
+/* Of the stable interface since Python 3.4, 3.9 and 3.10; the version asked for may be an older one. */
 extern void *PyType_GetSlot(PyTypeObject *type, int slot);
 extern int PyObject_GC_IsTracked(PyObject *object);
+extern int PyGC_Disable(void), PyGC_Enable(void);
 #ifndef Py_tp_traverse
 #define Py_tp_traverse 71
 #endif
@@ -178,29 +181,84 @@ static void object_traverse(struct object_search *search, PyObject *container)
     search->depth--;
 }
 
+static int object_search_begins(struct object_search *search, void *query)
+{
+    *search = (struct object_search){.key = NULL};
+    if (!PyArg_ParseTuple(query, "OOOOn", &search->kinds, &search->array_type, &search->nbytes,
+                          &search->asked, &search->min_bytes))
+        return 0;
+    search->found = PyList_New(0);
+    search->others = PyList_New(0);
+    search->failed = !search->found || !search->others;
+    return 1;
+}
+
+/* rest: a list of what is still to be looked into, or NULL. */
+static PyObject *object_search_ends(struct object_search *search, PyObject *rest)
+{
+    PyObject *answer = NULL;
+    if (!search->failed)
+        answer = rest ? Py_BuildValue("OOO", search->found, search->others, rest)
+                      : Py_BuildValue("OO", search->found, search->others);
+    if (!answer && !PyErr_Occurred())
+        PyErr_NoMemory();
+    Py_XDECREF(search->found);
+    Py_XDECREF(search->others);
+    return answer;
+}
+
+static void object_look_into(struct object_search *search, PyObject *container)
+{
+    search->container = container;
+    object_traverse(search, container);
+}
+
 /*
  * Looks at what each of a list's objects refers to. query: (kinds, array type or None, descriptor
  * of nbytes or None, asked, min_bytes); the answer: (found, others).
  */
 static PyObject *ksmpy_look_into(void *containers, void *query)
 {
-    struct object_search search = {.key = NULL};
-    if (!PyArg_ParseTuple(query, "OOOOn", &search.kinds, &search.array_type, &search.nbytes,
-                          &search.asked, &search.min_bytes))
+    struct object_search search;
+    if (!object_search_begins(&search, query))
         return NULL;
-    search.found = PyList_New(0);
-    search.others = PyList_New(0);
-    search.failed = !search.found || !search.others;
     Py_ssize_t count = search.failed ? 0 : PyList_Size(containers);
+    for (Py_ssize_t i = 0; i < count && !search.failed; i++)
+        object_look_into(&search, PyList_GetItem(containers, i));
+    return object_search_ends(&search, NULL);
+}
+
+static int object_would_notice(struct object_search *search, PyObject *object)
+{
+    return Py_TYPE(object) == &PyTuple_Type || object_kind(search, object) == OBJECT_ARRAY;
+}
+
+/*
+ * Looks into those of the collector's objects to which no reference may be kept; the answer:
+ * (found, others, the rest of the objects).  No collection begins meanwhile, as it may run code
+ * that lets go of the GIL.
+ */
+static PyObject *ksmpy_look_around(void *get_objects, void *query)
+{
+    struct object_search search;
+    if (!object_search_begins(&search, query))
+        return NULL;
+    int collects = PyGC_Disable();
+    PyObject *objects = PyObject_CallObject(get_objects, NULL), *rest = PyList_New(0);
+    search.failed |= !objects || !rest;
+    Py_ssize_t count = search.failed ? 0 : PyList_Size(objects);
     for (Py_ssize_t i = 0; i < count && !search.failed; i++) {
-        search.container = PyList_GetItem(containers, i);
-        object_traverse(&search, search.container);
+        PyObject *object = PyList_GetItem(objects, i);
+        if (object_would_notice(&search, object))
+            object_look_into(&search, object);
+        else
+            search.failed |= PyList_Append(rest, object) < 0;
     }
-    PyObject *answer = search.failed ? NULL : Py_BuildValue("OO", search.found, search.others);
-    if (!answer && !PyErr_Occurred())
-        PyErr_NoMemory();
-    Py_XDECREF(search.found);
-    Py_XDECREF(search.others);
+    Py_XDECREF(objects);
+    PyObject *answer = object_search_ends(&search, rest);
+    Py_XDECREF(rest);
+    if (collects)
+        PyGC_Enable();
     return answer;
 }
 

@@ -1,13 +1,13 @@
 """Where Python's objects have large memory, and what it is called.
 
 A look goes over the collector's objects, what they refer to, and the untracked containers among
-that (dicts and tuples without anything to track, up to Python 3.13). To numpy arrays no reference
-is taken, not for a moment: a resize that happens meanwhile would fail.
+that (dicts and tuples without anything to track, up to Python 3.13). To numpy arrays and tuples no
+reference is taken, not for a moment: a resize that happens meanwhile would fail, and so would
+tuple(generator) in another thread.
 """
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,10 +43,7 @@ def named_memory(min_bytes: int) -> Iterator[Named]:
     array_type = getattr(sys.modules.get("numpy"), "ndarray", None)
     nbytes = array_type.__dict__["nbytes"] if array_type is not None else None
     asked = _asked_types()
-    kinds: dict[type, int] = {}
-    for chunk in _chunks():
-        found, others = native.look_into(chunk, kinds, array_type, nbytes, asked, min_bytes)
-        del chunk
+    for found, others in _looks(({}, array_type, nbytes, asked, min_bytes)):
         for address, size, key, container in found:
             yield Named(address, size, *_name(key, container))
         for obj, key, container in others:
@@ -55,18 +52,21 @@ def named_memory(min_bytes: int) -> Iterator[Named]:
         del others
 
 
-def _chunks() -> Iterator[list[object]]:
+def _looks(query: native.Query) -> Iterator[tuple[native.Found, native.Others]]:
     # Before Python 3.13 a frame that is asked for its variables keeps them, and they would outlive
     # their `del`. So frames are not asked there, and what only local variables hold is not found.
     frames = list(sys._current_frames().values()) if sys.version_info >= (3, 13) else []
     while frames:
         frame = frames.pop()
-        yield [dict(frame.f_locals)]
+        yield native.look_into([dict(frame.f_locals)], query)
         if frame.f_back is not None:
             frames.append(frame.f_back)
-    objects = iter(gc.get_objects())
+    found, others, rest = native.look_around(query)
+    yield found, others
+    del found, others
+    objects = iter(rest)
     while chunk := list(islice(objects, _CHUNK)):
-        yield chunk
+        yield native.look_into(chunk, query)
 
 
 def _asked_types() -> tuple[type, ...]:
