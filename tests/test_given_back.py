@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import threading
 from typing import Any
 
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.timeout(60)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 MADV_FREE = 8
+PR_SET_TAGGED_ADDR_CTRL = 55
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +58,26 @@ def test_what_is_given_back_is_zero_at_once(engine: Any, first: int, count: int)
         region.release()
     assert (one == wanted).all() and (two == wanted).all()
     assert engine.stats().frame_bytes == 0
+
+
+@pytest.mark.skipif(platform.machine() != "aarch64", reason="addresses have no tags here")
+def test_an_address_may_have_a_tag(engine: Any) -> None:
+    """The highest byte of an address is the program's own, where it asks for that."""
+    one = memory.distinct(64, seed=3)
+    two = memory.twin(one)
+    wanted = one.copy()
+    for array in (one, two):
+        engine.register(array)
+    engine.scan(2, eager=True)
+    assert _libc.prctl(PR_SET_TAGGED_ADDR_CTRL, 1, 0, 0, 0) == 0
+    try:
+        for page in range(0, 64, 2):
+            at = memory.address_of(one) + page * PAGE | 0x2A << 56
+            assert _libc.madvise(at, PAGE, 4) == 0
+            wanted[page * PAGE : (page + 1) * PAGE] = 0
+            assert (one == wanted).all()
+    finally:
+        _libc.prctl(PR_SET_TAGGED_ADDR_CTRL, 0, 0, 0, 0)
 
 
 def test_scattered_overlays_are_given_back(engine: Any) -> None:

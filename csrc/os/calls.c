@@ -33,9 +33,12 @@
 #define TICKS 10
 #define BELIEVED_NS ((uint64_t)2000000000) /* after which it has to show that anew */
 
+/* The length may be more than there is memory: the kernel takes less then. */
 static bool reaches(const struct os_question *question, uintptr_t buffer, size_t length)
 {
-    return buffer < question->end && question->start < buffer + length;
+    buffer = os_untagged(buffer);
+    return buffer < question->end &&
+           (buffer >= question->start || length > question->start - buffer);
 }
 
 /* The list is not frozen yet, and stays while the thread waits; true also if it cannot be read. */
@@ -143,7 +146,7 @@ static enum os_activity judge(const struct os_question *question, const char *ca
         return OS_RUNNING;
     for (int i = 0; i < ARGUMENTS; i++) {
         arguments[i] = strtoul(at, &at, 16);
-        involved |= arguments[i] >= question->start && arguments[i] < question->end;
+        involved |= reaches(question, arguments[i], 1);
     }
     return involved || buffers_reach(question, number, arguments) ? OS_INVOLVED : OS_ELSEWHERE;
 }

@@ -65,7 +65,7 @@ static enum os_activity judge(const struct os_question *question, const char *ca
     char *at;
     long number = strtol(call, &at, 10);
     int fd = (int)strtoul(at, &at, 16);
-    uintptr_t buffer = strtoul(at, &at, 16);
+    uintptr_t buffer = os_untagged(strtoul(at, &at, 16));
     size_t length = strtoul(at, &at, 16);
     bool reads = number == SYS_read || number == SYS_pread64;
     bool scatters = number == SYS_readv || number == SYS_preadv || number == SYS_preadv2;

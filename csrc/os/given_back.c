@@ -22,7 +22,7 @@ static bool is_removal(const char *text, struct os_removal *removal)
     char *at;
     if (strtol(text, &at, 10) != SYS_madvise)
         return false;
-    removal->start = strtoul(at, &at, 16);
+    removal->start = os_untagged(strtoul(at, &at, 16));
     removal->end = removal->start + bytes_of((strtoul(at, &at, 16) + PAGE_SIZE - 1) >> PAGE_SHIFT);
     unsigned long advice = strtoul(at, &at, 16);
     return advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_DONTNEED_LOCKED;

@@ -32,6 +32,15 @@ struct os_question {
     bool busy; /* the answer */
 };
 
+/*
+ * An address as the kernel takes it.  Arm ignores the highest byte, in which a program may keep a
+ * tag, and other processors some bits of it, where they are asked to.  No memory lies that high.
+ */
+static inline uintptr_t os_untagged(uintptr_t address)
+{
+    return address & (UINTPTR_MAX >> 8);
+}
+
 int os_tasks_open(void); /* a descriptor of /proc/self/task, or -errno */
 /* Reads the beginning of a file of a thread's in /proc as text; its length, or -errno. */
 int os_task_tell(int tasks_fd, const char *thread, const char *what, char *text, size_t size);

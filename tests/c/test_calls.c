@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/ipc.h>
 #include <sys/msg.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -30,6 +31,24 @@ static const _Atomic int nobody;
 static void *plain(void *nothing)
 {
     CHECK(read(ends[0], memory + PAGE_SIZE, 10) == 1);
+    return nothing;
+}
+
+static void *by_a_tagged_address(void *nothing)
+{
+    uintptr_t address = (uintptr_t)memory + PAGE_SIZE;
+#ifdef __aarch64__
+    if (prctl(PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, 0, 0, 0) == 0)
+        address |= (uintptr_t)0x2a << 56;
+#endif
+    CHECK(read(ends[0], (uint8_t *)address, 10) == 1);
+    return nothing;
+}
+
+static void *without_a_limit(void *nothing)
+{
+    volatile size_t length = SIZE_MAX;
+    CHECK(recv(ends[0], memory + PAGE_SIZE - 10, length, 0) == 1);
     return nothing;
 }
 
@@ -164,7 +183,20 @@ static void a_call_is_known_by_its_buffers(void)
     look_at(by_message, true);
     look_at(with_control, true);
     look_at(into_an_array, true);
+    look_at(by_a_tagged_address, true);
     look_at(from_there, false);
+}
+
+static void a_call_may_ask_for_more_than_there_is(void)
+{
+    pthread_t thread;
+    REQUIRE(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+    REQUIRE(pthread_create(&thread, NULL, without_a_limit, NULL) == 0);
+    CHECK(comes_to(3, -EBUSY));
+    send_a_byte(thread);
+    pthread_join(thread, NULL);
+    close(ends[0]);
+    close(ends[1]);
 }
 
 static void a_queue_and_a_pipe_write_to_memory_too(void)
@@ -360,6 +392,7 @@ int main(void)
     block_signal();
     tasks = os_tasks_open();
     RUN(a_call_is_known_by_its_buffers);
+    RUN(a_call_may_ask_for_more_than_there_is);
     RUN(a_queue_and_a_pipe_write_to_memory_too);
     RUN(a_structure_may_lie_on_two_pages);
     RUN(who_runs_is_believed_once_it_was_seen_to_compute);

@@ -47,6 +47,13 @@ MUTANTS = [
         tests=("c/test_calls.c::a_fork_takes_no_lock_along",),
     ),
     Mutant(
+        "a buffer longer than all memory reaches what lies behind its start",
+        file="csrc/os/calls.c",
+        old="(buffer >= question->start || length > question->start - buffer)",
+        new="question->start < buffer + length",
+        tests=("c/test_calls.c::a_call_may_ask_for_more_than_there_is",),
+    ),
+    Mutant(
         "lists of buffers are looked at",
         file="csrc/os/calls.c",
         old="        return list_reaches(question, arguments[1], arguments[2]);\n",
