@@ -29,8 +29,8 @@ FLAVOUR := $(if $(filter-out 0,$(KSMPY_DEBUG)),debug,release)
 # What another kernel or a second node may change: each kernel in its own best mode.
 VM_SHORT := cause_3_written or cause_4_migration or lie_on or invariant_1_bytes or invariant_3 \
 	or invariant_4_nothing or invariant_6_a_child
-VM_MODE_6.1 := uffd-remap+checksum
-VM_MODE_6.12 := uffd-move+wp-async
+VM_MODE_6.1 := uffd-wp+checksum
+VM_MODE_6.12 := uffd-wp+wp-async
 
 # No system with a kernel that ksmpy can use has an older C library.
 WHEEL_GLIBC := 2.28
@@ -166,7 +166,7 @@ vm-short: $(VENV)/.installed-test ## the same in three minutes: what CI runs, wh
 	    $(PYTEST_ARGS) &&) true
 
 vm-arm64: $(VENV)/.installed-test $(VENV)/.installed-release ## the C tests and a part of the others on a 64-bit Arm processor, emulated (VM_ARM64_TESTS=tests/test_cli.py)
-	$(VM_RUN) --arch arm64 --nodes 1 --cpus 1 --timeout 7200 -- \
+	$(VM_RUN) --arch arm64 --nodes 1 --cpus 2 --timeout 7200 -- \
 	    sh -c 'make -C tests/c check && python3 -m pytest -p no:cacheprovider --short "$$@"' \
 	    sh $(VM_ARM64_TESTS) $(PYTEST_ARGS)
 
