@@ -455,6 +455,10 @@ static void merge(void)
 static void what_is_mapped_over_overlays_on_their_way_back_stays(void)
 {
     REQUIRE(begin());
+    if (freezer.wp_fd < 0 && !freezer.removals.maps.query) {
+        end();
+        SKIP("before Linux 6.11 nobody asks what is mapped there");
+    }
     merge();
     before_replacing = map_over_and_write;
     CHECK(freezer_unoverlay(&freezer, range, N, 0, 0, false) == -ESTALE);
