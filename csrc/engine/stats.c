@@ -31,7 +31,7 @@ static bool refresh_some(struct merger *merger, uintptr_t *at)
     if (id == NO_REGION)
         return false;
     const struct region *region = region_at(merger->pages, id);
-    uint64_t first = *at > region->address ? (*at - region->address) >> PAGE_SHIFT : 0;
+    uint64_t first = region_page_from(region, *at);
     *at = region->address + bytes_of(unmerge_written(merger, id, first));
     return true;
 }
@@ -272,7 +272,7 @@ static int64_t list_sharers(const struct pages *pages, uintptr_t *at, uint64_t *
     if (id == NO_REGION)
         return -1;
     const struct region *region = region_at(pages, id);
-    uint64_t first = *at > region->address ? (*at - region->address) >> PAGE_SHIFT : 0;
+    uint64_t first = region_page_from(region, *at);
     uint64_t end = least(region->n, first + LISTED_AT_ONCE);
     int64_t count = 0;
     if (!region->pages_in[PAGE_SHARED])

@@ -51,17 +51,16 @@ static void look_for_page(struct pages *pages, uint32_t id)
     int tree = tree_of(pages, page_node(page));
     bool known = stable_knows(store, tree, page_sum(page)) ||
                  announcement_is_elsewhere(store, tree, page_sum(page));
-    if (!known)
-        announcement_add(store, tree, page_sum(page));
-    else
+    if (known)
         page_withdraw(pages, id);
+    else
+        announcement_add(store, tree, page_sum(page));
 }
 
 /* The same for the waiting pages of a region, from one of them on; false: not for all of them. */
 static bool look_for_some(struct pages *pages, const struct region *region, uint64_t deadline)
 {
-    uint64_t past = pages->looked_to > region->address ? pages->looked_to - region->address : 0;
-    for (uint64_t i = past >> PAGE_SHIFT; i < region->n; i++) {
+    for (uint64_t i = region_page_from(region, pages->looked_to); i < region->n; i++) {
         uint32_t id = region->base + (uint32_t)i;
         pages->looked_to = region->address + bytes_of(i);
         if (!page_waits(page_record(pages, id)))

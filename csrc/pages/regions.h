@@ -8,6 +8,11 @@
 uint32_t region_find(const struct pages *pages, uintptr_t address, uint64_t n);
 /* The lowest region that has a page at the address or above, or NO_REGION. */
 uint32_t region_from(const struct pages *pages, uintptr_t address);
+/* How many of its pages lie before that address, at which it is gone on with. */
+static inline uint64_t region_page_from(const struct region *region, uintptr_t address)
+{
+    return address > region->address ? (address - region->address) >> PAGE_SHIFT : 0;
+}
 /* Whether it is still the region that had this serial: asked after others had the lock. */
 bool region_is(const struct pages *pages, uint32_t region, uint64_t serial);
 bool region_is_known(const struct pages *pages, uint32_t region);
