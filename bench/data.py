@@ -35,12 +35,13 @@ def whole_pages(array: Bytes) -> tuple[int, int]:
 def huge_share(*arrays: Bytes) -> float:
     """How much of the arrays one entry of the page tables maps for each 2 MiB of it."""
     huge = total = 0
+    mappings = proc.smaps()
     for array in arrays:
         address, count = whole_pages(array)
         total += count * PAGE
         huge += sum(
             mapping.sizes[kind]
-            for mapping in proc.smaps()
+            for mapping in mappings
             if address <= mapping.start < address + count * PAGE
             for kind in ("AnonHugePages", "ShmemPmdMapped")
         )

@@ -9,7 +9,6 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/pages.h"
@@ -19,6 +18,7 @@
 #include "ksmpy.h"
 #include "merge/lonely.h"
 #include "merge/plan.h"
+#include "os/clock.h"
 #include "os/files.h"
 #include "os/map.h"
 #include "pages.h"
@@ -418,10 +418,9 @@ static atomic_bool has_lock;
 /* Keeps the store's lock for longer than anybody waits for it at once. */
 static void *keep_lock(void *unused)
 {
-    struct timespec long_enough = {.tv_nsec = 10 * LOCK_TRY_MS * 1000000};
     CHECK(store_lock_soundly(&two.engine->pages.store) == 0);
     atomic_store(&has_lock, true);
-    nanosleep(&long_enough, NULL);
+    os_sleep_us(10 * LOCK_TRY_MS * 1000);
     store_unlock(&two.engine->pages.store);
     return unused;
 }

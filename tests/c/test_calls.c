@@ -99,10 +99,11 @@ static void *from_a_pipe(void *nothing)
     return nothing;
 }
 
+static sigset_t signals; /* those that are waited for */
+
 /* In all threads that are made from now on, too. */
 static void block_signal(void)
 {
-    sigset_t signals;
     sigemptyset(&signals);
     sigaddset(&signals, SIGUSR1);
     pthread_sigmask(SIG_BLOCK, &signals, NULL);
@@ -110,10 +111,7 @@ static void block_signal(void)
 
 static void *into_a_structure(void *nothing)
 {
-    sigset_t signals;
     siginfo_t *across = (siginfo_t *)(void *)(memory + PAGE_SIZE - 16);
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGUSR1);
     CHECK(sigwaitinfo(&signals, across) == SIGUSR1);
     return nothing;
 }
