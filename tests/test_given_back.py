@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(60)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-MADV_FREE = 8
+MADV_DONTNEED, MADV_FREE = 4, 8
 PR_SET_TAGGED_ADDR_CTRL = 55
 
 
@@ -28,9 +28,21 @@ def with_events(mode: Mode) -> None:
         pytest.skip("there is no event")
 
 
-def _give_back(array: memory.Bytes, first: int, count: int, advice: int = 4) -> None:
-    at = memory.address_of(array) + first * PAGE
+def _give_back(
+    array: memory.Bytes, first: int, count: int, advice: int = MADV_DONTNEED, tag: int = 0
+) -> None:
+    at = memory.address_of(array) + first * PAGE | tag
     assert _libc.madvise(at, count * PAGE, advice) == 0
+
+
+def _merged(engine: Any, count: int) -> tuple[memory.Bytes, memory.Bytes]:
+    """Two equal arrays of so many pages, all of them merged."""
+    one = memory.distinct(count, seed=3)
+    two = memory.twin(one)
+    for array in (one, two):
+        engine.register(array)
+    engine.scan(2, eager=True)
+    return one, two
 
 
 @pytest.mark.parametrize(("first", "count"), [(0, 64), (8, 16), (63, 1), (5, 1)])
@@ -63,17 +75,12 @@ def test_what_is_given_back_is_zero_at_once(engine: Any, first: int, count: int)
 @pytest.mark.skipif(platform.machine() != "aarch64", reason="addresses have no tags here")
 def test_an_address_may_have_a_tag(engine: Any) -> None:
     """The highest byte of an address is the program's own, where it asks for that."""
-    one = memory.distinct(64, seed=3)
-    two = memory.twin(one)
+    one, _two = _merged(engine, 64)
     wanted = one.copy()
-    for array in (one, two):
-        engine.register(array)
-    engine.scan(2, eager=True)
     assert _libc.prctl(PR_SET_TAGGED_ADDR_CTRL, 1, 0, 0, 0) == 0
     try:
         for page in range(0, 64, 2):
-            at = memory.address_of(one) + page * PAGE | 0x2A << 56
-            assert _libc.madvise(at, PAGE, 4) == 0
+            _give_back(one, page, 1, tag=0x2A << 56)
             wanted[page * PAGE : (page + 1) * PAGE] = 0
             assert (one == wanted).all()
     finally:
@@ -97,12 +104,8 @@ def test_scattered_overlays_are_given_back(engine: Any) -> None:
 
 def test_freeing_lazily_is_still_possible(engine: Any) -> None:
     """MADV_FREE of merged memory succeeds, as for any private memory, and takes what is written."""
-    one = memory.distinct(32, seed=3)
-    two = memory.twin(one)
+    one, two = _merged(engine, 32)
     wanted = two.copy()
-    for array in (one, two):
-        engine.register(array)
-    engine.scan(2, eager=True)
     _give_back(one, 0, 32, MADV_FREE)
     one[:] = 9
     assert (one == 9).all() and (two == wanted).all()
