@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -113,6 +117,35 @@ def test_an_engine_that_a_limit_forbids_names_it(kind: str, limit: int) -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
     assert kind in done.stdout and "ulimit" in done.stdout
+
+
+@pytest.mark.parametrize(("kind", "limit"), [*LIMITS[1:], ("RLIMIT_NOFILE", 16)])
+@pytest.mark.parametrize("more", [(), ("--report",)], ids=str)
+def test_a_program_runs_where_no_engine_can_be_made(
+    kind: str, limit: int, more: tuple[str, ...]
+) -> None:
+    """`ksmpy run` says in one line that a limit keeps it from merging; the program is as ever."""
+    number = getattr(resource, kind)
+
+    def limited() -> None:
+        resource.setrlimit(number, (limit, resource.getrlimit(number)[1]))
+
+    code = "import os, sys; print('KSMPY_FOLLOW' in os.environ); sys.exit(7)"
+    command = [sys.executable, "-m", "ksmpy", "run", *more, "-c", code]
+    done = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (7, "False\n"), done.stderr
+    assert done.stderr.count("\n") == 1 and kind in done.stderr, done.stderr
+
+
+def test_a_program_runs_where_its_store_cannot_be_used(tmp_path: Path) -> None:
+    """Others may write to the store's directory: nothing is merged there, and a line says so."""
+    tmp_path.chmod(0o777)
+    options = ("run", "--store", "app", "-c", "print('started')")
+    done = python("-m", "ksmpy", *options, env={"KSMPY_STORE_DIR": str(tmp_path)})
+    assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr
+    assert done.stderr.count("\n") == 1 and str(tmp_path) in done.stderr
+    done = python("-m", "ksmpy", "run", "--store", "a/b", "-c", "print('started')")
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
 
 
 @pytest.mark.parametrize("chosen", EACH_FREEZE, ids=str)

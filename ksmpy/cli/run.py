@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
 from ksmpy.cli.command import TRUE, Command, CommandError, Parser, size
+from ksmpy.errors import Unsupported
 
 # Files with these endings are run by the interpreter even if they are executable.
 _PYTHON_FILES = (".py", ".pyw", ".pyz", ".pyc")
@@ -19,7 +21,8 @@ class Run(Command):
 
     -m, -c and FILE as with the interpreter itself, or any COMMAND. Every Python process below it
     gets an engine on one store: forked, spawned or started by a shell. Everything after -m MODULE,
-    -c CODE, FILE or COMMAND belongs to the program, the exit code is the program's.
+    -c CODE, FILE or COMMAND belongs to the program, the exit code is the program's. Where no engine
+    can be made it runs all the same, and a line on stderr says why nothing is merged.
     KSMPY_DISABLE=1 runs it as if ksmpy were not there.
     """
 
@@ -68,13 +71,16 @@ class Run(Command):
             if options.report:
                 print("ksmpy: turned off by KSMPY_DISABLE", file=sys.stderr, flush=True)
             return _execute(command)
-        from ksmpy.whole.prepare import check, check_threshold, environment, open_store
+        from ksmpy.whole.prepare import check_threshold, checked_store, environment
         from ksmpy.whole.supervise import supervise
 
         chosen = _chosen(options)
         check_threshold(options.mmap_threshold)
-        store = open_store(chosen.get("store"))
-        check(store, chosen)
+        try:
+            store = checked_store(chosen)
+        except Unsupported as error:
+            print(f"ksmpy: nothing is merged here: {error}", file=sys.stderr, flush=True)
+            return _execute(command)
         environ = environment(store, chosen, options.mmap_threshold)
         return supervise(command, environ, store, report=options.report)
 
@@ -119,10 +125,13 @@ def _interpreter() -> list[str]:
 
 
 def _execute(command: list[str]) -> int:
-    """Become the command."""
+    """Become the command, which finds signals as this process found them."""
     from ksmpy.whole.guardian import flush
 
     flush()
+    # Python ignores these in its own process.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     try:
         os.execvp(command[0], command)
     except OSError as error:

@@ -4,29 +4,45 @@ be made.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ksmpy.errors import KsmpyError
+from ksmpy.errors import KsmpyError, Unsupported
 from ksmpy.store.store import Store
 from ksmpy.whole.common import FOLLOW
 from ksmpy.whole.enable import disable, enable
 
-__all__ = ["check", "check_threshold", "environment", "open_store"]
+__all__ = ["check_threshold", "checked_store", "environment"]
 
 _SITE = str(Path(__file__).parent / "site")
 
 #: glibc takes no larger M_MMAP_THRESHOLD on 64-bit machines (mallopt(3)).
 _THRESHOLD_MAX = 32 << 20
 
+#: How the child that tries an engine ends: none can be made, or not with these options.
+_FAILED, _WRONG = 1, 2
+
 Options = Mapping[str, int | str]
 
 
-def open_store(name: int | str | None) -> Store:
-    """The named store, or a new one, which goes with the last process that uses it."""
-    return Store.anonymous() if name is None else Store.open(str(name))
+def checked_store(options: Options) -> Store:
+    """The named store, or a new one, which goes with the last process that uses it.
+
+    An engine is tried on it first. Raises KsmpyError for options that cannot be, and Unsupported
+    where everything else is in the way: limits of this process, the store's file, the kernel.
+    """
+    name = options.get("store")
+    try:
+        store = Store.anonymous() if name is None else Store.open(str(name))
+        _check(store, options)
+    except OSError as error:
+        if name is not None and error.errno == errno.EINVAL:
+            raise
+        raise Unsupported(getattr(error, "strerror", None) or str(error)) from None
+    return store
 
 
 def check_threshold(threshold: int | None) -> None:
@@ -66,27 +82,32 @@ def environment(
     return environ
 
 
-def check(store: Store, options: Options) -> None:
+def _check(store: Store, options: Options) -> None:
     """Make an engine as the program's processes will, in a child, so that this one stays small.
 
-    Raises KsmpyError with what it said.
+    Raises KsmpyError or Unsupported with what it said, OSError where there can be no child.
     """
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
-        status = 1
+        status = _FAILED
         try:
             _try(store, options)
             status = 0
         except (KsmpyError, OSError, ValueError) as error:
+            if isinstance(error, ValueError) and getattr(error, "errno", None) != errno.EBUSY:
+                status = _WRONG
             os.write(writing, str(getattr(error, "strerror", None) or error).encode())
         finally:
             os._exit(status)
     os.close(writing)
     with os.fdopen(reading) as pipe:
         said = pipe.read()
-    if os.waitpid(pid, 0)[1] != 0:
-        raise KsmpyError(said or "no engine can be made here (ksmpy doctor says why)")
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status == _WRONG:
+        raise KsmpyError(said)
+    if status != 0:
+        raise Unsupported(said or "no engine can be made (ksmpy doctor says why)")
 
 
 def _try(store: Store, options: Options) -> None:
