@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from ksmpy import Store, native
+from ksmpy import KsmpyError, Store, native
+from ksmpy.whole import follow
 from ksmpy.whole.guardian import below, isolated
 from support.patience import patience, until
 
@@ -478,6 +479,60 @@ def test_what_a_program_finds(tmp_path: Path) -> None:
     assert code == 1 and "ZeroDivisionError" in stderr and "ksmpy" not in stderr
 
 
+def test_what_warnings_are_filtered_by(tmp_path: Path) -> None:
+    """Programs read the filters, and send them to their workers, as scikit-learn and joblib do."""
+    same(
+        tmp_path,
+        """
+        import pickle, re, warnings
+        filters = warnings.filters
+        assert pickle.loads(pickle.dumps(filters)) == filters
+        assert {type(item[1]) for item in filters} <= {type(None), str, re.Pattern}
+        """,
+    )
+
+
+SLOW_THREADS = """
+import _thread, time
+start = _thread.start_new_thread
+begun = []
+
+def slowly(function, arguments, *more):
+    def run(*given):
+        time.sleep(0.3)
+        begun.append(function)
+        function(*given)
+    return start(run, arguments, *more)
+
+_thread.start_new_thread = slowly
+"""
+
+
+def test_the_thread_has_begun_before_the_program(tmp_path: Path) -> None:
+    """The interpreter exchanges its allocators before it runs the program, and a thread that begins
+    frees memory without its lock.
+    """
+    (tmp_path / "sitecustomize.py").write_text(SLOW_THREADS)
+    env = environment() | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{TREE}"}
+    code = "import os, sitecustomize; print(len(sitecustomize.begun)); os._exit(0)"
+    told = result(command("--", sys.executable, "-c", code), env=env)
+    assert (told.returncode, told.stdout, told.stderr) == (0, "1\n", "")
+
+
+@pytest.mark.parametrize("error", [KsmpyError(), OSError(), RuntimeError(), MemoryError()], ids=str)
+def test_a_program_hears_of_no_failure(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An engine that cannot be made for it leaves it alone, whatever the reason."""
+
+    def fail() -> bool:
+        raise error
+
+    monkeypatch.setattr(follow, "enable_unasked", fail)
+    assert follow.begin() is False
+    assert not [record for record in caplog.records if record.levelname != "DEBUG"]
+
+
 @pytest.mark.parametrize("body", ["print('mine')", "import no_such_module", "1 / 0"])
 def test_its_own_sitecustomize(tmp_path: Path, body: str) -> None:
     """It is run as ever, and is the module of that name; its errors are reported as ever."""
@@ -578,9 +633,11 @@ def test_disabled(tmp_path: Path) -> None:
     with subprocess.Popen(command("-c", code), env=env, stdout=subprocess.PIPE, text=True) as child:
         told, _ = child.communicate(timeout=LIMIT)
     assert told == f"{child.pid} False\n"
-    follow = "import os, time; held = bytearray(os.urandom(2 << 20)); time.sleep(1.5);"
+    ignored = ["grep", "SigIgn", "/proc/self/status"]
+    assert result(command("--", *ignored), env=env).stdout == result(ignored).stdout
+    load = "import os, time; held = bytearray(os.urandom(2 << 20)); time.sleep(1.5);"
     look = "import sys; print('ksmpy' in sys.modules)"
-    shell = f'KSMPY_DISABLE=1 {sys.executable} -c "{follow} {look}"'
+    shell = f'KSMPY_DISABLE=1 {sys.executable} -c "{load} {look}"'
     assert result(command("--", "sh", "-c", shell), env=environment(**SMALL)).stdout == "False\n"
 
 

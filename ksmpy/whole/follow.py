@@ -21,7 +21,8 @@ def begin() -> bool:
     """
     try:
         return enable_unasked()
-    except (KsmpyError, OSError, ValueError) as error:
+    except (KsmpyError, OSError, ValueError, MemoryError, RuntimeError) as error:
+        # A RuntimeError is raised where no further thread may be started (RLIMIT_NPROC).
         _log.debug("this process is left alone: %s", error)
         return False
 

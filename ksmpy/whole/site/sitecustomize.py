@@ -22,6 +22,10 @@ _WORTH = 16
 _MIN_BYTES = 1 << 20
 # How often it is put off because the program is importing something.
 _PUT_OFF = 10
+# What Python 3.12 and later say when a process with several threads forks.
+_FORK_WARNING = (
+    "This process (pid=%d) is multi-threaded, use of %s() may lead to deadlocks in the child."
+)
 # How long fork() and the end of the process wait for an engine that is being made, in seconds,
 # while the thread that makes it does not get on.
 _PATIENCE = 5.0
@@ -40,16 +44,6 @@ def _anonymous_bytes():
     with open("/proc/self/statm", "rb") as file:
         words = file.read().split()
     return (int(words[1]) - int(words[2])) * os.sysconf("SC_PAGE_SIZE")
-
-
-class _ForkWarning:
-    """Matches the warning of Python 3.12 and later when a process with several threads forks.
-
-    It stands in for the regular expression of a warnings filter, so that `re` is not imported.
-    """
-
-    def match(self, text, flags=0):
-        return text.startswith("This process (") and "is multi-threaded, use of fork" in text
 
 
 class _Follower:
@@ -72,7 +66,7 @@ class _Follower:
         self._inherits = self._begun_here = False
         self._hooked = False
         self._logging = None  # if it was imported here
-        self._fork_warning = ("ignore", _ForkWarning(), DeprecationWarning, None, 0)
+        self._fork_warnings = []  # the filters that ignore them
         self._base = _anonymous_bytes()
         self._renew()
         os.register_at_fork(
@@ -97,30 +91,42 @@ class _Follower:
 
     def start(self):
         """Start the thread that waits. It, and all threads that it starts, block signals, which the
-        program expects to be handled by its own threads.
+        program expects to be handled by its own threads. Returns a lock that the thread releases
+        when it has begun.
         """
         self._ignore_fork_warning()
+        begun = self._new_lock()
+        begun.acquire()
         mask = self._set_mask(self._block, self._quiet)
         self._runs.acquire()
         try:
-            self._start_thread(self._run, (self._lock, self._awake, self._runs))
+            self._start_thread(self._run, (self._lock, self._awake, self._runs, begun))
         except RuntimeError:  # no more threads for this process
             self._runs.release()
+            begun.release()
         finally:
             self._set_mask(self._set, mask)
+        return begun
 
     def _ignore_fork_warning(self):
-        """Put a filter first that ignores the warning: the program has not asked for the threads
+        """Put filters first that ignore the warning: the program has not asked for the threads
         that it would be warned of. Its own filters may have come before ours since the last call.
+
+        A filter's message may be a string, which must then be equal. Programs read and pickle the
+        filters (joblib's workers, scikit-learn), and a pattern would take the module `re`.
         """
+        if sys.version_info < (3, 12):
+            return
         import _warnings  # the module warnings takes its list over when it is imported
 
         filters = getattr(sys.modules.get("warnings"), "filters", _warnings.filters)
-        filters[:] = [self._fork_warning] + [
-            item for item in filters if item is not self._fork_warning
-        ]
+        others = [item for item in filters if all(item is not own for own in self._fork_warnings)]
+        texts = [_FORK_WARNING % (os.getpid(), name) for name in ("fork", "forkpty")]
+        self._fork_warnings = [("ignore", text, DeprecationWarning, None, 0) for text in texts]
+        filters[:] = self._fork_warnings + others
 
-    def _run(self, lock, awake, runs):
+    def _run(self, lock, awake, runs, begun):
+        begun.release()
         try:
             self._wait(lock, awake)
         finally:
@@ -262,9 +268,13 @@ class _Follower:
 def _follow():
     if _wanted():
         try:
-            _Follower().start()
+            begun = _Follower().start()
         except OSError:  # no /proc
-            pass
+            return
+        # A new thread frees memory before it takes the interpreter's lock, and after this file the
+        # interpreter exchanges its allocators for a moment. With debug hooks (python -X dev) the
+        # process was aborted where the two met: in 2 of 100 runs of Python 3.11.
+        begun.acquire(timeout=_PATIENCE)
 
 
 def _hand_on():
