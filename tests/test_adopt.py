@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import mmap
 import os
@@ -361,6 +362,28 @@ def test_no_look_where_nothing_changed(looking: Any) -> None:
     until(lambda: adopter.step(engine._core), "the new mapping was not noticed")
     more.close()
     engine.close()
+
+
+def test_it_looks_again_once_there_are_descriptors(
+    looking: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A program may have all its descriptors in use for a while, and let go of them."""
+    engine, adopter = looking
+    errors = [OSError(errno.EMFILE, os.strerror(errno.EMFILE)), MemoryError()]
+    real = adopter.look
+
+    def look(engine: Any) -> None:
+        if errors:
+            raise errors.pop()
+        real(engine)
+
+    monkeypatch.setattr(adopter, "look", look)
+    held = weights(1, LARGE)
+    adopter.start()
+    until(lambda: bool(engine.regions()), "nothing is adopted", limit=patience(20))
+    adopter.stop()
+    assert not errors and held.any()
+    assert "not adopted" not in caplog.text
 
 
 def test_memory_that_comes_and_goes_is_waited_for(looking: Any) -> None:

@@ -12,6 +12,7 @@ one waits in proportion; and where nothing has changed there is none.
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 import weakref
@@ -60,6 +61,9 @@ _DIFFERED_PAGES = 256
 _WORTH_A_LOOK = 4 << 20
 # After so many seconds it is tried again to register memory that was refused.
 _REFUSED_SECONDS = 60.0
+
+# All descriptors or all memory are in use. The program may let go of some again.
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _NEW = "new, or given back lately"
 _ABSENT = "not in memory"
@@ -141,6 +145,10 @@ class Adopter:
             except KsmpyError:
                 return
             except Exception as error:
+                if getattr(error, "errno", None) in _PASSING or isinstance(error, MemoryError):
+                    self._state = None
+                    wait = _MIN_SECONDS
+                    continue
                 _log.error("memory is not adopted any more: %s: %s", type(error).__name__, error)
                 return
             del engine
