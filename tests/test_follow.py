@@ -244,6 +244,17 @@ def test_short_lived_processes_pay_nothing(tmp_path: Path) -> None:
     assert told == (0, "[]\n" * 3, "")
 
 
+def test_a_followed_process_imports_little() -> None:
+    """Modules that are large, and that ksmpy can do without, are not imported for an engine."""
+    code = (
+        f"import sys; sys.path = {[TREE, *sys.path]!r}; from ksmpy.whole import follow;"
+        " print({'pathlib', 'ipaddress', 'numpy', 'asyncio'} & set(sys.modules))"
+    )
+    # Without site, as what installs ksmpy editable imports more.
+    told = result([sys.executable, "-I", "-S", "-c", code])
+    assert told.stdout == "set()\n", told.stderr
+
+
 def test_forks_while_the_engine_starts(tmp_path: Path) -> None:
     """A child that is forked at any moment of it finds no module locked, and ends as ever."""
     code = """

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 if sys.platform != "win32":
     import resource
@@ -187,9 +187,10 @@ def _stack_end(start: int, end: int) -> int:
 def _near_stack_pointers(mapped: list[Interval]) -> list[Interval]:
     """The surroundings of the stack pointers of threads that wait in a system call."""
     found = []
-    for task in Path("/proc/self/task").iterdir():
+    for task in os.listdir("/proc/self/task"):
         try:
-            words = (task / "syscall").read_text().split()
+            with open(f"/proc/self/task/{task}/syscall", "rb") as file:
+                words = file.read().split()
         except OSError:  # the thread has ended, or the kernel does not tell
             continue
         if len(words) > 2:

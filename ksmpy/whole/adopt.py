@@ -19,7 +19,6 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from ksmpy import threads
 from ksmpy.engine.core import Core, live_engines
@@ -174,7 +173,8 @@ class Adopter:
         if self._asks_objects():
             return object()
         # In pages: the size of the address space, what of it is in memory, its writable part.
-        size, resident, _, _, _, writable, _ = Path("/proc/self/statm").read_text().split()
+        with open("/proc/self/statm", "rb") as file:
+            size, resident, _, _, _, writable, _ = file.read().split()
         filled = int(resident) // _FILLED_PAGES if self._absent else 0
         differed = engine.pages_differed() // _DIFFERED_PAGES
         return size, writable, filled, differed, len(engine.all_regions())
