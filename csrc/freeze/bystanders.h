@@ -10,7 +10,8 @@
  * touch the pages, these are frozen.
  *
  * What is left: threads that run no Python code.  One that computes, as it seems, may read all the
- * same, and one that waits may be woken, by a timer or from outside.
+ * same, and one that waits may be woken, by a timer or from outside.  Most of their calls are made
+ * again then (freeze/retries.h).
  */
 #ifndef KSMPY_FREEZE_BYSTANDERS_H
 #define KSMPY_FREEZE_BYSTANDERS_H

@@ -13,6 +13,7 @@
 #include "freeze/owner.h"
 #include "freeze/registration.h"
 #include "freeze/removals.h"
+#include "freeze/retries.h"
 #include "freeze/signal.h"
 #include "freeze/stage.h"
 #include "freeze/uffd_away.h"
@@ -151,6 +152,7 @@ static int64_t freeze_some(struct freezer *fz, uintptr_t address, uint64_t n, co
 static void hold(struct freezer *fz)
 {
     pthread_mutex_lock(&fz->lock);
+    retries_frozen();
     removals_hold(fz);
     fz->to_zeros = fz->in_place = false;
 }
@@ -158,6 +160,7 @@ static void hold(struct freezer *fz)
 static void let_go(struct freezer *fz)
 {
     removals_let_go(fz);
+    retries_thawed();
     pthread_mutex_unlock(&fz->lock);
 }
 
@@ -234,12 +237,19 @@ static int own_tasks(const struct freezer *fz)
     return freezer_has(fz, fz->tasks_fd) ? fz->tasks_fd : -1;
 }
 
+static void lead_calls(const struct freezer *fz)
+{
+    if (fz->bystanders.matter)
+        retries_lead();
+}
+
 static int64_t freeze_now(struct freezer *fz, uintptr_t address, uint64_t n, bool to_zeros,
                           const uint8_t **view)
 {
     n = freeze_reach(fz, address, n);
     if (needed_here(address, n))
         return -EBUSY;
+    lead_calls(fz);
     if (!bystanders_hold(&fz->bystanders, own_tasks(fz), address, n))
         return FREEZE_LATER;
     int64_t got = freeze_beside_none(fz, address, n, to_zeros, view);
@@ -306,6 +316,7 @@ int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr
 {
     if (needed_here(address, n))
         return -EBUSY;
+    lead_calls(fz);
     if (insists)
         bystanders_hold_if_can(&fz->bystanders, own_tasks(fz), address, n);
     else if (!bystanders_hold(&fz->bystanders, own_tasks(fz), address, n))

@@ -127,10 +127,12 @@ static bool is_busy(struct os_question *question)
         enum os_activity activity = look(question);
         if (activity != OS_RUNNING)
             return activity >= OS_INVOLVED;
+        if (i == 0 && question->judge_running && !question->judge_running(question))
+            return false;
         os_sleep_us(BETWEEN_LOOKS_US);
     }
     question->by_runners = true;
-    return !question->judge_running || question->judge_running(question);
+    return true;
 }
 
 static void answer(void *data)

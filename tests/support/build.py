@@ -22,24 +22,28 @@ def _cache() -> Path:
     return path
 
 
-def _digest(source: Path) -> str:
+def _digest(source: Path, flags: tuple[str, ...]) -> str:
     """Of the source and of every header beside it, which it may include."""
     files = [source, *sorted(source.parent.glob("*.h"))]
-    text = b"".join(file.read_bytes() for file in files) + " ".join(FLAGS).encode()
+    text = b"".join(file.read_bytes() for file in files) + " ".join(flags).encode()
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-def shared_library(name: str) -> Path:
-    """The path of the shared library built from ``support/<name>.c``; skips without a compiler."""
+def shared_library(name: str, *more: str) -> Path:
+    """The path of the shared library built from ``support/<name>.c``; skips without a compiler.
+
+    `more` flags are for the compiler, after its usual ones.
+    """
     source = Path(__file__).with_name(f"{name}.c")
-    target = _cache() / f"{name}-{_digest(source)}.so"
+    flags = (*FLAGS, *more)
+    target = _cache() / f"{name}-{_digest(source, flags)}.so"
     if target.exists():
         return target
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("needs a C compiler (cc)")
     scratch = target.with_suffix(f".{os.getpid()}")
-    command = [compiler, *FLAGS, str(source), "-o", str(scratch), "-ldl"]
+    command = [compiler, *flags, str(source), "-o", str(scratch), "-ldl"]
     subprocess.run(command, check=True, timeout=patience(120))
     scratch.rename(target)
     return target

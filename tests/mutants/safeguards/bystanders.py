@@ -90,4 +90,32 @@ MUTANTS = [
             "test_calls.py::test_a_page_that_a_thread_reads_into_stays_what_it_is[signal+checksum]",
         ),
     ),
+    Mutant(
+        "calls of libraries in C that meet a freeze are made again",
+        file="csrc/freeze/freezer.c",
+        old="    if (fz->bystanders.matter)\n        retries_lead();\n",
+        new="    (void)fz;\n",
+        tests=("test_retries.py::test_calls_into_frozen_memory_come_out_right[signal+checksum]",),
+    ),
+    Mutant(
+        "a read of a file that a freeze has cut short goes on",
+        file="csrc/freeze/retries.c",
+        old="        if (done == n || !is_cut(&now, fd))\n",
+        new="        if (done <= n)\n",
+        tests=("test_retries.py::test_calls_into_frozen_memory_come_out_right[signal+checksum]",),
+    ),
+    Mutant(
+        "what could not be handed over and is gone is not waited for",
+        file="csrc/freeze/retries.c",
+        old="    return !once && is_again(attempt);\n",
+        new="    return is_again(attempt);\n",
+        tests=("test_retries.py::test_calls_into_frozen_memory_come_out_right[signal+checksum]",),
+    ),
+    Mutant(
+        "what the dynamic linker has sealed is sealed again",
+        file="csrc/os/imports.c",
+        old="    if (sealed && open)\n        mprotect((void *)page, PAGE_SIZE, PROT_READ);\n",
+        new="",
+        tests=("test_retries.py::test_libraries_are_led_however_linked[signal+checksum-at once]",),
+    ),
 ]

@@ -1,0 +1,440 @@
+#include "freeze/retries.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "os/clock.h"
+#include "os/fortified.h"
+#include "os/imports.h"
+
+/*
+ * How long a call waits for a thaw, in ns, before it fails after all.  A freeze lasts for some
+ * tenths of a millisecond, unless its thread has to wait for a processor or is stopped by a debugger.
+ */
+#define PATIENCE_NS ((uint64_t)5000000000)
+#define BETWEEN_LOOKS_US 20
+
+/* Both count up: a freeze that has begun and not ended is under way. */
+static _Atomic uint64_t begun, ended;
+
+void retries_frozen(void)
+{
+    atomic_fetch_add(&begun, 1);
+}
+
+void retries_thawed(void)
+{
+    atomic_fetch_add(&ended, 1);
+}
+
+/* ---- one call ---- */
+
+struct attempt {
+    uint64_t ended; /* before the call */
+    uint64_t since; /* ns, of the first attempt that failed; or 0 */
+    int error; /* errno before all of them */
+};
+
+static struct attempt attempt(void)
+{
+    return (struct attempt){.ended = atomic_load(&ended), .error = errno};
+}
+
+/* Was anything frozen at any moment since the attempt began? */
+static bool met_freeze(const struct attempt *attempt)
+{
+    return atomic_load(&begun) > attempt->ended;
+}
+
+/* Waits until all is thawed that is frozen now. */
+static bool wait_for_thaw(struct attempt *attempt)
+{
+    uint64_t last = atomic_load(&begun);
+    if (!attempt->since)
+        attempt->since = os_now_ns();
+    while (atomic_load(&ended) < last) {
+        if (os_now_ns() - attempt->since > PATIENCE_NS)
+            return false;
+        os_sleep_us(BETWEEN_LOOKS_US);
+    }
+    return os_now_ns() - attempt->since <= PATIENCE_NS;
+}
+
+/*
+ * Is what is read from there gone, though it could not be handed over?  So it is with datagrams, and
+ * with counters and lists of events, which are files of no type.
+ */
+static bool gives_once(int fd)
+{
+    struct stat status;
+    int type = 0;
+    socklen_t size = sizeof type;
+    if (fstat(fd, &status) < 0 || !(status.st_mode & S_IFMT))
+        return true;
+    return S_ISSOCK(status.st_mode) &&
+           (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0 || type != SOCK_STREAM);
+}
+
+static bool is_regular(int fd)
+{
+    struct stat status;
+    return fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
+}
+
+/* A call failed: is it to be made again?  Then errno is as it was before the first attempt. */
+static bool is_again(struct attempt *attempt)
+{
+    if (errno != EFAULT || !met_freeze(attempt))
+        return false;
+    bool thawed = wait_for_thaw(attempt);
+    attempt->ended = atomic_load(&ended);
+    errno = thawed ? attempt->error : EFAULT;
+    return thawed;
+}
+
+/* The same for a call that reads from fd. */
+static bool is_read_again(struct attempt *attempt, int fd)
+{
+    if (errno != EFAULT || !met_freeze(attempt))
+        return false;
+    bool once = gives_once(fd);
+    errno = EFAULT;
+    return !once && is_again(attempt);
+}
+
+/* A read got less than it asked for: may that be because of a freeze, and is it to go on? */
+static bool is_cut(struct attempt *attempt, int fd)
+{
+    if (!met_freeze(attempt))
+        return false;
+    bool regular = is_regular(fd);
+    bool thawed = wait_for_thaw(attempt);
+    attempt->ended = atomic_load(&ended);
+    errno = attempt->error;
+    return regular && thawed;
+}
+
+/* Makes a call again for as long as it fails only because of a freeze, which `again` tells. */
+#define MAKE(got, again, call)                                                                     \
+    do                                                                                             \
+        (got) = (call);                                                                            \
+    while ((got) < 0 && (again))
+
+/* ---- reading ---- */
+
+/* at: where in the file; NULL: at its position, which moves. */
+static ssize_t read_at(int fd, char *buffer, size_t n, const off_t *at)
+{
+    struct attempt now = attempt();
+    size_t done = 0;
+    for (;;) {
+        ssize_t got = at ? pread(fd, buffer + done, n - done, *at + (off_t)done)
+                         : read(fd, buffer + done, n - done);
+        if (got < 0 && is_read_again(&now, fd))
+            continue;
+        if (got <= 0)
+            return done ? (ssize_t)done : got;
+        done += (size_t)got;
+        if (done == n || !is_cut(&now, fd))
+            return (ssize_t)done;
+    }
+}
+
+static ssize_t again_read(int fd, void *buffer, size_t n)
+{
+    return read_at(fd, buffer, n, NULL);
+}
+
+static ssize_t again_pread(int fd, void *buffer, size_t n, off_t at)
+{
+    return read_at(fd, buffer, n, &at);
+}
+
+/* Fills what the first `done` bytes have left of the buffers. */
+static ssize_t read_rest(int fd, const struct iovec *buffers, int count, const off_t *at,
+                         size_t done)
+{
+    size_t before = 0;
+    for (int i = 0; i < count; before += buffers[i++].iov_len) {
+        if (done >= before + buffers[i].iov_len)
+            continue;
+        size_t skipped = done - before, rest = buffers[i].iov_len - skipped;
+        off_t place = at ? *at + (off_t)done : 0;
+        ssize_t got = read_at(fd, (char *)buffers[i].iov_base + skipped, rest, at ? &place : NULL);
+        done += got > 0 ? (size_t)got : 0;
+        if (got < (ssize_t)rest)
+            break;
+    }
+    return (ssize_t)done;
+}
+
+static size_t bytes_in(const struct iovec *buffers, int count)
+{
+    size_t bytes = 0;
+    for (int i = 0; i < count; i++)
+        bytes += buffers[i].iov_len;
+    return bytes;
+}
+
+static ssize_t go_on(struct attempt *now, int fd, const struct iovec *buffers, int count,
+                     const off_t *at, ssize_t got)
+{
+    if (got <= 0 || (size_t)got == bytes_in(buffers, count) || !is_cut(now, fd))
+        return got;
+    return read_rest(fd, buffers, count, at, (size_t)got);
+}
+
+static ssize_t again_readv(int fd, const struct iovec *buffers, int count)
+{
+    struct attempt now = attempt();
+    ssize_t got;
+    MAKE(got, is_read_again(&now, fd), readv(fd, buffers, count));
+    return go_on(&now, fd, buffers, count, NULL, got);
+}
+
+static ssize_t again_preadv(int fd, const struct iovec *buffers, int count, off_t at)
+{
+    struct attempt now = attempt();
+    ssize_t got;
+    MAKE(got, is_read_again(&now, fd), preadv(fd, buffers, count, at));
+    return go_on(&now, fd, buffers, count, &at, got);
+}
+
+/* With flags it may be that no more is wanted than was there. */
+static ssize_t again_preadv2(int fd, const struct iovec *buffers, int count, off_t at, int flags)
+{
+    struct attempt now = attempt();
+    ssize_t got;
+    MAKE(got, is_read_again(&now, fd), preadv2(fd, buffers, count, at, flags));
+    return flags ? got : go_on(&now, fd, buffers, count, at == -1 ? NULL : &at, got);
+}
+
+static ssize_t again_recv(int fd, void *buffer, size_t n, int flags)
+{
+    struct attempt now = attempt();
+    ssize_t got;
+    MAKE(got, is_read_again(&now, fd), recv(fd, buffer, n, flags));
+    return got;
+}
+
+static ssize_t again_recvfrom(int fd, void *buffer, size_t n, int flags, struct sockaddr *from,
+                              socklen_t *size)
+{
+    struct attempt now = attempt();
+    ssize_t got;
+    MAKE(got, is_read_again(&now, fd), recvfrom(fd, buffer, n, flags, from, size));
+    return got;
+}
+
+static ssize_t again_recvmsg(int fd, struct msghdr *message, int flags)
+{
+    struct attempt now = attempt();
+    ssize_t got;
+    MAKE(got, is_read_again(&now, fd), recvmsg(fd, message, flags));
+    return got;
+}
+
+static ssize_t again_getrandom(void *buffer, size_t n, unsigned flags)
+{
+    struct attempt now = attempt();
+    ssize_t got;
+    MAKE(got, is_again(&now), getrandom(buffer, n, flags));
+    return got;
+}
+
+/*
+ * Bytes are read, not elements, so that none is left in the middle; the error that is cleared came
+ * of this call, as there was none before.
+ */
+static size_t again_fread(void *buffer, size_t size, size_t count, FILE *file)
+{
+    size_t n, done = 0;
+    if (!size || __builtin_mul_overflow(size, count, &n) || ferror(file))
+        return fread(buffer, size, count, file);
+    struct attempt now = attempt();
+    flockfile(file);
+    do
+        done += fread((char *)buffer + done, 1, n - done, file);
+    while (done < n && ferror(file) && is_again(&now) && (clearerr(file), true));
+    funlockfile(file);
+    return done / size;
+}
+
+/* ---- waiting ---- */
+
+static int again_poll(struct pollfd *fds, nfds_t n, int timeout)
+{
+    struct attempt now = attempt();
+    int got;
+    MAKE(got, is_again(&now), poll(fds, n, timeout));
+    return got;
+}
+
+static int again_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout,
+                       const sigset_t *mask)
+{
+    struct attempt now = attempt();
+    int got;
+    MAKE(got, is_again(&now), ppoll(fds, n, timeout, mask));
+    return got;
+}
+
+static int again_epoll_wait(int fd, struct epoll_event *events, int max, int timeout)
+{
+    struct attempt now = attempt();
+    int got;
+    MAKE(got, is_again(&now), epoll_wait(fd, events, max, timeout));
+    return got;
+}
+
+static int again_epoll_pwait(int fd, struct epoll_event *events, int max, int timeout,
+                             const sigset_t *mask)
+{
+    struct attempt now = attempt();
+    int got;
+    MAKE(got, is_again(&now), epoll_pwait(fd, events, max, timeout, mask));
+    return got;
+}
+
+/* ---- writing: where frozen pages may not be read either ---- */
+
+static ssize_t again_write(int fd, const void *buffer, size_t n)
+{
+    struct attempt now = attempt();
+    ssize_t got;
+    MAKE(got, is_again(&now), write(fd, buffer, n));
+    return got;
+}
+
+static ssize_t again_pwrite(int fd, const void *buffer, size_t n, off_t at)
+{
+    struct attempt now = attempt();
+    ssize_t got;
+    MAKE(got, is_again(&now), pwrite(fd, buffer, n, at));
+    return got;
+}
+
+static ssize_t again_writev(int fd, const struct iovec *buffers, int count)
+{
+    struct attempt now = attempt();
+    ssize_t got;
+    MAKE(got, is_again(&now), writev(fd, buffers, count));
+    return got;
+}
+
+static ssize_t again_send(int fd, const void *buffer, size_t n, int flags)
+{
+    struct attempt now = attempt();
+    ssize_t got;
+    MAKE(got, is_again(&now), send(fd, buffer, n, flags));
+    return got;
+}
+
+static ssize_t again_sendto(int fd, const void *buffer, size_t n, int flags,
+                            const struct sockaddr *to, socklen_t size)
+{
+    struct attempt now = attempt();
+    ssize_t got;
+    MAKE(got, is_again(&now), sendto(fd, buffer, n, flags, to, size));
+    return got;
+}
+
+static ssize_t again_sendmsg(int fd, const struct msghdr *message, int flags)
+{
+    struct attempt now = attempt();
+    ssize_t got;
+    MAKE(got, is_again(&now), sendmsg(fd, message, flags));
+    return got;
+}
+
+/* ---- the same, checked ---- */
+
+#ifdef __GLIBC__
+/* What is too long ends the program, as it would have. */
+static ssize_t again_read_chk(int fd, void *buffer, size_t n, size_t room)
+{
+    return n > room ? __read_chk(fd, buffer, n, room) : again_read(fd, buffer, n);
+}
+
+static ssize_t again_pread_chk(int fd, void *buffer, size_t n, off_t at, size_t room)
+{
+    return n > room ? __pread_chk(fd, buffer, n, at, room) : again_pread(fd, buffer, n, at);
+}
+
+static ssize_t again_recv_chk(int fd, void *buffer, size_t n, size_t room, int flags)
+{
+    return n > room ? __recv_chk(fd, buffer, n, room, flags) : again_recv(fd, buffer, n, flags);
+}
+
+static size_t again_fread_chk(void *buffer, size_t room, size_t size, size_t count, FILE *file)
+{
+    size_t n;
+    if (__builtin_mul_overflow(size, count, &n) || n > room)
+        return __fread_chk(buffer, room, size, count, file);
+    return again_fread(buffer, size, count, file);
+}
+
+static int again_poll_chk(struct pollfd *fds, nfds_t n, int timeout, size_t room)
+{
+    return room / sizeof *fds < n ? __poll_chk(fds, n, timeout, room) : again_poll(fds, n, timeout);
+}
+#endif
+
+#define LED(name) {#name, (uintptr_t)(name), (uintptr_t)again_##name}
+#define LED_AS(name, like) {#name, (uintptr_t)(name), (uintptr_t)again_##like}
+
+static const struct os_import imports[] = {
+#ifdef __GLIBC__
+    LED_AS(__fread_chk, fread_chk),
+    LED_AS(__poll_chk, poll_chk),
+    LED_AS(__pread64_chk, pread_chk),
+    LED_AS(__pread_chk, pread_chk),
+    LED_AS(__read_chk, read_chk),
+    LED_AS(__recv_chk, recv_chk),
+#endif
+    LED(epoll_pwait),
+    LED(epoll_wait),
+    LED(fread),
+    LED(getrandom),
+    LED(poll),
+    LED(ppoll),
+    LED(pread),
+#ifdef __GLIBC__
+    LED_AS(pread64, pread),
+#endif
+    LED(preadv),
+    LED(preadv2),
+#ifdef __GLIBC__
+    LED_AS(preadv64, preadv),
+    LED_AS(preadv64v2, preadv2),
+#endif
+    LED(pwrite),
+#ifdef __GLIBC__
+    LED_AS(pwrite64, pwrite),
+#endif
+    LED(read),
+    LED(readv),
+    LED(recv),
+    LED(recvfrom),
+    LED(recvmsg),
+    LED(send),
+    LED(sendmsg),
+    LED(sendto),
+    LED(write),
+    LED(writev),
+};
+
+void retries_lead(void)
+{
+    os_imports_lead(imports, sizeof imports / sizeof *imports);
+}
