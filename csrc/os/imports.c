@@ -31,6 +31,11 @@
  */
 #define LOOKS 10
 #define FIRST_PAUSE_NS ((uint64_t)1000000)
+/*
+ * A look took 0.6 ms in a process with 22 objects and 8 ms in one with 419; the dynamic linker waits
+ * meanwhile.  While objects are loaded one after another no more than a twentieth goes to looking.
+ */
+#define REST 20
 #define ENTRIES_MAX 16384 /* found in one look, the rest in the next: 384 KiB */
 
 struct object {
@@ -287,7 +292,6 @@ static bool is_due(void)
         led.changes = changes;
         led.looks = LOOKS;
         led.pause = FIRST_PAUSE_NS;
-        led.not_before = 0;
     }
     return led.looks && os_now_ns() >= led.not_before;
 }
@@ -296,13 +300,15 @@ static void look_once(const struct os_import *imports, size_t n)
 {
     size_t size = ENTRIES_MAX * sizeof(struct entry);
     struct look look = {.imports = imports, .n_imports = n, .entries = os_alloc(size)};
+    uint64_t start = os_now_ns();
     if (!look.entries)
         return;
     dl_iterate_phdr(look_at_object, &look);
     see_rights(&look);
     dl_iterate_phdr(lead_all, &look);
     led.looks = look.n ? led.looks - 1 : 0;
-    led.not_before = os_now_ns() + led.pause;
+    uint64_t end = os_now_ns(), rest = REST * (end - start);
+    led.not_before = end + (led.pause > rest ? led.pause : rest);
     led.pause *= 2;
     os_unmap(look.entries, size);
 }
