@@ -20,6 +20,7 @@
 #include "pages/pages.h"
 #include "pages/regions.h"
 #include "pages/sharing.h"
+#include "scan/collect.h"
 #include "scan/window.h"
 #include "store/frames.h"
 
@@ -155,6 +156,7 @@ static void remove_region(ksmpy_engine *engine, uint32_t id)
     /* In a child the shadow may not be mapped (MADV_DONTFORK), and its place may be another's. */
     if (!engine->pages.forked)
         os_unmap((void *)region->shadow, bytes_of(region->n + 1));
+    leave_run_in(&engine->scanner, id);
     window_leave_region(&engine->scanner, id);
     region_remove(&engine->pages, id);
     budget_region_went(&engine->merger.budget);

@@ -186,6 +186,7 @@ static void put_together(ksmpy_engine *engine)
     pthread_mutex_init(&engine->refreshing, NULL);
     pthread_mutex_init(&engine->pass, NULL);
     engine->merger.pages = engine->merger.budget.pages = engine->scanner.pages = &engine->pages;
+    engine->merger.awaited = &engine->waiting;
     engine->scanner.merger = &engine->merger;
     engine->scanner.window.region = NO_REGION;
 }

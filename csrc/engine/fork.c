@@ -66,8 +66,10 @@ static void let_go(ksmpy_engine *engine)
     region_forget_arriving(&engine->pages);
     sharing_end_lease(&engine->pages);
     engine->scanner.run = (struct run){.kind = RUN_NONE};
+    engine->scanner.unfinished = false;
     plan_forget(&engine->merger);
     atomic_store(&engine->waiting, 0);
+    atomic_store(&engine->pass_waits, false);
     atomic_store(&engine->pass_wanted, 0);
     pthread_mutex_init(&engine->lock, NULL);
     pthread_mutex_init(&engine->arrivals, NULL);

@@ -29,7 +29,7 @@ void engine_unlock(ksmpy_engine *engine)
 void engine_let_others_in(ksmpy_engine *engine)
 {
     engine_unlock(engine);
-    while (atomic_load(&engine->waiting))
+    while (atomic_load(&engine->waiting) || atomic_load(&engine->pass_waits))
         sched_yield();
     engine_lock(engine);
 }
@@ -38,8 +38,28 @@ void engine_end_slice(ksmpy_engine *engine, uint64_t *deadline)
 {
     if (os_now_ns() < *deadline)
         return;
-    engine_let_others_in(engine);
+    if (atomic_load(&engine->waiting)) {
+        engine_unlock(engine);
+        while (atomic_load(&engine->waiting))
+            sched_yield();
+        engine_lock(engine);
+    }
     *deadline = slice_end(&engine->pages);
+}
+
+void engine_lock_for_pass(ksmpy_engine *engine)
+{
+    atomic_store(&engine->pass_waits, true);
+    pthread_mutex_lock(&engine->lock);
+    atomic_store(&engine->pass_waits, false);
+}
+
+void pass_lets_others_in(ksmpy_engine *engine)
+{
+    engine_unlock(engine);
+    while (atomic_load(&engine->waiting))
+        sched_yield();
+    engine_lock_for_pass(engine);
 }
 
 void engine_count_mappings(ksmpy_engine *engine)

@@ -8,8 +8,14 @@ void engine_lock(ksmpy_engine *engine); /* ahead of a pass under way */
 void engine_unlock(ksmpy_engine *engine);
 /* Between two slices of what takes long: whoever wants the lock (fork, a dying owner) has it. */
 void engine_let_others_in(ksmpy_engine *engine);
-/* The same where *deadline has passed, which is set to the end of the next slice then. */
+/*
+ * Between two slices of what a thread waits for: the same where *deadline has passed, which is set
+ * to the end of the next slice then, but a pass goes on waiting.
+ */
 void engine_end_slice(ksmpy_engine *engine, uint64_t *deadline);
+/* Between two slices of a pass, and at its start. */
+void engine_lock_for_pass(ksmpy_engine *engine);
+void pass_lets_others_in(ksmpy_engine *engine);
 /* For the budget; others have the lock meanwhile. */
 void engine_count_mappings(ksmpy_engine *engine);
 /*

@@ -13,6 +13,7 @@
 #include "os/guard.h"
 #include "pages/lost.h"
 #include "scan/scan.h"
+#include "store/collapse.h"
 #include "store/lock.h"
 #include "store/patience.h"
 
@@ -29,9 +30,9 @@ static bool stopped(const ksmpy_engine *engine)
 static int wait_for_store(ksmpy_engine *engine, struct patience *patience)
 {
     int error = store_why_not(&engine->pages.store);
-    pthread_mutex_unlock(&engine->lock);
+    engine_unlock(engine);
     try_again(patience, &error);
-    pthread_mutex_lock(&engine->lock);
+    engine_lock_for_pass(engine);
     return error;
 }
 
@@ -41,7 +42,7 @@ static void begin_pass(ksmpy_engine *engine)
     if (budget_is_outdated(&engine->merger.budget))
         engine_count_mappings(engine);
     for (uintptr_t at = 0; find_lost_some(&engine->pages, &at);)
-        engine_let_others_in(engine);
+        pass_lets_others_in(engine);
     scan_begin_pass(&engine->scanner);
 }
 
@@ -61,8 +62,25 @@ static bool begin_slice(ksmpy_engine *engine, struct patience *patience, int *er
     if (engine->pages.store.away)
         *error = wait_for_store(engine, patience);
     else
-        engine_let_others_in(engine);
+        pass_lets_others_in(engine);
     return false;
+}
+
+/*
+ * Puts the frames of the run under way on huge pages.  Others have the lock meanwhile: they may end
+ * the run, but only the pass gives its frames back.
+ */
+static void make_frames_huge(ksmpy_engine *engine)
+{
+    struct run *run = &engine->scanner.run;
+    struct store *store = &engine->pages.store;
+    uint32_t first = run->taken, n = run->taken_end - first;
+    int error;
+    engine_unlock(engine);
+    uint64_t huge = extents_collapse(store, first, n, &error);
+    engine_lock_for_pass(engine);
+    extents_collapsed(store, first, huge, error);
+    run->raw = false;
 }
 
 static int scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
@@ -81,7 +99,10 @@ static int scan_until(ksmpy_engine *engine, uint64_t max_pages, bool eager)
             scan_slice(&engine->scanner, least(max_pages - result->scanned, SLICE_SCANNED), eager);
         else
             scan_settle_slice(&engine->scanner);
-        engine_let_others_in(engine);
+        if (engine->scanner.run.raw)
+            make_frames_huge(engine);
+        else
+            pass_lets_others_in(engine);
     }
     scan_drop(&engine->scanner);
     return error == -EAGAIN ? engine->pages.store.broken : error;
@@ -95,7 +116,7 @@ int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
         return -EPERM;
     sigset_t mask;
     pthread_mutex_lock(&engine->pass);
-    pthread_mutex_lock(&engine->lock);
+    engine_lock_for_pass(engine);
     guard_open(&mask);
     atomic_store(&engine->interrupted, false);
     engine->merger.result = result;
@@ -110,7 +131,7 @@ int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
         error = scan_until(engine, max_pages, flags & KSMPY_SCAN_EAGER);
     engine->merger.result = NULL;
     guard_close(&mask);
-    pthread_mutex_unlock(&engine->lock);
+    engine_unlock(engine);
     pass_unlock(engine);
     check_step(engine);
     return error;

@@ -45,7 +45,6 @@ int ksmpy_refresh(ksmpy_engine *engine)
     guard_open(&mask);
     pthread_mutex_lock(&engine->refreshing);
     engine_lock(engine);
-    /* One slice for many small regions: whoever lets a pass in may wait for a whole merge. */
     uint64_t deadline = slice_end(&engine->pages);
     while (refresh_some(&engine->merger, &at)) {
         store_flush(&engine->pages.store);
@@ -157,9 +156,9 @@ int ksmpy_store_full(ksmpy_engine *engine)
  * sharers saves k - 1 pages, of which each sharer has an equal part.  The counts are read without
  * the store's lock: other processes change them meanwhile, so the result is an estimate.
  */
-static double saved_pages(const struct pages *pages, const struct region *region, uint64_t *first)
+static double saved_pages(const struct pages *pages, const struct region *region, uint64_t *first,
+                          uint64_t deadline)
 {
-    uint64_t deadline = slice_end(pages);
     double saved = 0;
     for (; *first < region->n && (*first % CHUNK || os_now_ns() < deadline); ++*first) {
         const struct page *page = page_record(pages, region->base + (uint32_t)*first);
@@ -181,11 +180,11 @@ static uint64_t rmap_items(const struct region *region)
 static int count_region(ksmpy_engine *engine, uint32_t id, struct ksmpy_region_stats *out)
 {
     const struct region *region = region_at(&engine->pages, id);
-    uint64_t serial = region->serial, first = 0;
+    uint64_t serial = region->serial, first = 0, deadline = slice_end(&engine->pages);
     double saved = 0;
     while (first < region->n && region->pages_in[PAGE_SHARED]) {
-        saved += saved_pages(&engine->pages, region, &first);
-        engine_let_others_in(engine);
+        saved += saved_pages(&engine->pages, region, &first, deadline);
+        engine_end_slice(engine, &deadline);
         if (!region_is(&engine->pages, id, serial))
             return -ENOENT;
     }

@@ -12,6 +12,8 @@
 #include "merge/merger.h"
 #include "merge/piece.h"
 #include "merge/publish.h"
+#include "merge/rest.h"
+#include "merge/run.h"
 #include "os/guard.h"
 #include "os/map.h"
 #include "pages/pages.h"
@@ -99,18 +101,17 @@ void merged_scattered(struct merger *merger, uint32_t page, uint64_t n)
     track_merged(merger, page, n);
 }
 
-void merge_onto_frames(struct merger *merger, uint32_t page, uint32_t frame, uint64_t n)
+uint64_t merge_onto_frames(struct merger *merger, uint32_t page, uint32_t frame, uint64_t n)
 {
     struct piece piece;
-    uint32_t start = page;
-    for (uint64_t left = n, done; left; left -= done) {
-        piece_begin(&piece, page, frame, left);
-        done = merge_piece(merger, &piece, left, false);
-        page += (uint32_t)done;
-        frame += (uint32_t)done;
-    }
+    uint64_t done = 0;
+    do {
+        piece_begin(&piece, page + (uint32_t)done, frame + (uint32_t)done, n - done);
+        done += merge_piece(merger, &piece, n - done, false);
+    } while (done < n && !merger_is_awaited(merger));
     /* After all of them were mapped: a fault maps pages around it only within its own mapping. */
-    fault_in_overlays(merger->pages, start, n);
+    fault_in_overlays(merger->pages, page, done);
+    return done;
 }
 
 static uint64_t row_from(const struct batch *batch, uint64_t i)
@@ -135,49 +136,71 @@ static int promote_part(struct merger *merger, struct batch *batch)
     return error;
 }
 
-static uint32_t take_frames(struct pages *pages, uint32_t page, uint64_t *n, bool in_step)
+/* Takes frames for a run that has none left of those taken before; false: there are none. */
+static bool take_frames(struct pages *pages, struct run *run, uint32_t page, uint64_t n,
+                        bool in_step)
 {
     int node = (int)page_node(page_record(pages, page));
     uint64_t number = page_address(pages, page) >> PAGE_SHIFT;
-    return in_step ? store_take_in_step(&pages->store, node, number, n)
-                   : store_take(&pages->store, node, n);
+    if (run->unfilled < run->taken_end)
+        return true;
+    uint32_t first = in_step ? store_take_in_step(&pages->store, node, number, &n, &run->raw)
+                             : store_take(&pages->store, node, &n);
+    if (first == NO_FRAME)
+        return false;
+    run->taken = run->unfilled = first;
+    run->taken_end = first + (uint32_t)n;
+    return true;
 }
 
-static int promote_onto(struct merger *merger, uint32_t page, uint64_t *n, bool in_step)
+/* Makes the run's next frames, of pages up to the end of a huge page; how many, or -errno. */
+static int64_t promote_some(struct merger *merger, struct run *run, uint32_t page, uint64_t n)
 {
     struct store *store = &merger->pages->store;
-    struct batch batch;
-    uint64_t taken = *n;
-    int64_t filled = 0;
-    int error = 0;
+    struct batch batch = {.taken = run->taken, .taken_end = run->taken_end, .page = page};
+    batch.frame = run->unfilled;
+    int64_t filled = store_fill(store, batch.frame, (const void *)page_address(merger->pages, page),
+                                to_next_huge(merger->pages, page, n));
+    if (filled == -ENOSPC)
+        store_fills_up(store);
+    if (filled <= 0)
+        return filled;
+    batch.n = (uint64_t)filled;
+    int error = promote_part(merger, &batch);
+    if (error)
+        return error;
+    run->unfilled += (uint32_t)filled;
+    return filled;
+}
+
+static int promote_onto(struct merger *merger, struct run *run, uint32_t page, uint64_t *n,
+                        bool in_step)
+{
+    uint64_t wanted = *n;
+    int64_t got = 0;
     *n = 0;
-    batch.taken = take_frames(merger->pages, page, &taken, in_step);
-    if (batch.taken == NO_FRAME)
+    if (!take_frames(merger->pages, run, page, wanted, in_step))
         return -ENOMEM;
-    batch.taken_end = batch.taken + (uint32_t)taken;
-    for (; *n < taken && !error; *n += error ? 0 : batch.n) {
-        batch.page = page + (uint32_t)*n;
-        batch.frame = batch.taken + (uint32_t)*n;
-        batch.n = to_next_huge(merger->pages, batch.page, taken - *n);
-        filled = store_fill(store, batch.frame,
-                            (const void *)page_address(merger->pages, batch.page), batch.n);
-        if (filled == -ENOSPC)
-            store_fills_up(store);
-        batch.n = filled > 0 ? (uint64_t)filled : 0;
-        error = filled > 0 ? promote_part(merger, &batch) : (int)filled;
-    }
-    store_give_back(store, batch.taken + (uint32_t)*n, taken - *n);
+    if (run->raw)
+        return 0;
+    wanted = least(wanted, run->taken_end - run->unfilled);
+    do {
+        got = promote_some(merger, run, page + (uint32_t)*n, wanted - *n);
+        *n += got > 0 ? (uint64_t)got : 0;
+    } while (got > 0 && *n < wanted && !merger_is_awaited(merger));
+    if (got <= 0 || *n == wanted)
+        rest_give_frames_back(&merger->pages->store, run);
     fault_in_overlays(merger->pages, page, *n);
     track_merged(merger, page, *n);
-    return *n ? 0 : error;
+    return *n ? 0 : (int)got;
 }
 
-int promote(struct merger *merger, uint32_t page, uint64_t *n)
+int promote(struct merger *merger, struct run *run, uint32_t page, uint64_t *n)
 {
-    return promote_onto(merger, page, n, true);
+    return promote_onto(merger, run, page, n, true);
 }
 
-int promote_row(struct merger *merger, uint32_t page, uint64_t *n)
+int promote_row(struct merger *merger, struct run *run, uint32_t page, uint64_t *n)
 {
-    return promote_onto(merger, page, n, false);
+    return promote_onto(merger, run, page, n, false);
 }

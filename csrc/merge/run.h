@@ -15,6 +15,13 @@ struct run {
     uint32_t page; /* id of the first */
     uint32_t target; /* RUN_FRAME: frame of the first; RUN_PAGE: its equal */
     uint64_t n;
+
+    /* while it is being carried out, which may take several slices: see merge/rest.h */
+    bool begun;
+    uint64_t promoted; /* RUN_PAGE: frames were made of so many of the first equals */
+    uint32_t taken, unfilled,
+        taken_end; /* frames taken for it; from which on they are not filled */
+    bool raw; /* these are to be put on huge pages, with no lock in hand, before it goes on */
 };
 
 /* What a pass knows of pages that it has not come to yet. */

@@ -20,6 +20,7 @@
 #include "merge/merger.h"
 #include "merge/onto.h"
 #include "merge/refusal.h"
+#include "merge/rest.h"
 #include "merge/run.h"
 #include "os/guard.h"
 #include "pages/pages.h"
@@ -100,16 +101,20 @@ static uint64_t block_length(struct pages *pages, const struct outlook *outlook,
     return longer > frames ? longer : frames;
 }
 
-/* Makes frames in a row of the stretch's first pages; how many pages were dealt with. */
-static int64_t onto_new_block(struct merger *merger, const struct outlook *outlook, uint32_t page,
-                              uint64_t n)
+/*
+ * Makes frames in a row of the stretch's first pages, or goes on with those that the slice before
+ * has begun; how many pages were dealt with.
+ */
+static int64_t onto_new_block(struct merger *merger, struct run *run, const struct outlook *outlook)
 {
-    uint64_t frames = block_length(merger->pages, outlook, page, n);
-    if (!budget_allows(&merger->budget, frames, 2)) {
-        budget_refuse(&merger->budget, page, n, frames);
+    bool goes_on = run->unfilled < run->taken_end;
+    uint64_t frames = goes_on ? least(run->n, run->taken_end - run->unfilled)
+                              : block_length(merger->pages, outlook, run->page, run->n);
+    if (!goes_on && !budget_allows(&merger->budget, frames, 2)) {
+        budget_refuse(&merger->budget, run->page, run->n, frames);
         return -EDQUOT;
     }
-    int error = promote_row(merger, page, &frames);
+    int error = promote_row(merger, run, run->page, &frames);
     return error ? error : (int64_t)frames;
 }
 
@@ -137,8 +142,7 @@ static int64_t onto_frames(struct merger *merger, uint32_t frame, uint32_t page,
         budget_refuse(&merger->budget, page, n, length);
         return -EDQUOT;
     }
-    merge_onto_frames(merger, page, first, length);
-    return (int64_t)length;
+    return (int64_t)merge_onto_frames(merger, page, first, length);
 }
 
 /* A frame of one of the pages [page, +n) that still has the bytes of the stretch; or NO_FRAME. */
@@ -165,21 +169,31 @@ static uint32_t find_any(struct pages *pages, uint32_t page)
     return frame;
 }
 
-/* A last page for which no frame has room is left alone, and looked up again in the next pass. */
-void merge_equal(struct merger *merger, struct run run, const struct outlook *outlook)
+/* Merges the first pages of the run; how many were dealt with. */
+static int64_t merge_some(struct merger *merger, struct run *run, const struct outlook *outlook,
+                          uint32_t frame)
 {
-    uint32_t page = run.page, frame = find_any(merger->pages, page);
-    int64_t done = 0;
-    for (uint64_t left = run.n; left; left -= (uint64_t)done, page += (uint32_t)done) {
-        done = frame == NO_FRAME ? 0 : onto_frames(merger, frame, page, left);
-        if (!done && left > 1)
-            done = onto_new_block(merger, outlook, page, left);
+    bool goes_on = run->unfilled < run->taken_end;
+    int64_t done = frame == NO_FRAME || goes_on ? 0 : onto_frames(merger, frame, run->page, run->n);
+    return !done && (run->n > 1 || goes_on) ? onto_new_block(merger, run, outlook) : done;
+}
+
+/* A last page for which no frame has room is left alone, and looked up again in the next pass. */
+void merge_equal(struct merger *merger, struct run *run, const struct outlook *outlook)
+{
+    uint32_t start = run->page, frame = find_any(merger->pages, start);
+    int64_t done;
+    do {
+        uint32_t page = run->page;
+        done = merge_some(merger, run, outlook, frame);
         if (done < 0)
-            count_refusal(merger, (int)done, left);
-        if (done <= 0)
-            break;
-        if (frame == NO_FRAME)
+            count_refusal(merger, (int)done, run->n);
+        if (done > 0)
+            rest_begins_after(run, (uint64_t)done);
+        if (done > 0 && frame == NO_FRAME)
             frame = frame_of_any(merger->pages, page, (uint64_t)done);
-    }
-    track_merged(merger, run.page, page - run.page);
+    } while (done > 0 && run->n && !merger_is_awaited(merger));
+    track_merged(merger, start, run->page - start);
+    if (done <= 0)
+        rest_shorten(merger->pages, run, 0);
 }

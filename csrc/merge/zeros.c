@@ -54,10 +54,11 @@ static uint64_t zero_piece(struct merger *merger, uint32_t page, uint64_t n)
     return piece.n;
 }
 
-void merge_zeros(struct merger *merger, uint32_t page, uint64_t n)
+uint64_t merge_zeros(struct merger *merger, uint32_t page, uint64_t n)
 {
-    for (uint64_t done; n; n -= done) {
-        done = zero_piece(merger, page, n);
-        page += (uint32_t)done;
-    }
+    uint64_t done = 0;
+    do
+        done += zero_piece(merger, page + (uint32_t)done, n - done);
+    while (done < n && !merger_is_awaited(merger));
+    return done;
 }

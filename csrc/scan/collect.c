@@ -2,42 +2,75 @@
 #include "scan/collect.h"
 
 #include "merge/merge.h"
+#include "merge/rest.h"
 #include "merge/run.h"
+#include "pages/pages.h"
 #include "scan/scanner.h"
 #include "scan/window.h"
 
 bool carry_out(struct scanner *scanner)
 {
-    struct run run = scanner->run;
-    if (!run.n)
+    struct run *run = &scanner->run, whole = *run;
+    if (!whole.n)
         return false;
-    scanner->run.page += (uint32_t)run.n;
-    scanner->run.target += (uint32_t)run.n;
-    scanner->run.n = 0;
     struct outlook outlook = window_outlook(scanner);
-    if (!merge_run(scanner->merger, run, &outlook))
+    bool merged = merge_run(scanner->merger, run, &outlook);
+    scanner->unfinished = run->n != 0;
+    if (!run->n) {
+        run->page = whole.page + (uint32_t)whole.n;
+        run->target = whole.target + (uint32_t)whole.n;
+    }
+    if (merged && whole.kind != RUN_UNMERGE)
+        window_pages_merged(scanner, whole.page, whole.n);
+    if (merged && whole.kind == RUN_PAGE)
+        window_pages_merged(scanner, whole.target, whole.n);
+    return merged;
+}
+
+bool collect_first(struct scanner *scanner, int kind, uint32_t id, uint32_t target)
+{
+    carry_out(scanner);
+    if (scanner->unfinished)
         return false;
-    if (run.kind == RUN_UNMERGE)
-        return true;
-    window_pages_merged(scanner, run.page, run.n);
-    if (run.kind == RUN_PAGE)
-        window_pages_merged(scanner, run.target, run.n);
+    scanner->run = (struct run){.kind = kind, .page = id, .target = target, .n = 1};
     return true;
 }
 
-void collect_first(struct scanner *scanner, int kind, uint32_t id, uint32_t target)
+bool collect(struct scanner *scanner, int kind, uint32_t id, uint32_t target)
 {
-    carry_out(scanner);
-    scanner->run.kind = kind;
-    scanner->run.page = id;
-    scanner->run.target = target;
-    scanner->run.n = 1;
+    bool extends = run_extends(scanner->pages, &scanner->run, kind, id, target);
+    if (extends)
+        scanner->run.n++;
+    return extends || collect_first(scanner, kind, id, target);
 }
 
-void collect(struct scanner *scanner, int kind, uint32_t id, uint32_t target)
+/* What others left of the run is nothing: the pass, whose frames these are, gives them back. */
+static void end_if_empty(struct scanner *scanner)
 {
-    if (run_extends(scanner->pages, &scanner->run, kind, id, target))
-        scanner->run.n++;
-    else
-        collect_first(scanner, kind, id, target);
+    if (scanner->run.n)
+        return;
+    rest_give_frames_back(&scanner->pages->store, &scanner->run);
+    scanner->run.begun = scanner->unfinished = false;
+}
+
+void take_run_up(struct scanner *scanner)
+{
+    rest_revise(scanner->pages, &scanner->run);
+    end_if_empty(scanner);
+    if (scanner->unfinished)
+        carry_out(scanner);
+}
+
+void leave_run(struct scanner *scanner)
+{
+    rest_shorten(scanner->pages, &scanner->run, 0);
+    end_if_empty(scanner);
+}
+
+void leave_run_in(struct scanner *scanner, uint32_t region)
+{
+    const struct run *run = &scanner->run;
+    if (run->n && (region_of(scanner->pages, run->page) == region ||
+                   (run->kind == RUN_PAGE && region_of(scanner->pages, run->target) == region)))
+        rest_shorten(scanner->pages, &scanner->run, 0);
 }

@@ -69,7 +69,7 @@ static bool try_frame(struct scanner *scanner, uint32_t id, uint64_t sum, const 
     }
     /* To carry out the pending run may fill that frame, or make a frame that is better. */
     bool merged = carry_out(scanner);
-    if (is_taken(scanner->pages, id))
+    if (scanner->unfinished || is_taken(scanner->pages, id))
         return true;
     const struct store *store = &scanner->pages->store;
     if (merged || !has_room(store, frame_at(store, frame)))
@@ -87,6 +87,8 @@ static bool try_neighbour(struct scanner *scanner, uint32_t id, uint64_t sum, co
     if (!goes_on(scanner->pages, id) || !page_waits(page_record(scanner->pages, id - 1)))
         return false;
     carry_out(scanner); /* the pending run may take either page, or make a frame with their bytes */
+    if (scanner->unfinished)
+        return true;
     make_frame_of(scanner, sum);
     if (is_taken(scanner->pages, id) || try_frame(scanner, id, sum, bytes, true))
         return true;
@@ -111,6 +113,8 @@ static bool try_candidate(struct scanner *scanner, uint32_t id, uint64_t sum, co
         return true;
     }
     bool merged = carry_out(scanner); /* the pending run may take that page */
+    if (scanner->unfinished)
+        return true;
     if (make_frame_of(scanner, sum) || merged) {
         if (is_taken(scanner->pages, id) || try_frame(scanner, id, sum, bytes, true))
             return true;
@@ -130,10 +134,16 @@ static void wait_or_go_ahead(struct scanner *scanner, uint32_t id, uint64_t sum,
 {
     struct store *store = &scanner->pages->store;
     int tree = tree_of(scanner->pages, page_node(page_record(scanner->pages, id)));
+    /* A claim is for a page that can be collected. */
+    if (store->shared && !run_extends(scanner->pages, &scanner->run, RUN_ALONE, id, NO_INDEX))
+        carry_out(scanner);
+    if (scanner->unfinished)
+        return;
     enum announced announced = announcement_add(store, tree, sum);
     if (announced == ANNOUNCED_HERE && scanner->run.kind == RUN_ALONE && scanner->run.n) {
         carry_out(scanner); /* the pending run may have claimed this checksum, and make its frame */
-        if (is_taken(scanner->pages, id) || try_frame(scanner, id, sum, bytes, true))
+        if (scanner->unfinished || is_taken(scanner->pages, id) ||
+            try_frame(scanner, id, sum, bytes, true))
             return;
     }
     if (announced == ANNOUNCED_ELSEWHERE)
@@ -170,7 +180,10 @@ static bool stays_as_it_is(struct scanner *scanner, const struct page *page, uin
     return true;
 }
 
-/* Looks for equal pages.  The page's state is SEEN, and its record has the checksum. */
+/*
+ * Looks for equal pages.  The page's state is SEEN, and its record has the checksum.  If the run
+ * that was pending is left unfinished nothing is decided, and the page is to be visited again.
+ */
 static void find_equal(struct scanner *scanner, uint32_t id, bool changed, bool eager)
 {
     const void *bytes = (const void *)page_address(scanner->pages, id);

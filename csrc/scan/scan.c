@@ -20,6 +20,7 @@
 #include "merge/bar.h"
 #include "merge/budget.h"
 #include "merge/lonely.h"
+#include "merge/merger.h"
 #include "merge/plan.h"
 #include "merge/refusal.h"
 #include "merge/run.h"
@@ -155,8 +156,7 @@ static void visit(struct scanner *scanner, const struct region *region, uint64_t
     } else if (is_shared(scanner->pages, id)) {
         if (has_bit(window->copied, at)) {
             count_scanned(scanner);
-            scanner->merger->result->unmerged++;
-            collect(scanner, RUN_UNMERGE, id, NO_INDEX);
+            scanner->merger->result->unmerged += collect(scanner, RUN_UNMERGE, id, NO_INDEX);
         } else {
             pass_over(scanner, 1);
         }
@@ -165,6 +165,38 @@ static void visit(struct scanner *scanner, const struct region *region, uint64_t
     } else {
         visit_untracked(scanner, id, written, eager);
     }
+}
+
+/* The visit came to nothing: the next one finds the page as this one did. */
+static void unvisit(struct scanner *scanner, uint32_t id, const struct page *before)
+{
+    struct page *page = page_record(scanner->pages, id);
+    enum page_state was = page_state(before);
+    bool known = was == PAGE_SEEN || was == PAGE_REFUSED || page_waits(before);
+    if (was == PAGE_SHARED)
+        return;
+    page_set_sum(page, page_sum(before));
+    page_set_age(page, page_age(before));
+    page_set_skip(page, page_skip(before));
+    page_become(scanner->pages, id, known ? PAGE_SEEN : PAGE_NEW, NO_INDEX);
+}
+
+/* false: the run before it is not finished, and the page is to be visited again. */
+static bool visit_at_cursor(struct scanner *scanner, const struct region *region, bool eager)
+{
+    struct ksmpy_scan_result *result = scanner->merger->result;
+    uint32_t id = region->base + (uint32_t)scanner->window.at;
+    struct page before = *page_record(scanner->pages, id);
+    uint64_t scanned = result->scanned, volatiles = result->volatiles;
+    visit(scanner, region, scanner->window.at, eager);
+    bool taken = is_taken(scanner->pages, id) && page_state(&before) != PAGE_SHARED;
+    if (!scanner->unfinished || taken)
+        return true;
+    unvisit(scanner, id, &before);
+    scanner->scanned -= result->scanned - scanned;
+    result->scanned = scanned;
+    result->volatiles = volatiles;
+    return false;
 }
 
 static bool any_bit(const uint64_t *bits, uint64_t first, uint64_t end)
@@ -251,39 +283,57 @@ static void begin_slice(struct scanner *scanner, const struct region *region, ui
     scanner->ahead.n = window->holes_n = 0;
     scanner->ahead.end = region->base + (uint32_t)least(window->at + max_pages, region->n);
     scanner->unreadable = false;
-    bar_ask_again(scanner->merger);
     if (eager && !window->eager)
         window_turn_eager(scanner);
 }
 
-static void end_slice(struct scanner *scanner, const struct region *region)
+/* A pass leaves a region whose last run is over. */
+static void leave_finished_region(struct scanner *scanner)
 {
-    carry_out(scanner);
+    const struct window *window = &scanner->window;
+    if (window->region == NO_REGION || scanner->run.n)
+        return;
+    const struct region *region = region_at(scanner->pages, window->region);
+    if (window->at >= region->n || region_is_left_alone(region))
+        next_region(scanner);
+}
+
+/* What each slice has to know anew; the run that the one before has left comes first. */
+static void begin_any_slice(struct scanner *scanner)
+{
+    scanner->merger->slice_began_ns = os_now_ns();
+    bar_ask_again(scanner->merger);
+    follow_removals(scanner->merger);
+    take_run_up(scanner);
+}
+
+/* stays: the run that is being collected goes on in the next slice. */
+static void end_slice(struct scanner *scanner, bool stays)
+{
+    if (!scanner->unfinished && !stays)
+        carry_out(scanner);
     plan_make_frames(scanner->merger);
     if (scanner->unreadable)
         check_lost_region(scanner->pages, scanner->window.region);
     store_look_away(&scanner->pages->store, false);
     store_flush(&scanner->pages->store);
-    if (scanner->window.at >= region->n || region_is_left_alone(region))
-        next_region(scanner);
+    leave_finished_region(scanner);
 }
 
 bool scan_owes(const struct scanner *scanner)
 {
-    return !plan_is_empty(&scanner->merger->plan);
+    return scanner->run.n || !plan_is_empty(&scanner->merger->plan);
 }
 
-void scan_settle_slice(struct scanner *scanner)
+static void settle_plan(struct scanner *scanner)
 {
-    uint64_t deadline = os_now_ns() + SLICE_NS, n;
+    uint64_t deadline = scanner->merger->slice_began_ns + SLICE_NS, n;
     uint32_t page;
-    bool more = true;
-    bar_ask_again(scanner->merger);
-    follow_removals(scanner->merger);
-    while (more && os_now_ns() < deadline) {
+    bool more;
+    do {
         more = plan_step(scanner->merger, &page, &n);
         window_pages_merged(scanner, page, n);
-    }
+    } while (more && os_now_ns() < deadline && !merger_is_awaited(scanner->merger));
     if (!more) /* before that, frames are read again and again, in no order */
         store_look_away(&scanner->pages->store, false);
     store_flush(&scanner->pages->store);
@@ -291,14 +341,63 @@ void scan_settle_slice(struct scanner *scanner)
         end_pass(scanner);
 }
 
+void scan_settle_slice(struct scanner *scanner)
+{
+    begin_any_slice(scanner);
+    if (scanner->run.n && !scanner->unfinished)
+        carry_out(scanner);
+    leave_finished_region(scanner);
+    if (!scanner->run.n && !plan_is_empty(&scanner->merger->plan))
+        settle_plan(scanner);
+}
+
 void scan_drop(struct scanner *scanner)
 {
+    leave_run(scanner);
     plan_drop(scanner->merger);
+}
+
+/* Looks at pages until the slice is over; false: that is before its time, since somebody waits. */
+static bool visit_pages(struct scanner *scanner, const struct region *region, uint64_t max_pages,
+                        bool eager)
+{
+    struct window *window = &scanner->window;
+    const struct merger *merger = scanner->merger;
+    uint64_t before = merger->result->scanned;
+    for (uint64_t visited = 0; visited < SLICE_VISITED; visited++) {
+        uint64_t scanned = merger->result->scanned - before;
+        uintptr_t place =
+            run_place(scanner->pages, &scanner->run, region->address + bytes_of(window->at));
+        bool at_start = run_starts_at(place);
+        if (takes_long(merger->slice_began_ns, visited, place))
+            break;
+        if (window->at >= region->n || region_is_left_alone(region) || scanned >= max_pages ||
+            (scanned && at_start) || scanner->unreadable)
+            break;
+        if (visited && merger_is_awaited(merger))
+            return false;
+        if (window->at >= window->first + window->n || window->at < window->first || !window->n)
+            window_open(scanner, region, eager);
+        uint64_t rests = at_rest(scanner, region, window->at);
+        if (rests) {
+            pass_over(scanner, rests);
+            window->at += rests;
+            visited += rests - 1;
+            continue;
+        }
+        bool done = visit_at_cursor(scanner, region, eager);
+        if (!done || scanner->pages->store.away)
+            break;
+        window->at++;
+        if (scanner->unfinished)
+            break;
+    }
+    return true;
 }
 
 void scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager)
 {
-    struct window *window = &scanner->window;
+    const struct window *window = &scanner->window;
     plan_begin_slice(scanner->merger);
     if (plan_is_full(scanner->merger) || (scan_owes(scanner) && window->region == NO_REGION)) {
         scan_settle_slice(scanner);
@@ -309,35 +408,10 @@ void scan_slice(struct scanner *scanner, uint64_t max_pages, bool eager)
         return;
     }
     const struct region *region = region_at(scanner->pages, window->region);
-    uint64_t before = scanner->merger->result->scanned;
-    follow_removals(scanner->merger);
     begin_slice(scanner, region, max_pages, eager);
-    uint64_t begin = os_now_ns();
-    for (uint64_t visited = 0; visited < SLICE_VISITED; visited++) {
-        uint64_t scanned = scanner->merger->result->scanned - before;
-        uintptr_t place =
-            run_place(scanner->pages, &scanner->run, region->address + bytes_of(window->at));
-        bool at_start = run_starts_at(place);
-        if (takes_long(begin, visited, place))
-            break;
-        if (window->at >= region->n || region_is_left_alone(region) || scanned >= max_pages ||
-            (scanned && at_start) || scanner->unreadable)
-            break;
-        if (window->at >= window->first + window->n || window->at < window->first || !window->n)
-            window_open(scanner, region, eager);
-        uint64_t rests = at_rest(scanner, region, window->at);
-        if (rests) {
-            pass_over(scanner, rests);
-            window->at += rests;
-            visited += rests - 1;
-            continue;
-        }
-        visit(scanner, region, window->at, eager);
-        if (scanner->pages->store.away)
-            break;
-        window->at++;
-    }
-    end_slice(scanner, region);
+    begin_any_slice(scanner);
+    bool over = scanner->unfinished || visit_pages(scanner, region, max_pages, eager);
+    end_slice(scanner, !over);
 }
 
 bool scan_begin_slice(struct scanner *scanner, bool *begins)

@@ -37,7 +37,9 @@ struct scanner {
     struct merger *merger;
     struct window window;
     struct ahead ahead;
-    struct run run; /* that is being collected */
+    struct run run; /* that is being collected, or carried out */
+    bool
+        unfinished; /* a slice has carried out a part of it: nothing is collected before the rest */
     bool unreadable; /* a page of the slice could not be read */
     uint64_t scanned, skipped;
     uint64_t lost_told; /* of the lost pages: in the result of a pass */

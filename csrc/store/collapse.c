@@ -37,27 +37,33 @@ static int collapse(const struct store *store, uint32_t first, uint64_t n)
     return os_collapse((uintptr_t)in_view(store, first), n);
 }
 
-static void note_huge(struct store *store, uint32_t first, uint64_t n)
-{
-    if (!store_lock(store))
-        return; /* they are treated as frames like others then */
-    for (uint64_t i = 0; i < n; i += EXTENT)
-        extent_becomes_huge(store, first + (uint32_t)i);
-    store_unlock(store);
-}
-
 /*
  * One call is made for all of them, since each makes all processors give back their lists of free
  * pages.  Only after an error they are tried one by one, to learn which lie on huge pages.
  */
-void extents_become_huge(struct store *store, uint32_t first, uint64_t n)
+uint64_t extents_collapse(const struct store *store, uint32_t first, uint64_t n, int *error)
 {
-    int error = collapse(store, first, n);
-    if (!error)
-        note_huge(store, first, n);
-    for (uint64_t i = 0; error && i < n && n > EXTENT; i += EXTENT)
-        if (collapse(store, first + (uint32_t)i, EXTENT) == 0)
-            note_huge(store, first + (uint32_t)i, EXTENT);
+    uint64_t huge = 0;
+    *error = collapse(store, first, n);
+    for (uint64_t i = 0; i < n / EXTENT; i++)
+        if (!*error || (n > EXTENT && !collapse(store, first + (uint32_t)(i * EXTENT), EXTENT)))
+            huge |= (uint64_t)1 << i;
+    return huge;
+}
+
+static void note_huge(struct store *store, uint32_t first, uint64_t huge)
+{
+    if (!huge || !store_lock(store))
+        return; /* they are treated as frames like others then */
+    for (uint64_t i = 0; i < MOST_EXTENTS; i++)
+        if (huge >> i & 1)
+            extent_becomes_huge(store, first + (uint32_t)(i * EXTENT));
+    store_unlock(store);
+}
+
+void extents_collapsed(struct store *store, uint32_t first, uint64_t huge, int error)
+{
+    note_huge(store, first, huge);
     store->huge_error = error;
     store->huge_failures =
         !error ? 0 : store->huge_failures + (store->huge_failures < LONGEST_PAUSE);

@@ -14,7 +14,14 @@
  * ever more of them.
  */
 bool extents_can_be_had(struct store *store);
-/* Taken extents get huge pages, if there are any. */
-void extents_become_huge(struct store *store, uint32_t first, uint64_t n);
+/*
+ * Puts taken extents, MOST_EXTENTS at most, on huge pages, if there are any: this may take 20 ms, and
+ * no lock is needed.  Returns a bit for each extent that lies on one now; *error becomes 0 if all do,
+ * or why some do not.
+ */
+#define MOST_EXTENTS 64
+uint64_t extents_collapse(const struct store *store, uint32_t first, uint64_t n, int *error);
+/* Notes what came of it. */
+void extents_collapsed(struct store *store, uint32_t first, uint64_t huge, int error);
 
 #endif

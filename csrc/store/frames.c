@@ -45,17 +45,19 @@ uint32_t store_take(struct store *store, int node, uint64_t *n)
     return take(store, node, pool_take, n);
 }
 
-uint32_t store_take_in_step(struct store *store, int node, uint64_t page, uint64_t *n)
+uint32_t store_take_in_step(struct store *store, int node, uint64_t page, uint64_t *n,
+                            bool *extents)
 {
-    uint64_t before = (EXTENT - page % EXTENT) % EXTENT, whole = *n / EXTENT * EXTENT;
-    bool extents = *n >= before + EXTENT && extents_can_be_had(store);
-    if (extents && before)
+    uint64_t before = (EXTENT - page % EXTENT) % EXTENT;
+    uint64_t whole = least(*n / EXTENT, MOST_EXTENTS) * EXTENT;
+    bool some = *n >= before + EXTENT && extents_can_be_had(store);
+    if (some && before)
         *n = before;
-    uint32_t first = extents && !before ? take(store, node, pool_take_extents, &whole) : NO_FRAME;
-    if (first == NO_FRAME)
+    uint32_t first = some && !before ? take(store, node, pool_take_extents, &whole) : NO_FRAME;
+    *extents = first != NO_FRAME;
+    if (!*extents)
         return store_take(store, node, n);
     *n = whole;
-    extents_become_huge(store, first, whole);
     return first;
 }
 

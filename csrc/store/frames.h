@@ -14,10 +14,11 @@
 uint32_t store_take(struct store *store, int node, uint64_t *n);
 /*
  * Does the same for *n pages from `page` on, which is counted from address 0.  Each whole huge page
- * among them gets an extent to itself, on a huge page if one is to be had; where pages come before
- * the first of these, only those get frames now.
+ * among them gets an extent to itself; where pages come before the first of these, only those get
+ * frames now.  *extents: these are such, and to be put on huge pages before they are filled.
  */
-uint32_t store_take_in_step(struct store *store, int node, uint64_t page, uint64_t *n);
+uint32_t store_take_in_step(struct store *store, int node, uint64_t page, uint64_t *n,
+                            bool *extents);
 /* Copies n pages, which may be live, into frames. How many leading ones it copied, or -errno. */
 int64_t store_fill(struct store *store, uint32_t first, const void *pages, uint64_t n);
 /* Does the same with pages from anywhere, at most STORE_GATHER of them. */

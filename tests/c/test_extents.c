@@ -26,11 +26,12 @@ static uint32_t first;
 static bool open_extents(void)
 {
     uint64_t n = FRAMES;
+    bool extents;
     engine = engine_of(KSMPY_FREEZE_AUTO, KSMPY_TRACKING_AUTO, 1);
     if (!engine)
         return false;
     store = &engine->pages.store;
-    first = store_take_in_step(store, 0, 0, &n);
+    first = store_take_in_step(store, 0, 0, &n, &extents);
     for (uint32_t frame = first; frame < first + n; frame += EXTENT)
         if (!is_in_huge_extent(store, frame))
             extent_becomes_huge(store, frame);
@@ -111,13 +112,14 @@ static void frames_lie_in_step_with_their_pages(void)
 {
     REQUIRE(open_extents());
     uint64_t n = 700, few = 300;
-    uint32_t frame = store_take_in_step(store, 0, 512 * 9 - 100, &n);
-    CHECK(n == 100);
-    uint32_t other = store_take_in_step(store, 0, 512 * 9 - 100, &few);
-    CHECK(few == 300);
+    bool extents;
+    uint32_t frame = store_take_in_step(store, 0, 512 * 9 - 100, &n, &extents);
+    CHECK(n == 100 && !extents);
+    uint32_t other = store_take_in_step(store, 0, 512 * 9 - 100, &few, &extents);
+    CHECK(few == 300 && !extents);
     uint64_t rest = 600;
-    uint32_t whole = store_take_in_step(store, 0, 512 * 9, &rest);
-    CHECK(rest == HUGE_PAGES && whole % EXTENT == 0);
+    uint32_t whole = store_take_in_step(store, 0, 512 * 9, &rest, &extents);
+    CHECK(rest == HUGE_PAGES && whole % EXTENT == 0 && extents);
     give_back(frame, n);
     give_back(other, few);
     give_back(whole, rest);

@@ -34,13 +34,13 @@ uint64_t __wrap_os_max_map_count(void)
 static void (*between)(void);
 static uint64_t exchanged; /* of all pages so many are by then */
 
-void __real_engine_let_others_in(ksmpy_engine *sliced);
-void __wrap_engine_let_others_in(ksmpy_engine *sliced)
+void __real_pass_lets_others_in(ksmpy_engine *sliced);
+void __wrap_pass_lets_others_in(ksmpy_engine *sliced)
 {
     void (*action)(void) = between;
     const struct plan *plan = &sliced->merger.plan;
     if (!action || plan->n < 2 * PAGES || plan->done < exchanged) {
-        __real_engine_let_others_in(sliced);
+        __real_pass_lets_others_in(sliced);
         return;
     }
     between = NULL;

@@ -30,7 +30,7 @@ MUTANTS = [
     Mutant(
         "a slice ends by time",
         file="csrc/scan/scan.c",
-        old="        if (takes_long(begin, visited, place))\n            break;\n",
+        old="        if (takes_long(merger->slice_began_ns, visited, place))\n            break;\n",
         new="",
         tests=("c/test_engine.c::slices_end_by_time",),
     ),
