@@ -17,7 +17,8 @@
  *   that of os/forks.c   held during a fork, and while a store is attached to or looked into from
  *           outside; never asked for by who has pass or arrivals
  *   lock    all of the structures below; held for a slice of whatever is done (SLICE_NS and the
- *           step under way; a pass has longer ones), so that a fork or a dying owner need not wait.
+ *           step under way; a pass has longer ones where nobody waits), so that a fork or a dying
+           owner need not wait.
  *           Where system calls would fail a step may wait for the interpreter's lock, but keeps no
  *           fork waiting for that
  *   freezer's own lock, while pages are frozen
