@@ -13,6 +13,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "base/pages.h"
 #include "os/clock.h"
 #include "os/fortified.h"
 #include "os/imports.h"
@@ -23,6 +24,7 @@
  */
 #define PATIENCE_NS ((uint64_t)5000000000)
 #define BETWEEN_LOOKS_US 20
+#define COPIED_AT_ONCE 64 /* bytes */
 
 /* Both count up: a freeze that has begun and not ended is under way. */
 static _Atomic uint64_t begun, ended;
@@ -112,16 +114,19 @@ static bool is_read_again(struct attempt *attempt, int fd)
     return !once && is_again(attempt);
 }
 
-/* A read got less than it asked for: may that be because of a freeze, and is it to go on? */
-static bool is_cut(struct attempt *attempt, int fd)
+/*
+ * A read got less than it asked for, and stopped at this address of the buffer: may that be because
+ * of a freeze?  Frozen is what begins there, give or take the few bytes that some processors copy at
+ * once.  A read of what is left then tells: it finds the file's end, or fails, or goes on.
+ */
+static bool is_cut(const struct attempt *attempt, int fd, const char *stopped)
 {
-    if (!met_freeze(attempt))
+    uintptr_t rest = -(uintptr_t)stopped % PAGE_SIZE;
+    if (rest > COPIED_AT_ONCE || !met_freeze(attempt))
         return false;
     bool regular = is_regular(fd);
-    bool thawed = wait_for_thaw(attempt);
-    attempt->ended = atomic_load(&ended);
     errno = attempt->error;
-    return regular && thawed;
+    return regular;
 }
 
 /* Makes a call again for as long as it fails only because of a freeze, which `again` tells. */
@@ -145,7 +150,7 @@ static ssize_t read_at(int fd, char *buffer, size_t n, const off_t *at)
         if (got <= 0)
             return done ? (ssize_t)done : got;
         done += (size_t)got;
-        if (done == n || !is_cut(&now, fd))
+        if (done == n || !is_cut(&now, fd, buffer + done))
             return (ssize_t)done;
     }
 }
@@ -186,12 +191,22 @@ static size_t bytes_in(const struct iovec *buffers, int count)
     return bytes;
 }
 
-static ssize_t go_on(struct attempt *now, int fd, const struct iovec *buffers, int count,
+/* Where the first `done` bytes end. */
+static const char *end_in(const struct iovec *buffers, int count, size_t done)
+{
+    int i = 0;
+    for (; i < count - 1 && done > buffers[i].iov_len; i++)
+        done -= buffers[i].iov_len;
+    return (const char *)buffers[i].iov_base + done;
+}
+
+static ssize_t go_on(const struct attempt *now, int fd, const struct iovec *buffers, int count,
                      const off_t *at, ssize_t got)
 {
-    if (got <= 0 || (size_t)got == bytes_in(buffers, count) || !is_cut(now, fd))
+    if (got <= 0 || (size_t)got == bytes_in(buffers, count))
         return got;
-    return read_rest(fd, buffers, count, at, (size_t)got);
+    const char *stopped = end_in(buffers, count, (size_t)got);
+    return is_cut(now, fd, stopped) ? read_rest(fd, buffers, count, at, (size_t)got) : got;
 }
 
 static ssize_t again_readv(int fd, const struct iovec *buffers, int count)
