@@ -12,8 +12,8 @@ from support.procs import python_ok
 pytestmark = pytest.mark.timeout(300)
 
 KINDS = (
-    "read", "stored read", "checked read", "pread", "readv", "preadv", "preadv2", "fread", "recv",
-    "recvfrom", "recvmsg", "epoll_wait", "poll", "getrandom",
+    "read", "stored read", "checked read", "pread", "readv", "readv behind a header", "preadv",
+    "preadv2", "fread", "recv", "recvfrom", "recvmsg", "epoll_wait", "poll", "getrandom",
 )  # fmt: skip
 
 

@@ -114,15 +114,19 @@ static bool is_read_again(struct attempt *attempt, int fd)
     return !once && is_again(attempt);
 }
 
-/*
- * A read got less than it asked for, and stopped at this address of the buffer: may that be because
- * of a freeze?  Frozen is what begins there, give or take the few bytes that some processors copy at
- * once.  A read of what is left then tells: it finds the file's end, or fails, or goes on.
- */
-static bool is_cut(const struct attempt *attempt, int fd, const char *stopped)
+/* May frozen memory begin there, give or take the few bytes that some processors copy at once? */
+static bool is_edge(const char *address)
 {
-    uintptr_t rest = -(uintptr_t)stopped % PAGE_SIZE;
-    if (rest > COPIED_AT_ONCE || !met_freeze(attempt))
+    return -(uintptr_t)address % PAGE_SIZE <= COPIED_AT_ONCE;
+}
+
+/*
+ * A read got less than it asked for: may that be because of a freeze?  A read of what is left then
+ * tells: it finds the file's end, or fails, or goes on.
+ */
+static bool is_cut(const struct attempt *attempt, int fd)
+{
+    if (!met_freeze(attempt))
         return false;
     bool regular = is_regular(fd);
     errno = attempt->error;
@@ -150,7 +154,7 @@ static ssize_t read_at(int fd, char *buffer, size_t n, const off_t *at)
         if (got <= 0)
             return done ? (ssize_t)done : got;
         done += (size_t)got;
-        if (done == n || !is_cut(&now, fd, buffer + done))
+        if (done == n || !is_edge(buffer + done) || !is_cut(&now, fd))
             return (ssize_t)done;
     }
 }
@@ -191,13 +195,13 @@ static size_t bytes_in(const struct iovec *buffers, int count)
     return bytes;
 }
 
-/* Where the first `done` bytes end. */
-static const char *end_in(const struct iovec *buffers, int count, size_t done)
+/* May frozen memory be what ended a read after so many bytes?  Each buffer may lie in such. */
+static bool is_edge_in(const struct iovec *buffers, int count, size_t done)
 {
     int i = 0;
     for (; i < count - 1 && done > buffers[i].iov_len; i++)
         done -= buffers[i].iov_len;
-    return (const char *)buffers[i].iov_base + done;
+    return done == buffers[i].iov_len || is_edge((const char *)buffers[i].iov_base + done);
 }
 
 static ssize_t go_on(const struct attempt *now, int fd, const struct iovec *buffers, int count,
@@ -205,8 +209,8 @@ static ssize_t go_on(const struct attempt *now, int fd, const struct iovec *buff
 {
     if (got <= 0 || (size_t)got == bytes_in(buffers, count))
         return got;
-    const char *stopped = end_in(buffers, count, (size_t)got);
-    return is_cut(now, fd, stopped) ? read_rest(fd, buffers, count, at, (size_t)got) : got;
+    bool cut = is_edge_in(buffers, count, (size_t)got) && is_cut(now, fd);
+    return cut ? read_rest(fd, buffers, count, at, (size_t)got) : got;
 }
 
 static ssize_t again_readv(int fd, const struct iovec *buffers, int count)

@@ -21,11 +21,24 @@ static ssize_t (*volatile stored)(int, void *, size_t) = read;
 ssize_t __read_chk(int fd, void *buffer, size_t n, size_t room);
 #endif
 
+/* What was read into the first buffer was not cut, and the second begins in the middle of a page. */
+static long behind_header(int fd, char *at, size_t n)
+{
+    char header[100];
+    struct iovec parts[] = {{header, sizeof header}, {at + sizeof header, n - sizeof header}};
+    long got = readv(fd, parts, 2);
+
+    memcpy(at, header, sizeof header);
+    return got;
+}
+
 static long by_list(const char *kind, int fd, char *at, size_t n)
 {
     struct iovec parts[] = {{at, n / 4}, {at + n / 4, n - n / 4}};
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
 
+    if (strcmp(kind, "readv behind a header") == 0)
+        return behind_header(fd, at, n);
     if (strcmp(kind, "readv") == 0)
         return readv(fd, parts, 2);
     if (strcmp(kind, "preadv") == 0)

@@ -33,13 +33,16 @@ WAITING = 0.2
 
 #: Where each kind of call reads from.
 SOURCES = {
-    "file": ("read", "stored read", "checked read", "pread", "readv", "preadv", "preadv2", "fread"),
+    "file": (
+        "read", "stored read", "checked read", "pread", "readv", "readv behind a header", "preadv",
+        "preadv2", "fread",
+    ),
     "pipe": ("read", "readv"),
     "stream": ("read", "recv", "recvfrom", "recvmsg", "epoll_wait"),
     "nothing": ("getrandom", "poll"),
     "datagram": ("recv",),
     "counter": ("read",),
-}
+}  # fmt: skip
 
 
 @contextmanager

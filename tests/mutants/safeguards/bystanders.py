@@ -100,8 +100,15 @@ MUTANTS = [
     Mutant(
         "a read of a file that a freeze has cut short goes on",
         file="csrc/freeze/retries.c",
-        old="        if (done == n || !is_cut(&now, fd))\n",
+        old="        if (done == n || !is_edge(buffer + done) || !is_cut(&now, fd))\n",
         new="        if (done <= n)\n",
+        tests=("test_retries.py::test_calls_into_frozen_memory_come_out_right[signal+checksum]",),
+    ),
+    Mutant(
+        "each buffer of a list may lie in what is frozen",
+        file="csrc/freeze/retries.c",
+        old="    return done == buffers[i].iov_len || is_edge(",
+        new="    return is_edge(",
         tests=("test_retries.py::test_calls_into_frozen_memory_come_out_right[signal+checksum]",),
     ),
     Mutant(
