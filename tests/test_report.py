@@ -112,6 +112,29 @@ def test_pages_are_told_apart_as_the_engine_does(engine: Any) -> None:
     assert counts[Kind.ALONE] + counts[Kind.HUGE] + counts[Kind.OFTEN] >= 32
 
 
+@pytest.mark.parametrize("call", [pages._PAGEMAP_SCAN, 0], ids=["scan", "entries"])
+def test_a_process_that_ends_while_it_is_looked_at_is_gone(
+    call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its page tables go while its pagemap is open; kernels without PAGEMAP_SCAN say less."""
+    child = Popen([sys.executable, "-c", "print(flush=True); input()"], stdin=PIPE, stdout=PIPE)
+    with child:
+        assert child.stdout and child.stdout.readline()
+        mappings = proc.smaps(child.pid)
+
+        def open_and_kill(path: str, flags: int) -> int:
+            descriptor = os_open(path, flags)
+            child.kill()
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+            return descriptor
+
+        os_open = os.open
+        monkeypatch.setattr(pages, "_PAGEMAP_SCAN", call)
+        monkeypatch.setattr(os, "open", open_and_kill)
+        with pytest.raises(ProcessLookupError):
+            pages.look(child.pid, mappings, {})
+
+
 def test_files_are_told_apart_by_their_device_too() -> None:
     """A memfd and a file of /dev/shm may have the same inode: their frames are not common ones."""
     rows = [

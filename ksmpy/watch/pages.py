@@ -7,6 +7,7 @@ huge ones are not told from others.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -156,6 +157,8 @@ def _scan(pagemap: int, start: int, end: int) -> Iterator[Any]:
         )
         try:
             count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, call)
+        except ProcessLookupError:
+            raise
         except OSError:
             yield from _entries(pagemap, start, end)
             return
@@ -173,6 +176,8 @@ def _entries(pagemap: int, start: int, end: int) -> Iterator[Any]:
     for at in range(start, end, _WINDOW * PAGE_SIZE):
         pages = min(_WINDOW, (end - at) // PAGE_SIZE)
         flags = np.frombuffer(proc.page_entries(pagemap, at, pages), np.uint64)
+        if len(flags) < pages:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         kinds = np.zeros(len(flags), np.int64)
         for bit, category in (
             (proc.PRESENT, _PRESENT), (proc.SWAPPED, _SWAPPED), (proc.FILE, _FILE)
