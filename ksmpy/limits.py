@@ -12,7 +12,7 @@ from ksmpy import proc
 if sys.platform != "win32":
     import resource  # here, since a process that is out of mappings can load no library any more
 
-__all__ = ["MemoryLeft", "mappings", "why"]
+__all__ = ["MemoryLeft", "is_passing", "mappings", "why"]
 
 MemoryLeft = Callable[[], "tuple[int, str]"]
 """Bytes that this process may still take, and what allows no more."""
@@ -20,6 +20,13 @@ MemoryLeft = Callable[[], "tuple[int, str]"]
 _MIB = 1 << 20
 #: Bytes. With so little memory left unmerging may fail, wholly or in part, for want of it.
 _SCARCE = 256 * _MIB
+
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether all descriptors or all memory were in use: some may be let go of again."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in _PASSING
 
 
 def why(number: int, memory_left: MemoryLeft) -> str:

@@ -6,13 +6,17 @@ import errno
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import ksmpy
 from conftest import EACH_FREEZE, Mode
-from support import inject
+from ksmpy import proc
+from ksmpy.memory import maps
+from support import inject, memory
+from support.patience import until
 from support.procs import python
 
 pytestmark = pytest.mark.timeout(120)
@@ -160,6 +164,40 @@ def test_without_any_descriptor_memory_stays_merged(chosen: Mode, limit: str, nu
     assert done.returncode == 0, done.stdout + done.stderr
     for line in done.stdout.splitlines():
         assert line.startswith(f"{number} ") and limit in line
+
+
+@pytest.mark.parametrize("passing", ["descriptors", "memory"])
+def test_ksmd_goes_on_once_there_is_what_it_lacked(
+    passing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A program may have all in use for a while: the pass waits, and says so once."""
+    monkeypatch.setattr(maps.Allowance, "_CREDIT", -1.0)  # what mappings are like is asked later
+    one = memory.distinct(64)
+    two = memory.twin(one)
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ksmpy.Engine() as engine:
+        for array in (one, two):
+            engine.register(array)
+        if passing == "descriptors":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, usual[1]))
+        else:
+            monkeypatch.setattr(maps.proc, "smaps", _no_memory)
+        try:
+            engine.knobs.run, engine.knobs.sleep_millisecs = 1, 1
+            until(lambda: "ksmd waits" in caplog.text, "the pass did not miss anything")
+            time.sleep(0.05)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+            monkeypatch.undo()
+        until(lambda: engine.stats().pages_sharing == 64, engine.stats)
+        assert engine.knobs.run == 1
+    told = [record.message for record in caplog.records if "ksmd" in record.message]
+    assert len(told) == 1
+    assert passing == "memory" or "RLIMIT_NOFILE are in use" in told[0]
+
+
+def _no_memory(**_: object) -> list[proc.Mapping]:
+    raise MemoryError("no memory")
 
 
 def test_doctor_answers_when_its_first_probe_fails(monkeypatch: pytest.MonkeyPatch) -> None:

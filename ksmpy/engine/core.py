@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from ksmpy import native, threads
+from ksmpy import limits, native, threads
 from ksmpy.context import unless_scarce
 from ksmpy.engine import notices, registry
 from ksmpy.engine.history import History
@@ -223,9 +223,7 @@ class Core:
 
     def _slice(self, pages: int, flags: int) -> ScanResult:
         if self._pass_begins:
-            self._pass_begins = False
-            self._regions.ask_for_flags()
-            self._placement.tell(self._native, self._regions.all())
+            self._begin_pass()
         begin = time.thread_time()
         with self._refusals():
             result = ScanResult(**self._native.scan(pages, flags))
@@ -240,24 +238,36 @@ class Core:
             _log.warning("%r is full, and equal pages are left apart: %s", self._store, MORE_ROOM)
         return result
 
+    def _begin_pass(self) -> None:
+        """Ask what a pass has to know; one that cannot be told it has not begun."""
+        self._pass_begins = False
+        try:
+            self._regions.ask_for_flags()
+            self._placement.tell(self._native, self._regions.all())
+        except BaseException:
+            self._pass_begins = True
+            raise
+
     def batch(self, pages: int) -> ScanResult:
-        """Scan up to `pages` pages in the background."""
-        self._regions.sweep(thorough=False)
+        """Scan up to `pages` pages in the background; nothing, if that has to wait."""
         # While a program's own scan() is under way, the background thread leaves the cursor alone.
         if not pages or self._scanning:
+            self._regions.sweep(thorough=False)
             return ScanResult()
         try:
+            self._regions.sweep(thorough=False)
             result = self._slice(pages, 0)
-        except StoreError as error:
-            if error.errno != errno.ETIMEDOUT:
+            if result.full:
+                self._record()
+        except Exception as error:
+            locked = isinstance(error, StoreError) and error.errno == errno.ETIMEDOUT
+            if not locked and not limits.is_passing(error):
                 raise
             if not self._waiting:
-                _log.warning("ksmd waits: %s", error.strerror)
+                _log.warning("ksmd waits: %s", error)
             self._waiting = True
             return ScanResult()
         self._waiting = False
-        if result.full:
-            self._record()
         return result
 
     def batch_failed(self, error: Exception) -> None:

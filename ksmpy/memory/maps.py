@@ -6,7 +6,7 @@ import errno
 import time
 from bisect import bisect_right
 
-from ksmpy import proc
+from ksmpy import limits, native, proc
 from ksmpy.errors import RegionError
 from ksmpy.native import VMA_DONTDUMP, VMA_HUGEPAGE, VMA_NOHUGEPAGE
 from ksmpy.proc import Mapping
@@ -54,8 +54,12 @@ class AddressSpace:
 
     @classmethod
     def read(cls, limit: int) -> AddressSpace:
-        """The mappings below the address `limit`, as they are now."""
-        return cls(proc.smaps(limit=limit))
+        """The mappings below the address `limit`, as they are now. OSError with the way out."""
+        try:
+            return cls(proc.smaps(limit=limit))
+        except OSError as error:
+            way_out = limits.why(error.errno or 0, native.memory_left)
+            raise OSError(error.errno, f"{error.strerror}{way_out}", error.filename) from None
 
     def covering(self, start: int, end: int) -> list[Mapping]:
         """The mappings that touch [start, end), in order."""

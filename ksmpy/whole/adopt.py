@@ -12,7 +12,6 @@ one waits in proportion; and where nothing has changed there is none.
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
 import weakref
@@ -20,7 +19,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from ksmpy import threads
+from ksmpy import limits, threads
 from ksmpy.engine.core import Core, live_engines
 from ksmpy.engine.region import Region
 from ksmpy.errors import KsmpyError
@@ -60,9 +59,6 @@ _DIFFERED_PAGES = 256
 _WORTH_A_LOOK = 4 << 20
 # After so many seconds it is tried again to register memory that was refused.
 _REFUSED_SECONDS = 60.0
-
-# All descriptors or all memory are in use. The program may let go of some again.
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _NEW = "new, or given back lately"
 _ABSENT = "not in memory"
@@ -144,7 +140,7 @@ class Adopter:
             except KsmpyError:
                 return
             except Exception as error:
-                if getattr(error, "errno", None) in _PASSING or isinstance(error, MemoryError):
+                if limits.is_passing(error):
                     self._state = None
                     wait = _MIN_SECONDS
                     continue
