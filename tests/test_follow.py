@@ -445,6 +445,34 @@ def test_a_half_imported_numpy_is_no_hindrance(tmp_path: Path) -> None:
     assert (told.returncode, told.stdout, told.stderr) == (0, "True\n", "")
 
 
+@pytest.mark.parametrize("free", ["later", "at times"])
+def test_a_program_without_descriptors_is_followed_once_it_has_some(
+    free: str, tmp_path: Path
+) -> None:
+    """It hears of nothing while what ksmpy would read and import cannot be opened."""
+    code = """
+        import os, resource, sys, time
+        held = bytearray(os.urandom(2 << 20))
+        usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for turn in range(300):
+            free = sys.argv[1] == "at times" and turn % 2
+            resource.setrlimit(resource.RLIMIT_NOFILE, usual if free else (3, usual[1]))
+            time.sleep(0.005)
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+        end = time.monotonic() + 30
+        seen = None
+        while seen is None and time.monotonic() < end:
+            time.sleep(0.01)
+            enable = sys.modules.get("ksmpy.whole.enable")
+            seen = getattr(enable, "enabled_engine", lambda: None)()
+        print(seen is not None)
+    """
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(code))
+    told = result(command(str(script), free), env=environment(**SMALL))
+    assert (told.returncode, told.stdout, told.stderr) == (0, "True\n", "")
+
+
 @pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)], ids=str)
 @pytest.mark.parametrize("more", [(), ("--report",)], ids=str)
 def test_standard_files_that_are_closed(closed: tuple[int, ...], more: tuple[str, ...]) -> None:

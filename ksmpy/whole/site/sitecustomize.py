@@ -171,9 +171,21 @@ class _Follower:
             least = int(os.environ.get("KSMPY_MIN_BYTES", ""))
         except ValueError:
             least = _MIN_BYTES
-        return _anonymous_bytes() - self._base >= _WORTH * least
+        try:
+            return _anonymous_bytes() - self._base >= _WORTH * least
+        except (OSError, MemoryError):  # all descriptors or all memory are in use, for a while
+            return False
 
     def _begin(self):
+        try:
+            self._hook_logging()
+            self._ignore_fork_warning()
+            from ksmpy.whole import follow
+        except Exception:  # ksmpy is not installed here, or its modules are half imported
+            return False
+        return follow.begin()
+
+    def _hook_logging(self):
         # logging has a hook that takes its lock before a fork. The hooks that were registered last
         # are called first, so this one makes fork() wait for this thread before logging's lock is
         # taken, which this thread may need.
@@ -184,12 +196,6 @@ class _Follower:
             os.register_at_fork(before=self._wait_for_engine)
             self._hooked = True
             self._logging = logging if fresh else None
-        self._ignore_fork_warning()
-        try:
-            from ksmpy.whole import follow
-        except Exception:  # ksmpy is not installed here, or its modules are half imported
-            return False
-        return follow.begin()
 
     def _wait_for_engine(self):
         own = self._get_ident()
