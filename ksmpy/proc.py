@@ -11,12 +11,15 @@ import os
 import re
 from dataclasses import dataclass
 
+from ksmpy.text import shown
+
 __all__ = [
     "EXCLUSIVE",
     "FILE",
     "PRESENT",
     "SWAPPED",
     "Mapping",
+    "command",
     "count_mappings",
     "mappings",
     "own_page_entries",
@@ -27,6 +30,7 @@ __all__ = [
     "rollup",
     "smaps",
     "start_of_brk",
+    "stat",
 ]
 
 # Bits of a pagemap entry.
@@ -138,11 +142,19 @@ def raw_mappings(pid: int | str = "self") -> list[tuple[bytes, ...]]:
     return _HEADER.findall(read("maps", pid))
 
 
+def stat(pid: int | str = "self") -> list[bytes]:
+    """The fields of stat that follow the command's name: the first one is the state."""
+    return read("stat", pid).rpartition(b")")[2].split()
+
+
+def command(pid: int | str = "self") -> str:
+    """The name of its program, cut to 15 bytes by the kernel, as it can be printed on a line."""
+    return shown(read("comm", pid).removesuffix(b"\n").decode(errors="replace"))
+
+
 def start_of_brk() -> int:
     """Where the memory begins that brk() makes for this process."""
-    with open("/proc/self/stat", "rb") as file:
-        words = file.read().rpartition(b")")[2].split()
-    return int(words[_START_BRK])
+    return int(stat()[_START_BRK])
 
 
 def count_mappings(pid: int | str = "self") -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["Row", "code_html", "human_bytes", "table_html", "table_text"]
+__all__ = ["Row", "code_html", "human_bytes", "shown", "table_html", "table_text"]
 
 Row = tuple[str, str]
 
@@ -16,6 +16,11 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def shown(name: str) -> str:
+    """A name as it can be printed on one line, whatever bytes it has."""
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def table_text(rows: Sequence[Row]) -> str:

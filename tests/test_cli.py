@@ -267,6 +267,40 @@ def test_stats_and_top_see_what_another_process_merged() -> None:
 TELL = "import sys; print(__name__, sys.argv, sys.path[0])\n"
 
 
+NAMED = """
+import ctypes, numpy as np, ksmpy
+ctypes.CDLL(None).prctl(15, b"\\xd0\\xbf\\x1b[31m\\n\\xd1", 0, 0, 0)  # PR_SET_NAME
+array = np.random.default_rng(1).integers(0, 256, 1 << 20, np.uint8)
+other = array.copy()
+engine = ksmpy.Engine(store="gew\\xe4hr")
+for each in (array, other):
+    engine.register(each, name="gew\\xe4hr")
+engine.scan(2)
+print(flush=True)
+input()
+"""
+
+
+@needs_engine
+def test_names_are_shown_whatever_they_are_made_of(place: Path) -> None:
+    """The kernel cuts a program's name in the middle of a letter; a terminal may know ASCII only,
+    and is not to obey what stands in a name.
+    """
+    env = {"KSMPY_STORE_DIR": str(place), "PYTHONIOENCODING": "ascii"}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", NAMED], **pipes) as child:
+        assert child.stdout and child.stdout.readline()
+        for arguments in (
+            ("stats",), ("stats", "--json"), ("stats", "--store", "gewähr"), ("store", "list"),
+            ("store", "show", "gewähr"), ("top", "--count", "1"), ("report", "--json"),
+            ("analyze", str(child.pid)), ("doctor",),
+        ):  # fmt: skip
+            done = ksmpy(*arguments, env=env)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.isascii() and "\x1b" not in done.stdout
+        child.kill()
+
+
 @needs_engine
 def test_run_code_is_like_the_interpreter(tmp_path: Path) -> None:
     """-c: the same name, arguments and path as `python -c`; its options are left to it."""

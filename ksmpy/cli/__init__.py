@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from ksmpy.cli.command import Command, CommandError, Parser
 from ksmpy.errors import KsmpyError, Unsupported
@@ -100,6 +101,8 @@ def _fail(error: BaseException) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0, 1 when it failed, 2 for wrong usage."""
+    if isinstance(sys.stdout, TextIOWrapper):  # names may have what its encoding has no bytes for
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser(arguments).parse_args(arguments)
     try:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 
 from ksmpy.cli.output import human_bytes
 from ksmpy.errors import StoreError
+from ksmpy.text import shown
 from ksmpy.watch.buffers import Buffer, buffers
 from ksmpy.watch.observe import Observation
 from ksmpy.watch.past import pasts
-from ksmpy.watch.stores import NamedStore, named_stores, shown
+from ksmpy.watch.stores import NamedStore, named_stores
 from ksmpy.watch.subjects import subjects, who_shares
 
 __all__ = ["KEYS", "Board", "Line", "Look", "SORTS", "spark", "take_a_look"]

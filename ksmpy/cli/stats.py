@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ksmpy import proc
 from ksmpy.cli.command import Command, CommandError, Parser, at_least
 from ksmpy.cli.output import human_bytes, print_json, table
 from ksmpy.watch.observe import Observation, observe, observe_all
@@ -63,7 +63,8 @@ PROCESS_COLUMNS = ("PID", "command", "pages merged", "state")
 
 def show_store(name: str, *, json: bool) -> int:
     """Print a store's counters and the processes that use it."""
-    from ksmpy.watch.stores import look_at, shown
+    from ksmpy.text import shown
+    from ksmpy.watch.stores import look_at
 
     store = look_at(name)
     if store.stats is None:
@@ -98,7 +99,7 @@ def _figure(name: str, value: int) -> str:
 def _process(process: StoreProcess) -> tuple[str, str, str, str]:
     """One line of the table for a process that uses the store."""
     try:
-        command = Path(f"/proc/{process.pid}/comm").read_text().strip()
+        command = proc.command(process.pid)
     except OSError:  # the process has ended, or is in another container
         command = "?"
     state = "forked, inherits" if process.inherited else "attached"

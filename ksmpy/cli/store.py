@@ -67,7 +67,8 @@ class Store(Command):
 
     def remove(self, options: argparse.Namespace) -> int:
         import ksmpy
-        from ksmpy.watch.stores import look_at, shown
+        from ksmpy.text import shown
+        from ksmpy.watch.stores import look_at
 
         before = look_at(options.store)
         with ksmpy.Store.open(options.store, create=False) as store:
@@ -115,7 +116,7 @@ def _record(store: NamedStore) -> dict[str, object]:
 
 
 def _row(store: NamedStore) -> tuple[str | int | None, ...]:
-    from ksmpy.watch.stores import shown
+    from ksmpy.text import shown
 
     stats = store.stats
     return (

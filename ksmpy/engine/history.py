@@ -70,8 +70,7 @@ class Past:
 
 def birth(pid: int | str = "self") -> int:
     """When a process began, in ticks since the machine did: pids are used again."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return int(file.read().rpartition(b")")[2].split()[19])
+    return int(proc.stat(pid)[19])
 
 
 def read_past(data: bytes) -> Past | None:

@@ -126,14 +126,13 @@ class _Process:
             os.close(descriptor)
         self.descriptors.clear()
 
-    def _birth(self) -> str:
+    def _birth(self) -> bytes:
         """When the process began: a pid alone may be another process's by now."""
         try:
-            with open(f"/proc/{self.pid}/stat") as file:
-                fields = file.read().rpartition(")")[2].split()
+            fields = proc.stat(self.pid)
         except (FileNotFoundError, ProcessLookupError):
             raise KsmpyError(f"no process {self.pid}") from None
-        if fields[0] in "ZX":
+        if fields[0] in (b"Z", b"X"):
             raise KsmpyError(f"process {self.pid} has ended and waits for its parent to notice")
         return fields[19]
 

@@ -16,8 +16,8 @@ from ksmpy.engine.core import Core, live_engines
 from ksmpy.errors import KsmpyError, StoreError
 from ksmpy.store import files
 from ksmpy.store.store import MORE_ROOM
-from ksmpy.text import human_bytes
-from ksmpy.watch.stores import named_stores, shown
+from ksmpy.text import human_bytes, shown
+from ksmpy.watch.stores import named_stores
 
 __all__ = ["Check", "doctor"]
 

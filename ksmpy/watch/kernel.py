@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ksmpy import proc
 from ksmpy.errors import KsmpyError, Unsupported
 
 __all__ = [
@@ -360,11 +361,10 @@ def ksmd_seconds() -> float:
     `Unsupported` where its thread cannot be seen, as in a container with a process table of its
     own.
     """
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # processes end meanwhile
-            name, _, rest = path.read_text().partition("(")[2].rpartition(")")
-            if name == "ksmd":
-                fields = rest.split()
+            if proc.command(path.name) == "ksmd":
+                fields = proc.stat(path.name)
                 return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     raise Unsupported("the kernel's thread ksmd cannot be seen here")
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ksmpy.errors import StoreError
 from ksmpy.store.stats import StoreStats
+from ksmpy.text import shown
 from ksmpy.watch.observe import Observation, observe_all
-from ksmpy.watch.stores import NamedStore, named_stores, shown
+from ksmpy.watch.stores import NamedStore, named_stores
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

@@ -100,7 +100,7 @@ class _Look:
 
 def _look(pid: int, mappings: list[proc.Mapping] | None = None) -> _Look:
     try:
-        looked = _Look(Observation(pid, Path(f"/proc/{pid}/comm").read_text().strip()))
+        looked = _Look(Observation(pid, proc.command(pid)))
         for mapping in proc.smaps(pid) if mappings is None else mappings:
             looked.add(mapping)
         looked.find_sizes()

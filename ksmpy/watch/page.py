@@ -42,13 +42,13 @@ def page(portrait: Portrait) -> str:
     )
     return (
         (assets / "report.html")
-        .read_text()
-        .replace("/*style*/", (assets / "report.css").read_text())
+        .read_text(encoding="utf-8")
+        .replace("/*style*/", (assets / "report.css").read_text(encoding="utf-8"))
         .replace("<!--body-->", body)
         .replace("<!--data-->", f'<script type="application/json" id="data">{data}</script>')
         .replace("<!--library-->", Resources(mode="inline", components=["bokeh"]).render_js())
         .replace("<!--charts-->", script)
-        .replace("/*script*/", (assets / "report.js").read_text())
+        .replace("/*script*/", (assets / "report.js").read_text(encoding="utf-8"))
     )
 
 

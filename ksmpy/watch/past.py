@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ksmpy import proc
 from ksmpy.engine.history import FILE_NAME, Past, birth, read_past
 
 __all__ = ["pasts"]
@@ -30,8 +31,8 @@ def pasts(pid: int) -> list[Past]:
 
 def _own_pid(pid: int) -> int:
     """The pid that a process has in its own namespace, in a container for example."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("NSpid:"):
+    for line in proc.read("status", pid).splitlines():
+        if line.startswith(b"NSpid:"):
             return int(line.split()[-1])
     return pid
 

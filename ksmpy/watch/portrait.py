@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from ksmpy.errors import CommandError, StoreError
 from ksmpy.native import PAGE_SIZE
 from ksmpy.store.files import is_shared_store, is_store
+from ksmpy.text import shown
 from ksmpy.watch import advice
 from ksmpy.watch.memory_map import Strip, strips
 from ksmpy.watch.observe import File
 from ksmpy.watch.pages import Kind
-from ksmpy.watch.stores import named_stores, shown
+from ksmpy.watch.stores import named_stores
 from ksmpy.watch.subjects import Subject, counters, subjects, who_shares
 from ksmpy.watch.ties import Copy, Sharing, Tie
 from ksmpy.watch.timeline import Timeline, timeline

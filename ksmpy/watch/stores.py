@@ -11,7 +11,7 @@ from ksmpy.store import files
 from ksmpy.store.stats import StoreStats
 from ksmpy.store.store import Store, StoreProcess
 
-__all__ = ["NamedStore", "look_at", "named_stores", "shown"]
+__all__ = ["NamedStore", "look_at", "named_stores"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,3 @@ def named_stores() -> list[NamedStore]:
                 path = files.store_path(name)
                 found.append(NamedStore(name, path, 0, error=error.strerror or str(error)))
     return found
-
-
-def shown(name: str) -> str:
-    """A name as it can be printed on one line, whatever bytes it has."""
-    return name if name.isprintable() else ascii(name)[1:-1]

@@ -11,10 +11,10 @@ from ksmpy import proc
 from ksmpy.engine.history import Past
 from ksmpy.errors import CommandError
 from ksmpy.native import PAGE_SIZE
+from ksmpy.text import shown
 from ksmpy.watch.observe import File, Observation, glance, stores_in_use
 from ksmpy.watch.pages import Kind, Look, look
 from ksmpy.watch.past import pasts
-from ksmpy.watch.stores import shown
 from ksmpy.watch.ties import Holder, Sharing, sharing
 
 if TYPE_CHECKING:
@@ -137,8 +137,7 @@ def _subject(pid: int, files: dict[File, int]) -> Subject:
 
 def _origin(pid: int) -> tuple[int, float]:
     """Its parent, and when it began."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        fields = file.read().rpartition(b")")[2].split()
+    fields = proc.stat(pid)
     ticks = int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return int(fields[1]), time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks
 
