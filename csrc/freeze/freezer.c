@@ -9,12 +9,14 @@
 #include "freeze/borrow.h"
 #include "freeze/bystanders.h"
 #include "freeze/descriptors.h"
+#include "freeze/freezes.h"
 #include "freeze/ops.h"
 #include "freeze/owner.h"
 #include "freeze/registration.h"
 #include "freeze/removals.h"
 #include "freeze/retries.h"
 #include "freeze/signal.h"
+#include "freeze/signal_stacks.h"
 #include "freeze/stage.h"
 #include "freeze/uffd_away.h"
 #include "freeze/uffd_wp.h"
@@ -63,6 +65,8 @@ int freezer_init(struct freezer *fz, int mode, bool tracked)
     fz->tracked = tracked;
     pthread_mutex_init(&fz->lock, NULL);
     bystanders_open(&fz->bystanders, mode == KSMPY_FREEZE_SIGNAL || !os_uffd_handles_calls());
+    if (fz->bystanders.matter)
+        signal_stacks_note_own();
     signal_note_guests();
     fz->stage = (uintptr_t)os_alloc(bytes_of(FREEZE_MAX));
     fz->zeros = os_alloc(PAGE_SIZE);
@@ -152,7 +156,7 @@ static int64_t freeze_some(struct freezer *fz, uintptr_t address, uint64_t n, co
 static void hold(struct freezer *fz)
 {
     pthread_mutex_lock(&fz->lock);
-    retries_frozen();
+    freezes_begin();
     removals_hold(fz);
     fz->to_zeros = fz->in_place = false;
 }
@@ -160,7 +164,7 @@ static void hold(struct freezer *fz)
 static void let_go(struct freezer *fz)
 {
     removals_let_go(fz);
-    retries_thawed();
+    freezes_end();
     pthread_mutex_unlock(&fz->lock);
 }
 
@@ -193,12 +197,21 @@ uint64_t freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n)
     return least(n, FREEZE_MAX);
 }
 
+/* How many leading pages the kernel does not need as the stack of a thread's signals. */
+static uint64_t before_stacks(const struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    uint64_t before = fz->bystanders.matter ? signal_stacks_before(address, n) : n;
+    return before < n ? least(before, FREEZE_MAX) : n;
+}
+
 static int64_t freeze_held(struct freezer *fz, uintptr_t address, uint64_t n, bool to_zeros,
                            const uint8_t **view)
 {
     hold(fz);
     fz->to_zeros = to_zeros;
-    return is_being_given_back(fz, address, n) ? -EAGAIN : freeze_some(fz, address, n, view);
+    if (is_being_given_back(fz, address, n) || before_stacks(fz, address, n) < n)
+        return -EAGAIN;
+    return freeze_some(fz, address, n, view);
 }
 
 /*
@@ -250,6 +263,9 @@ static int64_t freeze_now(struct freezer *fz, uintptr_t address, uint64_t n, boo
     if (needed_here(address, n))
         return -EBUSY;
     lead_calls(fz);
+    n = before_stacks(fz, address, n);
+    if (!n)
+        return -EBUSY;
     if (!bystanders_hold(&fz->bystanders, own_tasks(fz), address, n))
         return FREEZE_LATER;
     int64_t got = freeze_beside_none(fz, address, n, to_zeros, view);
@@ -323,7 +339,11 @@ int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr
         return -EBUSY;
     hold(fz);
     bool there = fz->removals.gate_fd < 0 || is_all_overlay(fz, address, n);
-    int error = there ? fz->ops->unoverlay(fz, address, n, blank, vma_flags) : -ESTALE;
+    int error = -ESTALE;
+    if (there && !insists && before_stacks(fz, address, n) < n)
+        error = -EBUSY;
+    else if (there)
+        error = fz->ops->unoverlay(fz, address, n, blank, vma_flags);
     let_go(fz);
     bystanders_let_go(&fz->bystanders);
     return error;

@@ -2,7 +2,7 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <stdatomic.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -14,62 +14,39 @@
 #include <unistd.h>
 
 #include "base/pages.h"
+#include "freeze/freezes.h"
+#include "freeze/signal_stacks.h"
 #include "os/clock.h"
 #include "os/fortified.h"
 #include "os/imports.h"
 
-/*
- * How long a call waits for a thaw, in ns, before it fails after all.  A freeze lasts for some
- * tenths of a millisecond, unless its thread has to wait for a processor or is stopped by a debugger.
- */
-#define PATIENCE_NS ((uint64_t)5000000000)
-#define BETWEEN_LOOKS_US 20
 #define COPIED_AT_ONCE 64 /* bytes */
-
-/* Both count up: a freeze that has begun and not ended is under way. */
-static _Atomic uint64_t begun, ended;
-
-void retries_frozen(void)
-{
-    atomic_fetch_add(&begun, 1);
-}
-
-void retries_thawed(void)
-{
-    atomic_fetch_add(&ended, 1);
-}
 
 /* ---- one call ---- */
 
 struct attempt {
-    uint64_t ended; /* before the call */
+    uint64_t ended; /* freezes_ended() before the call */
     uint64_t since; /* ns, of the first attempt that failed; or 0 */
     int error; /* errno before all of them */
 };
 
 static struct attempt attempt(void)
 {
-    return (struct attempt){.ended = atomic_load(&ended), .error = errno};
+    return (struct attempt){.ended = freezes_ended(), .error = errno};
 }
 
 /* Was anything frozen at any moment since the attempt began? */
 static bool met_freeze(const struct attempt *attempt)
 {
-    return atomic_load(&begun) > attempt->ended;
+    return freezes_begun() > attempt->ended;
 }
 
 /* Waits until all is thawed that is frozen now. */
 static bool wait_for_thaw(struct attempt *attempt)
 {
-    uint64_t last = atomic_load(&begun);
     if (!attempt->since)
         attempt->since = os_now_ns();
-    while (atomic_load(&ended) < last) {
-        if (os_now_ns() - attempt->since > PATIENCE_NS)
-            return false;
-        os_sleep_us(BETWEEN_LOOKS_US);
-    }
-    return os_now_ns() - attempt->since <= PATIENCE_NS;
+    return freezes_wait(attempt->since);
 }
 
 /*
@@ -99,7 +76,7 @@ static bool is_again(struct attempt *attempt)
     if (errno != EFAULT || !met_freeze(attempt))
         return false;
     bool thawed = wait_for_thaw(attempt);
-    attempt->ended = atomic_load(&ended);
+    attempt->ended = freezes_ended();
     errno = thawed ? attempt->error : EFAULT;
     return thawed;
 }
@@ -449,6 +426,7 @@ static const struct os_import imports[] = {
     LED(send),
     LED(sendmsg),
     LED(sendto),
+    {"sigaltstack", (uintptr_t)sigaltstack, (uintptr_t)signal_stacks_set},
     LED(write),
     LED(writev),
 };

@@ -10,14 +10,13 @@
  * a datagram or an event counter that could not be handed over is gone.  And so are calls that
  * nobody can lead here: those that the C library makes for itself, as for fgets() and getline(), and
  * those of programs that make theirs without it, as Go's do.
+ *
+ * sigaltstack() is led too, to freeze/signal_stacks.h.
  */
 #ifndef KSMPY_FREEZE_RETRIES_H
 #define KSMPY_FREEZE_RETRIES_H
 
 /* Leads here what was loaded since the last call.  Forks are to be kept away. */
 void retries_lead(void);
-/* Something is about to be frozen, and is thawed again; in any number of threads, but not in a fork. */
-void retries_frozen(void);
-void retries_thawed(void);
 
 #endif

@@ -39,6 +39,7 @@
 #include "os/clock.h"
 #include "os/handlers.h"
 #include "os/map.h"
+#include "os/tasks.h"
 #include "os/uffd.h"
 
 #define SLOTS 64   /* freezers of this kind in one process; further ones fail with EMFILE */
@@ -109,11 +110,6 @@ static bool claims(int number, const siginfo_t *info)
 
 #define TASKS "/proc/self/task/"
 
-static bool is_alive(uint32_t thread)
-{
-    return syscall(SYS_tgkill, getpid(), thread, 0) == 0 || errno != ESRCH;
-}
-
 /*
  * Does the thread block SIGSEGV?  true where nobody can tell.  tasks_fd is /proc/self/task, which
  * reaches the file even when the program has changed its root and sees no /proc; -1: the path is
@@ -127,7 +123,7 @@ static bool blocks_sigsegv(int tasks_fd, uint32_t thread, bool *crowded)
     int fd = openat(tasks_fd, at, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
         *crowded |= os_is_crowded(-errno);
-        return is_alive(thread);
+        return os_task_lives(thread);
     }
     ssize_t got = read(fd, text, sizeof text - 1);
     int error = errno;

@@ -163,6 +163,11 @@ int os_ask_tasks_apart(struct os_question *question)
     return os_apart(answer, question) < 0 ? crowded : as_error(question);
 }
 
+bool os_task_lives(uint32_t thread)
+{
+    return syscall(SYS_tgkill, getpid(), thread, 0) == 0 || errno != ESRCH;
+}
+
 bool os_has_locked_memory(int tasks_fd)
 {
     char text[4096], name[24];

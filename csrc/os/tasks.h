@@ -53,6 +53,8 @@ int os_ask_tasks(struct os_question *question);
 /* The same where a descriptor can be had, though the process has none; descriptor 0 is not there. */
 int os_ask_tasks_apart(struct os_question *question);
 
+bool os_task_lives(uint32_t thread); /* of this process */
+
 /* Has the process memory that is locked? true also where nobody can tell. */
 bool os_has_locked_memory(int tasks_fd);
 

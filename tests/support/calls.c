@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -65,6 +66,15 @@ static long by_stream(int fd, char *at, size_t n)
     return got;
 }
 
+/* In whole pages, as some processors have that much to save. */
+static long set_stack(char *at)
+{
+    stack_t stack = {.ss_sp = at, .ss_size = 4 * 4096}, none = {.ss_flags = SS_DISABLE};
+    int got = sigaltstack(&stack, NULL);
+
+    return got < 0 ? got : sigaltstack(&none, NULL);
+}
+
 static long events(int fd, char *at)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = 17};
@@ -96,6 +106,8 @@ static long make(const char *kind, int fd, char *at, size_t n)
         return getrandom(at, n, 0);
     if (strcmp(kind, "poll") == 0)
         return poll((struct pollfd *)at, 1, 10000);
+    if (strcmp(kind, "sigaltstack") == 0)
+        return set_stack(at);
     if (strcmp(kind, "epoll_wait") == 0)
         return events(fd, at);
     if (strcmp(kind, "fread") == 0)

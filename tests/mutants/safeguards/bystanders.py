@@ -119,6 +119,32 @@ MUTANTS = [
         tests=("test_retries.py::test_calls_into_frozen_memory_come_out_right[signal+checksum]",),
     ),
     Mutant(
+        "nothing is frozen where a thread has an alternate signal stack",
+        file="csrc/freeze/freezer.c",
+        old="    uint64_t before = fz->bystanders.matter ? signal_stacks_before(address, n) : n;\n",
+        new="    uint64_t before = fz->bystanders.matter ? n : n;\n",
+        tests=(
+            "test_signal_stacks.py::test_a_stack_that_a_thread_sets_stays_out[signal+checksum]",
+        ),
+    ),
+    Mutant(
+        "the alternate stack of the thread that makes the engine is known",
+        file="csrc/freeze/freezer.c",
+        old="        signal_stacks_note_own();\n",
+        new="        (void)0;\n",
+        tests=(
+            "test_signal_stacks.py::"
+            "test_the_stack_of_who_makes_the_engine_stays_out[signal+checksum]",
+        ),
+    ),
+    Mutant(
+        "an alternate stack waits for what is frozen",
+        file="csrc/freeze/signal_stacks.c",
+        old="        freezes_wait(os_now_ns());\n",
+        new="        os_now_ns();\n",
+        tests=("test_retries.py::test_calls_into_frozen_memory_come_out_right[signal+checksum]",),
+    ),
+    Mutant(
         "what the dynamic linker has sealed is sealed again",
         file="csrc/os/imports.c",
         old="    if (sealed && open)\n        mprotect((void *)page, PAGE_SIZE, PROT_READ);\n",

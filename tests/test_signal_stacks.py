@@ -1,0 +1,109 @@
+"""Nothing is frozen where the kernel may have to put a signal's frame: it would end the process."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+import ksmpy
+from conftest import Mode
+from support import memory, oracle
+from support.build import shared_library
+from support.oracle import PAGE
+from support.patience import patience
+
+PAGES = 256
+FIRST, COUNT = 100, 8  # pages of the stack
+
+
+@pytest.fixture
+def stacks() -> Any:
+    return ctypes.CDLL(str(shared_library("stacks")))
+
+
+def _pair() -> tuple[Any, Any]:
+    one = memory.distinct(PAGES)
+    return one, memory.twin(one)
+
+
+def _merged(engine: Any, arrays: tuple[Any, Any]) -> int:
+    """How many pages of the arrays are overlays in the end."""
+    for array in arrays:
+        engine.register(array)
+    engine.scan(3, eager=True)
+    return int(engine.stats().merging_pages)
+
+
+def _with_stack(mode: Mode) -> int:
+    """As many as can be while a stack lies in one of them: its pages have nobody to share with."""
+    return 2 * (PAGES - COUNT) if mode.efault_ok else 2 * PAGES
+
+
+def _take(stacks: Any, array: Any) -> None:
+    at = memory.address_of(array) + FIRST * PAGE
+    assert stacks.stacks_set(ctypes.c_void_p(at), ctypes.c_size_t(COUNT * PAGE)) == 0
+
+
+@contextmanager
+def _in_thread(begin: Callable[[], None], end: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """A thread that begins with one, and does the other when what is yielded is called."""
+    begun, over = threading.Event(), threading.Event()
+
+    def run() -> None:
+        begin()
+        begun.set()
+        over.wait(patience(60))
+        end()
+
+    def finish() -> None:
+        over.set()
+        thread.join()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert begun.wait(patience(60))
+        yield finish
+    finally:
+        finish()
+
+
+def test_a_stack_that_a_thread_sets_stays_out(engine: Any, mode: Mode, stacks: Any) -> None:
+    """And is merged once the thread has it no more."""
+    warmup = _pair()
+    _merged(engine, warmup)  # from the first freeze on calls are seen
+    del warmup
+    arrays = _pair()
+    before = [array.copy() for array in arrays]
+    take = lambda: _take(stacks, arrays[0])  # noqa: E731
+    with _in_thread(take, lambda: stacks.stacks_disable()) as finish:
+        assert _merged(engine, arrays) == _with_stack(mode)
+        if mode.efault_ok:
+            stack = arrays[0][FIRST * PAGE : (FIRST + COUNT) * PAGE]
+            assert not oracle.maps_store(*memory.span(stack))
+        finish()
+        engine.scan(3, eager=True)
+        assert engine.stats().merging_pages == 2 * PAGES
+    assert all((a == b).all() for a, b in zip(arrays, before, strict=True))
+
+
+def test_the_stack_of_who_makes_the_engine_stays_out(mode: Mode, stacks: Any) -> None:
+    """It was set before there was anything to see it: by faulthandler, say."""
+    arrays = _pair()
+    found = []
+
+    def work() -> None:
+        _take(stacks, arrays[0])
+        with ksmpy.Engine(freeze=mode.freeze, tracking=mode.tracking) as engine:
+            found.append(_merged(engine, arrays))
+        stacks.stacks_disable()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [_with_stack(mode)]
