@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import multiprocessing
@@ -21,8 +22,9 @@ import pytest
 import ksmpy
 from ksmpy import proc
 from ksmpy.integrations import pools
-from ksmpy.integrations.common import enable_on
+from ksmpy.integrations.common import enable_if_can, enable_on
 from ksmpy.integrations.resident import Resident
+from ksmpy.whole.enable import enabled_engine
 from support.patience import patience, until
 from test_cli import ksmpy as command
 from test_cli import needs_engine
@@ -230,6 +232,29 @@ def test_a_store_that_somebody_has_chosen_is_taken(
     enable_on("default", {"run": 0})
     ksmpy.disable()
     assert [each.name for each in place.iterdir()] == ["chosen.ksmpy"]
+
+
+def test_a_worker_works_where_no_engine_can_be_made(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line says why. Options that cannot be are errors all the same."""
+    place.mkdir()
+    place.chmod(0o777)  # others could put a store of theirs there
+    start: Any = pools.share("app")
+    start()
+    (record,) = caplog.records
+    assert str(place) in record.message and "nothing is merged" in record.message
+    for wrong in ({"freeze": "none"}, {"store": "a/b"}, {"min_bytes": "few"}):
+        with pytest.raises((ValueError, ksmpy.StoreError, TypeError)):
+            enable_if_can(**wrong)
+    monkeypatch.setattr(ksmpy.Store, "anonymous", _no_descriptors)
+    share: Any = pools.share()
+    assert "store" not in share.keywords
+    assert enabled_engine() is None
+
+
+def _no_descriptors() -> ksmpy.Store:
+    raise ksmpy.StoreError(errno.EMFILE, "all descriptors are in use")
 
 
 def test_pytest_says_what_fixtures_hold_twice(place: Path, tmp_path: Path) -> None:

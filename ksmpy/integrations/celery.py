@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ksmpy.integrations.common import chosen_store
+from ksmpy.integrations.common import chosen_store, enable_if_can
 from ksmpy.store.store import Store
-from ksmpy.whole.enable import enable
 
 __all__ = ["setup"]
 
@@ -38,4 +37,4 @@ def _in_parent(**_: Any) -> None:
 
 
 def _in_worker(**_: Any) -> None:
-    enable(**_options)
+    enable_if_can(**_options)

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from ksmpy.integrations.common import enable_if_can
 from ksmpy.integrations.resident import Resident
-from ksmpy.whole.enable import disable, enable
+from ksmpy.whole.enable import disable
 
 __all__ = ["KsmpyNannyPlugin", "KsmpyPlugin"]  # noqa: F822  # made by __getattr__()
 
@@ -37,7 +38,7 @@ class _Worker:
 
     async def setup(self, worker: Any) -> None:
         """In the worker, when it starts or when the plugin is registered."""
-        enable(**self.options)
+        enable_if_can(**self.options)
         if self.guards == "pss":
             monitor = worker.monitor
             resident = Resident(monitor.proc.pid)

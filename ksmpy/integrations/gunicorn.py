@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ksmpy.integrations.common import chosen_store
+from ksmpy.integrations.common import chosen_store, enable_if_can
 from ksmpy.store.store import Store
-from ksmpy.whole.enable import enable
 
 __all__ = ["on_starting", "post_fork", "when_ready"]
 
@@ -36,6 +35,6 @@ def post_fork(server: Any, worker: Any) -> None:
 
 def _enable() -> None:
     if _store is None:
-        enable()
+        enable_if_can()
     else:
-        enable(store=_store)
+        enable_if_can(store=_store)

@@ -9,9 +9,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from ksmpy.integrations.common import chosen_store
+from ksmpy.integrations.common import chosen_store, enable_if_can
 from ksmpy.store.store import Store
-from ksmpy.whole.enable import worker_init
 
 __all__ = ["share"]
 
@@ -25,4 +24,9 @@ def share(store: str | Store | None = None, **options: Any) -> Callable[..., Non
     chosen = chosen_store() if store is None else store
     if chosen is not None:
         options["store"] = chosen
-    return functools.partial(worker_init, **options)
+    return functools.partial(_in_worker, **options)
+
+
+def _in_worker(*_: object, **options: Any) -> None:
+    """Called without an argument by pools, and with the worker's number by torch's DataLoader."""
+    enable_if_can(**options)
