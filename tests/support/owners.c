@@ -54,6 +54,7 @@ struct block {
     _Atomic uintptr_t address; /* 0: there is none at the moment */
     _Atomic uint64_t pages;
     uint8_t *memory, *shadow;
+    uint8_t *before; /* of each page what it had when it was given up, if that was not zeros */
     uint64_t given_up[PAGES], mapped[PAGES]; /* when that was, in ns */
     uint64_t shrunk;
     int heap;
@@ -129,13 +130,19 @@ static uint64_t now(void)
     return (uint64_t)time.tv_sec * 1000000000ULL + (uint64_t)time.tv_nsec;
 }
 
+static const uint8_t zeros[PAGE];
+
 /* Zeros from now on. */
 static void give_up(struct owner *o, struct block *b, uint64_t first, uint64_t n)
 {
     o->given_up += n;
-    for (uint64_t i = first; i < first + n; i++)
+    for (uint64_t i = first; i < first + n; i++) {
+        uint8_t *shadow = b->shadow + i * PAGE;
+        if (memcmp(shadow, zeros, PAGE) != 0)
+            memcpy(b->before + i * PAGE, shadow, PAGE);
+        memset(shadow, 0, PAGE);
         b->given_up[i] = now();
-    memset(b->shadow + first * PAGE, 0, n * PAGE);
+    }
 }
 
 static void begin_anew(struct owner *o, struct block *b, uint64_t first, uint64_t n)
@@ -162,14 +169,15 @@ static int was_a_block(const uint8_t *page)
 
 static int was_there(const uint8_t *page, uint64_t given_up, uint64_t mapped)
 {
-    static const uint8_t zeros[PAGE];
     return (now() - mapped < LATE && memcmp(page, zeros, PAGE) == 0) ||
            ((now() - mapped < LATE || now() - given_up < LATE) && was_a_block(page));
 }
 
 static int is_late(const struct block *b, uint64_t i, const uint8_t *page)
 {
-    return was_there(page, b->given_up[i], b->mapped[i]);
+    bool as_before = memcmp(page, b->before + i * PAGE, PAGE) == 0;
+    return (as_before && now() - b->given_up[i] < LATE) ||
+           was_there(page, b->given_up[i], b->mapped[i]);
 }
 
 /* Pages [first, +n) of a block, which are at that address; late ones are mended where they may be. */
@@ -286,7 +294,6 @@ static void give_back(struct owner *o, struct block *b, uint64_t first, uint64_t
 /* Each page keeps its bytes or is zero, until it is written. */
 static void give_back_later(struct owner *o, struct block *b, uint64_t first, uint64_t n)
 {
-    static const uint8_t zeros[PAGE];
     if (!o->owners->gives_back || madvise(b->memory + first * PAGE, n * PAGE, MADV_FREE))
         return;
     for (uint64_t i = first; i < first + n; i++) {
@@ -378,7 +385,6 @@ static void move(struct owner *o, struct block *b, uint64_t first, uint64_t n)
 /* A range of several mappings is not moved; Linux 6.18 may have moved the first ones by then. */
 static void bring_back(const uint8_t *place, uint8_t *at, uint64_t n)
 {
-    static const uint8_t zeros[PAGE];
     for (uint64_t i = 0; i < n; i++)
         if (memcmp(place + i * PAGE, zeros, PAGE) != 0)
             memcpy(at + i * PAGE, place + i * PAGE, PAGE);
@@ -496,7 +502,6 @@ static void verify_fresh(struct owner *o, const char *what, const uint8_t *page,
 static void *stray(void *argument)
 {
     struct owner *o = argument;
-    static const uint8_t zeros[PAGE];
     uint8_t page[PAGE];
     while (!atomic_load(&o->owners->stop)) {
         uint64_t pages = PAGES / 8 + below(o, PAGES / 2), mark = next_random(o);
@@ -539,7 +544,8 @@ struct owners *owners_new(uint32_t threads, uint32_t strangers, uint32_t gives_b
         o->random = (seed + 1) * 0x9e3779b97f4a7c15ULL + i * 0xff51afd7ed558ccdULL;
         for (int k = 0; k < BLOCKS && i < threads; k++) {
             o->blocks[k].shadow = map(PAGES, NULL, 0);
-            if (!o->blocks[k].shadow)
+            o->blocks[k].before = map(PAGES, NULL, 0);
+            if (!o->blocks[k].shadow || !o->blocks[k].before)
                 return NULL;
         }
         if (pthread_create(&o->thread, NULL, i < threads ? own : stray, o))
@@ -608,6 +614,7 @@ void owners_free(struct owners *owners)
             if (b->memory)
                 close_block(b);
             munmap(b->shadow, (size_t)PAGES * PAGE);
+            munmap(b->before, (size_t)PAGES * PAGE);
         }
     munmap(owners, sizeof *owners);
 }
