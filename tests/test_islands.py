@@ -61,6 +61,22 @@ def test_scattered_overlays_leave_no_islands(make_engine: Any, end: str) -> None
     assert [array.tobytes() for array in arrays] == wanted
 
 
+def test_a_written_page_parts_its_run_and_nothing_else(make_engine: Any) -> None:
+    """It takes two mappings, its own and that of the rest: where it came from stays one."""
+    engine = make_engine()
+    one = memory.distinct(512)
+    two = memory.twin(one)
+    for array in (one, two):
+        engine.register(array)
+    engine.scan(2, eager=True)
+    assert engine.stats().merging_pages == 1024
+    before = len(oracle.mappings())
+    one[:: 8 * PAGE] += 1
+    engine.scan()
+    assert engine.stats().merging_pages == 1024 - 64
+    assert len(oracle.mappings()) <= before + 2 * 64 + OTHERS
+
+
 def _roomless(count: int) -> Bytes:
     """Random pages with no free place next to them."""
     array = memory.alone(count)

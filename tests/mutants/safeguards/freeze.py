@@ -109,7 +109,9 @@ MUTANTS = [
         file="csrc/freeze/signal.c",
         old="    int error = os_protect(shadow, n + 1, true);",
         new="    int error = os_protect(shadow, n, true);",
-        tests=("test_budget.py::test_writes_into_long_runs_keep_the_budget[signal+checksum-scan]",),
+        tests=(
+            "test_islands.py::test_a_written_page_parts_its_run_and_nothing_else[signal+checksum]",
+        ),
     ),
     Mutant(
         "what has no room below it comes back as one mapping",
