@@ -343,6 +343,7 @@ class NativeEngine:
                 f" ({os.strerror(-rc)}); see ksmpy.doctor()"
             )
         check(rc, "ksmpy_engine_new")
+        lib.ksmpy_note_main_stack()
         # No lock is used below, only single atomic operations on a dict or a list: a garbage
         # collection may call into this engine again, in the middle of a call in the same thread.
         self._pointer: list[Any] = [out[0]]

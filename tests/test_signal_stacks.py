@@ -16,6 +16,7 @@ from support import memory, oracle
 from support.build import shared_library
 from support.oracle import PAGE
 from support.patience import patience
+from support.procs import python_ok
 
 PAGES = 256
 FIRST, COUNT = 100, 8  # pages of the stack
@@ -90,6 +91,42 @@ def test_a_stack_that_a_thread_sets_stays_out(engine: Any, mode: Mode, stacks: A
         engine.scan(3, eager=True)
         assert engine.stats().merging_pages == 2 * PAGES
     assert all((a == b).all() for a, b in zip(arrays, before, strict=True))
+
+
+MAIN = """
+import ctypes, sys, threading, time
+import ksmpy
+from support import memory
+
+library, pages, first, count, *mode = sys.argv[1:]
+one = memory.distinct(int(pages))
+arrays = one, memory.twin(one)
+at = memory.address_of(one) + int(first) * 4096
+assert ctypes.CDLL(library).stacks_set(ctypes.c_void_p(at), ctypes.c_size_t(int(count) * 4096)) == 0
+
+def work():
+    engine = ksmpy.Engine(freeze=mode[0], tracking=mode[1])
+    for array in arrays:
+        engine.register(array)
+    made.set()
+    ready.wait()
+    engine.scan(3, eager=True)
+    print(engine.stats().merging_pages)
+    engine.close()
+
+made, ready = threading.Event(), threading.Event()
+thread = threading.Thread(target=work)
+thread.start()
+made.wait()
+ready.set()
+thread.join()
+"""
+
+
+def test_the_stack_of_the_main_thread_stays_out(mode: Mode) -> None:
+    """Whoever makes the engine: under `ksmpy run` that is a thread of its own."""
+    arguments = (str(shared_library("stacks")), str(PAGES), str(FIRST), str(COUNT), *mode)
+    assert python_ok("-c", MAIN, *arguments) == f"{_with_stack(mode)}\n"
 
 
 def test_the_stack_of_who_makes_the_engine_stays_out(mode: Mode, stacks: Any) -> None:

@@ -4,8 +4,8 @@
  * The kernel writes a signal's frame onto such a stack.  Where its accesses to frozen pages fail
  * instead of waiting (freeze/bystanders.h), it ends the process with SIGSEGV, and no handler can do
  * anything about that.  Nobody tells where the threads have these stacks.  Known are those that
- * libraries in C set once their calls are led here (freeze/retries.h), and that of the thread that
- * makes an engine.
+ * libraries in C set once their calls are led here (freeze/retries.h), and those of the thread that
+ * makes an engine and of the main thread.
  *
  *   sigaltstack()  notes the stack, waits for what is frozen by then, and makes the call
  *   freezing       begins (freezes_begin()), and then looks whether a stack was noted

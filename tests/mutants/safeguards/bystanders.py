@@ -138,6 +138,15 @@ MUTANTS = [
         ),
     ),
     Mutant(
+        "the alternate stack of the main thread is known",
+        file="csrc/python/interpreter.h",
+        old="    Py_AddPendingCall(note_own_stack, NULL);\n",
+        new="    (void)note_own_stack;\n",
+        tests=(
+            "test_signal_stacks.py::test_the_stack_of_the_main_thread_stays_out[signal+checksum]",
+        ),
+    ),
+    Mutant(
         "an alternate stack waits for what is frozen",
         file="csrc/freeze/signal_stacks.c",
         old="        freezes_wait(os_now_ns());\n",
