@@ -12,7 +12,7 @@ $(OUT)/%.o: csrc/%.c $(wildcard csrc/*.h csrc/*/*.h)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -c $< -o $@
 
-$(OUT)/_ksmpy.o: $(OUT)/_ksmpy.c
+$(OUT)/_ksmpy.o: $(OUT)/_ksmpy.c $(wildcard csrc/*.h csrc/*/*.h)
 	$(CC) $(CFLAGS) -I$(INCLUDE) -c $< -o $@
 
 $(OUT)/_ksmpy.c: csrc/build_ffi.py csrc/ksmpy.cdef.h | $(OUT)

@@ -54,7 +54,6 @@ struct block {
     _Atomic uintptr_t address; /* 0: there is none at the moment */
     _Atomic uint64_t pages;
     uint8_t *memory, *shadow;
-    uint8_t *before; /* of each page what it had when it was given up, if that was not zeros */
     uint64_t given_up[PAGES], mapped[PAGES]; /* when that was, in ns */
     uint64_t shrunk;
     int heap;
@@ -130,19 +129,13 @@ static uint64_t now(void)
     return (uint64_t)time.tv_sec * 1000000000ULL + (uint64_t)time.tv_nsec;
 }
 
-static const uint8_t zeros[PAGE];
-
 /* Zeros from now on. */
 static void give_up(struct owner *o, struct block *b, uint64_t first, uint64_t n)
 {
     o->given_up += n;
-    for (uint64_t i = first; i < first + n; i++) {
-        uint8_t *shadow = b->shadow + i * PAGE;
-        if (memcmp(shadow, zeros, PAGE) != 0)
-            memcpy(b->before + i * PAGE, shadow, PAGE);
-        memset(shadow, 0, PAGE);
+    for (uint64_t i = first; i < first + n; i++)
         b->given_up[i] = now();
-    }
+    memset(b->shadow + first * PAGE, 0, n * PAGE);
 }
 
 static void begin_anew(struct owner *o, struct block *b, uint64_t first, uint64_t n)
@@ -152,16 +145,26 @@ static void begin_anew(struct owner *o, struct block *b, uint64_t first, uint64_
         b->mapped[i] = now();
 }
 
-/* Most words of a page are those that some block began with. */
+/* Most words of a page are still those that it began with. */
+static int began_as(const uint8_t *page, const uint8_t *first)
+{
+    int changed = 0;
+    for (uint64_t i = 0; i < WORDS && changed < MAX_CHANGED; i++)
+        changed += memcmp(page + i * 8, first + i * 8, 8) != 0;
+    return changed < MAX_CHANGED;
+}
+
+static const uint8_t zeros[PAGE];
+
+/* A block began with its own bytes, and what was given up of it with zeros, before it was written. */
 static int was_a_block(const uint8_t *page)
 {
     uint8_t first[PAGE];
+    if (began_as(page, zeros))
+        return memcmp(page, zeros, PAGE) != 0;
     for (uint64_t place = 0; place < PAGES; place++) {
-        int changed = 0;
         fill(first, place);
-        for (uint64_t i = 0; i < WORDS && changed < MAX_CHANGED; i++)
-            changed += memcmp(page + i * 8, first + i * 8, 8) != 0;
-        if (changed < MAX_CHANGED)
+        if (began_as(page, first))
             return 1;
     }
     return 0;
@@ -175,9 +178,7 @@ static int was_there(const uint8_t *page, uint64_t given_up, uint64_t mapped)
 
 static int is_late(const struct block *b, uint64_t i, const uint8_t *page)
 {
-    bool as_before = memcmp(page, b->before + i * PAGE, PAGE) == 0;
-    return (as_before && now() - b->given_up[i] < LATE) ||
-           was_there(page, b->given_up[i], b->mapped[i]);
+    return was_there(page, b->given_up[i], b->mapped[i]);
 }
 
 /* Pages [first, +n) of a block, which are at that address; late ones are mended where they may be. */
@@ -544,8 +545,7 @@ struct owners *owners_new(uint32_t threads, uint32_t strangers, uint32_t gives_b
         o->random = (seed + 1) * 0x9e3779b97f4a7c15ULL + i * 0xff51afd7ed558ccdULL;
         for (int k = 0; k < BLOCKS && i < threads; k++) {
             o->blocks[k].shadow = map(PAGES, NULL, 0);
-            o->blocks[k].before = map(PAGES, NULL, 0);
-            if (!o->blocks[k].shadow || !o->blocks[k].before)
+            if (!o->blocks[k].shadow)
                 return NULL;
         }
         if (pthread_create(&o->thread, NULL, i < threads ? own : stray, o))
@@ -614,7 +614,6 @@ void owners_free(struct owners *owners)
             if (b->memory)
                 close_block(b);
             munmap(b->shadow, (size_t)PAGES * PAGE);
-            munmap(b->before, (size_t)PAGES * PAGE);
         }
     munmap(owners, sizeof *owners);
 }
