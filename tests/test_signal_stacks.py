@@ -93,6 +93,55 @@ def test_a_stack_that_a_thread_sets_stays_out(engine: Any, mode: Mode, stacks: A
     assert all((a == b).all() for a, b in zip(arrays, before, strict=True))
 
 
+def test_the_stack_of_a_thread_that_has_ended_is_merged(engine: Any, stacks: Any) -> None:
+    """Most threads end without a word about their stacks."""
+    _merged(engine, _pair())
+    arrays = _pair()
+    thread = threading.Thread(target=lambda: _take(stacks, arrays[0]))
+    thread.start()
+    thread.join()
+    assert _merged(engine, arrays) == 2 * PAGES
+
+
+def test_a_child_has_the_stack_of_the_thread_that_forked(mode: Mode, stacks: Any) -> None:
+    """Whatever number the thread has there, and whichever thread merges there."""
+    arguments = (str(shared_library("stacks")), str(PAGES), str(FIRST), str(COUNT), *mode)
+    assert python_ok("-c", CHILD, *arguments) == f"{_with_stack(mode)}\n"
+
+
+CHILD = """
+import ctypes, os, sys, threading
+import ksmpy
+from support import memory
+
+library, pages, first, count, *mode = sys.argv[1:]
+one = memory.distinct(int(pages))
+arrays = one, memory.twin(one)
+store = ksmpy.Store.anonymous()
+engine = ksmpy.Engine(freeze=mode[0], tracking=mode[1], store=store)
+for array in arrays:
+    engine.register(array)
+at = memory.address_of(one) + int(first) * 4096
+assert ctypes.CDLL(library).stacks_set(ctypes.c_void_p(at), ctypes.c_size_t(int(count) * 4096)) == 0
+engine.close()
+engine = ksmpy.Engine(freeze=mode[0], tracking=mode[1], store=store)
+for array in arrays:
+    engine.register(array)
+
+def work():
+    engine.scan(3, eager=True)
+    print(engine.stats().merging_pages, flush=True)
+
+if os.fork() == 0:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+engine.close()
+"""
+
+
 MAIN = """
 import ctypes, sys, threading, time
 import ksmpy

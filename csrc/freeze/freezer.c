@@ -108,6 +108,8 @@ void freezer_destroy(struct freezer *fz)
 void freezer_abandon(struct freezer *fz)
 {
     uint64_t inode = fz->removals.inode, dev = fz->removals.dev;
+    if (fz->bystanders.matter)
+        signal_stacks_note_own(); /* the thread has another number here */
     fz->ops->abandon(fz);
     fz->helper.runs = false;
     freezer_close_files(fz);

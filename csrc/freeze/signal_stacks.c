@@ -114,12 +114,24 @@ static uint64_t before(const struct range *range, uintptr_t address, uint64_t n)
     return start <= address ? 0 : (start - address) >> PAGE_SHIFT;
 }
 
+/* A thread that has ended needs no stack any more, though it may have said nothing. */
+static bool is_over(struct thread *thread)
+{
+    uint32_t id = atomic_load(&thread->id);
+    if (id && os_task_lives(id))
+        return false;
+    atomic_compare_exchange_strong(&thread->id, &id, 0);
+    return true;
+}
+
 uint64_t signal_stacks_before(uintptr_t address, uint64_t n)
 {
     size_t count = atomic_load(&used);
     for (size_t i = 0; i < count; i++) {
-        n = before(&threads[i].next, address, n);
-        n = before(&threads[i].now, address, n);
+        uint64_t rest = before(&threads[i].next, address, n);
+        rest = before(&threads[i].now, address, rest);
+        if (rest < n && !is_over(&threads[i]))
+            n = rest;
     }
     return n;
 }

@@ -10,7 +10,8 @@
  *   sigaltstack()  notes the stack, waits for what is frozen by then, and makes the call
  *   freezing       begins (freezes_begin()), and then looks whether a stack was noted
  *
- * So of a stack and a freeze that come at the same time, one sees the other.
+ * So of a stack and a freeze that come at the same time, one sees the other.  A thread that has ended
+ * has no stack any more, though it may not have said so.
  */
 #ifndef KSMPY_FREEZE_SIGNAL_STACKS_H
 #define KSMPY_FREEZE_SIGNAL_STACKS_H

@@ -147,6 +147,26 @@ MUTANTS = [
         ),
     ),
     Mutant(
+        "a child knows the alternate stack of the thread that forked",
+        file="csrc/freeze/freezer.c",
+        old="        signal_stacks_note_own(); /* the thread has another number here */\n",
+        new="        (void)0;\n",
+        tests=(
+            "test_signal_stacks.py::"
+            "test_a_child_has_the_stack_of_the_thread_that_forked[signal+checksum]",
+        ),
+    ),
+    Mutant(
+        "an alternate stack of a thread that has ended is none",
+        file="csrc/freeze/signal_stacks.c",
+        old="        if (rest < n && !is_over(&threads[i]))\n",
+        new="        if (rest < n)\n",
+        tests=(
+            "test_signal_stacks.py::"
+            "test_the_stack_of_a_thread_that_has_ended_is_merged[signal+checksum]",
+        ),
+    ),
+    Mutant(
         "an alternate stack waits for what is frozen",
         file="csrc/freeze/signal_stacks.c",
         old="        freezes_wait(os_now_ns());\n",
