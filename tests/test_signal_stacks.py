@@ -103,13 +103,8 @@ def test_the_stack_of_a_thread_that_has_ended_is_merged(engine: Any, stacks: Any
     assert _merged(engine, arrays) == 2 * PAGES
 
 
-def test_a_child_has_the_stack_of_the_thread_that_forked(mode: Mode, stacks: Any) -> None:
-    """Whatever number the thread has there, and whichever thread merges there."""
-    arguments = (str(shared_library("stacks")), str(PAGES), str(FIRST), str(COUNT), *mode)
-    assert python_ok("-c", CHILD, *arguments) == f"{_with_stack(mode)}\n"
-
-
-CHILD = """
+#: Two equal arrays, the first of which has the main thread's stack.
+STACK = """
 import ctypes, os, sys, threading
 import ksmpy
 from support import memory
@@ -117,14 +112,14 @@ from support import memory
 library, pages, first, count, *mode = sys.argv[1:]
 one = memory.distinct(int(pages))
 arrays = one, memory.twin(one)
-store = ksmpy.Store.anonymous()
-engine = ksmpy.Engine(freeze=mode[0], tracking=mode[1], store=store)
-for array in arrays:
-    engine.register(array)
 at = memory.address_of(one) + int(first) * 4096
 assert ctypes.CDLL(library).stacks_set(ctypes.c_void_p(at), ctypes.c_size_t(int(count) * 4096)) == 0
-engine.close()
-engine = ksmpy.Engine(freeze=mode[0], tracking=mode[1], store=store)
+"""
+
+CHILD = (
+    STACK
+    + """
+engine = ksmpy.Engine(freeze=mode[0], tracking=mode[1], store=ksmpy.Store.anonymous())
 for array in arrays:
     engine.register(array)
 
@@ -140,19 +135,11 @@ if os.fork() == 0:
 assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
 engine.close()
 """
+)
 
-
-MAIN = """
-import ctypes, sys, threading, time
-import ksmpy
-from support import memory
-
-library, pages, first, count, *mode = sys.argv[1:]
-one = memory.distinct(int(pages))
-arrays = one, memory.twin(one)
-at = memory.address_of(one) + int(first) * 4096
-assert ctypes.CDLL(library).stacks_set(ctypes.c_void_p(at), ctypes.c_size_t(int(count) * 4096)) == 0
-
+MAIN = (
+    STACK
+    + """
 def work():
     engine = ksmpy.Engine(freeze=mode[0], tracking=mode[1])
     for array in arrays:
@@ -170,12 +157,23 @@ made.wait()
 ready.set()
 thread.join()
 """
+)
+
+
+def _alone(code: str, mode: Mode) -> str:
+    """What one of them prints."""
+    library = str(shared_library("stacks"))
+    return python_ok("-c", code, library, str(PAGES), str(FIRST), str(COUNT), *mode)
+
+
+def test_a_child_has_the_stack_of_the_thread_that_forked(mode: Mode) -> None:
+    """Whatever number the thread has there, and whichever thread merges there."""
+    assert _alone(CHILD, mode) == f"{_with_stack(mode)}\n"
 
 
 def test_the_stack_of_the_main_thread_stays_out(mode: Mode) -> None:
     """Whoever makes the engine: under `ksmpy run` that is a thread of its own."""
-    arguments = (str(shared_library("stacks")), str(PAGES), str(FIRST), str(COUNT), *mode)
-    assert python_ok("-c", MAIN, *arguments) == f"{_with_stack(mode)}\n"
+    assert _alone(MAIN, mode) == f"{_with_stack(mode)}\n"
 
 
 def test_the_stack_of_who_makes_the_engine_stays_out(mode: Mode, stacks: Any) -> None:

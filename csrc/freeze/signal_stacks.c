@@ -46,13 +46,21 @@ static void set(struct range *range, const stack_t *stack)
     atomic_store(&range->end, start + stack->ss_size);
 }
 
-/* Takes a place that is free, or one of a thread that has ended. */
-static bool take(struct thread *thread, uint32_t id, bool dead)
+/* A thread that has ended needs no stack any more, though it may have said nothing: its place is free. */
+static bool is_over(struct thread *thread)
 {
-    uint32_t owner = atomic_load(&thread->id);
-    if (dead ? !owner || os_task_lives(owner) : owner != 0)
+    uint32_t id = atomic_load(&thread->id);
+    if (id && os_task_lives(id))
         return false;
-    if (!atomic_compare_exchange_strong(&thread->id, &owner, id))
+    atomic_compare_exchange_strong(&thread->id, &id, 0);
+    return true;
+}
+
+/* Takes a place that is free. */
+static bool take(struct thread *thread, uint32_t id)
+{
+    uint32_t nobody = 0;
+    if (!atomic_compare_exchange_strong(&thread->id, &nobody, id))
         return false;
     clear(&thread->next);
     clear(&thread->now);
@@ -69,7 +77,7 @@ static struct thread *own(void)
             return &threads[i];
     for (int dead = 0; dead < 2; dead++)
         for (size_t i = 0; i < THREADS_MAX; i++) {
-            if (!take(&threads[i], id, dead))
+            if ((dead && !is_over(&threads[i])) || !take(&threads[i], id))
                 continue;
             while (n <= i && !atomic_compare_exchange_weak(&used, &n, i + 1))
                 ;
@@ -112,16 +120,6 @@ static uint64_t before(const struct range *range, uintptr_t address, uint64_t n)
     if (end <= address || start >= address + bytes_of(n))
         return n;
     return start <= address ? 0 : (start - address) >> PAGE_SHIFT;
-}
-
-/* A thread that has ended needs no stack any more, though it may have said nothing. */
-static bool is_over(struct thread *thread)
-{
-    uint32_t id = atomic_load(&thread->id);
-    if (id && os_task_lives(id))
-        return false;
-    atomic_compare_exchange_strong(&thread->id, &id, 0);
-    return true;
 }
 
 uint64_t signal_stacks_before(uintptr_t address, uint64_t n)

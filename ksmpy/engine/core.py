@@ -250,12 +250,11 @@ class Core:
 
     def batch(self, pages: int) -> ScanResult:
         """Scan up to `pages` pages in the background; nothing, if that has to wait."""
-        # While a program's own scan() is under way, the background thread leaves the cursor alone.
-        if not pages or self._scanning:
-            self._regions.sweep(thorough=False)
-            return ScanResult()
         try:
             self._regions.sweep(thorough=False)
+            # While a program's own scan() is under way, this thread leaves the cursor alone.
+            if not pages or self._scanning:
+                return ScanResult()
             result = self._slice(pages, 0)
             if result.full:
                 self._record()

@@ -11,7 +11,6 @@ import logging
 import os
 from typing import Any
 
-from ksmpy.errors import Unsupported
 from ksmpy.store.store import Store
 from ksmpy.whole.common import common_store
 from ksmpy.whole.enable import enable
@@ -40,7 +39,7 @@ def enable_if_can(**options: Any) -> None:
     """
     try:
         enable(**options)
-    except (Unsupported, OSError, MemoryError, RuntimeError) as error:
+    except (OSError, MemoryError, RuntimeError) as error:  # Unsupported is a RuntimeError
         if isinstance(error, ValueError) or getattr(error, "errno", None) == errno.EINVAL:
             raise
         _log.error("nothing is merged in process %d: %s", os.getpid(), error)
