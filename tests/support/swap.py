@@ -160,7 +160,8 @@ def frames_to_swap(spans: Iterable[tuple[int, int]]) -> None:
 
     The store's own mapping is made to forget its pages, which it finds again in the memfd; so are
     the overlays, wherever no copy has been made yet. Then one overlay of each frame is read again,
-    which also maps its neighbours: hence region by region.
+    which also maps its neighbours: hence region by region. Twice, because a frame on a huge page
+    only leaves that the first time: the kernel takes all of the page out of the page tables then.
     """
     regions = [oracle.pages_on_frames(*span) for span in spans]
     seen: set[oracle.Frame] = set()
@@ -171,7 +172,7 @@ def frames_to_swap(spans: Iterable[tuple[int, int]]) -> None:
             if frame not in seen:
                 seen.add(frame)
                 pages.append(page)
-        for advice in (_MADV_POPULATE_READ, _MADV_PAGEOUT):
+        for advice in 2 * (_MADV_POPULATE_READ, _MADV_PAGEOUT):
             for page in pages:
                 _advise(page, mmap.PAGESIZE, advice)
 
