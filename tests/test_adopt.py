@@ -364,6 +364,23 @@ def test_no_look_where_nothing_changed(looking: Any) -> None:
     engine.close()
 
 
+def test_no_look_while_objects_come_and_go(looking: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a look leaves would lie between them; but it does not wait for ever."""
+    engine, adopter = looking
+    made: list[list[object]] = []
+    for _ in range(3):
+        made.append([object() for _ in range(1_000_000)])
+        assert not adopter.step(engine._core)
+    monkeypatch.setattr("ksmpy.whole.adopt._MOST_MOVING_SECONDS", 0.0)
+    made.clear()
+    assert adopter.step(engine._core)
+    monkeypatch.undo()
+    made.append([object() for _ in range(1_000_000)])
+    assert not adopter.step(engine._core)
+    until(lambda: adopter.step(engine._core), "a look waits though nothing moves")
+    engine.close()
+
+
 def test_it_looks_again_once_there_are_descriptors(
     looking: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -445,6 +445,38 @@ def test_a_half_imported_numpy_is_no_hindrance(tmp_path: Path) -> None:
     assert (told.returncode, told.stdout, told.stderr) == (0, "True\n", "")
 
 
+@pytest.mark.parametrize("moving", ["a while", "for ever"])
+def test_nothing_is_imported_among_objects_that_come_and_go(moving: str, tmp_path: Path) -> None:
+    """Python could not give their memory back: an engine waits, but not for ever."""
+    code = """
+        import os, sys, time
+        held = bytearray(os.urandom(2 << 20))
+        objects = 0
+        def count():  # exact, on a busy machine too
+            global objects
+            objects += 20000
+            return objects
+        usual, sys.getallocatedblocks = sys.getallocatedblocks, count
+        begin = time.monotonic()
+        while time.monotonic() < begin + 3:
+            time.sleep(0.01)
+            assert "ksmpy" not in sys.modules
+        assert objects > 0
+        if sys.argv[1] == "a while":
+            sys.getallocatedblocks = usual
+        while time.monotonic() < begin + 40:
+            time.sleep(0.01)
+            enable = sys.modules.get("ksmpy.whole.enable")
+            if getattr(enable, "enabled_engine", lambda: None)() is not None:
+                print("enabled")
+                break
+    """
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(code))
+    told = result(command(str(script), moving), env=environment(**SMALL))
+    assert (told.returncode, told.stdout, told.stderr) == (0, "enabled\n", "")
+
+
 @pytest.mark.parametrize("free", ["later", "at times"])
 def test_a_program_without_descriptors_is_followed_once_it_has_some(
     free: str, tmp_path: Path
