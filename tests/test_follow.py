@@ -255,6 +255,20 @@ def test_a_followed_process_imports_little() -> None:
     assert told.stdout == "set()\n", told.stderr
 
 
+@pytest.mark.parametrize(("flags", "threads"), [("", 2), ("t", 1)], ids=["usual", "free-threaded"])
+def test_a_free_threaded_interpreter_is_left_alone(flags: str, threads: int) -> None:
+    """It cannot have an engine, and nobody may count its objects beside its threads."""
+    site = Path(follow.__file__).parent / "site" / "sitecustomize.py"
+    code = (
+        f"import contextlib, os, runpy, sys; sys.abiflags = {flags!r}\n"
+        f"with contextlib.suppress(ImportError):  # no other sitecustomize\n"
+        f"    runpy.run_path({str(site)!r})\n"
+        f"print(len(os.listdir('/proc/self/task')))"
+    )
+    told = result([sys.executable, "-S", "-c", code], env=environment(KSMPY_FOLLOW="1"))
+    assert (told.stdout, told.stderr) == (f"{threads}\n", "")
+
+
 def test_forks_while_the_engine_starts(tmp_path: Path) -> None:
     """A child that is forked at any moment of it finds no module locked, and ends as ever."""
     code = """

@@ -43,6 +43,7 @@ def _wanted():
     environ = os.environ
     return (
         sys.version_info >= (3, 10)
+        and "t" not in sys.abiflags  # a free-threaded one cannot have an engine
         and environ.get("KSMPY_FOLLOW")
         and environ.get("KSMPY_DISABLE", "").strip().lower() not in ("1", "yes", "true", "on")
     )
