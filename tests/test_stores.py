@@ -19,7 +19,7 @@ import ksmpy
 from ksmpy import KsmpyError, Store, StoreError
 from ksmpy.whole import enable as enabling
 from support import memory, oracle
-from support.procs import Child, environment, in_child, python
+from support.procs import PATIENCE, Child, environment, in_child, python
 
 PAGES = 64
 
@@ -282,6 +282,56 @@ def test_a_child_takes_a_buffer_to_an_engine_of_its_own(shared: Shared, store: S
 
     in_child(take)
     shared.compare()
+
+
+def _merge_alone(options: dict[str, str], merged: Any, over: Any) -> None:
+    array = memory.distinct(PAGES, seed=31)
+    wanted = array.tobytes()
+    with Store.open("name") as store, ksmpy.Engine(store=store, **options) as engine:  # type: ignore[arg-type]
+        engine.register(array)
+        engine.scan(2, eager=True)
+        assert engine.stats().merging_pages == PAGES
+        merged.set()
+        assert over.wait(PATIENCE)
+        assert array.tobytes() == wanted
+
+
+def test_what_a_fork_has_left_is_no_saving(make_engine: Any, store: Store, mode: Any) -> None:
+    """What parent and child have in common is one page already; it merges with a stranger's."""
+    array = memory.distinct(PAGES, seed=31)
+    wanted = array.tobytes()
+    parent = make_engine(store=store)
+    parent.register(array)
+    parent.scan(2, eager=True)
+    spawn = multiprocessing.get_context("spawn")
+
+    def child() -> None:
+        merged, over = spawn.Event(), spawn.Event()
+        stranger = spawn.Process(target=_merge_alone, args=(mode.options, merged, over))
+        with ksmpy.Engine(store=store, **mode.options) as own:
+            own.register(array)
+            own.scan(3, eager=True)
+            assert store.stats().pages_shared == 0
+            stranger.start()
+            assert merged.wait(PATIENCE)
+            own.scan(2, eager=True)
+            assert own.stats().merging_pages == PAGES
+            over.set()
+            stranger.join()
+            assert stranger.exitcode == 0 and array.tobytes() == wanted
+
+    def loaded_anew() -> None:
+        again = memory.twin(array)
+        with ksmpy.Engine(store=store, **mode.options) as own:
+            own.register(again)
+            own.scan(2, eager=True)
+            assert own.stats().merging_pages == PAGES
+
+    in_child(child)
+    parent.scan(2, eager=True)  # which hears that the frames are gone, and waits again
+    in_child(loaded_anew)
+    assert array.tobytes() == wanted
+    parent._core.check()
 
 
 # ---- enable, commands ---------------------------------------------------------------------

@@ -17,9 +17,9 @@ static bool was_written(const struct pages *pages, uint32_t id, uint8_t kind)
 {
     enum page_state state = page_state(page_record(pages, id));
     if (state == PAGE_SHARED)
-        return kind == OS_PAGE_ANON || kind == OS_PAGE_ZERO;
+        return kind == OS_PAGE_ANON || kind == OS_PAGE_COMMON;
     if (state == PAGE_ZERO) /* a copy that a forked child shares looks like the zero page */
-        return kind == OS_PAGE_ANON || (kind == OS_PAGE_ZERO && !page_is_zero(pages, id));
+        return kind == OS_PAGE_ANON || (kind == OS_PAGE_COMMON && !page_is_zero(pages, id));
     return false;
 }
 

@@ -5,6 +5,8 @@
 #ifndef KSMPY_OS_FORKS_H
 #define KSMPY_OS_FORKS_H
 
+#include <stdint.h>
+
 /* What is called around each fork, while nobody holds forks off. */
 struct fork_calls {
     void (*before)(void);
@@ -17,5 +19,7 @@ int forks_call(const struct fork_calls *calls);
 /* No fork happens in between. Taken before any lock that is taken around a fork. */
 void fork_hold(void);
 void fork_let_go(void);
+/* Equal in processes of which one comes from the other by forks alone, or both from a third. */
+uint64_t os_kin(void);
 
 #endif

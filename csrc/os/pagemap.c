@@ -118,7 +118,7 @@ static uint8_t kind_of(uint64_t word)
     if (!(word & (WORD_PRESENT | WORD_FRAME)) && word & WORD_PROTECTED)
         return OS_PAGE_UNTOLD; /* a marker protects; no swap area begins at 0 */
     if ((word & WORD_PRESENT) && !(word & WORD_EXCLUSIVE))
-        return OS_PAGE_ZERO;
+        return OS_PAGE_COMMON;
     return OS_PAGE_ANON;
 }
 

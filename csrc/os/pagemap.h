@@ -39,7 +39,7 @@ enum os_page {
     OS_PAGE_NONE,
     OS_PAGE_FILE,
     OS_PAGE_ANON,
-    OS_PAGE_ZERO,
+    OS_PAGE_COMMON, /* the kernel's zero page, or one that fork has left to several processes */
     OS_PAGE_UNTOLD, /* swapped out, or none: an ordinary user is not told which */
 };
 int os_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds);

@@ -54,7 +54,7 @@ static void look_for_page(struct pages *pages, uint32_t id)
     if (known)
         page_withdraw(pages, id);
     else
-        announcement_add(store, tree, page_sum(page));
+        announcement_add(store, tree, page_sum(page), false);
 }
 
 /* The same for the waiting pages of a region, from one of them on; false: not for all of them. */

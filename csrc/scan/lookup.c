@@ -9,6 +9,7 @@
 #include "merge/run.h"
 #include "os/arena.h"
 #include "os/owners.h"
+#include "os/pagemap.h"
 #include "pages/candidates.h"
 #include "pages/pages.h"
 #include "pages/records.h"
@@ -126,6 +127,15 @@ static bool try_candidate(struct scanner *scanner, uint32_t id, uint64_t sum, co
     return true;
 }
 
+/* Is the page another process's as well, which fork has left it to?  Then neither has written. */
+static bool is_left_by_fork(const struct scanner *scanner, uint32_t id)
+{
+    uint8_t kind;
+    return os_pages(scanner->merger->fz.pagemap_fd, page_address(scanner->pages, id), 1, &kind) ==
+               0 &&
+           kind == OS_PAGE_COMMON;
+}
+
 /*
  * Nobody here has these bytes.  A page of another process may: then this one
  * becomes a frame's first sharer.  Else it waits.
@@ -139,7 +149,9 @@ static void wait_or_go_ahead(struct scanner *scanner, uint32_t id, uint64_t sum,
         carry_out(scanner);
     if (scanner->unfinished)
         return;
-    enum announced announced = announcement_add(store, tree, sum);
+    enum announced announced = announcement_add(store, tree, sum, false);
+    if (announced == ANNOUNCED_BY_KIN && !is_left_by_fork(scanner, id))
+        announced = announcement_add(store, tree, sum, true);
     if (announced == ANNOUNCED_HERE && scanner->run.kind == RUN_ALONE && scanner->run.n) {
         carry_out(scanner); /* the pending run may have claimed this checksum, and make its frame */
         if (scanner->unfinished || is_taken(scanner->pages, id) ||

@@ -261,7 +261,7 @@ static void ask_page_tables(struct scanner *scanner, uint32_t id, uint64_t n)
         if (page_kinds(scanner->merger, id + (uint32_t)at, part, kinds) < 0)
             return;
         for (uint64_t i = 0; i < part; i++) {
-            bool own = kinds[i] == OS_PAGE_ANON, zero = kinds[i] == OS_PAGE_ZERO;
+            bool own = kinds[i] == OS_PAGE_ANON, zero = kinds[i] == OS_PAGE_COMMON;
             window->written[(at + i) / 64] |= (uint64_t)own << ((at + i) % 64);
             window->zero[(at + i) / 64] |= (uint64_t)zero << ((at + i) % 64);
             window->copied[(at + i) / 64] |= (uint64_t)(own || zero) << ((at + i) % 64);
@@ -336,5 +336,5 @@ bool window_at_hole(struct scanner *scanner, uint32_t id)
     uint8_t kind = window->kinds[id - window->holes_first];
     if (kind == OS_PAGE_UNTOLD) /* the page has been read since then, so it can be told now */
         os_pages(scanner->merger->fz.pagemap_fd, page_address(scanner->pages, id), 1, &kind);
-    return kind == OS_PAGE_ZERO || kind == OS_PAGE_NONE;
+    return kind == OS_PAGE_COMMON || kind == OS_PAGE_NONE;
 }

@@ -16,7 +16,7 @@ static void trim(struct store *store)
     }
 }
 
-enum announced announcement_add(struct store *store, int tree, uint64_t sum)
+enum announced announcement_add(struct store *store, int tree, uint64_t sum, bool own)
 {
     if (!store->shared)
         return ANNOUNCED_NOWHERE;
@@ -24,7 +24,7 @@ enum announced announcement_add(struct store *store, int tree, uint64_t sum)
         board_prepare(store);
     if (!store_lock(store))
         return ANNOUNCED_UNKNOWN;
-    enum announced found = board_announce(store, tree, sum);
+    enum announced found = board_announce(store, tree, sum, own);
     store_unlock(store);
     if (!store->depth && store->outgrown.size)
         trim(store);

@@ -11,7 +11,7 @@
 #include "store/board.h"
 #include "store/store.h"
 
-enum announced announcement_add(struct store *store, int tree, uint64_t sum);
+enum announced announcement_add(struct store *store, int tree, uint64_t sum, bool own);
 /* A page of ours does not wait any more. */
 void announcement_remove(struct store *store, int tree, uint64_t sum);
 /* Ends a claim: the page of which we were to make a frame is its sharer now, or is not. */

@@ -9,7 +9,11 @@
  * entries N .. 2N-1 of its part of the file, so that a bigger one is filled
  * beside it and the old one's memory goes back.
  *
- *   entry   | checksum and tree: 48 bits | claimed: 1 bit | slot + 1: 15 bits |     0: empty
+ *   entry   | checksum and tree: 48 bits | claimed | kin wait | slot + 1: 14 bits |     0: empty
+ *
+ * Pages that several processes have by a fork are one page already, and a frame of it would save
+ * nothing.  Who has such a page, and finds that one of those processes has announced it, waits, and
+ * leaves a mark: when the announcement goes those who wait are told to look again.
  *
  * Events: the checksums of frames that came, or have room again.  The process
  * that waits reads them when its next pass begins, and looks those pages up
@@ -23,15 +27,17 @@
 
 #include "os/arena.h"
 #include "os/files.h"
+#include "os/forks.h"
 #include "store/layout.h"
 #include "store/store.h"
 
 #define SMALLEST 4096 /* entries of the first table: 32 KiB of the file */
 #define TRIM 8192 /* entries of an old table that go back at once: 16 pages */
 #define SUM_BITS 48
-#define SLOT_MASK 0xffff
 #define CLAIMED 0x8000
-#define ANYBODY 0x7fff /* in place of a slot: a page waits, but it is not known whose */
+#define KIN_WAITS 0x4000
+#define SLOT_MASK 0x3fff
+#define ANYBODY 0x3fff /* in place of a slot: a page waits, but it is not known whose */
 #define TREE_BITS 5
 #define SLOT_BITS 11 /* room for NO_SLOT */
 
@@ -151,11 +157,19 @@ int announcements_reset(struct store *store)
     return error;
 }
 
+static bool is_of_kin(const struct store *store, uint64_t slot)
+{
+    return slot < MAX_SLOTS && store->head->slots[slot].kin == os_kin();
+}
+
 static enum announced meaning(const struct store *store, uint64_t entry)
 {
-    if ((entry & SLOT_MASK & ~CLAIMED) == store->slot + 1)
+    uint64_t slot = (entry & SLOT_MASK) - 1;
+    if (slot == store->slot)
         return ANNOUNCED_HERE;
-    return entry & CLAIMED ? ANNOUNCED_SOON : ANNOUNCED_ELSEWHERE;
+    if (entry & CLAIMED)
+        return ANNOUNCED_SOON;
+    return is_of_kin(store, slot) ? ANNOUNCED_BY_KIN : ANNOUNCED_ELSEWHERE;
 }
 
 bool announcement_is_elsewhere(const struct store *store, int tree, uint64_t sum)
@@ -163,10 +177,11 @@ bool announcement_is_elsewhere(const struct store *store, int tree, uint64_t sum
     if (!store->head->announced_size)
         return false;
     uint64_t entry = *entry_at(store, place_of(store, key_of(tree, sum)));
-    return entry && meaning(store, entry) == ANNOUNCED_ELSEWHERE;
+    enum announced found = entry ? meaning(store, entry) : ANNOUNCED_NOWHERE;
+    return found == ANNOUNCED_ELSEWHERE || found == ANNOUNCED_BY_KIN;
 }
 
-enum announced board_announce(struct store *store, int tree, uint64_t sum)
+enum announced board_announce(struct store *store, int tree, uint64_t sum, bool own)
 {
     struct store_head *head = store->head;
     uint64_t key = key_of(tree, sum);
@@ -180,6 +195,13 @@ enum announced board_announce(struct store *store, int tree, uint64_t sum)
         return ANNOUNCED_NOWHERE;
     }
     enum announced found = meaning(store, *entry);
+    if (found == ANNOUNCED_BY_KIN) {
+        if (!own) {
+            *entry |= KIN_WAITS;
+            return found;
+        }
+        found = ANNOUNCED_ELSEWHERE;
+    }
     if (found == ANNOUNCED_ELSEWHERE && atomic_load(&head->full))
         found = ANNOUNCED_SOON; /* nobody claims a checksum before there is room for a frame */
     if (found == ANNOUNCED_ELSEWHERE)
@@ -205,18 +227,22 @@ static void erase(struct store *store, uint64_t hole)
     store->head->announced_count--;
 }
 
-static void remove_entry(struct store *store, uint64_t entry)
+/* Returns what it was, with the mark that it may have had, or 0. */
+static uint64_t remove_entry(struct store *store, uint64_t entry)
 {
     if (!store->head->announced_size)
-        return;
-    uint64_t i = place_of(store, entry);
-    if (*entry_at(store, i) == entry)
-        erase(store, i);
+        return 0;
+    uint64_t i = place_of(store, entry), found = *entry_at(store, i);
+    if ((found & ~(uint64_t)KIN_WAITS) != entry)
+        return 0;
+    erase(store, i);
+    return found;
 }
 
 void board_withdraw(struct store *store, int tree, uint64_t sum)
 {
-    remove_entry(store, entry_for(key_of(tree, sum), store->slot));
+    if (remove_entry(store, entry_for(key_of(tree, sum), store->slot)) & KIN_WAITS)
+        event_add(store, tree, sum);
 }
 
 /* Takes a claim back that led to no frame, and tells those who wait for it to look again. */
@@ -243,12 +269,12 @@ void announcements_forget_slot(struct store *store, unsigned slot)
 {
     for (uint64_t i = 0; i < store->head->announced_size;) {
         uint64_t entry = *entry_at(store, i);
-        if ((entry & SLOT_MASK & ~CLAIMED) != slot + 1) {
+        if ((entry & SLOT_MASK) != slot + 1) {
             i++;
             continue;
         }
         erase(store, i); /* another entry may have moved to i, so i stays */
-        for (int tree = 0; entry & CLAIMED && tree < store->nodes; tree++)
+        for (int tree = 0; entry & (CLAIMED | KIN_WAITS) && tree < store->nodes; tree++)
             event_add_for_all(store, tree, entry >> 16 ^ spread(tree));
     }
 }

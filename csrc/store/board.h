@@ -13,6 +13,7 @@ enum announced {
     ANNOUNCED_NOWHERE, /* now a page of ours waits with it */
     ANNOUNCED_HERE, /* one does already */
     ANNOUNCED_ELSEWHERE, /* one of another process; we are to make the frame */
+    ANNOUNCED_BY_KIN, /* one of a process that fork may have left the same page; nobody does so */
     ANNOUNCED_SOON, /* somebody does so */
     ANNOUNCED_UNKNOWN, /* the store's lock is not to be had */
 };
@@ -22,13 +23,16 @@ struct event { /* a frame came, or has room again */
     int tree;
 };
 
-/* Announces that a page of ours waits with this checksum. The answer is never ANNOUNCED_UNKNOWN. */
-enum announced board_announce(struct store *store, int tree, uint64_t sum);
+/*
+ * Announces that a page of ours waits with this checksum. own: no other process has it by a fork.
+ * The answer is never ANNOUNCED_UNKNOWN, nor ANNOUNCED_BY_KIN for an own page.
+ */
+enum announced board_announce(struct store *store, int tree, uint64_t sum, bool own);
 /* Asks for the memory of the next larger table, which takes long: is called without the lock. */
 void board_prepare(struct store *store);
 /* Gives a part of the memory of a table back that was outgrown. false: there is none. */
 bool board_trim(struct store *store);
-/* Whether board_announce() would say ANNOUNCED_ELSEWHERE. */
+/* Whether board_announce() would say ANNOUNCED_ELSEWHERE, or ANNOUNCED_BY_KIN. */
 bool announcement_is_elsewhere(const struct store *store, int tree, uint64_t sum);
 void board_withdraw(struct store *store, int tree, uint64_t sum);
 /* Ends a claim: the page is a sharer of its frame now, or those who wait are told to look again. */

@@ -54,6 +54,7 @@ struct slot {
     uint32_t pid;
     uint32_t fork; /* SLOT_CHILD: the number of the fork that made it */
     uint64_t pages; /* SLOT_ENGINE: its pages on frames */
+    uint64_t kin; /* os_kin() of the process */
 };
 
 /* What must be the same for all who map the file. */

@@ -5,6 +5,7 @@
 
 #include "base/pages.h"
 #include "os/files.h"
+#include "os/forks.h"
 #include "os/lease.h"
 #include "os/map.h"
 #include "store/files.h"
@@ -61,6 +62,7 @@ int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot, void **
         store->head->slots[i].pid = (uint32_t)getpid(); /* a child writes its own: slot_sign() */
         store->head->slots[i].pages = 0;
         store->head->slots[i].fork = store->head->forks;
+        store->head->slots[i].kin = os_kin();
         raise_to(&store->head->slots_end, i + 1);
         atomic_store(&store->head->slots[i].kind, kind);
         *slot = i;

@@ -213,13 +213,62 @@ static void a_newcomer_frees_what_the_dead_was_making(void)
 static void nobody_waits_with_the_dead(void)
 {
     REQUIRE(open_pair());
-    CHECK(announcement_add(&one, 0, SUM) == ANNOUNCED_NOWHERE);
+    CHECK(announcement_add(&one, 0, SUM, true) == ANNOUNCED_NOWHERE);
     CHECK(store_lock(&two) && announcement_is_elsewhere(&two, 0, SUM));
     store_unlock(&two);
     die(&one);
     slots_reap(&two);
-    CHECK(announcement_add(&two, 0, SUM) == ANNOUNCED_NOWHERE);
+    CHECK(announcement_add(&two, 0, SUM, true) == ANNOUNCED_NOWHERE);
     tidy(&one);
+    close_all();
+}
+
+static bool heard(uint64_t *read)
+{
+    struct event event;
+    return events_read(&two, read, &event, 1) == 1 && event.sum == SUM;
+}
+
+/* Both stores are of one process, so each is the other's kin. */
+static void a_page_left_by_fork_waits_for_what_becomes_of_it(void)
+{
+    REQUIRE(open_pair());
+    uint64_t read = two.head->events;
+    CHECK(announcement_add(&one, 0, SUM, false) == ANNOUNCED_NOWHERE);
+    CHECK(announcement_add(&two, 0, SUM, false) == ANNOUNCED_BY_KIN);
+    announcement_remove(&one, 0, SUM); /* it was written: the page is no longer the same */
+    CHECK(heard(&read));
+    CHECK(announcement_add(&one, 0, SUM, false) == ANNOUNCED_NOWHERE);
+    announcement_remove(&one, 0, SUM); /* nobody waits for that one */
+    CHECK(!heard(&read));
+    CHECK(announcement_add(&one, 0, SUM, false) == ANNOUNCED_NOWHERE);
+    CHECK(announcement_add(&two, 0, SUM, false) == ANNOUNCED_BY_KIN);
+    die(&one);
+    slots_reap(&two);
+    CHECK(heard(&read));
+    CHECK(announcement_add(&two, 0, SUM, false) == ANNOUNCED_NOWHERE);
+    announcement_remove(&two, 0, SUM);
+    tidy(&one);
+    close_all();
+}
+
+static void a_page_of_ones_own_waits_for_no_kin(void)
+{
+    REQUIRE(open_pair());
+    uint64_t read = two.head->events;
+    CHECK(announcement_add(&one, 0, SUM, false) == ANNOUNCED_NOWHERE);
+    CHECK(store_lock(&two) && announcement_is_elsewhere(&two, 0, SUM));
+    store_unlock(&two);
+    CHECK(announcement_add(&two, 0, SUM, true) == ANNOUNCED_ELSEWHERE);
+    announcement_settle(&two, 0, SUM, false);
+    CHECK(announcement_add(&two, 0, SUM, false) == ANNOUNCED_ELSEWHERE); /* anybody's */
+    announcement_settle(&two, 0, SUM, true);
+    two.head->slots[one.slot].kin++;
+    CHECK(announcement_add(&one, 0, SUM, false) == ANNOUNCED_NOWHERE);
+    CHECK(announcement_add(&two, 0, SUM, false) == ANNOUNCED_ELSEWHERE);
+    announcement_settle(&two, 0, SUM, true);
+    CHECK(!heard(&read));
+    store_detach(&one);
     close_all();
 }
 
@@ -470,14 +519,14 @@ static void nobody_waits_while_memory_is_asked_for(void)
     REQUIRE(open_pair());
     uint64_t before = one.head->announced_size, found = 0;
     for (uint64_t i = 0; i < 2; i++) { /* what lies at the start of the events' memory */
-        announcement_add(&one, 0, i);
+        announcement_add(&one, 0, i, true);
         CHECK(store_lock(&one));
         event_add(&one, 0, i);
         store_unlock(&one);
     }
     most_at_once = 0;
     for (uint64_t i = 2; i < MANY; i++)
-        CHECK(announcement_add(&one, 0, i * 2654435761u) == ANNOUNCED_NOWHERE);
+        CHECK(announcement_add(&one, 0, i * 2654435761u, true) == ANNOUNCED_NOWHERE);
     CHECK(one.head->announced_size >= 16 * before && most_at_once <= PAGE_BYTES);
     for (uint64_t i = 2; i < MANY; i++)
         found += announcement_is_elsewhere(&two, 0, i * 2654435761u);
@@ -722,6 +771,8 @@ int main(void)
     RUN(what_the_dead_was_making_is_freed);
     RUN(a_newcomer_frees_what_the_dead_was_making);
     RUN(nobody_waits_with_the_dead);
+    RUN(a_page_left_by_fork_waits_for_what_becomes_of_it);
+    RUN(a_page_of_ones_own_waits_for_no_kin);
     RUN(a_slot_with_a_dead_one_in_it_is_not_taken);
     RUN(a_slot_is_not_claimed_in_another_file);
     RUN(who_leaves_changes_no_other_file);
