@@ -10,11 +10,15 @@ import os
 import pickle
 import random
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -22,6 +26,7 @@ import pytest
 import ksmpy
 from conftest import EACH_FREEZE
 from ksmpy import RegionError, native
+from ksmpy.engine.region import Region
 from ksmpy.memory import mappings
 from ksmpy.memory.objects import named_memory
 from ksmpy.whole import adopt
@@ -364,6 +369,25 @@ def test_no_look_where_nothing_changed(looking: Any) -> None:
     engine.close()
 
 
+class _Lazy(types.ModuleType):
+    """As importlib.util.LazyLoader makes them: a question imports the module."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"{name} was asked for")
+
+
+@pytest.mark.parametrize("make", [MagicMock, partial(_Lazy, "x"), lambda: None])
+def test_what_stands_in_for_a_module_is_not_asked(
+    make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test's mock, and a module that would be imported by that."""
+    for name in ("numpy", "torch", "pyarrow"):
+        monkeypatch.setitem(sys.modules, name, make())
+    held = [bytes(4 * MIB)]
+    assert any(item.nbytes >= 4 * MIB for item in named_memory(4 * MIB))
+    assert held
+
+
 def test_no_look_while_objects_come_and_go(looking: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a look leaves would lie between them; but it does not wait for ever."""
     engine, adopter = looking
@@ -384,9 +408,15 @@ def test_no_look_while_objects_come_and_go(looking: Any, monkeypatch: pytest.Mon
 def test_it_looks_again_once_there_are_descriptors(
     looking: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A program may have all its descriptors in use for a while, and let go of them."""
+    """A program may have all its descriptors in use for a while, and let go of them; and another
+    process be stopped with the store's lock.
+    """
     engine, adopter = looking
-    errors = [OSError(errno.EMFILE, os.strerror(errno.EMFILE)), MemoryError()]
+    errors: list[Exception] = [
+        OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+        ksmpy.StoreError(errno.ETIMEDOUT, "its holder is stopped"),
+        MemoryError(),
+    ]
     real = adopter.look
 
     def look(engine: Any) -> None:
@@ -401,6 +431,18 @@ def test_it_looks_again_once_there_are_descriptors(
     adopter.stop()
     assert not errors and held.any()
     assert "not adopted" not in caplog.text
+
+
+def test_memory_that_comes_and_goes_for_days(looking: Any) -> None:
+    """However often memory was lost in one place, it is waited for, and no more than that."""
+    engine, adopter = looking
+    region = Region.__new__(Region)
+    region.address, region.nbytes = 1 << 40, MIB
+    for _ in range(2000):
+        adopter._adopted = {region}
+        adopter._note_losses(engine._core)
+    assert adopter._trusted([(1 << 40, (1 << 40) + MIB)], time.monotonic()) == []
+    engine.close()
 
 
 def test_memory_that_comes_and_goes_is_waited_for(looking: Any) -> None:

@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
+import ksmpy
 from ksmpy import KsmpyError, Store, native
 from ksmpy.whole import follow
+from ksmpy.whole.common import common_store
 from ksmpy.whole.guardian import below, isolated
 from support.patience import patience, until
 
@@ -657,6 +659,53 @@ print("ready", flush=True)
 while True:
     time.sleep(0.05)
 """
+
+
+def test_it_ends_as_ever_where_nobody_reads_stderr(tmp_path: Path) -> None:
+    """What ksmpy has to say, of a process that it cannot follow, is not worth the program."""
+    code = "sleep 1; $0 -I -c 'import time; time.sleep(2)'; touch over; exit 7"
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        arguments = command("--", "sh", "-c", code, sys.executable)
+        options: dict[str, Any] = {"cwd": tmp_path, "env": environment(), "stderr": writing}
+        for more in ([], ["--report"]):
+            (tmp_path / "over").unlink(missing_ok=True)
+            told = [*arguments[:4], *more, *arguments[4:]]
+            assert subprocess.run(told, timeout=LIMIT, **options).returncode == 7
+            assert (tmp_path / "over").exists()
+    finally:
+        os.close(writing)
+
+
+def test_a_child_that_c_code_forks_ends_at_once() -> None:
+    """Python's hooks are not called for it, and it has no thread of ksmpy's."""
+    code = (
+        "import ctypes, os, sys, time; held = bytearray(2 << 20); time.sleep(1.5);"
+        "begin = time.monotonic(); pid = ctypes.PyDLL(None).fork()\n"
+        "if pid == 0: sys.exit(0)\n"
+        "os.waitpid(pid, 0); print(time.monotonic() - begin)"
+    )
+    told = result(command("-c", code), env=environment(**SMALL))
+    assert told.returncode == 0 and float(told.stdout) < 4, told
+
+
+def test_a_file_in_the_stores_place_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor is over, and another process has its number, and a file in that place."""
+    fd = os.memfd_create("other")
+    os.write(fd, bytes(5000) + b"not a store")
+    info = os.fstat(fd)
+    place = f"/proc/{os.getpid()}/fd/{fd}"
+    for told in (place, f"{place}:{info.st_dev}:{info.st_ino + 1}"):
+        monkeypatch.setenv("KSMPY_FOLLOW", told)
+        assert common_store() is None
+    monkeypatch.setenv("KSMPY_FOLLOW", f"{place}:{info.st_dev}:{info.st_ino}")
+    store = common_store()
+    assert store is not None
+    with pytest.raises(ksmpy.StoreError, match="not a store|another"):
+        ksmpy.Engine(store=store)
+    assert os.fstat(fd).st_size == 5011 and os.pread(fd, 11, 5000) == b"not a store"
+    os.close(fd)
 
 
 def test_signals_are_handed_on() -> None:

@@ -18,6 +18,7 @@
 #include "merge/plan.h"
 #include "merge/run.h"
 #include "os/forks.h"
+#include "os/imports.h"
 #include "os/maps.h"
 #include "pages/pages.h"
 #include "pages/regions.h"
@@ -28,6 +29,7 @@ static ksmpy_engine *all; /* changed between fork_hold() and fork_let_go() only 
 
 static void before_fork(void)
 {
+    os_imports_before_fork();
     bystanders_hurry();
     for (ksmpy_engine *engine = all; engine; engine = engine->next) {
         engine_lock(engine);
@@ -46,6 +48,7 @@ static void in_parent(void)
         engine_unlock(engine);
     }
     bystanders_need_not_hurry();
+    os_imports_after_fork(false);
 }
 
 /* Threads of the parent's that were giving pages back, between two slices, are not in the child. */
@@ -79,6 +82,7 @@ static void let_go(ksmpy_engine *engine)
 
 static void in_child(void)
 {
+    os_imports_after_fork(true);
     bystanders_forget();
     for (ksmpy_engine *engine = all; engine; engine = engine->next)
         let_go(engine);

@@ -8,6 +8,7 @@
 #include "engine/check.h"
 #include "engine/locks.h"
 #include "freeze/bystanders.h"
+#include "freeze/retries.h"
 #include "merge/bar.h"
 #include "merge/budget.h"
 #include "os/guard.h"
@@ -114,6 +115,8 @@ int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
     memset(result, 0, sizeof *result);
     if (engine->pages.forked)
         return -EPERM;
+    if (engine->merger.fz.bystanders.matter)
+        retries_lead(); /* holding nothing: see os/imports.h */
     sigset_t mask;
     pthread_mutex_lock(&engine->pass);
     engine_lock_for_pass(engine);

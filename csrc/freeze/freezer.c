@@ -14,7 +14,6 @@
 #include "freeze/owner.h"
 #include "freeze/registration.h"
 #include "freeze/removals.h"
-#include "freeze/retries.h"
 #include "freeze/signal.h"
 #include "freeze/signal_stacks.h"
 #include "freeze/stage.h"
@@ -252,19 +251,12 @@ static int own_tasks(const struct freezer *fz)
     return freezer_has(fz, fz->tasks_fd) ? fz->tasks_fd : -1;
 }
 
-static void lead_calls(const struct freezer *fz)
-{
-    if (fz->bystanders.matter)
-        retries_lead();
-}
-
 static int64_t freeze_now(struct freezer *fz, uintptr_t address, uint64_t n, bool to_zeros,
                           const uint8_t **view)
 {
     n = freeze_reach(fz, address, n);
     if (needed_here(address, n))
         return -EBUSY;
-    lead_calls(fz);
     n = before_stacks(fz, address, n);
     if (!n)
         return -EBUSY;
@@ -334,7 +326,6 @@ int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr
 {
     if (needed_here(address, n))
         return -EBUSY;
-    lead_calls(fz);
     if (insists)
         bystanders_hold_if_can(&fz->bystanders, own_tasks(fz), address, n);
     else if (!bystanders_hold(&fz->bystanders, own_tasks(fz), address, n))

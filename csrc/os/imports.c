@@ -2,6 +2,7 @@
 
 #include <elf.h>
 #include <link.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -25,11 +26,12 @@
 #endif
 
 /*
- * After something was loaded it is looked so often, with pauses of 1 ms, 2 ms and so on, until a look
- * has found nothing to do: an object that is just being loaded has to be complete first, and a
- * thread that binds a function for the first time may undo what was done just then.
+ * After something was loaded it is looked so often, with pauses of 1 ms, 2 ms and so on, 4 s in all.
+ * An object that is just being loaded has to be complete first: until then its entries have addresses
+ * of nobody, so that a look finds nothing.  And a thread that binds a function for the first time may
+ * undo what was done just then.
  */
-#define LOOKS 10
+#define LOOKS 12
 #define FIRST_PAUSE_NS ((uint64_t)1000000)
 /*
  * A look took 0.6 ms in a process with 22 objects and 8 ms in one with 419; the dynamic linker waits
@@ -76,6 +78,50 @@ static struct {
     int looks; /* still to come */
     uint64_t pause, not_before; /* ns */
 } led;
+
+/*
+ * A fork waits while somebody looks, who then has the linker's lock and waits for nobody.  For who waits
+ * to look it waits so long at most: a third thread has that lock, for whatever it does, and the
+ * child will find it taken in any case.
+ */
+#define WAITING_NS ((uint64_t)2000000)
+
+enum { NOBODY, WAITS, LOOKS_NOW };
+static _Atomic int looker = NOBODY;
+static _Atomic bool forking;
+static atomic_flag busy = ATOMIC_FLAG_INIT;
+
+/* In a function that dl_iterate_phdr() calls: may it look?  Not where a fork is about to happen. */
+static bool may_look(void)
+{
+    atomic_store(&looker, LOOKS_NOW);
+    return !atomic_load(&forking);
+}
+
+static void iterate(int (*visit)(struct dl_phdr_info *, size_t, void *), void *data)
+{
+    atomic_store(&looker, WAITS);
+    if (!atomic_load(&forking))
+        dl_iterate_phdr(visit, data);
+    atomic_store(&looker, NOBODY);
+}
+
+void os_imports_before_fork(void)
+{
+    atomic_store(&forking, true);
+    for (uint64_t start = os_now_ns(); atomic_load(&looker) != NOBODY; sched_yield())
+        if (atomic_load(&looker) == WAITS && os_now_ns() - start > WAITING_NS)
+            break;
+}
+
+void os_imports_after_fork(bool in_child)
+{
+    atomic_store(&forking, false);
+    if (in_child) { /* nobody looks here */
+        atomic_store(&looker, NOBODY);
+        atomic_flag_clear(&busy);
+    }
+}
 
 static struct object object_of(const struct dl_phdr_info *info)
 {
@@ -206,6 +252,8 @@ static int look_at_object(struct dl_phdr_info *info, size_t size, void *data)
     struct object object = object_of(info);
     struct tables tables;
     (void)size;
+    if (!may_look())
+        return 1;
     look->changes = changes_of(info);
     if (!object.dynamic || contains(&object, (uintptr_t)&led) || !find_tables(&object, &tables))
         return 0;
@@ -269,7 +317,7 @@ static int lead_all(struct dl_phdr_info *info, size_t size, void *data)
 {
     const struct look *look = data;
     (void)size;
-    if (same_changes(look->changes, changes_of(info)))
+    if (may_look() && same_changes(look->changes, changes_of(info)))
         for (size_t i = 0; i < look->n;)
             i += lead_page(look, i);
     return 1;
@@ -280,14 +328,15 @@ static int lead_all(struct dl_phdr_info *info, size_t size, void *data)
 static int see_changes(struct dl_phdr_info *info, size_t size, void *data)
 {
     (void)size;
-    *(struct changes *)data = changes_of(info);
+    if (may_look())
+        *(struct changes *)data = changes_of(info);
     return 1;
 }
 
 static bool is_due(void)
 {
-    struct changes changes;
-    dl_iterate_phdr(see_changes, &changes);
+    struct changes changes = led.changes;
+    iterate(see_changes, &changes);
     if (!same_changes(changes, led.changes)) {
         led.changes = changes;
         led.looks = LOOKS;
@@ -303,10 +352,10 @@ static void look_once(const struct os_import *imports, size_t n)
     uint64_t start = os_now_ns();
     if (!look.entries)
         return;
-    dl_iterate_phdr(look_at_object, &look);
+    iterate(look_at_object, &look);
     see_rights(&look);
-    dl_iterate_phdr(lead_all, &look);
-    led.looks = look.n ? led.looks - 1 : 0;
+    iterate(lead_all, &look);
+    led.looks--;
     uint64_t end = os_now_ns(), rest = REST * (end - start);
     led.not_before = end + (led.pause > rest ? led.pause : rest);
     led.pause *= 2;
@@ -315,7 +364,6 @@ static void look_once(const struct os_import *imports, size_t n)
 
 void os_imports_lead(const struct os_import *imports, size_t n)
 {
-    static atomic_flag busy = ATOMIC_FLAG_INIT;
     if (atomic_flag_test_and_set(&busy))
         return;
     if (is_due())

@@ -9,6 +9,7 @@
 #ifndef KSMPY_OS_IMPORTS_H
 #define KSMPY_OS_IMPORTS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -18,10 +19,20 @@ struct os_import {
 };
 
 /*
- * Leads all that is loaded there, unless nothing was loaded since the last call, or another thread is
- * about to do so.  An object that is just being loaded follows at a later call.  The imports are
- * ordered by name and stay.  Forks are to be kept away, as the linker's lock is held.
+ * Leads all that is loaded there, unless nothing was loaded for a while, or another thread is about to
+ * do so.  An object that is just being loaded follows at a later call.  The imports are ordered by
+ * name and stay.
+ *
+ * It waits for the dynamic linker's lock.  Whoever has that may be running code of the program's for
+ * each object (dl_iterate_phdr() by way of ctypes, as threadpoolctl does), which wants the
+ * interpreter's lock, and any other.  So the caller must hold nothing that others wait for.
  */
 void os_imports_lead(const struct os_import *imports, size_t n);
+/*
+ * Around a fork.  A child must not find the linker's lock taken by a thread that it does not have:
+ * a look under way is waited for, and none begins before the fork is over.
+ */
+void os_imports_before_fork(void);
+void os_imports_after_fork(bool in_child);
 
 #endif

@@ -215,17 +215,22 @@ static void object_look_into(struct object_search *search, PyObject *container)
 
 /*
  * Looks at what each of a list's objects refers to. query: (kinds, array type or None, descriptor
- * of nbytes or None, asked, min_bytes); the answer: (found, others).
+ * of nbytes or None, asked, min_bytes); the answer: (found, others).  No collection begins
+ * meanwhile: it may run code that lets go of the GIL, and others may then change what is traversed.
  */
 static PyObject *ksmpy_look_into(void *containers, void *query)
 {
     struct object_search search;
     if (!object_search_begins(&search, query))
         return NULL;
+    int collects = PyGC_Disable();
     Py_ssize_t count = search.failed ? 0 : PyList_Size(containers);
     for (Py_ssize_t i = 0; i < count && !search.failed; i++)
         object_look_into(&search, PyList_GetItem(containers, i));
-    return object_search_ends(&search, NULL);
+    PyObject *answer = object_search_ends(&search, NULL);
+    if (collects)
+        PyGC_Enable();
+    return answer;
 }
 
 static int object_would_notice(struct object_search *search, PyObject *object)
@@ -235,8 +240,7 @@ static int object_would_notice(struct object_search *search, PyObject *object)
 
 /*
  * Looks into those of the collector's objects to which no reference may be kept; the answer:
- * (found, others, the rest of the objects).  No collection begins meanwhile, as it may run code
- * that lets go of the GIL.
+ * (found, others, the rest of the objects).  No collection begins meanwhile.
  */
 static PyObject *ksmpy_look_around(void *get_objects, void *query)
 {

@@ -126,6 +126,15 @@ struct store_shape store_shape_for(int nodes)
     return shape;
 }
 
+/* Files of another kind may begin with zeros. They are not to be laid out. */
+static bool is_size_of_store(int64_t size)
+{
+    for (int nodes = 1; nodes <= MAX_NODES; nodes++)
+        if (size == (int64_t)store_shape_for(nodes).file_size)
+            return true;
+    return false;
+}
+
 int store_read_shape(int fd, struct store_shape *shape)
 {
     int64_t size = os_file_size(fd);
@@ -138,8 +147,8 @@ int store_read_shape(int fd, struct store_shape *shape)
         return -ESTALE;
     if (os_pread(fd, 0, shape, sizeof *shape) < 0)
         return -EPROTO;
-    if (shape->magic == 0) /* its maker died before it had finished: see write_shape() */
-        return -ENODATA;
+    if (shape->magic == 0 && is_size_of_store(size))
+        return -ENODATA; /* its maker died before it had finished: see write_shape() */
     if (shape->magic != STORE_MAGIC)
         return -EPROTO;
     if (shape->sum != sum_of_shape(shape))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from types import ModuleType
 from typing import Any
 
 from ksmpy import native
@@ -40,7 +40,7 @@ def named_memory(min_bytes: int) -> Iterator[Named]:
     """The memory of at least `min_bytes` bytes that arrays, tensors, Arrow's arrays and tables,
     bytes and bytearrays have which the program holds on to. The same may come several times.
     """
-    array_type = getattr(sys.modules.get("numpy"), "ndarray", None)
+    array_type = _class_of("numpy", "ndarray")
     nbytes = array_type.__dict__["nbytes"] if array_type is not None else None
     asked = _asked_types()
     for found, others in _looks(({}, array_type, nbytes, asked, min_bytes)):
@@ -64,30 +64,40 @@ def _looks(query: native.Query) -> Iterator[tuple[native.Found, native.Others]]:
     found, others, rest = native.look_around(query)
     yield found, others
     del found, others
-    objects = iter(rest)
-    while chunk := list(islice(objects, _CHUNK)):
+    # Who is in the list lives on until it is looked into: so it gets shorter on the way.
+    while chunk := rest[-_CHUNK:]:
+        del rest[-_CHUNK:]
         yield native.look_into(chunk, query)
 
 
 def _asked_types() -> tuple[type, ...]:
     """The types whose objects have to be asked where their memory is."""
-    arrow = sys.modules.get("pyarrow")
-    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
-    types = [tensor, *(getattr(arrow, name, None) for name in _ARROW)]
-    return tuple(kind for kind in types if isinstance(kind, type))
+    types = [_class_of("torch", "Tensor"), *(_class_of("pyarrow", name) for name in _ARROW)]
+    return tuple(kind for kind in types if kind is not None)
+
+
+def _class_of(module: str, name: str) -> type | None:
+    """A class of a module that is there. What stands in for it is not asked: a module that would be
+    imported by that (importlib.util.LazyLoader), a test's mock.
+    """
+    found = sys.modules.get(module)
+    if not isinstance(found, ModuleType):
+        return None
+    kind = ModuleType.__getattribute__(found, "__dict__").get(name)
+    return kind if isinstance(kind, type) else None
 
 
 def _ask(obj: Any, min_bytes: int) -> Iterator[tuple[int, int]]:
     """(address, bytes) of an object's memory."""
-    torch = sys.modules.get("torch")
-    if not issubclass(type(obj), getattr(torch, "Tensor", ())):
+    tensor = _class_of("torch", "Tensor")
+    if tensor is None or not issubclass(type(obj), tensor):
         for item in find_buffers((obj,), min_bytes)[0]:
             yield item.buffer.address, item.buffer.nbytes
         return
     try:
         storage = obj.untyped_storage()
         where = home(storage) if storage.device.type == "cpu" else None
-    except (AttributeError, NotImplementedError, RuntimeError):  # it has none
+    except Exception:  # it has none, or is of a class that does as it likes
         return
     if where is not None and where[1] >= min_bytes:
         yield where

@@ -3,7 +3,8 @@
 By mapping: the large private anonymous mappings of malloc, and of the others what arrays, tensors
 and other Python objects have. Or, with "all", every mapping, whoever made it; or, with "objects",
 only what objects have. In any case a region is known by its address alone: nobody's objects are
-held, watched or kept from anything, and nobody says when the memory goes.
+watched or kept from anything, and nobody says when the memory goes. A look that asks objects holds
+on to containers until it has looked into them.
 
 Short-lived memory is not worth a region: adopted is what two looks in a row have seen, and what
 was lost again lately is waited for. A look costs time, most of it with the GIL held, so the next
@@ -13,6 +14,7 @@ one waits in proportion; and where nothing has changed there is none.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 import weakref
@@ -20,7 +22,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from ksmpy import limits, threads
+from ksmpy import threads
 from ksmpy.engine.core import Core, live_engines
 from ksmpy.engine.region import Region
 from ksmpy.errors import KsmpyError
@@ -54,6 +56,7 @@ _IDLE_SECONDS = 30.0
 # lost there: doubled with each loss, up to _DISTRUST_MOST.
 _DISTRUST_SECONDS = 1.0
 _DISTRUST_MOST = 256.0
+_DISTRUST_DOUBLINGS = 8
 _PLACE = 4 << 20
 # When the process has so many more pages in memory (16 MiB), pieces that were not in memory at the
 # last look may be by now, and another look is due.
@@ -122,6 +125,7 @@ class Adopter:
         """What the last look has found."""
         self._looked = 0.0
         self._thread: Thread | None = None
+        self._pid = os.getpid()
 
     def start(self) -> None:
         """Start looking."""
@@ -133,32 +137,48 @@ class Adopter:
     def stop(self) -> None:
         """Stop looking, and wait for a look under way."""
         self._stop.set()
+        if self._pid != os.getpid():
+            return  # a child that C code has forked has no such thread
         if self._thread is not None and not threads.is_current(self._thread):
             self._thread.join(5.0)
 
     def _loop(self) -> None:
         wait = _MIN_SECONDS / 10
-        looks = 0
+        looks = failed = 0
         while not self._stop.wait(wait):
-            engine = self._engine()
-            if engine is None:
-                return
             begin = time.thread_time()
             try:
-                looks += self.step(engine)
-            except KsmpyError:
-                return
+                looked = self._step_if_open()
+                failed = 0
+            except (OSError, MemoryError, KsmpyError) as error:
+                # Another process may be stopped with the store's lock, a file be open by which
+                # nothing can be unmerged, no descriptor or no memory be left: it will pass.
+                _log.debug("no look for memory to adopt: %s", error)
+                self._state = None
+                failed += 1
+                wait = min(_MIN_SECONDS * 2 ** min(failed, 6), _IDLE_SECONDS)
+                continue
             except Exception as error:
-                if limits.is_passing(error):
-                    self._state = None
-                    wait = _MIN_SECONDS
-                    continue
                 _log.error("memory is not adopted any more: %s: %s", type(error).__name__, error)
                 return
-            del engine
+            if looked is None:
+                return
+            looks += looked
             # The second look comes soon, whatever the first one took, as nothing is adopted before.
             cost = 0.0 if looks < 2 else (time.thread_time() - begin) * _COST_FACTOR
             wait = max(_MIN_SECONDS, cost)
+
+    def _step_if_open(self) -> bool | None:
+        """step(); None when the engine is no more."""
+        engine = self._engine()
+        if engine is None:
+            return None
+        try:
+            return self.step(engine)
+        except KsmpyError:
+            if engine.closed:
+                return None
+            raise
 
     def facts(self) -> dict[str, object]:
         """What is told to those who look at the process from outside."""
@@ -259,8 +279,11 @@ class Adopter:
         found.shown = [
             piece for piece in mappings.intersect(found.shown, found.unknown) if piece in whole
         ]
-        shown = sum(map(size, found.shown))
-        found.left[mappings.UNKNOWN] = max(found.left.get(mappings.UNKNOWN, 0) - shown, 0)
+        # Each as a whole is adopted, or not in memory.
+        for piece in found.shown:
+            present = sum(map(size, mappings.parts_in_memory(piece, 0)))
+            _take_off(found.left, mappings.UNKNOWN, present)
+            _take_off(found.left, _ABSENT, size(piece) - present)
 
     def _note_losses(self, engine: Core) -> None:
         """Distrust the places from which adopted memory has gone, for a while."""
@@ -270,7 +293,7 @@ class Adopter:
             end = region.address + region.nbytes
             for place in range(region.address // _PLACE, -(-end // _PLACE)):
                 count = self._losses.get(place, (0, 0.0))[0]
-                wait = min(_DISTRUST_SECONDS * 2**count, _DISTRUST_MOST)
+                wait = min(_DISTRUST_SECONDS * 2 ** min(count, _DISTRUST_DOUBLINGS), _DISTRUST_MOST)
                 self._losses[place] = count + 1, now + wait
         for place, (_, until) in list(self._losses.items()):
             if now > until + _DISTRUST_MOST:
@@ -332,7 +355,7 @@ class Adopter:
             self._refused[start, end] = reason, until
             _add(found.left, reason, end - start)
         self._adopted.update(regions)
-        self._unnamed.extend(regions)
+        self._unnamed = [region for region in self._unnamed if not region._released] + regions
         if self._way != "objects":
             shown = set(found.shown)
             self._shown.update(region for region in regions if _interval(region) in shown)
@@ -396,6 +419,10 @@ def _whole(named: Iterable[Named]) -> list[Interval]:
         if start < end and (not pieces or start >= pieces[-1][1]):
             pieces.append((start, end))
     return pieces
+
+
+def _take_off(left: dict[str, int], reason: str, nbytes: int) -> None:
+    left[reason] = max(left.get(reason, 0) - nbytes, 0)
 
 
 def _add(left: dict[str, int], reason: str, nbytes: int) -> None:

@@ -161,6 +161,8 @@ def enable_unasked() -> bool:
     has an engine now; raises what enable() does.
     """
     with _state.lock:
+        if _state.present() is None and _malloc_counts_on_zeros():
+            return False  # an engine would adopt nothing
         if _state.present() is None and (_state.inherited() is not None or _default_store()):
             _begin({})
             _state.unasked = True

@@ -6,12 +6,13 @@ import logging
 
 from ksmpy import native
 from ksmpy.engine import registry
-from ksmpy.errors import KsmpyError
 from ksmpy.whole.enable import enable_unasked, stop_adopting
 
 __all__ = ["begin", "end"]
 
 _log = logging.getLogger("ksmpy")
+# Python prints warnings to stderr where nobody has said what is to become of them.
+_log.addHandler(logging.NullHandler())
 
 
 def begin() -> bool:
@@ -21,8 +22,7 @@ def begin() -> bool:
     """
     try:
         return enable_unasked()
-    except (KsmpyError, OSError, ValueError, MemoryError, RuntimeError) as error:
-        # A RuntimeError is raised where no further thread may be started (RLIMIT_NPROC).
+    except Exception as error:
         _log.debug("this process is left alone: %s", error)
         return False
 

@@ -72,16 +72,25 @@ def guard(pid: int, watch: Watch, *, said: bool) -> int:
                 said = True
                 say_left_alone(watch.left_alone)
         elif info.si_signo != _signal.SIGCHLD and _only_ours(info):
-            posix.kill(pid, info.si_signo)
+            try:
+                posix.kill(pid, info.si_signo)
+            except OSError:  # it has become another user's (sudo)
+                pass
 
 
 def say_left_alone(command: str) -> None:
     """Tell whoever reads stderr."""
-    print(
-        f"ksmpy: {command!r} is left alone: with -I, -E or -S an interpreter lets nobody in",
-        file=sys.stderr,
-        flush=True,
-    )
+    say(f"ksmpy: {command!r} is left alone: with -I, -E or -S an interpreter lets nobody in")
+
+
+def say(text: str) -> None:
+    """Print a line to stderr, if anybody reads it: what the command does must not hang on that."""
+    if sys.stderr is None:
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        sys.stderr = None  # the interpreter's end would try again, and change the exit code
 
 
 def _only_ours(info: _signal.struct_siginfo) -> bool:
@@ -118,21 +127,25 @@ def end_as(status: int) -> int:
 def flush() -> None:
     """Whatever was printed so far; a standard file that was closed from the start is None."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):  # nobody reads it any more
+            pass
 
 
 def below(pid: int) -> Iterator[int]:
     """A process and those that it has started, as far as their parents still live."""
-    yield pid
-    try:
-        for task in posix.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children") as file:
-                children = file.read().split()
-            for child in children:
-                yield from below(int(child))
-    except OSError:  # it ended
-        return
+    rest = [pid]
+    while rest:
+        pid = rest.pop()
+        yield pid
+        try:
+            for task in posix.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{task}/children") as file:
+                    rest += map(int, file.read().split())
+        except OSError:  # it ended
+            pass
 
 
 def command_line(pid: int) -> list[str]:
@@ -194,7 +207,7 @@ class Isolated:
             arguments = command_line(pid)
             if isolated(arguments):
                 self.left_alone = " ".join(arguments[:3])
-        self._known.update(found)
+        self._known = set(found)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 from ksmpy.errors import KsmpyError, Unsupported
 from ksmpy.store.store import Store
-from ksmpy.whole.common import FOLLOW
+from ksmpy.whole.common import FOLLOW, place_of
 from ksmpy.whole.enable import disable, enable
 
 __all__ = ["check_threshold", "checked_store", "environment"]
@@ -72,7 +72,7 @@ def environment(
     # Processes below open an anonymous store by the supervisor's /proc/PID/fd. They inherit no
     # descriptor of it, which a program could close, or pass on to others.
     own = store.name is None
-    environ[FOLLOW] = f"/proc/{os.getpid()}/fd/{store.fileno()}" if own else "named"
+    environ[FOLLOW] = place_of(store) if own else "named"
     if mmap_threshold is not None:
         # A block in a mapping of its own begins 16 bytes behind a page's start, in every process.
         # In the heap it begins wherever the one before it has ended.

@@ -34,7 +34,7 @@ def supervise(command: list[str], environ: dict[str, str], store: Store, *, repo
         return guardian.end_as(guardian.guard(pid, guardian.Isolated(pid), said=said))
     tally = Tally(pid, store)
     status = guardian.guard(pid, tally, said=said)
-    print(tally.report(), file=sys.stderr, flush=True)
+    guardian.say(tally.report())
     store.close()
     return guardian.end_as(status)
 

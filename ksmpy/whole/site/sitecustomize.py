@@ -86,6 +86,7 @@ class _Follower:
         atexit.register(self._at_exit)
 
     def _renew(self):
+        self._pid = os.getpid()
         self._inherits = self._inherits or self._begun_here
         self._begun_here = False
         # Held while ksmpy is imported and the engine made, and by fork(), which waits for that: a
@@ -252,6 +253,7 @@ class _Follower:
         return [line for line in lines if line.startswith(b"State") or b"ctxt_switches" in line]
 
     def _before_fork(self):
+        self._ignore_fork_warning()  # the program's filters may be others by now
         self._wait_for_engine()
         # A fork may have begun before logging was imported, and have waited here meanwhile. Then
         # logging's hook before the fork is not called, but the one after it, which releases the
@@ -285,6 +287,8 @@ class _Follower:
                 sys.modules.pop(name, None)
 
     def _at_exit(self):
+        if self._pid != os.getpid():
+            return  # a child that C code has forked: it has no such thread
         self._over = True
         self._awake.release()
         if self._acquire():

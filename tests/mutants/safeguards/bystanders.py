@@ -92,10 +92,17 @@ MUTANTS = [
     ),
     Mutant(
         "calls of libraries in C that meet a freeze are made again",
-        file="csrc/freeze/freezer.c",
-        old="    if (fz->bystanders.matter)\n        retries_lead();\n",
-        new="    (void)fz;\n",
+        file="csrc/engine/pass.c",
+        old="        retries_lead(); /*",
+        new="        (void)retries_lead; /*",
         tests=("test_retries.py::test_calls_into_frozen_memory_come_out_right[signal+checksum]",),
+    ),
+    Mutant(
+        "an object that was just being loaded is looked at again",
+        file="csrc/os/imports.c",
+        old="    led.looks--;",
+        new="    led.looks = look.n ? led.looks - 1 : 0;",
+        tests=("test_linker_lock.py",),
     ),
     Mutant(
         "a read of a file that a freeze has cut short goes on",
