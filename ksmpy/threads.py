@@ -3,19 +3,27 @@
 gevent and eventlet replace Python's threads by greenlets, which take turns in one thread. A
 greenlet that scans would let no other one run, and one that was started in a thread without a hub
 would never run at all.
+
+And threads that are not among those of the module threading: a program that nobody has told of
+them may wait for the end of all that it finds there.
 """
 
 from __future__ import annotations
 
 import _imp
 import _thread
+import os
 import threading
+import time
 from collections.abc import Callable
 from importlib.machinery import BuiltinImporter
 from types import BuiltinFunctionType
 from typing import Any, Protocol
 
-__all__ = ["Event", "Lock", "RLock", "Thread", "event", "is_current", "start"]
+__all__ = ["Event", "Lock", "RLock", "Thread", "event", "hide", "is_current", "leave", "start"]
+
+# How long the end of a thread of ours may take once it has nothing more to do.
+_ENDING_SECONDS = 0.2
 
 
 def _genuine() -> Any:
@@ -79,8 +87,29 @@ def is_current(thread: Thread) -> bool:
     return bool(thread.ident == _own.get_ident())
 
 
+_hidden = [False]
+_idents: set[int] = set()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idents.clear)  # others may get these numbers there
+
+
+def hide() -> None:
+    """From now on keep our threads out of what the module threading knows."""
+    _hidden[0] = True
+
+
+def leave() -> None:
+    """Make threading forget the current thread, if it is one of those: whoever asks it for the
+    current thread, as logging does, makes it note one that it has not started.
+    """
+    ident = _own.get_ident()
+    noted = getattr(threading, "_active", {})
+    if ident in _idents and isinstance(noted.get(ident), getattr(threading, "_DummyThread", ())):
+        del noted[ident]
+
+
 def _replaced() -> bool:
-    return not isinstance(_thread.start_new_thread, BuiltinFunctionType)
+    return _hidden[0] or not isinstance(_thread.start_new_thread, BuiltinFunctionType)
 
 
 class _Event:
@@ -109,17 +138,30 @@ class _Event:
 class _Thread:
     def __init__(self, target: Callable[..., None], args: tuple[Any, ...]) -> None:
         self._over = _Event()
+        self._task = ""
         self.ident: int | None = None
         self.ident = _own.start_new_thread(self._run, (target, args))
 
     def _run(self, target: Callable[..., None], args: tuple[Any, ...]) -> None:
+        ident = _own.get_ident()
+        self._task = f"/proc/self/task/{_own.get_native_id()}"
+        _idents.add(ident)
         try:
             target(*args)
         finally:
+            leave()
+            _idents.discard(ident)
             self._over.set()
 
     def is_alive(self) -> bool:
         return not self._over.is_set()
 
     def join(self, timeout: float | None = None) -> None:
-        self._over.wait(timeout)
+        if not self._over.wait(timeout):
+            return
+        # It still has to tell the interpreter that it ends, which may be ended next.
+        pause = Lock()
+        pause.acquire()
+        deadline = time.monotonic() + _ENDING_SECONDS
+        while os.path.exists(self._task) and time.monotonic() < deadline:
+            pause.acquire(timeout=0.001)

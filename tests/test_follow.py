@@ -678,6 +678,31 @@ def test_it_ends_as_ever_where_nobody_reads_stderr(tmp_path: Path) -> None:
         os.close(writing)
 
 
+def test_a_program_may_wait_for_all_threads() -> None:
+    """For those that the module threading knows: none of ours, also after one has logged."""
+    code = """if True:
+        import os, sys, threading, time
+        held = bytearray(os.urandom(2 << 20))
+        end = time.monotonic() + 20
+        seen = None
+        while seen is None and time.monotonic() < end:
+            time.sleep(0.01)
+            enable = sys.modules.get("ksmpy.whole.enable")
+            seen = getattr(enable, "enabled_engine", lambda: None)()
+        from ksmpy import threads
+        import logging
+        log = logging.getLogger("ksmpy")
+        threads.start(log.warning, ("noted",), "logs").join()
+        print(len(os.listdir("/proc/self/task")) > 2)
+        for thread in threading.enumerate():
+            if thread is not threading.main_thread():
+                thread.join()
+        print("end")
+    """
+    told = result(command("-c", code), env=environment(**SMALL))
+    assert (told.returncode, told.stdout, told.stderr) == (0, "True\nend\n", "")
+
+
 def test_a_child_that_c_code_forks_ends_at_once() -> None:
     """Python's hooks are not called for it, and it has no thread of ksmpy's."""
     code = (

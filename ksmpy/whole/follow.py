@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from ksmpy import native
+from ksmpy import native, threads
 from ksmpy.engine import registry
 from ksmpy.whole.enable import enable_unasked, stop_adopting
 
@@ -15,11 +15,20 @@ _log = logging.getLogger("ksmpy")
 _log.addHandler(logging.NullHandler())
 
 
+def _unnoted(_: logging.LogRecord) -> bool:
+    threads.leave()
+    return True
+
+
+_log.addFilter(_unnoted)
+
+
 def begin() -> bool:
     """enable() on the common store, or go on with an inherited engine; whether there is one now.
 
     The program does not know, so it hears of no failure either.
     """
+    threads.hide()
     try:
         return enable_unasked()
     except Exception as error:
