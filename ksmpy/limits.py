@@ -21,11 +21,13 @@ _MIB = 1 << 20
 #: Bytes. With so little memory left unmerging may fail, wholly or in part, for want of it.
 _SCARCE = 256 * _MIB
 
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EBUSY)
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether all descriptors or all memory were in use: some may be let go of again."""
+    """Whether all descriptors or all memory were in use, or a file by which nothing can be given
+    back: it may be let go of again.
+    """
     return isinstance(error, MemoryError) or getattr(error, "errno", None) in _PASSING
 
 

@@ -109,8 +109,11 @@ void signal_stacks_note_own(void)
 {
     stack_t stack;
     struct thread *thread = own();
-    if (thread && sigaltstack(NULL, &stack) == 0 && !(stack.ss_flags & SS_DISABLE))
-        set(&thread->now, &stack);
+    if (!thread || sigaltstack(NULL, &stack) < 0 || stack.ss_flags & SS_DISABLE)
+        return;
+    uintptr_t start = (uintptr_t)stack.ss_sp, end = start + stack.ss_size;
+    if (atomic_load(&thread->now.start) != start || atomic_load(&thread->now.end) != end)
+        set(&thread->now, &stack); /* else it is known: it must not be unknown for a moment */
 }
 
 /* What comes before the range, of n pages. */

@@ -49,6 +49,8 @@ _MIN_SECONDS = 0.5
 # engine from its start was 15 MiB larger, 3 of it without looks.
 _MOVING_OBJECTS = 100_000
 _MOST_MOVING_SECONDS = 10.0
+# So soon it is asked again whether they do.
+_MOVING_SECONDS = 0.1
 # If nothing seems to have changed, a look is taken all the same after so many seconds: memory that
 # was replaced by other memory of the same size does not show.
 _IDLE_SECONDS = 30.0
@@ -166,7 +168,8 @@ class Adopter:
             looks += looked
             # The second look comes soon, whatever the first one took, as nothing is adopted before.
             cost = 0.0 if looks < 2 else (time.thread_time() - begin) * _COST_FACTOR
-            wait = max(_MIN_SECONDS, cost)
+            waits_for_objects = not looked and self._moving_since
+            wait = max(_MOVING_SECONDS if waits_for_objects else _MIN_SECONDS, cost)
 
     def _step_if_open(self) -> bool | None:
         """step(); None when the engine is no more."""

@@ -25,8 +25,8 @@ _MIN_BYTES = 1 << 20
 # the others are gone: a program that made an Arrow table of two lists was 25 to 40 MiB larger. So
 # an engine waits until no more than so many objects come or go in _STILL_SECONDS, but not longer
 # than _MOST_MOVING_SECONDS.
-_STILL_SECONDS = 0.1
-_STILL_OBJECTS = 10000
+_STILL_SECONDS = 0.05
+_STILL_OBJECTS = 5000
 _MOST_MOVING_SECONDS = 10.0
 # How often it is put off because the program is importing something.
 _PUT_OFF = 10
@@ -94,6 +94,7 @@ class _Follower:
         self._lock = self._new_lock()
         self._forking = self._tried = 0  # the thread that forks: has the lock, has waited for it
         self._over = False
+        self._may_wait = _MOST_MOVING_SECONDS
         self._awake = self._new_lock()  # released at the end, so that the thread sleeps no more
         self._awake.acquire()
         self._runs = self._new_lock()  # held while there is the thread
@@ -145,7 +146,6 @@ class _Follower:
     def _wait(self, lock, awake):
         seconds = _FIRST_SECONDS
         attempts = put_off = 0
-        moving = 0.0
         while not self._over and not self._begun_here and attempts < _ATTEMPTS:
             if awake.acquire(timeout=seconds):
                 return
@@ -153,10 +153,7 @@ class _Follower:
             if put_off < _PUT_OFF and self._disturbs_imports():
                 put_off += 1
             elif self._worth():
-                if moving < _MOST_MOVING_SECONDS and self._makes_objects(awake):
-                    seconds = _FIRST_SECONDS
-                    moving += seconds + _STILL_SECONDS
-                    continue
+                self._wait_for_objects(awake)
                 attempts += 1
                 self._ident, self._native_id = self._get_ident(), self._get_native_id()
                 with lock:
@@ -191,17 +188,21 @@ class _Follower:
         except (OSError, MemoryError):  # all descriptors or all memory are in use, for a while
             return False
 
-    def _makes_objects(self, awake):
-        """Whether small objects come and go by the thousand just now, so that it is no time to
-        import. What goes on with the parent's engine has imported everything.
+    def _wait_for_objects(self, awake):
+        """Wait while small objects come and go by the thousand, as it is no time to import. Who
+        goes on with the parent's engine has imported everything.
         """
         count = getattr(sys, "getallocatedblocks", int)
-        before = count()
-        return (
-            not self._inherits
-            and not awake.acquire(timeout=_STILL_SECONDS)
-            and abs(count() - before) > _STILL_OBJECTS
-        )
+        before, waited = count(), 0.0
+        while not self._inherits and waited < self._may_wait:
+            if awake.acquire(timeout=_STILL_SECONDS):
+                return
+            waited += _STILL_SECONDS
+            now = count()
+            if abs(now - before) <= _STILL_OBJECTS:
+                return
+            before = now
+        self._may_wait = 0.0
 
     def _begin(self):
         try:
