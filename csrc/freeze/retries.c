@@ -14,81 +14,20 @@
 #include <unistd.h>
 
 #include "base/pages.h"
-#include "freeze/freezes.h"
+#include "freeze/attempts.h"
+#include "freeze/receiving.h"
 #include "freeze/signal_stacks.h"
-#include "os/clock.h"
 #include "os/fortified.h"
 #include "os/imports.h"
 
 #define COPIED_AT_ONCE 64 /* bytes */
 
-/* ---- one call ---- */
-
-struct attempt {
-    uint64_t ended; /* freezes_ended() before the call */
-    uint64_t since; /* ns, of the first attempt that failed; or 0 */
-    int error; /* errno before all of them */
-};
-
-static struct attempt attempt(void)
-{
-    return (struct attempt){.ended = freezes_ended(), .error = errno};
-}
-
-/* Was anything frozen at any moment since the attempt began? */
-static bool met_freeze(const struct attempt *attempt)
-{
-    return freezes_begun() > attempt->ended;
-}
-
-/* Waits until all is thawed that is frozen now. */
-static bool wait_for_thaw(struct attempt *attempt)
-{
-    if (!attempt->since)
-        attempt->since = os_now_ns();
-    return freezes_wait(attempt->since);
-}
-
-/*
- * Is what is read from there gone, though it could not be handed over?  So it is with datagrams, and
- * with counters and lists of events, which are files of no type.
- */
-static bool gives_once(int fd)
-{
-    struct stat status;
-    int type = 0;
-    socklen_t size = sizeof type;
-    if (fstat(fd, &status) < 0 || !(status.st_mode & S_IFMT))
-        return true;
-    return S_ISSOCK(status.st_mode) &&
-           (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0 || type != SOCK_STREAM);
-}
+/* ---- reading ---- */
 
 static bool is_regular(int fd)
 {
     struct stat status;
     return fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
-}
-
-/* A call failed: is it to be made again?  Then errno is as it was before the first attempt. */
-static bool is_again(struct attempt *attempt)
-{
-    if (errno != EFAULT || !met_freeze(attempt))
-        return false;
-    bool thawed = wait_for_thaw(attempt);
-    attempt->ended = freezes_ended();
-    errno = thawed ? attempt->error : EFAULT;
-    return thawed;
-}
-
-/* The same for a call that reads from fd. */
-static bool is_read_again(struct attempt *attempt, int fd)
-{
-    if (errno != EFAULT || !met_freeze(attempt))
-        return false;
-    bool once = gives_once(fd);
-    errno = EFAULT;
-    return !once && is_again(attempt);
 }
 
 /* May frozen memory begin there, give or take the few bytes that some processors copy at once? */
@@ -103,30 +42,22 @@ static bool is_edge(const char *address)
  */
 static bool is_cut(const struct attempt *attempt, int fd)
 {
-    if (!met_freeze(attempt))
+    if (!attempt_met_freeze(attempt))
         return false;
     bool regular = is_regular(fd);
     errno = attempt->error;
     return regular;
 }
 
-/* Makes a call again for as long as it fails only because of a freeze, which `again` tells. */
-#define MAKE(got, again, call)                                                                     \
-    do                                                                                             \
-        (got) = (call);                                                                            \
-    while ((got) < 0 && (again))
-
-/* ---- reading ---- */
-
 /* at: where in the file; NULL: at its position, which moves. */
 static ssize_t read_at(int fd, char *buffer, size_t n, const off_t *at)
 {
-    struct attempt now = attempt();
+    struct attempt now = attempt_begin();
     size_t done = 0;
     for (;;) {
         ssize_t got = at ? pread(fd, buffer + done, n - done, *at + (off_t)done)
                          : read(fd, buffer + done, n - done);
-        if (got < 0 && is_read_again(&now, fd))
+        if (got < 0 && attempt_is_read_again(&now, fd))
             continue;
         if (got <= 0)
             return done ? (ssize_t)done : got;
@@ -192,59 +123,34 @@ static ssize_t go_on(const struct attempt *now, int fd, const struct iovec *buff
 
 static ssize_t again_readv(int fd, const struct iovec *buffers, int count)
 {
-    struct attempt now = attempt();
+    struct attempt now = attempt_begin();
     ssize_t got;
-    MAKE(got, is_read_again(&now, fd), readv(fd, buffers, count));
+    MAKE(got, attempt_is_read_again(&now, fd), readv(fd, buffers, count));
     return go_on(&now, fd, buffers, count, NULL, got);
 }
 
 static ssize_t again_preadv(int fd, const struct iovec *buffers, int count, off_t at)
 {
-    struct attempt now = attempt();
+    struct attempt now = attempt_begin();
     ssize_t got;
-    MAKE(got, is_read_again(&now, fd), preadv(fd, buffers, count, at));
+    MAKE(got, attempt_is_read_again(&now, fd), preadv(fd, buffers, count, at));
     return go_on(&now, fd, buffers, count, &at, got);
 }
 
 /* With flags it may be that no more is wanted than was there. */
 static ssize_t again_preadv2(int fd, const struct iovec *buffers, int count, off_t at, int flags)
 {
-    struct attempt now = attempt();
+    struct attempt now = attempt_begin();
     ssize_t got;
-    MAKE(got, is_read_again(&now, fd), preadv2(fd, buffers, count, at, flags));
+    MAKE(got, attempt_is_read_again(&now, fd), preadv2(fd, buffers, count, at, flags));
     return flags ? got : go_on(&now, fd, buffers, count, at == -1 ? NULL : &at, got);
-}
-
-static ssize_t again_recv(int fd, void *buffer, size_t n, int flags)
-{
-    struct attempt now = attempt();
-    ssize_t got;
-    MAKE(got, is_read_again(&now, fd), recv(fd, buffer, n, flags));
-    return got;
-}
-
-static ssize_t again_recvfrom(int fd, void *buffer, size_t n, int flags, struct sockaddr *from,
-                              socklen_t *size)
-{
-    struct attempt now = attempt();
-    ssize_t got;
-    MAKE(got, is_read_again(&now, fd), recvfrom(fd, buffer, n, flags, from, size));
-    return got;
-}
-
-static ssize_t again_recvmsg(int fd, struct msghdr *message, int flags)
-{
-    struct attempt now = attempt();
-    ssize_t got;
-    MAKE(got, is_read_again(&now, fd), recvmsg(fd, message, flags));
-    return got;
 }
 
 static ssize_t again_getrandom(void *buffer, size_t n, unsigned flags)
 {
-    struct attempt now = attempt();
+    struct attempt now = attempt_begin();
     ssize_t got;
-    MAKE(got, is_again(&now), getrandom(buffer, n, flags));
+    MAKE(got, attempt_is_again(&now), getrandom(buffer, n, flags));
     return got;
 }
 
@@ -257,11 +163,11 @@ static size_t again_fread(void *buffer, size_t size, size_t count, FILE *file)
     size_t n, done = 0;
     if (!size || __builtin_mul_overflow(size, count, &n) || ferror(file))
         return fread(buffer, size, count, file);
-    struct attempt now = attempt();
+    struct attempt now = attempt_begin();
     flockfile(file);
     do
         done += fread((char *)buffer + done, 1, n - done, file);
-    while (done < n && ferror(file) && is_again(&now) && (clearerr(file), true));
+    while (done < n && ferror(file) && attempt_is_again(&now) && (clearerr(file), true));
     funlockfile(file);
     return done / size;
 }
@@ -270,35 +176,35 @@ static size_t again_fread(void *buffer, size_t size, size_t count, FILE *file)
 
 static int again_poll(struct pollfd *fds, nfds_t n, int timeout)
 {
-    struct attempt now = attempt();
+    struct attempt now = attempt_begin();
     int got;
-    MAKE(got, is_again(&now), poll(fds, n, timeout));
+    MAKE(got, attempt_is_again(&now), poll(fds, n, timeout));
     return got;
 }
 
 static int again_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout,
                        const sigset_t *mask)
 {
-    struct attempt now = attempt();
+    struct attempt now = attempt_begin();
     int got;
-    MAKE(got, is_again(&now), ppoll(fds, n, timeout, mask));
+    MAKE(got, attempt_is_again(&now), ppoll(fds, n, timeout, mask));
     return got;
 }
 
 static int again_epoll_wait(int fd, struct epoll_event *events, int max, int timeout)
 {
-    struct attempt now = attempt();
+    struct attempt now = attempt_begin();
     int got;
-    MAKE(got, is_again(&now), epoll_wait(fd, events, max, timeout));
+    MAKE(got, attempt_is_again(&now), epoll_wait(fd, events, max, timeout));
     return got;
 }
 
 static int again_epoll_pwait(int fd, struct epoll_event *events, int max, int timeout,
                              const sigset_t *mask)
 {
-    struct attempt now = attempt();
+    struct attempt now = attempt_begin();
     int got;
-    MAKE(got, is_again(&now), epoll_pwait(fd, events, max, timeout, mask));
+    MAKE(got, attempt_is_again(&now), epoll_pwait(fd, events, max, timeout, mask));
     return got;
 }
 
@@ -306,50 +212,50 @@ static int again_epoll_pwait(int fd, struct epoll_event *events, int max, int ti
 
 static ssize_t again_write(int fd, const void *buffer, size_t n)
 {
-    struct attempt now = attempt();
+    struct attempt now = attempt_begin();
     ssize_t got;
-    MAKE(got, is_again(&now), write(fd, buffer, n));
+    MAKE(got, attempt_is_again(&now), write(fd, buffer, n));
     return got;
 }
 
 static ssize_t again_pwrite(int fd, const void *buffer, size_t n, off_t at)
 {
-    struct attempt now = attempt();
+    struct attempt now = attempt_begin();
     ssize_t got;
-    MAKE(got, is_again(&now), pwrite(fd, buffer, n, at));
+    MAKE(got, attempt_is_again(&now), pwrite(fd, buffer, n, at));
     return got;
 }
 
 static ssize_t again_writev(int fd, const struct iovec *buffers, int count)
 {
-    struct attempt now = attempt();
+    struct attempt now = attempt_begin();
     ssize_t got;
-    MAKE(got, is_again(&now), writev(fd, buffers, count));
+    MAKE(got, attempt_is_again(&now), writev(fd, buffers, count));
     return got;
 }
 
 static ssize_t again_send(int fd, const void *buffer, size_t n, int flags)
 {
-    struct attempt now = attempt();
+    struct attempt now = attempt_begin();
     ssize_t got;
-    MAKE(got, is_again(&now), send(fd, buffer, n, flags));
+    MAKE(got, attempt_is_again(&now), send(fd, buffer, n, flags));
     return got;
 }
 
 static ssize_t again_sendto(int fd, const void *buffer, size_t n, int flags,
                             const struct sockaddr *to, socklen_t size)
 {
-    struct attempt now = attempt();
+    struct attempt now = attempt_begin();
     ssize_t got;
-    MAKE(got, is_again(&now), sendto(fd, buffer, n, flags, to, size));
+    MAKE(got, attempt_is_again(&now), sendto(fd, buffer, n, flags, to, size));
     return got;
 }
 
 static ssize_t again_sendmsg(int fd, const struct msghdr *message, int flags)
 {
-    struct attempt now = attempt();
+    struct attempt now = attempt_begin();
     ssize_t got;
-    MAKE(got, is_again(&now), sendmsg(fd, message, flags));
+    MAKE(got, attempt_is_again(&now), sendmsg(fd, message, flags));
     return got;
 }
 
@@ -369,7 +275,7 @@ static ssize_t again_pread_chk(int fd, void *buffer, size_t n, off_t at, size_t 
 
 static ssize_t again_recv_chk(int fd, void *buffer, size_t n, size_t room, int flags)
 {
-    return n > room ? __recv_chk(fd, buffer, n, room, flags) : again_recv(fd, buffer, n, flags);
+    return n > room ? __recv_chk(fd, buffer, n, room, flags) : receiving_recv(fd, buffer, n, flags);
 }
 
 static size_t again_fread_chk(void *buffer, size_t room, size_t size, size_t count, FILE *file)
@@ -386,8 +292,9 @@ static int again_poll_chk(struct pollfd *fds, nfds_t n, int timeout, size_t room
 }
 #endif
 
-#define LED(name) {#name, (uintptr_t)(name), (uintptr_t)again_##name}
-#define LED_AS(name, like) {#name, (uintptr_t)(name), (uintptr_t)again_##like}
+#define LED_TO(name, ours) {#name, (uintptr_t)(name), (uintptr_t)(ours)}
+#define LED_AS(name, like) LED_TO(name, again_##like)
+#define LED(name) LED_AS(name, name)
 
 static const struct os_import imports[] = {
 #ifdef __GLIBC__
@@ -420,13 +327,13 @@ static const struct os_import imports[] = {
 #endif
     LED(read),
     LED(readv),
-    LED(recv),
-    LED(recvfrom),
-    LED(recvmsg),
+    LED_TO(recv, receiving_recv),
+    LED_TO(recvfrom, receiving_recvfrom),
+    LED_TO(recvmsg, receiving_recvmsg),
     LED(send),
     LED(sendmsg),
     LED(sendto),
-    {"sigaltstack", (uintptr_t)sigaltstack, (uintptr_t)signal_stacks_set},
+    LED_TO(sigaltstack, signal_stacks_set),
     LED(write),
     LED(writev),
 };

@@ -6,10 +6,11 @@
  * frozen waits until that is thawed, and is tried again; a read of a file that came back short goes
  * on where it stopped.  So the caller sees what it would have seen if the kernel had waited.
  *
- * That is so for calls which have done nothing when they fail with EFAULT.  Others stay as they are:
- * a datagram or an event counter that could not be handed over is gone.  And so are calls that
- * nobody can lead here: those that the C library makes for itself, as for fgets() and getline(), and
- * those of programs that make theirs without it, as Go's do.
+ * That is so for calls which have done nothing when they fail with EFAULT, and for what sockets give
+ * only once beside their bytes (freeze/receiving.h).  Others stay as they are: a datagram or an event
+ * counter that could not be handed over is gone.  And so are calls that nobody can lead here: those
+ * that the C library makes for itself, as for fgets() and getline(), and those of programs that make
+ * theirs without it, as Go's do.
  *
  * sigaltstack() is led too, to freeze/signal_stacks.h.
  */

@@ -120,10 +120,40 @@ MUTANTS = [
     ),
     Mutant(
         "what could not be handed over and is gone is not waited for",
-        file="csrc/freeze/retries.c",
-        old="    return !once && is_again(attempt);\n",
-        new="    return is_again(attempt);\n",
+        file="csrc/freeze/attempts.c",
+        old="    return !once && attempt_is_again(attempt);\n",
+        new="    return attempt_is_again(attempt);\n",
         tests=("test_retries.py::test_calls_into_frozen_memory_come_out_right[signal+checksum]",),
+    ),
+    Mutant(
+        "what is out of band is not received twice",
+        file="csrc/freeze/receiving.c",
+        old="    return !(flags & (MSG_OOB | MSG_ERRQUEUE)) && attempt",
+        new="    return (flags | 1) && attempt",
+        tests=("c/test_retries.c::what_is_out_of_band_is_not_read_twice",),
+    ),
+    Mutant(
+        "the kernel writes no sender into frozen memory",
+        file="csrc/freeze/receiving.c",
+        old="    struct sockaddr *to = from ? (struct sockaddr *)&name : NULL;\n",
+        new="    struct sockaddr *to = from;\n",
+        tests=("c/test_retries.c::the_address_of_a_sender_may_be_frozen",),
+    ),
+    Mutant(
+        "the kernel writes into no frozen header of a message",
+        file="csrc/freeze/receiving.c",
+        old="    MAKE(got, is_received_again(&now, fd, flags), recvmsg(fd, &own, flags));\n"
+        "    if (got >= 0)\n",
+        new="    MAKE(got, is_received_again(&now, fd, flags), recvmsg(fd, message, flags));\n"
+        "    if (got < 0)\n",
+        tests=("c/test_retries.c::the_header_of_a_message_may_be_frozen",),
+    ),
+    Mutant(
+        "the kernel writes no descriptors into frozen memory",
+        file="csrc/freeze/receiving.c",
+        old="    if (message->msg_control && small)\n",
+        new="    if (message->msg_control && !small)\n",
+        tests=("c/test_retries.c::descriptors_come_through",),
     ),
     Mutant(
         "nothing is frozen where a thread has an alternate signal stack",

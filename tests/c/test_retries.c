@@ -1,0 +1,335 @@
+/*
+ * System calls of libraries that meet a freeze, on every run: what is frozen is thawed when somebody
+ * waits for that, or touches it.  What the kernel writes there until then fails.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/pages.h"
+#include "check.h"
+#include "freeze/freezes.h"
+#include "freeze/retries.h"
+#include "os/clock.h"
+#include "os/fortified.h"
+#include "os/imports.h"
+
+#define MS ((uint64_t)1000000)
+
+static char *memory, *frozen; /* three pages; the second of them */
+static volatile sig_atomic_t is_frozen;
+static unsigned waits; /* looks whether all is thawed */
+static void (*when_waited_for)(void);
+static uint64_t now; /* ns; 0: the clock's */
+
+static void freeze(void)
+{
+    freezes_begin();
+    mprotect(frozen, PAGE_SIZE, PROT_READ);
+    is_frozen = 1;
+}
+
+static void thaw(void)
+{
+    if (!is_frozen)
+        return;
+    is_frozen = 0;
+    mprotect(frozen, PAGE_SIZE, PROT_READ | PROT_WRITE);
+    freezes_end();
+}
+
+static void thaw_for_writer(int signal)
+{
+    if (!is_frozen)
+        raise(signal);
+    thaw();
+}
+
+static void start(void)
+{
+    thaw();
+    memset(memory, 0, 3 * PAGE_SIZE);
+    waits = 0;
+    when_waited_for = thaw;
+    now = 0;
+}
+
+void __wrap_os_sleep_us(unsigned us)
+{
+    (void)us;
+    waits++;
+    when_waited_for();
+}
+
+uint64_t __real_os_now_ns(void);
+uint64_t __wrap_os_now_ns(void)
+{
+    return now ? now : __real_os_now_ns();
+}
+
+/* ---- what is called instead ---- */
+
+static const struct os_import *imports;
+static size_t n_imports;
+
+void __wrap_os_imports_lead(const struct os_import *list, size_t n)
+{
+    imports = list;
+    n_imports = n;
+}
+
+static uintptr_t led(const char *name)
+{
+    for (size_t i = 0; i < n_imports; i++)
+        if (strcmp(imports[i].name, name) == 0)
+            return imports[i].ours;
+    printf("nothing is called instead of %s\n", name);
+    exit(1);
+}
+
+/* The function that libraries call when they call that of the name. */
+#define LED(name) ((__typeof__(&(name)))led(#name))
+
+/* ---- what there is to read from ---- */
+
+static int here, there; /* two ends */
+
+static void close_ends(void)
+{
+    close(here);
+    close(there);
+}
+
+static void unix_pair(int type)
+{
+    int ends[2];
+    CHECK(socketpair(AF_UNIX, type, 0, ends) == 0);
+    here = ends[0];
+    there = ends[1];
+}
+
+static int listening(struct sockaddr_in *at)
+{
+    socklen_t size = sizeof *at;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    *at = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    CHECK(bind(listener, (struct sockaddr *)at, size) == 0 && listen(listener, 4) == 0);
+    getsockname(listener, (struct sockaddr *)at, &size);
+    return listener;
+}
+
+static void tcp_pair(void)
+{
+    struct sockaddr_in at;
+    int listener = listening(&at);
+    there = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(connect(there, (struct sockaddr *)&at, sizeof at) == 0);
+    here = accept(listener, NULL, NULL);
+    close(listener);
+}
+
+/* Each has an address. */
+static void udp_pair(struct sockaddr_in *sender)
+{
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof at;
+    int *ends[] = {&there, &here};
+    for (int i = 0; i < 2; i++) {
+        at.sin_port = 0;
+        *ends[i] = socket(AF_INET, SOCK_DGRAM, 0);
+        CHECK(bind(*ends[i], (struct sockaddr *)&at, size) == 0);
+        getsockname(*ends[i], (struct sockaddr *)&at, &size);
+        if (i == 0)
+            *sender = at;
+    }
+    CHECK(connect(there, (struct sockaddr *)&at, size) == 0);
+}
+
+static void two_words(void)
+{
+    CHECK(write(there, "ABCD", 4) == 4 && write(there, "EFGH", 4) == 4);
+    poll(&(struct pollfd){.fd = here, .events = POLLIN}, 1, 1000);
+}
+
+/* ---- receiving ---- */
+
+static void check_header(void)
+{
+    char word[4];
+    struct iovec part = {word, sizeof word};
+    struct msghdr *message = (struct msghdr *)frozen;
+    start();
+    *message = (struct msghdr){.msg_iov = &part, .msg_iovlen = 1, .msg_flags = -1};
+    two_words();
+    freeze();
+    CHECK(LED(recvmsg)(here, message, 0) == 4 && memcmp(word, "ABCD", 4) == 0);
+    CHECK(message->msg_flags == 0 && message->msg_controllen == 0 && message->msg_iov == &part);
+    close_ends();
+}
+
+static void the_header_of_a_message_may_be_frozen(void)
+{
+    unix_pair(SOCK_STREAM);
+    check_header();
+    tcp_pair();
+    check_header();
+    unix_pair(SOCK_DGRAM);
+    check_header();
+}
+
+static void a_message_has_its_name(void)
+{
+    char word[4];
+    struct iovec part = {word, sizeof word};
+    struct sockaddr_in sender;
+    struct msghdr message = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_name = frozen + 8, .msg_namelen = 6};
+    start();
+    udp_pair(&sender);
+    two_words();
+    freeze();
+    CHECK(LED(recvmsg)(here, &message, 0) == 4 && memcmp(word, "ABCD", 4) == 0);
+    CHECK(message.msg_namelen == sizeof sender);
+    CHECK(memcmp(frozen + 8, &sender, 6) == 0 && memcmp(frozen + 14, &(int){0}, 4) == 0);
+    close_ends();
+}
+
+/* Of a message longer than its buffer the kernel tells the length. */
+static void a_cut_message_says_so(void)
+{
+    char two[2];
+    struct iovec part = {two, sizeof two};
+    struct msghdr *message = (struct msghdr *)frozen;
+    start();
+    unix_pair(SOCK_DGRAM);
+    two_words();
+    *message = (struct msghdr){.msg_iov = &part, .msg_iovlen = 1};
+    freeze();
+    CHECK(LED(recvmsg)(here, message, MSG_TRUNC) == 4 && message->msg_flags == MSG_TRUNC);
+    close_ends();
+}
+
+static void a_failed_message_leaves_its_header(void)
+{
+    char word[4];
+    struct iovec part = {word, sizeof word};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_flags = -1};
+    start();
+    unix_pair(SOCK_STREAM);
+    CHECK(LED(recvmsg)(here, &message, MSG_DONTWAIT) < 0 && errno == EAGAIN);
+    CHECK(message.msg_flags == -1);
+    close_ends();
+}
+
+static void check_sender(const struct sockaddr_in *sender, ssize_t got, const char *word)
+{
+    const struct sockaddr *name = (struct sockaddr *)(frozen + 8);
+    CHECK(got == 4 && memcmp(word, "ABCD", 4) == 0);
+    CHECK(*(socklen_t *)frozen == (sender ? sizeof *sender : 0));
+    CHECK(!sender || memcmp(name, sender, sizeof *sender) == 0);
+    close_ends();
+}
+
+static void the_address_of_a_sender_may_be_frozen(void)
+{
+    char word[8];
+    struct sockaddr_in sender;
+    struct sockaddr *name = (struct sockaddr *)(frozen + 8);
+    socklen_t *size = (socklen_t *)frozen;
+    for (int type = 0; type < 3; type++) {
+        start();
+        if (type == 0)
+            unix_pair(SOCK_STREAM);
+        else if (type == 1)
+            tcp_pair();
+        else
+            udp_pair(&sender);
+        two_words();
+        *size = sizeof(struct sockaddr_storage);
+        freeze();
+        check_sender(type == 2 ? &sender : NULL, LED(recvfrom)(here, word, 4, 0, name, size), word);
+    }
+}
+
+#define WITH_ONE CMSG_SPACE(sizeof(int))
+
+static void send_descriptor(int fd)
+{
+    _Alignas(struct cmsghdr) char control[WITH_ONE] = {0};
+    struct iovec part = {"Z", 1};
+    struct msghdr message = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = WITH_ONE};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof fd);
+    memcpy(CMSG_DATA(header), &fd, sizeof fd);
+    CHECK(sendmsg(there, &message, 0) == 1);
+}
+
+static void descriptors_come_through(void)
+{
+    char letter;
+    int fd = -1;
+    struct iovec part = {&letter, 1};
+    struct msghdr message = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = frozen, .msg_controllen = 64};
+    start();
+    unix_pair(SOCK_STREAM);
+    send_descriptor(here);
+    memset(frozen, 7, 64);
+    freeze();
+    CHECK(LED(recvmsg)(here, &message, 0) == 1 && letter == 'Z' && message.msg_flags == 0);
+    REQUIRE(message.msg_controllen == WITH_ONE && CMSG_FIRSTHDR(&message)->cmsg_type == SCM_RIGHTS);
+    memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof fd);
+    CHECK(fcntl(fd, F_GETFD) == 0 && frozen[WITH_ONE] == 7);
+    close(fd);
+    close_ends();
+}
+
+/* It would find nothing, and say so. */
+static void what_is_out_of_band_is_not_read_twice(void)
+{
+    start();
+    tcp_pair();
+    CHECK(send(there, "!", 1, MSG_OOB) == 1);
+    poll(&(struct pollfd){.fd = here, .events = POLLPRI}, 1, 1000);
+    freeze();
+    CHECK(LED(recv)(here, frozen, 1, MSG_OOB) < 0 && errno == EFAULT && waits == 0);
+    close_ends();
+}
+
+/* ---- main ---- */
+
+static void map_memory(void)
+{
+    struct sigaction action = {.sa_handler = thaw_for_writer, .sa_flags = SA_NODEFER};
+    memory = mmap(NULL, 3 * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    frozen = memory + PAGE_SIZE;
+    sigaction(SIGSEGV, &action, NULL);
+}
+
+int main(void)
+{
+    map_memory();
+    retries_lead();
+    RUN(the_header_of_a_message_may_be_frozen);
+    RUN(a_message_has_its_name);
+    RUN(a_cut_message_says_so);
+    RUN(a_failed_message_leaves_its_header);
+    RUN(the_address_of_a_sender_may_be_frozen);
+    RUN(descriptors_come_through);
+    RUN(what_is_out_of_band_is_not_read_twice);
+    return finish();
+}
