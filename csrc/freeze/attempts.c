@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 #include "freeze/freezes.h"
 #include "os/clock.h"
@@ -35,26 +36,49 @@ bool attempt_is_again(struct attempt *attempt)
     return thawed;
 }
 
-/*
- * Is what is read from there gone, though it could not be handed over?  So it is with datagrams, and
- * with counters and lists of events, which are files of no type.
- */
-static bool gives_once(int fd)
+/* /dev/zero, /dev/random and /dev/urandom: Documentation/admin-guide/devices.txt of the kernel. */
+static bool is_endless(dev_t device)
 {
-    struct stat status;
+    unsigned number = minor(device);
+    return major(device) == 1 && (number == 5 || number == 8 || number == 9);
+}
+
+static bool is_stream(int fd)
+{
     int type = 0;
     socklen_t size = sizeof type;
-    if (fstat(fd, &status) < 0 || !(status.st_mode & S_IFMT))
+    return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_STREAM;
+}
+
+/*
+ * Is what could not be handed over still there to be read?  It is not with datagrams, with the lines
+ * of a terminal, nor with counters and lists of events, which are files of no type; and nobody knows
+ * with other devices.
+ */
+static bool is_kept(int fd)
+{
+    struct stat status;
+    if (fstat(fd, &status) < 0)
+        return false;
+    switch (status.st_mode & S_IFMT) {
+    case S_IFREG:
+    case S_IFBLK:
+    case S_IFIFO:
         return true;
-    return S_ISSOCK(status.st_mode) &&
-           (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0 || type != SOCK_STREAM);
+    case S_IFSOCK:
+        return is_stream(fd);
+    case S_IFCHR:
+        return is_endless(status.st_rdev);
+    default:
+        return false;
+    }
 }
 
 bool attempt_is_read_again(struct attempt *attempt, int fd)
 {
     if (errno != EFAULT || !attempt_met_freeze(attempt))
         return false;
-    bool once = gives_once(fd);
+    bool kept = is_kept(fd);
     errno = EFAULT;
-    return !once && attempt_is_again(attempt);
+    return kept && attempt_is_again(attempt);
 }

@@ -164,10 +164,12 @@ static size_t again_fread(void *buffer, size_t size, size_t count, FILE *file)
     if (!size || __builtin_mul_overflow(size, count, &n) || ferror(file))
         return fread(buffer, size, count, file);
     struct attempt now = attempt_begin();
+    int fd = fileno(file);
+    errno = now.error;
     flockfile(file);
     do
         done += fread((char *)buffer + done, 1, n - done, file);
-    while (done < n && ferror(file) && attempt_is_again(&now) && (clearerr(file), true));
+    while (done < n && ferror(file) && attempt_is_read_again(&now, fd) && (clearerr(file), true));
     funlockfile(file);
     return done / size;
 }

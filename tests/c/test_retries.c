@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -310,6 +311,64 @@ static void what_is_out_of_band_is_not_read_twice(void)
     close_ends();
 }
 
+/* ---- devices ---- */
+
+/* Both ends of a terminal, on which a line waits; or -1. */
+static int terminal(int *master)
+{
+    *master = posix_openpt(O_RDWR | O_NOCTTY);
+    if (*master < 0 || grantpt(*master) < 0 || unlockpt(*master) < 0)
+        return -1;
+    int fd = open(ptsname(*master), O_RDWR | O_NOCTTY | O_NONBLOCK);
+    CHECK(write(*master, "line\n", 5) == 5);
+    poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, 1000);
+    return fd;
+}
+
+/* Read again it waits for the next one. */
+static void a_line_that_is_lost_is_said_to_be(void)
+{
+    int master, fd;
+    start();
+    fd = terminal(&master);
+    if (fd < 0)
+        SKIP("no pseudoterminals");
+    freeze();
+    CHECK(LED(read)(fd, frozen, 100) < 0 && errno == EFAULT && waits == 0);
+    close(fd);
+    close(master);
+}
+
+static void a_line_of_a_stream_that_is_lost_is_said_to_be(void)
+{
+    int master, fd;
+    FILE *file;
+    start();
+    fd = terminal(&master);
+    if (fd < 0)
+        SKIP("no pseudoterminals");
+    file = fdopen(fd, "r");
+    setvbuf(file, NULL, _IONBF, 0);
+    freeze();
+    CHECK(LED(fread)(frozen, 1, 100, file) == 0 && errno == EFAULT && ferror(file) && waits == 0);
+    fclose(file);
+    close(master);
+}
+
+static void devices_without_end_are_read_again(void)
+{
+    static const char *const names[] = {"/dev/zero", "/dev/random", "/dev/urandom"};
+    for (int i = 0; i < 3; i++) {
+        int fd = open(names[i], O_RDONLY);
+        start();
+        memset(frozen, 1, 100);
+        freeze();
+        CHECK(LED(read)(fd, frozen, 100) == 100 && waits == 1);
+        CHECK(memcmp(frozen, (char[100]){[0 ... 99] = 1}, 100) != 0);
+        close(fd);
+    }
+}
+
 /* ---- main ---- */
 
 static void map_memory(void)
@@ -331,5 +390,8 @@ int main(void)
     RUN(the_address_of_a_sender_may_be_frozen);
     RUN(descriptors_come_through);
     RUN(what_is_out_of_band_is_not_read_twice);
+    RUN(a_line_that_is_lost_is_said_to_be);
+    RUN(a_line_of_a_stream_that_is_lost_is_said_to_be);
+    RUN(devices_without_end_are_read_again);
     return finish();
 }

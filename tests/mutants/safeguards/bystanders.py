@@ -121,9 +121,30 @@ MUTANTS = [
     Mutant(
         "what could not be handed over and is gone is not waited for",
         file="csrc/freeze/attempts.c",
-        old="    return !once && attempt_is_again(attempt);\n",
+        old="    return kept && attempt_is_again(attempt);\n",
         new="    return attempt_is_again(attempt);\n",
         tests=("test_retries.py::test_calls_into_frozen_memory_come_out_right[signal+checksum]",),
+    ),
+    Mutant(
+        "a terminal's line that is gone is not waited for",
+        file="csrc/freeze/attempts.c",
+        old="        return is_endless(status.st_rdev);\n",
+        new="        return true;\n",
+        tests=("c/test_retries.c::a_line_that_is_lost_is_said_to_be",),
+    ),
+    Mutant(
+        "devices without end are read again",
+        file="csrc/freeze/attempts.c",
+        old="        return is_endless(status.st_rdev);\n",
+        new="        return false;\n",
+        tests=("c/test_retries.c::devices_without_end_are_read_again",),
+    ),
+    Mutant(
+        "what a stream cannot give again is not waited for",
+        file="csrc/freeze/retries.c",
+        old="ferror(file) && attempt_is_read_again(&now, fd) &&",
+        new="ferror(file) && fd >= 0 && attempt_is_again(&now) &&",
+        tests=("c/test_retries.c::a_line_of_a_stream_that_is_lost_is_said_to_be",),
     ),
     Mutant(
         "what is out of band is not received twice",
