@@ -8,6 +8,8 @@
 #include "freeze/freezes.h"
 #include "os/clock.h"
 
+#define LONG_NS ((uint64_t)100000000)
+
 struct attempt attempt_begin(void)
 {
     return (struct attempt){.ended = freezes_ended(), .error = errno};
@@ -18,22 +20,29 @@ bool attempt_met_freeze(const struct attempt *attempt)
     return freezes_begun() > attempt->ended;
 }
 
-/* Waits until all is thawed that is frozen now. */
-static bool wait_for_thaw(struct attempt *attempt)
+/* An attempt that lasts longer has not only failed: it was waiting for bytes, or for an event. */
+static bool has_waited(const struct attempt *attempt, uint64_t now)
 {
-    if (!attempt->since)
-        attempt->since = os_now_ns();
-    return freezes_wait(attempt->since);
+    return now - attempt->made > LONG_NS;
 }
 
 bool attempt_is_again(struct attempt *attempt)
 {
     if (errno != EFAULT || !attempt_met_freeze(attempt))
         return false;
-    bool thawed = wait_for_thaw(attempt);
+    uint64_t now = os_now_ns();
+    if (!attempt->since || has_waited(attempt, now))
+        attempt->since = now;
+    bool thawed = freezes_wait(attempt->since);
+    attempt->made = os_now_ns();
     attempt->ended = freezes_ended();
     errno = thawed ? attempt->error : EFAULT;
     return thawed;
+}
+
+void attempt_got_on(struct attempt *attempt)
+{
+    attempt->since = 0;
 }
 
 /* /dev/zero, /dev/random and /dev/urandom: Documentation/admin-guide/devices.txt of the kernel. */

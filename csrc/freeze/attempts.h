@@ -13,7 +13,8 @@
 
 struct attempt {
     uint64_t ended; /* freezes_ended() before the call */
-    uint64_t since; /* ns, of the first attempt that failed; or 0 */
+    uint64_t since; /* ns, for how long it has failed without getting anywhere; or 0 */
+    uint64_t made; /* ns, when it was made again */
     int error; /* errno before all of them */
 };
 
@@ -22,10 +23,13 @@ struct attempt attempt_begin(void);
 bool attempt_met_freeze(const struct attempt *attempt);
 /*
  * A call failed: is it to be made again?  Then it has waited for the thaw, and errno is as it was
- * before the first attempt.
+ * before the first attempt.  This has 5 s of patience (freezes_wait()), and all of it again after an
+ * attempt that has waited for something itself.
  */
 bool attempt_is_again(struct attempt *attempt);
-/* The same for a call that reads from fd: only where nothing is lost by that. */
+/* The call has got on, and has all of the patience again. */
+void attempt_got_on(struct attempt *attempt);
+/* The same as attempt_is_again() for a call that reads from fd: only where nothing is lost by that. */
 bool attempt_is_read_again(struct attempt *attempt, int fd);
 
 /* Makes a call again for as long as it fails only because of a freeze, which `again` tells. */

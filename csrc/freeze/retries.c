@@ -1,12 +1,11 @@
 #include "freeze/retries.h"
 
 #include <errno.h>
-#include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <sys/epoll.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -17,6 +16,7 @@
 #include "freeze/attempts.h"
 #include "freeze/receiving.h"
 #include "freeze/signal_stacks.h"
+#include "freeze/waiting.h"
 #include "os/fortified.h"
 #include "os/imports.h"
 
@@ -62,6 +62,7 @@ static ssize_t read_at(int fd, char *buffer, size_t n, const off_t *at)
         if (got <= 0)
             return done ? (ssize_t)done : got;
         done += (size_t)got;
+        attempt_got_on(&now);
         if (done == n || !is_edge(buffer + done) || !is_cut(&now, fd))
             return (ssize_t)done;
     }
@@ -154,60 +155,41 @@ static ssize_t again_getrandom(void *buffer, size_t n, unsigned flags)
     return got;
 }
 
+static size_t fread_locked(char *buffer, size_t n, FILE *file, int fd, struct attempt *now)
+{
+    size_t done = 0;
+    do {
+        size_t got = fread(buffer + done, 1, n - done, file);
+        if (got)
+            attempt_got_on(now);
+        done += got;
+    } while (done < n && ferror(file) && attempt_is_read_again(now, fd) && (clearerr(file), true));
+    return done;
+}
+
+static void unlock(void *file)
+{
+    funlockfile(file);
+}
+
 /*
  * Bytes are read, not elements, so that none is left in the middle; the error that is cleared came
- * of this call, as there was none before.
+ * of this call, as there was none before.  A thread that is cancelled while it reads leaves the file
+ * unlocked, as fread() does.
  */
 static size_t again_fread(void *buffer, size_t size, size_t count, FILE *file)
 {
-    size_t n, done = 0;
+    size_t n, done;
     if (!size || __builtin_mul_overflow(size, count, &n) || ferror(file))
         return fread(buffer, size, count, file);
     struct attempt now = attempt_begin();
     int fd = fileno(file);
     errno = now.error;
     flockfile(file);
-    do
-        done += fread((char *)buffer + done, 1, n - done, file);
-    while (done < n && ferror(file) && attempt_is_read_again(&now, fd) && (clearerr(file), true));
-    funlockfile(file);
+    pthread_cleanup_push(unlock, file);
+    done = fread_locked(buffer, n, file, fd, &now);
+    pthread_cleanup_pop(1);
     return done / size;
-}
-
-/* ---- waiting ---- */
-
-static int again_poll(struct pollfd *fds, nfds_t n, int timeout)
-{
-    struct attempt now = attempt_begin();
-    int got;
-    MAKE(got, attempt_is_again(&now), poll(fds, n, timeout));
-    return got;
-}
-
-static int again_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout,
-                       const sigset_t *mask)
-{
-    struct attempt now = attempt_begin();
-    int got;
-    MAKE(got, attempt_is_again(&now), ppoll(fds, n, timeout, mask));
-    return got;
-}
-
-static int again_epoll_wait(int fd, struct epoll_event *events, int max, int timeout)
-{
-    struct attempt now = attempt_begin();
-    int got;
-    MAKE(got, attempt_is_again(&now), epoll_wait(fd, events, max, timeout));
-    return got;
-}
-
-static int again_epoll_pwait(int fd, struct epoll_event *events, int max, int timeout,
-                             const sigset_t *mask)
-{
-    struct attempt now = attempt_begin();
-    int got;
-    MAKE(got, attempt_is_again(&now), epoll_pwait(fd, events, max, timeout, mask));
-    return got;
 }
 
 /* ---- writing: where frozen pages may not be read either ---- */
@@ -290,7 +272,8 @@ static size_t again_fread_chk(void *buffer, size_t room, size_t size, size_t cou
 
 static int again_poll_chk(struct pollfd *fds, nfds_t n, int timeout, size_t room)
 {
-    return room / sizeof *fds < n ? __poll_chk(fds, n, timeout, room) : again_poll(fds, n, timeout);
+    return room / sizeof *fds < n ? __poll_chk(fds, n, timeout, room)
+                                  : waiting_poll(fds, n, timeout);
 }
 #endif
 
@@ -307,12 +290,12 @@ static const struct os_import imports[] = {
     LED_AS(__read_chk, read_chk),
     LED_AS(__recv_chk, recv_chk),
 #endif
-    LED(epoll_pwait),
-    LED(epoll_wait),
+    LED_TO(epoll_pwait, waiting_epoll_pwait),
+    LED_TO(epoll_wait, waiting_epoll_wait),
     LED(fread),
     LED(getrandom),
-    LED(poll),
-    LED(ppoll),
+    LED_TO(poll, waiting_poll),
+    LED_TO(ppoll, waiting_ppoll),
     LED(pread),
 #ifdef __GLIBC__
     LED_AS(pread64, pread),

@@ -369,6 +369,201 @@ static void devices_without_end_are_read_again(void)
     }
 }
 
+/* ---- time ---- */
+
+#define TOLD 4
+
+static uint64_t each_lasts; /* ns, each of the next calls, at whose end pages are frozen */
+static struct epoll_event event;
+static int fail; /* so many of them do */
+static int64_t told[TOLD]; /* ms, how long they were told to wait */
+static int n_told;
+
+static int wait_instead(int64_t ms)
+{
+    told[n_told++ % TOLD] = ms;
+    if (fail-- <= 0)
+        return 1;
+    now += each_lasts;
+    freeze();
+    errno = EFAULT;
+    return -1;
+}
+
+static void thaw_in_a_moment(void)
+{
+    now += MS;
+    thaw();
+}
+
+static void let_calls_fail(int times, uint64_t ns)
+{
+    start();
+    now = 1000 * MS;
+    when_waited_for = thaw_in_a_moment;
+    fail = times;
+    each_lasts = ns;
+    n_told = 0;
+}
+
+static int64_t ms_of(const struct timespec *time)
+{
+    return time ? time->tv_sec * 1000 + time->tv_nsec / 1000000 : -1;
+}
+
+int __wrap_epoll_wait(int fd, struct epoll_event *events, int max, int timeout)
+{
+    (void)fd, (void)events, (void)max;
+    return wait_instead(timeout);
+}
+
+int __wrap_epoll_pwait(int fd, struct epoll_event *events, int max, int timeout,
+                       const sigset_t *mask)
+{
+    (void)mask;
+    return __wrap_epoll_wait(fd, events, max, timeout);
+}
+
+int __real_poll(struct pollfd *fds, nfds_t n, int timeout);
+int __wrap_poll(struct pollfd *fds, nfds_t n, int timeout)
+{
+    return fds ? __real_poll(fds, n, timeout) : wait_instead(timeout);
+}
+
+int __wrap_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout, const sigset_t *mask)
+{
+    (void)fds, (void)n, (void)mask;
+    return wait_instead(ms_of(timeout));
+}
+
+static void who_waits_for_events_has_patience_again(void)
+{
+    let_calls_fail(3, 6000 * MS);
+    CHECK(LED(epoll_wait)(0, &event, 1, -1) == 1 && n_told == 4);
+}
+
+/* Writing to a file that is only read makes its error. */
+size_t __real_fread(void *buffer, size_t size, size_t n, FILE *file);
+size_t __wrap_fread(void *buffer, size_t size, size_t n, FILE *file)
+{
+    if (fail-- <= 0)
+        return __real_fread(buffer, size, n, file);
+    now += each_lasts;
+    freeze();
+    fputc(0, file);
+    errno = EFAULT;
+    return 1;
+}
+
+static void who_gets_on_has_patience_again(void)
+{
+    char buffer[300];
+    FILE *file = fopen("/dev/zero", "r");
+    let_calls_fail(200, 50 * MS);
+    CHECK(LED(fread)(buffer, 1, sizeof buffer, file) == sizeof buffer);
+    fclose(file);
+}
+
+/* As an address is that is wrong for good. */
+static void patience_ends(void)
+{
+    let_calls_fail(1000000, 0);
+    CHECK(LED(epoll_wait)(0, &event, 1, -1) < 0 && errno == EFAULT);
+    CHECK(now > 5900 * MS && now < 6100 * MS);
+}
+
+#define CHECK_TOLD(call)                                                                           \
+    do {                                                                                           \
+        let_calls_fail(2, 100 * MS);                                                               \
+        CHECK((call) == 1 && n_told == 3);                                                         \
+        CHECK(told[0] == 150 && told[1] == 49 && told[2] == 0);                                    \
+    } while (0)
+
+/* A call that has lasted for 100 ms and then waited for 1 ms is made again for the rest. */
+static void time_that_is_over_is_not_waited_again(void)
+{
+    struct timespec time = {.tv_nsec = 150 * MS};
+    CHECK_TOLD(LED(poll)(NULL, 0, 150));
+    CHECK_TOLD(LED(ppoll)(NULL, 0, &time, NULL));
+    CHECK_TOLD(LED(epoll_wait)(0, &event, 1, 150));
+    CHECK_TOLD(LED(epoll_pwait)(0, &event, 1, 150, NULL));
+    CHECK(ms_of(&time) == 150);
+}
+
+static void waiting_without_end_stays_so(void)
+{
+    let_calls_fail(1, 100 * MS);
+    CHECK(LED(poll)(NULL, 0, -7) == 1 && told[0] == -7 && told[1] == -7);
+    let_calls_fail(1, 100 * MS);
+    CHECK(LED(ppoll)(NULL, 0, NULL, NULL) == 1 && told[0] == -1 && told[1] == -1);
+    let_calls_fail(1, 100 * MS);
+    CHECK(LED(epoll_wait)(0, &event, 1, 0) == 1 && told[0] == 0 && told[1] == 0);
+}
+
+static void times_that_are_none_stay_so(void)
+{
+    struct timespec wrong = {.tv_nsec = 2000 * MS}, longest = {.tv_sec = (int64_t)1 << 40};
+    let_calls_fail(0, 0);
+    CHECK(LED(ppoll)(NULL, 0, &wrong, NULL) == 1 && told[0] == 2000);
+    let_calls_fail(1, 0);
+    CHECK(LED(ppoll)(NULL, 0, &longest, NULL) == 1 && told[1] > (int64_t)1 << 32);
+}
+
+/* ---- streams ---- */
+
+static FILE *pipe_file;
+
+static void *read_pipe(void *nothing)
+{
+    char letters[10];
+    LED(fread)(letters, 1, sizeof letters, pipe_file);
+    return nothing;
+}
+
+static void who_is_cancelled_keeps_no_file_locked(void)
+{
+    int ends[2];
+    pthread_t reader;
+    start();
+    REQUIRE(pipe(ends) == 0);
+    pipe_file = fdopen(ends[0], "r");
+    pthread_create(&reader, NULL, read_pipe, NULL);
+    while (ftrylockfile(pipe_file) == 0) {
+        funlockfile(pipe_file);
+        usleep(1000);
+    }
+    pthread_cancel(reader);
+    pthread_join(reader, NULL);
+    REQUIRE(ftrylockfile(pipe_file) == 0);
+    funlockfile(pipe_file);
+    fclose(pipe_file);
+    close(ends[1]);
+}
+
+/* ---- several engines ---- */
+
+static void one_ends_and_a_third_comes_and_goes(void)
+{
+    if (waits == 1) {
+        freezes_end();
+        freezes_begin();
+        freezes_end();
+    } else if (waits == 3) {
+        freezes_end();
+    }
+}
+
+static void all_engines_are_waited_for(void)
+{
+    start();
+    when_waited_for = one_ends_and_a_third_comes_and_goes;
+    freezes_begin();
+    freezes_begin();
+    CHECK(freezes_wait(os_now_ns()) && waits == 3);
+    while (freezes_ended() < freezes_begun())
+        freezes_end();
+}
+
 /* ---- main ---- */
 
 static void map_memory(void)
@@ -393,5 +588,13 @@ int main(void)
     RUN(a_line_that_is_lost_is_said_to_be);
     RUN(a_line_of_a_stream_that_is_lost_is_said_to_be);
     RUN(devices_without_end_are_read_again);
+    RUN(who_waits_for_events_has_patience_again);
+    RUN(who_gets_on_has_patience_again);
+    RUN(patience_ends);
+    RUN(time_that_is_over_is_not_waited_again);
+    RUN(waiting_without_end_stays_so);
+    RUN(times_that_are_none_stay_so);
+    RUN(who_is_cancelled_keeps_no_file_locked);
+    RUN(all_engines_are_waited_for);
     return finish();
 }

@@ -126,6 +126,44 @@ MUTANTS = [
         tests=("test_retries.py::test_calls_into_frozen_memory_come_out_right[signal+checksum]",),
     ),
     Mutant(
+        "a file is unlocked when its reader is cancelled",
+        file="csrc/freeze/retries.c",
+        old="    pthread_cleanup_push(unlock, file);\n"
+        "    done = fread_locked(buffer, n, file, fd, &now);\n"
+        "    pthread_cleanup_pop(1);\n",
+        new="    done = fread_locked(buffer, n, file, fd, &now);\n    unlock(file);\n",
+        tests=("c/test_retries.c::who_is_cancelled_keeps_no_file_locked",),
+    ),
+    Mutant(
+        "time that is over is not waited again",
+        file="csrc/freeze/waiting.c",
+        old="    return end > now ? end - now : 0;\n",
+        new="    return end > now ? end - now : now;\n",
+        tests=("c/test_retries.c::time_that_is_over_is_not_waited_again",),
+    ),
+    Mutant(
+        "all engines are waited for",
+        file="csrc/freeze/freezes.c",
+        old="    while (!is_all_thawed()) {\n",
+        new="    is_all_thawed();\n"
+        "    for (uint64_t last = freezes_begun(); freezes_ended() < last;) {\n",
+        tests=("c/test_retries.c::all_engines_are_waited_for",),
+    ),
+    Mutant(
+        "who waits for events has patience with each freeze",
+        file="csrc/freeze/attempts.c",
+        old="    if (!attempt->since || has_waited(attempt, now))\n",
+        new="    if (!attempt->since || now < attempt->made)\n",
+        tests=("c/test_retries.c::who_waits_for_events_has_patience_again",),
+    ),
+    Mutant(
+        "who gets on has patience with each freeze",
+        file="csrc/freeze/retries.c",
+        old="        if (got)\n            attempt_got_on(now);\n",
+        new="",
+        tests=("c/test_retries.c::who_gets_on_has_patience_again",),
+    ),
+    Mutant(
         "a terminal's line that is gone is not waited for",
         file="csrc/freeze/attempts.c",
         old="        return is_endless(status.st_rdev);\n",
@@ -142,8 +180,8 @@ MUTANTS = [
     Mutant(
         "what a stream cannot give again is not waited for",
         file="csrc/freeze/retries.c",
-        old="ferror(file) && attempt_is_read_again(&now, fd) &&",
-        new="ferror(file) && fd >= 0 && attempt_is_again(&now) &&",
+        old="ferror(file) && attempt_is_read_again(now, fd) &&",
+        new="ferror(file) && fd >= 0 && attempt_is_again(now) &&",
         tests=("c/test_retries.c::a_line_of_a_stream_that_is_lost_is_said_to_be",),
     ),
     Mutant(
