@@ -52,7 +52,7 @@ static bool is_endless(dev_t device)
     return major(device) == 1 && (number == 5 || number == 8 || number == 9);
 }
 
-static bool is_stream(int fd)
+bool attempt_is_from_stream(int fd)
 {
     int type = 0;
     socklen_t size = sizeof type;
@@ -75,7 +75,7 @@ static bool is_kept(int fd)
     case S_IFIFO:
         return true;
     case S_IFSOCK:
-        return is_stream(fd);
+        return attempt_is_from_stream(fd);
     case S_IFCHR:
         return is_endless(status.st_rdev);
     default:

@@ -27,6 +27,8 @@ bool attempt_met_freeze(const struct attempt *attempt);
  * attempt that has waited for something itself.
  */
 bool attempt_is_again(struct attempt *attempt);
+/* Is it a socket that gives bytes, and not messages? */
+bool attempt_is_from_stream(int fd);
 /* The call has got on, and has all of the patience again. */
 void attempt_got_on(struct attempt *attempt);
 /* The same as attempt_is_again() for a call that reads from fd: only where nothing is lost by that. */

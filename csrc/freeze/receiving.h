@@ -18,5 +18,7 @@ ssize_t receiving_recv(int fd, void *buffer, size_t n, int flags);
 ssize_t receiving_recvfrom(int fd, void *buffer, size_t n, int flags, struct sockaddr *from,
                            socklen_t *size);
 ssize_t receiving_recvmsg(int fd, struct msghdr *message, int flags);
+int receiving_accept(int fd, struct sockaddr *from, socklen_t *size);
+int receiving_accept4(int fd, struct sockaddr *from, socklen_t *size, int flags);
 
 #endif

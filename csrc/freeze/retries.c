@@ -147,12 +147,22 @@ static ssize_t again_preadv2(int fd, const struct iovec *buffers, int count, off
     return flags ? got : go_on(&now, fd, buffers, count, at == -1 ? NULL : &at, got);
 }
 
+/* Up to 256 bytes come whole or not at all; of more the rest is as good later. */
 static ssize_t again_getrandom(void *buffer, size_t n, unsigned flags)
 {
     struct attempt now = attempt_begin();
-    ssize_t got;
-    MAKE(got, attempt_is_again(&now), getrandom(buffer, n, flags));
-    return got;
+    size_t done = 0;
+    for (;;) {
+        ssize_t got = getrandom((char *)buffer + done, n - done, flags);
+        if (got < 0 && attempt_is_again(&now))
+            continue;
+        if (got <= 0)
+            return done ? (ssize_t)done : got;
+        done += (size_t)got;
+        attempt_got_on(&now);
+        if (done == n || !attempt_met_freeze(&now))
+            return (ssize_t)done;
+    }
 }
 
 static size_t fread_locked(char *buffer, size_t n, FILE *file, int fd, struct attempt *now)
@@ -262,6 +272,13 @@ static ssize_t again_recv_chk(int fd, void *buffer, size_t n, size_t room, int f
     return n > room ? __recv_chk(fd, buffer, n, room, flags) : receiving_recv(fd, buffer, n, flags);
 }
 
+static ssize_t again_recvfrom_chk(int fd, void *buffer, size_t n, size_t room, int flags,
+                                  struct sockaddr *from, socklen_t *size)
+{
+    return n > room ? __recvfrom_chk(fd, buffer, n, room, flags, from, size)
+                    : receiving_recvfrom(fd, buffer, n, flags, from, size);
+}
+
 static size_t again_fread_chk(void *buffer, size_t room, size_t size, size_t count, FILE *file)
 {
     size_t n;
@@ -275,6 +292,13 @@ static int again_poll_chk(struct pollfd *fds, nfds_t n, int timeout, size_t room
     return room / sizeof *fds < n ? __poll_chk(fds, n, timeout, room)
                                   : waiting_poll(fds, n, timeout);
 }
+
+static int again_ppoll_chk(struct pollfd *fds, nfds_t n, const struct timespec *timeout,
+                           const sigset_t *mask, size_t room)
+{
+    return room / sizeof *fds < n ? __ppoll_chk(fds, n, timeout, mask, room)
+                                  : waiting_ppoll(fds, n, timeout, mask);
+}
 #endif
 
 #define LED_TO(name, ours) {#name, (uintptr_t)(name), (uintptr_t)(ours)}
@@ -285,11 +309,15 @@ static const struct os_import imports[] = {
 #ifdef __GLIBC__
     LED_AS(__fread_chk, fread_chk),
     LED_AS(__poll_chk, poll_chk),
+    LED_AS(__ppoll_chk, ppoll_chk),
     LED_AS(__pread64_chk, pread_chk),
     LED_AS(__pread_chk, pread_chk),
     LED_AS(__read_chk, read_chk),
     LED_AS(__recv_chk, recv_chk),
+    LED_AS(__recvfrom_chk, recvfrom_chk),
 #endif
+    LED_TO(accept, receiving_accept),
+    LED_TO(accept4, receiving_accept4),
     LED_TO(epoll_pwait, waiting_epoll_pwait),
     LED_TO(epoll_wait, waiting_epoll_wait),
     LED(fread),

@@ -12,10 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include "base/pages.h"
@@ -564,6 +564,132 @@ static void all_engines_are_waited_for(void)
         freezes_end();
 }
 
+/* ---- what has to be whole ---- */
+
+static void send_pieces(size_t n, int times)
+{
+    char piece[PAGE_SIZE];
+    memset(piece, 'x', n);
+    for (int i = 0; i < times; i++)
+        CHECK(write(there, piece, n) == (ssize_t)n);
+    usleep(10000); /* until TCP has them on the other side */
+}
+
+/* n: of each piece, the second of which reaches into what is frozen. */
+static void check_whole(char *at, size_t n)
+{
+    start();
+    send_pieces(n, 2);
+    freeze();
+    errno = EXDEV;
+    CHECK(LED(recv)(here, at, 2 * n, MSG_WAITALL) == (ssize_t)(2 * n) && errno == EXDEV);
+    CHECK(waits == 1 && at[0] == 'x' && memcmp(at, at + 1, 2 * n - 1) == 0);
+    close_ends();
+}
+
+static void who_wants_all_gets_all(void)
+{
+    unix_pair(SOCK_STREAM);
+    check_whole(memory, PAGE_SIZE);
+    unix_pair(SOCK_STREAM);
+    check_whole(frozen - 1500, 1000);
+    tcp_pair();
+    check_whole(frozen - 1500, 1000);
+}
+
+static volatile sig_atomic_t alarms;
+
+static void freeze_elsewhere(int signal)
+{
+    (void)signal;
+    alarms++;
+    freezes_begin();
+    freezes_end();
+}
+
+static void who_is_interrupted_has_what_there_was(void)
+{
+    struct sigaction action = {.sa_handler = freeze_elsewhere};
+    struct itimerval often = {{.tv_usec = 50000}, {.tv_usec = 50000}}, never = {{0}, {0}};
+    start();
+    sigaction(SIGALRM, &action, NULL);
+    unix_pair(SOCK_STREAM);
+    send_pieces(1000, 1);
+    setitimer(ITIMER_REAL, &often, NULL);
+    CHECK(LED(recv)(here, memory, 2000, MSG_WAITALL) == 1000 && alarms == 1);
+    setitimer(ITIMER_REAL, &never, NULL);
+    close_ends();
+}
+
+static void datagrams_are_not_put_together(void)
+{
+    start();
+    unix_pair(SOCK_DGRAM);
+    two_words();
+    freeze();
+    CHECK(LED(recv)(here, memory, 8, MSG_WAITALL) == 4);
+    close_ends();
+}
+
+static void few_random_bytes_are_whole(void)
+{
+    start();
+    freeze();
+    errno = EXDEV;
+    CHECK(LED(getrandom)(frozen - 100, 256, 0) == 256 && waits == 1 && errno == EXDEV);
+    CHECK(memcmp(frozen + 100, (char[56]){0}, 56) != 0);
+}
+
+/* ---- connections ---- */
+
+static int with_flags(int fd, struct sockaddr *from, socklen_t *size)
+{
+    return LED(accept4)(fd, from, size, SOCK_CLOEXEC);
+}
+
+static void check_accepted(int (*accepting)(int, struct sockaddr *, socklen_t *))
+{
+    struct sockaddr_in at;
+    struct sockaddr_in *from = (struct sockaddr_in *)(frozen + 8);
+    socklen_t *size = (socklen_t *)frozen, length = sizeof at;
+    start();
+    int listener = listening(&at);
+    there = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(connect(there, (struct sockaddr *)&at, sizeof at) == 0);
+    getsockname(there, (struct sockaddr *)&at, &length);
+    *size = 4;
+    freeze();
+    here = accepting(listener, (struct sockaddr *)from, size);
+    CHECK(here >= 0 && *size == sizeof at);
+    CHECK(from->sin_port == at.sin_port && from->sin_addr.s_addr == 0);
+    close(listener);
+    close_ends();
+}
+
+static void who_connects_may_have_a_frozen_address(void)
+{
+    check_accepted(LED(accept));
+    check_accepted(with_flags);
+}
+
+/* ---- checked ---- */
+
+static void checked_calls_are_led(void)
+{
+#ifdef __GLIBC__
+    struct timespec time = {.tv_nsec = 150 * MS};
+    start();
+    unix_pair(SOCK_STREAM);
+    two_words();
+    freeze();
+    CHECK(LED(__recvfrom_chk)(here, frozen, 4, 4, 0, NULL, NULL) == 4);
+    close_ends();
+    CHECK_TOLD(LED(__ppoll_chk)(NULL, 0, &time, NULL, 0));
+#else
+    SKIP("no such calls");
+#endif
+}
+
 /* ---- main ---- */
 
 static void map_memory(void)
@@ -596,5 +722,11 @@ int main(void)
     RUN(times_that_are_none_stay_so);
     RUN(who_is_cancelled_keeps_no_file_locked);
     RUN(all_engines_are_waited_for);
+    RUN(who_wants_all_gets_all);
+    RUN(who_is_interrupted_has_what_there_was);
+    RUN(datagrams_are_not_put_together);
+    RUN(few_random_bytes_are_whole);
+    RUN(who_connects_may_have_a_frozen_address);
+    RUN(checked_calls_are_led);
     return finish();
 }

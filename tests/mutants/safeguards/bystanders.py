@@ -126,6 +126,13 @@ MUTANTS = [
         tests=("test_retries.py::test_calls_into_frozen_memory_come_out_right[signal+checksum]",),
     ),
     Mutant(
+        "few random bytes are whole",
+        file="csrc/freeze/retries.c",
+        old="        if (done == n || !attempt_met_freeze(&now))\n",
+        new="        if (done <= n)\n",
+        tests=("c/test_retries.c::few_random_bytes_are_whole",),
+    ),
+    Mutant(
         "a file is unlocked when its reader is cancelled",
         file="csrc/freeze/retries.c",
         old="    pthread_cleanup_push(unlock, file);\n"
@@ -187,9 +194,37 @@ MUTANTS = [
     Mutant(
         "what is out of band is not received twice",
         file="csrc/freeze/receiving.c",
-        old="    return !(flags & (MSG_OOB | MSG_ERRQUEUE)) && attempt",
+        old="    return !(flags & ONCE) && attempt",
         new="    return (flags | 1) && attempt",
         tests=("c/test_retries.c::what_is_out_of_band_is_not_read_twice",),
+    ),
+    Mutant(
+        "who wants all of a stream gets all",
+        file="csrc/freeze/receiving.c",
+        old="(size_t)got < n && is_cut(",
+        new="(size_t)got > n && is_cut(",
+        tests=("c/test_retries.c::who_wants_all_gets_all",),
+    ),
+    Mutant(
+        "who is interrupted in a stream has what there was",
+        file="csrc/freeze/receiving.c",
+        old="&& there > 0;\n",
+        new="&& there >= 0;\n",
+        tests=("c/test_retries.c::who_is_interrupted_has_what_there_was",),
+    ),
+    Mutant(
+        "datagrams are not put together",
+        file="csrc/freeze/receiving.c",
+        old="    bool cut = attempt_is_from_stream(fd) && ",
+        new="    bool cut = ",
+        tests=("c/test_retries.c::datagrams_are_not_put_together",),
+    ),
+    Mutant(
+        "a connection is not lost to a frozen address",
+        file="csrc/freeze/receiving.c",
+        old="    int got = accept(fd, (struct sockaddr *)&name, &length);\n",
+        new="    int got = accept(fd, from, size);\n",
+        tests=("c/test_retries.c::who_connects_may_have_a_frozen_address",),
     ),
     Mutant(
         "the kernel writes no sender into frozen memory",
