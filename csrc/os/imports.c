@@ -77,6 +77,7 @@ static struct {
     struct changes changes;
     int looks; /* still to come */
     uint64_t pause, not_before; /* ns */
+    struct entry *entries; /* room for ENTRIES_MAX of them, for one look after the other */
 } led;
 
 /*
@@ -347,11 +348,12 @@ static bool is_due(void)
 
 static void look_once(const struct os_import *imports, size_t n)
 {
-    size_t size = ENTRIES_MAX * sizeof(struct entry);
-    struct look look = {.imports = imports, .n_imports = n, .entries = os_alloc(size)};
-    uint64_t start = os_now_ns();
-    if (!look.entries)
+    if (!led.entries)
+        led.entries = os_alloc(ENTRIES_MAX * sizeof(struct entry));
+    if (!led.entries)
         return;
+    struct look look = {.imports = imports, .n_imports = n, .entries = led.entries};
+    uint64_t start = os_now_ns();
     iterate(look_at_object, &look);
     see_rights(&look);
     iterate(lead_all, &look);
@@ -359,7 +361,6 @@ static void look_once(const struct os_import *imports, size_t n)
     uint64_t end = os_now_ns(), rest = REST * (end - start);
     led.not_before = end + (led.pause > rest ? led.pause : rest);
     led.pause *= 2;
-    os_unmap(look.entries, size);
 }
 
 void os_imports_lead(const struct os_import *imports, size_t n)

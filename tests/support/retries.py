@@ -28,6 +28,8 @@ from .pause import Pauser, Worker
 PAGES = 4
 #: How many of the engine's calls of mmap() and its like are tried until one finds the pages frozen.
 CALLS = 40
+#: How often all of them are tried.
+ROUNDS = 5
 #: A call that does not come back for so long is waiting, in seconds.
 WAITING = 0.2
 
@@ -104,14 +106,20 @@ class Frozen:
 
     def make(self, kind: str, source: str, *, before: int) -> tuple[int, bytes, bytes]:
         """A call that begins `before` bytes before the frozen pages; what can be had from there."""
-        for at in [self._at, *itertools.product(range(1, CALLS), range(2))]:
-            content = memory.distinct(2, seed=at[0]).tobytes()[: PAGE + before]
-            with _source(source, content) as fd:
-                first = struct.pack("ihh", fd, select.POLLIN, 0) if kind == "poll" else b""
-                found = self._once(at, kind, fd, first, before)
-            if found:
-                self._at = at
-                return (*found, content)
+        # The engine looks at libraries that were loaded, for some seconds, with such calls that are
+        # counted, too: the one that is wanted may just have had another number.
+        for _ in range(ROUNDS):
+            for at in [self._at, *itertools.product(range(1, CALLS), range(2))]:
+                content = memory.distinct(2, seed=at[0]).tobytes()[: PAGE + before]
+                with _source(source, content) as fd:
+                    first = struct.pack("ihh", fd, select.POLLIN, 0) if kind == "poll" else b""
+                    try:
+                        found = self._once(at, kind, fd, first, before)
+                    except LookupError:  # there are not so many
+                        break
+                if found:
+                    self._at = at
+                    return (*found, content)
         raise LookupError("no call has found the pages frozen")
 
 
