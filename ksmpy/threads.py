@@ -20,7 +20,18 @@ from importlib.machinery import BuiltinImporter
 from types import BuiltinFunctionType
 from typing import Any, Protocol
 
-__all__ = ["Event", "Lock", "RLock", "Thread", "event", "hide", "is_current", "leave", "start"]
+__all__ = [
+    "Event",
+    "Lock",
+    "RLock",
+    "Thread",
+    "are_gone",
+    "event",
+    "forget_current",
+    "hide",
+    "is_current",
+    "start",
+]
 
 # How long the end of a thread of ours may take once it has nothing more to do.
 _ENDING_SECONDS = 0.2
@@ -89,8 +100,23 @@ def is_current(thread: Thread) -> bool:
 
 _hidden = [False]
 _idents: set[int] = set()
+_process = [os.getpid()]
+
+
+def _in_child() -> None:
+    _process[0] = os.getpid()
+    _idents.clear()  # others may get these numbers here
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_idents.clear)  # others may get these numbers there
+    os.register_at_fork(after_in_child=_in_child)
+
+
+def are_gone() -> bool:
+    """Whether C code has forked this process, past Python's hooks: what looks like a thread that
+    runs is in the parent only.
+    """
+    return os.getpid() != _process[0]
 
 
 def hide() -> None:
@@ -98,7 +124,7 @@ def hide() -> None:
     _hidden[0] = True
 
 
-def leave() -> None:
+def forget_current() -> None:
     """Make threading forget the current thread, if it is one of those: whoever asks it for the
     current thread, as logging does, makes it note one that it has not started.
     """
@@ -149,7 +175,7 @@ class _Thread:
         try:
             target(*args)
         finally:
-            leave()
+            forget_current()
             _idents.discard(ident)
             self._over.set()
 

@@ -53,6 +53,20 @@ def work(name):
 """
 
 
+# For programs: whether there is an engine, within so many seconds.
+ENABLED = """
+def enabled(seconds=40):
+    import sys, time
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.01)
+        enable = sys.modules.get("ksmpy.whole.enable")
+        if getattr(enable, "enabled_engine", lambda: None)() is not None:
+            return True
+    return False
+"""
+
+
 def environment(**more: str) -> dict[str, str]:
     """Without what the tests' own environment says of ksmpy."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("KSMPY_")}
@@ -480,17 +494,12 @@ def test_nothing_is_imported_among_objects_that_come_and_go(moving: str, tmp_pat
         assert objects > 0
         if sys.argv[1] == "a while":
             sys.getallocatedblocks = usual
-        while time.monotonic() < begin + 40:
-            time.sleep(0.01)
-            enable = sys.modules.get("ksmpy.whole.enable")
-            if getattr(enable, "enabled_engine", lambda: None)() is not None:
-                print("enabled")
-                break
+        print(enabled())
     """
     script = tmp_path / "program.py"
-    script.write_text(textwrap.dedent(code))
+    script.write_text(ENABLED + textwrap.dedent(code))
     told = result(command(str(script), moving), env=environment(**SMALL))
-    assert (told.returncode, told.stdout, told.stderr) == (0, "enabled\n", "")
+    assert (told.returncode, told.stdout, told.stderr) == (0, "True\n", "")
 
 
 @pytest.mark.parametrize("free", ["later", "at times"])
@@ -507,16 +516,10 @@ def test_a_program_without_descriptors_is_followed_once_it_has_some(
             resource.setrlimit(resource.RLIMIT_NOFILE, usual if free else (3, usual[1]))
             time.sleep(0.005)
         resource.setrlimit(resource.RLIMIT_NOFILE, usual)
-        end = time.monotonic() + 30
-        seen = None
-        while seen is None and time.monotonic() < end:
-            time.sleep(0.01)
-            enable = sys.modules.get("ksmpy.whole.enable")
-            seen = getattr(enable, "enabled_engine", lambda: None)()
-        print(seen is not None)
+        print(enabled())
     """
     script = tmp_path / "program.py"
-    script.write_text(textwrap.dedent(code))
+    script.write_text(ENABLED + textwrap.dedent(code))
     told = result(command(str(script), free), env=environment(**SMALL))
     assert (told.returncode, told.stdout, told.stderr) == (0, "True\n", "")
 
@@ -680,15 +683,10 @@ def test_it_ends_as_ever_where_nobody_reads_stderr(tmp_path: Path) -> None:
 
 def test_a_program_may_wait_for_all_threads() -> None:
     """For those that the module threading knows: none of ours, also after one has logged."""
-    code = """if True:
-        import os, sys, threading, time
+    code = """
+        import os, sys, threading
         held = bytearray(os.urandom(2 << 20))
-        end = time.monotonic() + 20
-        seen = None
-        while seen is None and time.monotonic() < end:
-            time.sleep(0.01)
-            enable = sys.modules.get("ksmpy.whole.enable")
-            seen = getattr(enable, "enabled_engine", lambda: None)()
+        assert enabled()
         from ksmpy import threads
         import logging
         log = logging.getLogger("ksmpy")
@@ -699,19 +697,28 @@ def test_a_program_may_wait_for_all_threads() -> None:
                 thread.join()
         print("end")
     """
-    told = result(command("-c", code), env=environment(**SMALL))
+    told = result(command("-c", ENABLED + textwrap.dedent(code)), env=environment(**SMALL))
     assert (told.returncode, told.stdout, told.stderr) == (0, "True\nend\n", "")
 
 
-def test_a_child_that_c_code_forks_ends_at_once() -> None:
-    """Python's hooks are not called for it, and it has no thread of ksmpy's."""
-    code = (
-        "import ctypes, os, sys, time; held = bytearray(2 << 20); time.sleep(1.5);"
-        "begin = time.monotonic(); pid = ctypes.PyDLL(None).fork()\n"
-        "if pid == 0: sys.exit(0)\n"
-        "os.waitpid(pid, 0); print(time.monotonic() - begin)"
-    )
-    told = result(command("-c", code), env=environment(**SMALL))
+@pytest.mark.parametrize("what", ["engine", "thread"])
+def test_a_child_that_c_code_forks_ends_at_once(what: str) -> None:
+    """Python's hooks are not called for it, and it has no thread of ksmpy's: neither those of an
+    engine, nor the one that waits until there is something for one.
+    """
+    code = """
+        import ctypes, os, sys, time
+        if sys.argv[1] == "engine":
+            held = bytearray(os.urandom(2 << 20))
+            assert enabled()
+        begin = time.monotonic()
+        pid = ctypes.PyDLL(None).fork()
+        if pid == 0:
+            sys.exit(0)
+        os.waitpid(pid, 0)
+        print(time.monotonic() - begin)
+    """
+    told = result(command("-c", ENABLED + textwrap.dedent(code), what), env=environment(**SMALL))
     assert told.returncode == 0 and float(told.stdout) < 4, told
 
 

@@ -17,9 +17,9 @@ void freezes_end(void);
 uint64_t freezes_begun(void);
 uint64_t freezes_ended(void);
 /*
- * Waits for a moment in which nothing is frozen; false: there was none 5 s after `since` (ns, os_now_ns()).  A
- * freeze lasts for some tenths of a millisecond, unless its thread has to wait for a processor or is
- * stopped by a debugger.
+ * Waits for a moment in which nothing is frozen; false: there was none until 5 s after `since` (ns,
+ * os_now_ns()).  A freeze lasts for some tenths of a millisecond, unless its thread has to wait for a
+ * processor or is stopped by a debugger.
  */
 bool freezes_wait(uint64_t since);
 

@@ -81,9 +81,9 @@ static struct {
 } led;
 
 /*
- * A fork waits while somebody looks, who then has the linker's lock and waits for nobody.  For who waits
- * to look it waits so long at most: a third thread has that lock, for whatever it does, and the
- * child will find it taken in any case.
+ * A fork waits while somebody looks, who then has the linker's lock and waits for nobody.  For who
+ * waits to look it waits so long at most: a third thread has that lock, for whatever it does, and
+ * the child will find it taken in any case.
  */
 #define WAITING_NS ((uint64_t)2000000)
 

@@ -6,7 +6,6 @@ end does not wait for it.
 
 from __future__ import annotations
 
-import os
 import time
 import weakref
 from collections.abc import Callable
@@ -54,7 +53,6 @@ class Daemon:
         self._scanner = scanner
         self._interrupt = interrupt
         self._running: tuple[Thread, Event] | None = None
-        self._pid = 0  # in which process
 
     @property
     def running(self) -> bool:
@@ -68,7 +66,6 @@ class Daemon:
             thread = threads.start(_loop, (self._scanner, stop, noted), "ksmd")
             # Noted before the thread runs, since it may fail and call batch_failed() at once.
             self._running = thread, stop
-            self._pid = os.getpid()
             noted.set()
 
     def stop(self) -> None:
@@ -78,8 +75,8 @@ class Daemon:
             return
         thread, stop = running
         stop.set()
-        if threads.is_current(thread) or self._pid != os.getpid():
-            return  # a child that C code has forked has no such thread
+        if threads.is_current(thread) or threads.are_gone():
+            return
         deadline = time.monotonic() + STOP_SECONDS
         while thread.is_alive() and time.monotonic() < deadline:
             try:

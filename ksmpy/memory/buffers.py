@@ -10,6 +10,7 @@ import pickle
 import sys
 import weakref
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ksmpy.errors import RegionError
@@ -18,7 +19,7 @@ from ksmpy.native import PAGE_SIZE
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Buffer", "can_move", "home", "is_ndarray", "locate"]
+__all__ = ["Buffer", "can_move", "class_of", "home", "is_a", "is_ndarray", "locate"]
 
 _HEAPTYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
@@ -45,10 +46,27 @@ class Buffer:
         return start, (self.address + self.nbytes) // PAGE_SIZE * PAGE_SIZE
 
 
+def class_of(module: str, name: str) -> type | None:
+    """A class of a module that is there; None where it is not, or not yet, as another thread is
+    still importing it: then there is no object of it. What stands in for a module is not asked: one
+    that would be imported by that (importlib.util.LazyLoader), a test's mock.
+    """
+    found = sys.modules.get(module)
+    if not isinstance(found, ModuleType):
+        return None
+    kind = ModuleType.__getattribute__(found, "__dict__").get(name)
+    return kind if isinstance(kind, type) else None
+
+
+def is_a(obj: object, module: str, name: str) -> bool:
+    """Whether it is of that class, without importing the module for the question."""
+    kind = class_of(module, name)
+    return kind is not None and issubclass(type(obj), kind)
+
+
 def is_ndarray(obj: object) -> bool:
-    """Whether it is a numpy array, without importing numpy for the question."""
-    # While another thread is still importing numpy the class may be missing: then no array exists.
-    return issubclass(type(obj), getattr(sys.modules.get("numpy"), "ndarray", ()))
+    """Whether it is a numpy array."""
+    return is_a(obj, "numpy", "ndarray")
 
 
 def locate(obj: Any) -> Buffer:
@@ -84,8 +102,7 @@ def _is_ctypes(obj: object) -> bool:
 
 def _storage(obj: Any) -> Any:
     """The storage of a torch tensor, which the memory belongs to; anything else as it is."""
-    torch = sys.modules.get("torch")
-    if not issubclass(type(obj), getattr(torch, "Tensor", ())):
+    if not is_a(obj, "torch", "Tensor"):
         return obj
     try:
         return obj.untyped_storage()
@@ -95,7 +112,7 @@ def _storage(obj: Any) -> Any:
 
 def is_storage(obj: object) -> bool:
     """Whether it is a torch storage. torch keeps one Python object for each, which dies with it."""
-    return issubclass(type(obj), getattr(sys.modules.get("torch"), "UntypedStorage", ()))
+    return is_a(obj, "torch", "UntypedStorage")
 
 
 def home(owner: Any) -> tuple[int, int] | None:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 from ksmpy import native
-from ksmpy.memory.buffers import home
+from ksmpy.memory.buffers import class_of, home, is_a
 from ksmpy.memory.traverse import find_buffers
 
 __all__ = ["Named", "named_memory"]
@@ -40,7 +39,7 @@ def named_memory(min_bytes: int) -> Iterator[Named]:
     """The memory of at least `min_bytes` bytes that arrays, tensors, Arrow's arrays and tables,
     bytes and bytearrays have which the program holds on to. The same may come several times.
     """
-    array_type = _class_of("numpy", "ndarray")
+    array_type = class_of("numpy", "ndarray")
     nbytes = array_type.__dict__["nbytes"] if array_type is not None else None
     asked = _asked_types()
     for found, others in _looks(({}, array_type, nbytes, asked, min_bytes)):
@@ -72,25 +71,13 @@ def _looks(query: native.Query) -> Iterator[tuple[native.Found, native.Others]]:
 
 def _asked_types() -> tuple[type, ...]:
     """The types whose objects have to be asked where their memory is."""
-    types = [_class_of("torch", "Tensor"), *(_class_of("pyarrow", name) for name in _ARROW)]
+    types = [class_of("torch", "Tensor"), *(class_of("pyarrow", name) for name in _ARROW)]
     return tuple(kind for kind in types if kind is not None)
-
-
-def _class_of(module: str, name: str) -> type | None:
-    """A class of a module that is there. What stands in for it is not asked: a module that would be
-    imported by that (importlib.util.LazyLoader), a test's mock.
-    """
-    found = sys.modules.get(module)
-    if not isinstance(found, ModuleType):
-        return None
-    kind = ModuleType.__getattribute__(found, "__dict__").get(name)
-    return kind if isinstance(kind, type) else None
 
 
 def _ask(obj: Any, min_bytes: int) -> Iterator[tuple[int, int]]:
     """(address, bytes) of an object's memory."""
-    tensor = _class_of("torch", "Tensor")
-    if tensor is None or not issubclass(type(obj), tensor):
+    if not is_a(obj, "torch", "Tensor"):
         for item in find_buffers((obj,), min_bytes)[0]:
             yield item.buffer.address, item.buffer.nbytes
         return

@@ -14,7 +14,6 @@ one waits in proportion; and where nothing has changed there is none.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 import weakref
@@ -127,7 +126,6 @@ class Adopter:
         """What the last look has found."""
         self._looked = 0.0
         self._thread: Thread | None = None
-        self._pid = os.getpid()
 
     def start(self) -> None:
         """Start looking."""
@@ -139,10 +137,9 @@ class Adopter:
     def stop(self) -> None:
         """Stop looking, and wait for a look under way."""
         self._stop.set()
-        if self._pid != os.getpid():
-            return  # a child that C code has forked has no such thread
-        if self._thread is not None and not threads.is_current(self._thread):
-            self._thread.join(5.0)
+        thread = self._thread
+        if thread is not None and not threads.is_current(thread) and not threads.are_gone():
+            thread.join(5.0)
 
     def _loop(self) -> None:
         wait = _MIN_SECONDS / 10
@@ -425,7 +422,7 @@ def _whole(named: Iterable[Named]) -> list[Interval]:
 
 
 def _take_off(left: dict[str, int], reason: str, nbytes: int) -> None:
-    left[reason] = max(left.get(reason, 0) - nbytes, 0)
+    _add(left, reason, max(left.pop(reason, 0) - nbytes, 0))
 
 
 def _add(left: dict[str, int], reason: str, nbytes: int) -> None:

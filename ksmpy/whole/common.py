@@ -51,12 +51,12 @@ def common_store() -> Store | None:
 
 def _open(place: str, identity: str) -> int:
     """The descriptor of that very file. By now the supervisor may have ended, and another process
-    have its number, in which another file has the descriptor's: that one is not even opened.
+    have its number, in which another file has the descriptor's: that one is looked at, not opened.
     """
-    if _identity(os.stat(place)) != identity:
-        raise FileNotFoundError(errno.ENOENT, "the supervisor has ended", place)
-    fd = os.open(place, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
-    if _identity(os.fstat(fd)) != identity:
-        os.close(fd)
-        raise FileNotFoundError(errno.ENOENT, "the supervisor has ended", place)
-    return fd
+    found = os.open(place, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if _identity(os.fstat(found)) != identity:
+            raise FileNotFoundError(errno.ENOENT, "the supervisor has ended", place)
+        return os.open(f"/proc/self/fd/{found}", os.O_RDWR | os.O_CLOEXEC)
+    finally:
+        os.close(found)

@@ -16,7 +16,7 @@ _log.addHandler(logging.NullHandler())
 
 
 def _unnoted(_: logging.LogRecord) -> bool:
-    threads.leave()
+    threads.forget_current()
     return True
 
 

@@ -192,9 +192,11 @@ class _Follower:
         """Wait while small objects come and go by the thousand, as it is no time to import. Who
         goes on with the parent's engine has imported everything.
         """
+        if self._inherits:
+            return
         count = getattr(sys, "getallocatedblocks", int)
         before, waited = count(), 0.0
-        while not self._inherits and waited < self._may_wait:
+        while waited < self._may_wait:
             if awake.acquire(timeout=_STILL_SECONDS):
                 return
             waited += _STILL_SECONDS
