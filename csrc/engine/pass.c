@@ -80,7 +80,7 @@ static void make_frames_huge(ksmpy_engine *engine)
     engine_unlock(engine);
     uint64_t huge = extents_collapse(store, first, n, &error);
     engine_lock_for_pass(engine);
-    extents_collapsed(store, first, huge, error);
+    extents_collapsed(store, first, n, huge, error);
     run->raw = false;
 }
 

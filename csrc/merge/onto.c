@@ -58,7 +58,7 @@ static bool is_mapped_at_once(const struct pages *pages, uint32_t page)
         return false;
     uint32_t frame = page_record(pages, page)->link;
     return frame % HUGE_PAGES == 0 && page_record(pages, last)->link == frame + HUGE_PAGES - 1 &&
-           is_in_huge_extent(&pages->store, frame);
+           is_on_huge_page(&pages->store, frame);
 }
 
 /*

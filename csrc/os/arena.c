@@ -231,6 +231,14 @@ uint32_t ids_take_blocks(struct ids *ids, uint64_t block, uint64_t *n)
     return (uint32_t)where;
 }
 
+bool ids_reach(struct ids *ids, uint64_t end)
+{
+    if (end > ids->limit || arena_grow(&ids->words, end / WORD_BITS + 1) < 0)
+        return false;
+    ids->state->high = end > ids->state->high ? end : ids->state->high;
+    return true;
+}
+
 void ids_give(struct ids *ids, uint32_t first, uint64_t n)
 {
     mark(ids, first, n, false);

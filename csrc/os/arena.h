@@ -68,6 +68,8 @@ uint32_t ids_take(struct ids *ids, uint64_t *n);
  * their length: *n is cut to a number of them.
  */
 uint32_t ids_take_blocks(struct ids *ids, uint64_t block, uint64_t *n);
+/* Ids below end, which no one has used, are free like others from now on. false: there is no memory. */
+bool ids_reach(struct ids *ids, uint64_t end);
 void ids_give(struct ids *ids, uint32_t first, uint64_t n);
 uint64_t ids_used(const struct ids *ids, uint32_t first,
                   uint64_t n); /* of n, both multiples of 64 */

@@ -197,3 +197,19 @@ bool os_is_huge(int pagemap_fd, uintptr_t address)
     return ask(pagemap_fd, request, &range, 1, &next) == 1 && range.start == address &&
            range.end == request.end;
 }
+
+int os_is_in_huge(int pagemap_fd, uintptr_t page)
+{
+    struct scan_range found;
+    struct scan_request request = {
+        .size = sizeof request,
+        .start = page,
+        .end = page + PAGE_SIZE,
+        .vec = (uintptr_t)&found,
+        .vec_len = 1,
+        .category_mask = IS_PRESENT,
+        .return_mask = IS_HUGE,
+    };
+    int count = ioctl(pagemap_fd, SCAN_IOCTL, &request);
+    return count < 0 ? -errno : count == 0 ? -EAGAIN : (found.categories & IS_HUGE) != 0;
+}

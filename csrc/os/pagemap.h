@@ -49,5 +49,10 @@ int os_unprotected(int pagemap_fd, uintptr_t address, uint64_t n, bool *unprotec
 int os_tell_pages(int pagemap_fd, uintptr_t address, uint64_t n, uint8_t *kinds);
 /* Is there a huge page, mapped as one, at this address? false where only PAGEMAP_SCAN could tell. */
 bool os_is_huge(int pagemap_fd, uintptr_t address);
+/*
+ * Is this page, which was just read, mapped as a part of a huge page, 1 or 0? -EAGAIN: it is not there
+ * any more, for a moment.
+ */
+int os_is_in_huge(int pagemap_fd, uintptr_t page);
 
 #endif

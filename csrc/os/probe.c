@@ -9,6 +9,7 @@
 #include "base/pages.h"
 #include "ksmpy.h"
 #include "os/files.h"
+#include "os/folios.h"
 #include "os/map.h"
 #include "os/pagemap.h"
 #include "os/uffd.h"
@@ -137,6 +138,7 @@ int os_try_huge_file(void)
         os_put(fd, 0, "", 1);
         error = os_protect((uintptr_t)view, HUGE_PAGES, false);
         error = error ? error : os_collapse((uintptr_t)view, HUGE_PAGES);
+        error = error || os_file_is_huge(fd, 0, 0) == 1 ? error : -EOPNOTSUPP;
     }
     os_unmap(view, size);
     close(fd);

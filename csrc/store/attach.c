@@ -26,6 +26,7 @@
 #include "base/pages.h"
 #include "os/arena.h"
 #include "os/files.h"
+#include "os/folios.h"
 #include "os/lease.h"
 #include "os/map.h"
 #include "store/board.h"
@@ -236,6 +237,7 @@ static int enter_locked(struct store *store, int nodes)
 int store_attach(struct store *store, int fd, int nodes, const int *node_ids)
 {
     int error = store_open(store, fd);
+    store->large_folios = !error && os_file_gets_large_folios(store->write_fd);
     if (!error)
         error = enter_locked(store, nodes);
     if (error)

@@ -63,8 +63,11 @@ static void see_new_frames(const struct store *store, struct frames_seen *seen)
             live += frame->state == FRAME_LIVE;
             if ((frame->state != FRAME_FREE) != in_use)
                 complain(seen->report, "state of a frame", frame->state, in_use);
-            if (frame->huge > !(i % EXTENT))
-                complain(seen->report, "an extent begins at a frame", frame->huge, i);
+            if (i % EXTENT && frame->extent)
+                complain(seen->report, "an extent begins at a frame", frame->extent, i);
+            if (frame->state == FRAME_SPARE &&
+                !is_on_large_folio(store, (uint32_t)i + first_frame(store, node)))
+                complain(seen->report, "a spare frame is a page of its own", i, 0);
             if (frame->state != FRAME_FILLING)
                 continue;
             seen->sharers += frame->sharers;
@@ -77,10 +80,12 @@ static void see_new_frames(const struct store *store, struct frames_seen *seen)
 
 static void check_extents(const struct store *store, struct report *report)
 {
-    uint64_t huge, spare;
-    extents_count(store, &huge, &spare);
-    expect(report, "huge extents", store->head->huge_extents, huge);
-    expect(report, "spare frames", store->head->spare_frames, spare);
+    const struct store_head *head = store->head;
+    struct extents_seen seen = extents_count(store);
+    expect(report, "huge extents", head->huge_extents, seen.huge);
+    expect(report, "spare frames", head->spare_frames, seen.spare);
+    expect(report, "spare frames of torn extents", head->torn_spare_frames, seen.torn_spare);
+    expect(report, "extents whose record is wrong", 0, seen.wrong);
 }
 
 static void check_frames(const struct store *store, struct frames_seen *seen)

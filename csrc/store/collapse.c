@@ -1,9 +1,13 @@
 #include "store/collapse.h"
 
+#include <errno.h>
+
 #include "base/pages.h"
 #include "os/files.h"
+#include "os/folios.h"
 #include "os/map.h"
 #include "store/extents.h"
+#include "store/files.h"
 #include "store/lock.h"
 #include "store/store.h"
 
@@ -37,6 +41,11 @@ static int collapse(const struct store *store, uint32_t first, uint64_t n)
     return os_collapse((uintptr_t)in_view(store, first), n);
 }
 
+int extent_collapse(const struct store *store, uint32_t extent)
+{
+    return os_collapse((uintptr_t)in_view(store, extent), EXTENT);
+}
+
 /*
  * One call is made for all of them, since each makes all processors give back their lists of free
  * pages.  Only after an error they are tried one by one, to learn which lie on huge pages.
@@ -51,19 +60,37 @@ uint64_t extents_collapse(const struct store *store, uint32_t first, uint64_t n,
     return huge;
 }
 
-static void note_huge(struct store *store, uint32_t first, uint64_t huge)
+/*
+ * An extent may lie on a huge page all the same, or in what was left of one.  There is nothing in it
+ * yet, so it is punched.  Where that fails, or the lock is not to be had, it counts as one that lies on
+ * larger folios, which loses some memory, but no byte.
+ */
+static void note_small(struct store *store, uint32_t extent)
 {
-    if (!huge || !store_lock(store))
-        return; /* they are treated as frames like others then */
-    for (uint64_t i = 0; i < MOST_EXTENTS; i++)
-        if (huge >> i & 1)
-            extent_becomes_huge(store, first + (uint32_t)(i * EXTENT));
+    bool gone = os_punch(store->write_fd, frame_offset(store, extent), bytes_of(EXTENT)) == 0;
+    if (!store_lock(store))
+        return;
+    if (gone && !store->large_folios)
+        extent_becomes_plain(store, extent);
+    else
+        extent_is_torn(store, extent);
     store_unlock(store);
 }
 
-void extents_collapsed(struct store *store, uint32_t first, uint64_t huge, int error)
+/* Of an extent on a huge page nothing could be given back without that (see store/references.h). */
+static bool can_be_let_go(struct store *store, uint32_t extent)
 {
-    note_huge(store, first, huge);
+    store->tells_huge = os_file_is_huge(store->memfd, frame_offset(store, extent), 0) == 1;
+    return store->tells_huge;
+}
+
+void extents_collapsed(struct store *store, uint32_t first, uint64_t n, uint64_t huge, int error)
+{
+    for (uint64_t i = 0; error && i < n / EXTENT && store_has_files(store); i++)
+        if (!(huge >> i & 1))
+            note_small(store, first + (uint32_t)(i * EXTENT));
+    if (!error && !store->tells_huge && !can_be_let_go(store, first))
+        error = -EOPNOTSUPP;
     store->huge_error = error;
     store->huge_failures =
         !error ? 0 : store->huge_failures + (store->huge_failures < LONGEST_PAUSE);

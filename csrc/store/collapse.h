@@ -21,7 +21,9 @@ bool extents_can_be_had(struct store *store);
  */
 #define MOST_EXTENTS 64
 uint64_t extents_collapse(const struct store *store, uint32_t first, uint64_t n, int *error);
+/* One that has a page already: as os_collapse(). */
+int extent_collapse(const struct store *store, uint32_t extent);
 /* Notes what came of it. */
-void extents_collapsed(struct store *store, uint32_t first, uint64_t huge, int error);
+void extents_collapsed(struct store *store, uint32_t first, uint64_t n, uint64_t huge, int error);
 
 #endif

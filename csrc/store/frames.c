@@ -1,7 +1,6 @@
 #include "store/frames.h"
 
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
 
@@ -16,6 +15,7 @@
 #include "store/lock.h"
 #include "store/members.h"
 #include "store/pool.h"
+#include "store/punch.h"
 #include "store/room.h"
 #include "store/sharers.h"
 #include "store/slots.h"
@@ -32,10 +32,10 @@ static uint32_t take(struct store *store, int node, take_some *some, uint64_t *n
         return NO_FRAME;
     uint32_t first = some(store, node, n);
     store->broken = store_show(store);
-    if (store->broken && first != NO_FRAME) {
-        pool_give(store, first, *n);
+    for (uint64_t i = 0; store->broken && first != NO_FRAME && i < *n; i++)
+        store_free(store, first + (uint32_t)i);
+    if (store->broken)
         first = NO_FRAME;
-    }
     store_unlock(store);
     return first;
 }
@@ -116,80 +116,40 @@ void store_give_back(struct store *store, uint32_t first, uint64_t n)
         store_unlock(store);
 }
 
-static int by_index(const void *a, const void *b)
+/* More may be added at the end meanwhile: by a rebuild, if the lock's last owner has died. */
+static void punch_first(struct store *store, uint64_t n)
 {
-    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-    return x < y ? -1 : x > y;
-}
-
-/* false: the lock was not to be had, so the frames stay DEAD and ours until a later flush. */
-static bool punch(struct store *store, uint32_t first, uint64_t n)
-{
-    bool done = os_punch(store->write_fd, frame_offset(store, first), bytes_of(n)) == 0;
-    if (!store_lock(store))
-        return false;
-    if (done)
-        pool_give(store, first, n);
-    for (uint64_t i = 0; i < n && !done; i++)
-        store_free(store, first + (uint32_t)i); /* tried again at the next flush */
-    store_unlock(store);
-    return true;
-}
-
-static void sort_dead(struct store *store)
-{
-    if (store->dead_count)
-        qsort(store->dead.base, store->dead_count, sizeof(uint32_t), by_index);
-}
-
-/*
- * Punches the dead frames, neighbours together.  More may be added at the end meanwhile: by a
- * rebuild, if the lock's last owner has died, and where a hole could not be punched.
- */
-static void punch_dead(struct store *store)
-{
-    sort_dead(store);
-    uint64_t count = store->dead_count, done = 0;
     uint32_t *dead = (uint32_t *)(void *)store->dead.base;
-    for (uint64_t end; done < count; done = end) {
-        uint32_t first = dead[done];
-        for (end = done + 1; end < count && dead[end] == first + (end - done); end++)
-            if (frame_node(store, dead[end]) != frame_node(store, first))
-                break;
-        if (!punch(store, first, end - done))
-            break;
-    }
+    uint64_t done = punch_frames(store, dead, n);
     store->dead_count -= done;
     memmove(dead, dead + done, store->dead_count * sizeof *dead);
 }
 
 /*
  * A forked child, which has no part in the store's memory, flushes nothing.  Each slice ends with a
- * flush and most of them punch nothing, so the descriptors are looked at only if there is a frame
- * to be punched; to make a frame of a huge page spare takes none.
+ * flush and most of them have nothing to give back, so the descriptors are looked at only if there is.
  */
-void store_flush(struct store *store)
+static void flush(struct store *store, bool all)
 {
     if (!store->memory)
         return;
-    sort_dead(store);
-    spare_dead_frames(store);
-    bool too_many = too_many_spare(store);
-    if (!(store->dead_count || too_many) || !store_has_files(store))
+    bool spare = all ? store->head->spare_frames : too_many_spare(store);
+    if (!(store->dead_count || spare) || !store_has_files(store))
         return;
-    if (too_many)
-        spare_at_most(store, store->head->spare_frames / 2);
-    punch_dead(store);
+    punch_first(store, spare_dead_frames(store));
+    bool in_hand = store->depth; /* the lock, for which others wait: to let extents go takes long */
+    if (!in_hand && (all || too_many_spare(store)))
+        spare_at_most(store, all ? 0 : store->head->spare_frames / 2);
+}
+
+void store_flush(struct store *store)
+{
+    flush(store, false);
 }
 
 void store_flush_all(struct store *store)
 {
-    store_flush(store);
-    if (!store->memory || !(store->dead_count || store->head->spare_frames) ||
-        !store_has_files(store))
-        return;
-    spare_at_most(store, 0);
-    punch_dead(store);
+    flush(store, true);
 }
 
 #define REAP_STEP 4096 /* frames that are looked at before the lock is given back */

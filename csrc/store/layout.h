@@ -29,7 +29,7 @@
 /* In a process's count of its sharers of a frame: it may map the frame for ever. */
 #define PINNED 0x80000000u
 
-enum frame_state { FRAME_FREE, FRAME_FILLING, FRAME_LIVE, FRAME_DEAD };
+enum frame_state { FRAME_FREE, FRAME_FILLING, FRAME_LIVE, FRAME_DEAD, FRAME_SPARE };
 
 struct frame {
     struct rb_node rb; /* in a stable tree, if it heads its chain */
@@ -43,8 +43,13 @@ struct frame {
     uint16_t pins;     /* sharers whose mapping of it went out of sight, which keeps it */
     uint8_t tree;      /* which stable tree */
     uint8_t state;     /* enum frame_state */
-    uint8_t huge; /* 1: an extent begins here that lies on a huge page: see store/extents.h */
+    uint16_t extent; /* EXTENT_LARGE and so on, if one begins here; the last of all members */
 };
+
+/* What a record says of the extent that begins there: see store/extents.h. */
+#define EXTENT_LARGE 0x8000 /* its pages may be parts of larger folios */
+#define EXTENT_TORN 0x4000  /* these are no huge page, or none any more */
+#define EXTENT_SPARE 0x3fff /* mask: how many of its frames are SPARE */
 
 /* Who may map frames.  A lock on a slot's byte of the lock file lasts as long as its process. */
 enum slot_kind { SLOT_FREE, SLOT_ENGINE, SLOT_CHILD };
@@ -82,7 +87,7 @@ struct store_head {
     uint64_t live_frames;
     uint64_t shared_frames, shared_pages; /* frames with sharers; sharers */
     uint64_t stale_frames;
-    uint64_t huge_extents, spare_frames; /* see store/extents.h */
+    uint64_t huge_extents, spare_frames, torn_spare_frames; /* see store/extents.h */
     uint64_t chains, dups;
     struct {
         struct ids_state ids;

@@ -1,6 +1,8 @@
 #include "store/pool.h"
 
 #include <stdatomic.h>
+#include <stddef.h>
+#include <string.h>
 
 #include "base/pages.h"
 #include "base/rbtree.h"
@@ -44,17 +46,16 @@ void pool_give(struct store *store, uint32_t first, uint64_t n)
     for (uint64_t i = 0; i < n; i++)
         frame_at(store, first + (uint32_t)i)->state = FRAME_FREE;
     ids_give(&store->ids[frame_node(store, first)], frame_local(store, first), n);
-    extents_gave(store, first, n);
 }
 
+/* What the record says of an extent is never written: others read it without the lock. */
 static void begin_to_use(struct store *store, uint32_t first, uint64_t n)
 {
     for (uint64_t i = 0; i < n; i++) {
         struct frame *frame = frame_at(store, first + (uint32_t)i);
-        *frame = (struct frame){.dup_next = NO_FRAME,
-                                .dup_prev = NO_FRAME,
-                                .born = store->head->forks,
-                                .huge = frame->huge};
+        memset(frame, 0, offsetof(struct frame, extent));
+        frame->dup_next = frame->dup_prev = NO_FRAME;
+        frame->born = store->head->forks;
         set_state(store, first + (uint32_t)i, FRAME_FILLING);
     }
     extents_took(store, first, n);
@@ -75,7 +76,20 @@ uint32_t pool_take(struct store *store, int node, uint64_t *n)
 
 uint32_t pool_take_extents(struct store *store, int node, uint64_t *n)
 {
-    return take(store, node, true, n);
+    uint32_t first = take(store, node, true, n);
+    for (uint64_t i = 0; first != NO_FRAME && i < *n; i += EXTENT)
+        extent_becomes_huge(store,
+                            first + (uint32_t)i); /* before it is: whoever dies says nothing */
+    return first;
+}
+
+bool pool_reaches(struct store *store, uint32_t extent)
+{
+    int node = frame_node(store, extent);
+    uint64_t end = (uint64_t)frame_local(store, extent) + EXTENT;
+    return end <= store->ids[node].state->high ||
+           (arena_grow(&store->records[node], end) == 0 &&
+            store_count_for_all(store, node, end) == 0 && ids_reach(&store->ids[node], end));
 }
 
 bool pool_take_this(struct store *store, uint32_t frame)
@@ -92,11 +106,21 @@ bool pool_take_this(struct store *store, uint32_t frame)
  * If the list of dead frames cannot grow, the frame keeps its memory until the store is closed.  An
  * error would help nobody: the callers could not do anything about it.
  */
-void store_free(struct store *store, uint32_t frame)
+void pool_leave_to_flush(struct store *store, uint32_t frame)
 {
-    set_state(store, frame, FRAME_DEAD);
     if (arena_grow(&store->dead, store->dead_count + 1) == 0)
         *(uint32_t *)arena_at(&store->dead, store->dead_count++) = frame;
+}
+
+void frame_is_dead(struct store *store, uint32_t frame)
+{
+    set_state(store, frame, FRAME_DEAD);
+}
+
+void store_free(struct store *store, uint32_t frame)
+{
+    frame_is_dead(store, frame);
+    pool_leave_to_flush(store, frame);
 }
 
 bool frame_is_live(const struct store *store, uint32_t frame)
@@ -112,7 +136,7 @@ uint64_t store_bytes(const struct store *store)
     uint64_t frames = 0;
     for (int node = 0; node < store->nodes; node++)
         frames += store->ids[node].state->used;
-    return bytes_of(frames + store->head->spare_frames);
+    return bytes_of(frames);
 }
 
 uint64_t store_metadata_bytes(const struct store *store)

@@ -6,6 +6,7 @@
 #include "base/pages.h"
 #include "os/arena.h"
 #include "os/files.h"
+#include "os/folios.h"
 #include "os/map.h"
 #include "store/files.h"
 #include "store/layout.h"
@@ -25,6 +26,7 @@ static int open_files(struct store *store)
     store->memory = os_map_hidden(store->write_fd, 0, bytes_of(frame_limit(store)));
     if (!store->memory || store_begin_to_show(store) < 0)
         return -ENOMEM;
+    store->large_folios = os_file_gets_large_folios(store->write_fd);
     store->memfd = os_seal(store->write_fd);
     return store->memfd < 0 ? store->memfd : store_know_files(store);
 }

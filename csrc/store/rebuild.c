@@ -71,7 +71,9 @@ static void bring_back(struct store *store, uint32_t frame)
             record->left = store->head->forks;
             store->head->stale_frames++;
         }
-    } else if (record->owner >= MAX_SLOTS ||
+    } else if (record->state == FRAME_SPARE && is_on_large_folio(store, frame)) {
+        return;
+    } else if (record->state == FRAME_SPARE || record->owner >= MAX_SLOTS ||
                store->head->slots[record->owner].kind != SLOT_ENGINE) {
         reap_frame(store, frame);
     }
@@ -103,7 +105,7 @@ int store_rebuild(struct store *store)
     for (int node = 0; node < store->nodes; node++)
         for (uint64_t i = 0; i < store->ids[node].state->high; i++)
             bring_back(store, (uint32_t)i + first_frame(store, node));
-    extents_count(store, &store->head->huge_extents, &store->head->spare_frames);
+    extents_recount(store);
     store_look_away(store, true);
     return 0;
 }

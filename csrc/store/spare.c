@@ -4,25 +4,71 @@
 
 #include "base/pages.h"
 #include "os/arena.h"
+#include "os/clock.h"
 #include "store/extents.h"
+#include "store/files.h"
 #include "store/layout.h"
 #include "store/lock.h"
 #include "store/pool.h"
+#include "store/punch.h"
+#include "store/references.h"
 #include "store/store.h"
 
-#define STEP 8 /* extents that are looked at before the lock is given back */
+/* Frames of one extent that are DEAD and ours: the first ones had been spare, the others free. */
+struct taken {
+    uint32_t frames[EXTENT];
+    uint64_t spare, n;
+};
+
+/* Its last frames may never have been used, and may be taken by others: then they are ours first. */
+static bool is_over(struct store *store, uint32_t extent)
+{
+    return !extent_used(store, extent) && pool_reaches(store, extent);
+}
 
 /*
- * Makes an extent one like others, with the lock held: its spare frames become dead ones, which are
- * free once they were punched.  A process that dies here leaves an extent of which too many frames
- * count as spare.
+ * A process that dies here leaves all of them to the one that reaps it.  Then they are spare, also
+ * those without memory.
  */
-static void let_go(struct store *store, uint32_t extent)
+static void take(struct store *store, uint32_t extent, bool free_ones, struct taken *taken)
 {
-    for (uint32_t i = 0; i < EXTENT; i++)
-        if (frame_at(store, extent + i)->state == FRAME_FREE && pool_take_this(store, extent + i))
-            store_free(store, extent + i);
-    extent_becomes_plain(store, extent);
+    taken->n = 0;
+    for (uint32_t frame = extent; frame < extent + EXTENT; frame++)
+        if (frame_at(store, frame)->state == FRAME_SPARE && taken->n < EXTENT) {
+            frame_is_dead(store, frame);
+            frame_is_spare_no_more(store, frame);
+            taken->frames[taken->n++] = frame;
+        }
+    taken->spare = taken->n;
+    for (uint32_t frame = extent; free_ones && frame < extent + EXTENT; frame++)
+        if (frame_at(store, frame)->state == FRAME_FREE && taken->n < EXTENT &&
+            pool_take_this(store, frame)) {
+            frame_is_dead(store, frame);
+            taken->frames[taken->n++] = frame;
+        }
+}
+
+/* Punches what it can; the rest is left to the next flush.  false: that is all of it. */
+static bool punch(struct store *store, uint32_t *frames, uint64_t n)
+{
+    uint64_t done = punch_frames(store, frames, n);
+    for (uint64_t i = done; i < n; i++)
+        pool_leave_to_flush(store, frames[i]);
+    return done;
+}
+
+/* What was free may have got memory, which nobody has referred to. */
+static void put_back(struct store *store, struct taken *taken)
+{
+    bool locked = store_lock(store);
+    for (uint64_t i = 0; i < taken->spare; i++)
+        if (locked)
+            frame_becomes_spare(store, taken->frames[i]);
+        else
+            pool_leave_to_flush(store, taken->frames[i]);
+    if (locked)
+        store_unlock(store);
+    punch(store, taken->frames + taken->spare, taken->n - taken->spare);
 }
 
 static uint64_t same_extent(const uint32_t *frames, uint64_t n)
@@ -34,61 +80,156 @@ static uint64_t same_extent(const uint32_t *frames, uint64_t n)
 }
 
 /*
- * Do these dead frames of one extent, which are in order, have to be punched?  On a huge page they
- * become spare instead, unless they are the last ones in use: then the whole extent is let go.
+ * Sees to n dead frames of one extent: the last ones in use take all of it along, which is punched as
+ * a whole.  false: no lock.
  */
-static bool have_to_go(struct store *store, const uint32_t *frames, uint64_t n)
+static bool keep(struct store *store, const uint32_t *frames, uint64_t n)
 {
     uint32_t extent = extent_of(frames[0]);
-    if (!is_in_huge_extent(store, extent))
-        return true;
-    if (extent_used(store, extent) == n) {
-        let_go(store, extent);
-        return true;
-    }
+    struct taken all;
+    if (!store_lock(store))
+        return false;
     for (uint64_t i = 0; i < n; i++)
-        pool_give(store, frames[i], 1);
-    return false;
+        frame_becomes_spare(store, frames[i]);
+    bool over = is_over(store, extent);
+    if (over)
+        take(store, extent, true, &all);
+    store_unlock(store);
+    if (over && all.n == EXTENT)
+        punch(store, all.frames, all.n);
+    else if (over)
+        put_back(store, &all);
+    return true;
 }
 
-bool spare_dead_frames(struct store *store)
+uint64_t spare_dead_frames(struct store *store)
 {
-    uint64_t count = store->dead_count, kept = 0, n = 0;
     uint32_t *dead = (uint32_t *)(void *)store->dead.base;
-    uint64_t at = 0;
-    for (; at < count && store_lock(store); at += n) {
+    uint64_t count = store->dead_count, kept = 0, at = 0, n = 0;
+    sort_frames(dead, count);
+    for (; at < count; at += n) {
         n = same_extent(dead + at, count - at);
-        bool go = have_to_go(store, dead + at, n);
-        store_unlock(store);
-        if (go)
+        if (!is_on_large_folio(store, dead[at])) {
             memmove(dead + kept, dead + at, n * sizeof *dead);
-        kept += go ? n : 0;
+            kept += n;
+        } else if (!keep(store, dead + at, n)) {
+            break;
+        }
     }
     memmove(dead + kept, dead + at, (store->dead_count - at) * sizeof *dead);
     store->dead_count -= at - kept;
-    return at == count;
+    return kept;
 }
 
-static void let_some_go(struct store *store, int node, uint64_t from, uint64_t most,
-                        uint64_t frames)
+/* ---- letting extents go ---- */
+
+/* Spare frames of a torn extent that are worth to be proven, which takes 0.2 to 5 ms. */
+#define WORTH_COLLAPSE (EXTENT / 8)
+#define FUTILE 8     /* extents that could not be let go, after which a round ends */
+#define REST_MS 100  /* after such a round, or one in which nothing was let go */
+#define ROUND_MS 4   /* for which a round goes on, with the engine's lock in hand */
+#define SCARCE_MS 50 /* where memory is scarce */
+
+struct round {
+    uint64_t down_to; /* frames */
+    uint64_t end_ms;
+    unsigned futile, done;
+    bool collapsed; /* one in a round */
+};
+
+static bool is_finished(const struct store *store, const struct round *round)
 {
-    uint64_t end = least(store->ids[node].state->high, from + STEP * EXTENT);
-    if (!store_lock(store))
-        return;
-    for (uint64_t at = from; at < end && store->head->spare_frames > frames; at += EXTENT) {
-        uint32_t extent = first_frame(store, node) + (uint32_t)at;
-        if (is_in_huge_extent(store, extent) && EXTENT - extent_used(store, extent) >= most)
-            let_go(store, extent);
-    }
+    return store->head->spare_frames <= round->down_to || round->futile == FUTILE ||
+           os_now_ms() > round->end_ms;
+}
+
+static bool may_go(const struct store *store, uint32_t extent, uint64_t most,
+                   const struct round *round)
+{
+    uint64_t spare = extent_spare(store, extent);
+    if (!spare || spare < most)
+        return false;
+    return is_on_huge_page(store, extent) || !extent_used(store, extent) ||
+           (spare >= WORTH_COLLAPSE && !round->collapsed);
+}
+
+/* The files are looked at again, as a proof takes long. */
+static bool tear(struct store *store, uint32_t extent)
+{
+    if (!store_has_files(store) || !store_lock(store))
+        return false;
+    extent_is_torn(store, extent);
     store_unlock(store);
+    return true;
+}
+
+/* A torn extent is filled while it is proven, so what is free is taken for so long, and punched again. */
+static bool let_go(struct store *store, uint32_t extent, struct round *round)
+{
+    struct taken taken;
+    if (!store_has_files(store) || !store_lock(store))
+        return false;
+    bool over = is_over(store, extent), huge = is_on_huge_page(store, extent);
+    bool whole = over || (!huge && pool_reaches(store, extent));
+    take(store, extent, whole, &taken);
+    store_unlock(store);
+    bool proven = over && taken.n == EXTENT;
+    if (!proven && taken.spare && (huge || whole)) {
+        round->collapsed |= !huge;
+        proven = frames_are_unreferenced(store, taken.frames, taken.n) && tear(store, extent);
+    }
+    if (proven)
+        return punch(store, taken.frames, taken.n);
+    put_back(store, &taken);
+    return false;
+}
+
+static uint64_t extents_of(const struct store *store, int node)
+{
+    return (store->ids[node].state->high + EXTENT - 1) / EXTENT;
+}
+
+/* The extents of all nodes, counted from the one at which a round begins. */
+static uint32_t extent_number(const struct store *store, uint64_t number)
+{
+    int node = 0;
+    while (node + 1 < store->nodes && number >= extents_of(store, node))
+        number -= extents_of(store, node++);
+    return first_frame(store, node) + (uint32_t)number * EXTENT;
+}
+
+/*
+ * The next round begins behind the last one that could not be let go, as it may be so for ever: where no
+ * byte of it is zero, say.
+ */
+static void let_some_go(struct store *store, uint64_t most, struct round *round)
+{
+    uint64_t count = 0;
+    for (int node = 0; node < store->nodes; node++)
+        count += extents_of(store, node);
+    uint64_t start = count ? store->letting_go_at % count : 0;
+    for (uint64_t i = 0; i < count && !is_finished(store, round); i++) {
+        uint64_t number = (start + i) % count;
+        uint32_t extent = extent_number(store, number);
+        if (!may_go(store, extent, most, round))
+            continue;
+        if (let_go(store, extent, round)) {
+            round->done++;
+        } else {
+            round->futile++;
+            store->letting_go_at = number + 1;
+        }
+    }
 }
 
 void spare_at_most(struct store *store, uint64_t frames)
 {
-    for (uint64_t most = EXTENT / 2; most; most /= 2)
-        for (int node = 0; node < store->nodes; node++)
-            for (uint64_t at = 0;
-                 at < store->ids[node].state->high && store->head->spare_frames > frames;
-                 at += STEP * EXTENT)
-                let_some_go(store, node, at, most, frames);
+    uint64_t now = os_now_ms();
+    if (now < store->letting_go_ms)
+        return;
+    struct round round = {.down_to = frames, .end_ms = now + (frames ? ROUND_MS : SCARCE_MS)};
+    for (uint64_t most = EXTENT / 2; most && !is_finished(store, &round); most /= 2)
+        let_some_go(store, most, &round);
+    if (round.futile == FUTILE || (store->head->spare_frames > frames && !round.done))
+        store->letting_go_ms = os_now_ms() + REST_MS;
 }

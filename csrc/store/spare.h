@@ -1,5 +1,5 @@
 /*
- * Memory of huge extents that no frame uses, see store/extents.h.
+ * Memory of extents that no frame uses, see store/extents.h.
  */
 #ifndef KSMPY_STORE_SPARE_H
 #define KSMPY_STORE_SPARE_H
@@ -9,9 +9,16 @@
 
 #include "store/store.h"
 
-/* Makes those frames spare that wait for store_flush() and are of huge extents. false: no lock. */
-bool spare_dead_frames(struct store *store);
-/* Lets extents go, those with most spare frames first, until `frames` are spare at the most. */
+/*
+ * Sees to the frames that wait for store_flush(): those on larger folios become spare, or end with
+ * their extent.  Returns how many of the first ones in the list are pages of their own, to be punched;
+ * others that are left behind them have to wait, since the lock was not to be had.
+ */
+uint64_t spare_dead_frames(struct store *store);
+/*
+ * Lets extents go, those with most spare frames first, until `frames` are spare at the most: as far as
+ * nobody has a reference to them, and for a while.
+ */
 void spare_at_most(struct store *store, uint64_t frames);
 
 #endif

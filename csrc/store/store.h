@@ -14,7 +14,7 @@
  *   process came first -> sharers join before they map it, and leave after
  *   they have unmapped it -> the last one leaves: kept ("stale")
  *   while a forked child may map it -> store_free(): DEAD -> hole punched by
- *   store_flush() -> FREE
+ *   store_flush() -> FREE; in a larger folio SPARE first: see store/extents.h
  */
 #ifndef KSMPY_STORE_STORE_H
 #define KSMPY_STORE_STORE_H
@@ -72,6 +72,10 @@ struct store {
     uint64_t dead_count;
     int huge_error; /* why no huge page was to be had at the last try, as -errno; or 0 */
     unsigned huge_failures, huge_pause; /* tries in a row; tries that are left out */
+    bool tells_huge; /* the page tables say which extents lie on huge pages */
+    bool large_folios; /* the file may get some that nobody asked for */
+    uint64_t letting_go_ms; /* os_now_ms() from which on extents may be let go */
+    uint64_t letting_go_at; /* the number of the extent with which that begins */
     void *taking; /* during a fork: the child's lease */
     unsigned taking_slot;
 
@@ -99,12 +103,17 @@ static inline struct frame *frame_at(const struct store *store, uint32_t frame)
 {
     return &store->frames[frame];
 }
+/* Does an extent whose first record says so lie on a huge page? */
+static inline bool is_huge(uint16_t extent)
+{
+    return (extent & (EXTENT_LARGE | EXTENT_TORN)) == EXTENT_LARGE;
+}
 /* To be read: store_look_away() takes it out of the page tables again. */
 static inline const uint8_t *frame_bytes(struct store *store, uint32_t frame)
 {
     struct frames_read *read = &store->read;
-    bool huge = store->frames[frame - frame % HUGE_PAGES].huge; /* all of it is mapped at once */
-    uint32_t around = huge ? HUGE_PAGES : FAULT_AROUND;
+    uint16_t extent = store->frames[frame - frame % HUGE_PAGES].extent;
+    uint32_t around = is_huge(extent) ? HUGE_PAGES : FAULT_AROUND; /* mapped at once */
     if (!read->pieces || frame / around != read->last / around) {
         read->first = read->pieces && read->first < frame ? read->first : frame;
         read->end = read->pieces && read->end > frame ? read->end : frame;

@@ -1,15 +1,22 @@
-/*
- * Extents of the store's file: which frames keep their memory, and for how long.  Nothing here needs a
- * huge page.
- */
+/* Extents of the store's file: which frames keep their memory, for how long, and for whom. */
 #include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #include "base/pages.h"
 #include "check.h"
 #include "engine/engine.h"
 #include "ksmpy.h"
 #include "os/arena.h"
+#include "os/files.h"
+#include "os/folios.h"
+#include "os/map.h"
+#include "os/probe.h"
 #include "pages.h"
+#include "store/collapse.h"
 #include "store/extents.h"
 #include "store/frames.h"
 #include "store/layout.h"
@@ -22,21 +29,46 @@ static ksmpy_engine *engine;
 static struct store *store;
 static uint32_t first;
 
-/* Frames of whole huge pages, on such ones or not: it does not matter to who counts. */
-static bool open_extents(void)
+static uint8_t expected[PAGE_SIZE];
+
+/* What frame i of the first ones was filled with: no byte is zero but for one, if any. */
+static const uint8_t *bytes_of_frame(uint32_t i, bool some_zero)
 {
-    uint64_t n = FRAMES;
+    memset(expected, (int)(i % 250) + 1, PAGE_SIZE);
+    expected[0] = (uint8_t)(i / 250 + 1);
+    if (some_zero)
+        expected[PAGE_SIZE / 2] = 0;
+    return expected;
+}
+
+/* Frames of whole huge pages, which are theirs, and are filled: from `zeros` on with a zero each. */
+static bool open_filled(uint64_t n, uint32_t zeros)
+{
+    uint64_t wanted = n, huge;
     bool extents;
+    int error;
     engine = engine_of(KSMPY_FREEZE_AUTO, KSMPY_TRACKING_AUTO, 1);
     if (!engine)
         return false;
     store = &engine->pages.store;
     first = store_take_in_step(store, 0, 0, &n, &extents);
-    for (uint32_t frame = first; frame < first + n; frame += EXTENT)
-        if (!is_in_huge_extent(store, frame))
-            extent_becomes_huge(store, frame);
-    return first % EXTENT == 0 && n == FRAMES;
+    huge = extents_collapse(store, first, n, &error);
+    extents_collapsed(store, first, n, huge, error);
+    for (uint32_t i = 0; i < n; i++)
+        store_fill(store, first + i, bytes_of_frame(i, i >= zeros), 1);
+    return first % EXTENT == 0 && n == wanted && !error;
 }
+
+static bool open_extents(void)
+{
+    return open_filled(FRAMES, 0);
+}
+
+#define NEED_HUGE_PAGES                                                                            \
+    do {                                                                                           \
+        if (os_try_huge_file() < 0)                                                                \
+            SKIP("no huge pages for files in memory");                                             \
+    } while (0)
 
 static void close_extents(void)
 {
@@ -45,34 +77,80 @@ static void close_extents(void)
     CHECK(ksmpy_engine_close(engine) == 0);
 }
 
-static void give_back(uint32_t frame, uint64_t n)
+/* As the next slice does, some time later. */
+static void flush(void)
 {
-    store_give_back(store, frame, n);
+    store->letting_go_ms = 0;
     store_flush(store);
     CHECK(sound(engine));
 }
 
-static void a_freed_frame_keeps_its_memory_for_the_next(void)
+static void give_back(uint32_t frame, uint64_t n)
 {
-    REQUIRE(open_extents());
+    store_give_back(store, frame, n);
+    flush();
+}
+
+static bool has_memory(uint32_t frame)
+{
+    uint64_t at = frame_offset(store, frame), end;
+    return os_next_data(store->write_fd, &at, &end) && at == frame_offset(store, frame);
+}
+
+/* ---- references: a pipe gets pages, and their bytes are read later ---- */
+
+static int pipe_fds[2];
+
+static bool refer_to(uint32_t frame)
+{
+    uint8_t *view = mmap(NULL, PAGE_SIZE, PROT_READ, MAP_SHARED, store->memfd,
+                         (off_t)frame_offset(store, frame));
+    struct iovec page = {view, PAGE_SIZE};
+    if (view == MAP_FAILED || pipe(pipe_fds) < 0)
+        return false;
+    bool done = vmsplice(pipe_fds[1], &page, 1, 0) == (ssize_t)PAGE_SIZE;
+    munmap(view, PAGE_SIZE);
+    return done;
+}
+
+static bool is_unchanged(uint32_t frame)
+{
+    uint8_t got[PAGE_SIZE];
+    bool same = read(pipe_fds[0], got, PAGE_SIZE) == (ssize_t)PAGE_SIZE &&
+                !memcmp(got, bytes_of_frame(frame - first, true), PAGE_SIZE);
+    close(pipe_fds[0]);
+    close(pipe_fds[1]);
+    return same;
+}
+
+static void a_freed_frame_is_not_taken_again(void)
+{
+    NEED_HUGE_PAGES;
+    REQUIRE(open_extents() && refer_to(first + 8));
     give_back(first + 7, 3);
     CHECK(store->head->spare_frames == 3 && store_bytes(store) == bytes_of(FRAMES));
+    CHECK(huge_frames(store) == FRAMES - 3);
     uint64_t n = 2;
-    CHECK(store_take(store, 0, &n) == first + 7 && n == 2);
-    CHECK(store->head->spare_frames == 1 && sound(engine));
-    give_back(first, 9);
+    uint32_t taken = store_take(store, 0, &n);
+    CHECK(taken != NO_FRAME && n == 2 && (taken >= first + FRAMES || taken + n <= first));
+    uint8_t page[2 * PAGE_SIZE] = {1};
+    CHECK(store_fill(store, taken, page, 2) == 2 && is_unchanged(first + 8));
+    give_back(taken, 2);
+    give_back(first, 7);
     give_back(first + 10, FRAMES - 10);
     close_extents();
 }
 
 static void the_last_frame_of_an_extent_takes_its_memory_along(void)
 {
-    REQUIRE(open_extents());
+    NEED_HUGE_PAGES;
+    REQUIRE(open_extents() && refer_to(first + EXTENT + 3));
     give_back(first + EXTENT, 10);
     CHECK(store->head->huge_extents == EXTENTS);
     give_back(first + EXTENT + 10, EXTENT - 10);
     CHECK(store->head->huge_extents == EXTENTS - 1 && store->head->spare_frames == 0);
-    CHECK(store_bytes(store) == bytes_of(FRAMES - EXTENT));
+    CHECK(store_bytes(store) == bytes_of(FRAMES - EXTENT) && !has_memory(first + EXTENT));
+    CHECK(!is_on_large_folio(store, first + EXTENT) && is_unchanged(first + EXTENT + 3));
     give_back(first, EXTENT);
     give_back(first + 2 * EXTENT, FRAMES - 2 * EXTENT);
     close_extents();
@@ -81,23 +159,103 @@ static void the_last_frame_of_an_extent_takes_its_memory_along(void)
 /* Those that have the most of them are given up for it. */
 static void an_eighth_is_spare_at_most(void)
 {
+    NEED_HUGE_PAGES;
     REQUIRE(open_extents());
     give_back(first, 5);
     give_back(first + EXTENT, 200);
     CHECK(store->head->spare_frames == 205 && store->head->huge_extents == EXTENTS);
     give_back(first + 2 * EXTENT, 100);
     CHECK(store->head->spare_frames == 105 && store->head->huge_extents == EXTENTS - 1);
-    CHECK(!is_in_huge_extent(store, first + EXTENT));
-    CHECK(store_bytes(store) == bytes_of(FRAMES - 200));
+    CHECK(!is_on_huge_page(store, first + EXTENT) && is_on_large_folio(store, first + EXTENT));
+    CHECK(store_bytes(store) == bytes_of(FRAMES - 200) && !has_memory(first + EXTENT + 199));
+    give_back(first + EXTENT + 200, 140); /* of what is torn */
+    CHECK(store->head->spare_frames == 105 && store->head->torn_spare_frames == 0);
+    CHECK(store_bytes(store) == bytes_of(FRAMES - 340));
+    CHECK(!has_memory(first + EXTENT) && !has_memory(first + EXTENT + 339));
+    CHECK(has_memory(first + EXTENT + 340));
+    for (uint32_t i = EXTENT + 340; i < 2 * EXTENT; i++)
+        CHECK(!memcmp(store->memory + bytes_of(first + i), bytes_of_frame(i, true), PAGE_SIZE));
     give_back(first + 5, EXTENT - 5);
-    give_back(first + EXTENT + 200, EXTENT - 200);
+    give_back(first + EXTENT + 340, EXTENT - 340);
     give_back(first + 2 * EXTENT + 100, EXTENT - 100);
     give_back(first + 3 * EXTENT, EXTENT);
     close_extents();
 }
 
+static void what_somebody_refers_to_is_not_let_go(void)
+{
+    NEED_HUGE_PAGES;
+    REQUIRE(open_extents() && refer_to(first + 123));
+    give_back(first, 300);
+    CHECK(store->head->spare_frames == 300 && store->head->huge_extents == EXTENTS);
+    CHECK(store->letting_go_ms > 0); /* not tried again at once */
+    CHECK(has_memory(first) && is_unchanged(first + 123));
+    flush();
+    CHECK(store->head->spare_frames == 0 && !has_memory(first + 299));
+    REQUIRE(refer_to(first + 400));
+    give_back(first + 300, 200);
+    CHECK(store->head->spare_frames == 200 && store->head->torn_spare_frames == 200);
+    CHECK(is_unchanged(first + 400));
+    store_flush_all(store);
+    CHECK(store->head->spare_frames == 200);
+    flush();
+    CHECK(store->head->spare_frames == 0 && !has_memory(first + 400));
+    give_back(first + 500, FRAMES - 500);
+    close_extents();
+}
+
+/* A byte that is zero is looked for, since to clear it changes nothing. */
+static void where_no_byte_is_zero_nothing_is_let_go(void)
+{
+    NEED_HUGE_PAGES;
+    REQUIRE(open_filled(FRAMES, FRAMES));
+    give_back(first, 400);
+    CHECK(store->head->spare_frames == 400 && store->head->huge_extents == EXTENTS);
+    for (uint32_t i = 400; i < FRAMES; i++)
+        CHECK(!memcmp(store->memory + bytes_of(first + i), bytes_of_frame(i, false), PAGE_SIZE));
+    give_back(first + 400, FRAMES - 400);
+    close_extents();
+}
+
+/* The next round begins with others. */
+static void what_cannot_be_let_go_is_passed_over(void)
+{
+    NEED_HUGE_PAGES;
+    const uint32_t all = 20 * EXTENT, last = 19 * EXTENT;
+    REQUIRE(open_filled(all, last));
+    for (uint32_t i = 0; i < all; i += EXTENT)
+        store_give_back(store, first + i, 300);
+    for (int rounds = 0; rounds < 4 && store->head->huge_extents == 20; rounds++)
+        flush();
+    CHECK(store->head->huge_extents == 19 && store->head->spare_frames == 19 * 300);
+    CHECK(!has_memory(first + last) && has_memory(first + last + 300));
+    for (uint32_t i = 0; i < all; i += EXTENT)
+        store_give_back(store, first + i + 300, EXTENT - 300);
+    flush();
+    close_extents();
+}
+
+/* Without huge pages of its own a process cannot see which there are. */
+static void who_cannot_tell_has_no_proof(void)
+{
+    NEED_HUGE_PAGES;
+    REQUIRE(open_extents() && refer_to(first + 123));
+    REQUIRE(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0);
+    CHECK(os_file_is_huge(store->memfd, frame_offset(store, first), 0) == -EPERM);
+    give_back(first, 300);
+    CHECK(store->head->spare_frames == 300 && is_unchanged(first + 123));
+    REQUIRE(prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0) == 0);
+    CHECK(os_file_is_huge(store->memfd, frame_offset(store, first), 0) == 1);
+    flush();
+    CHECK(store->head->spare_frames == 0 && has_memory(first + 300));
+    CHECK(os_file_is_huge(store->memfd, frame_offset(store, first), 300) == 0);
+    give_back(first + 300, FRAMES - 300);
+    close_extents();
+}
+
 static void nothing_is_spare_where_memory_is_scarce(void)
 {
+    NEED_HUGE_PAGES;
     REQUIRE(open_extents());
     give_back(first, 5);
     store_flush_all(store);
@@ -107,9 +265,40 @@ static void nothing_is_spare_where_memory_is_scarce(void)
     close_extents();
 }
 
+/* The file's folios may be of any size there, so no frame is punched by itself. */
+static void where_folios_may_be_large_all_frames_wait(void)
+{
+    NEED_HUGE_PAGES;
+    REQUIRE(open_extents());
+    give_back(first, FRAMES);
+    store->large_folios = true;
+    uint64_t n = EXTENT;
+    uint32_t frame = store_take(store, 0, &n);
+    REQUIRE(n == EXTENT && frame % EXTENT == 0 && is_on_large_folio(store, frame));
+    CHECK(!is_on_huge_page(store, frame) && store->head->huge_extents == 0);
+    for (uint32_t i = 0; i < n; i++)
+        store_fill(store, frame + i, bytes_of_frame(i, true), 1);
+    first = frame;
+    REQUIRE(refer_to(frame + 7));
+    give_back(frame, 200);
+    CHECK(store->head->spare_frames == 200 && store->head->torn_spare_frames == 200);
+    CHECK(is_unchanged(frame + 7));
+    flush();
+    CHECK(store->head->spare_frames == 0 && !has_memory(frame) && has_memory(frame + 200));
+    give_back(frame + 200, EXTENT - 200);
+    CHECK(!is_on_large_folio(store, frame) && !has_memory(frame + 200));
+    n = FRAMES + 5; /* ends in an extent of which no other frame was ever used */
+    frame = store_take(store, 0, &n);
+    CHECK(n == FRAMES + 5 && (frame + n) % EXTENT && is_on_large_folio(store, frame + FRAMES + 4));
+    give_back(frame, n);
+    store->large_folios = false;
+    close_extents();
+}
+
 /* A run that does not begin where a huge page does ends there, if it contains one. */
 static void frames_lie_in_step_with_their_pages(void)
 {
+    NEED_HUGE_PAGES;
     REQUIRE(open_extents());
     uint64_t n = 700, few = 300;
     bool extents;
@@ -152,28 +341,44 @@ static void blocks_of_ids_are_found_again(void)
 /* What the head or a record says too much of is found. */
 static void counts_that_are_wrong_are_found(void)
 {
+    NEED_HUGE_PAGES;
     REQUIRE(open_extents());
     store->head->spare_frames = 1;
     CHECK(ksmpy_check(engine, NULL, 0) == -EUCLEAN);
     store->head->spare_frames = 0;
-    frame_at(store, first + 1)->huge = 1;
+    store->head->torn_spare_frames = 1;
     CHECK(ksmpy_check(engine, NULL, 0) == -EUCLEAN);
-    frame_at(store, first + 1)->huge = 0;
-    frame_at(store, first)->huge = 2;
-    CHECK(ksmpy_check(engine, NULL, 0) == -EUCLEAN);
-    frame_at(store, first)->huge = 0;
-    CHECK(ksmpy_check(engine, NULL, 0) == -EUCLEAN);
-    frame_at(store, first)->huge = 1;
+    store->head->torn_spare_frames = 0;
+    const struct {
+        uint32_t frame;
+        uint16_t extent;
+    } wrong[] = {{first + 1, EXTENT_LARGE},
+                 {first, EXTENT_LARGE | EXTENT_TORN},
+                 {first, 0},
+                 {first, EXTENT_LARGE | 1},
+                 {first, EXTENT_TORN},
+                 {first, 1}};
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        uint16_t before = frame_at(store, wrong[i].frame)->extent;
+        frame_at(store, wrong[i].frame)->extent = wrong[i].extent;
+        CHECK(ksmpy_check(engine, NULL, 0) == -EUCLEAN);
+        frame_at(store, wrong[i].frame)->extent = before;
+    }
     give_back(first, FRAMES);
     close_extents();
 }
 
 int main(void)
 {
-    RUN(a_freed_frame_keeps_its_memory_for_the_next);
+    RUN(a_freed_frame_is_not_taken_again);
     RUN(the_last_frame_of_an_extent_takes_its_memory_along);
     RUN(an_eighth_is_spare_at_most);
+    RUN(what_somebody_refers_to_is_not_let_go);
+    RUN(where_no_byte_is_zero_nothing_is_let_go);
+    RUN(what_cannot_be_let_go_is_passed_over);
+    RUN(who_cannot_tell_has_no_proof);
     RUN(nothing_is_spare_where_memory_is_scarce);
+    RUN(where_folios_may_be_large_all_frames_wait);
     RUN(frames_lie_in_step_with_their_pages);
     RUN(blocks_of_ids_are_found_again);
     RUN(counts_that_are_wrong_are_found);

@@ -19,10 +19,13 @@
 #include "os/files.h"
 #include "os/lease.h"
 #include "os/map.h"
+#include "os/probe.h"
 #include "store/announce.h"
 #include "store/attach.h"
 #include "store/board.h"
 #include "store/check.h"
+#include "store/collapse.h"
+#include "store/extents.h"
 #include "store/files.h"
 #include "store/frames.h"
 #include "store/layout.h"
@@ -454,6 +457,54 @@ static void an_index_whose_owner_died_is_made_anew(void)
     close_all();
 }
 
+/* Spare frames stay so, and those that the dead had in two whole extents are given back as wholes. */
+static void extents_outlast_those_who_made_them(void)
+{
+    pthread_t thread;
+    uint64_t n = 2 * EXTENT;
+    bool extents;
+    int error;
+    static uint8_t bytes[EXTENT * PAGE_SIZE];
+    if (os_try_huge_file() < 0)
+        SKIP("no huge pages for files in memory");
+    REQUIRE(open_pair());
+    uint32_t first = store_take_in_step(&one, 0, 0, &n, &extents);
+    uint64_t huge = extents_collapse(&one, first, n, &error);
+    extents_collapsed(&one, first, n, huge, error);
+    REQUIRE(extents && !error);
+    memset(bytes, 7, sizeof bytes / 2); /* and zeros */
+    CHECK(store_fill(&one, first, bytes, EXTENT) == EXTENT);
+    CHECK(store_fill(&one, first + EXTENT, bytes, EXTENT) == EXTENT);
+    uint32_t mine = first + EXTENT + 9;
+    CHECK(store_join(&one, mine, 1) == 1 && store_lock(&one));
+    frame_at(&one, mine)->sum = store_sum(&one, frame_bytes(&one, mine));
+    store_publish(&one, mine, 0);
+    store_unlock(&one);
+    CHECK(store_join(&two, mine, 1) == 1);
+    store_give_back(&one, first + 3, 10);
+    store_flush(&one);
+    store_give_back(&one, first + 100, 5);
+    CHECK(state_of(&two, first + 3) == FRAME_SPARE && state_of(&two, first + 100) == FRAME_DEAD);
+    one.head->spare_frames = one.head->torn_spare_frames = one.head->huge_extents = 77;
+    REQUIRE(pthread_create(&thread, NULL, die_with_the_lock, &one) == 0);
+    pthread_join(thread, NULL);
+    die(&one);
+    CHECK(store_lock(&two));
+    CHECK(two.head->rebuilds == 1 && two.head->huge_extents == 2);
+    CHECK(two.head->spare_frames == 10 && two.head->torn_spare_frames == 0);
+    CHECK(state_of(&two, first + 3) == FRAME_SPARE && state_of(&two, first + 100) == FRAME_DEAD);
+    store_unlock(&two);
+    store_flush(&two);
+    CHECK(state_of(&two, first) == FRAME_FREE && state_of(&two, first + 3) == FRAME_FREE);
+    CHECK(!is_on_large_folio(&two, first) && is_on_large_folio(&two, mine));
+    CHECK(two.head->huge_extents == 0 && two.head->spare_frames == 0); /* one is torn */
+    CHECK(store_bytes(&two) == bytes_of(1));
+    CHECK(!memcmp(two.memory + bytes_of(mine), bytes + bytes_of(9), PAGE_SIZE));
+    tidy(&one);
+    store_leave(&two, mine);
+    close_all();
+}
+
 static pthread_t holder;
 static int let_go[2];
 
@@ -781,6 +832,7 @@ int main(void)
     RUN(a_frame_in_the_making_is_its_makers);
     RUN(others_hear_of_a_frame_with_room_again);
     RUN(an_index_whose_owner_died_is_made_anew);
+    RUN(extents_outlast_those_who_made_them);
     RUN(a_lock_is_waited_for_once);
     RUN(nobody_waits_while_memory_is_asked_for);
     RUN(a_child_holds_what_was_there_when_it_came);

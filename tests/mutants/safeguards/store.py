@@ -59,8 +59,8 @@ MUTANTS = [
     Mutant(
         "no hole is punched into another file",
         file="csrc/store/frames.c",
-        old="    if (!(store->dead_count || too_many) || !store_has_files(store))",
-        new="    if (!(store->dead_count || too_many))",
+        old="    if (!(store->dead_count || spare) || !store_has_files(store))",
+        new="    if (!(store->dead_count || spare))",
         tests=("c/test_slots.c::freed_frames_leave_no_hole_in_another_file",),
     ),
     Mutant(
@@ -72,9 +72,9 @@ MUTANTS = [
     ),
     Mutant(
         "a frame that keeps its memory is not free",
-        file="csrc/store/frames.c",
-        old="    if (done)\n        pool_give(",
-        new="    if (true)\n        pool_give(",
+        file="csrc/store/punch.c",
+        old="    if (done) {\n        pool_give(",
+        new="    if (true) {\n        pool_give(",
         tests=("c/test_slots.c::a_frame_that_keeps_its_memory_is_not_free",),
     ),
     Mutant(
