@@ -16,6 +16,7 @@
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/pages.h"
@@ -640,6 +641,36 @@ static void few_random_bytes_are_whole(void)
     CHECK(memcmp(frozen + 100, (char[56]){0}, 56) != 0);
 }
 
+/* ---- between processes ---- */
+
+/* The first page is copied, the second one is frozen, and all of it arrives. */
+static void copies_between_processes_are_whole(void)
+{
+    static char other[2 * PAGE_SIZE];
+    struct iovec here = {frozen - PAGE_SIZE, sizeof other}, there = {other, sizeof other};
+    memset(other, 7, sizeof other);
+    start();
+    freeze();
+    errno = EXDEV;
+    CHECK(LED(process_vm_readv)(getpid(), &here, 1, &there, 1, 0) == sizeof other);
+    CHECK(waits > 0 && errno == EXDEV && !memcmp(here.iov_base, other, sizeof other));
+    start();
+    memset(here.iov_base, 9, sizeof other);
+    mprotect(frozen, PAGE_SIZE, PROT_NONE);
+    freezes_begin();
+    is_frozen = 1;
+    CHECK(LED(process_vm_writev)(getpid(), &here, 1, &there, 1, 0) == sizeof other);
+    CHECK(waits > 0 && other[0] == 9 && other[sizeof other - 1] == 9);
+    void *gap = mmap(NULL, 2 * PAGE_SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    munmap((char *)gap + PAGE_SIZE, PAGE_SIZE);
+    there = (struct iovec){gap, 2 * PAGE_SIZE}; /* a part of it is not there at all */
+    start();
+    freezes_begin();
+    freezes_end();
+    CHECK(LED(process_vm_readv)(getpid(), &here, 1, &there, 1, 0) == PAGE_SIZE);
+    munmap(gap, PAGE_SIZE);
+}
+
 /* ---- connections ---- */
 
 static int with_flags(int fd, struct sockaddr *from, socklen_t *size)
@@ -726,6 +757,7 @@ int main(void)
     RUN(who_is_interrupted_has_what_there_was);
     RUN(datagrams_are_not_put_together);
     RUN(few_random_bytes_are_whole);
+    RUN(copies_between_processes_are_whole);
     RUN(who_connects_may_have_a_frozen_address);
     RUN(checked_calls_are_led);
     return finish();

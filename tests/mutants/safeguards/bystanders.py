@@ -133,6 +133,13 @@ MUTANTS = [
         tests=("c/test_retries.c::few_random_bytes_are_whole",),
     ),
     Mutant(
+        "copies between processes are whole",
+        file="csrc/freeze/retries.c",
+        old="            !is_cut_short(&now))\n",
+        new="            true)\n",
+        tests=("c/test_retries.c::copies_between_processes_are_whole",),
+    ),
+    Mutant(
         "a file is unlocked when its reader is cancelled",
         file="csrc/freeze/retries.c",
         old="    pthread_cleanup_push(unlock, file);\n"
