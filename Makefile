@@ -49,7 +49,7 @@ TORCH := torch==2.13.0
 # Programs that ksmpy merges, unchanged or by one line: the small ones are in CI.
 FIELD_SMALL := gunicorn gevent joblib uvicorn celery distributed
 FIELD := $(FIELD_SMALL) ray ipykernel pandas pyarrow onnx onnxruntime faiss-cpu \
-	lightgbm xgboost-cpu scikit-learn polars numba $(TORCH)
+	lightgbm xgboost-cpu scikit-learn polars numba mpi4py openmpi $(TORCH)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv build test test-all test-user test-user-all test-c soak soak-store soak-regions lint format bench demo asan ubsan tsan mutants vm vm-short vm-arm64 clean test-torch test-field field test-pythons docs wheels wheels-test FORCE

@@ -56,7 +56,7 @@ def run_once(group: Group, *, disturbed: bool, goal: float = 0.0) -> tuple[Sizes
         group.until_loaded(LOADING)
         group.until_answered(group.workers, LOADING)
         sizes = _at_rest(group, goal)
-        if disturbed:
+        if disturbed and not group.program.together:
             group.kill_one(LOADING)
             if group.program.reloads:
                 group.reload(LOADING)

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 __all__ = ["LIBRARIES", "PROGRAMS", "Program"]
 
 _GUNICORN = "{bin}/gunicorn -w {n} -b 127.0.0.1:{port} --log-level warning"
+# Root, and more ranks than processors, are no matter here.
+_MPI = (
+    "env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 {bin}/mpirun -n {n}"
+    " --map-by :OVERSUBSCRIBE --bind-to none"
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Program:
     """How many processes load: {n} if not given."""
     reloads: bool = False
     """SIGHUP makes it start its workers anew."""
+    together: bool = False
+    """Where one process dies all of them end."""
 
 
 def _library(name: str, needs: str, before: str = "") -> Program:
@@ -96,5 +103,6 @@ PROGRAMS = (
     ),
     Program("dask", "{python} cluster.py {n} 900MiB", ("distributed",)),
     Program("jupyter", "{python} notebooks.py {n}", ("ipykernel", "pandas")),
+    Program("mpi", _MPI + " {python} ranks.py", ("mpi4py",), together=True),
     *LIBRARIES,
 )
