@@ -235,12 +235,16 @@ class _Native:
         """Merged pages that were written come apart."""
         self.scan()
         self.model[:: oracle.PAGE] ^= 1
-        assert lib.ksmpy_refresh(self.engine) == 0
+        assert lib.ksmpy_refresh(self.engine, 0, 2**64 - 1) == 0
         self.model[:: oracle.PAGE] ^= 1
 
     def ksmpy_stats(self) -> None:
         """All counters."""
         assert lib.ksmpy_stats(self.engine, ffi.new("struct ksmpy_stats *")) == 0
+
+    def ksmpy_counters(self) -> None:
+        """All but one."""
+        assert lib.ksmpy_counters(self.engine, ffi.new("struct ksmpy_stats *")) == 0
 
     def ksmpy_store_full(self) -> None:
         """A store of its own has no others to be full with, one with room is not full."""

@@ -37,7 +37,7 @@ one = memory.distinct(SIZE // 4096, seed=8)
 two = memory.twin(one)
 wanted = one.tobytes()
 view, pieces = memoryview(two).cast("B"), [slice(at, at + 65536) for at in range(0, SIZE, 65536)]
-file = os.memfd_create("copy")
+files = {name: os.memfd_create(name) for name in ("pwrite", "pwritev")}
 stop, calls, failed = False, {}, []
 
 def reader(name, call):
@@ -51,6 +51,8 @@ def reader(name, call):
                 calls[name] = calls.get(name, 0) + 1
                 if done != 65536:
                     failed.append((name, piece.start // 4096, done))
+                elif files.get(name) and os.pread(files[name], 65536, piece.start) != wanted[piece]:
+                    failed.append((name, piece.start // 4096, "other bytes"))
     return threading.Thread(target=run, daemon=True)
 
 here, there = socket.socketpair()
@@ -59,8 +61,8 @@ def drain():
         pass
 
 threads = [
-    reader("pwrite", lambda piece: os.pwrite(file, view[piece], piece.start)),
-    reader("pwritev", lambda piece: os.pwritev(file, [view[piece]], piece.start)),
+    reader("pwrite", lambda piece: os.pwrite(files["pwrite"], view[piece], piece.start)),
+    reader("pwritev", lambda piece: os.pwritev(files["pwritev"], [view[piece]], piece.start)),
     reader("sendmsg", lambda piece: here.sendmsg([view[piece]])),
     threading.Thread(target=drain, daemon=True),
 ]

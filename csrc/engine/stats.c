@@ -25,20 +25,20 @@
  * Gives written pages from address *at on back to their owner, for a slice; false: none is left.
  * An address, unlike a region's id, still says where to go on when regions have come and gone.
  */
-static bool refresh_some(struct merger *merger, uintptr_t *at)
+static bool refresh_some(struct merger *merger, uintptr_t *at, uintptr_t end)
 {
     uint32_t id = region_from(merger->pages, *at);
-    if (id == NO_REGION)
+    const struct region *region = id == NO_REGION ? NULL : region_at(merger->pages, id);
+    if (!region || region->address >= end)
         return false;
-    const struct region *region = region_at(merger->pages, id);
     uint64_t first = region_page_from(region, *at);
     *at = region->address + bytes_of(unmerge_written(merger, id, first));
     return true;
 }
 
-int ksmpy_refresh(ksmpy_engine *engine)
+int ksmpy_refresh(ksmpy_engine *engine, uint64_t start, uint64_t end)
 {
-    uintptr_t at = 0;
+    uintptr_t at = (uintptr_t)start;
     if (engine->pages.forked)
         return -EPERM;
     sigset_t mask;
@@ -46,7 +46,7 @@ int ksmpy_refresh(ksmpy_engine *engine)
     pthread_mutex_lock(&engine->refreshing);
     engine_lock(engine);
     uint64_t deadline = slice_end(&engine->pages);
-    while (refresh_some(&engine->merger, &at)) {
+    while (refresh_some(&engine->merger, &at, (uintptr_t)end)) {
         store_flush(&engine->pages.store);
         engine_end_slice(engine, &deadline);
     }
@@ -130,17 +130,24 @@ static uint64_t count_mappings(ksmpy_engine *engine)
     return mappings > 0 ? (uint64_t)mappings : 0;
 }
 
-int ksmpy_stats(ksmpy_engine *engine, struct ksmpy_stats *out)
+int ksmpy_counters(ksmpy_engine *engine, struct ksmpy_stats *out)
 {
-    uint64_t mappings = count_mappings(engine), most = os_max_map_count();
     int error = engine_lock_with_store(engine);
     if (error)
         return error;
     fill(engine, out);
     engine_unlock_with_store(engine);
-    out->vmas = mappings;
-    out->vma_limit = most * out->vma_limit / 100; /* fill() has put the percentage there */
+    out->vma_limit = os_max_map_count() * out->vma_limit / 100; /* fill() has put the share there */
     return 0;
+}
+
+int ksmpy_stats(ksmpy_engine *engine, struct ksmpy_stats *out)
+{
+    uint64_t mappings = count_mappings(engine);
+    int error = ksmpy_counters(engine, out);
+    if (!error)
+        out->vmas = mappings;
+    return error;
 }
 
 int ksmpy_store_full(ksmpy_engine *engine)

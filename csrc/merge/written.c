@@ -11,6 +11,7 @@
 #include "os/pagemap.h"
 #include "pages/pages.h"
 #include "pages/records.h"
+#include "pages/regions.h"
 
 /* An overlay shows its frame, or nothing yet; anything else is a copy that a write made. */
 static bool was_written(const struct pages *pages, uint32_t id, uint8_t kind)
@@ -73,6 +74,30 @@ static uint64_t unmerge_written_chunk(struct merger *merger, uint32_t id, uint64
     return end;
 }
 
+#define ASKED_AT_ONCE 8192 /* pages, in one system call */
+#define RANGES 8
+
+/*
+ * The first page, from first on and before end, that may be a copy: private memory, and not the
+ * kernel's zero page.  An eighth of the time that it takes to ask for the kind of each.
+ */
+static uint64_t skip_uncopied(const struct merger *merger, const struct region *region,
+                              uint64_t first, uint64_t end)
+{
+    struct os_range ranges[RANGES];
+    uintptr_t at = region->address + bytes_of(first), stop = region->address + bytes_of(end);
+    for (uintptr_t next = at; at < stop; at = next) {
+        int64_t count =
+            os_private(merger->fz.pagemap_fd, at, (stop - at) >> PAGE_SHIFT, ranges, RANGES, &next);
+        for (int64_t i = 0; i < count; i++)
+            if (!ranges[i].zero)
+                return region_page_from(region, ranges[i].start);
+        if (count < 0 || next <= at)
+            return region_page_from(region, at);
+    }
+    return end;
+}
+
 static uint64_t unmerge_written_part(struct merger *merger, uint32_t id, uint64_t first)
 {
     const struct region *region = region_at(merger->pages, id);
@@ -81,7 +106,11 @@ static uint64_t unmerge_written_part(struct merger *merger, uint32_t id, uint64_
     if (region->lost || (!region->pages_in[PAGE_SHARED] && !region->pages_in[PAGE_ZERO]))
         return region->n;
     while (first < region->n && os_now_ns() < deadline) {
-        uint64_t end = least((first | (CHUNK - 1)) + 1, region->n);
+        uint64_t end = least(first + ASKED_AT_ONCE, region->n);
+        first = skip_uncopied(merger, region, first, end);
+        if (first == end)
+            continue;
+        end = least((first | (CHUNK - 1)) + 1, region->n);
         first = unmerge_written_chunk(merger, id, first, end, deadline);
     }
     return first;

@@ -127,7 +127,7 @@ class Core:
 
     def pages_differed(self) -> int:
         """The counter of that name."""
-        return self._native.stats()["pages_differed"]
+        return self._native.counters()["pages_differed"]
 
     def drop_replaced(self) -> None:
         """End adopted regions that have other memory by now; see Regions.drop_replaced()."""
@@ -176,10 +176,10 @@ class Core:
 
     def region_stats(self, region: Region) -> RegionStats:
         """A region's counters."""
-        self._settle()
+        self._settle(region.address, region.address + region.nbytes)
         with self._refusals():
             values = self._native.region_stats(region._number)
-            return RegionStats.from_native(values, self._native.stats())
+            return RegionStats.from_native(values, self._native.counters())
 
     def unmerge_region(self, region: Region) -> None:
         """Give one region its own pages back."""
@@ -331,11 +331,13 @@ class Core:
         with self._refusals():
             return Stats.from_native(self._native.stats())
 
-    def _settle(self) -> None:
-        """Make the counters exact: dead owners' regions end, written pages come apart."""
+    def _settle(self, *between: int) -> None:
+        """Make the counters exact: dead owners' regions end, written pages come apart, of all
+        regions or those between two addresses.
+        """
         self.require_open()
         self.sweep()
-        self._native.refresh()
+        self._native.refresh(*between)
 
     def check(self) -> None:
         """Walk all of the engine's structures; KsmpyError naming the first that is wrong."""
