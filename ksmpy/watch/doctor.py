@@ -310,7 +310,8 @@ def _huge_frames() -> Check:
         return Check(name, True, "no: the machine has no huge page left, or the cgroup no memory")
     if "[deny]" in _read(_SHMEM):
         return Check(name, True, f"no: {_SHMEM} says deny", f"echo never > {_SHMEM}")
-    return Check(name, True, f"no: {os.strerror(error)} (MADV_COLLAPSE, Linux 6.1)")
+    needed = "MADV_COLLAPSE and PAGEMAP_SCAN, Linux 6.7"
+    return Check(name, True, f"no: {os.strerror(error)} ({needed})")
 
 
 def _kernel_ksm() -> Check:
