@@ -125,7 +125,7 @@ int main(int count, char **words)
     must(ksmpy_register(engine, (uintptr_t)two, bytes, 0, &b), "register, again");
     must(pass(engine, KSMPY_SCAN_EAGER), "merge");
     must(pass(engine, 0), "pass");
-    must(ksmpy_refresh(engine, 0, UINT64_MAX), "settle counters");
+    must(ksmpy_refresh(engine), "settle counters");
     must(ksmpy_stats(engine, &stats), "stats");
     must(ksmpy_region_stats(engine, a, &region), "region.stats");
     must(ksmpy_find_lost(engine, lost, 1), "look for lost memory");

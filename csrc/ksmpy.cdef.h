@@ -257,9 +257,9 @@ int ksmpy_knob_get(ksmpy_engine *engine, int knob, uint64_t *value);
 
 /*
  * Looks for merged pages that were written since, and takes them apart, so that the counters are
- * exact: in all regions that lie between two addresses.
+ * exact.
  */
-int ksmpy_refresh(ksmpy_engine *engine, uint64_t start, uint64_t end);
+int ksmpy_refresh(ksmpy_engine *engine);
 int ksmpy_stats(ksmpy_engine *engine, struct ksmpy_stats *out);
 /* The same without vmas, which is 0: to count 9000 mappings takes 5 ms. */
 int ksmpy_counters(ksmpy_engine *engine, struct ksmpy_stats *out);

@@ -464,11 +464,9 @@ class NativeEngine:
         """Set a knob of the engine's own; OSError with the kernel's errno."""
         check(self._call(lib.ksmpy_knob_set, knob, value), "ksmpy_knob_set")
 
-    def refresh(self, start: int = 0, end: int = 2**64 - 1) -> None:
-        """Take apart merged pages that were written since, so that the counters are exact: those
-        of all regions, or of the ones between two addresses.
-        """
-        check(self._call(lib.ksmpy_refresh, start, end), "ksmpy_refresh")
+    def refresh(self) -> None:
+        """Take apart merged pages that were written since, so that the counters are exact."""
+        check(self._call(lib.ksmpy_refresh), "ksmpy_refresh")
 
     def stats(self) -> dict[str, int]:
         """The fields of struct ksmpy_stats."""

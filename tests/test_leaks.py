@@ -235,7 +235,7 @@ class _Native:
         """Merged pages that were written come apart."""
         self.scan()
         self.model[:: oracle.PAGE] ^= 1
-        assert lib.ksmpy_refresh(self.engine, 0, 2**64 - 1) == 0
+        assert lib.ksmpy_refresh(self.engine) == 0
         self.model[:: oracle.PAGE] ^= 1
 
     def ksmpy_stats(self) -> None:

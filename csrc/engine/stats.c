@@ -25,20 +25,20 @@
  * Gives written pages from address *at on back to their owner, for a slice; false: none is left.
  * An address, unlike a region's id, still says where to go on when regions have come and gone.
  */
-static bool refresh_some(struct merger *merger, uintptr_t *at, uintptr_t end)
+static bool refresh_some(struct merger *merger, uintptr_t *at)
 {
     uint32_t id = region_from(merger->pages, *at);
-    const struct region *region = id == NO_REGION ? NULL : region_at(merger->pages, id);
-    if (!region || region->address >= end)
+    if (id == NO_REGION)
         return false;
+    const struct region *region = region_at(merger->pages, id);
     uint64_t first = region_page_from(region, *at);
     *at = region->address + bytes_of(unmerge_written(merger, id, first));
     return true;
 }
 
-int ksmpy_refresh(ksmpy_engine *engine, uint64_t start, uint64_t end)
+int ksmpy_refresh(ksmpy_engine *engine)
 {
-    uintptr_t at = (uintptr_t)start;
+    uintptr_t at = 0;
     if (engine->pages.forked)
         return -EPERM;
     sigset_t mask;
@@ -46,7 +46,7 @@ int ksmpy_refresh(ksmpy_engine *engine, uint64_t start, uint64_t end)
     pthread_mutex_lock(&engine->refreshing);
     engine_lock(engine);
     uint64_t deadline = slice_end(&engine->pages);
-    while (refresh_some(&engine->merger, &at, (uintptr_t)end)) {
+    while (refresh_some(&engine->merger, &at)) {
         store_flush(&engine->pages.store);
         engine_end_slice(engine, &deadline);
     }

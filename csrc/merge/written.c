@@ -75,27 +75,18 @@ static uint64_t unmerge_written_chunk(struct merger *merger, uint32_t id, uint64
 }
 
 #define ASKED_AT_ONCE 8192 /* pages, in one system call */
-#define RANGES 8
 
 /*
- * The first page, from first on and before end, that may be a copy: private memory, and not the
- * kernel's zero page.  An eighth of the time that it takes to ask for the kind of each.
+ * The first page, from first on and before end, that may be a copy; or end.  That takes a part of the
+ * time of asking for each page's kind.
  */
 static uint64_t skip_uncopied(const struct merger *merger, const struct region *region,
                               uint64_t first, uint64_t end)
 {
-    struct os_range ranges[RANGES];
-    uintptr_t at = region->address + bytes_of(first), stop = region->address + bytes_of(end);
-    for (uintptr_t next = at; at < stop; at = next) {
-        int64_t count =
-            os_private(merger->fz.pagemap_fd, at, (stop - at) >> PAGE_SHIFT, ranges, RANGES, &next);
-        for (int64_t i = 0; i < count; i++)
-            if (!ranges[i].zero)
-                return region_page_from(region, ranges[i].start);
-        if (count < 0 || next <= at)
-            return region_page_from(region, at);
-    }
-    return end;
+    uintptr_t at = region->address + bytes_of(first);
+    if (os_first_private(merger->fz.pagemap_fd, at, end - first, &at) < 0)
+        return first;
+    return least(region_page_from(region, at), end);
 }
 
 static uint64_t unmerge_written_part(struct merger *merger, uint32_t id, uint64_t first)

@@ -93,6 +93,28 @@ int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
     return ask(pagemap_fd, request, ranges, max, next);
 }
 
+int os_first_private(int pagemap_fd, uintptr_t address, uint64_t n, uintptr_t *first)
+{
+    struct scan_range found;
+    struct scan_request request = {
+        .size = sizeof request,
+        .start = address,
+        .end = address + bytes_of(n),
+        .vec = (uintptr_t)&found,
+        .vec_len = 1,
+        .max_pages = 1,
+        .category_inverted = IS_FILE | IS_ZERO,
+        .category_mask = IS_FILE | IS_ZERO,
+        .category_anyof_mask = IS_PRESENT | IS_SWAPPED,
+        .return_mask = IS_PRESENT | IS_SWAPPED,
+    };
+    int count = ioctl(pagemap_fd, SCAN_IOCTL, &request);
+    if (count < 0)
+        return -errno;
+    *first = (uintptr_t)(count ? found.start : request.walk_end);
+    return 0;
+}
+
 #define WORD_PRESENT ((uint64_t)1 << 63)
 #define WORD_SWAPPED ((uint64_t)1 << 62)
 #define WORD_FILE ((uint64_t)1 << 61)

@@ -34,6 +34,11 @@ int64_t os_written_there(int pagemap_fd, uintptr_t address, uint64_t n, struct o
  */
 int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
                    int64_t max, uintptr_t *next);
+/*
+ * The first address of [address, +n) where there is private memory that is not the kernel's zero page,
+ * or a marker for some; or the end.
+ */
+int os_first_private(int pagemap_fd, uintptr_t address, uint64_t n, uintptr_t *first);
 /* A page's kind, without PAGEMAP_SCAN. */
 enum os_page {
     OS_PAGE_NONE,

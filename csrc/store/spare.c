@@ -123,16 +123,17 @@ uint64_t spare_dead_frames(struct store *store)
 
 /* ---- letting extents go ---- */
 
-/* Spare frames of a torn extent that are worth to be proven, which takes 0.2 to 5 ms. */
-#define WORTH_COLLAPSE (EXTENT / 8)
-#define FUTILE 8     /* extents that could not be let go, after which a round ends */
-#define REST_MS 100  /* after such a round, or one in which nothing was let go */
-#define ROUND_MS 4   /* for which a round goes on, with the engine's lock in hand */
+#define MANY (EXTENT / 8) /* spare frames: those of a torn extent are worth 0.2 to 5 ms of proof */
+#define FUTILE 8 /* extents that could not be let go, at which it ends */
+#define REST_MS 100 /* after a round in which nothing was let go */
+#define ROUND_MS 4 /* for which a round goes on, with the engine's lock in hand */
 #define SCARCE_MS 50 /* where memory is scarce */
+#define STEP 1024 /* extents that are looked at before the lock is given back */
 
 struct round {
     uint64_t down_to; /* frames */
     uint64_t end_ms;
+    bool many; /* extents with many spare frames come first */
     unsigned futile, done;
     bool collapsed; /* one in a round */
 };
@@ -143,14 +144,13 @@ static bool is_finished(const struct store *store, const struct round *round)
            os_now_ms() > round->end_ms;
 }
 
-static bool may_go(const struct store *store, uint32_t extent, uint64_t most,
-                   const struct round *round)
+static bool may_go(const struct store *store, uint32_t extent, const struct round *round)
 {
     uint64_t spare = extent_spare(store, extent);
-    if (!spare || spare < most)
+    if (!spare || (spare >= MANY) != round->many)
         return false;
     return is_on_huge_page(store, extent) || !extent_used(store, extent) ||
-           (spare >= WORTH_COLLAPSE && !round->collapsed);
+           (round->many && !round->collapsed);
 }
 
 /* The files are looked at again, as a proof takes long. */
@@ -189,7 +189,15 @@ static uint64_t extents_of(const struct store *store, int node)
     return (store->ids[node].state->high + EXTENT - 1) / EXTENT;
 }
 
-/* The extents of all nodes, counted from the one at which a round begins. */
+static uint64_t count_extents(const struct store *store)
+{
+    uint64_t count = 0;
+    for (int node = 0; node < store->nodes; node++)
+        count += extents_of(store, node);
+    return count;
+}
+
+/* The extents of all nodes are numbered one after the other. */
 static uint32_t extent_number(const struct store *store, uint64_t number)
 {
     int node = 0;
@@ -199,37 +207,53 @@ static uint32_t extent_number(const struct store *store, uint64_t number)
 }
 
 /*
- * The next round begins behind the last one that could not be let go, as it may be so for ever: where no
- * byte of it is zero, say.
+ * The next one that may go, from where the last one was; *left: how many are still to be looked at.
+ * NO_FRAME: there is none, or not among so many, or the lock is not to be had (*left is 0 then).
  */
-static void let_some_go(struct store *store, uint64_t most, struct round *round)
+static uint32_t next_to_go(struct store *store, const struct round *round, uint64_t *left)
 {
-    uint64_t count = 0;
-    for (int node = 0; node < store->nodes; node++)
-        count += extents_of(store, node);
-    uint64_t start = count ? store->letting_go_at % count : 0;
-    for (uint64_t i = 0; i < count && !is_finished(store, round); i++) {
-        uint64_t number = (start + i) % count;
-        uint32_t extent = extent_number(store, number);
-        if (!may_go(store, extent, most, round))
+    uint32_t found = NO_FRAME;
+    if (!store_lock(store)) {
+        *left = 0;
+        return NO_FRAME;
+    }
+    uint64_t count = count_extents(store);
+    *left = least(*left, count);
+    for (uint64_t i = 0; *left && i < STEP && found == NO_FRAME; i++, --*left) {
+        uint32_t extent = extent_number(store, store->letting_go_at++ % count);
+        found = may_go(store, extent, round) ? extent : NO_FRAME;
+    }
+    store_unlock(store);
+    return found;
+}
+
+/*
+ * Each begins where the last one has ended, as it may be for ever that an extent cannot be let go: where
+ * no byte of it is zero, say.
+ */
+static void let_some_go(struct store *store, struct round *round)
+{
+    round->futile = 0;
+    for (uint64_t left = UINT64_MAX; left && !is_finished(store, round);) {
+        uint32_t extent = next_to_go(store, round, &left);
+        if (extent == NO_FRAME)
             continue;
-        if (let_go(store, extent, round)) {
-            round->done++;
-        } else {
-            round->futile++;
-            store->letting_go_at = number + 1;
-        }
+        bool done = let_go(store, extent, round);
+        round->done += done;
+        round->futile += !done;
     }
 }
 
 void spare_at_most(struct store *store, uint64_t frames)
 {
     uint64_t now = os_now_ms();
-    if (now < store->letting_go_ms)
+    if (frames && now < store->letting_go_ms)
         return;
-    struct round round = {.down_to = frames, .end_ms = now + (frames ? ROUND_MS : SCARCE_MS)};
-    for (uint64_t most = EXTENT / 2; most && !is_finished(store, &round); most /= 2)
-        let_some_go(store, most, &round);
-    if (round.futile == FUTILE || (store->head->spare_frames > frames && !round.done))
+    struct round round = {
+        .down_to = frames, .end_ms = now + (frames ? ROUND_MS : SCARCE_MS), .many = true};
+    let_some_go(store, &round);
+    round.many = false;
+    let_some_go(store, &round);
+    if (store->head->spare_frames > frames && !round.done)
         store->letting_go_ms = os_now_ms() + REST_MS;
 }

@@ -75,7 +75,7 @@ struct store {
     bool tells_huge; /* the page tables say which extents lie on huge pages */
     bool large_folios; /* the file may get some that nobody asked for */
     uint64_t letting_go_ms; /* os_now_ms() from which on extents may be let go */
-    uint64_t letting_go_at; /* the number of the extent with which that begins */
+    uint64_t letting_go_at; /* the number of the extent that is looked at next for that */
     void *taking; /* during a fork: the child's lease */
     unsigned taking_slot;
 

@@ -176,7 +176,7 @@ class Core:
 
     def region_stats(self, region: Region) -> RegionStats:
         """A region's counters."""
-        self._settle(region.address, region.address + region.nbytes)
+        self._settle()  # all: what others have written saves nothing here any more
         with self._refusals():
             values = self._native.region_stats(region._number)
             return RegionStats.from_native(values, self._native.counters())
@@ -331,13 +331,11 @@ class Core:
         with self._refusals():
             return Stats.from_native(self._native.stats())
 
-    def _settle(self, *between: int) -> None:
-        """Make the counters exact: dead owners' regions end, written pages come apart, of all
-        regions or those between two addresses.
-        """
+    def _settle(self) -> None:
+        """Make the counters exact: dead owners' regions end, written pages come apart."""
         self.require_open()
         self.sweep()
-        self._native.refresh(*between)
+        self._native.refresh()
 
     def check(self) -> None:
         """Walk all of the engine's structures; KsmpyError naming the first that is wrong."""

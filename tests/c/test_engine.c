@@ -40,7 +40,7 @@ static ksmpy_engine *new_engine(int nodes)
 static struct ksmpy_stats stats(ksmpy_engine *engine)
 {
     struct ksmpy_stats out;
-    ksmpy_refresh(engine, 0, UINT64_MAX);
+    ksmpy_refresh(engine);
     ksmpy_stats(engine, &out);
     return out;
 }

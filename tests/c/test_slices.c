@@ -459,7 +459,7 @@ static void what_is_given_back_may_be_anothers_at_once(void)
     CHECK(ksmpy_release(engine, region_a, 0) == -ENOENT);
     CHECK(shared_of(region_a) == PAGES && filled(a, PAGES, 1));
     a[0] ^= 1; /* it is still watched */
-    CHECK(ksmpy_refresh(engine, 0, UINT64_MAX) == 0);
+    CHECK(ksmpy_refresh(engine) == 0);
     CHECK(shared_of(region_a) == PAGES - 1);
     close_all();
 }
@@ -493,7 +493,7 @@ static void regions_go_while_written_pages_come_apart(void)
     for (unsigned page = 0; page < PAGES; page += 2)
         a[bytes_of(page)] ^= 1;
     act(3, release_both);
-    CHECK(ksmpy_refresh(engine, 0, UINT64_MAX) == 0);
+    CHECK(ksmpy_refresh(engine) == 0);
     close_all();
 }
 
