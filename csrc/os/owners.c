@@ -205,12 +205,21 @@ static size_t malloced_at(struct walk *walk, uintptr_t at)
     return bytes ? bytes : heap_at(at, walk->end);
 }
 
+/*
+ * An arena need not begin with a whole pool.  But where whole arenas from its first pool on end with the
+ * mapping, and no block lies behind one that had begun before, what lies before is somebody else's.
+ */
+static bool begins_with_pool(struct walk *walk, uintptr_t at, uintptr_t pool)
+{
+    return (walk->end - pool) % ARENA_BYTES == 0 && !malloced_at(walk, at + ARENA_BYTES);
+}
+
 /* CPython uses the first whole pool of an arena first: that pool tells whether it is an arena. */
 static bool is_arena(struct walk *walk, uintptr_t at)
 {
     uintptr_t pool = (at + POOL_BYTES - 1) & -(uintptr_t)POOL_BYTES;
     return at < walk->end && walk->end - at >= ARENA_BYTES && is_present(walk, pool) &&
-           is_pool(pool);
+           is_pool(pool) && (pool == at || !begins_with_pool(walk, at, pool));
 }
 
 /* What begins at that page; an empty range if nothing known does. */

@@ -163,6 +163,20 @@ static void blocks_between_arenas(void)
     munmap(memory, 16 * MIB);
 }
 
+/* Whole arenas at the end of a mapping: what lies before them is not theirs, to the page. */
+static void memory_before_arenas(void)
+{
+    uint8_t *all = mapped(17 * MIB);
+    uint8_t *memory = (uint8_t *)(((uintptr_t)all + 16 * KIB - 1) & ~(uintptr_t)(16 * KIB - 1));
+    memset(memory, 0xab, 16 * MIB);
+    for (int arenas = 1; arenas < 4; arenas++) {
+        put_pool(memory + (16 - arenas) * MIB, 3);
+        CHECK(owned(memory, 16 * MIB, KSMPY_OWNER_PYTHON) == arenas * MIB);
+        CHECK(found[0].start == (uintptr_t)memory + (16 - arenas) * MIB);
+    }
+    munmap(all, 17 * MIB);
+}
+
 static void arenas_of_threads(void)
 {
     size_t heap_bytes = 64 * MIB;
@@ -239,6 +253,7 @@ int main(void)
     RUN(what_only_looks_like_a_block);
     RUN(foreign_memory_beside_blocks);
     RUN(blocks_between_arenas);
+    RUN(memory_before_arenas);
     RUN(arenas_of_threads);
     RUN(the_main_heap);
     return finish();
