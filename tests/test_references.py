@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -52,13 +51,13 @@ class _Held:
 
 
 @pytest.fixture(params=["huge", "small"])
-def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Bytes, Bytes]]:
-    """Two equal arrays, on huge pages (so that their frames are) or not."""
+def pair(request: pytest.FixtureRequest) -> tuple[Bytes, Bytes]:
+    """Two equal arrays, on huge pages or not: the frames are, where the machine has any."""
     make = memory.huge_pages if request.param == "huge" else memory.pages
     one, two = make(_PAGES), make(_PAGES)
     one[:] = memory.distinct(_PAGES, seed=31)
     two[:] = one
-    yield one, two
+    return one, two
 
 
 def _unmerge(engine: Any, regions: list[Any], arrays: tuple[Bytes, Bytes]) -> None:

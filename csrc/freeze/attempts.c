@@ -26,18 +26,31 @@ static bool has_waited(const struct attempt *attempt, uint64_t now)
     return now - attempt->made > LONG_NS;
 }
 
-bool attempt_is_again(struct attempt *attempt)
+static bool wait_for_thaw(struct attempt *attempt)
 {
-    if (errno != EFAULT || !attempt_met_freeze(attempt))
-        return false;
     uint64_t now = os_now_ns();
     if (!attempt->since || has_waited(attempt, now))
         attempt->since = now;
     bool thawed = freezes_wait(attempt->since);
     attempt->made = os_now_ns();
     attempt->ended = freezes_ended();
+    return thawed;
+}
+
+bool attempt_is_again(struct attempt *attempt)
+{
+    if (errno != EFAULT || !attempt_met_freeze(attempt))
+        return false;
+    bool thawed = wait_for_thaw(attempt);
     errno = thawed ? attempt->error : EFAULT;
     return thawed;
+}
+
+bool attempt_is_cut(struct attempt *attempt)
+{
+    bool again = attempt_met_freeze(attempt) && wait_for_thaw(attempt);
+    errno = attempt->error;
+    return again;
 }
 
 void attempt_got_on(struct attempt *attempt)

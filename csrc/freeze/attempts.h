@@ -29,6 +29,8 @@ bool attempt_met_freeze(const struct attempt *attempt);
 bool attempt_is_again(struct attempt *attempt);
 /* Is it a socket that gives bytes, and not messages? */
 bool attempt_is_from_stream(int fd);
+/* The same of a call that has done a part only, and is to be made again as a whole. */
+bool attempt_is_cut(struct attempt *attempt);
 /* The call has got on, and has all of the patience again. */
 void attempt_got_on(struct attempt *attempt);
 /* The same as attempt_is_again() for a call that reads from fd: only where nothing is lost by that. */

@@ -165,52 +165,6 @@ static ssize_t again_getrandom(void *buffer, size_t n, unsigned flags)
     }
 }
 
-/* ---- between processes ---- */
-
-#define CUT_AT_MOST 16 /* times, as the other process's memory may be what ends it, too */
-
-typedef ssize_t copy_between(pid_t pid, const struct iovec *here, unsigned long count,
-                             const struct iovec *there, unsigned long there_count,
-                             unsigned long flags);
-
-/* A part was copied: is all of it to be copied once more, which does no harm? */
-static bool is_cut_short(struct attempt *attempt)
-{
-    errno = EFAULT;
-    bool again = attempt_is_again(attempt);
-    errno = attempt->error;
-    return again;
-}
-
-static ssize_t copy_again(copy_between *copy, pid_t pid, const struct iovec *here,
-                          unsigned long count, const struct iovec *there, unsigned long there_count,
-                          unsigned long flags)
-{
-    struct attempt now = attempt_begin();
-    ssize_t got;
-    for (int cuts = 0;; cuts++) {
-        MAKE(got, attempt_is_again(&now), copy(pid, here, count, there, there_count, flags));
-        if (got < 0 || (size_t)got == bytes_in(here, (int)count) ||
-            (size_t)got == bytes_in(there, (int)there_count) || cuts == CUT_AT_MOST ||
-            !is_cut_short(&now))
-            return got;
-    }
-}
-
-static ssize_t again_process_vm_readv(pid_t pid, const struct iovec *here, unsigned long count,
-                                      const struct iovec *there, unsigned long there_count,
-                                      unsigned long flags)
-{
-    return copy_again(process_vm_readv, pid, here, count, there, there_count, flags);
-}
-
-static ssize_t again_process_vm_writev(pid_t pid, const struct iovec *here, unsigned long count,
-                                       const struct iovec *there, unsigned long there_count,
-                                       unsigned long flags)
-{
-    return copy_again(process_vm_writev, pid, here, count, there, there_count, flags);
-}
-
 static size_t fread_locked(char *buffer, size_t n, FILE *file, int fd, struct attempt *now)
 {
     size_t done = 0;
@@ -246,6 +200,44 @@ static size_t again_fread(void *buffer, size_t size, size_t count, FILE *file)
     done = fread_locked(buffer, n, file, fd, &now);
     pthread_cleanup_pop(1);
     return done / size;
+}
+
+/* ---- between processes ---- */
+
+#define CUT_AT_MOST 16 /* times, as the other process's memory may be what ends it, too */
+
+typedef ssize_t copy_between(pid_t pid, const struct iovec *here, unsigned long count,
+                             const struct iovec *there, unsigned long there_count,
+                             unsigned long flags);
+
+/* All of it, as to copy a part once more does no harm. */
+static ssize_t copy_again(copy_between *copy, pid_t pid, const struct iovec *here,
+                          unsigned long count, const struct iovec *there, unsigned long there_count,
+                          unsigned long flags)
+{
+    struct attempt now = attempt_begin();
+    ssize_t got;
+    for (int cuts = 0;; cuts++) {
+        MAKE(got, attempt_is_again(&now), copy(pid, here, count, there, there_count, flags));
+        if (got < 0 || (size_t)got == bytes_in(here, (int)count) ||
+            (size_t)got == bytes_in(there, (int)there_count) || cuts == CUT_AT_MOST ||
+            !attempt_is_cut(&now))
+            return got;
+    }
+}
+
+static ssize_t again_process_vm_readv(pid_t pid, const struct iovec *here, unsigned long count,
+                                      const struct iovec *there, unsigned long there_count,
+                                      unsigned long flags)
+{
+    return copy_again(process_vm_readv, pid, here, count, there, there_count, flags);
+}
+
+static ssize_t again_process_vm_writev(pid_t pid, const struct iovec *here, unsigned long count,
+                                       const struct iovec *there, unsigned long there_count,
+                                       unsigned long flags)
+{
+    return copy_again(process_vm_writev, pid, here, count, there, there_count, flags);
 }
 
 /* ---- writing: where frozen pages may not be read either ---- */

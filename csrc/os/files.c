@@ -79,6 +79,15 @@ int os_pread(int fd, uint64_t offset, void *to, size_t bytes)
     return done < 0 ? -errno : done < (ssize_t)bytes ? -ENODATA : 0;
 }
 
+void os_read_text(const char *path, char *text, size_t size)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd < 0 ? 0 : read(fd, text, size - 1);
+    text[got > 0 ? got : 0] = 0;
+    if (fd >= 0)
+        close(fd);
+}
+
 void os_put(int fd, uint64_t offset, const void *from, size_t bytes)
 {
     while (pwrite(fd, from, bytes, (off_t)offset) < 0 && errno == EINTR)

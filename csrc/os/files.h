@@ -39,6 +39,8 @@ int os_allocate(int fd, uint64_t offset, uint64_t bytes);
 int os_punch(int fd, uint64_t offset, uint64_t bytes);
 /* All of it, or -ENODATA. */
 int os_pread(int fd, uint64_t offset, void *to, size_t bytes);
+/* What a small file begins with, as a string, which is empty after an error. */
+void os_read_text(const char *path, char *text, size_t size);
 /* Some bytes that are there already are written over; no harm if that fails. */
 void os_put(int fd, uint64_t offset, const void *from, size_t bytes);
 /* The first stretch of a file at or after *offset that has memory; false: none, or nobody knows. */

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/pages.h"
+#include "os/files.h"
 #include "os/map.h"
 #include "os/pagemap.h"
 
@@ -39,16 +40,11 @@ int os_file_is_huge(int fd, uint64_t offset, uint64_t page)
 
 static bool says(const char *path, const char *const *words)
 {
-    char text[128] = "";
-    FILE *file = fopen(path, "re");
-    if (!file)
-        return false;
-    bool said = false;
-    if (fgets(text, sizeof text, file))
-        for (; *words && !said; words++)
-            said = strstr(text, *words);
-    fclose(file);
-    return said;
+    char text[128];
+    os_read_text(path, text, sizeof text);
+    while (*words && !strstr(text, *words))
+        words++;
+    return *words;
 }
 
 static bool memfds_get_them(void)

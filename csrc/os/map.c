@@ -226,15 +226,11 @@ static bool is_limited(int what)
  */
 bool os_is_rationed(void)
 {
-    char mode = 0;
+    char mode[2];
     if (is_limited(RLIMIT_AS) || is_limited(RLIMIT_DATA))
         return true;
-    int fd = open("/proc/sys/vm/overcommit_memory", O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return false;
-    bool strict = read(fd, &mode, 1) == 1 && mode == '2';
-    close(fd);
-    return strict;
+    os_read_text("/proc/sys/vm/overcommit_memory", mode, sizeof mode);
+    return mode[0] == '2';
 }
 
 int os_set_vma_flags(uintptr_t address, uint64_t n, int vma_flags)
@@ -324,12 +320,8 @@ enum given { NEVER, WHERE_ADVISED, ALWAYS };
 
 static enum given read_given(void)
 {
-    char text[64] = "";
-    int fd = open("/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || read(fd, text, sizeof text - 1) < 0)
-        text[0] = 0;
-    if (fd >= 0)
-        close(fd);
+    char text[64];
+    os_read_text("/sys/kernel/mm/transparent_hugepage/enabled", text, sizeof text);
     return strstr(text, "[always]") ? ALWAYS : strstr(text, "[madvise]") ? WHERE_ADVISED : NEVER;
 }
 

@@ -199,13 +199,7 @@ void os_maps_refresh(struct os_maps *maps)
 
 uint64_t os_max_map_count(void)
 {
-    uint64_t limit = 65530; /* the kernel's default, where the file cannot be read */
-    char text[32] = "";
-    int fd = open("/proc/sys/vm/max_map_count", O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return limit;
-    if (read(fd, text, sizeof text - 1) > 0)
-        limit = strtoul(text, NULL, 10);
-    close(fd);
-    return limit;
+    char text[32];
+    os_read_text("/proc/sys/vm/max_map_count", text, sizeof text);
+    return text[0] ? strtoul(text, NULL, 10) : 65530; /* the kernel's default */
 }

@@ -42,7 +42,8 @@ static int64_t ask(int pagemap_fd, struct scan_request request, struct os_range 
         ranges[i] = (struct os_range){.start = found[i].start,
                                       .end = found[i].end,
                                       .zero = is & IS_ZERO || !(is & (IS_PRESENT | IS_SWAPPED)),
-                                      .swapped = is & IS_SWAPPED};
+                                      .swapped = is & IS_SWAPPED,
+                                      .huge = is & IS_HUGE};
     }
     *next = (uintptr_t)request.walk_end;
     return count;
@@ -95,24 +96,20 @@ int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
 
 int os_first_private(int pagemap_fd, uintptr_t address, uint64_t n, uintptr_t *first)
 {
-    struct scan_range found;
+    struct os_range found;
     struct scan_request request = {
-        .size = sizeof request,
         .start = address,
         .end = address + bytes_of(n),
-        .vec = (uintptr_t)&found,
-        .vec_len = 1,
         .max_pages = 1,
         .category_inverted = IS_FILE | IS_ZERO,
         .category_mask = IS_FILE | IS_ZERO,
         .category_anyof_mask = IS_PRESENT | IS_SWAPPED,
         .return_mask = IS_PRESENT | IS_SWAPPED,
     };
-    int count = ioctl(pagemap_fd, SCAN_IOCTL, &request);
-    if (count < 0)
-        return -errno;
-    *first = (uintptr_t)(count ? found.start : request.walk_end);
-    return 0;
+    int64_t count = ask(pagemap_fd, request, &found, 1, first);
+    if (count > 0)
+        *first = found.start;
+    return count < 0 ? (int)count : 0;
 }
 
 #define WORD_PRESENT ((uint64_t)1 << 63)
@@ -222,16 +219,14 @@ bool os_is_huge(int pagemap_fd, uintptr_t address)
 
 int os_is_in_huge(int pagemap_fd, uintptr_t page)
 {
-    struct scan_range found;
+    struct os_range found;
+    uintptr_t next;
     struct scan_request request = {
-        .size = sizeof request,
         .start = page,
         .end = page + PAGE_SIZE,
-        .vec = (uintptr_t)&found,
-        .vec_len = 1,
         .category_mask = IS_PRESENT,
         .return_mask = IS_HUGE,
     };
-    int count = ioctl(pagemap_fd, SCAN_IOCTL, &request);
-    return count < 0 ? -errno : count == 0 ? -EAGAIN : (found.categories & IS_HUGE) != 0;
+    int64_t count = ask(pagemap_fd, request, &found, 1, &next);
+    return count < 0 ? (int)count : count == 0 ? -EAGAIN : found.huge;
 }

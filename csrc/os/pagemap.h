@@ -12,6 +12,7 @@ struct os_range {
     uintptr_t start, end;
     bool zero;    /* the kernel's zero page, or nothing at all */
     bool swapped; /* out, or only marked: os_pages() knows */
+    bool huge;    /* a part of a huge page that is mapped as such */
 };
 
 /*

@@ -10,6 +10,27 @@ static uint16_t *mark(const struct store *store, uint32_t extent)
     return &frame_at(store, extent)->extent;
 }
 
+static uint64_t known_of(const struct store *store, int node)
+{
+    return (store->ids[node].state->high + EXTENT - 1) / EXTENT;
+}
+
+uint64_t extents_known(const struct store *store)
+{
+    uint64_t count = 0;
+    for (int node = 0; node < store->nodes; node++)
+        count += known_of(store, node);
+    return count;
+}
+
+uint32_t extent_at(const struct store *store, uint64_t number)
+{
+    int node = 0;
+    while (node + 1 < store->nodes && number >= known_of(store, node))
+        number -= known_of(store, node++);
+    return first_frame(store, node) + (uint32_t)number * EXTENT;
+}
+
 uint64_t extent_used(const struct store *store, uint32_t extent)
 {
     const struct ids *ids = &store->ids[frame_node(store, extent)];
@@ -90,47 +111,37 @@ bool too_many_spare(const struct store *store)
     return store->head->spare_frames > frames_in_use(store) / SPARE_SHARE;
 }
 
-static uint16_t count_states(const struct store *store, uint32_t extent, uint32_t end)
+static uint16_t count_states(const struct store *store, uint32_t extent)
 {
+    uint64_t high = store->ids[frame_node(store, extent)].state->high;
+    uint32_t n = (uint32_t)least(high - frame_local(store, extent), EXTENT);
     uint16_t spare = 0;
-    for (uint32_t frame = extent; frame < end; frame++)
+    for (uint32_t frame = extent; frame < extent + n; frame++)
         spare = (uint16_t)(spare + (frame_at(store, frame)->state == FRAME_SPARE));
     return spare;
-}
-
-static void see_extent(const struct store *store, uint32_t extent, uint16_t spare,
-                       struct extents_seen *seen)
-{
-    uint16_t is = *mark(store, extent);
-    seen->huge += is_huge(is);
-    seen->spare += spare;
-    seen->torn_spare += is & EXTENT_TORN ? spare : 0;
-    seen->wrong += (is & EXTENT_SPARE) != spare || (is && !(is & EXTENT_LARGE));
 }
 
 struct extents_seen extents_count(const struct store *store)
 {
     struct extents_seen seen = {0};
-    for (int node = 0; node < store->nodes; node++) {
-        uint32_t first = first_frame(store, node);
-        uint32_t end = first + (uint32_t)store->ids[node].state->high;
-        for (uint32_t extent = first; extent < end; extent += EXTENT)
-            see_extent(store, extent,
-                       count_states(store, extent, (uint32_t)least(end, extent + EXTENT)), &seen);
+    for (uint64_t i = 0; i < extents_known(store); i++) {
+        uint32_t extent = extent_at(store, i);
+        uint16_t is = *mark(store, extent), spare = count_states(store, extent);
+        seen.huge += is_huge(is);
+        seen.spare += spare;
+        seen.torn_spare += is & EXTENT_TORN ? spare : 0;
+        seen.wrong += (is & EXTENT_SPARE) != spare || (is && !(is & EXTENT_LARGE));
     }
     return seen;
 }
 
 void extents_recount(struct store *store)
 {
-    for (int node = 0; node < store->nodes; node++) {
-        uint32_t first = first_frame(store, node);
-        uint32_t end = first + (uint32_t)store->ids[node].state->high;
-        for (uint32_t extent = first; extent < end; extent += EXTENT) {
-            uint16_t *is = mark(store, extent);
-            uint16_t kind = *is & EXTENT_LARGE ? *is & (EXTENT_LARGE | EXTENT_TORN) : 0;
-            *is = kind | count_states(store, extent, (uint32_t)least(end, extent + EXTENT));
-        }
+    for (uint64_t i = 0; i < extents_known(store); i++) {
+        uint32_t extent = extent_at(store, i);
+        uint16_t *is = mark(store, extent);
+        uint16_t kind = *is & EXTENT_LARGE ? *is & (EXTENT_LARGE | EXTENT_TORN) : 0;
+        *is = kind | count_states(store, extent);
     }
     struct extents_seen seen = extents_count(store);
     store->head->huge_extents = seen.huge;

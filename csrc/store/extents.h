@@ -51,6 +51,9 @@ static inline uint64_t extent_spare(const struct store *store, uint32_t extent)
 {
     return frame_at(store, extent)->extent & EXTENT_SPARE;
 }
+/* All extents with known frames, from 0 on, whatever their node: how many there are, and each of them. */
+uint64_t extents_known(const struct store *store);
+uint32_t extent_at(const struct store *store, uint64_t number);
 /* How many of its frames are neither free nor spare. */
 uint64_t extent_used(const struct store *store, uint32_t extent);
 /* In use, on huge pages. */

@@ -74,12 +74,12 @@ uint32_t pool_take(struct store *store, int node, uint64_t *n)
     return take(store, node, false, n);
 }
 
+/* They count as huge before they are: a process that dies in between tells nobody. */
 uint32_t pool_take_extents(struct store *store, int node, uint64_t *n)
 {
     uint32_t first = take(store, node, true, n);
     for (uint64_t i = 0; first != NO_FRAME && i < *n; i += EXTENT)
-        extent_becomes_huge(store,
-                            first + (uint32_t)i); /* before it is: whoever dies says nothing */
+        extent_becomes_huge(store, first + (uint32_t)i);
     return first;
 }
 

@@ -184,28 +184,6 @@ static bool let_go(struct store *store, uint32_t extent, struct round *round)
     return false;
 }
 
-static uint64_t extents_of(const struct store *store, int node)
-{
-    return (store->ids[node].state->high + EXTENT - 1) / EXTENT;
-}
-
-static uint64_t count_extents(const struct store *store)
-{
-    uint64_t count = 0;
-    for (int node = 0; node < store->nodes; node++)
-        count += extents_of(store, node);
-    return count;
-}
-
-/* The extents of all nodes are numbered one after the other. */
-static uint32_t extent_number(const struct store *store, uint64_t number)
-{
-    int node = 0;
-    while (node + 1 < store->nodes && number >= extents_of(store, node))
-        number -= extents_of(store, node++);
-    return first_frame(store, node) + (uint32_t)number * EXTENT;
-}
-
 /*
  * The next one that may go, from where the last one was; *left: how many are still to be looked at.
  * NO_FRAME: there is none, or not among so many, or the lock is not to be had (*left is 0 then).
@@ -217,10 +195,10 @@ static uint32_t next_to_go(struct store *store, const struct round *round, uint6
         *left = 0;
         return NO_FRAME;
     }
-    uint64_t count = count_extents(store);
+    uint64_t count = extents_known(store);
     *left = least(*left, count);
     for (uint64_t i = 0; *left && i < STEP && found == NO_FRAME; i++, --*left) {
-        uint32_t extent = extent_number(store, store->letting_go_at++ % count);
+        uint32_t extent = extent_at(store, store->letting_go_at++ % count);
         found = may_go(store, extent, round) ? extent : NO_FRAME;
     }
     store_unlock(store);

@@ -16,7 +16,7 @@
  */
 uint64_t spare_dead_frames(struct store *store);
 /*
- * Lets extents go, those with most spare frames first, until `frames` are spare at the most: as far as
+ * Lets extents go, those with many spare frames first, until `frames` are spare at the most: as far as
  * nobody has a reference to them, and for a while.
  */
 void spare_at_most(struct store *store, uint64_t frames);

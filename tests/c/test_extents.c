@@ -14,6 +14,7 @@
 #include "os/files.h"
 #include "os/folios.h"
 #include "os/map.h"
+#include "os/pagemap.h"
 #include "os/probe.h"
 #include "pages.h"
 #include "store/collapse.h"
@@ -244,6 +245,19 @@ static void what_cannot_be_let_go_is_passed_over(void)
     close_extents();
 }
 
+/* Nothing in it has to wait for others. */
+static void an_extent_without_a_huge_page_is_plain(void)
+{
+    REQUIRE(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0);
+    CHECK(!open_extents());
+    REQUIRE(prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0) == 0);
+    CHECK(first % EXTENT == 0 && !is_on_large_folio(store, first) && sound(engine));
+    give_back(first, 3);
+    CHECK(store->head->spare_frames == 0 && !has_memory(first + 2) && has_memory(first + 3));
+    give_back(first + 3, FRAMES - 3);
+    close_extents();
+}
+
 /* Without huge pages of its own a process cannot see which there are. */
 static void who_cannot_tell_has_no_proof(void)
 {
@@ -258,6 +272,11 @@ static void who_cannot_tell_has_no_proof(void)
     flush();
     CHECK(store->head->spare_frames == 0 && has_memory(first + 300));
     CHECK(os_file_is_huge(store->memfd, frame_offset(store, first), 300) == 0);
+    int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    void *untouched = os_alloc(PAGE_SIZE); /* as what has left the page tables just now */
+    CHECK(os_is_in_huge(pagemap, (uintptr_t)untouched) == -EAGAIN);
+    os_unmap(untouched, PAGE_SIZE);
+    close(pagemap);
     give_back(first + 300, FRAMES - 300);
     close_extents();
 }
@@ -385,6 +404,7 @@ int main(void)
     RUN(what_somebody_refers_to_is_not_let_go);
     RUN(where_no_byte_is_zero_nothing_is_let_go);
     RUN(what_cannot_be_let_go_is_passed_over);
+    RUN(an_extent_without_a_huge_page_is_plain);
     RUN(who_cannot_tell_has_no_proof);
     RUN(nothing_is_spare_where_memory_is_scarce);
     RUN(where_folios_may_be_large_all_frames_wait);

@@ -643,6 +643,22 @@ static void few_random_bytes_are_whole(void)
 
 /* ---- between processes ---- */
 
+static int copies;
+static bool freezes_often; /* in each copy */
+
+ssize_t __real_process_vm_readv(pid_t pid, const struct iovec *here, unsigned long count,
+                                const struct iovec *there, unsigned long there_count,
+                                unsigned long flags);
+ssize_t __wrap_process_vm_readv(pid_t pid, const struct iovec *here, unsigned long count,
+                                const struct iovec *there, unsigned long there_count,
+                                unsigned long flags)
+{
+    copies++;
+    if (freezes_often)
+        freeze_elsewhere(0);
+    return __real_process_vm_readv(pid, here, count, there, there_count, flags);
+}
+
 /* The first page is copied, the second one is frozen, and all of it arrives. */
 static void copies_between_processes_are_whole(void)
 {
@@ -665,9 +681,12 @@ static void copies_between_processes_are_whole(void)
     munmap((char *)gap + PAGE_SIZE, PAGE_SIZE);
     there = (struct iovec){gap, 2 * PAGE_SIZE}; /* a part of it is not there at all */
     start();
-    freezes_begin();
-    freezes_end();
+    copies = 0;
+    CHECK(LED(process_vm_readv)(getpid(), &here, 1, &there, 1, 0) == PAGE_SIZE && copies == 1);
+    freezes_often = true;
     CHECK(LED(process_vm_readv)(getpid(), &here, 1, &there, 1, 0) == PAGE_SIZE);
+    CHECK(copies > 2 && copies < 100);
+    freezes_often = false;
     munmap(gap, PAGE_SIZE);
 }
 

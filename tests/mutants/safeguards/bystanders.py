@@ -135,7 +135,7 @@ MUTANTS = [
     Mutant(
         "copies between processes are whole",
         file="csrc/freeze/retries.c",
-        old="            !is_cut_short(&now))\n",
+        old="            !attempt_is_cut(&now))\n",
         new="            true)\n",
         tests=("c/test_retries.c::copies_between_processes_are_whole",),
     ),
