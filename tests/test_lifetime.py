@@ -7,7 +7,9 @@ import ctypes
 import gc
 import mmap
 import os
+import sys
 import threading
+import warnings
 import weakref
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 
 import ksmpy
 from ksmpy import KsmpyError, RegionError
+from ksmpy.memory.buffers import locate
 from support import memory, oracle, procs
 from support.patience import patience, until
 
@@ -197,7 +200,151 @@ def test_death_during_scans(engine: Any) -> None:
     engine._core.check()
 
 
+def discards(engine: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What will be said of the bytes at each release from here on."""
+    seen: list[bool] = []
+    release = engine._core._native.release
+
+    def watch(number: int, *, discard: bool) -> None:
+        seen.append(discard)
+        release(number, discard=discard)
+
+    monkeypatch.setattr(engine._core._native, "release", watch)
+    return seen
+
+
+def _finalize(arr: Any, call: Any) -> Any:
+    return weakref.finalize(arr, call)
+
+
+def _reference(arr: Any, call: Any) -> Any:
+    return weakref.ref(arr, lambda _: call())
+
+
+def _proxy(arr: Any, call: Any) -> Any:
+    return weakref.proxy(arr, lambda _: call())
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before ours", "after ours"])
+@pytest.mark.parametrize("way", [_finalize, _reference, _proxy], ids=lambda each: each.__name__)
+def test_callbacks_see_the_bytes(engine: Any, way: Any, first: bool) -> None:
+    """Who is told of an array's death, before or after us, may still read its memory."""
+    content = np.tile(np.arange(16, dtype=np.uint8), MIB // 8)
+    seen: list[bytes] = []
+
+    def watched(arr: Any) -> Any:
+        place, nbytes = memory.address_of(arr), arr.nbytes
+        return way(arr, lambda: seen.append(ctypes.string_at(place, nbytes)))
+
+    pair = [content.copy() for _ in range(2)]
+    kept = watched(pair[0]) if first else None
+    for each in pair:
+        engine.register(each)
+    engine.scan(eager=True)
+    assert engine.stats().pages_sharing > 0
+    if not first:
+        kept = watched(pair[0])
+    pair.pop(0)
+    assert kept is not None and seen == [content.tobytes()]
+    assert len(engine.regions()) == 1
+    assert np.array_equal(pair[0], content)
+
+
+def test_references_that_call_nobody_do_not_keep_bytes(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither plain weak references, nor those of another region of the same array."""
+    if not locate(pattern(1)).watched:
+        pytest.skip("this numpy's arrays are held")
+    seen = discards(engine, monkeypatch)
+    arr = pattern(1, 2 * MIB)
+    plain = weakref.ref(arr)
+    for half in (arr[:MIB], arr[MIB + oracle.PAGE :]):
+        engine.register(half)
+        del half
+    del arr
+    assert plain() is None and engine.regions() == () and seen == [True, True]
+
+
+def test_arrays_of_objects_give_up_their_references(engine: Any) -> None:
+    """An array finds the objects that it refers to by its bytes, at its end as well."""
+    item = object()
+    pair = merged_pair(engine, lambda: np.full(MIB // 8, item))
+    assert engine.stats().pages_sharing > 0
+    assert sys.getrefcount(item) > MIB // 4
+    del pair
+    gc.collect()
+    assert engine.regions() == () and sys.getrefcount(item) < 10
+
+
+def test_array_that_is_copied_back_at_its_end(engine: Any) -> None:
+    """Who has memory of its own, and another array to which that is copied in the end, ends the
+    region when it dies itself, and copies what was written.
+    """
+    try:
+        from numpy._core import _multiarray_tests as numpys
+    except ImportError:
+        numpys = pytest.importorskip("numpy.core._multiarray_tests")
+    content = np.tile(np.arange(16, dtype=np.uint8), MIB // 8).reshape(-1, 4096)
+    target = np.zeros(content.shape, np.uint8).copy(order="F")
+    arr = numpys.npy_create_writebackifcopy(target)
+    assert arr.flags.owndata and arr.base is target
+    arr[:] = content
+    other = content.copy()
+    regions = [engine.register(each) for each in (arr, other)]
+    engine.scan(eager=True)
+    assert engine.stats().pages_sharing > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nobody has copied it before
+        del arr
+        gc.collect()
+        assert engine.regions() == (regions[1],)
+    assert np.array_equal(target, content) and np.array_equal(other, content)
+
+
 # ---- other owners ------------------------------------------------------------------------
+
+
+_BASE = 48  # of struct PyArrayObject_fields
+
+
+def _on_the_memory_of(arr: Any, keeper: object) -> Any:
+    """An array on that memory whose base is something else, as libraries in C make them of memory
+    that goes when the keeper dies, and of memory that stays.
+    """
+    view = arr[:]
+    base = view.base
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(keeper))
+    ctypes.c_void_p.from_address(id(view) + _BASE).value = id(keeper)
+    ctypes.pythonapi.Py_DecRef(ctypes.py_object(base))
+    assert view.base is keeper and memory.address_of(view) == memory.address_of(arr)
+    return view
+
+
+@pytest.mark.parametrize(
+    "keeper",
+    [
+        lambda: np.zeros(4 * MIB, np.uint8),
+        lambda: bytearray(4 * MIB),
+        lambda: bytes(4 * MIB),
+        lambda: array.array("B", bytes(4 * MIB)),
+        lambda: mmap.mmap(-1, 4 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS),
+    ],
+    ids=["numpy", "bytearray", "bytes", "array", "mmap"],
+)
+def test_memory_that_is_not_its_owners_keeps_its_bytes(engine: Any, keeper: Any) -> None:
+    """Some objects keep memory without having it: their end may be somebody else's beginning."""
+    mine, others = (memory.distinct(256) for _ in range(2))
+    wanted = mine.tobytes()
+    view = _on_the_memory_of(mine, keeper())
+    region = engine.register(view)
+    engine.register(others)
+    engine.scan(eager=True)
+    assert engine.stats().pages_sharing == 256
+    del view
+    gc.collect()
+    assert engine.regions() and region._released
+    assert mine.tobytes() == others.tobytes() == wanted
 
 
 def grown(data: bytearray) -> None:

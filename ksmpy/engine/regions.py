@@ -92,7 +92,7 @@ class Regions:
         self, home: Home, address: int, nbytes: int, name: str | None, owner: object
     ) -> Region:
         """As Engine.register_range(), of arguments that checked_range() has seen."""
-        life = Unowned() if owner is None else Watched(owner, discard=False)
+        life = Unowned() if owner is None else Watched(owner)
         self.sweep()
         found = Buffer(address, nbytes, None, None)
         label = name if name is not None else f"range-{address:#x}"

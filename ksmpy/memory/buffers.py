@@ -19,7 +19,7 @@ from ksmpy.native import PAGE_SIZE
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Buffer", "can_move", "class_of", "home", "is_a", "is_ndarray", "locate"]
+__all__ = ["Buffer", "can_move", "class_of", "home", "is_a", "is_ndarray", "locate", "owns_bytes"]
 
 _HEAPTYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
@@ -37,13 +37,22 @@ class Buffer:
     watched: bool = False
     """The owner's death can be told by a weak reference, and is the memory's end."""
     owned: bool = False
-    """Nothing else can reach the memory once the owner is dead."""
+    """Nothing else can reach the owner's own memory once it is dead. Whether these bytes are in it,
+    lies_in() tells: some objects keep memory for others that is not their own.
+    """
 
     @property
     def pages(self) -> tuple[int, int]:
         """Start and end address of the whole pages inside; empty when end <= start."""
         start = -(-self.address // PAGE_SIZE) * PAGE_SIZE
         return start, (self.address + self.nbytes) // PAGE_SIZE * PAGE_SIZE
+
+    def lies_in(self, home: tuple[int, int] | None) -> bool:
+        """Whether all of it is in that memory, (address, bytes)."""
+        if home is None:
+            return False
+        first, nbytes = home
+        return first <= self.address and self.address + self.nbytes <= first + nbytes
 
 
 def class_of(module: str, name: str) -> type | None:
@@ -84,7 +93,7 @@ def locate(obj: Any) -> Buffer:
     if is_ndarray(owner):
         # An object of a class made in Python tells its weak references before anything else ends.
         watched = _clears_weakrefs_first() or bool(type(owner).__flags__ & _HEAPTYPE)
-        return Buffer(address, nbytes, owner, None, watched, owner.flags.owndata)
+        return Buffer(address, nbytes, owner, None, watched, owns_bytes(owner))
     if type(owner) in _KNOWN:
         # The export keeps the mmap from being resized: mremap() would make a merged mapping longer,
         # by frames that follow in the store.
@@ -129,16 +138,26 @@ def home(owner: Any) -> tuple[int, int] | None:
         return None
 
 
+def owns_bytes(arr: np.ndarray[Any, Any]) -> bool:
+    """Whether nobody needs a numpy array's bytes once it is dead. It frees them itself, copies them
+    to no other array at its end (WRITEBACKIFCOPY: the other one is its base), and does not find
+    objects by them, to which it then gives up its references.
+    """
+    return bool(arr.flags.owndata) and arr.base is None and not arr.dtype.hasobject
+
+
 def can_move(owner: Any) -> bool:
     """Whether the owner's memory may become other memory without a word, and home() tells."""
     return is_storage(owner) or _is_ctypes(owner) or type(owner) in (bytearray, array.array)
 
 
 def ultimate_owner(obj: Any) -> Any:
-    """Follow views to the object that the memory belongs to."""
+    """Follow views to the object that the memory belongs to. An array with memory of its own may
+    have a base all the same, the array to which its bytes are to be copied in the end.
+    """
     while True:
         if is_ndarray(obj):
-            parent = obj.base
+            parent = None if obj.flags.owndata else obj.base
         elif isinstance(obj, pickle.PickleBuffer):
             parent = memoryview(obj)
         elif isinstance(obj, memoryview):

@@ -7,7 +7,7 @@ references.
 An owner may also give its memory up, or change it, and live on: torch's storages are resized and
 moved to shared memory, a bytearray grows, ctypes.resize() moves what it is given. So owners are
 asked from time to time where their memory is, and at the end whether it is still the same. Only
-then may its bytes be thrown away: it could be anybody's by now.
+then, and if the region lies in that memory, may its bytes be thrown away: they could be anybody's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ksmpy import native
-from ksmpy.memory.buffers import Buffer, can_move, home, is_ndarray
+from ksmpy.memory.buffers import Buffer, can_move, home, is_ndarray, owns_bytes
 
 __all__ = ["Held", "Lifetime", "Unowned", "Watched", "lifetime"]
 
@@ -88,15 +88,19 @@ class Watched:
     When an object of a class that takes part in garbage collection dies in a cycle, its weak
     references are told before the finalizers of that cycle run. These may still read the memory,
     so it must keep its bytes then. An object whose last reference went is past its finalizer.
+
+    Weak references are told one after the other, the newest first, and the memory is there until
+    the last one was. So it must keep its bytes, too, where somebody else's callback follows ours.
     """
 
     __slots__ = ("_array", "_collectable", "_home", "_kept", "_owner", "_ref", "can_move")
 
-    def __init__(self, owner: Any, *, discard: bool, kept: object = None) -> None:
+    def __init__(self, owner: Any, buffer: Buffer | None = None, kept: object = None) -> None:
+        """The bytes of the `buffer`, if one is given, end with the owner."""
         self._collectable = bool(type(owner).__flags__ & _HAVE_GC)
         self.can_move = can_move(owner) and kept is None
         self._home = home(owner) if self.can_move else None
-        self._array = _Array.of(owner) if discard and is_ndarray(owner) else None
+        self._array = None if buffer is None else _Array.of(owner, buffer)
         self._owner: Any = owner
         self._kept = kept
         self._ref: weakref.ref[Any] | None = None
@@ -118,7 +122,11 @@ class Watched:
 
     def watch(self, ended: Callable[[], None]) -> None:
         """Call `ended` when the owner is about to be freed."""
-        self._ref = weakref.ref(self._owner, lambda _: ended())
+        # Ours is made before the others are looked for, so that none can come in between.
+        array, self._array = self._array, None
+        self._ref = _Ref(self._owner, lambda _: ended())
+        if not any(_has_callback(ref) for ref in weakref.getweakrefs(self._owner)):
+            self._array = array
         self._owner = None
 
     def abandoned(self) -> bool:
@@ -128,6 +136,19 @@ class Watched:
     def drop(self) -> None:
         """Stop watching."""
         self._ref = self._owner = self._kept = None
+
+
+class _Ref(weakref.ref[Any]):
+    """A weak reference of ours, whose callback reads nothing of the memory."""
+
+    __slots__ = ()
+
+
+def _has_callback(ref: Any) -> bool:
+    """Whether a weak reference or proxy calls somebody other than us. A proxy cannot be asked."""
+    if type(ref) is _Ref:
+        return False
+    return not issubclass(type(ref), weakref.ref) or ref.__callback__ is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,20 +162,28 @@ class _Array:
 
     # Of struct PyArrayObject_fields, part of numpy's binary interface since its version 1.7.
     _DATA = 16
+    _BASE = 48
     _FLAGS = 64
     _OWNS_DATA = 4
 
     @classmethod
-    def of(cls, arr: Any) -> _Array | None:
-        """None where the structure is another one (a debug build of Python)."""
-        known = cls(id(arr), int(arr.__array_interface__["data"][0]))
+    def of(cls, owner: Any, buffer: Buffer) -> _Array | None:
+        """None for bytes that are not an array's own, and where the structure is another one (a
+        debug build of Python).
+        """
+        if not buffer.owned or not is_ndarray(owner) or not buffer.lies_in(home(owner)):
+            return None
+        known = cls(id(owner), int(owner.__array_interface__["data"][0]))
         return known if known.unchanged() else None
 
     def unchanged(self) -> bool:
-        """Whether it still owns the memory that it had."""
+        """Whether it still owns the memory that it had, and has got no base, to which it would copy
+        its bytes.
+        """
         data = ctypes.c_void_p.from_address(self.place + self._DATA).value
+        base = ctypes.c_void_p.from_address(self.place + self._BASE).value
         flags = ctypes.c_int.from_address(self.place + self._FLAGS).value
-        return data == self.data and bool(flags & self._OWNS_DATA)
+        return data == self.data and base is None and bool(flags & self._OWNS_DATA)
 
 
 class Held:
@@ -162,23 +191,24 @@ class Held:
 
     __slots__ = ("_alone", "_discard", "_export", "_home", "_owner", "_pin", "can_move")
 
-    def __init__(self, owner: Any, export: memoryview | None, *, discard: bool) -> None:
-        self._discard = discard
+    def __init__(self, buffer: Buffer) -> None:
+        owner = buffer.owner
         self.can_move = can_move(owner)
-        self._home = home(owner) if discard or self.can_move else None
+        self._home = home(owner) if buffer.owned or self.can_move else None
+        self._discard = buffer.owned and buffer.lies_in(self._home)
         self._owner: Any = owner
-        self._export = export
+        self._export = buffer.export
         # numpy does not resize an array to which there is a weak reference. Python shares a weak
         # reference without a callback among all who make one: with a callback this one is ours
         # alone, and getweakrefcount() tells those of the program.
         self._pin = weakref.ref(owner, _ignore) if is_ndarray(owner) else None
-        self._alone = _ALONE[export is not None]
+        self._alone = _ALONE[buffer.export is not None]
 
     @property
     def discard(self) -> bool:
         """Not while somebody could get the owner back by a weak reference."""
         lonely = weakref.getweakrefcount(self._owner) == (self._pin is not None)
-        own = self._pin is None or self._owner.flags.owndata
+        own = self._pin is None or owns_bytes(self._owner)
         return self._discard and lonely and own and home(self._owner) == self._home
 
     def moved(self) -> bool:
@@ -214,11 +244,11 @@ _ALONE: dict[bool, int] = {False: 0, True: 0}
 
 def _measure_alone() -> None:
     def without() -> Held:
-        return Held(bytearray(1), None, discard=True)
+        return Held(Buffer(0, 0, bytearray(1), None))
 
     def with_export() -> Held:
         owner = bytearray(1)
-        return Held(owner, memoryview(owner), discard=True)
+        return Held(Buffer(0, 0, owner, memoryview(owner)))
 
     _ALONE[False] = without().references()
     held = with_export()
@@ -232,7 +262,7 @@ _measure_alone()
 def lifetime(buffer: Buffer, anchor: object = None) -> Lifetime:
     """The lifetime of a buffer; with an `anchor`, the region ends when that object dies."""
     if anchor is not None:
-        return Watched(anchor, discard=False, kept=(buffer.owner, buffer.export))
+        return Watched(anchor, kept=(buffer.owner, buffer.export))
     if buffer.watched:
-        return Watched(buffer.owner, discard=buffer.owned)
-    return Held(buffer.owner, buffer.export, discard=buffer.owned)
+        return Watched(buffer.owner, buffer)
+    return Held(buffer)
