@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from ksmpy import KsmpyError, Store, native
 from ksmpy.whole import follow
 from ksmpy.whole.common import common_store
 from ksmpy.whole.guardian import below, isolated
+from support import build
 from support.patience import patience, until
 
 pytestmark = pytest.mark.skipif(
@@ -189,6 +191,90 @@ def test_every_child_is_followed(family: Path, directory: str) -> None:
         _, stderr = child.communicate(timeout=LIMIT)
     assert (child.returncode, stderr) == (0, "")
     assert {path.stem for path in family.glob("*.ok")} == set(NAMES)
+
+
+def _embedded() -> Path:
+    """A program with this interpreter in it; skips where that is no library, or has no headers."""
+    library = sysconfig.get_config_var("LDLIBRARY") or ""
+    folder = sysconfig.get_config_var("LIBDIR")
+    headers = sysconfig.get_path("include")
+    if not library.endswith(".so") or not Path(headers, "Python.h").exists():
+        pytest.skip("needs the interpreter as a library, and its headers")
+    return build.program(
+        "embedded", f"-I{headers}", f"-L{folder}", f"-Wl,-rpath,{folder}", f"-l:{library}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("import gc, uwsgi; gc.collect()", ""), ("", "import gc; gc.collect()")],
+    ids=["told", "collects"],
+)
+def test_workers_forked_by_c_code_are_followed(
+    family: Path, directory: str, first: str, then: str
+) -> None:
+    """As uWSGI's are, whose interpreter is not told of the fork: by a hook of uWSGI's, or once they
+    collect garbage. What forks them has no thread: a worker would not get the interpreter's lock if
+    that had been taken then.
+    """
+    code = f"""{then}
+import os
+from load import work
+assert len(os.listdir(f"/proc/{{os.getppid()}}/task")) == 1
+work(str(os.getpid()))
+"""
+    env = environment(**SMALL, HERE=str(family), KSMPY_STORE_DIR=directory) | {
+        "PYTHONHOME": sys.base_prefix,
+        "PYTHONPATH": os.pathsep.join([str(family), TREE, *sys.path[1:]]),
+    }
+    arguments = command("--store", "all", "--", str(_embedded()), first, code, "3")
+    with subprocess.Popen(arguments, env=env, stderr=subprocess.PIPE, text=True) as child:
+        with ending(child), Store.open("all", directory=directory) as store:
+            pages = 4 * MIB // 4096
+            until(
+                lambda: len(pids(family)) == 3 and store.stats().pages_sharing > 2 * pages - 64,
+                lambda: (store.processes(), store.stats(), pids(family)),
+                limit=LIMIT,
+            )
+            assert pids(family) <= set(store.processes())
+            (family / "over").touch()
+            _, stderr = child.communicate(timeout=LIMIT)
+    assert (child.returncode, stderr) == (0, "")
+    assert len(list(family.glob("*.ok"))) == 3
+
+
+def test_an_engine_goes_on_where_c_code_forks(directory: str) -> None:
+    """enable() in a worker that was forked past Python's hooks goes on with the engine, and starts
+    the thread that the worker does not have.
+    """
+    first = """
+import os, time, ksmpy
+data = ksmpy.empty(1 << 20, "u1")
+data[:] = memoryview(os.urandom(1 << 12) * 256)
+engine = ksmpy.enable(store="all", adopt=False, sleep_millisecs=20000)
+engine.register(data)
+engine.scan(eager=True)
+while not engine.stats().full_scans:
+    time.sleep(0.01)
+"""
+    then = """
+before = data.tobytes()
+assert ksmpy.enable() is engine
+engine.knobs.sleep_millisecs = 1
+passes = engine.stats().full_scans
+while engine.stats().full_scans == passes:
+    time.sleep(0.01)
+assert data.tobytes() == before
+"""
+    told = result(
+        [str(_embedded()), first, then, "2"],
+        env=environment(KSMPY_STORE_DIR=directory)
+        | {
+            "PYTHONHOME": sys.base_prefix,
+            "PYTHONPATH": os.pathsep.join([TREE, *sys.path[1:]]),
+        },
+    )
+    assert (told.returncode, told.stderr) == (0, "")
 
 
 def test_own_store_and_report(family: Path, directory: str) -> None:

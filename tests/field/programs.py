@@ -83,6 +83,13 @@ PROGRAMS = (
         "gunicorn preload", _GUNICORN + " --preload wsgi:app", ("gunicorn",), serves=True, copies=1
     ),
     Program(
+        "uwsgi",
+        "{bin}/uwsgi --http-socket 127.0.0.1:{port} --master --die-on-term -p {n} --lazy-apps"
+        " --wsgi-file wsgi.py --callable app --home {bin}/.. --disable-logging",
+        ("uwsgidecorators",),  # uWSGI itself is no module
+        serves=True,
+    ),
+    Program(
         "uvicorn",
         "{python} -m uvicorn --workers {n} --port {port} --log-level warning asgi:app",
         ("uvicorn",),

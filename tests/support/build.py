@@ -13,7 +13,7 @@ import pytest
 
 from .patience import patience
 
-FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread")
+FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread")
 
 
 def _cache() -> Path:
@@ -34,16 +34,24 @@ def shared_library(name: str, *more: str) -> Path:
 
     `more` flags are for the compiler, after its usual ones.
     """
+    return _built(name, ".so", *FLAGS, "-shared", "-fPIC", *more)
+
+
+def program(name: str, *more: str) -> Path:
+    """As shared_library(), of a program."""
+    return _built(name, "", *FLAGS, *more)
+
+
+def _built(name: str, suffix: str, *flags: str) -> Path:
     source = Path(__file__).with_name(f"{name}.c")
-    flags = (*FLAGS, *more)
-    target = _cache() / f"{name}-{_digest(source, flags)}.so"
+    target = _cache() / f"{name}-{_digest(source, flags)}{suffix}"
     if target.exists():
         return target
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("needs a C compiler (cc)")
     scratch = target.with_suffix(f".{os.getpid()}")
-    command = [compiler, *flags, str(source), "-o", str(scratch), "-ldl"]
+    command = [compiler, str(source), *flags, "-o", str(scratch), "-ldl"]
     subprocess.run(command, check=True, timeout=patience(120))
     scratch.rename(target)
     return target

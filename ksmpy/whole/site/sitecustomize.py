@@ -55,6 +55,18 @@ def _anonymous_bytes():
     return (int(words[1]) - int(words[2])) * os.sysconf("SC_PAGE_SIZE")
 
 
+def _forks_in_c():
+    """Whether this is uWSGI, which forks its workers without telling the interpreter, and has let
+    go of the interpreter's lock (the GIL) then.
+
+    A thread that has the lock in that moment keeps it from the worker for ever, so there is to be
+    none in the process that forks. uWSGI's own module is there at this time since Python 3.12.
+    """
+    return "uwsgi" in sys.builtin_module_names or os.path.basename(
+        os.readlink("/proc/self/exe")
+    ).startswith("uwsgi")
+
+
 class _Follower:
     """Starts the engine of this process once it is worth it, and again in forked children."""
 
@@ -276,6 +288,24 @@ class _Follower:
         self._renew()
         self.start()
 
+    def wait_for_fork(self):
+        """Start the thread in children only, which call nothing that is registered: uWSGI calls a
+        function of theirs, unless the program has one of its own, and they collect garbage.
+        """
+        import gc
+
+        gc.callbacks.append(self._look_around)
+
+    def _look_around(self, _phase, _info):
+        if os.getpid() != self._pid:
+            self._notice_fork()
+        elif "uwsgi" in sys.modules and not hasattr(sys.modules["uwsgi"], "post_fork_hook"):
+            sys.modules["uwsgi"].post_fork_hook = self._notice_fork
+
+    def _notice_fork(self):
+        if os.getpid() != self._pid:
+            self._in_child()
+
     def _drop_unfinished(self):
         """Modules that a thread of the parent is importing, which the fork could not wait for, are
         finished by nobody here: whoever imports one would wait for ever.
@@ -307,13 +337,17 @@ class _Follower:
 def _follow():
     if _wanted():
         try:
-            begun = _Follower().start()
+            follower = _Follower()
+            forks_in_c = _forks_in_c()
         except OSError:  # no /proc
+            return
+        if forks_in_c:
+            follower.wait_for_fork()
             return
         # A new thread frees memory before it takes the interpreter's lock, and after this file the
         # interpreter exchanges its allocators for a moment. With debug hooks (python -X dev) the
         # process was aborted where the two met: in 2 of 100 runs of Python 3.11.
-        begun.acquire(timeout=_PATIENCE)
+        follower.start().acquire(timeout=_PATIENCE)
 
 
 def _hand_on():
