@@ -13,6 +13,7 @@ from __future__ import annotations
 import _imp
 import _thread
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -85,12 +86,30 @@ def event() -> Event:
 
 
 def start(target: Callable[..., None], args: tuple[Any, ...], name: str) -> Thread:
-    """Start a thread that does not keep the process. RuntimeError where no more can be had."""
-    if _replaced():
-        return _Thread(target, args)
-    thread = threading.Thread(target=target, args=args, name=name, daemon=True)
-    thread.start()
-    return thread
+    """Start a thread that does not keep the process. RuntimeError where no more can be had.
+
+    It, and all threads that it starts, block signals: a program that blocks one in all threads that
+    it knows of, and waits for it (sigwait), would be ended by it in ours.
+    """
+    # The mask is asked for first: a signal that came before may raise where it is blocked.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
+        if _replaced():
+            return _Thread(target, args)
+        thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+        thread.start()
+        return thread
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+# The signals that a thread brings on itself: none of them can be put off.
+_FAULTS = {
+    getattr(signal, name)
+    for name in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGABRT", "SIGSYS")
+    if hasattr(signal, name)
+}
 
 
 def is_current(thread: Thread) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 import time
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from conftest import FREEZES, Mode
-from ksmpy import KnobError, KsmpyError
+from ksmpy import KnobError, KsmpyError, threads
 from ksmpy.engine.advisor import Advisor, Limits
 from ksmpy.engine.knobs import KNOBS
 from ksmpy.whole.options import environment
@@ -214,6 +215,39 @@ def test_stopping_is_quick(auto: Any) -> None:
     begin = time.monotonic()
     auto.knobs.run = 0
     assert time.monotonic() - begin < PATIENCE
+    assert not auto._core._daemon.running
+
+
+def test_an_interrupt_while_the_scanner_starts(auto: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C when the thread is there already, but nobody has been told: it ends by itself."""
+    start = threads.start
+
+    def interrupted(*args: Any) -> None:
+        start(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            auto.knobs.run = 1
+    assert not auto._core._daemon.running  # that no thread is left is seen after each test
+    auto.knobs.run = 1
+    assert auto._core._daemon.running
+
+
+def test_an_interrupt_while_the_scanner_stops(auto: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C before the thread was told to stop: it can still be stopped."""
+    auto.knobs.run = 1
+
+    def interrupted(self: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Event, "set", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            auto.knobs.run = 0
+    assert auto._core._daemon.running
+    auto.knobs.run = 0
     assert not auto._core._daemon.running
 
 

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import multiprocessing
 import pickle
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 import ksmpy
-from ksmpy import KsmpyError, RegionError, native
+from ksmpy import KsmpyError, RegionError, native, threads
 from ksmpy.engine import core, numa
 from ksmpy.whole import enable as enabling
 from support import memory, oracle, procs
@@ -788,6 +789,46 @@ def test_worker_init(helpers: None, method: str) -> None:
     context = multiprocessing.get_context(method)
     with ProcessPoolExecutor(2, context, ksmpy.worker_init) as pool:
         assert list(pool.map(worker, range(3))) == [(True, True)] * 3
+
+
+_WAITS = """
+import os, signal, time
+import ksmpy
+from ksmpy import threads
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+{begin}
+assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {{signal.SIGUSR2}}
+for number in signal.SIGUSR1, signal.SIGRTMIN:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    os.kill(os.getpid(), number)
+    time.sleep(0.1)
+    print(signal.sigwait([number]) == number)
+"""
+
+
+@pytest.mark.parametrize("hidden", ["", "threads.hide(); "], ids=["threading's", "own"])
+@pytest.mark.parametrize(
+    "begin",
+    ["engine = ksmpy.enable()", "ksmpy.worker_init()", "engine = ksmpy.Engine(); engine.start()"],
+)
+def test_a_program_may_wait_for_signals(begin: str, hidden: str) -> None:
+    """None of our threads takes a signal that the program has blocked in its own, to wait for it,
+    and the thread that starts them has the mask that it had.
+    """
+    done = procs.python("-c", _WAITS.format(begin=hidden + begin))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\nTrue\n", "")
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_our_threads_take_the_signals_of_faults(
+    hidden: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a thread brings on itself cannot be put off, and a freeze may need its handler."""
+    monkeypatch.setattr(threads, "_hidden", [hidden])
+    masks: list[set[Any]] = []
+    threads.start(lambda: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())), (), "").join()
+    faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP}
+    assert not masks[0] & faults and {signal.SIGINT, signal.SIGTERM, signal.SIGPROF} <= masks[0]
 
 
 def test_worker_init_ignores_a_worker_id(enabled: Any) -> None:

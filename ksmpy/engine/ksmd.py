@@ -52,31 +52,38 @@ class Daemon:
     def __init__(self, scanner: weakref.ref[Scanner], interrupt: Callable[[], None]) -> None:
         self._scanner = scanner
         self._interrupt = interrupt
-        self._running: tuple[Thread, Event] | None = None
+        # By what stops them. More than one only where Ctrl-C has come in the middle of stop().
+        self._threads: dict[Event, Thread] = {}
 
     @property
     def running(self) -> bool:
-        """Whether the thread is scanning."""
-        return self._running is not None
+        """Whether the thread is scanning, and not about to end."""
+        return any(not stop.is_set() for stop in list(self._threads))
 
     def start(self) -> None:
         """Start the thread, unless it runs."""
-        if self._running is None:
-            stop, noted = threads.event(), threads.event()
+        if self.running:
+            return
+        stop, noted = threads.event(), threads.event()
+        try:
             thread = threads.start(_loop, (self._scanner, stop, noted), "ksmd")
             # Noted before the thread runs, since it may fail and call batch_failed() at once.
-            self._running = thread, stop
+            self._threads[stop] = thread
+        except BaseException:  # Ctrl-C, too, where the thread is there and nobody knows it
+            stop.set()
+            raise
+        finally:
             noted.set()
 
     def stop(self) -> None:
         """Stop the thread and wait for it, unless called by itself."""
-        running, self._running = self._running, None
-        if running is None:
-            return
-        thread, stop = running
-        stop.set()
-        if threads.is_current(thread) or threads.are_gone():
-            return
+        for stop, thread in list(self._threads.items()):
+            stop.set()
+            if not threads.is_current(thread) and not threads.are_gone():
+                self._wait(thread)
+            self._threads.pop(stop, None)
+
+    def _wait(self, thread: Thread) -> None:
         deadline = time.monotonic() + STOP_SECONDS
         while thread.is_alive() and time.monotonic() < deadline:
             try:
@@ -87,7 +94,7 @@ class Daemon:
 
     def forget(self) -> None:
         """Note that the thread is gone: this is a forked child, or the thread ended by itself."""
-        self._running = None
+        self._threads = {}
 
 
 def _loop(ref: weakref.ref[Scanner], stop: Event, noted: Event) -> None:

@@ -120,9 +120,11 @@ class _Follower:
         self._ignore_fork_warning()
         begun = self._new_lock()
         begun.acquire()
-        mask = self._set_mask(self._block, self._quiet)
+        # The mask is asked for first: a signal that came before may raise where it is blocked.
+        mask = self._set_mask(self._block, ())
         self._runs.acquire()
         try:
+            self._set_mask(self._block, self._quiet)
             self._start_thread(self._run, (self._lock, self._awake, self._runs, begun))
         except RuntimeError:  # no more threads for this process
             self._runs.release()
