@@ -159,6 +159,31 @@ static uint64_t search(const struct ids *ids, uint64_t from, uint64_t to, uint64
     return where;
 }
 
+static int allocate(struct ids *ids, uint64_t high)
+{
+    int error = arena_grow(&ids->words, ids_words(high));
+    return error || !ids->records ? error : arena_grow(ids->records, high);
+}
+
+int ids_allocate(struct ids *ids)
+{
+    return allocate(ids, ids->state->high);
+}
+
+/*
+ * Raises the high mark.  Memory comes first, for the records too: a process may die in between, and
+ * whoever goes on with its ids touches all that is below the mark.
+ */
+static bool raise_high(struct ids *ids, uint64_t high)
+{
+    if (high > ids->state->high) {
+        if (allocate(ids, high) < 0)
+            return false;
+        ids->state->high = high;
+    }
+    return true;
+}
+
 /*
  * Ids that were used before come first, if they have a whole run near the cursor; then fresh ids;
  * then the longest free run of all that were used before.
@@ -173,10 +198,8 @@ uint32_t ids_take(struct ids *ids, uint64_t *n)
     if (found < *n && ids->state->high < ids->limit) {
         where = ids->state->high;
         found = least(*n, ids->limit - ids->state->high);
-        if (arena_grow(&ids->words, (where + found) / WORD_BITS + 1) < 0)
+        if (!raise_high(ids, where + found))
             found = 0;
-        else
-            ids->state->high += found;
     }
     if (!found)
         where = search(ids, 0, ids->state->high, *n, &found);
@@ -222,9 +245,8 @@ uint32_t ids_take_blocks(struct ids *ids, uint64_t block, uint64_t *n)
     if (where == NO_INDEX) {
         where = (ids->state->high + block - 1) / block * block;
         found = least(*n, where < ids->limit ? (ids->limit - where) / block * block : 0);
-        if (!found || arena_grow(&ids->words, (where + found) / WORD_BITS + 1) < 0)
+        if (!found || !raise_high(ids, where + found))
             return NO_INDEX;
-        ids->state->high = where + found;
     }
     mark(ids, where, found, true);
     *n = found;
@@ -233,10 +255,7 @@ uint32_t ids_take_blocks(struct ids *ids, uint64_t block, uint64_t *n)
 
 bool ids_reach(struct ids *ids, uint64_t end)
 {
-    if (end > ids->limit || arena_grow(&ids->words, end / WORD_BITS + 1) < 0)
-        return false;
-    ids->state->high = end > ids->state->high ? end : ids->state->high;
-    return true;
+    return end <= ids->limit && raise_high(ids, end);
 }
 
 void ids_give(struct ids *ids, uint32_t first, uint64_t n)

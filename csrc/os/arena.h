@@ -42,13 +42,14 @@ static inline void *arena_at(const struct arena *arena, uint64_t index)
 }
 
 struct ids_state {
-    uint64_t high;   /* ids at and above were never used */
+    uint64_t high;   /* ids at and above were never used; there is memory for what is below */
     uint64_t used;
     uint64_t cursor; /* where the next search begins */
 };
 
 struct ids {
     struct arena words; /* one bit an id: in use */
+    struct arena *records; /* one an id, which grow with the words; or NULL */
     uint64_t limit;     /* ids are below this */
     struct ids_state *state;
 };
@@ -70,6 +71,8 @@ uint32_t ids_take(struct ids *ids, uint64_t *n);
 uint32_t ids_take_blocks(struct ids *ids, uint64_t block, uint64_t *n);
 /* Ids below end, which no one has used, are free like others from now on. false: there is no memory. */
 bool ids_reach(struct ids *ids, uint64_t end);
+/* Memory for all below the high mark, where others say how high that is. */
+int ids_allocate(struct ids *ids);
 void ids_give(struct ids *ids, uint32_t first, uint64_t n);
 uint64_t ids_used(const struct ids *ids, uint32_t first,
                   uint64_t n); /* of n, both multiples of 64 */

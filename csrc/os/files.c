@@ -94,17 +94,6 @@ void os_put(int fd, uint64_t offset, const void *from, size_t bytes)
         ;
 }
 
-bool os_next_data(int fd, uint64_t *offset, uint64_t *end)
-{
-    off_t start = lseek(fd, (off_t)*offset, SEEK_DATA);
-    off_t stop = start < 0 ? start : lseek(fd, start, SEEK_HOLE);
-    if (stop < 0)
-        return false;
-    *offset = (uint64_t)start;
-    *end = (uint64_t)stop;
-    return true;
-}
-
 int64_t os_file_size(int fd)
 {
     struct stat info;

@@ -43,8 +43,6 @@ int os_pread(int fd, uint64_t offset, void *to, size_t bytes);
 void os_read_text(const char *path, char *text, size_t size);
 /* Some bytes that are there already are written over; no harm if that fails. */
 void os_put(int fd, uint64_t offset, const void *from, size_t bytes);
-/* The first stretch of a file at or after *offset that has memory; false: none, or nobody knows. */
-bool os_next_data(int fd, uint64_t *offset, uint64_t *end);
 int64_t os_file_size(int fd);
 /* Of the file system that it lies on, in pages; false: it has no size of its own. */
 bool os_file_room(int fd, uint64_t *size, uint64_t *left);

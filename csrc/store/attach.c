@@ -83,11 +83,9 @@ static int allocate_used(struct store *store)
             return -EUCLEAN;
         if (store->head->node[node].counted > store->ids[node].limit)
             return -EUCLEAN;
-        error = arena_grow(&store->ids[node].words, ids_words(high));
+        error = ids_allocate(&store->ids[node]);
         if (!error)
             error = arena_grow(&store->stable[node].roots, trees);
-        if (!error)
-            error = arena_grow(&store->records[node], high);
     }
     return error;
 }

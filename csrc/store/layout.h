@@ -108,7 +108,7 @@ struct store_head {
     uint64_t lock_waits, lock_wait_ns, lock_hold_max_ns;
     uint64_t key; /* of the checksums: see checksum_make_key() */
     uint32_t holder; /* of the mutex: its process; 0: nobody */
-    bool half_changed; /* who died with the mutex left it so, and nobody has mended it yet */
+    bool half_changed; /* who had the mutex left it so, and nobody has mended it yet */
     _Atomic bool full; /* frames have taken what its file system has for them */
 };
 

@@ -54,6 +54,7 @@ static void place_arrays(struct store *store, const struct store_layout *at)
         uint64_t trees = at->trees + i * at->trees_stride;
         uint64_t records = at->records + i * at->span * sizeof(struct frame);
         store->ids[i].limit = at->span;
+        store->ids[i].records = &store->records[i];
         store->ids[i].state = &store->head->node[i].ids;
         arena_in_file(&store->ids[i].words, sizeof(uint64_t), words, base + ids, fd, ids);
         store->stable[i].state = &store->head->node[i].stable;

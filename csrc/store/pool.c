@@ -24,16 +24,15 @@ static void set_state(struct store *store, uint32_t frame, enum frame_state stat
 }
 
 /*
- * Takes ids of frames.  Every id below the high mark must have a record, so if there is no memory
- * for the new ones the mark goes back to where it was.
+ * Takes ids of frames.  Each process has to have memory to count the sharers of every frame below the
+ * high mark, so if there is none the mark goes back to where it was.
  */
 static uint32_t take_ids(struct store *store, int node, bool whole, uint64_t *n)
 {
     struct ids *ids = &store->ids[node];
     uint64_t high = ids->state->high;
     uint32_t local = whole ? ids_take_blocks(ids, EXTENT, n) : ids_take(ids, n);
-    if (local != NO_INDEX && (arena_grow(&store->records[node], local + *n) < 0 ||
-                              store_count_for_all(store, node, local + *n) < 0)) {
+    if (local != NO_INDEX && store_count_for_all(store, node, local + *n) < 0) {
         ids_give(ids, local, *n);
         ids->state->high = high;
         return NO_FRAME;
@@ -88,8 +87,7 @@ bool pool_reaches(struct store *store, uint32_t extent)
     int node = frame_node(store, extent);
     uint64_t end = (uint64_t)frame_local(store, extent) + EXTENT;
     return end <= store->ids[node].state->high ||
-           (arena_grow(&store->records[node], end) == 0 &&
-            store_count_for_all(store, node, end) == 0 && ids_reach(&store->ids[node], end));
+           (store_count_for_all(store, node, end) == 0 && ids_reach(&store->ids[node], end));
 }
 
 bool pool_take_this(struct store *store, uint32_t frame)

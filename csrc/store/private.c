@@ -47,6 +47,7 @@ static int open_records(struct store *store)
                            .stride = sizeof(struct frame),
                            .limit = span};
         error = ids_init(&store->ids[node], span, &store->head->node[node].ids);
+        store->ids[node].records = &store->records[node];
         if (!error)
             error = forest_init(&store->stable[node], frame_limit(store),
                                 &store->head->node[node].stable);

@@ -54,7 +54,10 @@ void reap_slot(struct store *store, unsigned slot)
 {
     struct slot *dead = &store->head->slots[slot];
     if (store->shared && dead->kind == SLOT_ENGINE) {
-        each_count(store, slot, take_back);
+        if (each_count(store, slot, take_back) < 0) {
+            store->head->half_changed = true; /* made anew, it needs no counts of the dead */
+            return;
+        }
         free_orphans(store, slot);
         announcements_forget_slot(store, slot);
         clear_counts(store, slot);

@@ -8,7 +8,10 @@
 
 #include "store/store.h"
 
-/* Whatever its process had; it is free then. */
+/*
+ * Whatever its process had; it is free then.  Where that cannot be read, who has the lock next makes
+ * the index anew.
+ */
 void reap_slot(struct store *store, unsigned slot);
 /* What it was filling or freeing. */
 void reap_frame(struct store *store, uint32_t frame);

@@ -2,8 +2,8 @@
 
 #include <errno.h>
 
+#include "base/pages.h"
 #include "os/arena.h"
-#include "os/files.h"
 #include "store/board.h"
 #include "store/extents.h"
 #include "store/files.h"
@@ -24,18 +24,19 @@ static void count_sharers(struct store *store, uint32_t frame, uint32_t count)
 }
 
 /*
- * Lowers the high mark to the records that have memory in the file: whoever died may have raised it
- * without memory for the records, and to touch these would be SIGBUS.
+ * Memory for all records below the high marks, which is there unless somebody has written over a mark:
+ * to touch what has none may be SIGBUS.  The file cannot be asked which ones have some.  Memory that
+ * nobody has written to yet is a hole by its word (SEEK_HOLE), and records in use may lie behind it.
  */
-static void trust_records(struct store *store, int node)
+static int need_records(struct store *store)
 {
-    struct ids_state *state = store->ids[node].state;
-    uint64_t start = store->records[node].offset, at = start, stop = start;
-    if (!os_next_data(store->lock_fd, &at, &stop) || at != start)
-        stop = start;
-    uint64_t there = (stop - start) / sizeof(struct frame);
-    there = there < store->ids[node].limit ? there : store->ids[node].limit;
-    state->high = state->high < there ? state->high : there;
+    int error = 0;
+    for (int node = 0; node < store->nodes && !error; node++) {
+        struct ids *ids = &store->ids[node];
+        ids->state->high = least(ids->state->high, ids->limit);
+        error = ids_allocate(ids);
+    }
+    return error;
 }
 
 static void begin_anew(struct store *store)
@@ -44,7 +45,6 @@ static void begin_anew(struct store *store)
     head->live_frames = head->shared_frames = head->shared_pages = head->stale_frames = 0;
     head->chains = head->dups = 0;
     for (int node = 0; node < store->nodes; node++) {
-        trust_records(store, node);
         ids_clear(&store->ids[node]);
         forest_clear(&store->stable[node]);
         for (uint64_t i = 0; i < store->ids[node].state->high; i++) {
@@ -88,6 +88,9 @@ int store_rebuild(struct store *store)
 {
     if (!store_has_files(store))
         return -EBADF; /* in another file nobody holds a lock, so everybody would look dead */
+    int error = need_records(store);
+    if (error)
+        return error;
     begin_anew(store);
     for (unsigned i = 0; i < MAX_SLOTS; i++) {
         struct slot *slot = &store->head->slots[i];
@@ -99,7 +102,9 @@ int store_rebuild(struct store *store)
         if (slot->kind != SLOT_ENGINE)
             continue;
         uint64_t before = store->head->shared_pages;
-        each_count(store, i, count_sharers);
+        error = each_count(store, i, count_sharers);
+        if (error)
+            return error; /* of those who live: frames that they map would look free */
         slot->pages = store->head->shared_pages - before;
     }
     for (int node = 0; node < store->nodes; node++)

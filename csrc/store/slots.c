@@ -86,20 +86,29 @@ void slot_sign(const struct store *store)
            &pid, sizeof pid);
 }
 
-void each_count(struct store *store, unsigned slot, visit_count *visit)
+#define COUNTS_AT_ONCE 4096 /* 16 KiB */
+
+/*
+ * All of them are read, as far as there are frames: to ask the file first where it has memory
+ * (SEEK_DATA) would pass over a page that the kernel moves just then.
+ */
+int each_count(struct store *store, unsigned slot, visit_count *visit)
 {
-    uint32_t counts[PAGE_SIZE / sizeof(uint32_t)];
-    uint64_t start = counts_offset(store, slot), end = start + counts_bytes(store);
-    uint64_t at = start, stop;
-    while (at < end && os_next_data(store->lock_fd, &at, &stop))
-        for (; at < stop && at < end; at += PAGE_SIZE) {
-            if (os_pread(store->lock_fd, at, counts, sizeof counts) < 0)
-                return;
-            uint32_t frame = (uint32_t)((at - start) / sizeof(uint32_t));
-            for (size_t i = 0; i < PAGE_SIZE / sizeof(uint32_t); i++)
+    uint32_t counts[COUNTS_AT_ONCE];
+    for (int node = 0; node < store->nodes; node++)
+        for (uint64_t at = 0, n; at < store->ids[node].state->high; at += n) {
+            uint32_t frame = first_frame(store, node) + (uint32_t)at;
+            n = least(store->ids[node].state->high - at, COUNTS_AT_ONCE);
+            int error =
+                os_pread(store->lock_fd, counts_offset(store, slot) + frame * sizeof *counts,
+                         counts, n * sizeof *counts);
+            if (error < 0)
+                return error;
+            for (uint32_t i = 0; i < n; i++)
                 if (counts[i])
-                    visit(store, frame + (uint32_t)i, counts[i]);
+                    visit(store, frame + i, counts[i]);
         }
+    return 0;
 }
 
 void clear_counts(const struct store *store, unsigned slot)

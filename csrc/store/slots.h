@@ -29,8 +29,11 @@ uint64_t counts_offset(const struct store *store, unsigned slot);
 uint64_t counts_bytes(const struct store *store);
 
 typedef void visit_count(struct store *store, uint32_t frame, uint32_t count);
-/* The counts that a slot has in the file, without touching what was never written there. */
-void each_count(struct store *store, unsigned slot, visit_count *visit);
+/*
+ * The counts that a slot has in the file, which gets no memory by that.  After an error (-errno) some
+ * of them have been visited.
+ */
+int each_count(struct store *store, unsigned slot, visit_count *visit);
 void clear_counts(const struct store *store, unsigned slot);
 
 #endif

@@ -9,6 +9,7 @@
 #include "base/pages.h"
 #include "check.h"
 #include "engine/engine.h"
+#include "holes.h"
 #include "ksmpy.h"
 #include "os/arena.h"
 #include "os/files.h"
@@ -95,7 +96,7 @@ static void give_back(uint32_t frame, uint64_t n)
 static bool has_memory(uint32_t frame)
 {
     uint64_t at = frame_offset(store, frame), end;
-    return os_next_data(store->write_fd, &at, &end) && at == frame_offset(store, frame);
+    return next_data(store->write_fd, &at, &end) && at == frame_offset(store, frame);
 }
 
 /* ---- references: a pipe gets pages, and their bytes are read later ---- */

@@ -160,10 +160,8 @@ MUTANTS = [
     Mutant(
         "sharers of the dead are taken back",
         file="csrc/store/reap.c",
-        old="""\
-        each_count(store, slot, take_back);
-""",
-        new="",
+        old="        if (each_count(store, slot, take_back) < 0) {",
+        new="        if (false) {",
         tests=("c/test_slots.c::what_the_dead_shared_is_taken_back",),
     ),
     Mutant(
@@ -212,20 +210,84 @@ MUTANTS = [
     Mutant(
         "a rebuild counts what the living share",
         file="csrc/store/rebuild.c",
-        old="""\
-        each_count(store, i, count_sharers);
-""",
-        new="",
+        old="        error = each_count(store, i, count_sharers);",
+        new="        error = 0;",
         tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
     ),
     Mutant(
-        "a rebuild believes in no record without memory",
+        "a rebuild has memory for every record it believes in",
         file="csrc/store/rebuild.c",
+        old="        error = ids_allocate(ids);",
+        new="        error = 0;",
+        tests=("c/test_slots.c::an_index_is_made_anew_as_a_whole",),
+    ),
+    Mutant(
+        "a rebuild believes in no more records than there can be",
+        file="csrc/store/rebuild.c",
+        old="least(ids->state->high, ids->limit);",
+        new="ids->state->high;",
+        tests=("c/test_slots.c::an_index_is_made_anew_as_a_whole",),
+    ),
+    Mutant(
+        "a rebuild believes in records that nobody has touched",
+        file="csrc/store/rebuild.c",
+        old="        error = ids_allocate(ids);",
+        new="""\
+        extern long lseek(int fd, long offset, int whence);
+        uint64_t start = store->records[node].offset;
+        uint64_t there = (uint64_t)lseek(store->lock_fd, (long)start, 4) - start; /* SEEK_HOLE */
+        ids->state->high = least(ids->state->high, there / sizeof(struct frame));""",
+        tests=("c/test_slots.c::frames_behind_records_that_nobody_has_touched_stay",),
+    ),
+    Mutant(
+        "a rebuild without memory is none",
+        file="csrc/store/rebuild.c",
+        old="    int error = need_records(store);\n    if (error)\n",
+        new="    int error = need_records(store);\n    if (false)\n",
+        tests=("c/test_slots.c::an_index_is_made_anew_as_a_whole",),
+    ),
+    Mutant(
+        "a rebuild that misses counts of the living is none",
+        file="csrc/store/rebuild.c",
+        old="            return error; /* of those",
+        new="            continue; /* of those",
+        tests=("c/test_slots.c::an_index_is_made_anew_as_a_whole",),
+    ),
+    Mutant(
+        "sharers of the dead that cannot be read are not forgotten",
+        file="csrc/store/reap.c",
+        old="        if (each_count(store, slot, take_back) < 0) {",
+        new="        each_count(store, slot, take_back);\n        if (false) {",
+        tests=("c/test_slots.c::an_index_is_made_anew_as_a_whole",),
+    ),
+    Mutant(
+        "counts are found while the kernel moves them",
+        file="csrc/store/slots.c",
         old="""\
-    state->high = state->high < there ? state->high : there;
-""",
-        new="",
-        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+            if (error < 0)
+                return error;
+            for (uint32_t i""",
+        new="""\
+            if (lseek(store->lock_fd, (off_t)counts_offset(store, slot), SEEK_DATA) < 0)
+                return error;
+            for (uint32_t i""",
+        tests=("c/test_slots.c::counts_are_found_while_the_kernel_moves_them",),
+    ),
+    Mutant(
+        "ids are known once there are records for them",
+        file="csrc/os/arena.c",
+        old="""\
+        if (allocate(ids, high) < 0)
+            return false;
+        ids->state->high = high;""",
+        new="""\
+        uint64_t before = ids->state->high;
+        ids->state->high = high;
+        if (allocate(ids, high) < 0) {
+            ids->state->high = before;
+            return false;
+        }""",
+        tests=("c/test_slots.c::ids_are_known_once_there_are_records_for_them",),
     ),
     Mutant(
         "a rebuild looks at the bytes",
