@@ -16,6 +16,9 @@
 #define HUGE_PAGES                                                                                 \
     ((uint64_t)512) /* pages of a transparent huge page, which is aligned to its size */
 
+/* Of a function whose caller may not go on as if it had done what it is for. */
+#define KSMPY_MAY_REFUSE __attribute__((warn_unused_result))
+
 static inline uint64_t least(uint64_t a, uint64_t b)
 {
     return a < b ? a : b;

@@ -2,6 +2,7 @@
 #ifndef KSMPY_ENGINE_LOCKS_H
 #define KSMPY_ENGINE_LOCKS_H
 
+#include "base/pages.h"
 #include "engine/engine.h"
 
 void engine_lock(ksmpy_engine *engine); /* ahead of a pass under way */
@@ -22,7 +23,7 @@ void engine_count_mappings(ksmpy_engine *engine);
  * With the store's lock too, after a wait that nobody has to take part in.  -EPERM in a child that
  * inherited the engine; -ETIMEDOUT: another process keeps the store locked.
  */
-int engine_lock_with_store(ksmpy_engine *engine);
+KSMPY_MAY_REFUSE int engine_lock_with_store(ksmpy_engine *engine);
 void engine_unlock_with_store(ksmpy_engine *engine);
 void pass_lock(ksmpy_engine *engine); /* a pass under way ends at its next slice */
 void pass_unlock(ksmpy_engine *engine);

@@ -13,6 +13,8 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "base/pages.h"
+
 /*
  * What open() and the like have answered: -errno, or a descriptor above the standard files.  Where a
  * program runs with those closed, whatever it or a library prints goes to the file that has their
@@ -53,6 +55,6 @@ int os_know_file(int fd, uint64_t *inode, uint64_t *dev);
 /* Is it still that file of ours, or has the program closed it, and perhaps opened another? */
 bool os_is_file(int fd, uint64_t inode);
 /* Locks one byte for the open file description, as long as that is open; -EAGAIN: it is taken. */
-int os_try_lock(int fd, uint64_t number, bool exclusive);
+KSMPY_MAY_REFUSE int os_try_lock(int fd, uint64_t number, bool exclusive);
 
 #endif

@@ -8,7 +8,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-int os_lease_take(int lease_fd, uint64_t number, void **lease); /* -EAGAIN: it is held */
+#include "base/pages.h"
+
+KSMPY_MAY_REFUSE int os_lease_take(int lease_fd, uint64_t number, void **lease);
 void os_lease_drop(void *lease);
 bool os_lease_held(int lease_fd, uint64_t number);
 

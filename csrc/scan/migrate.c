@@ -14,23 +14,26 @@
 
 /*
  * The kernel tells the node only of pages that are in our page tables, so the frames are read.
- * Only live ones are: a read of a hole in the file would give it memory.
+ * Only live ones are: a read of a hole in the file would give it memory.  false: the lock is not to be
+ * had.
  */
-KSMPY_READS_LIVE_MEMORY static void look_at(struct store *store, uint32_t first, uint64_t n)
+KSMPY_READS_LIVE_MEMORY static bool look_at(struct store *store, uint32_t first, uint64_t n)
 {
-    store_lock(store);
+    if (!store_lock(store))
+        return false;
     for (uint32_t frame = first; frame < first + n; frame++)
         if (frame_is_live(store, frame))
             (void)*(const volatile uint8_t *)frame_bytes(store, frame);
     store_unlock(store);
+    return true;
 }
 
 static void follow_chunk(struct pages *pages, uint32_t first, uint64_t n)
 {
     struct store *store = &pages->store;
     int found[CHUNK];
-    look_at(store, first, n);
-    if (os_nodes((uintptr_t)store->memory + bytes_of(first), n, found) < 0)
+    if (!look_at(store, first, n) ||
+        os_nodes((uintptr_t)store->memory + bytes_of(first), n, found) < 0)
         return;
     for (uint64_t i = 0; i < n; i++) {
         uint32_t frame = first + (uint32_t)i;

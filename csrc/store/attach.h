@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/pages.h"
 #include "store/store.h"
 
 /*
@@ -28,7 +29,7 @@ void store_detach(struct store *store);
 void store_destroy(struct store *store);
 
 /* A description of its own, which holds the lock until it is closed; or -EAGAIN, or -errno. */
-int attach_lock(int fd, bool exclusive);
+KSMPY_MAY_REFUSE int attach_lock(int fd, bool exclusive);
 /* The process that has the lock of the store in this file, or 0. */
 uint32_t store_holder(int fd);
 /* With the attach lock: from now on nobody can attach. */

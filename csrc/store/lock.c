@@ -1,6 +1,8 @@
 #include "store/lock.h"
 
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
 
 #include "os/clock.h"
 #include "store/debts.h"
@@ -80,9 +82,24 @@ int store_lock_soundly(struct store *store)
     return locked(store, error) ? 0 : store->broken;
 }
 
+/*
+ * Who gives the lock back without having it must not get below 0: every later lock would be taken for
+ * a nested one, and nobody would be kept out by it any more.
+ */
+static bool has_lock(const struct store *store)
+{
+#ifdef KSMPY_DEBUG
+    if (!store->depth) {
+        fputs("ksmpy: a store's lock is given back that was not taken\n", stderr);
+        abort();
+    }
+#endif
+    return store->depth;
+}
+
 void store_unlock(struct store *store)
 {
-    if (!store->shared || --store->depth)
+    if (!store->shared || !has_lock(store) || --store->depth)
         return;
     if (store->locked_at) {
         uint64_t held = os_now_ns() - store->locked_at;

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stdbool.h>
 
+#include "base/pages.h"
 #include "store/debts.h"
 #include "store/store.h"
 
@@ -18,7 +19,7 @@
  * stopped for ever: false after LOCK_TRY_MS, and from then on at once, until it is to be had again.
  * Never waited for longer with another lock in hand.
  */
-bool store_lock(struct store *store);
+KSMPY_MAY_REFUSE bool store_lock(struct store *store);
 /*
  * After that: -EAGAIN.  Or it is broken for good: -EUCLEAN, the lock is none any more; -EBADF, the
  * program has closed the files of a store that is to be mended; another error, it cannot be read.
@@ -27,8 +28,9 @@ static inline int store_why_not(const struct store *store)
 {
     return store->broken ? store->broken : -EAGAIN;
 }
-void store_unlock(struct store *store);
-int store_lock_soundly(struct store *store); /* -EAGAIN; -EUCLEAN: it is no lock */
+void store_unlock(struct store *store); /* only after that */
+/* -EAGAIN; -EUCLEAN: it is no lock */
+KSMPY_MAY_REFUSE int store_lock_soundly(struct store *store);
 /* At once if the lock is to be had, and else owed. */
 void store_settle(struct store *store, struct debt debt);
 

@@ -6,6 +6,7 @@
 
 #include <stdint.h>
 
+#include "base/pages.h"
 #include "store/layout.h"
 
 /*
@@ -13,7 +14,7 @@
  * it, the index is known to be half changed from now on.  -EAGAIN: another has it; -EUCLEAN: it is
  * none, somebody wrote over it.
  */
-int mutex_take(struct store_head *head, uint64_t limit_ns, uint64_t *waited);
+KSMPY_MAY_REFUSE int mutex_take(struct store_head *head, uint64_t limit_ns, uint64_t *waited);
 void mutex_give(struct store_head *head);
 
 #endif

@@ -8,11 +8,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/pages.h"
 #include "store/layout.h"
 #include "store/store.h"
 
 /* -EUSERS: all are taken; -EBADF: the program has closed the files; or as a lease. */
-int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot, void **lease);
+KSMPY_MAY_REFUSE int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot,
+                                void **lease);
 bool slot_is_held(const struct store *store, unsigned slot);
 bool slots_are_held(const struct store *store); /* any */
 /* From now on this process's slot is held until its children are gone too. */

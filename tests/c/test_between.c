@@ -22,6 +22,7 @@
 #include "os/files.h"
 #include "os/map.h"
 #include "pages.h"
+#include "scan/migrate.h"
 #include "store/attach.h"
 #include "store/board.h"
 #include "store/frames.h"
@@ -125,9 +126,11 @@ struct member {
 static struct member one, two, three;
 static int store;
 
+static const int *node_ids; /* of the machine's nodes; NULL: tests say where pages lie */
+
 static bool attach(struct member *member, int nodes)
 {
-    struct ksmpy_options options = {.nodes = nodes, .store_fd = store};
+    struct ksmpy_options options = {.nodes = nodes, .node_ids = node_ids, .store_fd = store};
     return ksmpy_engine_new(&options, &member->engine) == 0;
 }
 
@@ -456,6 +459,48 @@ static void a_pass_waits_for_what_others_have_said(void)
     hears_of_frames(true);
 }
 
+static atomic_bool may_let_go;
+
+static void *keep_lock_for_long(void *unused)
+{
+    CHECK(store_lock_soundly(&two.engine->pages.store) == 0);
+    atomic_store(&has_lock, true);
+    while (!atomic_load(&may_let_go))
+        sched_yield();
+    store_unlock(&two.engine->pages.store);
+    return unused;
+}
+
+/* Whoever goes on without it has not got it, then or later. */
+static void a_lock_that_was_not_had_is_not_given_back(void)
+{
+    static const int nodes[] = {0, 1};
+    node_ids = nodes;
+    REQUIRE(open_store() && attach(&one, 2) && attach(&two, 2));
+    node_ids = NULL;
+    CHECK(ksmpy_knob_set(one.engine, KSMPY_KNOB_MERGE_ACROSS_NODES, 0) == 0);
+    struct member twin = {.engine = one.engine};
+    REQUIRE(bring(&one, 1) && bring(&twin, 1));
+    scan(one.engine, KSMPY_SCAN_EAGER);
+    scan(one.engine, KSMPY_SCAN_EAGER);
+    struct store *ours = &one.engine->pages.store;
+    CHECK(ours->head->live_frames == pages_each);
+    atomic_store(&has_lock, false);
+    atomic_store(&may_let_go, false);
+    REQUIRE(pthread_create(&busy, NULL, keep_lock_for_long, NULL) == 0);
+    while (!atomic_load(&has_lock))
+        sched_yield();
+    frames_follow_nodes(&one.engine->pages);
+    CHECK(ours->depth == 0 && !store_lock(ours));
+    atomic_store(&may_let_go, true);
+    CHECK(pthread_join(busy, NULL) == 0 && store_lock(ours) && ours->depth == 1);
+    store_unlock(ours);
+    forget(&twin);
+    leave(&one);
+    CHECK(ksmpy_engine_close(two.engine) == 0);
+    close(store);
+}
+
 /* ---- between finding a dead one and reaping it ---- */
 
 static unsigned lost_slot;
@@ -563,6 +608,7 @@ int main(void)
     merging(MANY);
     merging(FEW);
     RUN(a_block_of_equal_frames_stays_a_row);
+    RUN(a_lock_that_was_not_had_is_not_given_back);
     RUN(nobody_is_reaped_alive);
     RUN(who_lost_its_files_reaps_nobody);
     RUN(one_at_a_time_lays_out_a_store);

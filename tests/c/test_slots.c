@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -722,6 +723,25 @@ static void a_lock_is_waited_for_once(void)
     close_all();
 }
 
+/* To give back what nobody has taken is a mistake that checked builds end at, and others survive. */
+static void a_lock_is_given_back_once(void)
+{
+    int status;
+    REQUIRE(open_pair());
+    CHECK(store_lock(&one));
+    store_unlock(&one);
+    pid_t pid = fork();
+    REQUIRE(pid >= 0);
+    if (pid == 0) {
+        store_unlock(&one);
+        _exit(one.depth != 0);
+    }
+    CHECK(waitpid(pid, &status, 0) == pid);
+    CHECK(WIFEXITED(status) ? WEXITSTATUS(status) == 0 : WTERMSIG(status) == SIGABRT);
+    store_detach(&one);
+    close_all();
+}
+
 /* What takes the kernel long is done without the lock, and what was announced stays so. */
 static void nobody_waits_while_memory_is_asked_for(void)
 {
@@ -997,6 +1017,7 @@ int main(void)
     RUN(counts_are_found_while_the_kernel_moves_them);
     RUN(extents_outlast_those_who_made_them);
     RUN(a_lock_is_waited_for_once);
+    RUN(a_lock_is_given_back_once);
     RUN(nobody_waits_while_memory_is_asked_for);
     RUN(a_child_holds_what_was_there_when_it_came);
     RUN(a_fork_leaves_a_lease_behind);

@@ -6,6 +6,13 @@ from ..mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "a lock that was not had is not given back",
+        file="csrc/scan/migrate.c",
+        old="    if (!store_lock(store))\n        return false;",
+        new="    bool locked = store_lock(store);\n    (void)locked;",
+        tests=("c/test_between.c::a_lock_that_was_not_had_is_not_given_back",),
+    ),
+    Mutant(
         "what is at rest but for a write is visited",
         file="csrc/scan/scan.c",
         old="return any_changed(window, i, end) ? 0 : end - i;",
