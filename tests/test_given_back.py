@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import resource
 import threading
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from conftest import Mode
 from support import memory, oracle
+from support.build import shared_library
 from support.oracle import PAGE
 
 pytestmark = pytest.mark.timeout(60)
@@ -100,6 +103,55 @@ def test_scattered_overlays_are_given_back(engine: Any) -> None:
     _give_back(one, 0, 64)
     assert not one.any()
     assert engine.stats().pages_sharing == 0
+
+
+def _stale(array: memory.Bytes, threads: int) -> int:
+    """How many pages did not read as zeros right after so many threads gave them back."""
+    library = ctypes.CDLL(str(shared_library("given_back")))
+    library.give_back_at_once.restype = ctypes.c_long
+    library.give_back_at_once.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_long]
+    each = len(array) // PAGE // threads
+    stale: int = library.give_back_at_once(memory.address_of(array), threads, each)
+    return stale
+
+
+@pytest.mark.parametrize("threads", [4, 100])
+def test_many_give_back_at_once(engine: Any, threads: int) -> None:
+    """However many threads do so at the same time; a few may be late (see below)."""
+    one, two = _merged(engine, 2000)
+    wanted = two.copy()
+    assert _stale(one, threads) <= 2000 / 20
+    assert not one.any() and (two == wanted).all()
+    engine._core.check()
+
+
+@pytest.mark.parametrize("apart", [1, 8])
+def test_given_back_without_a_free_descriptor(engine: Any, apart: int) -> None:
+    """The threads are looked at all the same, and one call may reach several overlays."""
+    one, two = _merged(engine, 512)
+    wanted = two.copy()
+    for page in range(0, 512, 8):
+        one[page * PAGE] ^= 1  # what is written to parts the overlays
+    engine.scan(2, eager=True)
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, 512), hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        stale = 0
+        for page in range(0, 512, 2 * apart):
+            at = slice(page * PAGE, (page + 2 * apart) * PAGE)
+            _give_back(one, page, 2 * apart)
+            stale += bool(one[at].any())
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    assert stale <= 512 / 2 / apart / 20
+    assert not one.any() and (two == wanted).all()
+    engine._core.check()
 
 
 def test_freeing_lazily_is_still_possible(engine: Any) -> None:

@@ -65,6 +65,11 @@ int removals_open(struct freezer *fz)
     removals->tasks_fd = os_tasks_open();
     if (removals->tasks_fd < 0)
         return removals->tasks_fd;
+    int error = arena_init(&removals->seen, sizeof(struct os_removal), REMOVAL_THREADS);
+    if (!error)
+        error = arena_init(&removals->prepared, sizeof(struct os_removal), REMOVAL_THREADS);
+    if (error)
+        return error;
     removals->stop_fd = os_keep_off_standard(eventfd(0, EFD_CLOEXEC));
     return removals->stop_fd < 0 ? removals->stop_fd : 0;
 }
@@ -296,9 +301,11 @@ static void let_go_on(struct freezer *fz, uintptr_t start, uintptr_t end)
 {
     struct removals *removals = &fz->removals;
     struct os_removal call = {0};
-    for (int i = 0; i < removals->prepared_n; i++)
-        if (removals->prepared[i].start <= start && end <= removals->prepared[i].end)
-            call = removals->prepared[i];
+    for (int i = 0; i < removals->prepared_n; i++) {
+        const struct os_removal *prepared = arena_at(&removals->prepared, i);
+        if (prepared->start <= start && end <= prepared->end)
+            call = *prepared;
+    }
     expect_leaver(removals, (struct leaver){.start = start, .end = end, .call = call});
     if (!call.thread)
         replace_overlays(fz, start, end, true);
@@ -327,13 +334,32 @@ static void read_one(struct freezer *fz, int fd)
         let_go_on(fz, start, end);
 }
 
-static bool was_prepared(const struct os_removal *before, int n, const struct os_removal *call)
+static bool was_prepared(const struct removals *removals, const struct os_removal *call)
 {
-    for (int i = 0; i < n; i++)
-        if (before[i].thread == call->thread && before[i].start == call->start &&
-            before[i].end == call->end)
+    for (int i = 0; i < removals->prepared_n; i++) {
+        const struct os_removal *before = arena_at(&removals->prepared, i);
+        if (before->thread == call->thread && before->start == call->start &&
+            before->end == call->end)
             return true;
+    }
     return false;
+}
+
+/* The calls in which threads are seen, into seen: how many, or -errno. */
+static int look_at_threads(struct removals *removals, bool *running)
+{
+    for (;;) {
+        struct arena *seen = &removals->seen;
+        int n = os_removals(removals->tasks_fd, arena_at(seen, 0), (int)seen->committed, running);
+        if (n < 0 || (uint64_t)n <= seen->committed)
+            return n;
+        if (seen->committed == seen->limit)
+            return -E2BIG;
+        int error = arena_grow(seen, least(2 * (uint64_t)n, seen->limit));
+        error = error ? error : arena_grow(&removals->prepared, seen->committed);
+        if (error)
+            return error;
+    }
 }
 
 /*
@@ -343,14 +369,20 @@ static bool was_prepared(const struct os_removal *before, int n, const struct os
 static bool prepare(struct freezer *fz, bool *running)
 {
     struct removals *removals = &fz->removals;
-    struct os_removal calls[REMOVAL_THREADS];
-    int n = os_removals(removals->tasks_fd, calls, REMOVAL_THREADS, running);
+    int n = look_at_threads(removals, running);
+    if (n < 0) {
+        *running = true; /* the next look may tell more */
+        return false;
+    }
     bool seen = false;
     for (int i = 0; i < n; i++) {
-        seen |= replace_overlays(fz, calls[i].start, calls[i].end, false) > 0;
-        seen |= was_prepared(removals->prepared, removals->prepared_n, &calls[i]);
+        const struct os_removal *call = arena_at(&removals->seen, i);
+        seen |= replace_overlays(fz, call->start, call->end, false) > 0;
+        seen |= was_prepared(removals, call);
     }
-    memcpy(removals->prepared, calls, (size_t)n * sizeof calls[0]);
+    struct arena before = removals->prepared;
+    removals->prepared = removals->seen;
+    removals->seen = before;
     removals->prepared_n = n;
     return seen || (n && !*running);
 }

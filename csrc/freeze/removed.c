@@ -15,5 +15,7 @@ void removals_forget(struct removals *removals)
 void removals_close(struct removals *removals)
 {
     os_maps_close(&removals->maps);
+    arena_destroy(&removals->seen);
+    arena_destroy(&removals->prepared);
     pthread_mutex_destroy(&removals->quiet);
 }

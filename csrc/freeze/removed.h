@@ -10,12 +10,13 @@
 #include <stdint.h>
 
 #include "freeze/helper.h"
+#include "os/arena.h"
 #include "os/given_back.h"
 #include "os/maps.h"
 
 #define REMOVAL_NOTES 256
 #define REMOVAL_LEAVERS 64
-#define REMOVAL_THREADS 32 /* threads in madvise() that are seen at one look, at most */
+#define REMOVAL_THREADS (1 << 16) /* threads in madvise() that are seen at one look, at most */
 
 /* Overlays that are anonymous memory now. */
 struct removed {
@@ -46,7 +47,8 @@ struct removals {
     bool overflown; /* there was no room for a note */
     struct leaver leavers[REMOVAL_LEAVERS];
     int leavers_n;
-    struct os_removal prepared[REMOVAL_THREADS]; /* calls whose overlays have been replaced */
+    struct arena seen,
+        prepared; /* calls of one look; and those whose overlays have been replaced */
     int prepared_n;
 };
 

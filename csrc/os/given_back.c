@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/pages.h"
+#include "os/apart.h"
 #include "os/entries.h"
 #include "os/tasks.h"
 
@@ -33,6 +34,7 @@ struct removers {
     long looker;
     struct os_removal *found;
     int n, max;
+    int crowded; /* why some could not be looked at, for want of a descriptor; or 0 */
     bool running;
 };
 
@@ -40,23 +42,36 @@ static bool add_remover(const char *name, void *data)
 {
     struct removers *removers = data;
     char text[256];
-    long thread = strtol(name, NULL, 10);
-    if (thread == removers->looker ||
-        os_task_tell(removers->tasks_fd, name, "syscall", text, sizeof text) <= 0)
+    struct os_removal removal = {.thread = strtol(name, NULL, 10)};
+    if (removal.thread == removers->looker || removal.thread == syscall(SYS_gettid))
         return false;
+    int got = os_task_tell(removers->tasks_fd, name, "syscall", text, sizeof text);
+    if (got <= 0) {
+        removers->crowded = os_is_crowded(got) ? got : removers->crowded;
+        return removers->crowded;
+    }
     removers->running |= strncmp(text, "running", 7) == 0;
-    if (is_removal(text, &removers->found[removers->n]))
-        removers->found[removers->n++].thread = thread;
-    return removers->n == removers->max;
+    if (is_removal(text, &removal) && removers->n++ < removers->max)
+        removers->found[removers->n - 1] = removal;
+    return false;
+}
+
+static void find_removers(void *data)
+{
+    struct removers *removers = data;
+    removers->n = removers->crowded = 0;
+    os_each_entry(removers->tasks_fd, add_remover, removers);
 }
 
 int os_removals(int tasks_fd, struct os_removal *removals, int max, bool *running)
 {
     struct removers removers = {
         .tasks_fd = tasks_fd, .looker = syscall(SYS_gettid), .found = removals, .max = max};
-    os_each_entry(tasks_fd, add_remover, &removers);
+    find_removers(&removers);
+    if (removers.crowded)
+        os_apart(find_removers, &removers);
     *running = removers.running;
-    return removers.n;
+    return removers.crowded ? removers.crowded : removers.n;
 }
 
 bool os_may_remove(int tasks_fd, const struct os_removal *removal)

@@ -13,8 +13,8 @@ struct os_removal {
     long thread; /* 0: nobody knows which */
 };
 /*
- * Those that wait there, for the kernel or for us: up to max of them; returns how many.  Others
- * that are running may be there as well.
+ * Those that wait there, for the kernel or for us.  Returns how many there are, of which the first
+ * max are told; or -errno: nobody can tell.  Others that are running may be there as well.
  */
 int os_removals(int tasks_fd, struct os_removal *removals, int max, bool *running);
 /* May that thread still be in it? One that runs does not say where. */

@@ -168,12 +168,28 @@ bool os_task_lives(uint32_t thread)
     return syscall(SYS_tgkill, getpid(), thread, 0) == 0 || errno != ESRCH;
 }
 
+struct lock_question {
+    int tasks_fd;
+    long thread; /* any of this process */
+    int got;
+    bool locked;
+};
+
+static void ask_for_locked(void *data)
+{
+    struct lock_question *question = data;
+    char text[4096], name[24];
+    snprintf(name, sizeof name, "%ld", question->thread);
+    question->got = os_task_tell(question->tasks_fd, name, "status", text, sizeof text);
+    const char *line = question->got > 0 ? strstr(text, "VmLck:") : NULL;
+    question->locked = !line || strtoul(line + 6, NULL, 10) != 0;
+}
+
 bool os_has_locked_memory(int tasks_fd)
 {
-    char text[4096], name[24];
-    snprintf(name, sizeof name, "%ld", (long)syscall(SYS_gettid));
-    const char *line = os_task_tell(tasks_fd, name, "status", text, sizeof text) > 0
-                           ? strstr(text, "VmLck:")
-                           : NULL;
-    return !line || strtoul(line + 6, NULL, 10) != 0;
+    struct lock_question question = {.tasks_fd = tasks_fd, .thread = syscall(SYS_gettid)};
+    ask_for_locked(&question);
+    if (os_is_crowded(question.got))
+        os_apart(ask_for_locked, &question);
+    return question.locked;
 }

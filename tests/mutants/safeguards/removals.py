@@ -26,4 +26,18 @@ MUTANTS = [
         new="    if (!region->lost)",
         tests=("test_given_back.py::test_what_is_given_back_is_zero_at_once",),
     ),
+    Mutant(
+        "all threads that give back are seen",
+        file="csrc/freeze/removals.c",
+        old="        if (n < 0 || (uint64_t)n <= seen->committed)",
+        new="        if (n < 0 || (n = (int)least((uint64_t)n, 32), seen->committed >= 32))",
+        tests=("test_given_back.py::test_many_give_back_at_once",),
+    ),
+    Mutant(
+        "who gives back is seen without a free descriptor",
+        file="csrc/os/given_back.c",
+        old="    if (removers.crowded)\n",
+        new="    if (false)\n",
+        tests=("test_given_back.py::test_given_back_without_a_free_descriptor",),
+    ),
 ]
