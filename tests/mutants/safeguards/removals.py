@@ -8,7 +8,7 @@ MUTANTS = [
     Mutant(
         "overlays are replaced before the message is read",
         file="csrc/freeze/removals.c",
-        old="seen |= replace_overlays(fz, calls[i].start, calls[i].end, false) > 0;",
+        old="seen |= replace_overlays(fz, call->start, call->end, false) > 0;",
         new="seen = true;",
         tests=("test_given_back.py::test_what_is_given_back_is_zero_at_once",),
     ),
