@@ -5,6 +5,7 @@
 #include "merge/merger.h"
 #include "os/clock.h"
 #include "os/memory.h"
+#include "store/extents.h"
 #include "store/frames.h"
 
 #define RESERVE 2048  /* pages that are left to the program: 8 MiB */
@@ -15,7 +16,7 @@
 static uint64_t left_of_memory(struct merger *merger)
 {
     uint64_t left = os_memory_left(&merger->allowance.memory, NULL, 0);
-    if (left >= SCARCE || !merger->pages->store.head->spare_frames)
+    if (left >= SCARCE || !store_spare_frames(&merger->pages->store))
         return left;
     store_flush_all(&merger->pages->store);
     return os_memory_left(&merger->allowance.memory, NULL, 0);
@@ -23,7 +24,7 @@ static uint64_t left_of_memory(struct merger *merger)
 
 void memory_is_not_spared(struct merger *merger)
 {
-    if (merger->pages->store.head->spare_frames)
+    if (store_spare_frames(&merger->pages->store))
         left_of_memory(merger);
 }
 

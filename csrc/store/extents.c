@@ -106,6 +106,11 @@ static uint64_t frames_in_use(const struct store *store)
     return frames - store->head->spare_frames;
 }
 
+uint64_t store_spare_frames(const struct store *store)
+{
+    return store->memory ? store->head->spare_frames : 0;
+}
+
 bool too_many_spare(const struct store *store)
 {
     return store->head->spare_frames > frames_in_use(store) / SPARE_SHARE;

@@ -74,6 +74,8 @@ void frame_is_spare_no_more(struct store *store, uint32_t frame);
 void extent_becomes_huge(struct store *store, uint32_t extent);
 void extent_is_torn(struct store *store, uint32_t extent);
 void extent_becomes_plain(struct store *store, uint32_t extent);
+/* Also without the lock; none where the store is the parent's, whose memory this process has no part in. */
+uint64_t store_spare_frames(const struct store *store);
 /* More frames are spare than may be. */
 bool too_many_spare(const struct store *store);
 

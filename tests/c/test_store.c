@@ -17,10 +17,19 @@
 #include "os/clock.h"
 #include "os/files.h"
 #include "os/map.h"
+#include "os/memory.h"
 #include "pages.h"
 #include "store/layout.h"
 
 enum { PAGES = 200, ROUNDS = 60, DEATHS = 40 };
+
+static bool memory_is_scarce;
+uint64_t __real_os_memory_left(struct os_memory *memory, char *which, size_t size);
+uint64_t __wrap_os_memory_left(struct os_memory *memory, char *which, size_t size)
+{
+    uint64_t left = __real_os_memory_left(memory, which, size);
+    return memory_is_scarce ? least(left, 50000) : left; /* pages: enough for all that tests take */
+}
 
 struct neighbour {
     ksmpy_engine *engine;
@@ -175,6 +184,61 @@ static void a_child_goes_on_with_its_engine(void)
     close(store);
 }
 
+/* In a child that goes on with its parent's engine nothing of the store is mapped but overlays. */
+static bool asks_and_gives_back(struct neighbour *me)
+{
+    struct ksmpy_stats stats;
+    struct ksmpy_region_stats region;
+    struct ksmpy_share share;
+    uint8_t nodes[PAGES] = {0};
+    uint64_t value;
+    bool right = ksmpy_stats(me->engine, &stats) == -EPERM &&
+                 ksmpy_region_stats(me->engine, me->region, &region) == -EPERM &&
+                 ksmpy_shares(me->engine, &share, 1) == -EPERM &&
+                 ksmpy_check(me->engine, NULL, 0) == -EPERM &&
+                 ksmpy_refresh(me->engine) == -EPERM && ksmpy_unmerge(me->engine) == -EPERM &&
+                 ksmpy_unmerge_region(me->engine, me->region) == -EPERM &&
+                 ksmpy_find_lost(me->engine, &me->region, 1) == -EPERM &&
+                 ksmpy_knob_set(me->engine, KSMPY_KNOB_USE_ZERO_PAGES, 0) == -EPERM;
+    right = right && ksmpy_store_full(me->engine) == 0 &&
+            ksmpy_knob_get(me->engine, KSMPY_KNOB_MAX_PAGE_SHARING, &value) == 0 &&
+            ksmpy_set_vma_flags(me->engine, me->region, 0) == 0 &&
+            ksmpy_set_nodes(me->engine, me->region, nodes, PAGES) == 0;
+    right = right && ksmpy_release(me->engine, me->region, 0) == 0 && filled(me->memory, PAGES, 1);
+    return right && ksmpy_engine_close(me->engine) == 0;
+}
+
+static void a_child_gives_back_what_it_inherited(void)
+{
+    int stores[] = {0, os_memfd("ksmpy-store", 0)};
+    for (int i = 0; i < 2; i++) {
+        struct neighbour one, twin;
+        int status;
+        REQUIRE(stores[i] >= 0 && arrive(&one, stores[i]));
+        twin = one;
+        twin.memory = os_alloc(bytes_of(PAGES));
+        fill(twin.memory, PAGES, 1);
+        REQUIRE(ksmpy_register(one.engine, (uintptr_t)twin.memory, bytes_of(PAGES), 0,
+                               &twin.region) == 0);
+        scan(one.engine, KSMPY_SCAN_EAGER);
+        scan(one.engine, KSMPY_SCAN_EAGER);
+        CHECK(one.engine->pages.pages_in[PAGE_SHARED] == 2 * PAGES);
+        one.engine->pages.store.head->spare_frames++; /* as if there were some to give back */
+        memory_is_scarce = true;
+        pid_t pid = fork();
+        REQUIRE(pid >= 0);
+        if (pid == 0)
+            _exit(!asks_and_gives_back(&one));
+        CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+        memory_is_scarce = false;
+        one.engine->pages.store.head->spare_frames--;
+        CHECK(ksmpy_release(one.engine, twin.region, 0) == 0);
+        os_unmap(twin.memory, bytes_of(PAGES));
+        leave(&one);
+    }
+    close(stores[1]);
+}
+
 /* Whatever a head says of its arrays, a newcomer is refused before it follows that. */
 static void a_head_that_says_too_much_is_refused(void)
 {
@@ -237,6 +301,7 @@ int main(void)
     RUN(neighbours_do_not_disturb_each_other);
     RUN(the_dead_are_reaped);
     RUN(a_child_goes_on_with_its_engine);
+    RUN(a_child_gives_back_what_it_inherited);
     RUN(a_head_that_says_too_much_is_refused);
     return finish();
 }

@@ -6,6 +6,13 @@ from ..mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "a child does not ask for what its parent keeps spare",
+        file="csrc/store/extents.c",
+        old="    return store->memory ? store->head->spare_frames : 0;",
+        new="    return store->head->spare_frames;",
+        tests=("c/test_store.c::a_child_gives_back_what_it_inherited",),
+    ),
+    Mutant(
         "a fork waits for an engine's structures",
         file="csrc/engine/fork.c",
         old="""\
