@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -154,9 +155,26 @@ static int64_t freeze_some(struct freezer *fz, uintptr_t address, uint64_t n, co
     }
 }
 
+/*
+ * A handler of the program's that wrote to a frozen page would wait for the thaw, in the very thread
+ * that is to thaw.  So none is called there in between, except for a fault of this thread's own.
+ */
+static void call_no_handlers(sigset_t *before)
+{
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS};
+    sigset_t others;
+    sigfillset(&others);
+    for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++)
+        sigdelset(&others, faults[i]);
+    pthread_sigmask(SIG_BLOCK, &others, before);
+}
+
 static void hold(struct freezer *fz)
 {
+    sigset_t before;
+    call_no_handlers(&before);
     pthread_mutex_lock(&fz->lock);
+    fz->signals = before;
     freezes_begin();
     removals_hold(fz);
     fz->to_zeros = fz->in_place = false;
@@ -164,9 +182,11 @@ static void hold(struct freezer *fz)
 
 static void let_go(struct freezer *fz)
 {
+    sigset_t before = fz->signals;
     removals_let_go(fz);
     freezes_end();
     pthread_mutex_unlock(&fz->lock);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 static bool meets(uintptr_t address, uint64_t n, uintptr_t start, uintptr_t end)

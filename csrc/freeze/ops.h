@@ -6,6 +6,7 @@
 #define KSMPY_FREEZE_OPS_H
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -29,6 +30,7 @@ struct freezer {
     const struct freezer_ops *ops;
     bool tracked;  /* regions are registered for asynchronous write protection */
     pthread_mutex_t lock;
+    sigset_t signals; /* that its holder blocked before it took it */
 
     _Atomic uint32_t thaws; /* counts up: what waited before was woken, and needs no answer */
     uintptr_t start, end;  /* what is frozen, or was to be; guarded by the lock */

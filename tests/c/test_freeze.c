@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -148,6 +149,38 @@ static void frozen_pages_come_back(void)
     freeze_restore(&fz, 0, N);
     thaw(&fz);
     CHECK(intact(range));
+    give_back(&fz, range);
+}
+
+static volatile bool is_frozen;
+static volatile sig_atomic_t called, called_while_frozen;
+
+static void handle(int number)
+{
+    (void)number;
+    called++;
+    called_while_frozen += is_frozen;
+}
+
+static void no_handler_is_called_while_something_is_frozen(void)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    struct sigaction action = {.sa_handler = handle}, before;
+    uintptr_t range = new_range();
+    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
+    sigaction(SIGUSR1, &action, &before);
+    called = called_while_frozen = 0;
+    REQUIRE(freeze_all(&fz, range, &view));
+    is_frozen = true;
+    raise(SIGUSR1);
+    freeze_restore(&fz, 0, N);
+    is_frozen = false;
+    thaw(&fz);
+    CHECK(called == 1 && !called_while_frozen);
+    raise(SIGUSR1);
+    CHECK(called == 2);
+    sigaction(SIGUSR1, &before, NULL);
     give_back(&fz, range);
 }
 
@@ -534,6 +567,7 @@ int main(void)
             continue;
         freezer_destroy(&fz);
         RUN(a_move_that_fails_halfway_is_made_good);
+        RUN(no_handler_is_called_while_something_is_frozen);
         if (way != KSMPY_FREEZE_SIGNAL) /* which has nobody to ask */
             RUN(what_others_map_there_stays);
         if (way != KSMPY_FREEZE_SIGNAL)

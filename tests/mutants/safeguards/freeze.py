@@ -134,4 +134,11 @@ MUTANTS = [
         new="",
         tests=("c/test_freeze.c::what_is_protected_stays_protected",),
     ),
+    Mutant(
+        "no handler is called where something is frozen",
+        file="csrc/freeze/freezer.c",
+        old="    pthread_sigmask(SIG_BLOCK, &others, before);",
+        new="    pthread_sigmask(SIG_UNBLOCK, &others, before);",
+        tests=("c/test_freeze.c::no_handler_is_called_while_something_is_frozen",),
+    ),
 ]
