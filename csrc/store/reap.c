@@ -1,12 +1,10 @@
 #include "store/reap.h"
 
-#include "ksmpy.h"
 #include "store/board.h"
 #include "store/layout.h"
 #include "store/pool.h"
 #include "store/sharers.h"
 #include "store/slots.h"
-#include "store/stable.h"
 #include "store/store.h"
 
 static void take_back(struct store *store, uint32_t frame, uint32_t count)
@@ -19,25 +17,10 @@ static void take_back(struct store *store, uint32_t frame, uint32_t count)
 }
 
 /*
- * Deals with a frame that a dead process was filling or freeing.  The process may have mapped a
- * frame before it could put it into the index, and a forked child may map that still: such a frame
- * is put into the index now.
+ * Frees what the dead process was filling or freeing.  Nobody else has joined such a frame, and no
+ * child of that process maps it: pages are mapped onto frames that are in the index (merge/publish.h).
+ * Nor is it read, as it may have no memory yet, and a full file system none for it: that is SIGBUS.
  */
-void reap_frame(struct store *store, uint32_t frame)
-{
-    struct frame *record = frame_at(store, frame);
-    if (record->state == FRAME_FILLING && !record->sharers)
-        record->left = store->head->forks;
-    if (record->state == FRAME_DEAD || (!record->sharers && !store_leased(store, record))) {
-        store_free(store, frame);
-        return;
-    }
-    record->sum = store_sum(store, frame_bytes(store, frame));
-    stable_add(store, frame,
-               store->head->knobs[KSMPY_KNOB_MERGE_ACROSS_NODES] ? 0 : frame_node(store, frame));
-    store->head->stale_frames += !record->sharers;
-}
-
 static void free_orphans(struct store *store, unsigned slot)
 {
     for (int node = 0; node < store->nodes; node++)
@@ -46,7 +29,7 @@ static void free_orphans(struct store *store, unsigned slot)
             const struct frame *record = frame_at(store, frame);
             bool half = record->state == FRAME_FILLING || record->state == FRAME_DEAD;
             if (half && record->owner == slot)
-                reap_frame(store, frame);
+                store_free(store, frame);
         }
 }
 

@@ -13,7 +13,5 @@
  * the index anew.
  */
 void reap_slot(struct store *store, unsigned slot);
-/* What it was filling or freeing. */
-void reap_frame(struct store *store, uint32_t frame);
 
 #endif

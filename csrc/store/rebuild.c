@@ -8,7 +8,7 @@
 #include "store/extents.h"
 #include "store/files.h"
 #include "store/layout.h"
-#include "store/reap.h"
+#include "store/pool.h"
 #include "store/slots.h"
 #include "store/stable.h"
 #include "store/store.h"
@@ -75,7 +75,7 @@ static void bring_back(struct store *store, uint32_t frame)
         return;
     } else if (record->state == FRAME_SPARE || record->owner >= MAX_SLOTS ||
                store->head->slots[record->owner].kind != SLOT_ENGINE) {
-        reap_frame(store, frame);
+        store_free(store, frame);
     }
 }
 

@@ -176,6 +176,23 @@ static uint64_t most_sharers(const struct store *in)
     return most;
 }
 
+/* How many frames pages were mapped onto, and how many of these others could not have found then. */
+static uint64_t frames_mapped, mapped_too_soon;
+int __real_freeze_overlay(struct freezer *fz, uint64_t first, uint64_t n, int memfd,
+                          uint64_t offset);
+int __wrap_freeze_overlay(struct freezer *fz, uint64_t first, uint64_t n, int memfd,
+                          uint64_t offset)
+{
+    const struct merger *merger = (const void *)((const uint8_t *)fz - offsetof(struct merger, fz));
+    const struct store *in = &merger->pages->store;
+    uint32_t frame = (uint32_t)((offset - in->offset) >> PAGE_SHIFT);
+    frames_mapped += n;
+    for (uint64_t i = 0; i < n; i++)
+        mapped_too_soon += frame_at(in, frame + (uint32_t)i)->state != FRAME_LIVE ||
+                           !frame_at(in, frame + (uint32_t)i)->sharers;
+    return __real_freeze_overlay(fz, first, n, memfd, offset);
+}
+
 /* ---- between finding frames and joining them ---- */
 
 static void two_takes_the_last_place(void)
@@ -401,6 +418,19 @@ static void one_writes(void)
     twins[0].memory[0] ^= 1;
 }
 
+/* So whoever reaps a dead process need not ask who maps what it was filling: nobody does. */
+static void frames_are_in_the_index_before_pages_lie_on_them(void)
+{
+    frames_mapped = mapped_too_soon = 0;
+    REQUIRE(open_store() && attach(&one, 1) && attach(&two, 1) && bring_pair(&one, &twins[0]));
+    REQUIRE(bring_pair(&two, &twins[1]));
+    scan(one.engine, KSMPY_SCAN_EAGER);
+    scan(two.engine, KSMPY_SCAN_EAGER);
+    CHECK(counted(pages_each, 3 * pages_each));
+    CHECK(frames_mapped == 4 * pages_each && mapped_too_soon == 0);
+    part();
+}
+
 static void a_frame_that_nobody_maps_goes(void)
 {
     REQUIRE(open_store() && attach(&one, 1) && attach(&two, 1) && bring_pair(&one, &twins[0]));
@@ -600,6 +630,7 @@ static void merging(unsigned pages)
     RUN(frames_with_room_for_one_take_one);
     RUN(a_claim_that_comes_late_ends_on_the_frames_there_are);
     RUN(a_frame_that_nobody_maps_goes);
+    RUN(frames_are_in_the_index_before_pages_lie_on_them);
     RUN(a_pass_waits_for_what_others_have_said);
 }
 

@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -149,6 +150,35 @@ static bool open_pair(void)
     return open_file() && attach(&one) && attach(&two);
 }
 
+static int filler; /* a file beside the store, on a file system that has a size of its own */
+
+/* As open_pair(), there.  false: it cannot be mounted here. */
+static bool open_small_pair(void)
+{
+    char place[] = "/tmp/ksmpy-small-XXXXXX";
+    if (!mkdtemp(place))
+        return false;
+    bool mounted = mount("tmpfs", place, "tmpfs", 0, "size=2m,mode=0700") == 0;
+    if (mounted) {
+        file = open(place, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+        filler = open(place, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+        umount2(place, MNT_DETACH); /* it is there for as long as a file of it is open */
+    }
+    rmdir(place);
+    if (!mounted || file < 0 || filler < 0 || !attach(&one) || !attach(&two))
+        return false;
+    one.large_folios = two.large_folios =
+        false; /* which such a mount might give, for all they know */
+    return true;
+}
+
+static void fill_up(void)
+{
+    off_t at = (off_t)os_file_size(filler);
+    while (fallocate(filler, 0, at, PAGE_SIZE) == 0)
+        at += PAGE_SIZE;
+}
+
 static void close_all(void)
 {
     CHECK(store_lock(&two) && store_check(&two) == 0);
@@ -204,6 +234,22 @@ static int state_of(const struct store *store, uint32_t frame)
 
 /* ---- the dead ---- */
 
+static void *die_with_the_lock(void *store)
+{
+    CHECK(store_lock(store));
+    ((struct store *)store)->head->live_frames = 4711;
+    ((struct store *)store)->head->stale_frames = 4712;
+    return NULL;
+}
+
+static void die_in_lock(struct store *store)
+{
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, die_with_the_lock, store) == 0);
+    pthread_join(thread, NULL);
+    die(store);
+}
+
 static void what_the_dead_shared_is_taken_back(void)
 {
     REQUIRE(open_pair());
@@ -240,6 +286,41 @@ static void what_the_dead_was_making_is_freed(void)
     CHECK(state_of(&two, filling) == FRAME_FREE && state_of(&two, freeing) == FRAME_FREE);
     tidy(&one);
     close_all();
+}
+
+/*
+ * Nobody but the dead could have mapped it, whatever others hold: and to read it would be SIGBUS where
+ * it has got no memory, and there is none left.
+ */
+static void what_the_dead_had_not_filled_is_not_read(void)
+{
+    for (int rebuilt = 0; rebuilt < 2; rebuilt++) {
+        if (!open_small_pair())
+            SKIP("no file system can be mounted here");
+        uint64_t n = 64; /* more than a rebuild gives back meanwhile */
+        uint32_t mine = shared_frame(&two, 1), frame = store_take(&one, 0, &n);
+        CHECK(frame != NO_FRAME && n == 64);
+        store_fork_prepare(&two); /* a child, which holds whatever it could have mapped */
+        void *lease = two.taking;
+        CHECK(lease && store_lock(&two));
+        store_unlock(&two);
+        fill_up();
+        if (rebuilt)
+            die_in_lock(&one);
+        else
+            die(&one);
+        slots_reap(&two);
+        CHECK(two.head->rebuilds == (uint64_t)rebuilt && two.head->deaths == 1);
+        CHECK(state_of(&two, frame) == FRAME_DEAD && state_of(&two, frame + 63) == FRAME_DEAD);
+        store_flush(&two);
+        CHECK(state_of(&two, frame) == FRAME_FREE && store_bytes(&two) == bytes_of(1));
+        os_lease_drop(lease);
+        close(filler);
+        tidy(&one);
+        store_leave(&two, mine);
+        store_reap(&two);
+        close_all();
+    }
 }
 
 static void a_newcomer_frees_what_the_dead_was_making(void)
@@ -446,22 +527,6 @@ static void others_hear_of_a_frame_with_room_again(void)
 
 /* ---- making the index anew ---- */
 
-static void *die_with_the_lock(void *store)
-{
-    CHECK(store_lock(store));
-    ((struct store *)store)->head->live_frames = 4711;
-    ((struct store *)store)->head->stale_frames = 4712;
-    return NULL;
-}
-
-static void die_in_lock(struct store *store)
-{
-    pthread_t thread;
-    CHECK(pthread_create(&thread, NULL, die_with_the_lock, store) == 0);
-    pthread_join(thread, NULL);
-    die(store);
-}
-
 static void an_index_whose_owner_died_is_made_anew(void)
 {
     REQUIRE(open_pair());
@@ -479,17 +544,18 @@ static void an_index_whose_owner_died_is_made_anew(void)
     die_in_lock(&one);
     CHECK(store_lock(&two));
     CHECK(two.head->rebuilds == 1 && two.head->deaths == 1);
-    CHECK(two.head->live_frames == 4 && two.head->stale_frames == 2);
+    CHECK(two.head->live_frames == 3 && two.head->stale_frames == 1);
     CHECK(frame_at(&two, both)->sharers == 1 && frame_at(&two, mine)->sharers == 1);
     CHECK(frame_at(&two, both)->sum == store_sum(&two, frame_bytes(&two, both)));
     CHECK(state_of(&two, alone) == FRAME_LIVE && state_of(&two, after) == FRAME_DEAD);
+    CHECK(state_of(&two, before) == FRAME_DEAD); /* nobody has mapped that one */
     store_unlock(&two);
     store_reap(&two); /* the child may map what the dead one had mapped when it came */
-    CHECK(state_of(&two, alone) == FRAME_LIVE && state_of(&two, before) == FRAME_LIVE);
+    CHECK(state_of(&two, alone) == FRAME_LIVE && state_of(&two, before) == FRAME_FREE);
     CHECK(state_of(&two, after) == FRAME_FREE);
     os_lease_drop(lease);
     store_reap(&two);
-    CHECK(state_of(&two, alone) == FRAME_FREE && state_of(&two, before) == FRAME_FREE);
+    CHECK(state_of(&two, alone) == FRAME_FREE);
     tidy(&one);
     REQUIRE(attach(&one)); /* nothing is counted for whoever has that slot next */
     CHECK(one.slot == slot);
@@ -999,6 +1065,7 @@ int main(void)
 {
     RUN(what_the_dead_shared_is_taken_back);
     RUN(what_the_dead_was_making_is_freed);
+    RUN(what_the_dead_had_not_filled_is_not_read);
     RUN(a_newcomer_frees_what_the_dead_was_making);
     RUN(nobody_waits_with_the_dead);
     RUN(a_page_left_by_fork_waits_for_what_becomes_of_it);

@@ -51,13 +51,6 @@ MUTANTS = [
         tests=("c/test_between.c::who_lost_its_files_reaps_nobody",),
     ),
     Mutant(
-        "an orphaned frame that somebody maps is kept",
-        file="csrc/store/reap.c",
-        old="record->state == FRAME_DEAD || (!record->sharers && !store_leased(store, record))",
-        new="record->state != FRAME_LIVE",
-        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
-    ),
-    Mutant(
         "the lock of a stopped process is not waited for",
         file="csrc/store/mutex.c",
         old="error == EBUSY && *waited < limit_ns;",
@@ -190,11 +183,30 @@ MUTANTS = [
         tests=("c/test_slots.c::what_the_dead_was_making_is_freed",),
     ),
     Mutant(
-        "what a child may map of it is kept",
+        "what the dead had not filled is not read",
         file="csrc/store/reap.c",
-        old="record->state == FRAME_DEAD || (!record->sharers && !store_leased(store, record))",
-        new="record->state == FRAME_DEAD || !record->sharers",
-        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+        old="            if (half && record->owner == slot)\n",
+        new="""\
+            if (half && record->owner == slot && store_sum(store, frame_bytes(store, frame)))
+""",
+        tests=("c/test_slots.c::what_the_dead_had_not_filled_is_not_read",),
+    ),
+    Mutant(
+        "a rebuild does not read what the dead had not filled",
+        file="csrc/store/rebuild.c",
+        old="               store->head->slots[record->owner].kind != SLOT_ENGINE) {\n",
+        new="""\
+               store->head->slots[record->owner].kind != SLOT_ENGINE) {
+        record->sum = store_sum(store, frame_bytes(store, frame));
+""",
+        tests=("c/test_slots.c::what_the_dead_had_not_filled_is_not_read",),
+    ),
+    Mutant(
+        "frames are in the index before pages lie on them",
+        file="csrc/merge/publish.c",
+        old="            store_publish(store, batch->onto[i], tree);",
+        new="            (void)tree;",
+        tests=("c/test_between.c::frames_are_in_the_index_before_pages_lie_on_them",),
     ),
     Mutant(
         "nobody waits with the dead",
@@ -310,12 +322,8 @@ MUTANTS = [
     Mutant(
         "a rebuild frees what the dead were making",
         file="csrc/store/rebuild.c",
-        old="""\
-               store->head->slots[record->owner].kind != SLOT_ENGINE) {
-        reap_frame(store, frame);""",
-        new="""\
-               store->head->slots[record->owner].kind != SLOT_ENGINE) {
-        (void)frame;""",
+        old="        store_free(store, frame);",
+        new="        (void)frame;",
         tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
     ),
     Mutant(
