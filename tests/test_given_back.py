@@ -21,6 +21,7 @@ pytestmark = pytest.mark.timeout(60)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 MADV_DONTNEED, MADV_FREE = 4, 8
+MADV_GUARD_INSTALL, MADV_GUARD_REMOVE = 102, 103
 PR_SET_TAGGED_ADDR_CTRL = 55
 
 
@@ -152,6 +153,23 @@ def test_given_back_without_a_free_descriptor(engine: Any, apart: int) -> None:
     assert stale <= 512 / 2 / apart / 20
     assert not one.any() and (two == wanted).all()
     engine._core.check()
+
+
+def test_zeros_behind_guards_need_not_come_back(engine: Any) -> None:
+    """A region with zeros in which its owner has installed guards can be released."""
+    array = memory.distinct(64, seed=3)
+    array[16 * PAGE : 32 * PAGE] = 0
+    wanted = array.copy()
+    engine.knobs.use_zero_pages = 1
+    region = engine.register(array)
+    engine.scan(2, eager=True)
+    assert engine.stats().ksm_zero_pages == 16
+    at = memory.address_of(array) + 20 * PAGE
+    if _libc.madvise(at, 2 * PAGE, MADV_GUARD_INSTALL) < 0:
+        pytest.skip("the kernel has no guards (before Linux 6.13)")
+    region.release()
+    assert _libc.madvise(at, 2 * PAGE, MADV_GUARD_REMOVE) == 0
+    assert (array == wanted).all()
 
 
 def test_freeing_lazily_is_still_possible(engine: Any) -> None:

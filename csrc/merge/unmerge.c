@@ -360,6 +360,15 @@ static void forget_pages(struct pages *pages, const struct unmerging *work, uint
 }
 
 /* Gives zero pages memory of their own in place, by breaking copy-on-write. */
+/* Where the owner has installed guards (MADV_GUARD_INSTALL) nothing can be, nor come back. */
+static int bring_zeros(struct merger *merger, uintptr_t address, uint64_t n)
+{
+    if (!memory_allows(merger, n))
+        return -ENOMEM;
+    int error = os_populate(address, n, true);
+    return error == -EFAULT ? 0 : error;
+}
+
 static void unmerge_zeros(struct merger *merger, struct unmerging *work, uint64_t first,
                           uint64_t end)
 {
@@ -369,10 +378,7 @@ static void unmerge_zeros(struct merger *merger, struct unmerging *work, uint64_
             if (page_state(page_record(merger->pages, region->base + (uint32_t)(i + n))) !=
                 PAGE_ZERO)
                 break;
-        int error = !n ? 0
-                    : !memory_allows(merger, n)
-                        ? -ENOMEM
-                        : os_populate(region->address + bytes_of(i), n, true);
+        int error = n ? bring_zeros(merger, region->address + bytes_of(i), n) : 0;
         note(work, error);
         for (uint64_t k = 0; k < n && !error; k++)
             page_become(merger->pages, region->base + (uint32_t)(i + k), PAGE_NEW, NO_INDEX);
