@@ -367,11 +367,17 @@ class NativeEngine:
     def _free(self) -> None:
         if self._inside:
             return
+        # Not by pop(): Ctrl-C may come after a call, and the pointer would be lost.
         try:
-            pointer = self._pointer.pop()
+            pointer = self._pointer[0]
+            del self._pointer[0]
         except IndexError:
             return
-        check(lib.ksmpy_engine_close(pointer), "ksmpy_engine_close")
+        rc = lib.ksmpy_engine_close(pointer)
+        if rc < 0:  # a region is left, and nothing was freed
+            self._pointer.append(pointer)
+            self._closed = False
+        check(rc, "ksmpy_engine_close")
 
     @property
     def closed(self) -> bool:

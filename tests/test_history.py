@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from ksmpy.engine import history
 from ksmpy.engine.engine import core_of
 from ksmpy.engine.history import FILE_NAME, History, read_past
 from ksmpy.watch.past import pasts
-from support import memory
+from support import memory, oracle
 from support.patience import until
 from support.procs import in_child
 from test_cli import needs_engine
@@ -231,3 +233,21 @@ def test_without_descriptors_an_engine_does_without(tmp_path: Path) -> None:
         for each in taken:
             os.close(each)
     assert descriptors() == [] and np.pi
+
+
+def test_a_file_that_is_closed_twice_takes_nothing_else_away() -> None:
+    """Ctrl-C may come in the middle of closing, which is done again: who is at its place stays."""
+    file = history._File()
+    address = file._address
+    file.close()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    size, at = ctypes.c_size_t(oracle.PAGE), ctypes.c_void_p(address)
+    place = libc.mmap(at, size, mmap.PROT_READ, flags, -1, ctypes.c_long(0))
+    file.close()
+    assert oracle.overlapping(place, oracle.PAGE)
+    libc.munmap(ctypes.c_void_p(place), size)
+    assert place == address
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        file.write(0, b"late")

@@ -288,7 +288,7 @@ def test_array_that_is_copied_back_at_its_end(engine: Any) -> None:
     content = np.tile(np.arange(16, dtype=np.uint8), MIB // 8).reshape(-1, 4096)
     target = np.zeros(content.shape, np.uint8).copy(order="F")
     arr = numpys.npy_create_writebackifcopy(target)
-    assert arr.flags.owndata and arr.base is target
+    assert arr.flags.owndata and arr.base is target and not locate(arr).owned
     arr[:] = content
     other = content.copy()
     regions = [engine.register(each) for each in (arr, other)]
@@ -429,6 +429,12 @@ def test_array_whose_data_is_exchanged(engine: Any) -> None:
     flags.value &= ~4
     assert not life.discard
     flags.value |= 4
+    assert life.discard
+    # As C code does that will have its bytes copied to another array (NPY_ARRAY_WRITEBACKIFCOPY).
+    base = ctypes.c_void_p.from_address(id(mine) + _BASE)
+    base.value = id(one)
+    assert not life.discard
+    base.value = None
     assert np.array_equal(one, two)
 
 

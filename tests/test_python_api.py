@@ -831,6 +831,24 @@ def test_our_threads_take_the_signals_of_faults(
     assert not masks[0] & faults and {signal.SIGINT, signal.SIGTERM, signal.SIGPROF} <= masks[0]
 
 
+def test_an_interrupt_while_signals_are_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C that comes just then leaves none blocked in the thread that starts one of ours."""
+    change = signal.pthread_sigmask
+    before = change(signal.SIG_BLOCK, ())
+
+    def interrupted(how: Any, signals: Any) -> Any:
+        mask = change(how, signals)
+        if how == signal.SIG_BLOCK and signals:
+            raise KeyboardInterrupt
+        return mask
+
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "pthread_sigmask", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            threads.start(print, (), "")
+    assert change(signal.SIG_BLOCK, ()) == before
+
+
 def test_worker_init_ignores_a_worker_id(enabled: Any) -> None:
     """The number that torch's DataLoader passes to a worker is ignored, options are not."""
     ksmpy.worker_init(3, sleep_millisecs=11, adopt=False)

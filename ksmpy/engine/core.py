@@ -22,7 +22,7 @@ from ksmpy.engine.knobs import Knobs, Settings, check_modes
 from ksmpy.engine.ksmd import Daemon
 from ksmpy.engine.numa import Placement, Topology
 from ksmpy.engine.region import Region, Share
-from ksmpy.engine.regions import Regions
+from ksmpy.engine.regions import Regions, end_all
 from ksmpy.engine.stats import RegionStats, ScanResult, Stats, saved_here
 from ksmpy.errors import KnobError, KsmpyError, StoreError
 from ksmpy.memory.traverse import Found
@@ -157,6 +157,10 @@ class Core:
     def sweep(self) -> None:
         """End the regions whose owners only ksmpy still holds, or whose memory has moved."""
         self._regions.sweep()
+
+    def end_if_dead(self, region: Region) -> None:
+        """End a region if its owner is dead without a word."""
+        self._regions.end_if_dead(region)
 
     def drop_lost(self) -> None:
         """End the regions whose memory was unmapped or replaced; what is left of it stays."""
@@ -431,22 +435,26 @@ class Core:
             self.inherit()
         self._daemon.stop()
         with self._lock:
-            if self._native.closed:
-                return
-            self._run = 0
-            first_error: OSError | None = None
-            for region in self._regions.all():
-                try:
-                    self._regions.end(region, discard=False)
-                except OSError as error:
-                    first_error = first_error or error
-            if first_error is not None:
-                raise first_error
-            registry.leave(self._serial)
+            if not self._native.closed:
+                self._run = 0
+                self._end_regions()
+            # What follows is done once more where Ctrl-C came in the middle of an earlier call.
             self._native.close()
+            registry.leave(self._serial)
             self.history.close()
             if self._store is not None:
                 self._store.close()
+
+    def _end_regions(self) -> None:
+        first_error: OSError | None = None
+        for region in self._regions.all():
+            try:
+                self._regions.end(region, discard=False)
+            except OSError as error:
+                first_error = first_error or error
+        if first_error is not None:
+            raise first_error
+        end_all(self._native)
 
     def leave(self) -> None:
         """close() where nobody can act on its error: without memory for it, pages stay merged.
@@ -478,6 +486,7 @@ def _finalize(serial: int, engine: NativeEngine, daemon: Daemon, history: Histor
     daemon.stop()
     history.close()
     if not engine.closed:
+        end_all(engine)
         engine.close()
 
 

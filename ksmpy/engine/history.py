@@ -216,12 +216,18 @@ class _File:
             raise
 
     def write(self, offset: int, data: bytes) -> None:
+        if not self._address:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if offset + len(data) > _BYTES:  # the mapping ends there, and the program's memory follows
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         ctypes.memmove(self._address + offset, data, len(data))
 
     def close(self) -> None:
-        _libc().munmap(self._address, _BYTES)
+        """Idempotent, as Ctrl-C may come in the middle of it."""
+        libc = _libc()
+        address, self._address = self._address, 0
+        if address:
+            libc.munmap(address, _BYTES)
         with contextlib.suppress(OSError):  # the program has closed it
             status = os.fstat(self._fd)
             if (status.st_dev, status.st_ino) == self._identity:

@@ -43,6 +43,9 @@ class Home(Protocol):
     def drop_lost(self) -> None:
         """End the regions whose memory was unmapped or replaced."""
 
+    def end_if_dead(self, region: Region) -> None:
+        """End a region if its owner is dead without a word."""
+
     def sweep(self) -> None:
         """End the regions whose owners are gone."""
 

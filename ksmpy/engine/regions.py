@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from operator import index
 
-from ksmpy import native, threads
+from ksmpy import native
 from ksmpy.engine import registry
 from ksmpy.engine.numa import Placement
 from ksmpy.engine.region import Home, Region
@@ -34,7 +34,7 @@ from ksmpy.memory.maps import (
 from ksmpy.memory.traverse import Found, merge_ranges
 from ksmpy.native import NativeEngine
 
-__all__ = ["Regions"]
+__all__ = ["Regions", "checked_range", "end_all"]
 
 _log = logging.getLogger("ksmpy")
 
@@ -44,8 +44,8 @@ _SWEPT = 64
 
 _allowance = Allowance()
 
-# To ask owners where their memory is may take 1 % of the time: the next round of questions waits so
-# many times as long as the last one took.
+# To ask owners whether they live, and where their memory is, may take 1 % of the time: the next
+# round of questions waits so many times as long as the last one took.
 _QUESTION_FACTOR = 100
 _ADDRESSES = 1 << 64
 
@@ -61,10 +61,11 @@ class Regions:
         self._all: dict[Region, None] = {}
         self._numbers: dict[int, Region] = {}
         self._held: dict[Region, None] = {}
+        self._watched: dict[Region, None] = {}
         self._swept = 0
         # Regions whose mappings' flags have not been read yet: see ask_for_flags().
         self._unasked: dict[Region, None] = {}
-        self._asking = threads.Lock()
+        self._asking: dict[object, None] = {}  # who is inside ask_for_flags(), the first one first
         self._movable: dict[Region, None] = {}
         self._next_question = 0.0
 
@@ -77,7 +78,7 @@ class Regions:
 
     def inherit(self) -> None:
         """Become the copy in a forked child, where no thread is inside ask_for_flags()."""
-        self._asking = threads.Lock()
+        self._asking = {}
 
     # ---- coming -------------------------------------------------------------------------
 
@@ -159,6 +160,7 @@ class Regions:
         for region in registry.overlapping(start, end):
             if not region._home.inherited:
                 region._home.drop_lost()
+                region._home.end_if_dead(region)
                 if region._released:
                     continue
                 if not region._adopted:
@@ -191,20 +193,36 @@ class Regions:
         nodes = self._placement.ask(start, (end - start) // native.PAGE_SIZE)
         # Memory with an owner object cannot be made longer by mremap() behind that object's back.
         growing = native.VMA_GROWING if buffer.owner is None else 0
+        number, region = -1, None
         try:
             number = self._native.register(start, end - start, flags | growing)
-        except OSError as error:
+            if nodes is not None:  # at once: a pass under way may come by before the next one asks
+                self._native.set_nodes(number, nodes)
+            label = name if name is not None else f"{type(buffer.owner).__name__}-{number}"
+            region = Region(home, number, label, start, end - start, life)
+            self._note(region, unasked=flags == native.VMA_UNKNOWN)
+            registry.anchor(self._serial, home)
+            life.watch(partial(self._ended, region))
+        except BaseException as error:
+            if number >= 0 or not isinstance(error, OSError):
+                self._take_back(start, end, region)
+            if not isinstance(error, OSError):
+                raise
             if space is None and error.errno == errno.EADDRNOTAVAIL:
                 return self._add(home, buffer, AddressSpace.read(end), name, anchor, life)
             raise register_error(error) from error
-        if nodes is not None:  # at once: a pass under way may come by before the next one asks
-            self._native.set_nodes(number, nodes)
-        label = name if name is not None else f"{type(buffer.owner).__name__}-{number}"
-        region = Region(home, number, label, start, end - start, life)
-        self._note(region, unasked=flags == native.VMA_UNKNOWN)
-        registry.anchor(self._serial, home)
-        life.watch(partial(self._ended, region))
         return region
+
+    def _take_back(self, start: int, end: int, region: Region | None) -> None:
+        """After an error in _add(), end what it has begun, if it has. Ctrl-C can come when the
+        native engine has the region and nobody knows its number. Nothing else was registered there.
+        """
+        number = self._native.find_region(start, end - start)
+        if number is not None and self._numbers.get(number) in (None, region):
+            self._native.release(number, discard=False)
+            self._numbers.pop(number, None)
+        if region is not None:
+            self._forget(region)
 
     def _note(self, region: Region, *, unasked: bool) -> None:
         self._all[region] = None
@@ -213,6 +231,8 @@ class Regions:
             self._unasked[region] = None
         if isinstance(region._lifetime, Held):
             self._held[region] = None
+        elif isinstance(region._lifetime, Watched):
+            self._watched[region] = None
         if region._lifetime.can_move:
             self._movable[region] = None
 
@@ -246,18 +266,27 @@ class Regions:
     # ---- going --------------------------------------------------------------------------
 
     def sweep(self, *, thorough: bool = True) -> None:
-        """End the regions whose owners only ksmpy still holds, or whose owners' memory has moved:
-        the latter are looked for only from time to time, unless `thorough`.
+        """End the regions whose owners only ksmpy still holds, are dead without a word, or have
+        other memory. Unless `thorough`, only from time to time.
         """
+        begin = time.monotonic()
+        if not thorough and begin < self._next_question:
+            return
         for region in list(self._held):
             if region._lifetime.abandoned():
                 self._ended(region)
-        begin = time.monotonic()
-        if self._movable and (thorough or begin >= self._next_question):
-            for region in list(self._movable):
-                if region._lifetime.moved():
-                    self._ended(region, moved=True)
-            self._next_question = begin + _QUESTION_FACTOR * (time.monotonic() - begin)
+        for region in list(self._watched):
+            if region._lifetime.abandoned():
+                self._ended(region, gone=True)
+        for region in list(self._movable):
+            if region._lifetime.moved():
+                self._ended(region, gone=True)
+        self._next_question = begin + _QUESTION_FACTOR * (time.monotonic() - begin)
+
+    def end_if_dead(self, region: Region) -> None:
+        """End a region if its owner is dead without a word."""
+        if region in self._watched and region._lifetime.abandoned():
+            self._ended(region, gone=True)
 
     def _sweep_some(self) -> None:
         held = list(self._held)
@@ -291,23 +320,26 @@ class Regions:
                 _log.debug("region %r has other memory, and was released", region.name)
                 self._ended(region)
 
-    def _ended(self, region: Region, *, moved: bool = False) -> None:
-        """End a region whose owner dies, is held by ksmpy only, or has other memory (`moved`).
+    def _ended(self, region: Region, *, gone: bool = False) -> None:
+        """End a region whose owner dies, or is held by ksmpy only; or whose owner is dead or has
+        other memory, so that these bytes may be anybody's by now (`gone`).
 
         This can run in any thread at any time. A region that cannot be given back, for want of
         memory above all, stays merged and is tried again later.
         """
         try:
-            self.end(region, discard=not moved and region._lifetime.discard)
+            self.end(region, discard=not gone and region._lifetime.discard)
         except BaseException as error:
-            if region in self._all:
-                _log.error("region %r cannot be released yet: %s", region.name, error)
-                region._lifetime.drop()
-                region._lifetime = Unowned(over=True)
-                self._movable.pop(region, None)
+            kept = region in self._all
+            if kept:
+                # If there is no room on the stack for what follows, a later sweep finds it again.
+                life, region._lifetime = region._lifetime, Unowned(over=True)
                 self._held[region] = None
-            else:
-                _log.error("region %r could not be released: %s", region.name, error)
+                self._watched.pop(region, None)
+                self._movable.pop(region, None)
+                life.drop()
+            words = "released yet" if kept else "released"
+            _log.error("region %r cannot be %s: %s", region.name, words, error)
             if not isinstance(error, Exception):
                 raise
 
@@ -315,20 +347,30 @@ class Regions:
         """End a region; its bytes stay unless `discard` says that nobody needs them. No-op for
         one that has ended. OSError when its pages cannot be given back: it stays.
         """
-        # Several threads may want to end it: the one that takes it out of the dict does so.
-        if self._all.pop(region, region) is region:
-            return
-        self._numbers.pop(region._number, None)  # after release() a new region may get the number
         try:
-            self._native.release(region._number, discard=discard)
-        except BaseException:  # KeyboardInterrupt, too, which may come before or after the call
-            if self._is_native(region):
-                self._all[region] = None
+            # Several threads may want to end it: the one that takes it out of the dict does so.
+            if self._all.pop(region, region) is region:
+                return
+            self._release(region, discard)
+            self._forget(region)
+        except BaseException as error:
+            # Also KeyboardInterrupt, at any place above, and RecursionError, after which nothing
+            # may be asked, either: then it stays, and is ended once more.
+            self._all[region] = None
+            if not region._released and self._is_native(region):
                 self._numbers[region._number] = region
-            else:
-                self._forget(region)
-            raise
-        self._forget(region)
+                raise
+            self._forget(region)
+            if not isinstance(error, OSError) or error.errno != errno.ENOENT:
+                raise
+
+    def _release(self, region: Region, discard: bool) -> None:
+        # As soon as it is released, a new region may get the number.
+        known = self._numbers.pop(region._number, None)
+        if known is not None and known is not region:
+            self._numbers[region._number] = known
+        elif known is region or self._is_native(region):
+            self._native.release(region._number, discard=discard)
 
     def _is_native(self, region: Region) -> bool:
         try:
@@ -337,11 +379,12 @@ class Regions:
             return False
 
     def _forget(self, region: Region) -> None:
+        region._released = True
         self._all.pop(region, None)
         self._held.pop(region, None)
+        self._watched.pop(region, None)
         self._unasked.pop(region, None)
         self._movable.pop(region, None)
-        region._released = True
         region._lifetime.drop()
         if not self._all:
             registry.let_go(self._serial)
@@ -354,16 +397,18 @@ class Regions:
         One thread at a time does so: for a second one a pass might merge pages of these regions
         between the reading and the answer.
         """
-        if not self._unasked or not self._asking.acquire(blocking=False):
-            return
+        this = object()
         try:
+            self._asking[this] = None
+            if not self._unasked or list(self._asking)[0] is not this:
+                return
             regions = [region for region in list(self._unasked) if not region._released]
             ends = (region.address + region.nbytes for region in regions)
             space = AddressSpace.read(max(ends, default=0))
             for region in regions:
                 self._tell_flags(region, space)
         finally:
-            self._asking.release()
+            self._asking.pop(this, None)
 
     def _tell_flags(self, region: Region, space: AddressSpace) -> None:
         start, end = region.address, region.address + region.nbytes
@@ -382,6 +427,18 @@ class Regions:
             if not region._released and error.errno != errno.ENOENT:  # ENOENT: it ended meanwhile
                 raise
         self._unasked.pop(region, None)
+
+
+def end_all(engine: NativeEngine) -> None:
+    """End what the native engine has registered, before it is closed: nobody may know of it where
+    one error came in the middle of another.
+    """
+    while (number := engine.find_region(0, _ADDRESSES // 2)) is not None:
+        try:
+            engine.release(number, discard=False)
+        except OSError as error:
+            if error.errno != errno.ENOENT:  # another thread was about to end it
+                raise
 
 
 def checked_range(address: int, nbytes: int, name: str | None, owner: object) -> tuple[int, int]:

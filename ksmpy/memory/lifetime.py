@@ -47,7 +47,7 @@ class Lifetime(Protocol):
         """Call `ended` just before the owner's memory goes, if the owner tells by itself."""
 
     def abandoned(self) -> bool:
-        """Whether nobody but us holds the owner any more."""
+        """Whether nobody but us holds the owner any more, or it is gone without a word."""
 
     def drop(self) -> None:
         """Let go of the owner."""
@@ -130,8 +130,10 @@ class Watched:
         self._owner = None
 
     def abandoned(self) -> bool:
-        """Never: the callback tells."""
-        return False
+        """Whether it is dead though the region did not end: the callback found no room on the
+        stack, or was interrupted.
+        """
+        return self._ref is not None and self._ref() is None
 
     def drop(self) -> None:
         """Stop watching."""
