@@ -201,3 +201,43 @@ assert status(third) == 0
 text = ffi.new("char[]", 256)
 assert lib.ksmpy_check(e, text, 256) == 0, ffi.string(text)
 """)
+
+
+def test_a_child_that_came_after_the_pins_keeps_no_frame_of_the_dead() -> None:
+    """A page went out of its parent's sight and is gone: the child had nothing to inherit of it."""
+    _run("""
+there = Gate()
+LIBC.mmap.restype = LIBC.mremap.restype = ctypes.c_void_p
+def give_back(e, arrays):
+    for region, array in enumerate(arrays):
+        assert lib.ksmpy_release(e, region, 1) == 0
+        assert LIBC.munmap(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(SIZE)) == 0
+    there.open()
+    time.sleep(60)
+def parent():
+    e = engine()
+    both = pair(e, data)
+    page, size = ctypes.c_void_p(both[1].ctypes.data + 10 * 4096), ctypes.c_size_t(4096)
+    anywhere, fixed = 0x22, 0x32
+    moved = ctypes.c_void_p(LIBC.mmap(None, size, 0, anywhere, -1, ctypes.c_long(0)))
+    assert LIBC.mremap(page, size, size, 3, moved) == moved.value
+    assert LIBC.mmap(page, size, 3, fixed, -1, ctypes.c_long(0)) == page.value
+    assert lib.ksmpy_unmerge_region(e, 1) == 0
+    scan(e)
+    assert LIBC.munmap(moved, size) == 0
+    for _ in range(8):
+        scan(e)
+    children.append(spawn(lambda: give_back(e, both)))
+    there.wait()
+    os.write(names[1], b"%d" % children[0])
+children, names = [], os.pipe()
+e = engine()
+assert status(spawn(parent)) == 0
+child = int(os.read(names[0], 20))
+for _ in range(3):
+    scan(e)
+stats = ffi.new("struct ksmpy_store_stats *")
+assert lib.ksmpy_store_stats(fd, stats) == 0
+os.kill(child, 0), os.kill(child, signal.SIGKILL)
+assert stats.deaths == 1 and stats.frame_bytes == 0
+""")

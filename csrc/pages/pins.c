@@ -144,6 +144,7 @@ void pins_check(struct pages *pages)
             store_unpin(&pages->store, pin.frame);
     }
     pages->pins.count = kept;
-    pages->store.pinned = kept || pages->pins.unlisted;
+    if (!kept && !pages->pins.unlisted)
+        store_pins_are_gone(&pages->store);
     store_unlock(&pages->store);
 }

@@ -104,6 +104,13 @@ void store_pin(struct store *store, uint32_t frame)
     store_settle(store, (struct debt){.kind = DEBT_PIN, .frame = frame});
 }
 
+/* What a child inherits from now on it holds by a slot of its own. */
+void store_pins_are_gone(struct store *store)
+{
+    store->pinned = false;
+    store_disinherit(store);
+}
+
 void store_give_back(struct store *store, uint32_t first, uint64_t n)
 {
     bool locked = store_lock(store);

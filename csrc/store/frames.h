@@ -36,6 +36,8 @@ void store_leave(struct store *store, uint32_t frame);
 void store_give_back(struct store *store, uint32_t first, uint64_t n);
 /* Keeps a frame whose mapping lives on where nobody counts it. */
 void store_pin(struct store *store, uint32_t frame);
+/* No frame is pinned any more, by this process. */
+void store_pins_are_gone(struct store *store);
 /* Gives the memory of freed frames back, but for a share: see store/extents.h. */
 void store_flush(struct store *store);
 /* Gives that share back as well. */

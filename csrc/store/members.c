@@ -79,8 +79,14 @@ void store_fork_prepare(struct store *store)
         head->slots[store->taking_slot].fork = number;
 }
 
+/*
+ * The next child is not to hold our slot because this one had to, having got none of its own: that
+ * would keep the slot, and all that we shared, when we are dead.
+ */
 void store_fork_parent(struct store *store)
 {
+    if (store->memory && !store->taking && !store->pinned)
+        store_disinherit(store);
     os_lease_drop(store->taking);
     store->taking = NULL;
 }

@@ -77,6 +77,12 @@ void store_bequeath(const struct store *store)
         os_do_fork(store->lease, PAGE_SIZE);
 }
 
+void store_disinherit(const struct store *store)
+{
+    if (store->lease)
+        os_dont_fork(store->lease, PAGE_SIZE);
+}
+
 void slot_sign(const struct store *store)
 {
     uint32_t pid = (uint32_t)getpid();

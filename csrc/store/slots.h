@@ -17,8 +17,10 @@ KSMPY_MAY_REFUSE int slot_claim(struct store *store, enum slot_kind kind, unsign
                                 void **lease);
 bool slot_is_held(const struct store *store, unsigned slot);
 bool slots_are_held(const struct store *store); /* any */
-/* From now on this process's slot is held until its children are gone too. */
+/* From now on children that come hold this process's slot, too, which is held until they are gone. */
 void store_bequeath(const struct store *store);
+/* Those that come from now on do not. */
+void store_disinherit(const struct store *store);
 /* In a forked child: says in its slot who it is. */
 void slot_sign(const struct store *store);
 /* The child of that fork got no slot, and holds ours: what it maps must outlast us. */

@@ -920,6 +920,12 @@ static void a_fork_without_a_slot_loses_frames(void)
     if (pid == 0)
         _exit(!os_is_mapped((uintptr_t)one.lease));
     CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    store_fork_parent(&one);
+    pid = fork(); /* the next one has a slot, or none again */
+    REQUIRE(pid >= 0);
+    if (pid == 0)
+        _exit(os_is_mapped((uintptr_t)one.lease));
+    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
     for (unsigned i = 2; i < MAX_SLOTS; i++)
         os_lease_drop(leases[i]);
     slots_reap(&one);
@@ -942,6 +948,13 @@ static void children_inherit_neither_the_index_nor_the_slot(void)
               os_is_mapped((uintptr_t)one.lease) || os_is_mapped((uintptr_t)one.memory));
     CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
     store_pin(&one, frame); /* but what is mapped out of sight a child may have, too */
+    pid = fork();
+    REQUIRE(pid >= 0);
+    if (pid == 0)
+        _exit(!os_is_mapped((uintptr_t)one.lease));
+    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    store_fork_prepare(&one);
+    store_fork_parent(&one); /* there is a slot for each child, and all of them hold ours too */
     pid = fork();
     REQUIRE(pid >= 0);
     if (pid == 0)

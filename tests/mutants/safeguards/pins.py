@@ -6,6 +6,30 @@ from ..mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "who came after the pins does not hold its parent's slot",
+        file="csrc/pages/pins.c",
+        old="        store_pins_are_gone(&pages->store);",
+        new="        pages->store.pinned = false;",
+        tests=(
+            "test_shared_deaths.py"
+            "::test_a_child_that_came_after_the_pins_keeps_no_frame_of_the_dead",
+        ),
+    ),
+    Mutant(
+        "who comes while frames are pinned holds its parent's slot",
+        file="csrc/store/members.c",
+        old="    if (store->memory && !store->taking && !store->pinned)\n        store_disinherit",
+        new="    if (store->memory)\n        store_disinherit",
+        tests=("c/test_slots.c::children_inherit_neither_the_index_nor_the_slot",),
+    ),
+    Mutant(
+        "only a child without a slot holds its parent's",
+        file="csrc/store/members.c",
+        old="        store_disinherit(store);",
+        new="        (void)store;",
+        tests=("c/test_slots.c::a_fork_without_a_slot_loses_frames",),
+    ),
+    Mutant(
         "what was abandoned is pinned",
         file="csrc/pages/pins.c",
         old="        store_pin(&pages->store, frame);\n    if (!pages->pins.list.base",
