@@ -41,6 +41,7 @@ def why(number: int, memory_left: MemoryLeft) -> str:
         errno.ENFILE: lambda: "the whole system's file table is full: raise fs.file-max (root)",
         errno.EFBIG: _file_size,
         errno.ENOENT: _no_proc,
+        errno.EACCES: _not_dumpable,
     }
     try:
         reason = reasons.get(number, lambda: "")()
@@ -53,6 +54,17 @@ def _no_proc() -> str:
     if os.path.exists("/proc/self"):
         return ""
     return "/proc is not mounted here, by which memory is given back: mount -t proc proc /proc"
+
+
+def _not_dumpable() -> str:
+    try:
+        with open("/proc/self/pagemap", "rb"):
+            return ""
+    except PermissionError:
+        return (
+            "this process may not read its own /proc/self/pagemap, since it has changed its user:"
+            " start it as that user, or call prctl(PR_SET_DUMPABLE, 1)"
+        )
 
 
 def _limit(name: str) -> int | None:

@@ -169,3 +169,19 @@ def test_what_a_cgroup_swaps_out_is_what_it_was(mode: Mode, uid: int, swap_area:
     out = [entry for entry in entries if not entry >> 63 and entry >> 62 & 1]
     assert len(out) > 64, f"only {len(out)} copies were swapped out"
     assert int(said.split()[1]) > 64, f"frames swapped out: {said}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+def test_who_has_changed_its_user_is_told_the_way_out() -> None:
+    """Such a process may not read its own files in /proc: one error that says why."""
+    begin = _BECOME.partition("    assert libc.prctl(4")[0]
+    refused = """
+with pytest.raises(PermissionError, match=r"changed its user: .*PR_SET_DUMPABLE, 1"):
+    ksmpy.Engine(freeze=freeze, tracking=tracking)
+print("fine")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", begin + refused, "auto", "auto", str(NOBODY)],
+        env=environment(), capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
