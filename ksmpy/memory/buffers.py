@@ -91,9 +91,10 @@ def locate(obj: Any) -> Buffer:
     if is_storage(owner):
         return Buffer(address, nbytes, owner, None, watched=True)
     if is_ndarray(owner):
-        # An object of a class made in Python tells its weak references before anything else ends.
-        watched = _clears_weakrefs_first() or bool(type(owner).__flags__ & _HEAPTYPE)
-        return Buffer(address, nbytes, owner, None, watched, owns_bytes(owner))
+        watched = _clears_weakrefs_first()
+        # One that is held is given back before it dies, and then a class's __del__ may read it.
+        owned = owns_bytes(owner) and (watched or not type(owner).__flags__ & _HEAPTYPE)
+        return Buffer(address, nbytes, owner, None, watched, owned)
     if type(owner) in _KNOWN:
         # The export keeps the mmap from being resized: mremap() would make a merged mapping longer,
         # by frames that follow in the store.
@@ -171,7 +172,8 @@ def ultimate_owner(obj: Any) -> Any:
 
 @functools.cache
 def _clears_weakrefs_first() -> bool:
-    """Whether a dying array tells its weak references before it frees its data.
+    """Whether a dying array tells its weak references before it frees its data, and so one of a
+    class that is derived from it in Python.
 
     numpy 2.5 turned that around, so that a callback comes too late. An array of objects shows
     the order: freeing its data drops the objects.

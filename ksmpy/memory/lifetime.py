@@ -229,8 +229,11 @@ class Held:
         return self._owner is not None and self.references() <= self._alone
 
     def drop(self) -> None:
-        """Give the owner up."""
-        export, self._export, self._owner, self._pin = self._export, None, None, None
+        """Give the owner up. The weak reference goes first: numpy 2.5 trips over any that there are
+        to an array which it has to copy to another one at its end.
+        """
+        self._pin = None
+        export, self._export, self._owner = self._export, None, None
         if export is not None:
             export.release()
 
