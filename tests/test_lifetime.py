@@ -329,6 +329,8 @@ def test_array_that_is_copied_back_at_its_end(engine: Any) -> None:
     """Who has memory of its own, and another array to which that is copied in the end, ends the
     region when it dies itself, and copies what was written.
     """
+    if not locate(pattern(1)).watched:
+        pytest.skip("this numpy leaves an error where such an array has a weak reference")
     try:
         from numpy._core import _multiarray_tests as numpys
     except ImportError:
