@@ -25,6 +25,7 @@
 #include "freeze/ops.h"
 #include "freeze/removed.h"
 #include "freeze/replace.h"
+#include "os/arena.h"
 #include "os/clock.h"
 #include "os/files.h"
 #include "os/given_back.h"

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <stddef.h>
 
+#include "os/arena.h"
 #include "os/maps.h"
 
 void removals_forget(struct removals *removals)

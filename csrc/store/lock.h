@@ -22,7 +22,8 @@
 KSMPY_MAY_REFUSE bool store_lock(struct store *store);
 /*
  * After that: -EAGAIN.  Or it is broken for good: -EUCLEAN, the lock is none any more; -EBADF, the
- * program has closed the files of a store that is to be mended; another error, it cannot be read.
+ * program has closed the files of a store that is to be mended; another error, it cannot be read
+ * or made anew.
  */
 static inline int store_why_not(const struct store *store)
 {
