@@ -359,8 +359,10 @@ static void forget_pages(struct pages *pages, const struct unmerging *work, uint
         chunk_of(pages, region->base + (uint32_t)first)->untracked = false;
 }
 
-/* Gives zero pages memory of their own in place, by breaking copy-on-write. */
-/* Where the owner has installed guards (MADV_GUARD_INSTALL) nothing can be, nor come back. */
+/*
+ * Gives zero pages memory of their own in place, by breaking copy-on-write.  Where their owner has
+ * installed guards (MADV_GUARD_INSTALL) nothing can be, nor come back.
+ */
 static int bring_zeros(struct merger *merger, uintptr_t address, uint64_t n)
 {
     if (!memory_allows(merger, n))
