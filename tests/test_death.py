@@ -309,7 +309,6 @@ def test_killed_half_way_through_a_run(company: Company, nth: int) -> None:
 
 
 WITHIN_REPAIRS = {
-    "looking for counts": Moment("lseek", 2, True),
     "reading counts": Moment("pread", 1, True),
     "clearing counts": Moment("fallocate(PUNCH_HOLE)", 1, True),
 }

@@ -218,9 +218,10 @@ class Core:
 
     def _passes(self, passes: int, flags: int, max_pages: int | None) -> ScanResult:
         total = ScanResult()
+        self.sweep()
         while total.full < passes and (max_pages is None or total.scanned < max_pages):
             pages = _SLICE if max_pages is None else min(_SLICE, max_pages - total.scanned)
-            self.sweep()
+            self._regions.sweep(thorough=False)
             total += self._slice(pages, flags)
             flags &= ~(native.SCAN_RESTART | native.SCAN_PATIENT)
         return total
