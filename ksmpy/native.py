@@ -257,7 +257,12 @@ def collector_callback(sweep: Callable[[bool], object]) -> Callable[[str, dict[s
     code that happens to run then. A second call replaces the first one's `sweep`.
     """
     _holding_the_gil("ksmpy_sweep_by", ctypes.py_object)(sweep)
-    return _holding_the_gil("ksmpy_collection", ctypes.py_object, ctypes.py_object)
+    callback = _holding_the_gil("ksmpy_collection", ctypes.py_object, ctypes.py_object)
+    _collector_callbacks.append(callback)
+    return callback
+
+
+_collector_callbacks: list[object] = []
 
 
 @functools.cache
@@ -301,11 +306,11 @@ def sweep_no_more() -> None:
 
 
 def collecting() -> bool:
-    """Whether this is called from within a run of the garbage collector in this thread.
-
-    Known only once collector_callback()'s function is in gc.callbacks.
+    """Whether this is called from within a run of the garbage collector in this thread, or nobody
+    knows, as collector_callback()'s function is not in gc.callbacks (any more).
     """
-    return bool(lib.ksmpy_collecting())
+    told = any(each is ours for each in gc.callbacks for ours in _collector_callbacks)
+    return not told or bool(lib.ksmpy_collecting())
 
 
 class NativeEngine:

@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 import weakref
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -153,8 +154,18 @@ class Holder:
         self.seen.append(self.data.tobytes())
 
 
+@pytest.fixture(params=[True, False], ids=["", "no callbacks"])
+def told(engine: Any, request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether anybody is told of collections, or the program has taken the callbacks away."""
+    callbacks = gc.callbacks[:]
+    if not request.param:
+        gc.callbacks.clear()
+    yield request.param
+    gc.callbacks[:] = callbacks
+
+
 @pytest.mark.parametrize("kind", [np.ndarray, Saver])
-def test_finalizer_sees_the_bytes(engine: Any, kind: Any) -> None:
+def test_finalizer_sees_the_bytes(engine: Any, kind: Any, told: bool) -> None:
     """A finalizer that reads an array which dies in its own cycle reads what was written."""
     # Where malloc puts an array within a page is its own affair: every 16 bytes are the same.
     content = np.tile(np.arange(16, dtype=np.uint8), MIB // 8)
