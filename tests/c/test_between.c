@@ -576,12 +576,14 @@ static void who_lost_its_files_reaps_nobody(void)
     scan(one.engine, KSMPY_SCAN_EAGER);
     CHECK(most_sharers(&one.engine->pages.store) == 2);
     int lock_fd = one.engine->pages.store.lock_fd;
-    int kept = fcntl(lock_fd, F_DUPFD_CLOEXEC, 0), other = os_memfd("other", PAGE_SIZE);
+    int kept = fcntl(lock_fd, F_DUPFD_CLOEXEC, 0);
+    int other = os_memfd("other", (size_t)os_file_size(store)); /* in which all counts are 0 */
     REQUIRE(kept >= 0 && other >= 0 && dup2(other, lock_fd) == lock_fd);
     CHECK(ksmpy_unmerge(one.engine) == 0);
     struct ksmpy_store_process there[4];
     CHECK(ksmpy_store_processes(store, there, 4) == 2);
     CHECK(most_sharers(&two.engine->pages.store) == 1);
+    CHECK(!two.engine->pages.store.head->half_changed);
     CHECK(filled(one.memory, pages_each, 1) && filled(two.memory, pages_each, 1));
     REQUIRE(dup2(kept, lock_fd) == lock_fd);
     close(kept);
