@@ -201,10 +201,17 @@ class Knobs:
         )
 
 
+def _is_bool(value: object) -> bool:
+    """numpy's, too, which some versions take for a number with a warning, and others refuse to."""
+    kind = type(value)
+    return kind is bool or f"{kind.__module__}.{kind.__name__}" in ("numpy.bool", "numpy.bool_")
+
+
 def _checked(name: str, value: object) -> int:
     knob = KNOBS[name]
-    number_like = type(value) is not bool or name in _SWITCHES
-    if not number_like or not hasattr(type(value), "__index__"):
+    if _is_bool(value) and name in _SWITCHES:
+        value = bool(value)
+    elif _is_bool(value) or not hasattr(type(value), "__index__"):
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
     number = index(value)  # type: ignore[arg-type]
     if not knob.low <= number <= knob.high:
