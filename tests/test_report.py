@@ -21,6 +21,7 @@ import ksmpy
 from ksmpy import proc
 from ksmpy.cli.output import human_bytes
 from ksmpy.watch import pages
+from ksmpy.watch.charts import charts
 from ksmpy.watch.pages import Kind
 from ksmpy.watch.portrait import portrait
 from support import memory
@@ -50,14 +51,29 @@ print(engine.stats().merging_pages, flush=True)
 input()
 """
 
+# As WORKER, but what it shares is its own, twice.
+TWICE = """
+import sys, numpy as np, ksmpy
+engine = ksmpy.Engine(store=sys.argv[1])
+one = ksmpy.array(np.random.default_rng(int(sys.argv[2])).integers(0, 256, 1 << 20, np.uint8))
+other = ksmpy.copy(one)
+engine.register(one, name="one")
+engine.register(other, name="other")
+engine.scan(3)
+print(flush=True)
+input()
+print(engine.stats().merging_pages, flush=True)
+input()
+"""
+
 
 @contextmanager
-def workers(store: str, count: int) -> Iterator[list[tuple[int, int]]]:
+def workers(store: str, count: int, program: str = WORKER) -> Iterator[list[tuple[int, int]]]:
     """Processes that share what they loaded; (pid, pages on frames) of each."""
     started: list[Popen[str]] = []
     try:
         for number in range(count):
-            arguments = [sys.executable, "-c", WORKER, store, str(number)]
+            arguments = [sys.executable, "-c", program, store, str(number)]
             started.append(Popen(arguments, stdin=PIPE, stdout=PIPE, text=True))
         for again in range(2):
             told = [child.stdout.readline() for child in started if child.stdout]
@@ -332,6 +348,17 @@ def test_a_browser_shows_it_without_a_word_of_complaint(
     assert set(ribbons["held"]) <= {human_bytes(holder["nbytes"]) for holder in holders}
     cells = sum(len(strip["cells"]) for strip in data["strips"])
     assert sum(len(each["left"]) for each in charts["map"]) == cells
+
+
+def test_processes_that_share_each_with_itself_alone(place: Path) -> None:
+    """There are no pairs of processes to draw; what they share is drawn all the same."""
+    pytest.importorskip("bokeh")
+    with workers("app", 2, TWICE) as both:
+        seen = portrait(pid for pid, _ in both)
+    assert [on_frames for _, on_frames in both] == [512, 512]
+    assert {(tie.a.pid, tie.b.pid) for tie in seen.ties} == {(pid, pid) for pid, _ in both}
+    made = charts(seen)
+    assert "ribbons" in made and "strengths" not in made
 
 
 def test_pids_bring_those_who_share_with_them_and_nobody_else(place: Path) -> None:

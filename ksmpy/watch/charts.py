@@ -49,7 +49,7 @@ def charts(portrait: Portrait) -> dict[str, Any]:
     made: dict[str, Any] = {}
     if portrait.copies:
         made["ribbons"] = ribbons(portrait)
-    if len({holder.pid for copy in portrait.copies for holder in copy.holders}) > 1:
+    if any(tie.a.pid != tie.b.pid for tie in portrait.ties):
         made["strengths"] = strengths(portrait)
     if len(portrait.timeline.times) > 2:
         made["over_time"] = over_time(portrait)
