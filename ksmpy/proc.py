@@ -19,6 +19,7 @@ __all__ = [
     "PRESENT",
     "SWAPPED",
     "Mapping",
+    "by_fork",
     "command",
     "count_mappings",
     "mappings",
@@ -43,7 +44,7 @@ _ENTRY_BYTES = 8
 _PAGE_BYTES = 4096
 
 # The index of start_brk, the 47th field of stat, among the words that follow the first two fields.
-_START_BRK = 44
+_PARENT, _START_STACK, _START_BRK = 1, 25, 44
 
 # start, end, permissions, offset, device, inode, path
 _HEADER = re.compile(
@@ -145,6 +146,26 @@ def raw_mappings(pid: int | str = "self") -> list[tuple[bytes, ...]]:
 def stat(pid: int | str = "self") -> list[bytes]:
     """The fields of stat that follow the command's name: the first one is the state."""
     return read("stat", pid).rpartition(b")")[2].split()
+
+
+def by_fork(merged: dict[int, int]) -> dict[int, int]:
+    """How much of what each process has merged, by its number, may have come to it by its parent's
+    fork: no saving, as a fork shares what nobody writes to. That is what both have, at the most.
+
+    A process that was forked, and has started no other program since, has its parent's stack where
+    its parent has it.
+    """
+    found = {}
+    for pid, own in merged.items():
+        found[pid] = 0
+        try:
+            fields = stat(pid)
+            parent = int(fields[_PARENT])
+            if own and parent in merged and stat(parent)[_START_STACK] == fields[_START_STACK]:
+                found[pid] = min(own, merged[parent])
+        except OSError:  # one has ended, or may not be looked at
+            continue
+    return found
 
 
 def command(pid: int | str = "self") -> str:

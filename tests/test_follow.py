@@ -296,7 +296,7 @@ def test_own_store_and_report(family: Path, directory: str) -> None:
         stderr,
     )
     assert told, stderr
-    assert 15 < float(told[1]) < 24
+    assert 11 < float(told[1]) < 24  # the forked one may have its own from the first, or not
     assert len(NAMES) <= int(told[2]) <= int(told[3])
     assert os.listdir(directory) == []
 

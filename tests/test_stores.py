@@ -17,7 +17,11 @@ import pytest
 
 import ksmpy
 from ksmpy import KsmpyError, Store, StoreError
+from ksmpy.text import human_bytes
+from ksmpy.watch.observe import observe_all
+from ksmpy.watch.stores import look_at
 from ksmpy.whole import enable as enabling
+from ksmpy.whole.tally import Tally
 from support import memory, oracle
 from support.procs import PATIENCE, Child, environment, in_child, python
 
@@ -332,6 +336,47 @@ def test_what_a_fork_has_left_is_no_saving(make_engine: Any, store: Store, mode:
     in_child(loaded_anew)
     assert array.tobytes() == wanted
     parent._core.check()
+
+
+def _seen_to_save(*pids: int) -> int:
+    return sum(each.saved_bytes for each in observe_all() if each.pid in pids)
+
+
+def test_what_came_by_a_fork_is_not_called_saved(shared: Shared, store: Store) -> None:
+    """A child that goes on with the engine has all of it on frames, as the store counts; but a
+    fork would have left it that without ksmpy too. Seen from outside in every way there is.
+    """
+    saved = PAGES * oracle.PAGE
+    kept, before = look_at("name").stats, _seen_to_save(os.getpid())
+    ready, over = multiprocessing.Event(), multiprocessing.Event()
+
+    def child() -> None:
+        shared.engine.scan()
+        assert shared.engine.stats().merging_pages == 2 * PAGES
+        ready.set()
+        assert over.wait(PATIENCE)
+
+    working = Child(child).ready()
+    working.start()
+    try:
+        assert ready.wait(PATIENCE)
+        assert store.stats().pages_sharing == 3 * PAGES
+        told = look_at("name").stats
+        tally = Tally(os.getpid(), store)
+        while "looked" not in tally.report():
+            tally.look_if_due()
+        seen = _seen_to_save(os.getpid(), working.pid)
+        page = json.loads(python("-m", "ksmpy", "report", str(os.getpid()), "--json").stdout)
+    finally:
+        over.set()
+        working.finish()
+    assert kept is not None and told is not None
+    assert 0 < told.saved_bytes == kept.saved_bytes < saved
+    assert tally.report().startswith(f"ksmpy: saved {human_bytes(kept.saved_bytes)} at the most")
+    assert seen <= before < saved
+    assert page["totals"]["saved_bytes"] <= saved
+    assert page["totals"]["by_fork_bytes"] == 2 * saved
+    assert sum(each["saved_bytes"] for each in page["processes"]) <= saved
 
 
 # ---- enable, commands ---------------------------------------------------------------------

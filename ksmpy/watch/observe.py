@@ -27,7 +27,8 @@ class Observation:
     merged_bytes: int = 0  # memory mapped onto frames, including what was written since
     written_bytes: int = 0  # the part of it that was written since: it has memory of its own again
     frame_bytes: int = 0  # what the stores hold; shared ones are counted by each process
-    saved_bytes: int = 0  # merged, less written, less frames (its part of shared ones)
+    # Merged, less written, less what came by fork, less frames (its part of shared ones).
+    saved_bytes: int = 0
     vmas: int = 0
     vma_limit: int = 0
     merged_vmas: int = 0
@@ -84,18 +85,23 @@ class _Look:
                 continue  # the process has closed it meanwhile
         self.seen.frame_bytes = sum(self.sizes.get(file, 0) for file in self.shared)
 
+    def disown(self, by_fork: int) -> None:
+        """Leave out so much of what is mapped, in equal parts of each store."""
+        total = sum(self.mapped.values())
+        for file, mapped in self.mapped.items():
+            self.mapped[file] = mapped - by_fork * mapped // max(total, 1)
+
     def settle(self, together: dict[File, int]) -> None:
         """Find what the process saves. `together`: what all processes have mapped of each shared
         store. The process bears the same share of the store's memory as it has of that. PSS does
         not tell this: frames that nobody has touched since they were merged are in nobody's PSS.
         """
-        seen = self.seen
         frames = 0.0
         for file, shared in self.shared.items():
             size = self.sizes.get(file, 0)
             mine = self.mapped.get(file, 0)
             frames += size * mine / together[file] if shared and mine else 0 if shared else size
-        seen.saved_bytes = max(0, seen.merged_bytes - seen.written_bytes - round(frames))
+        self.seen.saved_bytes = max(0, sum(self.mapped.values()) - round(frames))
 
 
 def _look(pid: int, mappings: list[proc.Mapping] | None = None) -> _Look:
@@ -124,7 +130,9 @@ def _looks(pids: list[int]) -> list[_Look]:
 
 def _settle(looks: list[_Look]) -> None:
     together: dict[File, int] = {}
+    by_fork = proc.by_fork({each.seen.pid: sum(each.mapped.values()) for each in looks})
     for looked in looks:
+        looked.disown(by_fork[looked.seen.pid])
         for file, mapped in looked.mapped.items():
             together[file] = together.get(file, 0) + mapped
     for looked in looks:
@@ -143,7 +151,7 @@ def glance(pid: int, mappings: list[proc.Mapping] | None = None) -> Observation:
 def observe(pid: int) -> Observation:
     """Look at one process, and at those it shares a store with; CommandError as glance()."""
     looked = _look(pid)
-    files = {file for file, shared in looked.shared.items() if shared}
+    files = set(looked.shared)
     found = stores_in_use() if files else {}
     _settle([looked, *_looks([other for other in found if other != pid and found[other] & files])])
     return looked.seen

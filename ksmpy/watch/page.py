@@ -187,7 +187,8 @@ def _processes(portrait: Portrait) -> str:
     )  # fmt: skip
     note = (
         f"<p>{_bytes('totals.on_frames_bytes', totals.on_frames_bytes)} of memory lie on"
-        f" {_bytes('totals.frames_bytes', totals.frames_bytes)} of frames. That, with"
+        f" {_bytes('totals.frames_bytes', totals.frames_bytes)} of frames. That, without the"
+        f" {_bytes('totals.by_fork_bytes', totals.by_fork_bytes)} that came by forks, with"
         f" {_bytes('totals.zero_bytes', totals.zero_bytes)} of zeros and less the"
         f" {_bytes('totals.overhead_bytes', totals.overhead_bytes)} that stores and tables take, is"
         " what is saved. The kernel says the same: private mappings of"
@@ -198,8 +199,8 @@ def _processes(portrait: Portrait) -> str:
     )
     if totals.related:
         note += (
-            "<p>Some of these processes were forked by others: what they would have shared since"
-            " then, without ksmpy too, counts as saved.</p>"
+            "<p>Some of these processes were forked by others: over time, what they would have"
+            " shared since then without ksmpy, too, counts as saved.</p>"
         )
     return _section("Whose memory is whose", table + note)
 

@@ -116,6 +116,8 @@ class Totals:
     pss_bytes: int
     rss_bytes: int
     on_frames_bytes: int
+    by_fork_bytes: int
+    """The part of it that came by forks: it would be one page without ksmpy, too."""
     zero_bytes: int
     written_bytes: int
     frames_bytes: int
@@ -129,7 +131,9 @@ class Totals:
     scan_seconds: float | None
     mappings: int
     related: bool
-    """Whether some were forked by others: what they have shared since then counts as saved too."""
+    """Whether some were forked by others: what their engines have noted counts what they have
+    shared since then as saved.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +317,8 @@ def _totals(
     frames = shared.frames * PAGE_SIZE
     overhead = max(0, kept - frames) + total("metadata_bytes")
     on_frames, zero = total("on_frames_bytes"), total("zero_bytes")
-    saved = max(0, on_frames - frames + zero - overhead)
+    by_fork = sum(subject.by_fork for subject in among) * PAGE_SIZE
+    saved = max(0, on_frames - by_fork - frames + zero - overhead)
     paid = total("pss_bytes") + kept - sum(store.in_pss_bytes for store in stores)
     seconds = [each.scan_seconds for each in processes if each.scan_seconds is not None]
     pids = {subject.pid for subject in among}
@@ -326,6 +331,7 @@ def _totals(
         pss_bytes=total("pss_bytes"),
         rss_bytes=total("rss_bytes"),
         on_frames_bytes=on_frames,
+        by_fork_bytes=by_fork,
         zero_bytes=zero,
         written_bytes=total("written_bytes"),
         frames_bytes=frames,

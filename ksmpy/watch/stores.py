@@ -6,7 +6,9 @@ import errno
 import os
 from dataclasses import dataclass, replace
 
+from ksmpy import proc
 from ksmpy.errors import StoreError
+from ksmpy.native import PAGE_SIZE
 from ksmpy.store import files
 from ksmpy.store.stats import StoreStats
 from ksmpy.store.store import Store, StoreProcess
@@ -43,8 +45,10 @@ def look_at(name: str) -> NamedStore:
             processes, stats = tuple(store.processes()), store.stats()
         except StoreError as error:
             return NamedStore(name, path, kept, error=error.strerror or str(error))
-    if not processes:  # what the counters still say is of processes that were killed
-        stats = replace(stats, saved_bytes=0)
+    by_fork = sum(proc.by_fork({each.pid: each.merging_pages for each in processes}).values())
+    # Where no process uses it, what the counters still say is of processes that were killed.
+    saved = max(0, stats.saved_bytes - by_fork * PAGE_SIZE) if processes else 0
+    stats = replace(stats, saved_bytes=saved)
     return NamedStore(name, path, kept, processes, stats)
 
 

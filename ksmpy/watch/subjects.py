@@ -45,6 +45,8 @@ class Subject:
     regions: list[tuple[int, int, str]] = field(default_factory=list)
     rows: Any = None  # of each stretch: its buffer's number
     users: Any = None  # of each page on a frame: how many pages its frame has
+    by_fork: int = 0  # pages on frames that came by its parent's fork
+    own_share: float = 1.0  # of all pages on frames, those that did not
 
     @property
     def pid(self) -> int:
@@ -62,9 +64,14 @@ class Subject:
 
     @property
     def saved_bytes(self) -> int:
-        """Its part: of a page that k pages share, (k - 1) / k; and its zeros."""
-        parts = float((1 - 1 / self.users).sum()) if len(self.users) else 0.0
-        return round(parts) * PAGE_SIZE + self.zero_bytes
+        """Its part: of a page that k pages share, (k - 1) / k; and its zeros. Without what forks
+        have left to several processes, which are taken to be spread evenly.
+        """
+        import numpy as np
+
+        parts = 1 - 1 / np.maximum(self.users * self.own_share, 1)
+        own = 1 - self.by_fork / max(len(self.users), 1)
+        return round(float(parts.sum()) * own) * PAGE_SIZE + self.zero_bytes
 
     def counted(self, name: str) -> int:
         """The sum of a counter over the process's engines."""
@@ -180,6 +187,10 @@ def who_shares(among: list[Subject]) -> Sharing:
     ends = np.cumsum([len(part) for part in frame_parts])
     for subject, start, end in zip(among, ends[:-1], ends[1:], strict=True):
         subject.users = result.users[start:end]
+    by_fork = proc.by_fork({subject.pid: len(subject.users) for subject in among})
+    own_share = 1 - sum(by_fork.values()) / max(len(result.users), 1)
+    for subject in among:
+        subject.by_fork, subject.own_share = by_fork[subject.pid], own_share
     return result
 
 
