@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ import pytest
 
 import ksmpy
 from ksmpy import proc
+from ksmpy.cli import main
 from ksmpy.cli.output import human_bytes
-from ksmpy.watch import pages
+from ksmpy.watch import pages, subjects
 from ksmpy.watch.charts import charts
 from ksmpy.watch.pages import Kind
 from ksmpy.watch.portrait import portrait
@@ -372,6 +374,34 @@ def test_pids_bring_those_who_share_with_them_and_nobody_else(place: Path) -> No
         assert [store["name"] for store in data["stores"]] == ["one"]
         both = json.loads(report("--json").stdout)["processes"]
         assert len({each["pid"] for each in both} & {pid for pid, _ in pair}) == 2
+
+
+@pytest.mark.parametrize("which", ["below", "store"])
+def test_a_worker_that_ends_meanwhile_is_left_out(
+    which: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody has given its number: the others are told of. If none is left, that is told."""
+    with workers("app", 3) as started:
+        pids = [pid for pid, _ in started]
+        arguments = ["--store", "app"] if which == "store" else [str(os.getpid())]
+        ending = pids[:1]
+
+        def in_use_when_some_have_ended() -> dict[int, set[Any]]:
+            for pid in ending:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            ending.clear()
+            return {pid: files for pid, files in stores_in_use().items() if pid in pids}
+
+        stores_in_use = subjects.stores_in_use
+        monkeypatch.setattr(subjects, "stores_in_use", in_use_when_some_have_ended)
+        assert main(["report", "--json", *arguments]) == 0
+        seen = json.loads(capsys.readouterr().out)
+        assert [each["pid"] for each in seen["processes"]] == sorted(pids[1:])
+        assert seen["unseen"] == []
+        ending += pids[1:]
+        assert main(["report", "--json", *arguments]) == 1
+        assert "no process here uses ksmpy" in one_line(capsys.readouterr().err)
 
 
 def report(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -41,8 +41,10 @@ class Report(Command):
 
         if options.pids and options.store:
             raise CommandError("give PIDs or --store, not both", code=2)
-        pids = _named(options.store) if options.store else _with_children(options.pids)
-        seen = portrait(pids)
+        if options.store:
+            seen = portrait((), _users(options.store))
+        else:
+            seen = portrait(*_with_children(options.pids)) if options.pids else portrait()
         if options.json:
             print_json(seen)
         if options.output or options.open or not options.json:
@@ -55,7 +57,7 @@ class Report(Command):
         return 0
 
 
-def _named(store: str) -> list[int]:
+def _users(store: str) -> list[int]:
     from ksmpy.watch.stores import look_at
 
     found = look_at(store)
@@ -66,26 +68,27 @@ def _named(store: str) -> list[int]:
     return [process.pid for process in found.processes]
 
 
-def _with_children(pids: list[int]) -> list[int] | None:
-    """None for all; of those that were named, those that use ksmpy, and their descendants."""
-    if not pids:
-        return None
+def _with_children(pids: list[int]) -> tuple[set[int], set[int]]:
+    """Of those that were given, those that have to be looked at; and their descendants that use
+    ksmpy.
+    """
     import psutil
 
     from ksmpy.watch.observe import users
 
     there = set(users())
-    wanted = set()
+    named, below = set(), set()
     for pid in pids:
         try:
-            below = {child.pid for child in psutil.Process(pid).children(recursive=True)}
+            children = {child.pid for child in psutil.Process(pid).children(recursive=True)}
         except psutil.Error:
-            below = set()
+            children = set()
         # A supervisor (ksmpy run) need not have merged anything itself, if processes below it have.
         # If there are none, looking at the process itself raises the error that says so.
-        mine = ({pid} | below) & there
-        wanted |= mine or {pid}
-    return sorted(wanted)
+        if pid in there or not children & there:
+            named.add(pid)
+        below |= children & there
+    return named, below
 
 
 def _write(path: str, seen: Portrait) -> None:

@@ -157,17 +157,19 @@ class Portrait:
     """Processes that could not be looked at, and why."""
 
 
-def portrait(pids: Iterable[int] | None = None) -> Portrait:
+def portrait(pids: Iterable[int] | None = None, listed: Iterable[int] = ()) -> Portrait:
     """Look at processes, and at all who share a store with them; None: at all that use ksmpy.
+    `listed`: processes that were found in a list, and may have ended since then.
 
-    CommandError when one that was named cannot be looked at, or uses no ksmpy, and when there is
-    none.
+    CommandError when one of `pids` cannot be looked at, or uses no ksmpy, and when there is none.
     """
     from importlib.metadata import version
 
     begin, taken = time.perf_counter(), time.time()
-    found, unseen = subjects(None if pids is None else set(pids))
+    found, unseen = subjects(None if pids is None else set(pids), listed)
     if not found:
+        if unseen:
+            raise CommandError(unseen[0])
         raise CommandError(
             "no process here uses ksmpy", "start one by ksmpy run, or try ksmpy demo"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -84,18 +85,28 @@ def counters(past: Past) -> dict[str, int]:
     return found if isinstance(found, dict) else {}
 
 
-def subjects(wanted: set[int] | None) -> tuple[list[Subject], list[str]]:
-    """Those, and all who share a store with one of them; None: all that use ksmpy. And why others
-    could not be looked at. CommandError when one that was named is not there, or uses no ksmpy.
+def subjects(named: set[int] | None, listed: Iterable[int] = ()) -> tuple[list[Subject], list[str]]:
+    """The processes that somebody has named or found in a list, and all who share a store with one
+    of them; None: all that use ksmpy. And why others could not be looked at.
+
+    CommandError when a named one is not there, or uses no ksmpy. One of a list may have ended since
+    then, which is no error.
     """
     stores = stores_in_use()
-    for pid in sorted((wanted or set()) - set(stores)):
+    for pid in sorted((named or set()) - set(stores)):
         glance(pid)  # raises the error that says why it cannot be looked at
         raise CommandError(
             f"process {pid} has merged nothing", "ksmpy analyze says what it would save"
         )
     found, unseen = [], []
+    for pid in sorted(set(listed) - set(stores)):
+        try:
+            glance(pid)
+        except CommandError as error:
+            if os.path.exists(f"/proc/{pid}"):
+                unseen.append(str(error))
     files: dict[File, int] = {}
+    wanted = None if named is None else (named | set(listed)) & set(stores)
     for pid in sorted(stores if wanted is None else _connected(stores, wanted)):
         try:
             found.append(_subject(pid, files))
