@@ -83,6 +83,16 @@ class Mapping:
         found = _SIZE.findall(self.details or b"")
         return {name.decode(): int(kibibytes) * 1024 for name, kibibytes in found}
 
+    @property
+    def swap_bytes(self) -> int:
+        """What of it is in swap, as smaps counts it; 0 where that was not read. The bit in a page's
+        entry does not tell: write tracking leaves marks in the place of untouched pages, and they
+        have it too.
+        """
+        details = self.details or b""
+        at = details.find(b"\nSwap:")
+        return int(details[at + 6 : details.index(b"kB", at)]) * 1024 if at >= 0 else 0
+
 
 def read(name: str, pid: int | str = "self", *, limit: int | None = None) -> bytes:
     """The bytes of maps or smaps: all of them, or at least up to the first mapping that begins at

@@ -146,6 +146,24 @@ tell(a)
         assert row(ksmpy.analyze(process.pid), a).swapped_pages == first.swapped_pages
 
 
+def test_marks_of_write_tracking_are_not_in_swap() -> None:
+    """They lie in the place of untouched pages, with the bit that those in swap have."""
+    code = """
+import ksmpy
+array = ksmpy.empty(1 << 22, "uint8")
+array[:P] = 1
+engine = ksmpy.Engine()
+engine.register(array)
+engine.scan(2)
+tell(0)
+"""
+    with child(code) as (process, _):
+        if "VmSwap:\t       0 kB" not in Path(f"/proc/{process.pid}/status").read_text():
+            pytest.skip("something of it is in swap")
+        found = ksmpy.analyze(process.pid)
+    assert not found.skipped
+
+
 def test_files_and_shared_memory_are_left_out() -> None:
     """Only private anonymous memory can be merged, so only that is looked at."""
     with mmap.mmap(-1, 64 * PAGE) as shared:

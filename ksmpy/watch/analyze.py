@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ksmpy import proc
 from ksmpy.errors import KsmpyError, Unsupported
 from ksmpy.native import PAGE_SIZE
-from ksmpy.proc import EXCLUSIVE, FILE, PRESENT, SWAPPED
+from ksmpy.proc import EXCLUSIVE, FILE, PRESENT
 from ksmpy.store.files import is_store
 from ksmpy.watch.estimate import BufferEstimate, Estimate, Refused
 
@@ -86,7 +86,7 @@ class _Mapping:
 
 
 def _rows(mappings: list[proc.Mapping]) -> list[_Mapping]:
-    """The private, readable, anonymous ones, and overlays of a ksmpy store."""
+    """The private, readable, anonymous ones, and overlays of a ksmpy store (of proc.smaps())."""
     found: list[_Mapping] = []
     for each in mappings:
         start, end, permissions = each.start, each.end, each.perms
@@ -103,6 +103,7 @@ def _rows(mappings: list[proc.Mapping]) -> list[_Mapping]:
             last = _Mapping(start, end, permissions, name)
             found.append(last)
         last.parts.append((start, end))
+        last.swapped += each.swap_bytes // PAGE_SIZE
     return found
 
 
@@ -153,7 +154,7 @@ class _Process:
 
     def _maps(self) -> list[proc.Mapping]:
         try:
-            found = proc.mappings(self.pid)
+            found = proc.smaps(self.pid)
         except PermissionError:
             raise self._refused() from None
         except OSError:
@@ -242,7 +243,6 @@ def _read_part(
         present = (flags & PRESENT) != 0
         ours = present & ((flags & FILE) == 0)
         mapping.merged += int((present & ~ours).sum())
-        mapping.swapped += int(((flags & SWAPPED) != 0).sum())
         exclusive = (flags & EXCLUSIVE) != 0
         for first, count in _runs(ours):
             got = process.pages(base + first * PAGE_SIZE, count, buffer)

@@ -102,7 +102,7 @@ def look(
     finally:
         os.close(descriptor)
     seen = np.concatenate(rows) if rows else np.zeros((0, 3), np.int64)
-    swap = [(each.start, each.end) for each in mappings if _has_swap(each)]
+    swap = [(each.start, each.end) for each in mappings if each.swap_bytes]
     return _classify(
         seen,
         np.array(overlays, np.int64).reshape(-1, 4),
@@ -110,12 +110,6 @@ def look(
         np.array(cuts, np.int64),
         spans,
     )
-
-
-def _has_swap(mapping: proc.Mapping) -> bool:
-    details = mapping.details or b""
-    at = details.find(b"\nSwap:")
-    return at >= 0 and details[at + 6 : details.index(b"kB", at)].strip() != b"0"
 
 
 def _private(
@@ -210,8 +204,8 @@ def _classify(seen: Any, overlays: Any, swap: Any, cuts: Any, spans: list[Span])
 
 
 def _kinds(category: Any, merged: Any, swap: Any) -> Any:
-    """The kind of each stretch. Write tracking leaves marks in the place of untouched pages, which
-    look swapped out: they are taken for swapped pages only where the kernel counts swap (`swap`).
+    """The kind of each stretch. Those that look swapped out are taken for swapped pages only in
+    mappings of which the kernel counts pages in swap (`swap`).
     """
     import numpy as np
 
