@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 
 import ksmpy
+from conftest import capabilities
 from ksmpy import proc
 from ksmpy.cli import main
+from ksmpy.cli.board import take_a_look
 from ksmpy.cli.output import human_bytes
 from ksmpy.watch import pages, subjects
 from ksmpy.watch.charts import charts
@@ -128,6 +130,35 @@ def test_pages_are_told_apart_as_the_engine_does(engine: Any) -> None:
     assert counts[Kind.SHARED] == 123 and counts[Kind.WRITTEN] == 5
     assert engine.stats().merging_pages == 123
     assert counts[Kind.ALONE] + counts[Kind.HUGE] + counts[Kind.OFTEN] >= 32
+
+
+def zeros_told() -> set[int]:
+    """What this process saves by its zeros, in pages, as its report and its line of top say."""
+    seen = portrait([os.getpid()])
+    (process,) = seen.processes
+    (line,) = take_a_look(os.getpid(), set()).processes
+    assert process.zero_bytes == seen.totals.zero_bytes
+    return {each // 4096 for each in (process.zero_bytes, process.saved_bytes, line.saved_bytes)}
+
+
+def test_zeros_count_as_saved_while_they_take_nothing(engine: Any) -> None:
+    """Not when they were written since the engine noted them, nor when their region has ended."""
+    if not capabilities()["pagemap_scan"]:
+        pytest.skip("this kernel does not tell of its zero page")
+    zeros = memory.pages(64)
+    zeros[:] = 0
+    region = engine.register(zeros)
+    engine.scan(2, eager=True)
+    assert zeros_told() == {64}
+    assert not zeros[: 8 << 12].any()  # what is read is on the kernel's zero page at least now
+    assert zeros_told() == {64}
+    zeros[: 16 << 12 : 4096] = 1
+    assert zeros_told() == {48}
+    region.release()
+    if (engine.freeze, engine.tracking) != ("signal", "checksum"):  # nothing tells of its regions
+        assert zeros_told() == {0}
+    zeros[:] = 1
+    assert zeros_told() == {0}
 
 
 @pytest.mark.parametrize("call", [pages._PAGEMAP_SCAN, 0], ids=["scan", "entries"])

@@ -17,6 +17,7 @@ __all__ = [
     "AddressSpace",
     "Allowance",
     "is_unwatched",
+    "is_watched",
     "refusal",
     "register_error",
     "vma_flags",
@@ -141,9 +142,12 @@ def _mapping_refusal(mapping: Mapping, ours: frozenset[str]) -> str | None:
 
 def is_unwatched(mapping: Mapping) -> bool:
     """Whether it is private anonymous memory that no userfaultfd has; False where nothing tells."""
-    if mapping.flags is None or mapping.inode or mapping.perms != "rw-p":
-        return False
-    return not mapping.flags & _USERFAULTFD
+    return not mapping.inode and mapping.perms == "rw-p" and not is_watched(mapping)
+
+
+def is_watched(mapping: Mapping) -> bool:
+    """Whether a userfaultfd has it; True where nothing tells."""
+    return mapping.flags is None or bool(mapping.flags & _USERFAULTFD)
 
 
 def vma_flags(mappings: list[Mapping]) -> int:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Integers = NDArray[np.int64]
 
-__all__ = ["Kind", "Look", "Span", "look"]
+__all__ = ["Kind", "Look", "Span", "look", "within"]
 
 
 class Kind(IntEnum):
@@ -190,11 +190,11 @@ def _classify(seen: Any, overlays: Any, swap: Any, cuts: Any, spans: list[Span])
     edges = [each[:, :2].ravel() for each in (seen, overlays, swap)]
     cuts = np.unique(np.concatenate([*edges, cuts]))
     starts, ends = cuts[:-1], cuts[1:]
-    row = _within(starts, seen)
+    row = within(starts, seen)
     known = row >= 0
     starts, ends, category = starts[known], ends[known], seen[row[known], 2]
-    over = _within(starts, overlays)
-    kind = _kinds(category, over >= 0, _within(starts, swap) >= 0)
+    over = within(starts, overlays)
+    kind = _kinds(category, over >= 0, within(starts, swap) >= 0)
     frames = kind == Kind.SHARED
     store, frame = np.full(len(starts), -1), np.zeros(len(starts), np.int64)
     if len(overlays):
@@ -228,7 +228,7 @@ def _kinds(category: Any, merged: Any, swap: Any) -> Any:
     ).astype(np.int64)
 
 
-def _within(starts: Any, rows: Any) -> Any:
+def within(starts: Any, rows: Any) -> Any:
     """The number of the row (sorted, apart from each other) that holds each address, or -1."""
     import numpy as np
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ksmpy import proc
 from ksmpy.engine.history import FILE_NAME, Past, birth, read_past
 
-__all__ = ["pasts"]
+__all__ = ["counters", "pasts"]
 
 _ATTEMPTS = 5
 
@@ -27,6 +27,12 @@ def pasts(pid: int) -> list[Past]:
         if past is not None and (past.pid, past.birth) == (_own_pid(pid), birth(pid)):
             found.append(past)
     return found
+
+
+def counters(past: Past) -> dict[str, int]:
+    """Those of an engine, by their names."""
+    found = past.facts.get("stats", {})
+    return found if isinstance(found, dict) else {}
 
 
 def _own_pid(pid: int) -> int:

@@ -22,8 +22,9 @@ from ksmpy.watch import advice
 from ksmpy.watch.memory_map import Strip, strips
 from ksmpy.watch.observe import File
 from ksmpy.watch.pages import Kind
+from ksmpy.watch.past import counters
 from ksmpy.watch.stores import named_stores
-from ksmpy.watch.subjects import Subject, counters, subjects, who_shares
+from ksmpy.watch.subjects import Subject, subjects, who_shares
 from ksmpy.watch.ties import Copy, Sharing, Tie
 from ksmpy.watch.timeline import Timeline, timeline
 
@@ -57,7 +58,7 @@ class ProcessFigures:
     written_bytes: int
     """Its pages that were merged, and were written since."""
     zero_bytes: int
-    """Zeros that were given back, as its engine counts them."""
+    """Zeros that its engine has given back, and that take no memory still."""
     saved_bytes: int
     """Its part: of a page that k pages share, (k - 1) / k; and its zeros."""
     kernel_mapped_bytes: int

@@ -15,8 +15,9 @@ from ksmpy.native import PAGE_SIZE
 from ksmpy.text import shown
 from ksmpy.watch.observe import File, Observation, glance, stores_in_use
 from ksmpy.watch.pages import Kind, Look, look
-from ksmpy.watch.past import pasts
+from ksmpy.watch.past import counters, pasts
 from ksmpy.watch.ties import Holder, Sharing, sharing
+from ksmpy.watch.zeros import noted_zeros, watched_memory, zeros_left
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     Integers = NDArray[np.int64]
 
-__all__ = ["UNNAMED", "Subject", "counters", "subjects", "who_shares"]
+__all__ = ["UNNAMED", "Subject", "subjects", "who_shares"]
 
 UNNAMED = "unnamed memory"
 # How many buffers of a process are named in the picture: those with most on frames.
@@ -43,6 +44,8 @@ class Subject:
     started: float
     program: str
     mappings: list[proc.Mapping]
+    zero_bytes: int
+    """Zeros that its engines have given back, and that take no memory still."""
     regions: list[tuple[int, int, str]] = field(default_factory=list)
     rows: Any = None  # of each stretch: its buffer's number
     users: Any = None  # of each page on a frame: how many pages its frame has
@@ -59,11 +62,6 @@ class Subject:
         return next((each.facts[name] for each in self.pasts if name in each.facts), default)
 
     @property
-    def zero_bytes(self) -> int:
-        """Zeros that were given back, as its engines count them."""
-        return self.counted("ksm_zero_pages") * PAGE_SIZE
-
-    @property
     def saved_bytes(self) -> int:
         """Its part: of a page that k pages share, (k - 1) / k; and its zeros. Without what forks
         have left to several processes, which are taken to be spread evenly.
@@ -77,12 +75,6 @@ class Subject:
     def counted(self, name: str) -> int:
         """The sum of a counter over the process's engines."""
         return sum(counters(past).get(name, 0) for past in self.pasts)
-
-
-def counters(past: Past) -> dict[str, int]:
-    """Those of an engine, by their names."""
-    found = past.facts.get("stats", {})
-    return found if isinstance(found, dict) else {}
 
 
 def subjects(named: set[int] | None, listed: Iterable[int] = ()) -> tuple[list[Subject], list[str]]:
@@ -138,17 +130,20 @@ def _subject(pid: int, files: dict[File, int]) -> Subject:
         for past in noted
         for address, nbytes, name in past.facts["regions"]  # type: ignore[attr-defined]
     )
-    edges = [edge for start, end, _ in regions for edge in (start, end)]
+    watched = watched_memory(mappings) if any(map(noted_zeros, noted)) else []
+    edges = [edge for start, end, *_ in (*regions, *watched) for edge in (start, end)]
+    pages = look(pid, mappings, files, edges)
     parent, started = _origin(pid)
     return Subject(
         seen,
         proc.rollup(pid),
-        look(pid, mappings, files, edges),
+        pages,
         noted,
         parent,
         started,
         _program(pid),
         mappings,
+        sum(zeros_left(past, pages, watched) for past in noted) * PAGE_SIZE,
         regions,
     )
 
