@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import unescape
+from importlib import resources
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
@@ -24,6 +26,7 @@ from ksmpy import proc
 from ksmpy.cli import main
 from ksmpy.cli.board import take_a_look
 from ksmpy.cli.output import human_bytes
+from ksmpy.cli.report import _put
 from ksmpy.watch import pages, subjects
 from ksmpy.watch.charts import charts
 from ksmpy.watch.pages import Kind
@@ -288,6 +291,68 @@ def test_the_page_is_one_file_and_names_are_words(told: tuple[dict[str, Any], Pa
     assert "default-src 'none'" in html and "<b>index <b></b>" not in html
     own = html[: html.index('<script type="application/json"')]
     assert not re.search(r"(src|href)\s*=|url\(|@import", own)
+
+
+def test_names_that_look_like_marks_of_the_template(place: Path, tmp_path: Path) -> None:
+    """Names stay names, even one that UTF-8 has no bytes for: neither the page's script nor its
+    style is put where they stand.
+    """
+    pytest.importorskip("bokeh")
+    names = {"/*script*/", "/*style*/", "<!--data-->", "\ud800"}
+    file = tmp_path / "report.html"
+    with ksmpy.Engine(store="mine") as engine:
+        first = memory.distinct(64)
+        arrays = dict(zip(names, (first, *(memory.twin(first) for _ in range(3))), strict=True))
+        for name, each in arrays.items():
+            engine.register(each, name=name)
+        engine.scan(3)
+        assert main(["report", str(os.getpid()), "-o", str(file)]) == 0
+    html = file.read_text()
+    for part in ("report.css", "report.js"):
+        assert html.count((resources.files("ksmpy.watch.assets") / part).read_text()) == 1
+    (inside,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html)
+    holders = {holder["buffer"] for holder in json.loads(inside)["copies"][0]["holders"]}
+    assert holders == names
+
+
+def test_the_page_before_stays_until_the_next_is_complete(tmp_path: Path) -> None:
+    """A file is exchanged, and keeps its mode; what is none is written to."""
+    file = tmp_path / "report.html"
+    _put(str(file), b"first")
+    file.chmod(0o640)
+    kept = os.open(file, os.O_RDONLY)
+    _put(str(file), b"second")
+    assert os.read(kept, 100) == b"first" and file.read_bytes() == b"second"
+    os.close(kept)
+    assert file.stat().st_mode & 0o777 == 0o640
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    _put(str(link), b"third")
+    assert link.is_symlink() and file.read_bytes() == b"third"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    _put(str(pipe), b"fourth")
+    assert os.read(reader, 100) == b"fourth"
+    os.close(reader)
+    with pytest.raises(FileNotFoundError) as raised:
+        _put(str(tmp_path / "nowhere" / "file"), b"")
+    assert raised.value.filename == str(tmp_path / "nowhere" / "file")
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe", "report.html"]
+
+
+def test_a_page_that_finds_no_room_leaves_the_one_before(tmp_path: Path) -> None:
+    """Nor does it leave half of itself."""
+    file = tmp_path / "report.html"
+    file.write_bytes(b"first")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            _put(str(file), bytes(1 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert file.read_bytes() == b"first" and os.listdir(tmp_path) == [file.name]
 
 
 # Put in front of everything else: what goes wrong is noted, and what the charts have been given.

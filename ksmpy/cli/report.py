@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-import sys
+import stat
 from typing import TYPE_CHECKING
 
 from ksmpy.cli.command import Command, CommandError, Parser, at_least
@@ -37,6 +38,10 @@ class Report(Command):
         parser.option("--open", action="store_true", help="show it in the browser")
 
     def run(self, options: argparse.Namespace) -> int:
+        # Processes may end between the moment when they are found and that when they are looked at:
+        # what takes long to import must not come between.
+        import numpy  # noqa: F401
+
         from ksmpy.watch.portrait import portrait
 
         if options.pids and options.store:
@@ -104,10 +109,48 @@ def _write(path: str, seen: Portrait) -> None:
             "pip install 'ksmpy[report]', or --json",
         ) from None
     if path == "-":
-        sys.stdout.write(text)
+        print(text, end="")
+    else:
+        _put(path, text.encode("utf-8", "backslashreplace"))  # names may have what UTF-8 has not
+
+
+def _put(path: str, page: bytes) -> None:
+    """Write the file. The page that was there before stays whole until this one is complete."""
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        mode = _replaceable(path)
+        file = None if mode is None else open(part, "xb")  # noqa: SIM115
+    except OSError:  # there is no room for a file beside it: its folder is somebody else's
+        file = None
+    if file is None or mode is None:
+        with open(path, "wb") as there:
+            there.write(page)
         return
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        with file:
+            if mode:
+                os.fchmod(file.fileno(), mode)
+            file.write(page)
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):  # interrupted when it had its name already
+            os.unlink(part)
+        raise
+
+
+def _replaceable(path: str) -> int | None:
+    """The mode of a file that another one may take the place of, 0 if there is none. None for what
+    has to be written to itself: a link, a pipe, a device, another user's file, one that is
+    write-protected (which fails).
+    """
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return 0
+    own = status.st_uid == os.geteuid() and status.st_nlink == 1
+    if stat.S_ISREG(status.st_mode) and own and os.access(path, os.W_OK):
+        return stat.S_IMODE(status.st_mode)
+    return None
 
 
 def _tell(path: str, seen: Portrait) -> None:

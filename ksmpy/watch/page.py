@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -40,16 +41,22 @@ def page(portrait: Portrait) -> str:
             _notes(portrait),
         )
     )
-    return (
-        (assets / "report.html")
-        .read_text(encoding="utf-8")
-        .replace("/*style*/", (assets / "report.css").read_text(encoding="utf-8"))
-        .replace("<!--body-->", body)
-        .replace("<!--data-->", f'<script type="application/json" id="data">{data}</script>')
-        .replace("<!--library-->", Resources(mode="inline", components=["bokeh"]).render_js())
-        .replace("<!--charts-->", script)
-        .replace("/*script*/", (assets / "report.js").read_text(encoding="utf-8"))
+    return _fill(
+        (assets / "report.html").read_text(encoding="utf-8"),
+        {
+            "/*style*/": (assets / "report.css").read_text(encoding="utf-8"),
+            "<!--body-->": body,
+            "<!--data-->": f'<script type="application/json" id="data">{data}</script>',
+            "<!--library-->": Resources(mode="inline", components=["bokeh"]).render_js(),
+            "<!--charts-->": script,
+            "/*script*/": (assets / "report.js").read_text(encoding="utf-8"),
+        },
     )
+
+
+def _fill(template: str, parts: dict[str, str]) -> str:
+    """All at once: what one part holds (the name of a buffer) may look like the mark of another."""
+    return re.sub("|".join(map(re.escape, parts)), lambda mark: parts[mark[0]], template)
 
 
 # ---- words and figures --------------------------------------------------------------------------
