@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 
 import ksmpy
-from conftest import capabilities
 from ksmpy import proc
 from ksmpy.cli import main
 from ksmpy.cli.board import take_a_look
@@ -144,10 +143,12 @@ def zeros_told() -> set[int]:
     return {each // 4096 for each in (process.zero_bytes, process.saved_bytes, line.saved_bytes)}
 
 
-def test_zeros_count_as_saved_while_they_take_nothing(engine: Any) -> None:
+@pytest.mark.parametrize("call", [pages._PAGEMAP_SCAN, 0], ids=["scan", "entries"])
+def test_zeros_count_as_saved_while_they_take_nothing(
+    call: int, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not when they were written since the engine noted them, nor when their region has ended."""
-    if not capabilities()["pagemap_scan"]:
-        pytest.skip("this kernel does not tell of its zero page")
+    monkeypatch.setattr(pages, "_PAGEMAP_SCAN", call)
     zeros = memory.pages(64)
     zeros[:] = 0
     region = engine.register(zeros)
@@ -162,6 +163,31 @@ def test_zeros_count_as_saved_while_they_take_nothing(engine: Any) -> None:
         assert zeros_told() == {0}
     zeros[:] = 1
     assert zeros_told() == {0}
+
+
+def test_the_zero_page_is_told_from_what_a_fork_left_without_a_scan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither is the process's alone: the zero page counts only where all of that is in no RSS."""
+    monkeypatch.setattr(pages, "_PAGEMAP_SCAN", 0)
+    zeros, common = memory.guarded(64), memory.guarded(64)
+    for each in (zeros, common):
+        each[: 32 << 12] = 1
+        assert not each[32 << 12 : 48 << 12].any()
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        zeros[: 32 << 12] = 2
+        seen = pages.look(os.getpid(), proc.smaps(), {}, [])
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    for each, count in ((zeros, 16), (common, 0)):
+        start = memory.address_of(each)
+        inside = (seen.start >= start) & (seen.start < start + each.nbytes)
+        assert int(seen.pages[inside & (seen.kind == Kind.ZERO)].sum()) == count
 
 
 @pytest.mark.parametrize("call", [pages._PAGEMAP_SCAN, 0], ids=["scan", "entries"])

@@ -1,8 +1,8 @@
 """The private memory of a process as its page tables have it, from outside: who is on which frame.
 
 Nothing is read of the memory itself, nothing stopped and nothing changed. PAGEMAP_SCAN (Linux 6.7)
-tells of stretches of equal pages; before that each page's entry is looked at, and zero pages and
-huge ones are not told from others.
+tells of stretches of equal pages; before that each page's entry is looked at, huge pages are not
+told from others, and zero pages only in mappings that have nothing in common by a fork.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ _PAGEMAP_SCAN = 0xC0606610
 _CALL = struct.Struct("<12Q")
 _WPALLOWED, _WRITTEN, _FILE, _PRESENT, _SWAPPED, _ZERO, _HUGE = (1 << bit for bit in range(7))
 _ALL = (1 << 7) - 1
+# Told by a page's entry, where there is no PAGEMAP_SCAN: of no file, and not this process's alone.
+_COMMON = 1 << 7
 _ROWS = 4096
 _WINDOW = 1 << 18  # pages whose entries are read in one go
 
@@ -103,6 +105,8 @@ def look(
         os.close(descriptor)
     seen = np.concatenate(rows) if rows else np.zeros((0, 3), np.int64)
     swap = [(each.start, each.end) for each in mappings if each.swap_bytes]
+    if (seen[:, 2] & _COMMON).any():
+        seen = _find_zeros(seen, mappings)
     return _classify(
         seen,
         np.array(overlays, np.int64).reshape(-1, 4),
@@ -177,10 +181,33 @@ def _entries(pagemap: int, start: int, end: int) -> Iterator[Any]:
             (proc.PRESENT, _PRESENT), (proc.SWAPPED, _SWAPPED), (proc.FILE, _FILE)
         ):  # fmt: skip
             kinds |= np.where(flags & np.uint64(bit), category, 0)
+        told = flags & np.uint64(proc.PRESENT | proc.FILE | proc.EXCLUSIVE)
+        kinds |= np.where(told == np.uint64(proc.PRESENT), _COMMON, 0)
         edges = np.flatnonzero(np.diff(kinds, prepend=-1))
         starts = at + edges * PAGE_SIZE
         ends = np.append(starts[1:], at + len(flags) * PAGE_SIZE)
         yield np.stack([starts, ends, kinds[edges]], axis=1)
+
+
+def _find_zeros(seen: Any, mappings: list[proc.Mapping]) -> Any:
+    """The rows, cut where mappings begin and end, with the zero page told from what forks have left
+    in common. Neither is the process's alone, but only the zero page is not in its RSS: where
+    that is no more than what it has alone, all else is the zero page.
+    """
+    import numpy as np
+
+    plain = [each for each in mappings if not each.inode and each.path not in _KERNELS]
+    edges = np.array([(each.start, each.end) for each in plain], np.int64).reshape(-1, 2)
+    cuts = np.unique(np.concatenate([seen[:, :2].ravel(), edges.ravel()]))
+    row = within(cuts[:-1], seen)
+    starts, ends, category = cuts[:-1][row >= 0], cuts[1:][row >= 0], seen[row[row >= 0], 2]
+    mapping = within(starts, edges)
+    alone = (category & (_PRESENT | _FILE | _COMMON)) == _PRESENT
+    weights = np.where(alone, ends - starts, 0)
+    alone_bytes = np.bincount(mapping + 1, weights=weights, minlength=len(edges) + 1)
+    rss = np.array([0, *(each.sizes.get("Rss", 0) for each in plain)])
+    zero = (category & _COMMON != 0) & (mapping >= 0) & (rss <= alone_bytes)[mapping + 1]
+    return np.stack([starts, ends, category | np.where(zero, _ZERO, 0)], axis=1)
 
 
 def _classify(seen: Any, overlays: Any, swap: Any, cuts: Any, spans: list[Span]) -> Look:
