@@ -526,14 +526,14 @@ def test_a_worker_that_ends_meanwhile_is_left_out(
         assert "no process here uses ksmpy" in one_line(capsys.readouterr().err)
 
 
-def report(*arguments: str) -> subprocess.CompletedProcess[str]:
+def report(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """In this test's directory of stores."""
     where = {"KSMPY_STORE_DIR": os.environ["KSMPY_STORE_DIR"]}
-    return command("report", *arguments, env=where)
+    return command("report", *arguments, env=where | env)
 
 
 def test_who_has_merged_nothing_is_told_so(place: Path) -> None:
-    """One line each: no such process, one without ksmpy, an unknown store, both at once."""
+    """One line each: no such process, one without ksmpy, an unknown store, PID and store."""
     for arguments, words in (
         (["4194305"], "no process 4194305"),
         ([str(os.getpid())], f"process {os.getpid()} has merged nothing"),
@@ -542,10 +542,31 @@ def test_who_has_merged_nothing_is_told_so(place: Path) -> None:
         done = report("--json", *arguments)
         assert done.returncode == 1 and words in one_line(done.stderr)
     done = report("--store", "x", "1")
-    assert done.returncode == 2 and "not both" in one_line(done.stderr)
+    assert done.returncode == 2 and "not allowed with" in one_line(done.stderr)
     ksmpy.Store.open("idle").close()
     done = report("--store", "idle")
     assert done.returncode == 1 and "no process uses the store 'idle'" in one_line(done.stderr)
+
+
+def test_a_store_of_the_environment_is_for_who_names_nothing_else(place: Path) -> None:
+    """PIDs and --store outweigh it; where it is not there, or nobody uses it, all are shown."""
+    ksmpy.Store.open("idle").close()
+    with workers("one", 1) as ((first, _),), workers("two", 1) as ((second, _),):
+        for usual, arguments, expected in (
+            ("one", [], {first}),
+            ("one", [str(second)], {second}),
+            ("one", ["--store", "two"], {second}),
+            ("nowhere", [str(second)], {second}),
+            ("nowhere", [], {first, second}),
+            ("idle", [], {first, second}),
+        ):
+            done = report("--json", *arguments, KSMPY_STORE=usual)
+            assert done.returncode == 0, (usual, arguments, done.stderr)
+            seen = {each["pid"] for each in json.loads(done.stdout)["processes"]}
+            # Whoever else uses ksmpy on this machine may be among all.
+            assert seen & {first, second} == expected
+        done = report("--json", "--store", "nowhere", KSMPY_STORE="nowhere")
+        assert done.returncode == 1 and "no store 'nowhere'" in one_line(done.stderr)
 
 
 def test_without_bokeh_it_is_one_line_and_json_needs_it_not(place: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -30,8 +31,11 @@ class Report(Command):
 
     def arguments(self, parser: Parser) -> None:
         super().arguments(parser)
-        parser.add_argument("pids", nargs="*", type=at_least(1), metavar="PID")
-        parser.option("--store", metavar="NAME", help="the processes of a named store")
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument("pids", nargs="*", type=at_least(1), default=[], metavar="PID")
+        parser.option("--store", group=which, metavar="NAME", help="the processes of a named store")
+        # A store that only the environment names is the programs': it is taken where it is there.
+        parser.set_defaults(usual_store=parser.get_default("store"), store=None)
         parser.option(
             "--output", short="-o", metavar="FILE", help=f"where to write the page ({_FILE})"
         )
@@ -44,12 +48,13 @@ class Report(Command):
 
         from ksmpy.watch.portrait import portrait
 
-        if options.pids and options.store:
-            raise CommandError("give PIDs or --store, not both", code=2)
-        if options.store:
+        if options.pids:
+            seen = portrait(*_with_children(options.pids))
+        elif options.store is not None:
             seen = portrait((), _users(options.store))
         else:
-            seen = portrait(*_with_children(options.pids)) if options.pids else portrait()
+            listed = _usual_users(options.usual_store)
+            seen = portrait((), listed) if listed else portrait()
         if options.json:
             print_json(seen)
         if options.output or options.open or not options.json:
@@ -71,6 +76,21 @@ def _users(store: str) -> list[int]:
     if not found.processes:
         raise CommandError(f"no process uses the store {store!r}", "ksmpy store list has them all")
     return [process.pid for process in found.processes]
+
+
+def _usual_users(store: str | None) -> list[int]:
+    """The processes of the store that the environment names; none if it is not there."""
+    from ksmpy.errors import StoreError
+    from ksmpy.watch.stores import look_at
+
+    if not store:
+        return []
+    try:
+        return [process.pid for process in look_at(store).processes]
+    except StoreError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return []
 
 
 def _with_children(pids: list[int]) -> tuple[set[int], set[int]]:
