@@ -109,6 +109,7 @@ struct ksmpy_stats {
     uint64_t registered_pages;
     uint64_t merging_pages; /* of this engine's; pages_shared + pages_sharing are the store's */
     uint64_t metadata_bytes;
+    uint64_t store_metadata_bytes; /* the part of it that is the store's */
     uint64_t frame_bytes; /* memory that the store's memfd holds */
     uint64_t vmas; /* mappings of the whole process */
     uint64_t vma_limit; /* how many the engine lets it have */

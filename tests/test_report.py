@@ -250,6 +250,9 @@ def test_it_says_what_the_engine_says_of_itself(place: Path) -> None:
         }  # fmt: skip
         saved = stats.pages_sharing * 4096 - seen.totals.overhead_bytes
         assert seen.totals.saved_bytes == max(0, saved)
+        # Its own tables cost as much as what is saved, though the store's are all others'.
+        own = stats.metadata_bytes - store.stats().metadata_bytes
+        assert process.metadata_bytes == pytest.approx(own, rel=0.2) and own > 1 << 16
         assert process.mappings == pytest.approx(stats.vmas, abs=20)
         assert (process.freeze, process.tracking) == (engine.freeze, engine.tracking)
 

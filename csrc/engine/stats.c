@@ -105,6 +105,7 @@ static void fill(const ksmpy_engine *engine, struct ksmpy_stats *out)
         .registered_pages = engine->pages.registered,
         .merging_pages = merging(engine->pages.pages_in, engine->pages.copies),
         .metadata_bytes = metadata_bytes(engine),
+        .store_metadata_bytes = store_metadata_bytes(&engine->pages.store),
         .frame_bytes = store_bytes(&engine->pages.store),
         .vma_limit = engine->pages.knobs[KSMPY_KNOB_VMA_SHARE_PERCENT],
         .pages_busy = engine->merger.busy,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ksmpy.engine.history import Past
 from ksmpy.errors import CommandError, StoreError
 from ksmpy.native import PAGE_SIZE
 from ksmpy.store.files import is_shared_store, is_store
@@ -226,11 +227,7 @@ def _figures(subject: Subject) -> ProcessFigures:
         saved_bytes=subject.saved_bytes,
         kernel_mapped_bytes=seen.merged_bytes,
         kernel_copied_bytes=seen.written_bytes,
-        metadata_bytes=sum(
-            counters(past).get("metadata_bytes", 0)
-            for past in subject.pasts
-            if not past.facts.get("shared_store")
-        ),
+        metadata_bytes=sum(map(_own_tables, subject.pasts)),
         mappings=seen.vmas,
         mappings_limit=seen.vma_limit,
         merged_mappings=seen.merged_vmas,
@@ -240,6 +237,13 @@ def _figures(subject: Subject) -> ProcessFigures:
         tracking=subject.fact("tracking", ""),
         kinds={kind.name.lower(): int(counts[kind]) * PAGE_SIZE for kind in Kind},
     )
+
+
+def _own_tables(past: Past) -> int:
+    """Those of a shared store lie in its file."""
+    noted = counters(past)
+    common = noted.get("store_metadata_bytes", 0) if past.facts.get("shared_store") else 0
+    return max(0, noted.get("metadata_bytes", 0) - common)
 
 
 def _last(subject: Subject, value: Any) -> float | None:
