@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ksmpy import native
+from ksmpy import cli, native
 from ksmpy.cli.command import CommandError, Parser, size
 from ksmpy.cli.output import human_bytes
 from ksmpy.watch import kernel
@@ -41,14 +42,20 @@ needs_engine = pytest.mark.skipif(
 
 
 def ksmpy(
-    *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None, **options: Any
+    *arguments: str,
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    redirected: str = "",
+    **options: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end, without the KSMPY_* of the tests' own environment."""
+    """Run one command to its end, without the KSMPY_* of the tests' own environment; `redirected`:
+    its streams, as a shell's words.
+    """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("KSMPY_")}
     # The package may be that of this tree, and the command run elsewhere.
     clean["PYTHONPATH"] = str(Path(native.__file__).parents[1])
     return subprocess.run(
-        [sys.executable, "-m", "ksmpy", *arguments],
+        ["sh", "-c", f'exec "$@" {redirected}', "sh", sys.executable, "-m", "ksmpy", *arguments],
         env={**clean, **(env or {})},
         cwd=cwd,
         capture_output=True,
@@ -157,14 +164,74 @@ def test_sizes() -> None:
     assert CommandError("text", "hint").hint == "hint"
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+@pytest.mark.parametrize("arguments", [("doctor", "--json"), ("--version",), ("--help",)])
+def test_a_reader_that_goes_away_is_no_error(arguments: tuple[str, ...]) -> None:
     """`ksmpy ... | head -0` ends quietly."""
-    command = [sys.executable, "-m", "ksmpy", "doctor", "--json"]
+    command = [sys.executable, "-m", "ksmpy", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout is not None and child.stderr is not None
         child.stdout.close()
         assert child.stderr.read() == b""
     assert child.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--version", "--help", "no-such-command", "doctor", "stats", "stats 999999999",
+        "top --count 1", "store list", "kernel status", "analyze {pid} --top 1",
+        pytest.param("bench --size 1M", marks=needs_engine),
+        pytest.param("report {pid} -o -", marks=needs_engine),
+    ],
+)  # fmt: skip
+def test_a_closed_stream_gets_nothing_and_changes_nothing(words: str, merged: int) -> None:
+    """The exit code is the same, and nothing that was for it goes to the other one."""
+    arguments = words.format(pid=merged).split()
+    usual = ksmpy(*arguments)
+    for closed, redirected in {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-"}.items():
+        done = ksmpy(*arguments, redirected=redirected)
+        assert done.returncode == usual.returncode, done.stderr
+        assert bool(done.stdout) == (bool(usual.stdout) and closed != "stdout"), closed
+        assert bool(done.stderr) == (bool(usual.stderr) and closed != "stderr"), done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def merged() -> Iterator[int]:
+    """A process that has merged something, where one can."""
+    code = (
+        "import numpy as np, ksmpy\n"
+        "try:\n"
+        "    engine = ksmpy.Engine()\n"
+        "    arrays = [ksmpy.zeros(1 << 20, np.uint8) + 1 for _ in range(2)]\n"
+        "    regions = [engine.register(each) for each in arrays]\n"
+        "    engine.scan(2, eager=True)\n"
+        "except ksmpy.Unsupported:\n    pass\n"
+        "print(flush=True); input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None and child.stdout.readline()
+        yield child.pid
+        child.kill()
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("--help",), ("doctor",)])
+def test_a_full_device_is_one_line_and_exit_1(arguments: tuple[str, ...]) -> None:
+    """And the interpreter does not try again when it ends."""
+    done = ksmpy(*arguments, redirected=">/dev/full")
+    assert done.returncode == 1 and "No space left on device" in one_line(done.stderr)
+
+
+def test_ctrl_c_while_arguments_are_read_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As later on: the exit code of a shell's."""
+
+    def interrupted(_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_parser", interrupted)
+    assert cli.main(["doctor"]) == 130
 
 
 # ---- the reading commands --------------------------------------------------------------------

@@ -90,32 +90,53 @@ def _hint(error: BaseException) -> str:
 
 def _fail(error: BaseException) -> int:
     """One line on stderr, with the hint in brackets when there is one; the exit code."""
+    from ksmpy.whole.guardian import say
+
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     hint = _hint(error)
     line = " ".join(f"ksmpy: error: {text}".split())
-    print(f"{line} ({hint})" if hint else line, file=sys.stderr)
+    say(f"{line} ({hint})" if hint else line)
     return error.code if isinstance(error, CommandError) else 1
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        options = _parser(arguments).parse_args(arguments)
+    except SystemExit as end:  # --help, --version and wrong usage: what they print is flushed, too
+        return end.code if isinstance(end.code, int) else 0
+    code: int = options.run(options)
+    return code
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # None where it was closed when the interpreter began
+        sys.stdout.flush()
+
+
+def _give_up_what_is_left() -> None:
+    """What could not be printed the interpreter must not flush again when it ends: it would
+    complain, and change the exit code.
+    """
+    try:
+        _flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0, 1 when it failed, 2 for wrong usage."""
-    if isinstance(sys.stdout, TextIOWrapper):  # names may have what its encoding has no bytes for
-        sys.stdout.reconfigure(errors="backslashreplace")
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser(arguments).parse_args(arguments)
     try:
-        code: int = options.run(options)
-        if sys.stdout is not None:  # None where it was closed when the interpreter began
-            sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # The reader of the pipe (head, less) has ended, which is no error. The interpreter must not
-        # flush into that pipe again when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if isinstance(sys.stdout, TextIOWrapper):  # names may have what its encoding has not
+            sys.stdout.reconfigure(errors="backslashreplace")
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+        _flush()
+    except BrokenPipeError:  # the reader of the pipe (head, less) has ended, which is no error
+        code = 0
     except KeyboardInterrupt:
-        return 130
+        code = 130
     except (CommandError, KsmpyError, OSError) as error:
-        return _fail(error)
+        code = _fail(error)
+    _give_up_what_is_left()
+    return code

@@ -6,9 +6,12 @@ import argparse
 import os
 import textwrap
 from collections.abc import Callable
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ksmpy.errors import CommandError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 __all__ = ["Command", "CommandError", "Parser", "TRUE", "at_least", "engine_options", "size"]
 
@@ -58,7 +61,14 @@ class Parser(argparse.ArgumentParser):
         return value
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (try '{self.prog} --help')\n")
+        from ksmpy.whole.guardian import say
+
+        say(f"{self.prog}: error: {message} (try '{self.prog} --help')")
+        self.exit(2)
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        # argparse would print it to stderr where stdout is closed, and say nothing of a full one.
+        print(self.format_help(), end="", file=file)
 
 
 class Command:

@@ -17,17 +17,22 @@ from typing import TextIO
 
 from ksmpy.text import human_bytes
 
-__all__ = ["fancy", "human_bytes", "print_json", "progress", "table"]
+__all__ = ["fancy", "human_bytes", "print_json", "progress", "table", "terminal"]
 
 Cell = str | int | float | None
 
 _NUMBER = re.compile(r"-|-?[0-9.]+( [KMGT]?i?B)?")
 
 
-def fancy(stream: TextIO) -> bool:
+def terminal(stream: TextIO | None) -> bool:
+    """Whether it is one. A stream is None where it was closed when the interpreter began."""
+    return stream is not None and stream.isatty()
+
+
+def fancy(stream: TextIO | None) -> bool:
     """Whether colours and moving bars may go to this stream."""
     return (
-        stream.isatty()
+        terminal(stream)
         and not os.environ.get("NO_COLOR")
         and os.environ.get("TERM") != "dumb"
         and importlib.util.find_spec("rich") is not None
@@ -97,7 +102,7 @@ def progress(*, quiet: bool = False, keep: bool = False) -> Iterator[Update]:
     A moving bar on a terminal, for each kind of work; elsewhere a line for each time that it is
     done. `keep`: the bars stay there in the end.
     """
-    if quiet:
+    if quiet or sys.stderr is None:
         yield lambda _what, _done, _total: None
     elif fancy(sys.stderr):
         with _bars(keep) as update:

@@ -66,10 +66,12 @@ class Run(Command):
         parser.set_defaults(parser=parser)
 
     def run(self, options: argparse.Namespace) -> int:
+        from ksmpy.whole.guardian import say
+
         command = _command(options)
         if os.environ.get("KSMPY_DISABLE", "").strip().lower() in TRUE:
             if options.report:
-                print("ksmpy: turned off by KSMPY_DISABLE", file=sys.stderr, flush=True)
+                say("ksmpy: turned off by KSMPY_DISABLE")
             return _execute(command)
         from ksmpy.whole.prepare import check_threshold, checked_store, environment
         from ksmpy.whole.supervise import supervise
@@ -79,7 +81,7 @@ class Run(Command):
         try:
             store = checked_store(chosen)
         except Unsupported as error:
-            print(f"ksmpy: nothing is merged here: {error}", file=sys.stderr, flush=True)
+            say(f"ksmpy: nothing is merged here: {error}")
             return _execute(command)
         environ = environment(store, chosen, options.mmap_threshold)
         return supervise(command, environ, store, report=options.report)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ksmpy.cli.command import Command, Parser, at_least
-from ksmpy.cli.output import print_json, table
+from ksmpy.cli.output import print_json, table, terminal
 from ksmpy.cli.stats import COLUMNS, row
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ class Top(Command):
             else:
                 clock = time.strftime("%H:%M:%S", time.localtime(look.moment))
                 table(clock, COLUMNS, [row(each) for each in look.processes])
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
             if left > 1:
                 time.sleep(options.interval)
                 look = take_a_look(options.pid, set())
@@ -77,7 +78,7 @@ class Top(Command):
 def _terminal() -> bool:
     """Whether there is one to draw on, and a keyboard."""
     term = os.environ.get("TERM", "dumb")
-    if os.environ.get("NO_COLOR") or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if os.environ.get("NO_COLOR") or not (terminal(sys.stdin) and terminal(sys.stdout)):
         return False
     try:
         import curses
