@@ -65,18 +65,21 @@ def test_a_cell_says_what_it_saved(tmp_path: Path) -> None:
 
 def test_status_and_the_engine_of_the_process(tmp_path: Path) -> None:
     """None at first; then the engine's table, until it is off."""
-    none, on, off, wrong, reloaded = cells(
+    none, on, off, wrong, unclosed, reloaded = cells(
         tmp_path,
         "%ksmpy",
         "%ksmpy on",
         "%ksmpy off",
         "%ksmpy sideways",
+        '%ksmpy on "x',
         "%unload_ext ksmpy\n%ksmpy",
     )
     assert "none in this process" in none["html"] and "none in this process" in none["text"]
     assert "scans in the background" in on["html"] and "scans in the background" in on["text"]
     assert "none in this process" in off["html"]
-    assert "sideways" in wrong["error"] and "%ksmpy on" in wrong["error"]
+    assert "sideways" in wrong["error"] and "No closing quotation" in unclosed["error"]
+    for each in (wrong, unclosed):  # these IPython shows as one line
+        assert each["error"].startswith("UsageError") and "%ksmpy on [STORE]" in each["error"]
     assert reloaded["html"] == ""
 
 

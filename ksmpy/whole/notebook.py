@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ksmpy.engine.engine import Engine
 from ksmpy.engine.stats import Stats
-from ksmpy.errors import KsmpyError
 from ksmpy.text import table_html, table_text
 from ksmpy.whole.dedup import Report, dedup, present_engine
 from ksmpy.whole.enable import disable, enable, enabled_engine
@@ -55,23 +54,29 @@ class _Magics:
 
     def line(self, text: str) -> Status:
         """%ksmpy"""
-        words = shlex.split(text)
+        from IPython.core.error import UsageError  # which is shown as one line
+
+        try:
+            words = shlex.split(text)
+        except ValueError as error:  # quotation marks that nobody has closed
+            raise UsageError(f"%ksmpy {text}: {error}; {_HELP}") from None
         if words[:1] == ["on"] and len(words) <= 2:
             enable() if len(words) == 1 else enable(store=words[1])
         elif words == ["off"]:
             disable()
         elif words:
-            raise KsmpyError(f"%ksmpy {text}: not known; {_HELP}")
+            raise UsageError(f"%ksmpy {text}: not known; {_HELP}")
         engine = enabled_engine()
         merging = present_engine() if engine is None else None
         return Status(engine, None if merging is None else merging.stats())
 
     def cell(self, text: str, cell: str) -> None:
         """%%ksmpy: run a cell, then merge what the notebook's variables hold."""
+        from IPython.core.error import UsageError
         from IPython.display import display
 
         if text.strip():
-            raise KsmpyError(f"%%ksmpy takes no arguments, not {text.strip()!r}")
+            raise UsageError(f"%%ksmpy takes no arguments, not {text.strip()!r}")
         if not self._shell.run_cell(cell).success:
             return  # its error has been shown
         report = dedup(self._variables())
