@@ -101,6 +101,7 @@ struct ksmpy_stats {
     uint64_t pages_skipped;
     uint64_t full_scans;
     uint64_t ksm_zero_pages;
+    uint64_t pages_untouched; /* on the zero page, or nowhere, by themselves */
     uint64_t stable_node_chains;
     uint64_t stable_node_dups;
     uint64_t stale_frames; /* frames without a sharer that a forked child may still map */

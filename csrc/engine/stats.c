@@ -97,6 +97,7 @@ static void fill(const ksmpy_engine *engine, struct ksmpy_stats *out)
         .pages_skipped = engine->scanner.skipped,
         .full_scans = engine->pages.full_scans,
         .ksm_zero_pages = engine->pages.pages_in[PAGE_ZERO],
+        .pages_untouched = engine->pages.pages_in[PAGE_HOLE],
         .stable_node_chains = head->chains,
         .stable_node_dups = head->dups,
         .stale_frames = head->stale_frames,

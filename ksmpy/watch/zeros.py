@@ -42,9 +42,10 @@ def watched_memory(mappings: list[proc.Mapping]) -> list[tuple[int, int]]:
 
 
 def zeros_left(past: Past, seen: Look, watched: list[tuple[int, int]]) -> int:
-    """How many pages of its zeros can be there still: no more than it has noted, and no more than
-    pages of its regions take no memory now. `seen` is cut where regions and what is watched begin
-    and end.
+    """How many pages of its zeros are there still: no more than it has noted, and no more than
+    pages of its regions take no memory now, less those that had never any when it noted them. Too
+    few, where these have been touched since then. `seen` is cut where regions and what is watched
+    begin and end.
     """
     import numpy as np
 
@@ -59,7 +60,8 @@ def zeros_left(past: Past, seen: Look, watched: list[tuple[int, int]]) -> int:
     starts = np.array([address for address, _, _ in regions], np.int64)
     ends = starts + np.array([nbytes for _, nbytes, _ in regions], np.int64)
     first, last = np.searchsorted(seen.start, starts), np.searchsorted(seen.start, ends)
-    return min(noted, int((before[last] - before[first]).sum()))
+    untouched = counters(past).get("pages_untouched", 0)
+    return max(0, min(noted, int((before[last] - before[first]).sum()) - untouched))
 
 
 def _watches(past: Past) -> bool:
