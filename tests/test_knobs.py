@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import threading
 import time
 from typing import Any
 
@@ -242,7 +241,7 @@ def test_an_interrupt_while_the_scanner_stops(auto: Any, monkeypatch: pytest.Mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Event, "set", interrupted)
+        patch.setattr(type(threads.event()), "set", interrupted)
         with pytest.raises(KeyboardInterrupt):
             auto.knobs.run = 0
     assert auto._core._daemon.running
