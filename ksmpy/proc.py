@@ -7,6 +7,7 @@ Documentation/filesystems/proc.rst and Documentation/admin-guide/mm/pagemap.rst.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -165,16 +166,15 @@ def by_fork(merged: dict[int, int]) -> dict[int, int]:
     A process that was forked, and has started no other program since, has its parent's stack where
     its parent has it.
     """
-    found = {}
-    for pid, own in merged.items():
-        found[pid] = 0
-        try:
-            fields = stat(pid)
-            parent = int(fields[_PARENT])
-            if own and parent in merged and stat(parent)[_START_STACK] == fields[_START_STACK]:
-                found[pid] = min(own, merged[parent])
-        except OSError:  # one has ended, or may not be looked at
-            continue
+    known = {}
+    for pid in merged:
+        with contextlib.suppress(OSError):  # it has ended, or may not be looked at
+            known[pid] = stat(pid)
+    found = dict.fromkeys(merged, 0)
+    for pid, fields in known.items():
+        parent = int(fields[_PARENT])
+        if parent in known and known[parent][_START_STACK] == fields[_START_STACK]:
+            found[pid] = min(merged[pid], merged[parent])
     return found
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,21 @@ def test_a_closed_stream_gets_nothing_and_changes_nothing(words: str, merged: in
         assert "Traceback" not in done.stderr
 
 
+@contextmanager
+def waiting(code: str) -> Iterator[tuple[int, bytes]]:
+    """A program that prints a line and then waits for one: its pid, and that line."""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        try:
+            assert child.stdout is not None
+            line = child.stdout.readline()
+            assert line, "it has ended"
+            yield child.pid, line
+        finally:
+            child.kill()
+
+
 @pytest.fixture(scope="module")
 def merged() -> Iterator[int]:
     """A process that has merged something, where one can."""
@@ -209,12 +225,8 @@ def merged() -> Iterator[int]:
         "except ksmpy.Unsupported:\n    pass\n"
         "print(flush=True); input()\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as child:
-        assert child.stdout is not None and child.stdout.readline()
-        yield child.pid
-        child.kill()
+    with waiting(code) as (pid, _):
+        yield pid
 
 
 @pytest.mark.parametrize("arguments", [("--version",), ("--help",), ("doctor",)])
@@ -257,14 +269,9 @@ def test_analyze_finds_duplicates() -> None:
         "a[:] = b[:] = os.urandom(1 << 20)\n"
         "print(1, flush=True); input()\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        told = ksmpy("analyze", str(child.pid), "--json")
-        plain = ksmpy("analyze", str(child.pid), "--top", "3")
-        child.kill()
+    with waiting(code) as (pid, _):
+        told = ksmpy("analyze", str(pid), "--json")
+        plain = ksmpy("analyze", str(pid), "--top", "3")
     estimate = json.loads(told.stdout)
     assert estimate["duplicate_pages"] >= 256
     assert {"start", "end", "name", "pages", "swapped_pages"} <= set(estimate["buffers"][0])
@@ -314,18 +321,14 @@ def test_stats_and_top_see_what_another_process_merged() -> None:
         input()
         """
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as child:
-        assert child.stdout is not None
-        sharing = int(child.stdout.readline())
-        seen = json.loads(ksmpy("stats", str(child.pid), "--json").stdout)
+    with waiting(code) as (pid, line):
+        sharing = int(line)
+        seen = json.loads(ksmpy("stats", str(pid), "--json").stdout)
         every = json.loads(ksmpy("stats", "--json").stdout)
-        top = ksmpy("top", str(child.pid), "--count", "2", "--interval", "0.1")
-        child.kill()
+        top = ksmpy("top", str(pid), "--count", "2", "--interval", "0.1")
     assert seen["merged_bytes"] == 2 * sharing * 4096
     assert abs(seen["saved_bytes"] - sharing * 4096) <= 1 << 20  # the store grows in larger steps
-    assert child.pid in [each["pid"] for each in every]
+    assert pid in [each["pid"] for each in every]
     assert top.stdout.count("python") == 2
 
 

@@ -47,8 +47,8 @@ struct removals {
     bool overflown; /* there was no room for a note */
     struct leaver leavers[REMOVAL_LEAVERS];
     int leavers_n;
-    struct arena seen,
-        prepared; /* calls of one look; and those whose overlays have been replaced */
+    struct arena seen;     /* calls of one look */
+    struct arena prepared; /* calls whose overlays have been replaced */
     int prepared_n;
 };
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from ksmpy import proc
@@ -13,7 +14,7 @@ from ksmpy.store import files
 from ksmpy.store.stats import StoreStats
 from ksmpy.store.store import Store, StoreProcess
 
-__all__ = ["NamedStore", "look_at", "named_stores"]
+__all__ = ["NamedStore", "look_at", "named_stores", "saved_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,14 @@ class NamedStore:
         return not self.error and not self.processes
 
 
+def saved_bytes(stats: StoreStats, processes: Collection[StoreProcess]) -> int:
+    """What a store saves these processes, which are all that use it, without what came by forks."""
+    if not processes:  # what the counters still say is of processes that were killed
+        return 0
+    by_fork = proc.by_fork({each.pid: each.merging_pages for each in processes})
+    return max(0, stats.saved_bytes - sum(by_fork.values()) * PAGE_SIZE)
+
+
 def look_at(name: str) -> NamedStore:
     """One store. StoreError as Store.open() raises it; what it refuses then is its `error`."""
     with Store.open(name, create=False) as store:
@@ -45,10 +54,7 @@ def look_at(name: str) -> NamedStore:
             processes, stats = tuple(store.processes()), store.stats()
         except StoreError as error:
             return NamedStore(name, path, kept, error=error.strerror or str(error))
-    by_fork = sum(proc.by_fork({each.pid: each.merging_pages for each in processes}).values())
-    # Where no process uses it, what the counters still say is of processes that were killed.
-    saved = max(0, stats.saved_bytes - by_fork * PAGE_SIZE) if processes else 0
-    stats = replace(stats, saved_bytes=saved)
+    stats = replace(stats, saved_bytes=saved_bytes(stats, processes))
     return NamedStore(name, path, kept, processes, stats)
 
 

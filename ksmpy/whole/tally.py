@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from ksmpy import proc
 from ksmpy.errors import StoreError
-from ksmpy.native import PAGE_SIZE
 from ksmpy.store.store import Store
 from ksmpy.text import human_bytes
+from ksmpy.watch.stores import saved_bytes
 from ksmpy.whole.guardian import Isolated, below
 
 __all__ = ["Tally", "pss_bytes"]
@@ -81,12 +81,11 @@ class Tally:
 
     def _measure(self, found: list[int]) -> None:
         try:
-            pages = {each.pid: each.merging_pages for each in self.store.processes()}
-            saved = self.store.stats().saved_bytes
+            processes = self.store.processes()
+            saved = saved_bytes(self.store.stats(), processes)
         except StoreError:  # a process that is stopped holds the store's lock
             return
-        users = set(pages)
-        saved = max(0, saved - sum(proc.by_fork(pages).values()) * PAGE_SIZE)
+        users = {process.pid for process in processes}
         self._users |= users
         pss = sum(map(pss_bytes, users | set(found)))
         self._count(saved, pss)

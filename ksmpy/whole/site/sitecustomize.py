@@ -300,7 +300,7 @@ class _Follower:
 
     def _look_around(self, _phase, _info):
         if os.getpid() != self._pid:
-            self._notice_fork()
+            self._in_child()
         elif "uwsgi" in sys.modules and not hasattr(sys.modules["uwsgi"], "post_fork_hook"):
             sys.modules["uwsgi"].post_fork_hook = self._notice_fork
 
