@@ -149,21 +149,22 @@ static bool has_guests(int tasks_fd, bool *crowded)
 
 struct look {
     int tasks_fd;
-    bool guests, crowded;
+    bool guests;
 };
 
-static void look_for_guests(void *data)
+static int look_for_guests(void *data, bool apart)
 {
     struct look *look = data;
-    look->guests = has_guests(look->tasks_fd, &look->crowded);
+    bool crowded = false;
+    (void)apart;
+    look->guests = has_guests(look->tasks_fd, &crowded);
+    return crowded ? -EMFILE : 0;
 }
 
 static bool guests_are_here(const struct freezer *fz)
 {
     struct look look = {.tasks_fd = fz->tasks_fd};
-    look_for_guests(&look);
-    if (look.crowded)
-        os_apart(look_for_guests, &look);
+    os_ask(look_for_guests, &look);
     return look.guests;
 }
 

@@ -1,5 +1,5 @@
 /*
- * Work that needs a free descriptor, when the process may have no more.
+ * Questions that take a free descriptor, when the process may have no more.
  */
 #ifndef KSMPY_OS_APART_H
 #define KSMPY_OS_APART_H
@@ -7,13 +7,16 @@
 #include <errno.h>
 #include <stdbool.h>
 
-typedef void os_work(void *data);
-
 /*
- * Does the work where one can be opened, though the process may have no more; it takes 32 KiB of
- * stack, and is not to lock anything.  Descriptor 0 is not there then.
+ * Asks, by opening files: 0 or -errno.  apart: descriptor 0 is not there; the question is not to
+ * lock anything then, and may take 32 KiB of stack.
  */
-int os_apart(os_work *work, void *data);
+typedef int os_question_apart(void *data, bool apart);
+/*
+ * Asks, and where that fails for want of a descriptor (EMFILE, ENFILE) asks again, apart, where one
+ * can be had.  Returns what was answered last.
+ */
+int os_ask(os_question_apart *ask, void *data);
 static inline bool os_is_crowded(int error)
 {
     return error == -EMFILE || error == -ENFILE;

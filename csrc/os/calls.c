@@ -13,7 +13,6 @@
 #include <unistd.h>
 
 #include "base/pages.h"
-#include "os/apart.h"
 #include "os/clock.h"
 #include "os/guard.h"
 #include "os/tasks.h"
@@ -188,6 +187,5 @@ int os_calls(struct os_runners *runners, int tasks_fd, long ours, uintptr_t addr
         .more = runners,
     };
     int busy = os_ask_tasks(&question);
-    busy = os_is_crowded(busy) ? os_ask_tasks_apart(&question) : busy;
     return busy == -EBUSY && question.by_runners ? -EAGAIN : busy;
 }

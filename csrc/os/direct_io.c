@@ -81,6 +81,12 @@ static bool is_read_direct(int fd)
     return flags >= 0 && (flags & O_ACCMODE) != O_WRONLY && is_direct(fd);
 }
 
+/* What has_direct() does not see where descriptor 0 is not there. */
+static bool is_input_direct(void)
+{
+    return is_read_direct(STDIN_FILENO);
+}
+
 static bool is_open_for_that(const char *name, void *nothing)
 {
     (void)nothing;
@@ -112,11 +118,8 @@ int os_direct_io(int tasks_fd, uintptr_t address, uint64_t n)
         .end = address + bytes_of(n),
         .judge = judge,
         .judge_running = has_direct,
+        .judge_input = is_input_direct,
         .by_state = true,
     };
-    int busy = os_ask_tasks(&question);
-    if (!os_is_crowded(busy))
-        return busy;
-    /* Descriptor 0 is not there in os_ask_tasks_apart(), so has_direct() would not see it. */
-    return is_read_direct(STDIN_FILENO) ? -EBUSY : os_ask_tasks_apart(&question);
+    return os_ask_tasks(&question);
 }

@@ -56,22 +56,22 @@ static bool add_remover(const char *name, void *data)
     return false;
 }
 
-static void find_removers(void *data)
+static int find_removers(void *data, bool apart)
 {
     struct removers *removers = data;
+    (void)apart;
     removers->n = removers->crowded = 0;
     os_each_entry(removers->tasks_fd, add_remover, removers);
+    return removers->crowded;
 }
 
 int os_removals(int tasks_fd, struct os_removal *removals, int max, bool *running)
 {
     struct removers removers = {
         .tasks_fd = tasks_fd, .looker = syscall(SYS_gettid), .found = removals, .max = max};
-    find_removers(&removers);
-    if (removers.crowded)
-        os_apart(find_removers, &removers);
+    int error = os_ask(find_removers, &removers);
     *running = removers.running;
-    return removers.crowded ? removers.crowded : removers.n;
+    return error ? error : removers.n;
 }
 
 bool os_may_remove(int tasks_fd, const struct os_removal *removal)

@@ -291,21 +291,21 @@ struct question {
     uint64_t left;
 };
 
-static void look_apart(void *data)
+static int answer(void *data, bool apart)
 {
     struct question *question = data;
+    (void)apart;
+    crowded = false;
     question->left = look(question->memory, question->which, question->size);
+    if (crowded)
+        question->memory->looked_ms = 0; /* it is not known which cgroups there are */
+    return crowded ? -EMFILE : 0;
 }
 
 uint64_t os_memory_left(struct os_memory *memory, char *which, size_t size)
 {
     struct question question = {memory, which, size, 0};
-    crowded = false;
-    look_apart(&question);
-    if (crowded) {
-        memory->looked_ms = 0;
-        os_apart(look_apart, &question);
-    }
+    os_ask(answer, &question);
     return question.left;
 }
 

@@ -135,32 +135,22 @@ static bool is_busy(struct os_question *question)
     return true;
 }
 
-static void answer(void *data)
+static int answer(void *data, bool apart)
 {
     struct os_question *question = data;
-    question->busy = is_busy(question);
-}
-
-static int as_error(const struct os_question *question)
-{
-    return !question->busy ? 0 : question->crowded ? question->crowded : -EBUSY;
+    question->apart = apart;
+    question->crowded = 0;
+    if (!is_busy(question))
+        return 0;
+    bool nobody_knows =
+        question->crowded && (apart || !question->judge_input || !question->judge_input());
+    return nobody_knows ? question->crowded : -EBUSY;
 }
 
 int os_ask_tasks(struct os_question *question)
 {
     question->asker = syscall(SYS_gettid);
-    question->crowded = 0;
-    answer(question);
-    return question->crowded ? question->crowded : as_error(question);
-}
-
-int os_ask_tasks_apart(struct os_question *question)
-{
-    int crowded = question->crowded;
-    question->asker = syscall(SYS_gettid);
-    question->crowded = 0;
-    question->apart = true;
-    return os_apart(answer, question) < 0 ? crowded : as_error(question);
+    return os_ask(answer, question);
 }
 
 bool os_task_lives(uint32_t thread)
@@ -171,25 +161,24 @@ bool os_task_lives(uint32_t thread)
 struct lock_question {
     int tasks_fd;
     long thread; /* any of this process */
-    int got;
     bool locked;
 };
 
-static void ask_for_locked(void *data)
+static int ask_for_locked(void *data, bool apart)
 {
     struct lock_question *question = data;
     char text[4096], name[24];
+    (void)apart;
     snprintf(name, sizeof name, "%ld", question->thread);
-    question->got = os_task_tell(question->tasks_fd, name, "status", text, sizeof text);
-    const char *line = question->got > 0 ? strstr(text, "VmLck:") : NULL;
+    int got = os_task_tell(question->tasks_fd, name, "status", text, sizeof text);
+    const char *line = got > 0 ? strstr(text, "VmLck:") : NULL;
     question->locked = !line || strtoul(line + 6, NULL, 10) != 0;
+    return got < 0 ? got : 0;
 }
 
 bool os_has_locked_memory(int tasks_fd)
 {
     struct lock_question question = {.tasks_fd = tasks_fd, .thread = syscall(SYS_gettid)};
-    ask_for_locked(&question);
-    if (os_is_crowded(question.got))
-        os_apart(ask_for_locked, &question);
+    os_ask(ask_for_locked, &question);
     return question.locked;
 }

@@ -23,13 +23,14 @@ struct os_question {
     void *more; /* for the two above */
     /* Some threads ran at every look: is the answer yes?  Or NULL: it is. */
     bool (*judge_running)(struct os_question *question);
+    /* Asked where there is no descriptor to be had: is the answer yes by descriptor 0?  Or NULL. */
+    bool (*judge_input)(void);
     bool by_state; /* where calls may not be looked at: a thread that sleeps is in none */
 
     long asker;
     int crowded; /* why nobody could tell, if it was for want of a descriptor; or 0 */
     bool by_runners; /* some threads ran at every look */
     bool apart; /* asked where a fault would kill: no memory of others may be read */
-    bool busy; /* the answer */
 };
 
 /*
@@ -46,12 +47,10 @@ int os_tasks_open(void); /* a descriptor of /proc/self/task, or -errno */
 int os_task_tell(int tasks_fd, const char *thread, const char *what, char *text, size_t size);
 
 /*
- * Asks about all threads but the asking one and `ours`.  0: no; -EBUSY: yes, or nobody can tell;
- * -EMFILE, -ENFILE: nobody can, for want of a descriptor.
+ * Asks about all threads but the asking one and `ours`; apart (os/apart.h) where no descriptor is
+ * free.  0: no; -EBUSY: yes, or nobody can tell; -EMFILE, -ENFILE: nobody can, for want of one.
  */
 int os_ask_tasks(struct os_question *question);
-/* The same where a descriptor can be had, though the process has none; descriptor 0 is not there. */
-int os_ask_tasks_apart(struct os_question *question);
 
 bool os_task_lives(uint32_t thread); /* of this process */
 

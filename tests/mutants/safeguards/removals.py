@@ -36,8 +36,8 @@ MUTANTS = [
     Mutant(
         "who gives back is seen without a free descriptor",
         file="csrc/os/given_back.c",
-        old="    if (removers.crowded)\n",
-        new="    if (false)\n",
+        old="    int error = os_ask(find_removers, &removers);",
+        new="    int error = find_removers(&removers, false);",
         tests=("test_given_back.py::test_given_back_without_a_free_descriptor",),
     ),
 ]
