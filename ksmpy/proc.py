@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from dataclasses import dataclass
 
 from ksmpy.text import shown
@@ -24,6 +25,7 @@ __all__ = [
     "command",
     "count_mappings",
     "mappings",
+    "origin",
     "own_page_entries",
     "page_entries",
     "parse",
@@ -44,8 +46,8 @@ EXCLUSIVE = 1 << 56
 _ENTRY_BYTES = 8
 _PAGE_BYTES = 4096
 
-# The index of start_brk, the 47th field of stat, among the words that follow the first two fields.
-_PARENT, _START_STACK, _START_BRK = 1, 25, 44
+# Fields of stat (ppid, starttime, startstack, start_brk), counted from the third one on.
+_PARENT, _START_TIME, _START_STACK, _START_BRK = 1, 19, 25, 44
 
 # start, end, permissions, offset, device, inode, path
 _HEADER = re.compile(
@@ -157,6 +159,13 @@ def raw_mappings(pid: int | str = "self") -> list[tuple[bytes, ...]]:
 def stat(pid: int | str = "self") -> list[bytes]:
     """The fields of stat that follow the command's name: the first one is the state."""
     return read("stat", pid).rpartition(b")")[2].split()
+
+
+def origin(pid: int | str = "self") -> tuple[int, float]:
+    """Its parent, and when it began, in seconds of time.time()."""
+    fields = stat(pid)
+    seconds = int(fields[_START_TIME]) / os.sysconf("SC_CLK_TCK")
+    return int(fields[_PARENT]), time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + seconds
 
 
 def by_fork(merged: dict[int, int]) -> dict[int, int]:

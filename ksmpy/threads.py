@@ -104,7 +104,8 @@ def start(target: Callable[..., None], args: tuple[Any, ...], name: str) -> Thre
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-# The signals that a thread brings on itself: none of them can be put off.
+# The signals that a thread brings on itself: none of them can be put off. They stand as well where
+# this module cannot be imported: in whole/guardian.py, whole/site/sitecustomize.py and the C code.
 _FAULTS = {
     getattr(signal, name)
     for name in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGABRT", "SIGSYS")

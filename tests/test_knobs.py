@@ -331,7 +331,7 @@ def test_advisor_smooths_change() -> None:
 
 def test_advisor_counts_a_short_pass_as_a_second() -> None:
     """A pass below a second counts as one, and no division is by zero."""
-    assert Advisor().advise(0, 0, 0, Limits(0, 0, 0, 0)) == 0
+    assert Advisor().advise(0, 0, 0, Limits(0, 0, 0)) == 0
     assert Advisor().advise(500, 0, 5, Limits()) == Advisor().advise(500, 1, 5, Limits())
 
 

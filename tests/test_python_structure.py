@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import signal
 from pathlib import Path
 
 import pytest
 
 import ksmpy
+from ksmpy import threads
 from support.imports import read_python
 
 #: From the ground up.
@@ -60,6 +63,18 @@ def test_only_native_imports_the_extension() -> None:
         if "_ksmpy import" in path.read_text(encoding="utf-8")
     ]
     assert found == ["native.py"]
+
+
+def test_the_signals_of_faults_are_the_same_everywhere() -> None:
+    """They stand in four files that cannot import each other."""
+    places = ("whole/guardian.py", "whole/site/sitecustomize.py", "../csrc/freeze/freezer.c")
+    texts = {place: (ROOT / place).read_text() for place in places}
+    lists = {
+        place: re.search(r"\b_?faults[^={]*= *[{(](.*?)[})]", text, re.IGNORECASE | re.DOTALL)
+        for place, text in texts.items()
+    }
+    found = {place: set(re.findall(r"SIG\w+", each[1])) for place, each in lists.items() if each}
+    assert found == dict.fromkeys(lists, {signal.Signals(each).name for each in threads._FAULTS})
 
 
 @pytest.mark.parametrize(

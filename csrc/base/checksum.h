@@ -37,8 +37,6 @@
  */
 #define KSMPY_READS_LIVE_MEMORY __attribute__((no_sanitize("thread")))
 
-enum { KSMPY_CHECKSUM_KIND = 1 }; /* rises whenever the definition changes */
-
 #define CHECKSUM_SEED 0x6b736d7079763031 /* "ksmpyv01" */
 #define CHECKSUM_WORDS 512
 

@@ -51,7 +51,7 @@ static int set_knob(struct budget *budget, int knob, uint64_t value)
     return error;
 }
 
-int knob_check(int knob, uint64_t value)
+static int check(int knob, uint64_t value)
 {
     switch (knob) {
     case KSMPY_KNOB_SMART_SCAN:
@@ -67,7 +67,7 @@ int knob_check(int knob, uint64_t value)
 
 int ksmpy_knob_set(ksmpy_engine *engine, int knob, uint64_t value)
 {
-    int error = knob_check(knob, value);
+    int error = check(knob, value);
     if (error)
         return error;
     pass_lock(engine);

@@ -4,7 +4,6 @@
 
 #include "engine/engine.h"
 
-int knob_check(int knob, uint64_t value); /* -EINVAL */
 void default_knobs(uint64_t *knobs);
 
 #endif

@@ -42,10 +42,12 @@ static int protect(struct freezer *fz, uintptr_t address, uint64_t n)
 }
 
 /*
+ * Protects memory that a userfaultfd has which blocks: from then on its writers wait.
+ *
  * The kernel's own KSM is kept away: when it replaces a page by an equal one it forgets that the
  * page was protected, and on Linux 6.18 writers were seen to go on then.
  */
-int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
+static int block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     int error = os_keep_from_ksm(address, n);
     return error ? error : protect(fz, address, n);
@@ -70,7 +72,7 @@ int freezer_take_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     freezer_change_what_can_be(fz, leave, address, n);
     int error = os_uffd_register(fz->removals.gate_fd, address, n, OS_UFFD_WP);
-    return error ? error : freezer_block_writers(fz, address, n);
+    return error ? error : block_writers(fz, address, n);
 }
 
 void freezer_leave_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
@@ -82,7 +84,7 @@ void freezer_leave_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
 int freezer_block_in_place(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     fz->in_place = true;
-    int error = freezer_block_writers(fz, address, n);
+    int error = block_writers(fz, address, n);
     return error ? error : os_unprotected(fz->pagemap_fd, address, n, fz->hole);
 }
 

@@ -8,8 +8,7 @@
 
 #include "freeze/ops.h"
 
-/* Protects memory that a userfaultfd has which blocks: from then on its writers wait. */
-int freezer_block_writers(struct freezer *fz, uintptr_t address, uint64_t n);
+/* Of memory that a userfaultfd has which blocks. */
 int freezer_let_writers_go(struct freezer *fz, uintptr_t address, uint64_t n);
 /*
  * Gives overlays to the gate, and makes their writers wait; and the way back, after which they do

@@ -91,7 +91,6 @@ void extents_collapsed(struct store *store, uint32_t first, uint64_t n, uint64_t
             note_small(store, first + (uint32_t)(i * EXTENT));
     if (!error && !store->tells_huge && !can_be_let_go(store, first))
         error = -EOPNOTSUPP;
-    store->huge_error = error;
     store->huge_failures =
         !error ? 0 : store->huge_failures + (store->huge_failures < LONGEST_PAUSE);
     store->huge_pause = error ? 1U << store->huge_failures : 0;

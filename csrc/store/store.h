@@ -70,7 +70,6 @@ struct store {
     struct forest stable[MAX_NODES];
     struct arena dead; /* frames waiting for store_flush() */
     uint64_t dead_count;
-    int huge_error; /* why no huge page was to be had at the last try, as -errno; or 0 */
     unsigned huge_failures, huge_pause; /* tries in a row; tries that are left out */
     bool tells_huge; /* the page tables say which extents lie on huge pages */
     bool large_folios; /* the file may get some that nobody asked for */

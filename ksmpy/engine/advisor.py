@@ -18,7 +18,6 @@ class Limits:
 
     target_scan_time: int = 200
     max_cpu: int = 70
-    min_pages_to_scan: int = 500
     max_pages_to_scan: int = 30000
 
 

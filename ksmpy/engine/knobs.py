@@ -180,7 +180,6 @@ class Knobs:
         return Limits(
             self.advisor_target_scan_time,
             self.advisor_max_cpu,
-            self.advisor_min_pages_to_scan,
             self.advisor_max_pages_to_scan,
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -133,7 +132,7 @@ def _subject(pid: int, files: dict[File, int]) -> Subject:
     watched = watched_memory(mappings) if any(map(noted_zeros, noted)) else []
     edges = [edge for start, end, *_ in (*regions, *watched) for edge in (start, end)]
     pages = look(pid, mappings, files, edges)
-    parent, started = _origin(pid)
+    parent, started = proc.origin(pid)
     return Subject(
         seen,
         proc.rollup(pid),
@@ -146,13 +145,6 @@ def _subject(pid: int, files: dict[File, int]) -> Subject:
         sum(zeros_left(past, pages, watched) for past in noted) * PAGE_SIZE,
         regions,
     )
-
-
-def _origin(pid: int) -> tuple[int, float]:
-    """Its parent, and when it began."""
-    fields = proc.stat(pid)
-    ticks = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return int(fields[1]), time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks
 
 
 def _program(pid: int) -> str:

@@ -36,11 +36,14 @@ __all__ = ["Isolated", "below", "command_line", "end_as", "guard", "handed_on", 
 # siginfo.si_code of a signal that a terminal sends: it goes to the whole process group, and so to
 # the command as well.
 _SI_KERNEL = 0x80
+_FAULTS = {
+    _signal.SIGSEGV, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL, _signal.SIGTRAP,
+    _signal.SIGABRT, _signal.SIGSYS,
+}  # fmt: skip
 # The signals of errors in this process itself, and those that are to stop it like the command.
-_NOT_HANDED_ON = {
+_NOT_HANDED_ON = _FAULTS | {
     _signal.SIGKILL, _signal.SIGSTOP, _signal.SIGTSTP, _signal.SIGCONT, _signal.SIGCHLD,
-    _signal.SIGPIPE, _signal.SIGSEGV, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL,
-    _signal.SIGTRAP, _signal.SIGABRT, _signal.SIGSYS,
+    _signal.SIGPIPE,
 }  # fmt: skip
 
 _FIRST_SECONDS = 0.25

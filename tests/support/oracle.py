@@ -254,10 +254,3 @@ def zero_pages(address: int, nbytes: int) -> int:
     return sum(
         bool(entry & _PRESENT) and entry & _PFN_MASK == zero for entry in pagemap(address, nbytes)
     )
-
-
-def distinct_pfns(address: int, nbytes: int) -> int:
-    """How many different page frames back the present pages of a range."""
-    assert sees_pfns(), "page frame numbers are hidden from this user"
-    entries = pagemap(address, nbytes)
-    return len({entry & _PFN_MASK for entry in entries if entry & _PRESENT})

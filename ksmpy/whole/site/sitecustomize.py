@@ -28,6 +28,8 @@ _MIN_BYTES = 1 << 20
 _STILL_SECONDS = 0.05
 _STILL_OBJECTS = 5000
 _MOST_MOVING_SECONDS = 10.0
+# The signals that a thread brings on itself: it cannot block them.
+_FAULTS = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGABRT", "SIGSYS")
 # How often it is put off because the program is importing something.
 _PUT_OFF = 10
 # What Python 3.12 and later say when a process with several threads forks.
@@ -82,8 +84,7 @@ class _Follower:
         self._start_thread, self._new_lock = _thread.start_new_thread, _thread.allocate_lock
         self._set_mask = _signal.pthread_sigmask
         self._block, self._set = _signal.SIG_BLOCK, _signal.SIG_SETMASK
-        errors = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGABRT", "SIGSYS")
-        self._quiet = _signal.valid_signals() - {getattr(_signal, name) for name in errors}
+        self._quiet = _signal.valid_signals() - {getattr(_signal, name) for name in _FAULTS}
         self._inherits = self._begun_here = False
         self._hooked = False
         self._logging = None  # if it was imported here
