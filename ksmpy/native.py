@@ -22,12 +22,31 @@ from ksmpy.errors import KsmpyError, Unsupported
 
 # Free-threaded Pythons are refused: their objects' fields lie elsewhere than the extension reads
 # them, and it relies on the GIL.
-FREE_THREADED = "t" in getattr(sys, "abiflags", "")
+_FREE_THREADED = "t" in getattr(sys, "abiflags", "")
+
+
+def _is_main_interpreter() -> bool:
+    """Whether the whole process ends with this interpreter, and not a part of it."""
+    api = getattr(ctypes, "pythonapi", None)
+    if api is None:  # an interpreter of another kind, for which there is no extension
+        return True
+    api.PyInterpreterState_Get.restype = ctypes.c_void_p
+    api.PyInterpreterState_GetID.argtypes = (ctypes.c_void_p,)
+    api.PyInterpreterState_GetID.restype = ctypes.c_int64
+    return bool(api.PyInterpreterState_GetID(api.PyInterpreterState_Get()) == 0)
+
 
 _missing: str | None = None
-if FREE_THREADED:
+if _FREE_THREADED:
     _missing = "ksmpy merges nothing in a free-threaded Python: it needs one with a GIL"
-else:
+elif not _is_main_interpreter():
+    # Up to Python 3.11 the process is aborted where such an interpreter ends before its threads.
+    _missing = "ksmpy merges nothing in a subinterpreter: use it in the main interpreter"
+
+#: Whether it is this interpreter that cannot have an engine, however ksmpy is installed.
+UNSUITED = _missing is not None
+
+if not UNSUITED:
     try:
         from ksmpy._ksmpy import ffi, lib
     except ImportError as _error:
@@ -95,15 +114,6 @@ def know_interpreter() -> None:
     lib.ksmpy_know_interpreter()
 
 
-def _is_main_interpreter() -> bool:
-    """Whether the whole process ends with this interpreter, and not a part of it."""
-    api = ctypes.pythonapi
-    api.PyInterpreterState_Get.restype = ctypes.c_void_p
-    api.PyInterpreterState_GetID.argtypes = (ctypes.c_void_p,)
-    api.PyInterpreterState_GetID.restype = ctypes.c_int64
-    return bool(api.PyInterpreterState_GetID(api.PyInterpreterState_Get()) == 0)
-
-
 def know_no_interpreter() -> None:
     """Freeze beside system calls that fail: for whoever stops single threads to look at them.
 
@@ -114,7 +124,7 @@ def know_no_interpreter() -> None:
 
 def interpreter_ends() -> None:
     """Freeze nothing any more where the interpreter's lock would be needed; idempotent."""
-    if _missing is None and _is_main_interpreter():
+    if _missing is None:
         lib.ksmpy_interpreter_ends()
 
 

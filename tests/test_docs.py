@@ -20,6 +20,13 @@ PAGES = [
 ]
 
 
+def test_the_source_archive_has_every_page() -> None:
+    """What lies beside README.md for people is in what an index gives them."""
+    named = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").split()
+    pages = {path.name for kind in ("*.md", "*.cff") for path in ROOT.glob(kind)}
+    assert pages - set(named) == {"README.md"}  # pyproject.toml names that one
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_each_code_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one page share their names, as when they are typed in from top to bottom."""

@@ -371,6 +371,39 @@ def test_a_free_threaded_interpreter_is_left_alone(flags: str, threads: int) -> 
     assert (told.stdout, told.stderr) == (f"{threads}\n", "")
 
 
+@pytest.mark.parametrize("isolated", [False, True])
+def test_a_subinterpreter_is_left_alone(isolated: bool, tmp_path: Path) -> None:
+    """It gets no thread and nothing of ksmpy, also one that is there when the process ends."""
+    inside = """
+    import os, sys, time
+    held = [bytearray(b"abcdefg" * (1 << 18)) for _ in range(8)]
+    time.sleep(1)
+    print(len(os.listdir("/proc/self/task")), "ksmpy" in sys.modules)
+    sys.stdout.flush()
+    """
+    code = """
+    import os, sys
+    try:
+        import _interpreters as interpreters
+    except ImportError:
+        import _xxsubinterpreters as interpreters
+    sys.modules["ksmpy"] = None  # none of its threads here either, as they would be counted
+    old = sys.version_info < (3, 13)
+    how = {"isolated": ISOLATED} if old else {"config": "isolated" if ISOLATED else "legacy"}
+    ids = [interpreters.create(**how) for _ in range(2)]
+    print(len(os.listdir("/proc/self/task")))
+    sys.stdout.flush()
+    interpreters.run_string(ids[0], INSIDE)
+    interpreters.run_string(ids[0], INSIDE)
+    interpreters.destroy(ids[0])
+    """
+    script = tmp_path / "program.py"
+    given = f"INSIDE = {textwrap.dedent(inside)!r}\nISOLATED = {isolated}\n"
+    script.write_text(given + textwrap.dedent(code))
+    told = result(command(str(script)), env=environment(**SMALL))
+    assert (told.returncode, told.stdout, told.stderr) == (0, "2\n2 False\n2 False\n", "")
+
+
 def test_forks_while_the_engine_starts(tmp_path: Path) -> None:
     """A child that is forked at any moment of it finds no module locked, and ends as ever."""
     code = """

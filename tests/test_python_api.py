@@ -104,6 +104,34 @@ def test_other_systems(attribute: str, value: str, words: str) -> None:
     assert out[1:] == [words] * 3
 
 
+SUBINTERPRETER = """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+inside = '''
+import ksmpy
+check = ksmpy.doctor()[-1]
+print(check.name, check.ok, check.hint)
+for make in ksmpy.Engine, ksmpy.enable:
+    try:
+        make()
+    except ksmpy.Unsupported as error:
+        print(error)
+'''
+print(interpreters.run_string(interpreters.create({config}), inside))
+"""
+
+
+def test_subinterpreters() -> None:
+    """Nothing is merged in one, wherever its global lock is, and the reason is said."""
+    config = '"legacy"' if sys.version_info >= (3, 13) else "isolated=False"
+    out = procs.python_ok("-W", "ignore", "-c", SUBINTERPRETER.format(config=config)).splitlines()
+    assert out[0] == "extension False estimate() works everywhere"
+    refusal = "ksmpy merges nothing in a subinterpreter: use it in the main interpreter"
+    assert out[1:] == [refusal, refusal, "None"]
+
+
 LARGER_PAGES = """
 import os
 sysconf = os.sysconf

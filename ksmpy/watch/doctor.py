@@ -69,7 +69,7 @@ def _answers(name: str, look: Callable[[], Check | Iterable[Check]]) -> list[Che
 
 
 def _remedy() -> str:
-    if not sys.platform.startswith("linux") or native.FREE_THREADED:
+    if not sys.platform.startswith("linux") or native.UNSUITED:
         return "estimate() works everywhere"
     if native.has_other_pages():
         return "boot a kernel with pages of 4096 bytes; estimate() works everywhere"

@@ -41,6 +41,21 @@ _FORK_WARNING = (
 _PATIENCE = 5.0
 
 
+def _is_main_interpreter():
+    """Up to Python 3.11 the process is aborted where a subinterpreter ends before its threads, and
+    none of them can have an engine.
+    """
+    import _thread
+
+    if hasattr(_thread, "_is_main_interpreter"):  # since Python 3.12
+        return _thread._is_main_interpreter()
+    try:
+        import _xxsubinterpreters as interpreters
+    except ImportError:  # it was built without, and only C code can make one
+        return True
+    return int(interpreters.get_current()) == int(interpreters.get_main())
+
+
 def _wanted():
     environ = os.environ
     return (
@@ -48,6 +63,7 @@ def _wanted():
         and "t" not in sys.abiflags  # a free-threaded one cannot have an engine
         and environ.get("KSMPY_FOLLOW")
         and environ.get("KSMPY_DISABLE", "").strip().lower() not in ("1", "yes", "true", "on")
+        and _is_main_interpreter()
     )
 
 
