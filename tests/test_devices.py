@@ -6,8 +6,11 @@ What they write goes past the page tables, where only "uffd-move" refuses their 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import platform
+import select
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -89,6 +92,108 @@ def test_devices_that_come_later_end_merging(devices: Callable[[], Any]) -> None
             "merging did not go on",
         )
         assert [array.tobytes() for array in arrays] == [wanted] * 2
+
+
+class Ring:
+    """A ring of io_uring, and what a program needs to ask it for something."""
+
+    ENTER, OFF_ENTRIES, ENTRY, WAIT = 426, 0x10000000, 64, 1
+    NOTHING, READ, EPOLL_CTL = 0, 22, 29
+
+    def __init__(self, entries: int = 256, flags: int = 0, entry: int = ENTRY) -> None:
+        parameters = bytearray(120)
+        struct.pack_into("I", parameters, 8, flags)
+        text = (ctypes.c_char * 120).from_buffer(parameters)
+        self.fd = _libc.syscall(IO_URING_SETUP, entries, text)
+        if self.fd < 0:
+            pytest.skip(f"no io_uring here: {os.strerror(ctypes.get_errno())}")
+        self.head, self.tail, *_, self.array = struct.unpack_from("7I", parameters, 40)
+        self.queue = mmap.mmap(self.fd, self.array + 4 * entries)
+        self.entries = mmap.mmap(self.fd, entry * entries, offset=self.OFF_ENTRIES)
+
+    def ask(self, kind: int, fd: int, off: int = 0, address: int = 0, length: int = 0) -> None:
+        """Make a request, and wait until it was carried out."""
+        (tail,) = struct.unpack_from("I", self.queue, self.tail)
+        entry = struct.pack("BBHiQQI", kind, 0, 0, fd, off, address, length)
+        self.entries[self.ENTRY * tail : self.ENTRY * tail + len(entry)] = entry
+        struct.pack_into("I", self.queue, self.array + 4 * tail, tail)
+        struct.pack_into("I", self.queue, self.tail, tail + 1)
+        assert _libc.syscall(self.ENTER, self.fd, 1, 1, self.WAIT, None, 0) == 1
+
+    def close(self) -> None:
+        """It goes; what is mapped keeps it."""
+        self.queue.close()
+        self.entries.close()
+        os.close(self.fd)
+
+
+@pytest.fixture
+def ring() -> Iterator[Ring]:
+    """As libuv has one in each loop."""
+    ring = Ring()
+    yield ring
+    ring.close()
+
+
+def watch(ring: Ring, epoll: select.epoll, fd: int) -> None:
+    """epoll_ctl(EPOLL_CTL_ADD) by the ring."""
+    event = ctypes.create_string_buffer(struct.pack("=IQ", select.EPOLLIN, fd))
+    ring.ask(Ring.EPOLL_CTL, epoll.fileno(), fd, ctypes.addressof(event), 1)
+    assert epoll.poll(0) == [(fd, select.EPOLLIN)]
+
+
+def test_a_ring_that_only_tells_an_epoll_is_no_device(ring: Ring) -> None:
+    """libuv's, which every program with uvloop has; until something else is asked of it."""
+    reading, writing = os.pipe()
+    os.write(writing, b"x")
+    with select.epoll() as epoll:
+        assert native.has_devices()  # it may be for anything
+        watch(ring, epoll, reading)
+        assert not native.has_devices()
+        with ksmpy.Engine() as engine:
+            assert engine.freeze == "uffd-wp"
+        there = ctypes.create_string_buffer(1)
+        ring.ask(Ring.READ, reading, address=ctypes.addressof(there), length=1)
+        assert there.raw == b"x"
+        assert native.has_devices()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_merging_goes_on_beside_a_ring_that_only_tells_an_epoll(ring: Ring) -> None:
+    """Also where the engine was there before the loop."""
+    arrays = [memory.distinct(64, seed=7)]
+    arrays.append(memory.twin(arrays[0]))
+    reading, writing = os.pipe()
+    os.write(writing, b"x")
+    with select.epoll() as epoll, ksmpy.Engine() as engine:
+        for array in arrays:
+            engine.register(array)
+        watch(ring, epoll, reading)
+        until(
+            lambda: engine.scan(eager=True) and engine.stats().pages_sharing == 64,
+            "nothing was merged",
+        )
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_ring_whose_entries_are_larger_is_a_device() -> None:
+    """What lies in the second half of its entries cannot be told from a request."""
+    setup_sqe128 = 1 << 10
+    ring = Ring(64, setup_sqe128, 2 * Ring.ENTRY)
+    ring.entries[0] = Ring.EPOLL_CTL
+    assert native.has_devices()
+    ring.close()
+
+
+def test_a_ring_that_a_thread_of_the_kernel_looks_at_is_a_device() -> None:
+    """It takes what is in the entries at any moment."""
+    setup_sqpoll = 1 << 1
+    ring = Ring(64, setup_sqpoll)
+    ring.entries[0] = Ring.EPOLL_CTL
+    assert native.has_devices()
+    ring.close()
 
 
 def test_who_asks_for_it_gets_it() -> None:

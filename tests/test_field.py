@@ -27,7 +27,7 @@ MEBIBYTES = 64
 WORKERS = 3
 #: What an engine may cost a process that has loaded, and all others together, in MiB.
 EACH, OTHERS = 6, 8
-SMALL = ("gunicorn", "joblib")
+SMALL = ("gunicorn", "uvicorn uvloop", "joblib")
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -1,7 +1,8 @@
 /*
  * Does the process hold what lets devices write into its memory behind the page
- * tables, with no thread waiting for it?  Descriptors of io_uring, of devices
- * that pin memory (RDMA, GPUs, user-space drivers), and the rings of libaio.
+ * tables, with no thread waiting for it?  Descriptors of io_uring, but not
+ * those that only tell an epoll what to wait for (os/rings.h), of devices that
+ * pin memory (RDMA, GPUs, user-space drivers), and the rings of libaio.
  * Whoever wants to use one must have it, so none means no such write.
  */
 #include "os/devices.h"
@@ -14,18 +15,13 @@
 #include <unistd.h>
 
 #include "os/entries.h"
+#include "os/rings.h"
 
 static bool lets_devices_write(const char *file)
 {
     static const char *const known[] = {
-        "anon_inode:[io_uring]",
-        "/dev/infiniband/",
-        "/dev/nvidia",
-        "/dev/kfd",
-        "/dev/dri/",
-        "/dev/vfio/",
-        "/dev/accel/",
-        "/dev/uio",
+        "/dev/infiniband/", "/dev/nvidia", "/dev/kfd", "/dev/dri/",
+        "/dev/vfio/",       "/dev/accel/", "/dev/uio",
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (strncmp(file, known[i], strlen(known[i])) == 0)
@@ -38,6 +34,8 @@ static bool is_device(const char *name, void *files)
     char file[64];
     ssize_t length = readlinkat(*(int *)files, name, file, sizeof file - 1);
     file[length > 0 ? length : 0] = 0;
+    if (strcmp(file, "anon_inode:[io_uring]") == 0)
+        return !os_ring_tells_epoll_only(name);
     return lets_devices_write(file);
 }
 

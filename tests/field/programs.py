@@ -91,8 +91,16 @@ PROGRAMS = (
     ),
     Program(
         "uvicorn",
-        "{python} -m uvicorn --workers {n} --port {port} --log-level warning asgi:app",
+        "{python} -m uvicorn --workers {n} --port {port} --log-level warning --loop asyncio"
+        " asgi:app",
         ("uvicorn",),
+        serves=True,
+    ),
+    Program(
+        "uvicorn uvloop",
+        "{python} -m uvicorn --workers {n} --port {port} --log-level warning --loop uvloop"
+        " asgi:app",
+        ("uvicorn", "uvloop"),
         serves=True,
     ),
     *(

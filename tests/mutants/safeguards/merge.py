@@ -109,6 +109,27 @@ MUTANTS = [
         tests=("test_devices.py::test_devices_that_come_later_end_merging",),
     ),
     Mutant(
+        "a ring of io_uring that reads is a device",
+        file="csrc/os/rings.c",
+        old="(kind != NOTHING && kind != EPOLL_CTL)",
+        new="false",
+        tests=("test_devices.py::test_a_ring_that_only_tells_an_epoll_is_no_device",),
+    ),
+    Mutant(
+        "what the kernel takes from a ring by itself is not foreseen",
+        file="csrc/os/rings.c",
+        old="told && thread == -1 &&",
+        new="told &&",
+        tests=("test_devices.py::test_a_ring_that_a_thread_of_the_kernel_looks_at_is_a_device",),
+    ),
+    Mutant(
+        "entries of twice the size are not taken for two",
+        file="csrc/os/rings.c",
+        old="bool only = !larger &&",
+        new="bool only =",
+        tests=("test_devices.py::test_a_ring_whose_entries_are_larger_is_a_device",),
+    ),
+    Mutant(
         "what is left of a run is looked at again",
         file="csrc/scan/collect.c",
         old="    rest_revise(scanner->pages, &scanner->run);\n",
