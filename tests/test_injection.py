@@ -207,6 +207,32 @@ def test_a_move_that_did_more_than_it_says(tracking: str) -> None:
     python_ok("-c", UNDERSTATED, tracking, env=preloaded({}))
 
 
+GAPS = """
+import sys
+import ksmpy.native
+from support.inject import Injector
+from support.scenarios import Life
+
+kind, *options = sys.argv[1:]
+injector = Injector()
+fired = nth = 0
+while nth == fired:
+    nth += 1
+    life = Life(*options)
+    with injector.leaving_gap(kind, nth):
+        life.disturbed()
+    fired += injector.fired
+    life.recover()
+assert fired > 4, fired
+"""
+
+
+@pytest.mark.parametrize("kind", ["mmap(MAP_FIXED)", "mremap"])
+def test_a_call_that_fails_and_leaves_a_gap(mode: Mode, kind: str) -> None:
+    """Memory is back where the kernel took it away, and then had none for what replaces it."""
+    python_ok("-X", "faulthandler", "-c", GAPS, kind, mode.freeze, mode.tracking, env=preloaded({}))
+
+
 UNWRITTEN = """
 import sys
 import ksmpy

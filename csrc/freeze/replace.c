@@ -111,7 +111,7 @@ int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint6
     if (!are_overlays_left(fz, address, n))
         return -ESTALE;
     int error = os_remap(address, from, n, true);
-    if (!error || os_claim(address, n) != 0)
+    if (!error || !os_claim_gap(address, n))
         return error; /* the range could not be claimed, so the overlay is still mapped there */
     fz->ops->rebuild(fz, address, from, n);
     return 0;

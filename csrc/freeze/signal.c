@@ -301,10 +301,9 @@ static void let_write(uintptr_t address, uint64_t n)
 }
 
 /* Only memory that is still read-only becomes writable: other rights are somebody else's choice. */
-static void signal_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
+static void give_back(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     bool ours;
-    address += bytes_of(first);
     for (uint64_t part; n; n -= part, address += bytes_of(part)) {
         part = owner_left_read_only(fz, address, n, &ours);
         if (ours)
@@ -312,17 +311,22 @@ static void signal_restore(struct freezer *fz, uintptr_t address, uint64_t first
     }
 }
 
+/*
+ * Nothing is done here.  To make a part of the range writable would split its mapping, which takes
+ * mappings that there may not be: so thaw makes all writable that has not become an overlay.
+ */
+static void signal_restore(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n)
+{
+    (void)fz, (void)address, (void)first, (void)n;
+}
+
 static int64_t signal_freeze(struct freezer *fz, uintptr_t address, uint64_t n,
                              const uint8_t **view)
 {
     int error = block_writers(fz, address, n);
-    if (error) {
-        signal_restore(fz, address, 0, n); /* mprotect may have protected a part and then failed */
-        return error;
-    }
     *view = (const uint8_t *)address;
     memset(fz->hole, 0, sizeof fz->hole);
-    return (int64_t)n;
+    return error ? error : (int64_t)n; /* mprotect may have protected a part and then failed */
 }
 
 /* If the registration fails the memory looks unwritten for ever, which costs merges and no byte. */
@@ -347,14 +351,25 @@ static int signal_zero(struct freezer *fz, uintptr_t address, uint64_t n, int vm
  * It moves once more afterwards: a handler that is about to wait for the count
  * it has read finds another one in the futex word, and does not wait.
  */
-static void signal_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
+static void let_writers_in(const struct freezer *fz)
 {
-    (void)address, (void)n;
     freezing = false;
     atomic_fetch_add(&thaws, 1);
     atomic_store(&slots[fz->slot].end, 0);
     atomic_fetch_add(&thaws, 1);
     syscall(SYS_futex, &thaws, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+/* What lies between overlays is a mapping of its own, which needs no split. */
+static void signal_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    for (uint64_t i = 0, length; i < n; i += length) {
+        for (length = 1; i + length < n && fz->mapped[i + length] == fz->mapped[i];)
+            length++;
+        if (!fz->mapped[i])
+            give_back(fz, address + bytes_of(i), length);
+    }
+    let_writers_in(fz);
 }
 
 /*
@@ -386,7 +401,7 @@ static int replace_by(struct freezer *fz, uintptr_t address, uintptr_t from, uin
         error = freezer_replace(fz, address, from, n);
     if (error)
         os_protect(address, n, true);
-    signal_thaw(fz, address, n);
+    let_writers_in(fz);
     return error;
 }
 

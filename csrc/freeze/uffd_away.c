@@ -340,11 +340,13 @@ static void attach_again(struct freezer *fz, uintptr_t address, uint64_t n)
  */
 static void remap_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
 {
-    for (int tries = 0;; tries++) {
-        bool here = os_uffd_is_registered(fz->wp_fd, to, n) && owner_may_write(fz, to, n);
+    for (int tries = 0, claimed = 0;; tries++) {
+        bool here =
+            claimed || (os_uffd_is_registered(fz->wp_fd, to, n) && owner_may_write(fz, to, n));
         if (here && os_remap(to, from, n, true) == 0)
             break;
-        if (!here || tries > RETRIES) {
+        claimed = here && os_claim_gap(to, n); /* a failed mremap may have unmapped the place */
+        if (!claimed && (!here || tries > RETRIES)) {
             put_frozen(fz, to - (from - *fz->window), (from - *fz->window) >> PAGE_SHIFT, n);
             return;
         }

@@ -37,16 +37,22 @@ void *os_alloc_in_step(size_t bytes, uintptr_t like);
 /* The same for HUGE_PAGES pages, aligned as a huge page is. */
 void *os_alloc_huge(void);
 
-/* Replaces whatever is mapped by frames of the store, copy-on-write. */
-int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset);
 /*
- * Replaces whatever is mapped by fresh anonymous memory with the same flags (enum ksmpy_vma_flag).
+ * Replaces whatever is mapped by frames of the store, copy-on-write.  After an error that is mapped
+ * still, unless another thread has mapped something there meanwhile.
  */
+int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset);
+/* The same with fresh anonymous memory that has the same flags (enum ksmpy_vma_flag). */
 int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags);
 /* Address space at an address, only if nothing is there, to be committed. */
 int os_claim(uintptr_t address, uint64_t n);
 /*
- * The same, locked in memory if the program has all that is new locked.  counted: against what the
+ * Claims pages that a call which has failed may have unmapped, and waits for memory to do so.  false:
+ * they are mapped still, or by another thread by now.
+ */
+bool os_claim_gap(uintptr_t address, uint64_t n);
+/*
+ * The same as os_claim(), locked in memory if the program has all that is new locked.  counted: against what the
  * system has to commit, which other memory (MAP_NORESERVE) is not.
  */
 int os_claim_as(uintptr_t address, uint64_t n, bool counted);

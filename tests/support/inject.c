@@ -116,6 +116,7 @@ static const struct kind kinds[KINDS] = {
 };
 
 static atomic_int armed;
+static atomic_int leaves_gap, gap_stays;
 static atomic_uint_fast64_t calls;
 static uint64_t fail_at;
 static int fail_variant;
@@ -148,6 +149,8 @@ void inject_arm(uint64_t nth, int variant, int persistently)
     fail_at = nth;
     fail_variant = variant;
     fail_persistently = persistently;
+    atomic_store(&leaves_gap, 0);
+    atomic_store(&gap_stays, 0);
     atomic_store(&armed, 1);
 }
 
@@ -167,6 +170,15 @@ int inject_arm_kind(const char *name, int variant, uint64_t nth)
 void inject_disarm(void)
 {
     atomic_store(&armed, 0);
+}
+
+/* The nth call of a kind fails, and takes away what was mapped where it was to map something. */
+int inject_leave_gap(const char *name, uint64_t nth)
+{
+    int known = inject_arm_kind(name, 0, nth);
+
+    atomic_store(&leaves_gap, 1);
+    return known;
 }
 
 /* UFFDIO_MOVE does all of its work, and says that it did less. */
@@ -278,30 +290,66 @@ static int verdict(int kind, void *return_address)
 
 /* ---- address space ------------------------------------------------------------------------ */
 
+/*
+ * What Linux does in a memory cgroup at its limit: what was mapped at a fixed address is gone when
+ * the call fails, and so do the next attempts to map something there.
+ */
+static void leave_gap(void *address, size_t length)
+{
+    if (!atomic_load(&leaves_gap))
+        return;
+    atomic_store(&failing_kind, PASS);
+    syscall(SYS_munmap, address, length);
+    atomic_store(&gap_stays, 2);
+}
+
+static int is_scarce(int flags)
+{
+    int left = atomic_load(&gap_stays);
+
+    while (flags & MAP_FIXED_NOREPLACE && left > 0)
+        if (atomic_compare_exchange_weak(&gap_stays, &left, left - 1))
+            return 1;
+    return 0;
+}
+
+#define MAP_OR_FAIL(name)                                                                          \
+    int error = verdict(flags & MAP_FIXED ? MMAP_FIXED : MMAP, __builtin_return_address(0));       \
+    REAL(name);                                                                                    \
+    if (error && flags & MAP_FIXED)                                                                \
+        leave_gap(address, length);                                                                \
+    if (error || is_scarce(flags)) {                                                               \
+        errno = ENOMEM;                                                                            \
+        return MAP_FAILED;                                                                         \
+    }                                                                                              \
+    return real(address, length, prot, flags, fd, offset)
+
 void *mmap(void *address, size_t length, int prot, int flags, int fd, off_t offset)
 {
-    REAL(mmap);
-    FAIL_IF(flags & MAP_FIXED ? MMAP_FIXED : MMAP, MAP_FAILED);
-    return real(address, length, prot, flags, fd, offset);
+    MAP_OR_FAIL(mmap);
 }
 
 void *mmap64(void *address, size_t length, int prot, int flags, int fd, off64_t offset)
 {
-    REAL(mmap64);
-    FAIL_IF(flags & MAP_FIXED ? MMAP_FIXED : MMAP, MAP_FAILED);
-    return real(address, length, prot, flags, fd, offset);
+    MAP_OR_FAIL(mmap64);
 }
 
 void *mremap(void *from, size_t old_length, size_t new_length, int flags, ...)
 {
     va_list rest;
     void *to;
+    int error = verdict(MREMAP, __builtin_return_address(0));
 
     REAL(mremap);
     va_start(rest, flags);
     to = va_arg(rest, void *);
     va_end(rest);
-    FAIL_IF(MREMAP, MAP_FAILED);
+    if (error) {
+        if (flags & MREMAP_FIXED)
+            leave_gap(to, new_length);
+        errno = error;
+        return MAP_FAILED;
+    }
     return real(from, old_length, new_length, flags, to);
 }
 

@@ -69,6 +69,16 @@ class Injector:
             self._lib.inject_disarm()
 
     @contextmanager
+    def leaving_gap(self, kind: str, nth: int) -> Iterator[None]:
+        """Let the nth call of a kind fail to map something, and take away what was there."""
+        number = ctypes.c_uint64(nth)
+        assert self._lib.inject_leave_gap(kind.encode(), number) == 0, f"no kind {kind!r}"
+        try:
+            yield
+        finally:
+            self._lib.inject_disarm()
+
+    @contextmanager
     def understating(self) -> Iterator[None]:
         """Let UFFDIO_MOVE move all pages and answer an error, or a smaller number."""
         self._lib.inject_understate(1)

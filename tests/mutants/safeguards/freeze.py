@@ -8,10 +8,28 @@ MUTANTS = [
     Mutant(
         "a move that fails halfway is made good",
         file="csrc/freeze/replace.c",
-        old="if (!error || os_claim(address, n) != 0)",
+        old="if (!error || !os_claim_gap(address, n))",
         new="if (true)",
         tests=("c/test_freeze.c::a_move_that_fails_halfway_is_made_good",),
         quick=True,
+    ),
+    Mutant(
+        "a gap that a failed call has left is filled",
+        file="csrc/os/map.c",
+        old="while (has_left_gap(error, address)) {",
+        new="while (false) {",
+        tests=(
+            "test_injection.py::test_a_call_that_fails_and_leaves_a_gap[uffd-wp+wp-async-mmap(MAP_FIXED)]",
+        ),
+    ),
+    Mutant(
+        "what is frozen in signal takes no mapping to give back",
+        file="csrc/freeze/signal.c",
+        old="    (void)fz, (void)address, (void)first, (void)n;\n}\n\nstatic int64_t",
+        new="    give_back(fz, address + bytes_of(first), n);\n}\n\nstatic int64_t",
+        tests=(
+            "test_no_mappings.py::test_a_freeze_ends_where_no_mapping_is_left[signal+checksum]",
+        ),
     ),
     Mutant(
         "what others map there is not mapped over",
