@@ -67,13 +67,14 @@ def test_only_native_imports_the_extension() -> None:
 
 def test_the_signals_of_faults_are_the_same_everywhere() -> None:
     """They stand in four files that cannot import each other."""
-    places = ("whole/guardian.py", "whole/site/sitecustomize.py", "../csrc/freeze/freezer.c")
-    texts = {place: (ROOT / place).read_text() for place in places}
-    lists = {
-        place: re.search(r"\b_?faults[^={]*= *[{(](.*?)[})]", text, re.IGNORECASE | re.DOTALL)
-        for place, text in texts.items()
-    }
-    found = {place: set(re.findall(r"SIG\w+", each[1])) for place, each in lists.items() if each}
+    places = (
+        ROOT / "whole/guardian.py",
+        ROOT / "whole/site/sitecustomize.py",
+        Path(__file__).parent.parent / "csrc/freeze/freezer.c",
+    )
+    pattern = re.compile(r"\b_?faults[^={]*= *[{(](.*?)[})]", re.IGNORECASE | re.DOTALL)
+    lists = {place.name: pattern.search(place.read_text()) for place in places}
+    found = {name: set(re.findall(r"SIG\w+", each[1])) for name, each in lists.items() if each}
     assert found == dict.fromkeys(lists, {signal.Signals(each).name for each in threads._FAULTS})
 
 
