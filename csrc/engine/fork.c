@@ -23,7 +23,7 @@
 #include "pages/pages.h"
 #include "pages/regions.h"
 #include "pages/sharing.h"
-#include "store/members.h"
+#include "store/children.h"
 
 static ksmpy_engine *all; /* changed between fork_hold() and fork_let_go() only */
 

@@ -6,10 +6,10 @@
 #include "pages/pages.h"
 #include "pages/pins.h"
 #include "pages/records.h"
+#include "store/children.h"
 #include "store/frames.h"
 #include "store/layout.h"
 #include "store/lock.h"
-#include "store/members.h"
 #include "store/store.h"
 
 void page_share(struct pages *pages, uint32_t id, uint32_t frame)

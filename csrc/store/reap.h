@@ -1,17 +1,12 @@
 /*
- * Taking back what processes held that are no more, with the lock held.
+ * Processes that are no more: they are noticed, and what they held is taken back.
  */
 #ifndef KSMPY_STORE_REAP_H
 #define KSMPY_STORE_REAP_H
 
-#include <stdint.h>
-
 #include "store/store.h"
 
-/*
- * Whatever its process had; it is free then.  Where that cannot be read, who has the lock next makes
- * the index anew.
- */
-void reap_slot(struct store *store, unsigned slot);
+/* Nothing of those whose end cannot be noticed, or while the lock is not to be had. */
+void slots_reap(struct store *store);
 
 #endif

@@ -28,7 +28,7 @@
 #include "store/frames.h"
 #include "store/layout.h"
 #include "store/lock.h"
-#include "store/members.h"
+#include "store/reap.h"
 #include "store/store.h"
 
 /* Of each array: fewer are planned, more are carried out at once. */

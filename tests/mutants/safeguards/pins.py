@@ -17,14 +17,14 @@ MUTANTS = [
     ),
     Mutant(
         "who comes while frames are pinned holds its parent's slot",
-        file="csrc/store/members.c",
+        file="csrc/store/children.c",
         old="    if (store->memory && !store->taking && !store->pinned)\n        store_disinherit",
         new="    if (store->memory)\n        store_disinherit",
         tests=("c/test_slots.c::children_inherit_neither_the_index_nor_the_slot",),
     ),
     Mutant(
         "only a child without a slot holds its parent's",
-        file="csrc/store/members.c",
+        file="csrc/store/children.c",
         old="        store_disinherit(store);",
         new="        (void)store;",
         tests=("c/test_slots.c::a_fork_without_a_slot_loses_frames",),

@@ -1,4 +1,4 @@
-"""csrc/store/members.c."""
+"""csrc/store: slots, the lock, the dead, children."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MUTANTS = [
     ),
     Mutant(
         "nobody is reaped alive",
-        file="csrc/store/members.c",
+        file="csrc/store/reap.c",
         old="""\
         if (atomic_load(&store->head->slots[i].kind) != SLOT_FREE && !slot_is_held(store, i))
             reap_slot(store, i);
@@ -41,7 +41,7 @@ MUTANTS = [
     ),
     Mutant(
         "who lost its files reaps nobody",
-        file="csrc/store/members.c",
+        file="csrc/store/reap.c",
         old="""\
         return; /* in another file nobody holds a lock, so everybody would look dead */
 """,
@@ -390,7 +390,7 @@ MUTANTS = [
     ),
     Mutant(
         "a fork takes the slots of the dead",
-        file="csrc/store/members.c",
+        file="csrc/store/children.c",
         old="""\
         slots_reap(store);
         if (slot_claim(store, SLOT_CHILD""",

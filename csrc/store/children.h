@@ -1,15 +1,13 @@
 /*
- * Who uses a store, and what becomes of the dead and of forked children.
+ * Forked children of a process on a store.
  */
-#ifndef KSMPY_STORE_MEMBERS_H
-#define KSMPY_STORE_MEMBERS_H
+#ifndef KSMPY_STORE_CHILDREN_H
+#define KSMPY_STORE_CHILDREN_H
 
 #include <stdbool.h>
 
 #include "store/store.h"
 
-/* Takes back what processes held that are no more. */
-void slots_reap(struct store *store);
 /* Around fork(): the child will hold a lease on all frames there are. */
 void store_fork_prepare(struct store *store);
 void store_fork_parent(struct store *store);

@@ -1,22 +1,4 @@
-/*
- * Who uses a store, and what becomes of the dead.
- *
- * A slot is held by a lock on its byte of the lock file.  The lock belongs to
- * an open file description to which only a mapping refers, so the kernel drops
- * it when the last process that has the mapping ends, in whatever way.  Nobody
- * is told; whoever looks next takes back what the dead process held:
- *
- *   SLOT_ENGINE  its sharers, as it counted them itself, the frames that it was
- *                filling or freeing, the pages that it waited with
- *   SLOT_CHILD   a forked child's: frames that were there at the fork stay, stale,
- *                until it is gone.  A child gets its slot before the fork.
- *
- * A process that dies while it holds the store's lock may leave any structure
- * half changed.  The next to take the lock rebuilds all of it, from the states
- * of the frames and the counts of the processes that live.  These two are always
- * whole, because each change of them is the store of one word.
- */
-#include "store/members.h"
+#include "store/children.h"
 
 #include <unistd.h>
 
@@ -25,26 +7,10 @@
 #include "store/debts.h"
 #include "store/files.h"
 #include "store/layout.h"
-#include "store/lock.h"
 #include "store/pool.h"
 #include "store/reap.h"
 #include "store/slots.h"
 #include "store/store.h"
-
-void slots_reap(struct store *store)
-{
-    if (!store_has_files(store))
-        return; /* in another file nobody holds a lock, so everybody would look dead */
-    for (unsigned i = 0; i < MAX_SLOTS; i++) {
-        if (atomic_load(&store->head->slots[i].kind) == SLOT_FREE || slot_is_held(store, i))
-            continue;
-        if (!store_lock(store))
-            return;
-        if (atomic_load(&store->head->slots[i].kind) != SLOT_FREE && !slot_is_held(store, i))
-            reap_slot(store, i);
-        store_unlock(store);
-    }
-}
 
 /*
  * May this process map frames?  Asked without the lock, so only of what a rebuild under way in
