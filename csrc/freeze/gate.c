@@ -5,6 +5,7 @@
 #include "base/pages.h"
 #include "freeze/home.h"
 #include "freeze/ops.h"
+#include "freeze/protection.h"
 #include "freeze/registration.h"
 #include "freeze/replace.h"
 #include "freeze/stage.h"

@@ -19,7 +19,7 @@
 #include "freeze/home.h"
 #include "freeze/ops.h"
 #include "freeze/owner.h"
-#include "freeze/replace.h"
+#include "freeze/protection.h"
 #include "freeze/shadow.h"
 #include "freeze/stage.h"
 #include "os/clock.h"

@@ -93,7 +93,7 @@ MUTANTS = [
     ),
     Mutant(
         "the kernel's KSM is kept away from what is protected",
-        file="csrc/freeze/replace.c",
+        file="csrc/freeze/protection.c",
         old="    int error = os_keep_from_ksm(address, n);\n",
         new="    int error = 0;\n",
         tests=("c/test_freeze.c::ksm_is_kept_away_from_what_is_protected",),

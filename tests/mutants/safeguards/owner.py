@@ -80,7 +80,7 @@ MUTANTS = [
     ),
     Mutant(
         "overlays that are registered as memory come back",
-        file="csrc/freeze/replace.c",
+        file="csrc/freeze/protection.c",
         old="    return error == -EINVAL ? os_uffd_unregister(",
         new="    return false ? os_uffd_unregister(",
         tests=("c/test_owner.c::overlays_that_were_taken_for_memory_come_back",),
