@@ -17,7 +17,6 @@
 #include "freeze/signal.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <signal.h>
@@ -108,30 +107,19 @@ static bool claims(int number, const siginfo_t *info)
 
 /* ---- guests ---- */
 
-#define TASKS "/proc/self/task/"
-
 /*
- * Does the thread block SIGSEGV?  true where nobody can tell.  tasks_fd is /proc/self/task, which
- * reaches the file even when the program has changed its root and sees no /proc; -1: the path is
- * used.  *crowded is set if there was no free descriptor.
+ * Does the thread block SIGSEGV?  true where nobody can tell.  *crowded is set if there was no free
+ * descriptor.
  */
 static bool blocks_sigsegv(int tasks_fd, uint32_t thread, bool *crowded)
 {
-    char path[48], text[4096];
-    snprintf(path, sizeof path, TASKS "%u/status", thread);
-    const char *at = tasks_fd < 0 ? path : path + strlen(TASKS);
-    int fd = openat(tasks_fd, at, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        *crowded |= os_is_crowded(-errno);
-        return os_task_lives(thread);
-    }
-    ssize_t got = read(fd, text, sizeof text - 1);
-    int error = errno;
-    close(fd);
-    text[got > 0 ? got : 0] = 0;
-    const char *mask = strstr(text, "SigBlk:");
+    char name[16], text[4096];
+    snprintf(name, sizeof name, "%u", thread);
+    int got = os_task_tell(tasks_fd, name, "status", text, sizeof text);
+    const char *mask = got > 0 ? strstr(text, "SigBlk:") : NULL;
+    *crowded |= os_is_crowded(got);
     if (!mask)
-        return got >= 0 || error != ESRCH;
+        return os_task_lives(thread);
     return strtoull(mask + strlen("SigBlk:"), NULL, 16) >> (SIGSEGV - 1) & 1;
 }
 

@@ -30,16 +30,17 @@
  */
 #define LOOKS 6
 #define BETWEEN_LOOKS_US 20
+#define TASKS "/proc/self/task/"
 
 int os_tasks_open(void)
 {
-    return os_keep_off_standard(open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    return os_keep_off_standard(open(TASKS, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
 }
 
 int os_task_tell(int tasks_fd, const char *thread, const char *what, char *text, size_t size)
 {
-    char path[32];
-    snprintf(path, sizeof path, "%.16s/%s", thread, what);
+    char path[48];
+    snprintf(path, sizeof path, "%s%.16s/%s", tasks_fd < 0 ? TASKS : "", thread, what);
     int fd = openat(tasks_fd, path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return -errno;

@@ -43,7 +43,11 @@ static inline uintptr_t os_untagged(uintptr_t address)
 }
 
 int os_tasks_open(void); /* a descriptor of /proc/self/task, or -errno */
-/* Reads the beginning of a file of a thread's in /proc as text; its length, or -errno. */
+/*
+ * Reads the beginning of a file of a thread's in /proc as text; its length, or -errno.  By the
+ * descriptor, which reaches it even when the program has changed its root and sees no /proc, or
+ * without one (-1).
+ */
 int os_task_tell(int tasks_fd, const char *thread, const char *what, char *text, size_t size);
 
 /*
