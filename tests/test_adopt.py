@@ -32,6 +32,7 @@ from ksmpy.memory.objects import named_memory
 from ksmpy.whole import adopt
 from ksmpy.whole.adopt import Adopter
 from support import memory, oracle
+from support.background import over_and_over
 from support.patience import patience, until
 from support.procs import python
 
@@ -497,22 +498,15 @@ def test_looks_take_no_references() -> None:
     """A resize that happens while a look is under way never fails for want of a sole owner."""
     state = {"a": np.zeros(2 * MIB, np.uint8)}
     holder = [state]
-    stop = threading.Event()
     seen = []
 
     def look() -> None:
-        while not stop.is_set():
-            seen.append(sum(item.name == "a" for item in named_memory(MIB)))
+        seen.append(sum(item.name == "a" for item in named_memory(MIB)))
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
+    with over_and_over(look):
         for i in range(3000):
             resize(state, "a", 2 * MIB + i % 2 * PAGE)
         until(lambda: len(seen) > 1, "no look")
-    finally:
-        stop.set()
-        thread.join()
     assert any(seen) and holder
 
 

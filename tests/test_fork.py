@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ import pytest
 import ksmpy
 from conftest import Mode
 from support import memory, oracle
+from support.background import merging
 from support.memory import Bytes
 from support.oracle import PAGE
 from support.procs import PATIENCE, Child, in_child
@@ -301,21 +301,8 @@ def test_forks_from_c_while_ksmd_runs(engine: Any) -> None:
 def test_forks_while_everything_is_unmerged(engine: Any) -> None:
     """Children are born in the middle of unmerge(), and the parent leaves no overlay behind."""
     merged = Merged(engine)
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.is_set():
-            engine.unmerge()
-            engine.scan(2, eager=True)
-
-    worker = threading.Thread(target=work)
-    worker.start()
-    try:
+    with merging(engine):
         fork_and_verify(merged.arrays[:3], 20)
-    finally:
-        stop.set()
-        worker.join()
-    engine.unmerge()
     assert not any(oracle.maps_store(*span) for span in merged.spans())
     merged.compare()
 

@@ -13,6 +13,7 @@ import pytest
 
 from conftest import Mode
 from support import memory, oracle
+from support.background import over_and_over
 from support.build import shared_library
 from support.oracle import PAGE
 
@@ -193,17 +194,8 @@ def test_given_back_under_a_scanner_at_full_speed(engine: Any) -> None:
     wanted = one.copy()
     for array in (one, two):
         engine.register(array)
-    stop = threading.Event()
-    merged = [0]
-
-    def scan() -> None:
-        while not stop.is_set():
-            merged[0] += engine.scan(eager=True).merged
-
-    scanner = threading.Thread(target=scan)
-    scanner.start()
-    try:
-        rounds = wrong = 0
+    rounds = wrong = 0
+    with over_and_over(lambda: engine.scan(eager=True).merged) as merged:
         while rounds < 200 or not merged[0]:
             at = slice(16 * PAGE, 48 * PAGE)
             one[at] = wanted[at]
@@ -214,9 +206,6 @@ def test_given_back_under_a_scanner_at_full_speed(engine: Any) -> None:
             assert (one[: 16 * PAGE] == wanted[: 16 * PAGE]).all()
             assert (one[48 * PAGE :] == wanted[48 * PAGE :]).all()
             rounds += 1
-    finally:
-        stop.set()
-        scanner.join()
     assert merged[0] > 64
     assert wrong <= rounds / 20, f"{wrong} of {rounds} rounds, {merged[0]} merged"
     assert (two == wanted).all()

@@ -15,7 +15,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import mmap
-import threading
 import time
 from typing import Any
 
@@ -24,6 +23,7 @@ import pytest
 
 from conftest import MakeEngine, Mode
 from support import memory, oracle
+from support.background import merging, over_and_over
 from support.inject import preloaded
 from support.memory import Bytes
 from support.oracle import PAGE
@@ -325,22 +325,11 @@ def test_invariant_5_frozen_pages_thaw_while_the_gil_is_held(mode: Mode, engine:
     with Torture(count=128, buffers=2, efault_ok=mode.efault_ok) as torture:
         for buffer in torture.buffers:
             engine.register(buffer)
-        stop = threading.Event()
-
-        def work() -> None:
-            while not stop.is_set():
-                engine.scan(50, eager=True)
-
-        scanner = threading.Thread(target=work)
-        scanner.start()
-        try:
+        with over_and_over(lambda: engine.scan(50, eager=True).merged):
             stuck = torture.stuck_under_gil(50)
             for _ in range(10):  # on a busy machine a thread may just not have had its turn
                 stuck = stuck and stuck & torture.stuck_under_gil(500)
             assert not stuck, f"threads {stuck} waited for the GIL"
-        finally:
-            stop.set()
-            scanner.join()
 
 
 # ---- 6 -------------------------------------------------------------------------------------
@@ -351,21 +340,8 @@ def test_invariant_6_no_child_starts_with_a_frozen_page(engine: Any) -> None:
     one, two = _pair(256)
     engine.register(one)
     engine.register(two)
-    stop = threading.Event()
-    merged = [0]
-
-    def work() -> None:
-        while not stop.is_set():
-            merged[0] += engine.scan(2, eager=True).merged
-            engine.unmerge()
-
-    scanner = threading.Thread(target=work)
-    scanner.start()
-    try:
+    with merging(engine) as merged:
         fork_and_verify([one, two], 25)
-    finally:
-        stop.set()
-        scanner.join()
     assert merged[0], "nothing was merged meanwhile: this proves nothing"
 
 

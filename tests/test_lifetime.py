@@ -21,6 +21,7 @@ import ksmpy
 from ksmpy import KsmpyError, RegionError
 from ksmpy.memory.buffers import locate
 from support import memory, oracle, procs
+from support.background import over_and_over
 from support.patience import patience, until
 
 MIB = 1 << 20
@@ -191,20 +192,9 @@ def test_death_during_scans(engine: Any) -> None:
     stay = [ksmpy.copy(pattern(5)) for _ in range(3)]
     for arr in stay:
         engine.register(arr)
-    stop = threading.Event()
-
-    def scan() -> None:
-        while not stop.is_set():
-            engine.scan(eager=True)
-
-    thread = threading.Thread(target=scan)
-    thread.start()
-    try:
+    with over_and_over(lambda: engine.scan(eager=True).merged):
         for _ in range(50):
             engine.register(ksmpy.copy(pattern(5)))
-    finally:
-        stop.set()
-        thread.join()
     assert len(engine.regions()) == 3
     for arr in stay:
         assert np.array_equal(arr, pattern(5))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 from conftest import Mode
 from support import memory, oracle
+from support.background import merging
 from support.memory import Bytes
 from support.oracle import PAGE
 from support.torture import duration, lasting
@@ -171,18 +171,8 @@ def test_no_write_into_a_stretch_is_lost(engine: Any) -> None:
     array = _constant(count, 0)
     engine.register(array)
     counters = array.view(np.uint64).reshape(count, -1)[:, 5]
-    stop = threading.Event()
-    merged = [0]
-
-    def merge() -> None:
-        while not stop.is_set():
-            merged[0] += engine.scan(2, eager=True).merged
-            engine.unmerge()
-
-    scanner = threading.Thread(target=merge)
-    scanner.start()
-    try:
-        rng = np.random.default_rng(7)
+    rng = np.random.default_rng(7)
+    with merging(engine) as merged:
         going_on = lasting(duration() / 2)
         while going_on(merged[0] > count):
             page, value = int(rng.integers(count)), int(rng.integers(1, 2**60))
@@ -190,9 +180,6 @@ def test_no_write_into_a_stretch_is_lost(engine: Any) -> None:
             counters[page] = value
             assert counters[page] == value, "a write into a stretch was lost"
             counters[page] = 0
-    finally:
-        stop.set()
-        scanner.join()
     assert not array.any()
     engine._core.check()
 

@@ -6,7 +6,6 @@ meanwhile: it could not fail otherwise. KSMPY_TORTURE_SECONDS sets how long each
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import io
@@ -25,7 +24,7 @@ import pytest
 
 from conftest import Mode
 from support import memory
-from support.memory import Bytes
+from support.background import merging, over_and_over
 from support.oracle import PAGE
 from support.slow_files import slow_file
 from support.torture import DirectIo, Hammer, Torture, direct_blocks, duration, lasting, library
@@ -103,17 +102,8 @@ def test_no_increment_is_lost_with_zero_pages(mode: Mode, engine: Any) -> None:
     array[:] = 0  # touched: memory of its own
     engine.register(array)
     counters = array.view(np.uint64).reshape(256, -1)[:, 5]
-    stop = threading.Event()
-    zeroed = [0]
-
-    def place() -> None:
-        while not stop.is_set():
-            zeroed[0] += engine.scan(eager=True).zeroed
-
-    scanner = threading.Thread(target=place)
-    scanner.start()
-    try:
-        rng = np.random.default_rng(7)
+    rng = np.random.default_rng(7)
+    with over_and_over(lambda: engine.scan(eager=True).zeroed) as zeroed:
         going_on = lasting(duration() / 2)
         while going_on(zeroed[0] > 256):
             page = int(rng.integers(256))
@@ -122,37 +112,7 @@ def test_no_increment_is_lost_with_zero_pages(mode: Mode, engine: Any) -> None:
             counters[page] = value
             assert counters[page] == value, "a write into a zero page was lost"
             counters[page] = 0
-    finally:
-        stop.set()
-        scanner.join()
     assert not array.any()
-
-
-@contextlib.contextmanager
-def _merging_all_the_time(engine: Any, buffers: list[Bytes]) -> Iterator[list[int]]:
-    """Merges and unmerges the buffers in another thread; yields the number of merges so far."""
-    for buffer in buffers:
-        engine.register(buffer)
-    stop = threading.Event()
-    merged = [0]
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            while not stop.is_set():
-                merged[0] += engine.scan(2, eager=True).merged
-                engine.unmerge()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield merged
-    finally:
-        stop.set()
-        thread.join()
-    assert not failed, failed
 
 
 def _repeated(call: Callable[[], int], mode: Mode) -> int:
@@ -196,7 +156,7 @@ def test_the_kernel_writes_into_pages_being_merged(
     buffers = [memory.distinct(64, seed=5) for _ in range(2)]
     model = [bytearray(buffer.tobytes()) for buffer in buffers]
     rng = np.random.default_rng(11)
-    with _merging_all_the_time(engine, buffers) as merged:
+    with merging(engine, buffers) as merged:
         going_on = lasting(duration() / 3)
         while going_on(merged[0]):
             size = int(rng.integers(1, 4 * PAGE))
@@ -236,7 +196,7 @@ def test_the_kernel_reads_pages_being_merged(mode: Mode, engine: Any) -> None:
     wanted = buffers[0].tobytes()
     fd = os.memfd_create("sink")
     try:
-        with _merging_all_the_time(engine, buffers) as merged:
+        with merging(engine, buffers) as merged:
             going_on = lasting(duration() / 3)
             while going_on(merged[0]):
                 for buffer in buffers:
@@ -348,7 +308,7 @@ def test_owner_gives_pages_back_while_they_are_merged(mode: Mode, engine: Any) -
     wanted = buffers[0].tobytes()
     pages = np.frombuffer(wanted, dtype=np.uint8).reshape(32, PAGE)
     libc = ctypes.CDLL(None, use_errno=True)
-    with _merging_all_the_time(engine, buffers) as merged:
+    with merging(engine, buffers) as merged:
         going_on = lasting(duration() / 3)
         while going_on(merged[0]):
             for page in range(32):
