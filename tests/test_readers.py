@@ -22,15 +22,10 @@ import ctypes, os, socket, sys, threading, time
 import numpy as np, numpy.random, ksmpy
 import ksmpy.engine.engine
 from support import memory
+from support.nobody import become
 tracking, uid, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 libc = ctypes.CDLL(None, use_errno=True)
-if os.geteuid() == 0 and uid:
-    for capability in range(64):
-        libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
-    assert libc.prctl(4, 1, 0, 0, 0) == 0  # PR_SET_DUMPABLE
+become(uid or os.geteuid())
 
 SIZE = 2 << 20
 one = memory.distinct(SIZE // 4096, seed=8)

@@ -25,24 +25,16 @@ NOBODY = 65534
 #: What the kernel says of pages that are not there depends on tracking only.
 SWAPPED = [Mode("uffd-move", "wp-async"), Mode("signal", "checksum")]
 
-# Everything is imported before the privileges go: the interpreter may lie where nobody can look.
-# A process that changes its user is not dumpable, which hides its own /proc files from it.
 _BECOME = """
 import ctypes, os, sys, time
 import numpy.random, pytest, ksmpy
 import ksmpy.engine.engine, ksmpy.watch.doctor, ksmpy.whole.dedup
 from support import memory, oracle, scenarios, swap
+from support.nobody import become
 from support.torture import Torture, library
 library()
 freeze, tracking, uid = sys.argv[1], sys.argv[2], int(sys.argv[3])
-if uid != os.geteuid():
-    libc = ctypes.CDLL(None, use_errno=True)
-    for capability in range(64):
-        libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
-    assert libc.prctl(4, 1, 0, 0, 0) == 0  # PR_SET_DUMPABLE
+become(uid)
 assert os.geteuid() == uid and oracle.sees_pfns() == (uid == 0)
 with open("/proc/self/status") as status:
     assert uid == 0 or "CapEff:\\t0000000000000000" in status.read()
@@ -174,7 +166,7 @@ def test_what_a_cgroup_swaps_out_is_what_it_was(mode: Mode, uid: int, swap_area:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
 def test_who_has_changed_its_user_is_told_the_way_out() -> None:
     """Such a process may not read its own files in /proc: one error that says why."""
-    begin = _BECOME.partition("    assert libc.prctl(4")[0]
+    begin = _BECOME.partition("become(uid)")[0] + "become(uid, dumpable=False)"
     refused = """
 with pytest.raises(PermissionError, match=r"changed its user: .*PR_SET_DUMPABLE, 1"):
     ksmpy.Engine(freeze=freeze, tracking=tracking)
