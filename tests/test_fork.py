@@ -11,6 +11,7 @@ import gc
 import mmap
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -23,7 +24,8 @@ import numpy as np
 import pytest
 
 import ksmpy
-from conftest import Mode
+from conftest import MakeEngine, Mode
+from ksmpy.store.store import Store
 from support import memory, oracle
 from support.background import merging
 from support.memory import Bytes
@@ -228,6 +230,50 @@ def _as_grandchild(merged: Merged, wait: int, tell: int, close_all: bool) -> Non
         os.write(tell, repr(error).encode()[:100])
     finally:
         os._exit(0)
+
+
+@contextmanager
+def _no_free_descriptor() -> Iterator[None]:
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, 512), hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def test_a_fork_without_a_free_descriptor(make_engine: MakeEngine, store: Store) -> None:
+    """Its child keeps what it maps, and no longer than it lives."""
+    for where in (None, store):
+        engine = make_engine(store=where)
+        merged = Merged(engine)
+        go, told = os.pipe(), os.pipe()
+        with _no_free_descriptor():
+            child = os.fork()
+            if not child:
+                os.read(go[0], 1)
+                same = [array.tobytes() for array in merged.arrays] == merged.wanted
+                os.write(told[1], b"y" if same else b"n")
+                os._exit(0)
+        engine.unmerge()
+        engine.scan(2)
+        engine.unmerge()
+        assert engine.stats().stale_frames > 0
+        os.write(go[1], b"x")
+        assert os.read(told[0], 1) == b"y"
+        os.waitpid(child, 0)
+        for end in go + told:
+            os.close(end)
+        engine.scan(2)
+        engine.unmerge()
+        assert engine.stats().stale_frames == engine.stats().frame_bytes == 0
+        merged.compare()
 
 
 def test_the_child_outlives_the_parents_engine(engine: Any) -> None:

@@ -9,7 +9,7 @@
 
 /*
  * Asks, by opening files: 0 or -errno.  apart: descriptor 0 is not there; the question is not to
- * lock anything then, and may take 32 KiB of stack.
+ * lock a mutex then, and may take 32 KiB of stack.
  */
 typedef int os_question_apart(void *data, bool apart);
 /*

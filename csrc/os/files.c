@@ -51,11 +51,22 @@ int os_memfd(const char *name, size_t bytes)
     return fd;
 }
 
-int os_reopen(int fd, int flags)
+static int open_again(int fd, int flags)
 {
     char path[32];
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    return os_keep_off_standard(open(path, flags | O_CLOEXEC));
+    return open(path, flags | O_CLOEXEC);
+}
+
+int os_reopen(int fd, int flags)
+{
+    return os_keep_off_standard(open_again(fd, flags));
+}
+
+int os_reopen_anywhere(int fd, int flags)
+{
+    int again = open_again(fd, flags);
+    return again < 0 ? -errno : again;
 }
 
 /*

@@ -24,6 +24,8 @@ int os_keep_off_standard(int fd);
 int os_memfd(const char *name, size_t bytes);
 /* Another description of the same file: its locks and its rights are its own. */
 int os_reopen(int fd, int flags);
+/* The same, which may be a standard file: for who is apart (os/apart.h). */
+int os_reopen_anywhere(int fd, int flags);
 /*
  * No change of size, and nobody can open it for writing again. A read-only descriptor of it, or
  * -errno.

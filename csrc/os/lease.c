@@ -2,28 +2,46 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/pages.h"
+#include "os/apart.h"
 #include "os/files.h"
 #include "os/map.h"
+
+struct wish {
+    int lease_fd;
+    uint64_t number;
+    void *lease;
+};
 
 /*
  * An open-file-description lock goes when the last reference to the
  * description goes, and a mapping is such a reference: a child that closes
- * every descriptor still holds it until it exits or calls exec.
+ * every descriptor still holds it until it exits or calls exec.  The description belongs to no table
+ * of descriptors, so it may be made apart; there the only free number is a standard one.
  */
-int os_lease_take(int lease_fd, uint64_t number, void **lease)
+static int take(void *data, bool apart)
 {
-    int fd = os_reopen(lease_fd, O_RDWR);
+    struct wish *wish = data;
+    int fd = apart ? os_reopen_anywhere(wish->lease_fd, O_RDWR) : os_reopen(wish->lease_fd, O_RDWR);
     if (fd < 0)
         return fd;
-    int error = os_try_lock(fd, number, true);
+    int error = os_try_lock(fd, wish->number, true);
     void *got = error ? MAP_FAILED : mmap(NULL, PAGE_SIZE, PROT_NONE, MAP_SHARED, fd, 0);
     close(fd);
-    *lease = got == MAP_FAILED ? NULL : got;
-    return error ? error : *lease ? 0 : -ENOMEM;
+    wish->lease = got == MAP_FAILED ? NULL : got;
+    return error ? error : wish->lease ? 0 : -ENOMEM;
+}
+
+int os_lease_take(int lease_fd, uint64_t number, void **lease)
+{
+    struct wish wish = {.lease_fd = lease_fd, .number = number};
+    int error = os_ask(take, &wish);
+    *lease = wish.lease;
+    return error;
 }
 
 void os_lease_drop(void *lease)

@@ -13,6 +13,13 @@ MUTANTS = [
         tests=("c/test_store.c::a_child_gives_back_what_it_inherited",),
     ),
     Mutant(
+        "a lease takes no free descriptor",
+        file="csrc/os/lease.c",
+        old="int error = os_ask(take, &wish);",
+        new="int error = take(&wish, false);",
+        tests=("test_fork.py::test_a_fork_without_a_free_descriptor[uffd-wp+wp-async]",),
+    ),
+    Mutant(
         "a fork waits for an engine's structures",
         file="csrc/engine/fork.c",
         old="""\
