@@ -587,5 +587,9 @@ def test_without_bokeh_it_is_one_line_and_json_needs_it_not(place: Path) -> None
         assert done.returncode == 1
         line = one_line(done.stderr)
         assert "bokeh is not installed" in line and "pip install 'ksmpy[report]'" in line
+        looking = [*argv[:2], code.replace("import sys;", "import sys, ksmpy.watch.portrait as p;"
+            " p.portrait = None;"), str(pid)]  # fmt: skip
+        done = subprocess.run(looking, capture_output=True, text=True, timeout=60)
+        assert "bokeh is not installed" in done.stderr, "who cannot draw has not to look first"
         done = subprocess.run([*argv, "--json"], capture_output=True, text=True, timeout=60)
         assert json.loads(done.stdout)["processes"][0]["pid"] == pid

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import stat
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ksmpy.cli.command import Command, CommandError, Parser, at_least
@@ -42,6 +43,9 @@ class Report(Command):
         parser.option("--open", action="store_true", help="show it in the browser")
 
     def run(self, options: argparse.Namespace) -> int:
+        draws = bool(options.output or options.open or not options.json)
+        if draws:
+            _need_bokeh()
         # Processes may end between the moment when they are found and that when they are looked at:
         # what takes long to import must not come between.
         import numpy  # noqa: F401
@@ -57,7 +61,7 @@ class Report(Command):
             seen = portrait((), listed) if listed else portrait()
         if options.json:
             print_json(seen)
-        if options.output or options.open or not options.json:
+        if draws:
             path = options.output or _FILE
             _write(path, seen)
             if not options.json:
@@ -116,18 +120,19 @@ def _with_children(pids: list[int]) -> tuple[set[int], set[int]]:
     return named, below
 
 
-def _write(path: str, seen: Portrait) -> None:
-    try:
-        from ksmpy.watch.page import page
-
-        text = page(seen)
-    except ImportError as error:
-        if not (error.name or "").startswith("bokeh"):
-            raise
+def _need_bokeh() -> None:
+    """Before processes are looked at, which takes seconds."""
+    if find_spec("bokeh") is None:
         raise CommandError(
             "bokeh is not installed, which draws the page",
             "pip install 'ksmpy[report]', or --json",
-        ) from None
+        )
+
+
+def _write(path: str, seen: Portrait) -> None:
+    from ksmpy.watch.page import page
+
+    text = page(seen)
     if path == "-":
         print(text, end="")
     else:
