@@ -18,6 +18,16 @@
 #define STAGES ((uint64_t)1 << 18)
 
 /*
+ * What a stage holds becomes the program's memory, which a core has: all but what is committed is
+ * left out of one.
+ */
+static int commit(uintptr_t address, uint64_t n)
+{
+    int error = os_do_dump((void *)address, bytes_of(n));
+    return error ? error : os_commit((void *)address, bytes_of(n));
+}
+
+/*
  * Memory that was touched keeps its identity when it is moved: its anon_vma, and its offset.  So
  * the stage slides through a reservation: pieces that are moved one after the other to places one
  * after the other become one mapping.  The memory of the next stage is always committed as well: it
@@ -28,7 +38,8 @@ int stage_open(struct freezer *fz)
     uintptr_t base = (uintptr_t)os_reserve(bytes_of(STAGES));
     if (!base)
         return -ENOMEM;
-    int error = os_commit((void *)base, bytes_of(2 * FREEZE_MAX));
+    os_dont_dump((void *)base, bytes_of(STAGES));
+    int error = commit(base, 2 * FREEZE_MAX);
     if (error) {
         os_unmap((void *)base, bytes_of(STAGES));
         return error;
@@ -45,7 +56,7 @@ void stage_slide(struct freezer *fz, uint64_t n)
     uintptr_t ahead = fz->stage + bytes_of(2 * FREEZE_MAX);
     if (ahead + bytes_of(n) > fz->stage_end) {
         stage_open(fz);
-    } else if (os_commit((void *)ahead, bytes_of(n)) == 0) {
+    } else if (commit(ahead, n) == 0) {
         os_unmap((void *)fz->stage, bytes_of(n));
         fz->stage += bytes_of(n);
     }

@@ -20,8 +20,11 @@ static size_t round_up(size_t bytes, size_t step)
 
 int arena_init(struct arena *arena, size_t stride, uint64_t limit)
 {
+    size_t size = round_up(stride * limit, COMMIT_STEP);
     *arena = (struct arena){.stride = stride, .limit = limit};
-    arena->base = os_reserve(round_up(stride * limit, COMMIT_STEP));
+    arena->base = os_reserve(size);
+    /* The kernel leaves untouched memory out of a core, but a debugger's gcore writes zeros for it. */
+    os_dont_dump(arena->base, size);
     return arena->base ? 0 : -ENOMEM;
 }
 

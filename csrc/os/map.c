@@ -98,6 +98,11 @@ void os_dont_dump(void *address, size_t bytes)
         madvise(address, bytes, MADV_DONTDUMP);
 }
 
+int os_do_dump(void *address, size_t bytes)
+{
+    return status(madvise(address, bytes, MADV_DODUMP));
+}
+
 #define DUMP_PRIVATE_MEMORY 1 /* bits of coredump_filter, see core(5) */
 #define DUMP_PRIVATE_FILES 4
 

@@ -24,6 +24,7 @@ void os_unmap(void *address, size_t bytes);
 int os_dont_fork(void *address, size_t bytes);
 void os_do_fork(void *address, size_t bytes); /* again */
 void os_dont_dump(void *address, size_t bytes); /* into a core */
+int os_do_dump(void *address, size_t bytes); /* again */
 /*
  * Core dumps of this process, and of those that come of it, hold private mappings of files too, if
  * they hold private memory: overlays are such (core(5), coredump_filter).

@@ -35,6 +35,7 @@ static int open_records(struct store *store)
 {
     uint64_t span = (uint64_t)1 << store->span_shift;
     store->frames = os_reserve(sizeof(struct frame) * frame_limit(store));
+    os_dont_dump(store->frames, sizeof(struct frame) * frame_limit(store)); /* as an arena's */
     store->head = os_alloc(sizeof *store->head);
     if (!store->frames || !store->head)
         return -ENOMEM;
