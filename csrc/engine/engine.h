@@ -11,19 +11,18 @@
  *   - With write tracking a page that was not written is not read again.
  *
  * Locks, in the order they are taken:
- *   pass    one pass, unmerge or switch of a knob at a time; may be held for long
- *   arrivals   one registration at a time; may be held for long
- *   refreshing   one look at what was written, for stats(), at a time; may be held for long
- *   that of os/forks.c   held during a fork, and while a store is attached to or looked into from
- *           outside; never asked for by who has pass or arrivals
- *   lock    all of the structures below; held for a slice of whatever is done (SLICE_NS and the
- *           step under way; a pass has longer ones where nobody waits), so that a fork or a dying
-           owner need not wait.
- *           Where system calls would fail a step may wait for the interpreter's lock, but keeps no
- *           fork waiting for that
- *   freezer's own lock, while pages are frozen
- *   a shared store's lock, for microseconds: never while anything is frozen.  Another process may
- *           be stopped with it, so that it is tried for, and not waited for, by who has the others
+ *   pass        one pass, unmerge or switch of a knob at a time; may be held for long
+ *   arrivals    one registration at a time; may be held for long
+ *   refreshing  one look at what was written, for stats(), at a time; may be held for long
+ *   os/forks.h  held during a fork, and while a store is attached to or looked into from outside;
+ *               never asked for by who has pass or arrivals
+ *   lock        all of the structures below; held for a slice of whatever is done (SLICE_NS and the
+ *               step under way; a pass has longer ones where nobody waits), so that a fork or a
+ *               dying owner need not wait.  Where system calls would fail a step may wait for the
+ *               interpreter's lock, but keeps no fork waiting for that
+ *   the freezer's own, while pages are frozen
+ *   a shared store's, for microseconds: never while anything is frozen.  Another process may be
+ *               stopped with it, so that it is tried for, and not waited for, by who has the others
  * fork() takes the last three, a store's excepted, so it never sees a frozen page or half a change.
  */
 #ifndef KSMPY_ENGINE_ENGINE_H
