@@ -71,18 +71,24 @@ void engine_count_mappings(ksmpy_engine *engine)
     budget_counted(&engine->merger.budget, before, mappings);
 }
 
+int engine_try_lock_with_store(ksmpy_engine *engine)
+{
+    engine_lock(engine);
+    int error = engine->pages.forked               ? -EPERM
+                : store_lock(&engine->pages.store) ? 0
+                                                   : store_why_not(&engine->pages.store);
+    if (error)
+        engine_unlock(engine);
+    return error;
+}
+
 int engine_lock_with_store(ksmpy_engine *engine)
 {
     struct patience patience = {0};
     int error;
-    do {
-        engine_lock(engine);
-        error = engine->pages.forked               ? -EPERM
-                : store_lock(&engine->pages.store) ? 0
-                                                   : store_why_not(&engine->pages.store);
-        if (error)
-            engine_unlock(engine);
-    } while (try_again(&patience, &error));
+    do
+        error = engine_try_lock_with_store(engine);
+    while (try_again(&patience, &error));
     return error;
 }
 

@@ -24,6 +24,8 @@ void engine_count_mappings(ksmpy_engine *engine);
  * inherited the engine; -ETIMEDOUT: another process keeps the store locked.
  */
 KSMPY_MAY_REFUSE int engine_lock_with_store(ksmpy_engine *engine);
+/* The same without that wait.  -EAGAIN: another process has the store's lock. */
+KSMPY_MAY_REFUSE int engine_try_lock_with_store(ksmpy_engine *engine);
 void engine_unlock_with_store(ksmpy_engine *engine);
 void pass_lock(ksmpy_engine *engine); /* a pass under way ends at its next slice */
 void pass_unlock(ksmpy_engine *engine);
