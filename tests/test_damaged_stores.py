@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+import ksmpy
 from conftest import EACH_FREEZE
 from ksmpy import Store, StoreError, native
+from ksmpy.cli import main
 from support.layout import LOCK_AT, frame_memory
 from support.nursery import Nursery, Peer
 from support.oracle import PAGE
@@ -239,8 +241,15 @@ def test_sharers_are_counted_where_nothing_is_left(nursery: Nursery, small_store
         assert frames and [peer.call("on_frames")[0] for peer in peers] == [frames] * 4
 
 
-def test_a_full_store_is_told_of_once(nursery: Nursery, small_store: Store) -> None:
-    """In the log, and by doctor() for as long as there is no room."""
+def test_a_full_store_is_told_of_once(
+    nursery: Nursery,
+    small_store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the log; and for as long as there is no room by doctor(), in whatever process, and by
+    `ksmpy store list`.
+    """
     first, second = _holders(nursery, small_store, 1, 2)
     assert first.call("doctor", "room in stores")[0] and first.call("warnings") == []
     _merge_in_turn([first, second], 6)
@@ -250,6 +259,11 @@ def test_a_full_store_is_told_of_once(nursery: Nursery, small_store: Store) -> N
     ok, detail, hint = first.call("doctor", "room in stores")
     assert not ok and "none left in <Store" in detail
     assert "shm-size" in hint and "shm-size" in said
+    monkeypatch.setenv("KSMPY_STORE_DIR", str(small_store.directory))
+    (room,) = [check for check in ksmpy.doctor() if check.name == "room in stores"]
+    assert not room.ok and "none left in name" in room.detail  # which no engine of ours uses
+    assert main(["store", "list"]) == 0
+    assert "in use, full" in " ".join(capsys.readouterr().out.split())
     second.kill()
     first.call("unmerge")
     first.call("scan", 2)

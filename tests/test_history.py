@@ -65,7 +65,7 @@ def test_a_scan_that_outlives_its_engine_notes_nothing() -> None:
     with ksmpy.Engine() as engine:
         kept = merged(engine)
         past = core_of(engine).history
-    past.note(COUNTERS, 0, [], {})
+    past.note(COUNTERS, lambda: 0, [], {})
     assert descriptors() == [] and len(kept) == 2
 
 
@@ -111,7 +111,7 @@ def test_a_forked_child_has_no_history_of_its_parents() -> None:
 def test_a_child_that_is_told_nothing_shows_nothing() -> None:
     """It has the descriptor of its parent's, whose number is in it."""
     noted = History()
-    noted.note(COUNTERS, 0, [], {})
+    noted.note(COUNTERS, lambda: 0, [], {})
     try:
 
         def child() -> None:
@@ -126,7 +126,7 @@ def test_a_child_that_is_told_nothing_shows_nothing() -> None:
 def test_files_with_the_descriptors_number_are_not_touched(tmp_path: Path) -> None:
     """The program closes the descriptor, opens a file that gets its number, and the engine ends."""
     noted = History()
-    noted.note(COUNTERS, 0, [], {})
+    noted.note(COUNTERS, lambda: 0, [], {})
     (number,) = descriptors()
     os.close(number)
     path = tmp_path / "mine"
@@ -135,7 +135,7 @@ def test_files_with_the_descriptors_number_are_not_touched(tmp_path: Path) -> No
     if mine != number:
         os.dup2(mine, number)
     noted._due = 0.0
-    noted.note(COUNTERS, 0, [], {})
+    noted.note(COUNTERS, lambda: 0, [], {})
     noted.close()
     assert path.read_bytes() == b"mine" * 5000
     os.fstat(number)  # still open
@@ -169,7 +169,7 @@ def test_it_is_bounded_whatever_there_is_to_note() -> None:
     try:
         for number in range(3 * history._SAMPLES):
             noted._take({**COUNTERS, "vmas": number}, number)
-        noted.note({**COUNTERS, "vmas": 7}, 7, regions, {})
+        noted.note({**COUNTERS, "vmas": 7}, lambda: 7, regions, {})
         (past,) = pasts(os.getpid())
         assert history._SAMPLES // 2 <= len(past.samples) <= history._SAMPLES
         assert past.samples[0].mappings == 0 and past.samples[-1].mappings == 7
@@ -188,7 +188,7 @@ def test_facts_without_end_are_left_out() -> None:
     noted = History()
     noted.facts = lambda: {"coverage": {"left": [["x" * 100, 1]] * 1000}}
     try:
-        noted.note(COUNTERS, 0, [(4096, 4096, "name")], {"fact": 1})
+        noted.note(COUNTERS, lambda: 0, [(4096, 4096, "name")], {"fact": 1})
         (past,) = pasts(os.getpid())
         assert "coverage" not in past.facts and past.facts["fact"] == 1
         assert past.facts["regions"] == [[4096, 4096, "name"]]
@@ -203,7 +203,7 @@ def test_facts_without_end_are_left_out() -> None:
 def test_what_is_damaged_or_half_written_is_not_read(at: int) -> None:
     """A byte that differs, wherever it is."""
     noted = History()
-    noted.note(COUNTERS, 0, [(4096, 4096, "name")], {"fact": "x" * 3000})
+    noted.note(COUNTERS, lambda: 0, [(4096, 4096, "name")], {"fact": "x" * 3000})
     try:
         (number,) = descriptors()
         data = bytearray(os.pread(number, 1 << 17, 0))
@@ -227,7 +227,7 @@ def test_without_descriptors_an_engine_does_without(tmp_path: Path) -> None:
         with pytest.raises(OSError):
             while True:
                 taken.append(os.open("/dev/null", os.O_RDONLY))
-        noted.note(COUNTERS, 0, [], {})
+        noted.note(COUNTERS, lambda: 0, [], {})
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for each in taken:

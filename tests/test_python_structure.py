@@ -19,6 +19,7 @@ LAYERS = (
     "ksmpy.threads",
     "ksmpy.context",
     "ksmpy.proc",
+    "ksmpy.saving",
     "ksmpy.limits",
     "ksmpy.native",
     "ksmpy.store",

@@ -25,7 +25,8 @@ import ksmpy
 from ksmpy import RegionError, Store, StoreError, StoreProcess
 from ksmpy.store.files import is_shared_store, is_store
 from ksmpy.store.store import attach
-from ksmpy.watch.observe import observe, users
+from ksmpy.watch.observe import users
+from ksmpy.watch.savings import observe
 from support import memory
 from support.libc import libc
 from support.oracle import PAGE

@@ -18,7 +18,7 @@ import pytest
 import ksmpy
 from ksmpy import KsmpyError, Store, StoreError
 from ksmpy.text import human_bytes
-from ksmpy.watch.observe import observe_all
+from ksmpy.watch.savings import observe_all
 from ksmpy.watch.stores import look_at
 from ksmpy.whole import enable as enabling
 from ksmpy.whole.tally import Tally
@@ -339,7 +339,7 @@ def test_what_a_fork_has_left_is_no_saving(make_engine: Any, store: Store, mode:
 
 
 def _seen_to_save(*pids: int) -> int:
-    return sum(each.saved_bytes for each in observe_all() if each.pid in pids)
+    return sum(each.saved_bytes for each in observe_all()[0] if each.pid in pids)
 
 
 def test_what_came_by_a_fork_is_not_called_saved(shared: Shared, store: Store) -> None:
@@ -371,8 +371,9 @@ def test_what_came_by_a_fork_is_not_called_saved(shared: Shared, store: Store) -
         over.set()
         working.finish()
     assert kept is not None and told is not None
-    assert 0 < told.saved_bytes == kept.saved_bytes < saved
-    assert tally.report().startswith(f"ksmpy: saved {human_bytes(kept.saved_bytes)} at the most")
+    # The child's engine has tables of its own.
+    assert told.saved_bytes < kept.saved_bytes < saved
+    assert tally.report().startswith(f"ksmpy: saved {human_bytes(told.saved_bytes)} at the most")
     assert seen <= before < saved
     assert page["totals"]["saved_bytes"] <= saved
     assert page["totals"]["by_fork_bytes"] == 2 * saved
@@ -440,7 +441,8 @@ def test_commands_see_the_store(shared: Shared, store: Store) -> None:
     assert f"pages_sharing  {PAGES}" in " ".join(plain.split()).replace(" ", "  ")
     assert str(os.getpid()) in plain and "attached" in plain
     by_pid = json.loads(python("-m", "ksmpy", "stats", str(os.getpid()), "--json").stdout)
-    assert by_pid["merged_bytes"] == 2 * PAGES * 4096 and by_pid["saved_bytes"] > 0
+    assert by_pid["merged_bytes"] == 2 * PAGES * 4096
+    assert by_pid["saved_bytes"] < PAGES * 4096  # tables are off, which may take more than that
     assert python("-m", "ksmpy", *_RUN).stdout == "True\n"
 
 

@@ -41,8 +41,8 @@ class Analyze(Command):
         rows = sorted(estimate.buffers, key=lambda row: row.duplicate_pages, reverse=True)
         shown = [row for row in rows if row.pages][: options.top or None]
         table(
-            f"process {options.pid}: what merging would save",
-            ("mapping", "kind", "pages", "zero", "duplicate", "saved", "merged already"),
+            f"process {options.pid}: what merging would save, its tables aside",
+            ("mapping", "kind", "pages", "zero", "duplicate", "would save", "merged already"),
             [
                 (
                     f"{row.start:x}-{row.end:x}",

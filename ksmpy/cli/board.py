@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ksmpy.cli.output import human_bytes
 from ksmpy.errors import StoreError
@@ -12,8 +12,9 @@ from ksmpy.text import shown
 from ksmpy.watch.buffers import Buffer, buffers
 from ksmpy.watch.observe import Observation
 from ksmpy.watch.past import pasts
+from ksmpy.watch.savings import measured, savings
 from ksmpy.watch.stores import NamedStore, named_stores
-from ksmpy.watch.subjects import subjects, who_shares
+from ksmpy.watch.subjects import subjects
 
 __all__ = ["KEYS", "Board", "Line", "Look", "SORTS", "spark", "take_a_look"]
 
@@ -49,6 +50,8 @@ class Look:
     stores: list[NamedStore]
     buffers: dict[int, list[Buffer]]
     """Of the processes that are shown in full."""
+    saved_bytes: int
+    """By all processes that are shown, together."""
 
 
 def take_a_look(pid: int | None, expanded: set[int]) -> Look:
@@ -58,7 +61,7 @@ def take_a_look(pid: int | None, expanded: set[int]) -> Look:
     What each saves is counted by page, as in a report.
     """
     found, _ = subjects({pid} if pid else None)
-    who_shares(found)
+    together = savings(found)
     shown_ones = [each for each in found if pid in (None, each.pid)]
     try:
         stores = [] if pid else named_stores()
@@ -66,9 +69,10 @@ def take_a_look(pid: int | None, expanded: set[int]) -> Look:
         stores = []
     return Look(
         time.time(),
-        [replace(each.seen, saved_bytes=each.saved_bytes) for each in shown_ones],
-        stores,
+        [each.seen for each in shown_ones],
+        measured(stores, together),
         {each.pid: buffers(each) for each in shown_ones if each.pid in expanded},
+        sum(each.seen.saved_bytes for each in shown_ones) if pid else together.saved_bytes,
     )
 
 
@@ -105,7 +109,7 @@ class Board:
     def take(self, look: Look) -> None:
         """Show what was seen now."""
         self.look = look
-        self.total = [*self.total, sum(each.saved_bytes for each in look.processes)][-_KEPT:]
+        self.total = [*self.total, look.saved_bytes][-_KEPT:]
         before, self.each = self.each, {}
         for seen in look.processes:
             earlier = before.get(seen.pid)
@@ -169,7 +173,8 @@ class Board:
                     f" {human_bytes(store.stats.saved_bytes)}, takes"
                     f" {human_bytes(store.kept_bytes)}"
                 )
-            idle = ", nobody uses it (ksmpy store rm)" if store.unused else ""
+            idle = ", full" if store.full else ""
+            idle += ", nobody uses it (ksmpy store rm)" if store.unused else ""
             found.append((f" store {shown(store.name)}: {what}{idle}", "store"))
         more = len(self.look.stores) - len(found)
         if more > 0:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ksmpy import proc
 from ksmpy.cli.command import Command, CommandError, Parser, at_least
 from ksmpy.cli.output import human_bytes, print_json, table
-from ksmpy.watch.observe import Observation, observe, observe_all
+from ksmpy.errors import StoreError
+from ksmpy.watch.observe import Observation
 
 if TYPE_CHECKING:
     from ksmpy.store.store import StoreProcess
@@ -30,20 +33,61 @@ class Stats(Command):
         which = parser.add_mutually_exclusive_group()
         which.add_argument("pid", nargs="?", type=at_least(1), metavar="PID")
         parser.option("--store", group=which, metavar="NAME", help="a named store instead")
+        # A store that only the environment names is the programs': it is taken where it is there.
+        parser.set_defaults(usual_store=parser.get_default("store"), store=None)
 
     def run(self, options: argparse.Namespace) -> int:
-        if options.store is not None and options.pid is None:
-            return show_store(options.store, json=options.json)
-        seen = [observe(options.pid)] if options.pid else observe_all()
-        if options.json:
-            print_json(seen[0] if options.pid else seen)
-        elif seen:
-            table("", COLUMNS, [row(each) for each in seen])
-            for text in found_in(options.pid) if options.pid else ():
-                print(text)
+        store = options.store
+        if store is None and options.pid is None:
+            store = _usual_store(options.usual_store)
+        if store is not None:
+            return show_store(store, json=options.json)
+        if options.pid:
+            _show_process(options.pid, json=options.json)
         else:
-            print("no process here uses ksmpy")
+            _show_all(json=options.json)
         return 0
+
+
+def _usual_store(name: str | None) -> str | None:
+    """The store that the environment names, if it is there; else that is said, and None."""
+    from ksmpy.store.store import Store
+
+    if not name:
+        return None
+    try:
+        Store.open(name, create=False).close()
+    except StoreError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        print(f"ksmpy: {error.strerror} (KSMPY_STORE): all processes instead", file=sys.stderr)
+        return None
+    return name
+
+
+def _show_process(pid: int, *, json: bool) -> None:
+    from ksmpy.watch.savings import observe
+
+    seen = observe(pid)
+    if json:
+        print_json(seen)
+        return
+    table("", COLUMNS, [row(seen)])
+    for text in found_in(pid):
+        print(text)
+
+
+def _show_all(*, json: bool) -> None:
+    from ksmpy.watch.savings import observe_all
+
+    seen, together = observe_all()
+    if json:
+        print_json(seen)
+    elif seen:
+        table("", COLUMNS, [row(each) for each in seen])
+        print(f"saved by all of them together: {human_bytes(together.saved_bytes)}")
+    else:
+        print("no process here uses ksmpy")
 
 
 def found_in(pid: int) -> list[str]:
@@ -64,9 +108,10 @@ PROCESS_COLUMNS = ("PID", "command", "pages merged", "state")
 def show_store(name: str, *, json: bool) -> int:
     """Print a store's counters and the processes that use it."""
     from ksmpy.text import shown
+    from ksmpy.watch.savings import measured
     from ksmpy.watch.stores import look_at
 
-    store = look_at(name)
+    (store,) = measured([look_at(name)])
     if store.stats is None:
         raise CommandError(store.error)
     if json:
@@ -106,7 +151,9 @@ def _process(process: StoreProcess) -> tuple[str, str, str, str]:
     return str(process.pid), command, str(process.merging_pages), state
 
 
-COLUMNS = ("PID", "command", "merged", "written since", "frames", "saved", "PSS", "mappings")
+COLUMNS = (
+    "PID", "command", "merged", "written since", "zeros", "frames", "saved", "PSS", "mappings"
+)  # fmt: skip
 
 
 def row(seen: Observation) -> tuple[str | int, ...]:
@@ -116,6 +163,7 @@ def row(seen: Observation) -> tuple[str | int, ...]:
         seen.command,
         human_bytes(seen.merged_bytes),
         human_bytes(seen.written_bytes),
+        human_bytes(seen.zero_bytes),
         human_bytes(seen.frame_bytes),
         human_bytes(seen.saved_bytes),
         human_bytes(seen.pss_bytes),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ksmpy.watch.stores import NamedStore
 
 COLUMNS = ("store", "processes", "saved", "kept in memory", "state")
+FULL = ", full: nothing more is merged that needs a new frame"
 
 
 class Store(Command):
@@ -51,9 +52,10 @@ class Store(Command):
 
     def list(self, options: argparse.Namespace) -> int:
         from ksmpy.store.files import store_directory
+        from ksmpy.watch.savings import measured
         from ksmpy.watch.stores import named_stores
 
-        stores = named_stores()
+        stores = measured(named_stores())
         if options.json:
             print_json([_record(store) for store in stores])
         elif stores:
@@ -111,6 +113,7 @@ def _record(store: NamedStore) -> dict[str, object]:
         "kept_bytes": store.kept_bytes,
         "saved_bytes": store.stats.saved_bytes if store.stats else None,
         "processes": [vars(process) for process in store.processes],
+        "full": store.full,
         "error": store.error or None,
     }
 
@@ -124,5 +127,5 @@ def _row(store: NamedStore) -> tuple[str | int | None, ...]:
         None if stats is None else len(store.processes),
         None if stats is None else human_bytes(stats.saved_bytes),
         human_bytes(store.kept_bytes),
-        store.error or ("nobody uses it" if store.unused else "in use"),
+        store.error or ("nobody uses it" if store.unused else "in use") + FULL * store.full,
     )

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ksmpy.cli.command import Command, Parser, at_least
-from ksmpy.cli.output import print_json, table, terminal
+from ksmpy.cli.output import human_bytes, print_json, table, terminal
 from ksmpy.cli.stats import COLUMNS, row
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Top(Command):
             else:
                 clock = time.strftime("%H:%M:%S", time.localtime(look.moment))
                 table(clock, COLUMNS, [row(each) for each in look.processes])
+                print(f"saved by all of them together: {human_bytes(look.saved_bytes)}")
             if sys.stdout is not None:
                 sys.stdout.flush()
             if left > 1:

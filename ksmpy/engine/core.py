@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
-from ksmpy import limits, native, threads
+from ksmpy import limits, native, proc, threads
 from ksmpy.context import unless_scarce
 from ksmpy.engine import notices, registry
 from ksmpy.engine.history import History
@@ -62,6 +63,7 @@ class Core:
         self._run = 0
         self._inherited = False
         self._pass_begins = True
+        self._zeros_by_fork = 0
         self._waiting = False
         self._told_full = False
         self._name_regions: Callable[[], None] = _nothing
@@ -372,7 +374,7 @@ class Core:
             return
         self.history.note(
             stats,
-            Stats.from_native(stats).saved_bytes if self._store is None else saved_here(stats),
+            lambda: self._saved(stats),
             [(region.address, region.nbytes, region.name) for region in self._regions.all()],
             {
                 "freeze": self.freeze,
@@ -381,6 +383,12 @@ class Core:
                 "shared_store": self._store is not None,
             },
         )
+
+    def _saved(self, stats: Mapping[str, int]) -> int:
+        if self._store is None:
+            return Stats.from_native(stats).saved_bytes
+        merged = {each.pid: each.merging_pages for each in self._store.processes()}
+        return saved_here(stats, proc.by_fork(merged), os.getpid(), self._zeros_by_fork)
 
     # ---- its life -----------------------------------------------------------------------
 
@@ -408,6 +416,7 @@ class Core:
                     raise store.refusal(error) from None
                 self._pass_begins = True
                 self._inherited = False
+                self._zeros_by_fork = self._native.counters()["ksm_zero_pages"]
 
     @property
     def inherited(self) -> bool:

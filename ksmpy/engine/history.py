@@ -111,12 +111,13 @@ class History:
     def note(
         self,
         counters: Mapping[str, int],
-        saved: int,
+        saved: Callable[[], int],
         regions: Iterable[tuple[int, int, str]],
         facts: Mapping[str, object],
     ) -> None:
         """Take a sample and publish it; where that is not possible, do nothing.
 
+        `saved` is asked when the sample is taken, and what that costs counts as the history's.
         `regions`: (address, bytes, name) of each. If another thread is at it, nothing is done.
         """
         if not self._lock.acquire(blocking=False):
@@ -125,7 +126,7 @@ class History:
         try:
             if self._closed:  # closed since this thread asked the engine for its counters
                 return
-            self._take(counters, saved)
+            self._take(counters, saved())
             self._publish({**facts, "stats": dict(counters)}, self.facts(), regions)
         except OSError:
             pass  # no /proc, no descriptor, no memory: an engine does without

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from ksmpy.native import PAGE_SIZE
+from ksmpy.saving import net_bytes
 from ksmpy.text import Row, human_bytes, table_html, table_text
 
 __all__ = ["RegionStats", "ScanResult", "Stats", "saved_here", "stats_rows"]
@@ -75,8 +76,7 @@ class Stats:
     @classmethod
     def from_native(cls, values: Mapping[str, int]) -> Stats:
         """The record for what the engine reports."""
-        gained = values["pages_sharing"] + values["ksm_zero_pages"] - values["spare_frames"]
-        profit = gained * PAGE_SIZE - values["metadata_bytes"]
+        profit = _profit(values)
         known = {field.name for field in fields(cls)}
         return cls(
             **{name: value for name, value in values.items() if name in known},
@@ -91,11 +91,42 @@ class Stats:
         return table_html("ksmpy: counters of an engine", stats_rows(self))
 
 
-def saved_here(values: Mapping[str, int]) -> int:
-    """An engine's part, in bytes, of what its shared store saves, and its zeros."""
-    pages = values["pages_shared"] + values["pages_sharing"]
-    part = values["merging_pages"] * values["pages_sharing"] // max(pages, 1)
-    return (part + values["ksm_zero_pages"]) * PAGE_SIZE
+def _profit(values: Mapping[str, int]) -> int:
+    """The net gain of the engine and all on its store, but for the zeros and tables of others."""
+    frames = values["pages_shared"] + values["spare_frames"]
+    return net_bytes(
+        merged=(values["pages_shared"] + values["pages_sharing"]) * PAGE_SIZE,
+        stores=frames * PAGE_SIZE + values["store_metadata_bytes"],
+        zeros=values["ksm_zero_pages"] * PAGE_SIZE,
+        tables=values["metadata_bytes"] - values["store_metadata_bytes"],
+    )
+
+
+def saved_here(
+    values: Mapping[str, int], by_fork: Mapping[int, int], pid: int, zeros_by_fork: int
+) -> int:
+    """An engine's part, in bytes, of what its store saves, with its own zeros and tables.
+
+    `by_fork`: how many pages of each process that uses the store have come to it by a fork;
+    `zeros_by_fork`: the zeros that the engine had when it came by one.
+    """
+    merged = values["pages_shared"] + values["pages_sharing"]
+    others = sum(by_fork.values())
+    mine = values["merging_pages"] - min(by_fork.get(pid, 0), values["merging_pages"])
+    frames = values["pages_shared"] + values["spare_frames"]
+    together = net_bytes(
+        merged=merged * PAGE_SIZE,
+        stores=frames * PAGE_SIZE + values["store_metadata_bytes"],
+        by_fork=others * PAGE_SIZE,
+    )
+    own = net_bytes(
+        merged=0,
+        stores=0,
+        by_fork=min(zeros_by_fork, values["ksm_zero_pages"]) * PAGE_SIZE,
+        zeros=values["ksm_zero_pages"] * PAGE_SIZE,
+        tables=values["metadata_bytes"] - values["store_metadata_bytes"],
+    )
+    return max(0, together * mine // max(merged - others, 1) + own)
 
 
 def stats_rows(stats: Stats) -> list[Row]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from ksmpy.native import PAGE_SIZE
+from ksmpy.saving import net_bytes
 
 __all__ = ["StoreStats"]
 
@@ -47,10 +48,18 @@ class StoreStats:
     @classmethod
     def from_native(cls, values: Mapping[str, int]) -> StoreStats:
         """The record for what the store reports."""
-        gained = values["pages_sharing"] - values["spare_frames"]
-        profit = gained * PAGE_SIZE - values["metadata_bytes"]
         known = {field.name for field in fields(cls)}
-        return cls(
-            **{name: value for name, value in values.items() if name in known},
-            saved_bytes=max(0, profit),
+        told = cls(
+            **{name: value for name, value in values.items() if name in known}, saved_bytes=0
+        )
+        return replace(told, saved_bytes=max(0, told.net_bytes()))
+
+    def net_bytes(self, *, by_fork: int = 0, zeros: int = 0, tables: int = 0) -> int:
+        """See ksmpy.saving, of all processes together; below 0 where the store costs more."""
+        return net_bytes(
+            merged=(self.pages_shared + self.pages_sharing) * PAGE_SIZE,
+            stores=(self.pages_shared + self.spare_frames) * PAGE_SIZE + self.metadata_bytes,
+            by_fork=by_fork,
+            zeros=zeros,
+            tables=tables,
         )

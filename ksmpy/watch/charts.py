@@ -123,8 +123,9 @@ def ribbons(portrait: Portrait) -> figure:
 
 def _drawn(copies: Sequence[Copy]) -> list[Copy]:
     """Those with most to save; by process where there are too many buffers."""
-    worth = copies[0].saved_bytes // _LEAST_PART
-    chosen = [copy for copy in copies[:_COPIES] if copy.saved_bytes >= worth]
+    beyond = [copy.mapped_bytes - copy.kept_bytes for copy in copies[:_COPIES]]
+    worth = beyond[0] // _LEAST_PART
+    chosen = [copy for copy, size in zip(copies, beyond, strict=False) if size >= worth]
     if len(_rows(chosen)) <= _ROWS:
         return chosen
     merged = []
@@ -133,7 +134,7 @@ def _drawn(copies: Sequence[Copy]) -> list[Copy]:
         for holder in copy.holders:
             held[holder.pid] = held.get(holder.pid, 0) + holder.nbytes
         holders = tuple(Holder(pid, "", nbytes) for pid, nbytes in list(held.items())[:_ROWS])
-        merged.append(Copy(copy.kept_bytes, copy.saved_bytes, holders))
+        merged.append(Copy(copy.kept_bytes, copy.mapped_bytes, holders))
     return merged
 
 
@@ -195,7 +196,8 @@ def _ribbon_data(
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 16 else "…" + name[-15:]
+    """Names of layers differ in the middle, and begin and end alike: more of the beginning."""
+    return name if len(name) <= 16 else f"{name[:9]}…{name[-6:]}"
 
 
 def strengths(portrait: Portrait) -> figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import platform
@@ -238,8 +239,8 @@ def _budget() -> Check:
 
 
 def _room() -> Check:
-    """The stores of this process's engines that are full."""
-    full = []
+    """The stores that are full: named ones, and those of this process's engines."""
+    full, known = [], set()
     for engine in live_engines():
         try:
             store = engine.full_store()
@@ -247,9 +248,14 @@ def _room() -> Check:
             continue
         if store is not None:
             full.append(repr(store))
+            known.add(store.path)
+    with contextlib.suppress(StoreError):  # that is said by the check of named stores
+        named = [store for store in named_stores() if store.full and store.path not in known]
+        full += [shown(store.name) for store in named if not store.unused]
     if full:
-        return Check("room in stores", False, f"none left in {', '.join(full)}", MORE_ROOM)
-    return Check("room in stores", True, "no store that engines of this process use is full")
+        what = f"none left in {', '.join(full)}: equal pages are left apart"
+        return Check("room in stores", False, what, MORE_ROOM)
+    return Check("room in stores", True, "no store in use is full")
 
 
 def _numa() -> Check:

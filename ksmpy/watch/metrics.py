@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ksmpy.errors import StoreError
 from ksmpy.store.stats import StoreStats
 from ksmpy.text import shown
-from ksmpy.watch.observe import Observation, observe_all
+from ksmpy.watch.observe import Observation
+from ksmpy.watch.savings import measured, observe_all
 from ksmpy.watch.stores import NamedStore, named_stores
 
 if TYPE_CHECKING:
@@ -47,9 +48,14 @@ def _of_store(
 _PROCESS = (
     _of_process(
         "saved_bytes",
-        "Memory that merging saves this process: merged, less written since, less its part of the"
-        " frames.",
+        "Memory that merging saves this process, net: its part of what its stores save, and its"
+        " zeros, less its own tables; 0 where these cost more.",
         lambda seen: seen.saved_bytes,
+    ),
+    _of_process(
+        "zero_bytes",
+        "Memory given back because it was all zeros.",
+        lambda seen: seen.zero_bytes,
     ),
     _of_process(
         "merged_bytes",
@@ -79,8 +85,7 @@ _PROCESS = (
 _STORE = (
     _of_store(
         "saved_bytes",
-        "Net gain of all the store's processes together: pages saved less metadata, 0 while no"
-        " process uses it.",
+        "Memory that merging saves all the store's processes together, net; 0 while none uses it.",
         lambda stats: stats.saved_bytes,
     ),
     _of_store("frame_bytes", "Memory that the frames take.", lambda stats: stats.frame_bytes),
@@ -144,20 +149,23 @@ class Collector:
             stores, refused = named_stores(), 0
         except StoreError:
             stores, refused = [], 1
-        seen = observe_all()
-        yield from _totals(seen, stores, refused)
+        seen, found = observe_all()
+        yield from _totals(seen, found.saved_bytes, stores, refused)
         yield from _processes(seen)
-        yield from _stores(stores)
+        yield from _stores(measured(stores, found))
 
 
-def _totals(seen: list[Observation], stores: list[NamedStore], refused: int) -> Iterator[Metric]:
+def _totals(
+    seen: list[Observation], saved: int, stores: list[NamedStore], refused: int
+) -> Iterator[Metric]:
     from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 
     yield InfoMetricFamily("ksmpy_build", "The exporter's version.", {"version": version("ksmpy")})
     yield GaugeMetricFamily(
         "ksmpy_saved_bytes",
-        "Memory that merging saves all processes seen: the sum of ksmpy_process_saved_bytes.",
-        sum(each.saved_bytes for each in seen),
+        "Memory that merging saves all processes seen, net: what the tables of some cost beyond"
+        " what they save is taken off.",
+        saved,
     )
     yield GaugeMetricFamily("ksmpy_processes", "Processes with a store mapped.", len(seen))
     yield GaugeMetricFamily("ksmpy_stores", "Named stores.", len(stores))

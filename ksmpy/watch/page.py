@@ -141,7 +141,7 @@ def _head(portrait: Portrait) -> str:
 
 
 def _largest(portrait: Portrait) -> str:
-    """The largest savings, in words."""
+    """What is shared most, in words."""
     told = []
     for number, copy in enumerate(portrait.copies[:3]):
         names = sorted({holder.buffer for holder in copy.holders})
@@ -149,8 +149,9 @@ def _largest(portrait: Portrait) -> str:
         whose = f"{processes} processes" if processes > 1 else "one process"
         what = ", ".join(map(escape, names[:3])) + (" and others" if len(names) > 3 else "")
         kept = _bytes(f"copies.{number}.kept_bytes", copy.kept_bytes)
-        saved = _bytes(f"copies.{number}.saved_bytes", copy.saved_bytes)
-        told.append(f"<li>{kept} of <b>{what}</b>, kept once for {whose}: saves {saved}</li>")
+        mapped = _bytes(f"copies.{number}.mapped_bytes", copy.mapped_bytes)
+        has = "that have" if processes > 1 else "that has"
+        told.append(f"<li>{kept} of <b>{what}</b>, kept once for {whose} {has} {mapped} of it</li>")
     return f"<ul>{''.join(told)}</ul>" if told else ""
 
 
@@ -204,11 +205,6 @@ def _processes(portrait: Portrait) -> str:
         f" show files that take {_bytes('totals.kept_bytes', totals.kept_bytes)}. RSS counts a"
         " shared page once for each who has it, so it does not fall; PSS does.</p>"
     )
-    if totals.related:
-        note += (
-            "<p>Some of these processes were forked by others: over time, what they would have"
-            " shared since then without ksmpy, too, counts as saved.</p>"
-        )
     return _section("Whose memory is whose", table + note)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ksmpy import proc
 from ksmpy.engine.history import FILE_NAME, Past, birth, read_past
 
-__all__ = ["counters", "pasts"]
+__all__ = ["counters", "own_tables", "pasts"]
 
 _ATTEMPTS = 5
 
@@ -33,6 +33,13 @@ def counters(past: Past) -> dict[str, int]:
     """Those of an engine, by their names."""
     found = past.facts.get("stats", {})
     return found if isinstance(found, dict) else {}
+
+
+def own_tables(past: Past) -> int:
+    """What the engine takes beside a store that it shares, whose tables lie in its file."""
+    noted = counters(past)
+    common = noted.get("store_metadata_bytes", 0) if past.facts.get("shared_store") else 0
+    return max(0, noted.get("metadata_bytes", 0) - common)
 
 
 def _own_pid(pid: int) -> int:

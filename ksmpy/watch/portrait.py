@@ -7,14 +7,11 @@ meanwhile: this is a picture with the sharpness of the time that it took.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ksmpy.engine.history import Past
 from ksmpy.errors import CommandError, StoreError
 from ksmpy.native import PAGE_SIZE
 from ksmpy.store.files import is_shared_store, is_store
@@ -23,10 +20,10 @@ from ksmpy.watch import advice
 from ksmpy.watch.memory_map import Strip, strips
 from ksmpy.watch.observe import File
 from ksmpy.watch.pages import Kind
-from ksmpy.watch.past import counters
+from ksmpy.watch.savings import Savings, savings
 from ksmpy.watch.stores import named_stores
-from ksmpy.watch.subjects import Subject, subjects, who_shares
-from ksmpy.watch.ties import Copy, Sharing, Tie
+from ksmpy.watch.subjects import Subject, subjects
+from ksmpy.watch.ties import Copy, Tie
 from ksmpy.watch.timeline import Timeline, timeline
 
 if TYPE_CHECKING:
@@ -61,13 +58,13 @@ class ProcessFigures:
     zero_bytes: int
     """Zeros that its engine has given back, and that take no memory still."""
     saved_bytes: int
-    """Its part: of a page that k pages share, (k - 1) / k; and its zeros."""
+    """Its part of what all save, net; 0 where its tables cost more."""
     kernel_mapped_bytes: int
     """What the kernel itself says (smaps): the size of its private mappings of stores."""
     kernel_copied_bytes: int
     """The part of that which has been copied since, being written; in swap included."""
     metadata_bytes: int
-    """Of an engine with a store of its own."""
+    """Tables of its engines beside the stores."""
     mappings: int
     mappings_limit: int
     merged_mappings: int
@@ -119,7 +116,7 @@ class Totals:
     rss_bytes: int
     on_frames_bytes: int
     by_fork_bytes: int
-    """The part of it that came by forks: it would be one page without ksmpy, too."""
+    """The part of it, and of the zeros, that came by forks: one page without ksmpy, too."""
     zero_bytes: int
     written_bytes: int
     frames_bytes: int
@@ -127,15 +124,11 @@ class Totals:
     kept_bytes: int
     """What their stores take."""
     overhead_bytes: int
-    """What stores take beyond frames in use, and tables of engines with a store of their own."""
+    """What stores take beyond frames in use, and the engines' own tables."""
     kernel_mapped_bytes: int
     kernel_copied_bytes: int
     scan_seconds: float | None
     mappings: int
-    related: bool
-    """Whether some were forked by others: what their engines have noted counts what they have
-    shared since then as saved.
-    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +168,9 @@ def portrait(pids: Iterable[int] | None = None, listed: Iterable[int] = ()) -> P
         raise CommandError(
             "no process here uses ksmpy", "start one by ksmpy run, or try ksmpy demo"
         )
-    shared = who_shares(found)
-    stores = _stores(found)
+    together = savings(found)
+    shared = together.shared
+    stores = _stores(found, together.kept)
     processes = tuple(_figures(subject) for subject in found)
     noted = {subject.pid: subject.pasts for subject in found if _samples(subject)}
     line = timeline(noted, [each for each in processes if each.pid in noted], taken)
@@ -184,7 +178,7 @@ def portrait(pids: Iterable[int] | None = None, listed: Iterable[int] = ()) -> P
         version=version("ksmpy"),
         taken=taken,
         seconds=time.perf_counter() - begin,
-        totals=_totals(found, processes, stores, shared, line),
+        totals=_totals(processes, stores, together, line),
         processes=processes,
         stores=stores,
         copies=tuple(shared.copies),
@@ -223,11 +217,11 @@ def _figures(subject: Subject) -> ProcessFigures:
         swap_bytes=sizes.get("Swap", 0),
         on_frames_bytes=int(len(subject.users)) * PAGE_SIZE,
         written_bytes=int(counts[Kind.WRITTEN]) * PAGE_SIZE,
-        zero_bytes=subject.zero_bytes,
-        saved_bytes=subject.saved_bytes,
+        zero_bytes=seen.zero_bytes,
+        saved_bytes=seen.saved_bytes,
         kernel_mapped_bytes=seen.merged_bytes,
         kernel_copied_bytes=seen.written_bytes,
-        metadata_bytes=sum(map(_own_tables, subject.pasts)),
+        metadata_bytes=subject.table_bytes,
         mappings=seen.vmas,
         mappings_limit=seen.vma_limit,
         merged_mappings=seen.merged_vmas,
@@ -239,13 +233,6 @@ def _figures(subject: Subject) -> ProcessFigures:
     )
 
 
-def _own_tables(past: Past) -> int:
-    """Those of a shared store lie in its file."""
-    noted = counters(past)
-    common = noted.get("store_metadata_bytes", 0) if past.facts.get("shared_store") else 0
-    return max(0, noted.get("metadata_bytes", 0) - common)
-
-
 def _last(subject: Subject, value: Any) -> float | None:
     values = [value(past) for past in subject.pasts if past.samples]
     return sum(values) if values else None
@@ -255,7 +242,7 @@ def _samples(subject: Subject) -> int:
     return sum(len(past.samples) for past in subject.pasts)
 
 
-def _stores(among: list[Subject]) -> tuple[StoreFigures, ...]:
+def _stores(among: list[Subject], kept: dict[File, int]) -> tuple[StoreFigures, ...]:
     pids: dict[File, set[int]] = {}
     names: dict[File, str] = {}
     in_pss: dict[File, int] = {}
@@ -270,15 +257,14 @@ def _stores(among: list[Subject]) -> tuple[StoreFigures, ...]:
                 pids.setdefault(file, set()).add(subject.pid)
                 names[file] = each.path.removesuffix(" (deleted)")
                 in_pss[file] = in_pss.get(file, 0) + part
-    kept = _kept(among)
     known = {store.path: shown(store.name) for store in _named()}
     return tuple(
         StoreFigures(
             known.get(names[file])
             or ("without a name" if is_shared_store(names[file]) else f"of process {min(users)}"),
             tuple(sorted(users)),
-            kept.get(file, in_pss[file]),
-            min(in_pss[file], kept.get(file, in_pss[file])),
+            kept[file],
+            min(in_pss[file], kept[file]),
         )
         for file, users in pids.items()
     )
@@ -291,45 +277,21 @@ def _named() -> list[Any]:
         return []
 
 
-def _kept(among: list[Subject]) -> dict[File, int]:
-    """The memory that the stores' files take, read through descriptors that processes have."""
-    found: dict[File, int] = {}
-    for subject in among:
-        try:
-            for entry in Path(f"/proc/{subject.pid}/fd").iterdir():
-                try:
-                    if is_store(os.readlink(entry)):
-                        status = entry.stat()
-                        major, minor = os.major(status.st_dev), os.minor(status.st_dev)
-                        file = f"{major:02x}:{minor:02x}", status.st_ino
-                        found[file] = status.st_blocks * 512
-                except OSError:
-                    continue
-        except OSError:
-            continue
-    return found
-
-
 def _totals(
-    among: list[Subject],
     processes: tuple[ProcessFigures, ...],
     stores: tuple[StoreFigures, ...],
-    shared: Sharing,
+    together: Savings,
     line: Timeline,
 ) -> Totals:
     def total(name: str) -> int:
         return sum(getattr(each, name) for each in processes)
 
     kept = sum(store.kept_bytes for store in stores)
-    frames = shared.frames * PAGE_SIZE
+    frames = together.shared.frames * PAGE_SIZE
     overhead = max(0, kept - frames) + total("metadata_bytes")
-    on_frames, zero = total("on_frames_bytes"), total("zero_bytes")
-    by_fork = sum(subject.by_fork for subject in among) * PAGE_SIZE
-    saved = max(0, on_frames - by_fork - frames + zero - overhead)
+    saved = together.saved_bytes
     paid = total("pss_bytes") + kept - sum(store.in_pss_bytes for store in stores)
     seconds = [each.scan_seconds for each in processes if each.scan_seconds is not None]
-    pids = {subject.pid for subject in among}
-    parents = [subject.parent for subject in among]
     return Totals(
         paid_bytes=paid,
         saved_bytes=saved,
@@ -337,9 +299,9 @@ def _totals(
         since=line.since if saved else None,
         pss_bytes=total("pss_bytes"),
         rss_bytes=total("rss_bytes"),
-        on_frames_bytes=on_frames,
-        by_fork_bytes=by_fork,
-        zero_bytes=zero,
+        on_frames_bytes=total("on_frames_bytes"),
+        by_fork_bytes=together.by_fork,
+        zero_bytes=total("zero_bytes"),
         written_bytes=total("written_bytes"),
         frames_bytes=frames,
         kept_bytes=kept,
@@ -348,7 +310,6 @@ def _totals(
         kernel_copied_bytes=total("kernel_copied_bytes"),
         scan_seconds=sum(seconds) if seconds else None,
         mappings=total("mappings"),
-        related=any(parent in pids for parent in parents),
     )
 
 

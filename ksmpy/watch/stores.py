@@ -8,11 +8,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from ksmpy import proc
+from ksmpy.engine.history import Past
 from ksmpy.errors import StoreError
 from ksmpy.native import PAGE_SIZE
 from ksmpy.store import files
 from ksmpy.store.stats import StoreStats
 from ksmpy.store.store import Store, StoreProcess
+from ksmpy.watch.observe import File, file_of
+from ksmpy.watch.past import counters, own_tables, pasts
 
 __all__ = ["NamedStore", "look_at", "named_stores", "saved_bytes"]
 
@@ -25,6 +28,7 @@ class NamedStore:
     path: str
     kept_bytes: int
     """Memory that its file takes: frames and index."""
+    file: File = ("", 0)
     processes: tuple[StoreProcess, ...] = ()
     stats: StoreStats | None = None
     """None where it could not be asked. Nothing counts as saved while no process uses it."""
@@ -36,26 +40,52 @@ class NamedStore:
         """Whether it is known that no process uses it."""
         return not self.error and not self.processes
 
+    @property
+    def full(self) -> bool:
+        """Whether its frames have taken what its file system has for them."""
+        return self.stats is not None and bool(self.stats.full)
+
 
 def saved_bytes(stats: StoreStats, processes: Collection[StoreProcess]) -> int:
-    """What a store saves these processes, which are all that use it, without what came by forks."""
+    """What a store saves these processes, which are all that use it, as its counters say and their
+    engines have noted. What was written since the last pass counts as merged still.
+    """
     if not processes:  # what the counters still say is of processes that were killed
         return 0
     by_fork = proc.by_fork({each.pid: each.merging_pages for each in processes})
-    return max(0, stats.saved_bytes - sum(by_fork.values()) * PAGE_SIZE)
+    noted = {each.pid: _noted(each.pid) for each in processes}
+    zeros = {
+        pid: sum(counters(past).get("ksm_zero_pages", 0) for past in mine)
+        for pid, mine in noted.items()
+    }
+    pages_by_fork = sum(by_fork.values()) + sum(proc.by_fork(zeros).values())
+    net = stats.net_bytes(
+        by_fork=pages_by_fork * PAGE_SIZE,
+        zeros=sum(zeros.values()) * PAGE_SIZE,
+        tables=sum(own_tables(past) for mine in noted.values() for past in mine),
+    )
+    return max(0, net)
+
+
+def _noted(pid: int) -> list[Past]:
+    try:
+        return pasts(pid)
+    except OSError:  # it has ended, or may not be looked at
+        return []
 
 
 def look_at(name: str) -> NamedStore:
     """One store. StoreError as Store.open() raises it; what it refuses then is its `error`."""
     with Store.open(name, create=False) as store:
         path = store.path or ""
-        kept = os.fstat(store.fileno()).st_blocks * 512
+        status = os.fstat(store.fileno())
+        kept, file = status.st_blocks * 512, file_of(status)
         try:
             processes, stats = tuple(store.processes()), store.stats()
         except StoreError as error:
-            return NamedStore(name, path, kept, error=error.strerror or str(error))
+            return NamedStore(name, path, kept, file, error=error.strerror or str(error))
     stats = replace(stats, saved_bytes=saved_bytes(stats, processes))
-    return NamedStore(name, path, kept, processes, stats)
+    return NamedStore(name, path, kept, file, processes, stats)
 
 
 def named_stores() -> list[NamedStore]:

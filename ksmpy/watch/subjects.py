@@ -12,9 +12,17 @@ from ksmpy.engine.history import Past
 from ksmpy.errors import CommandError
 from ksmpy.native import PAGE_SIZE
 from ksmpy.text import shown
-from ksmpy.watch.observe import File, Observation, glance, stores_in_use
+from ksmpy.watch.observe import (
+    File,
+    Observation,
+    describe,
+    glance,
+    refusal,
+    store_sizes,
+    stores_in_use,
+)
 from ksmpy.watch.pages import Kind, Look, look
-from ksmpy.watch.past import counters, pasts
+from ksmpy.watch.past import counters, own_tables, pasts
 from ksmpy.watch.ties import Holder, Sharing, sharing
 from ksmpy.watch.zeros import noted_zeros, watched_memory, zeros_left
 
@@ -37,39 +45,32 @@ class Subject:
 
     seen: Observation
     sizes: dict[str, int]
+    kept: dict[File, int]
+    """The memory that the files of its stores take."""
+    files: dict[File, int]
+    """The numbers of the files of stores in `look`: those of all who are looked at together."""
     look: Look
     pasts: list[Past]
-    parent: int
     started: float
     program: str
     mappings: list[proc.Mapping]
-    zero_bytes: int
-    """Zeros that its engines have given back, and that take no memory still."""
     regions: list[tuple[int, int, str]] = field(default_factory=list)
     rows: Any = None  # of each stretch: its buffer's number
     users: Any = None  # of each page on a frame: how many pages its frame has
-    by_fork: int = 0  # pages on frames that came by its parent's fork
-    own_share: float = 1.0  # of all pages on frames, those that did not
 
     @property
     def pid(self) -> int:
         """Its number."""
         return self.seen.pid
 
+    @property
+    def table_bytes(self) -> int:
+        """What its engines take beside the stores that they share with others."""
+        return sum(map(own_tables, self.pasts))
+
     def fact(self, name: str, default: Any = None) -> Any:
         """The first engine's."""
         return next((each.facts[name] for each in self.pasts if name in each.facts), default)
-
-    @property
-    def saved_bytes(self) -> int:
-        """Its part: of a page that k pages share, (k - 1) / k; and its zeros. Without what forks
-        have left to several processes, which are taken to be spread evenly.
-        """
-        import numpy as np
-
-        parts = 1 - 1 / np.maximum(self.users * self.own_share, 1)
-        own = 1 - self.by_fork / max(len(self.users), 1)
-        return round(float(parts.sum()) * own) * PAGE_SIZE + self.zero_bytes
 
     def counted(self, name: str) -> int:
         """The sum of a counter over the process's engines."""
@@ -103,9 +104,9 @@ def subjects(named: set[int] | None, listed: Iterable[int] = ()) -> tuple[list[S
             found.append(_subject(pid, files))
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended meanwhile
-        except (CommandError, OSError) as error:
+        except OSError as error:
             if os.path.exists(f"/proc/{pid}"):
-                unseen.append(str(error))
+                unseen.append(str(refusal(pid, error)))
     return found, unseen
 
 
@@ -121,8 +122,8 @@ def _connected(stores: dict[int, set[File]], wanted: set[int]) -> set[int]:
 
 
 def _subject(pid: int, files: dict[File, int]) -> Subject:
-    mappings = proc.smaps(pid)
-    seen = glance(pid, mappings)
+    mappings, sums, kept = proc.smaps(pid), proc.rollup(pid), store_sizes(pid)
+    seen = describe(pid, mappings, sums, kept)
     noted = pasts(pid)
     regions = sorted(
         (address, address + nbytes, name)
@@ -132,17 +133,18 @@ def _subject(pid: int, files: dict[File, int]) -> Subject:
     watched = watched_memory(mappings) if any(map(noted_zeros, noted)) else []
     edges = [edge for start, end, *_ in (*regions, *watched) for edge in (start, end)]
     pages = look(pid, mappings, files, edges)
-    parent, started = proc.origin(pid)
+    _, started = proc.origin(pid)
+    seen.zero_bytes = sum(zeros_left(past, pages, watched) for past in noted) * PAGE_SIZE
     return Subject(
         seen,
-        proc.rollup(pid),
+        sums,
+        kept,
+        files,
         pages,
         noted,
-        parent,
         started,
         _program(pid),
         mappings,
-        sum(zeros_left(past, pages, watched) for past in noted) * PAGE_SIZE,
         regions,
     )
 
@@ -185,10 +187,6 @@ def who_shares(among: list[Subject]) -> Sharing:
     ends = np.cumsum([len(part) for part in frame_parts])
     for subject, start, end in zip(among, ends[:-1], ends[1:], strict=True):
         subject.users = result.users[start:end]
-    by_fork = proc.by_fork({subject.pid: len(subject.users) for subject in among})
-    own_share = 1 - sum(by_fork.values()) / max(len(result.users), 1)
-    for subject in among:
-        subject.by_fork, subject.own_share = by_fork[subject.pid], own_share
     return result
 
 

@@ -33,8 +33,10 @@ class Copy:
     """Memory that is kept once for all who hold it."""
 
     kept_bytes: int
-    saved_bytes: int
-    """What they would have of it each for itself, less what is kept."""
+    mapped_bytes: int
+    """What its holders have on it, all together. What is beyond `kept_bytes` is no net saving:
+    forks and tables are not taken off.
+    """
     holders: tuple[Holder, ...]
     """With how much of their memory lies on it."""
 
@@ -55,7 +57,7 @@ class Sharing:
     """What the pages on frames say."""
 
     copies: list[Copy]
-    """The largest savings first."""
+    """Those first that have most beyond what is kept."""
     ties: list[Tie]
     """The strongest first."""
     users: Integers
@@ -88,7 +90,7 @@ def sharing(rows: list[Holder], row: Integers, frame: Integers) -> Sharing:
         total = sum(each for _, each in members)
         if total > held and len(copies) < _MOST_GROUPS:
             copies.append(_copy(rows, members, held, total))
-    copies.sort(key=lambda copy: -copy.saved_bytes)
+    copies.sort(key=lambda copy: copy.kept_bytes - copy.mapped_bytes)
     np.fill_diagonal(common, np.bincount(holder[pages > 1], minlength=count))
     return Sharing(copies, _ties(rows, common), users[inverse], len(frames))
 
@@ -111,7 +113,7 @@ def _copy(rows: list[Holder], members: list[tuple[int, int]], held: int, total: 
         Holder(rows[number].pid, rows[number].buffer, pages * PAGE_SIZE)
         for number, pages in members
     ]
-    return Copy(held * PAGE_SIZE, (total - held) * PAGE_SIZE, tuple(holders))
+    return Copy(held * PAGE_SIZE, total * PAGE_SIZE, tuple(holders))
 
 
 def _ties(rows: list[Holder], common: Integers) -> list[Tie]:
