@@ -5,6 +5,7 @@
 
 #include "base/pages.h"
 #include "freeze/home.h"
+#include "freeze/known.h"
 #include "freeze/registration.h"
 #include "freeze/shadow.h"
 #include "os/map.h"
@@ -104,32 +105,58 @@ static bool extend_down(struct freezer *fz, struct os_maps *maps, uintptr_t star
     return false;
 }
 
+/* ---- the start of a mapping ---- */
+
 /*
- * The start of the mapping that the region was a part of before regions and overlays cut it into
- * pieces.  Every private writable mapping that adjoins from below may have been part of it.  If one
- * was not, the borrowed page will not have the region's identity, which costs mappings and no byte.
+ * Finds the start of the mapping that the region was a part of before regions and overlays cut it
+ * into pieces.  Every private writable mapping that adjoins from below may have been part of it.  If
+ * one was not, the borrowed page will not have the region's identity, which costs mappings and no
+ * byte.
+ *
+ * Thousands of regions may lie in one mapping, and each of them comes here.  So the walk ends where
+ * one before it has been, which *was_known tells.
  */
-static uintptr_t begin_of_mapping(struct os_maps *maps, uintptr_t address)
+static struct known_mapping *find_mapping(struct freezer *fz, struct os_maps *maps,
+                                          uintptr_t address, bool *was_known)
 {
+    uintptr_t begin = address;
     struct os_vma below;
-    for (int i = 0; i < (maps->query ? PIECES : 1); i++) {
-        bool found = os_maps_find(maps, address - PAGE_SIZE, &below) > 0;
-        if (!found || below.start >= address || !below.private_rw || os_owns(address - PAGE_SIZE))
-            return address;
-        address = below.start;
+    struct known_mapping *mapping = known_mapping_at(fz, begin);
+    for (int i = 0; i < (maps->query ? PIECES : 1) && !mapping; i++) {
+        bool found = os_maps_find(maps, begin - PAGE_SIZE, &below) > 0;
+        if (!found || below.start >= begin || !below.private_rw || os_owns(begin - PAGE_SIZE))
+            break;
+        begin = below.start;
+        mapping = known_mapping_at(fz, begin);
     }
-    return address;
+    *was_known = mapping != NULL;
+    mapping = mapping ? mapping : known_mapping_note(fz, begin);
+    if (mapping->reach < address)
+        mapping->reach = address;
+    return mapping;
 }
 
+/*
+ * If a page could be lent to a mapping that is known, and cannot any more, its owner may have
+ * unmapped the part where it began: then the start is looked for anew.
+ */
 static uintptr_t borrow_page(struct freezer *fz, uintptr_t address, int vma_flags)
 {
     struct os_maps maps;
+    uintptr_t start = 0;
+    bool again;
     if (os_maps_open(&maps) < 0)
         return 0;
-    uintptr_t start = begin_of_mapping(&maps, address);
-    bool lent = extend_down(fz, &maps, start, vma_flags);
+    do {
+        bool was_known;
+        struct known_mapping *mapping = find_mapping(fz, &maps, address, &was_known);
+        bool lent = extend_down(fz, &maps, mapping->begin, vma_flags);
+        again = !lent && was_known && !mapping->refused;
+        start = lent ? mapping->begin : 0;
+        *mapping = (struct known_mapping){again ? 0 : mapping->begin, mapping->reach, !lent};
+    } while (again);
     os_maps_close(&maps);
-    return lent ? start - PAGE_SIZE : 0;
+    return start ? start - PAGE_SIZE : 0;
 }
 
 /*

@@ -24,6 +24,14 @@
 #define FREEZER_FILES 9
 
 #define KEPT_PLACES 4
+#define KNOWN_MAPPINGS 4
+
+/* What was one mapping, from its begin to the start of a region that had been a part of it. */
+struct known_mapping {
+    uintptr_t begin; /* 0: none */
+    uintptr_t reach;
+    bool refused; /* below it there was no place for a page */
+};
 
 struct freezer {
     int mode;      /* enum ksmpy_freeze, never AUTO */
@@ -57,6 +65,8 @@ struct freezer {
     uintptr_t stage_end; /* the end of what the stage slides through; 0: it does not slide */
     uintptr_t kept[KEPT_PLACES]; /* pages that shadows were borrowed from; 0: none */
     unsigned kept_next;
+    struct known_mapping known[KNOWN_MAPPINGS];
+    unsigned known_next;
     void *zeros; /* one page */
     int slot; /* in the mode signal: its entry in the handler's table */
 };

@@ -4,6 +4,7 @@
 
 #include "base/pages.h"
 #include "freeze/home.h"
+#include "freeze/known.h"
 #include "freeze/ops.h"
 #include "freeze/removals.h"
 #include "os/clock.h"
@@ -77,6 +78,7 @@ static int leave_but_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
 
 int freezer_detach(struct freezer *fz, uintptr_t address, uint64_t n)
 {
+    known_mapping_ends(fz, address);
     if (fz->removals.overlay_fd >= 0)
         return leave_but_overlays(fz, address, n);
     int error = freezer_home(fz) >= 0 ? leave_home(fz, address, n) : 0;

@@ -19,6 +19,7 @@
 #include "os/clock.h"
 #include "os/files.h"
 #include "os/map.h"
+#include "os/maps.h"
 #include "os/uffd.h"
 #include "pages.h"
 
@@ -315,6 +316,100 @@ static void a_shadow_forbids_nothing(void)
     give_back(&fz, range);
 }
 
+/* ---- the identity of a mapping that is in pieces ---- */
+
+enum { PIECES = 2048 };
+
+/* A mapping of so many pieces of a page, each with other flags than the next, and a free page below. */
+static uintptr_t new_pieces(struct freezer *fz)
+{
+    uintptr_t below =
+        (uintptr_t)mmap(NULL, bytes_of(PIECES + 2), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uintptr_t pieces = below + bytes_of(2);
+    if ((void *)below == MAP_FAILED || os_commit((void *)pieces, bytes_of(PIECES)) < 0 ||
+        os_populate(pieces, PIECES, true) < 0 || freezer_attach(fz, pieces, PIECES) < 0)
+        return 0;
+    for (uint64_t i = 1; i < PIECES; i += 2)
+        madvise(page_at(pieces, i), PAGE_SIZE, MADV_DONTDUMP);
+    munmap(page_at(below, 1), PAGE_SIZE);
+    return pieces;
+}
+
+/* Does a last page that was an overlay become one mapping with all the others by a shadow? */
+static bool joins(struct freezer *fz, uintptr_t shadow, uintptr_t start, uintptr_t end)
+{
+    struct os_maps maps;
+    struct os_vma vma = {0};
+    uintptr_t last = end - PAGE_SIZE;
+    int memfd = os_memfd("frames", PAGE_SIZE);
+    know(fz, memfd);
+    bool back = shadow && os_write(memfd, 0, (void *)last, 1) == 1 &&
+                os_map_frames(last, 1, memfd, 0) == 0 &&
+                freezer_unoverlay(fz, last, 1, shadow, KSMPY_VMA_DONTDUMP, false) == 0;
+    close(memfd);
+    freezer_detach(fz, start, (end - start) >> PAGE_SHIFT);
+    madvise((void *)start, end - start, MADV_DODUMP);
+    if (os_maps_open(&maps) == 0) {
+        os_maps_find(&maps, start, &vma);
+        os_maps_close(&maps);
+    }
+    return back && vma.start <= start && vma.end >= end;
+}
+
+static uintptr_t shadow_of(struct freezer *fz, uintptr_t pieces, uint64_t i)
+{
+    return freezer_shadow(fz, pieces + bytes_of(i), 1, i % 2 ? KSMPY_VMA_DONTDUMP : 0);
+}
+
+static void give_pieces_back(struct freezer *fz, uintptr_t pieces)
+{
+    freezer_destroy(fz);
+    munmap(page_at(pieces, -(uint64_t)2), PAGE_SIZE);
+    munmap((void *)pieces, bytes_of(PIECES));
+}
+
+/* Of how many pieces whatever: each shadow is found from the one before. */
+static void a_shadow_finds_the_start_of_what_is_in_pieces(void)
+{
+    struct freezer fz;
+    uintptr_t pieces = freezer_init(&fz, way, false) == 0 ? new_pieces(&fz) : 0, shadow = 0;
+    REQUIRE(pieces);
+    for (uint64_t i = 0; i < PIECES; i++) {
+        os_unmap((void *)shadow, bytes_of(2));
+        shadow = shadow_of(&fz, pieces, i);
+    }
+    CHECK(joins(&fz, shadow, pieces, pieces + bytes_of(PIECES)));
+    give_pieces_back(&fz, pieces);
+}
+
+/* The lower half goes: what was known of it is believed no longer, whether anybody has said so or not. */
+static void a_shadow_finds_a_start_that_is_another(bool said)
+{
+    struct freezer fz;
+    uintptr_t pieces = freezer_init(&fz, way, false) == 0 ? new_pieces(&fz) : 0;
+    REQUIRE(pieces);
+    uint64_t last = PIECES - 1, half = PIECES - 512;
+    for (uint64_t i = 0; i < PIECES; i += 512)
+        os_unmap((void *)shadow_of(&fz, pieces, i), bytes_of(2));
+    os_unmap((void *)shadow_of(&fz, pieces, last), bytes_of(2));
+    if (said)
+        freezer_detach(&fz, pieces, half);
+    munmap((void *)pieces, bytes_of(half));
+    uintptr_t shadow = shadow_of(&fz, pieces, last);
+    CHECK(joins(&fz, shadow, pieces + bytes_of(half), pieces + bytes_of(PIECES)));
+    give_pieces_back(&fz, pieces);
+}
+
+static void a_shadow_finds_a_new_start(void)
+{
+    a_shadow_finds_a_start_that_is_another(false);
+}
+
+static void a_shadow_finds_a_new_start_that_it_was_told_of(void)
+{
+    a_shadow_finds_a_start_that_is_another(true);
+}
+
 static _Atomic bool gave_back;
 
 static void *give_a_part_back(void *range)
@@ -575,6 +670,11 @@ int main(void)
         RUN(what_is_protected_stays_protected);
         RUN(what_is_allowed_stays_allowed);
         RUN(a_shadow_forbids_nothing);
+        if (way == KSMPY_FREEZE_SIGNAL || way == KSMPY_FREEZE_UFFD_WP) {
+            RUN(a_shadow_finds_the_start_of_what_is_in_pieces);
+            RUN(a_shadow_finds_a_new_start);
+            RUN(a_shadow_finds_a_new_start_that_it_was_told_of);
+        }
         RUN(what_is_given_back_while_it_is_frozen_for_zeros_is_gone);
         if (way == KSMPY_FREEZE_UFFD_WP)
             RUN(ksm_is_kept_away_from_what_is_protected);
