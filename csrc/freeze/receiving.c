@@ -4,8 +4,10 @@
 #include <stdbool.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "freeze/attempts.h"
+#include "os/guard.h"
 
 /* Longer ones stay where they are, as they had to lie on the stack of whoever calls. */
 #define CONTROL_MAX 4096
@@ -63,11 +65,20 @@ ssize_t receiving_recv(int fd, void *buffer, size_t n, int flags)
 
 /* ---- with the name of who sent them ---- */
 
-/* length: of the name, which may be longer than the room for it: *size. */
-static void hand_over_name(void *to, socklen_t *size, const void *name, socklen_t length)
+/* Why -1 where the caller has no memory at an address that it has given. */
+static int bad_address(void)
 {
-    memcpy(to, name, length < *size ? length : *size);
-    *size = length;
+    errno = EFAULT;
+    return -1;
+}
+
+/* length: of the name, which may be longer than the room for it: *size, which is n. */
+static int hand_over_name(void *to, socklen_t *size, socklen_t n, const void *name,
+                          socklen_t length)
+{
+    bool done = guard_copy_for_call(to, name, length < n ? length : n) &&
+                guard_copy_for_call(size, &length, sizeof length);
+    return done ? 0 : bad_address();
 }
 
 /* The kernel's names have room in a sockaddr_storage, however much room there is said to be. */
@@ -76,81 +87,115 @@ ssize_t receiving_recvfrom(int fd, void *buffer, size_t n, int flags, struct soc
 {
     struct attempt now = attempt_begin();
     struct sockaddr_storage name;
-    if (from && !size)
+    socklen_t room = 0;
+    if (from && !guard_copy_for_call(&room, size, sizeof room))
         return recvfrom(fd, buffer, n, flags, from, size);
-    socklen_t length = from ? *size : 0;
+    socklen_t length = room;
     struct sockaddr *to = from ? (struct sockaddr *)&name : NULL;
     ssize_t got;
     MAKE(got, is_received_again(&now, fd, flags), recvfrom(fd, buffer, n, flags, to, &length));
-    if (got >= 0 && from)
-        hand_over_name(from, size, &name, length);
+    if (got >= 0 && from && hand_over_name(from, size, room, &name, length) < 0)
+        return -1;
     return receive_rest(&now, fd, buffer, n, flags, got);
+}
+
+/* A connection whose name could not be handed over is closed, as by the kernel. */
+static int hand_over_connection(int connection, struct sockaddr *from, socklen_t *size,
+                                socklen_t room, const void *name, socklen_t length)
+{
+    if (connection < 0 || hand_over_name(from, size, room, name, length) == 0)
+        return connection;
+    close(connection);
+    return bad_address();
 }
 
 int receiving_accept(int fd, struct sockaddr *from, socklen_t *size)
 {
     struct sockaddr_storage name;
-    if (!from || !size)
+    socklen_t room;
+    if (!from || !guard_copy_for_call(&room, size, sizeof room))
         return accept(fd, from, size);
-    socklen_t length = *size;
+    socklen_t length = room;
     int got = accept(fd, (struct sockaddr *)&name, &length);
-    if (got >= 0)
-        hand_over_name(from, size, &name, length);
-    return got;
+    return hand_over_connection(got, from, size, room, &name, length);
 }
 
 int receiving_accept4(int fd, struct sockaddr *from, socklen_t *size, int flags)
 {
     struct sockaddr_storage name;
-    if (!from || !size)
+    socklen_t room;
+    if (!from || !guard_copy_for_call(&room, size, sizeof room))
         return accept4(fd, from, size, flags);
-    socklen_t length = *size;
+    socklen_t length = room;
     int got = accept4(fd, (struct sockaddr *)&name, &length, flags);
-    if (got >= 0)
-        hand_over_name(from, size, &name, length);
-    return got;
+    return hand_over_connection(got, from, size, room, &name, length);
 }
 
 /* ---- messages ---- */
 
-/* In the kernel's order. */
-static void hand_over(struct msghdr *message, const struct msghdr *own)
+static void close_descriptors(struct msghdr *own)
 {
-    if (own->msg_control != message->msg_control)
-        memcpy(message->msg_control, own->msg_control, own->msg_controllen);
-    if (message->msg_name)
-        hand_over_name(message->msg_name, &message->msg_namelen, own->msg_name, own->msg_namelen);
-    message->msg_flags = own->msg_flags;
-    message->msg_controllen = own->msg_controllen;
+    for (struct cmsghdr *each = CMSG_FIRSTHDR(own); each; each = CMSG_NXTHDR(own, each)) {
+        if (each->cmsg_level != SOL_SOCKET || each->cmsg_type != SCM_RIGHTS)
+            continue;
+        const int *fds = (const int *)(const void *)CMSG_DATA(each);
+        for (size_t i = 0; i < (each->cmsg_len - CMSG_LEN(0)) / sizeof *fds; i++)
+            close(fds[i]);
+    }
 }
 
-static ssize_t receive(int fd, struct msghdr *message, int flags, void *control)
+/* What cannot be handed over is cut off, as by the kernel. */
+static void hand_over_control(void *to, struct msghdr *own)
+{
+    if (own->msg_control == to || guard_copy_for_call(to, own->msg_control, own->msg_controllen))
+        return;
+    close_descriptors(own);
+    own->msg_controllen = 0;
+    own->msg_flags |= MSG_CTRUNC;
+}
+
+/* In the kernel's order.  given: what the caller's message was. */
+static int hand_over(struct msghdr *message, const struct msghdr *given, struct msghdr *own)
+{
+    hand_over_control(given->msg_control, own);
+    if (given->msg_name && hand_over_name(given->msg_name, &message->msg_namelen,
+                                          given->msg_namelen, own->msg_name, own->msg_namelen) < 0)
+        return -1;
+    bool done = guard_copy_for_call(&message->msg_flags, &own->msg_flags, sizeof own->msg_flags) &&
+                guard_copy_for_call(&message->msg_controllen, &own->msg_controllen,
+                                    sizeof own->msg_controllen);
+    return done ? 0 : bad_address();
+}
+
+static ssize_t receive(int fd, struct msghdr *message, const struct msghdr *given, int flags,
+                       void *control)
 {
     struct attempt now = attempt_begin();
     struct sockaddr_storage name;
-    struct msghdr own = *message;
+    struct msghdr own = *given;
     ssize_t got;
     own.msg_name = own.msg_name ? &name : NULL;
     own.msg_control = control;
     MAKE(got, is_received_again(&now, fd, flags), recvmsg(fd, &own, flags));
-    if (got >= 0)
-        hand_over(message, &own);
-    return got;
+    return got >= 0 && hand_over(message, given, &own) < 0 ? -1 : got;
 }
 
 /* In a frame of its own, which others do not need.  What the kernel leaves out in between is 0. */
 __attribute__((noinline)) static ssize_t receive_with_control(int fd, struct msghdr *message,
-                                                              int flags)
+                                                              const struct msghdr *given, int flags)
 {
     _Alignas(struct cmsghdr) char control[CONTROL_MAX];
-    memset(control, 0, message->msg_controllen);
-    return receive(fd, message, flags, control);
+    memset(control, 0, given->msg_controllen);
+    return receive(fd, message, given, flags, control);
 }
 
 ssize_t receiving_recvmsg(int fd, struct msghdr *message, int flags)
 {
-    bool small = message->msg_controllen && message->msg_controllen <= CONTROL_MAX;
-    if (message->msg_control && small)
-        return receive_with_control(fd, message, flags);
-    return receive(fd, message, flags, message->msg_control);
+    struct msghdr given;
+    if (!guard_copy_for_call(&given, message, sizeof given))
+        return recvmsg(fd, message, flags);
+    bool small = given.msg_controllen && given.msg_controllen <= CONTROL_MAX;
+    if (given.msg_control && small)
+        return receive_with_control(fd, message, &given, flags);
+    return receive(fd, message, &given, flags, given.msg_control);
 }

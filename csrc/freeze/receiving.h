@@ -5,8 +5,8 @@
  * The kernel takes bytes, descriptors and connections out of the socket before it writes to the
  * caller's structures who sent them, and what it cannot write there by then is lost.  So it is given
  * structures of our own, which are copied to the caller's in user mode, where whoever touches frozen
- * memory waits.  Therefore bad addresses of such structures, which were answered by EFAULT, end the
- * program as they do anywhere else.
+ * memory waits.  Where there is no memory at such an address the answer is the kernel's: EFAULT, but
+ * for the limits of guard_copy_for_call().
  */
 #ifndef KSMPY_FREEZE_RECEIVING_H
 #define KSMPY_FREEZE_RECEIVING_H

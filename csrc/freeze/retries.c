@@ -18,6 +18,7 @@
 #include "freeze/signal_stacks.h"
 #include "freeze/waiting.h"
 #include "os/fortified.h"
+#include "os/guard.h"
 #include "os/imports.h"
 
 #define COPIED_AT_ONCE 64 /* bytes */
@@ -393,5 +394,6 @@ static const struct os_import imports[] = {
 
 void retries_lead(void)
 {
+    guard_calls();
     os_imports_lead(imports, sizeof imports / sizeof *imports);
 }

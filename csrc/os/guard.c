@@ -20,7 +20,9 @@ struct guarded {
  * Thread-local variables are allocated at their first use, which may be in the handler, where
  * nothing may be allocated.  Those of the initial-exec model exist from the thread's start.
  */
-static __thread __attribute__((tls_model("initial-exec"))) struct guarded guarded;
+#define IN_HANDLER static __thread __attribute__((tls_model("initial-exec")))
+IN_HANDLER struct guarded guarded;
+IN_HANDLER struct guarded called; /* the same of guard_copy_for_call() */
 
 static void signals(sigset_t *set)
 {
@@ -29,20 +31,32 @@ static void signals(sigset_t *set)
     sigaddset(set, SIGBUS);
 }
 
-/* Jumps out of the handler, into GUARDED(), if the fault was at a guarded read of this thread. */
+/* Jumps out of the handler to the place, if the fault was at what is guarded. */
+static bool escape_to(struct guarded *place, const siginfo_t *info)
+{
+    uintptr_t at = (uintptr_t)info->si_addr;
+    size_t size = place->size;
+    bool sent = info->si_code <= 0; /* by kill or raise, not by an access */
+    if (sent || !size || (at - place->one >= size && at - place->two >= size))
+        return false;
+    place->size = 0;
+    longjmp(place->place, 1);
+}
+
 static bool escape(int number, const siginfo_t *info)
 {
     (void)number;
-    uintptr_t at = (uintptr_t)info->si_addr;
-    size_t size = guarded.size;
-    bool sent = info->si_code <= 0; /* by kill or raise, not by an access */
-    if (sent || !size || (at - guarded.one >= size && at - guarded.two >= size))
-        return false;
-    guarded.size = 0;
-    longjmp(guarded.place, 1);
+    return escape_to(&guarded, info);
+}
+
+static bool escape_call(int number, const siginfo_t *info)
+{
+    (void)number;
+    return escape_to(&called, info);
 }
 
 static const struct fault_claim claim = {.claims = escape};
+static const struct fault_claim claim_of_calls = {.claims = escape_call};
 
 void guard_open(sigset_t *before)
 {
@@ -98,6 +112,28 @@ KSMPY_READS_LIVE_MEMORY bool guard_compare(const void *one, const void *two, int
 KSMPY_READS_LIVE_MEMORY bool guard_copy(void *to, const void *from, size_t bytes)
 {
     GUARDED(from, from, bytes, memcpy(to, from, bytes));
+}
+
+void guard_calls(void)
+{
+    handlers_ask(FAULT_OF_A_CALL, &claim_of_calls);
+}
+
+KSMPY_READS_LIVE_MEMORY bool guard_copy_for_call(void *to, const void *from, size_t bytes)
+{
+    struct guarded outer = called;
+    volatile bool done = false;
+    if (!_setjmp(called.place)) {
+        called.one = (uintptr_t)from;
+        called.two = (uintptr_t)to;
+        called.size = bytes;
+        atomic_signal_fence(memory_order_seq_cst);
+        memcpy(to, from, bytes);
+        atomic_signal_fence(memory_order_seq_cst);
+        done = true;
+    }
+    called = outer;
+    return done;
 }
 
 __attribute__((noinline)) KSMPY_READS_LIVE_MEMORY static void touch(uintptr_t start, uintptr_t end,

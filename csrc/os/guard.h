@@ -38,4 +38,17 @@ bool guard_copy(void *to, const void *from, size_t bytes);
 /* One byte of each address in [start, end) that is the first of a piece of so many bytes, and of start. */
 bool guard_touch(uintptr_t start, uintptr_t end, size_t piece);
 
+/* ---- memory that a system call was given ---- */
+
+/*
+ * Copies to or from memory that the program has named to a call which is led to the engine: false:
+ * it has no such memory, which the kernel would have answered by EFAULT.  What is frozen is waited
+ * for.  A handler of a signal may call it, amid any other read.  It needs no guard_open(), so that it
+ * costs some nanoseconds; where the thread blocks SIGSEGV, or the program has installed a handler
+ * of its own since the last scan, the fault is the program's.
+ */
+bool guard_copy_for_call(void *to, const void *from, size_t bytes);
+/* To be called once, before that. */
+void guard_calls(void);
+
 #endif

@@ -18,7 +18,7 @@
 #include <stdbool.h>
 
 /* Who may have caused a fault of SIGSEGV or SIGBUS, in the order in which they are asked. */
-enum fault_cause { FAULT_OF_A_READ, FAULT_OF_FREEZING, FAULT_CAUSES };
+enum fault_cause { FAULT_OF_A_READ, FAULT_OF_FREEZING, FAULT_OF_A_CALL, FAULT_CAUSES };
 
 struct fault_claim {
     /* In the handler: true: it was a fault of ours, and is over. */

@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -25,6 +26,7 @@
 #include "freeze/retries.h"
 #include "os/clock.h"
 #include "os/fortified.h"
+#include "os/handlers.h"
 #include "os/imports.h"
 
 #define MS ((uint64_t)1000000)
@@ -722,6 +724,155 @@ static void who_connects_may_have_a_frozen_address(void)
     check_accepted(with_flags);
 }
 
+/* ---- bad addresses ---- */
+
+static char *gap, *read_only; /* nothing is mapped there; and a page that nobody may write */
+
+/* What one can see of a call that was given a bad address. */
+struct outcome {
+    ssize_t got;
+    int error, flags, connection, next; /* the number that the next descriptor has */
+    size_t control, left; /* the length of what comes next */
+};
+
+/* As led functions, and straight to the kernel. */
+static ssize_t by_kernel_recvmsg(int fd, struct msghdr *message, int flags)
+{
+    return syscall(SYS_recvmsg, fd, message, flags);
+}
+
+static ssize_t by_kernel_recvfrom(int fd, void *buffer, size_t n, int flags, struct sockaddr *from,
+                                  socklen_t *size)
+{
+    return syscall(SYS_recvfrom, fd, buffer, n, flags, from, size);
+}
+
+static int by_kernel_accept(int fd, struct sockaddr *from, socklen_t *size)
+{
+    return (int)syscall(SYS_accept4, fd, from, size, 0);
+}
+
+static int by_kernel_with_flags(int fd, struct sockaddr *from, socklen_t *size)
+{
+    return (int)syscall(SYS_accept4, fd, from, size, SOCK_CLOEXEC);
+}
+
+static struct outcome outcome_of(ssize_t got, int fd)
+{
+    char word[8];
+    struct outcome outcome = {.got = got, .error = got < 0 ? errno : 0, .next = dup(0)};
+    close(outcome.next);
+    outcome.left = (size_t)syscall(SYS_recvfrom, fd, word, sizeof word, MSG_DONTWAIT, NULL, NULL);
+    return outcome;
+}
+
+static bool is_same(const struct outcome *one, const struct outcome *two)
+{
+    return one->got == two->got && one->error == two->error && one->flags == two->flags &&
+           one->control == two->control && one->left == two->left && one->next == two->next &&
+           one->connection == two->connection;
+}
+
+enum bad { HEADER, HEADER_READ_ONLY, NAME, PARTS, PART, CONTROL, BADS };
+
+static struct outcome receive_badly(ssize_t (*receive)(int, struct msghdr *, int), enum bad bad)
+{
+    char word[4];
+    struct sockaddr_in sender;
+    struct iovec part = {bad == PART ? gap : word, sizeof word};
+    struct msghdr message = {.msg_iov = bad == PARTS ? (struct iovec *)gap : &part,
+                             .msg_iovlen = 1,
+                             .msg_name = bad == NAME ? gap : NULL,
+                             .msg_namelen = sizeof sender,
+                             .msg_control = gap,
+                             .msg_controllen = bad == CONTROL ? CMSG_SPACE(sizeof(int)) : 0};
+    struct msghdr *at = bad == HEADER ? (struct msghdr *)gap : &message;
+    if (bad == NAME) {
+        udp_pair(&sender);
+        two_words();
+    } else {
+        unix_pair(SOCK_DGRAM);
+        send_descriptor(there);
+        CHECK(send(there, "ABC", 3, 0) == 3);
+    }
+    if (bad == HEADER_READ_ONLY) {
+        mprotect(read_only, PAGE_SIZE, PROT_READ | PROT_WRITE);
+        at = memcpy(read_only, &message, sizeof message);
+        mprotect(read_only, PAGE_SIZE, PROT_READ);
+    }
+    struct outcome outcome = outcome_of(receive(here, at, 0), here);
+    outcome.flags = message.msg_flags;
+    outcome.control = message.msg_controllen;
+    close_ends();
+    return outcome;
+}
+
+static struct outcome receive_from_badly(ssize_t (*receive)(int, void *, size_t, int,
+                                                            struct sockaddr *, socklen_t *),
+                                         char *from, socklen_t *size)
+{
+    char word[4];
+    struct sockaddr_in sender;
+    udp_pair(&sender);
+    two_words();
+    ssize_t got = receive(here, word, sizeof word, 0, (struct sockaddr *)(void *)from, size);
+    struct outcome outcome = outcome_of(got, here);
+    close_ends();
+    return outcome;
+}
+
+static struct outcome accept_badly(int (*accepting)(int, struct sockaddr *, socklen_t *),
+                                   char *from, socklen_t *size)
+{
+    struct sockaddr_in at;
+    int listener = listening(&at);
+    there = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(connect(there, (struct sockaddr *)&at, sizeof at) == 0);
+    here = accepting(listener, (struct sockaddr *)(void *)from, size);
+    struct outcome outcome = outcome_of(here, listener);
+    close(listener);
+    close_ends();
+    return outcome;
+}
+
+static void check_addresses(char *from, socklen_t *size)
+{
+    struct outcome one = receive_from_badly(LED(recvfrom), from, size);
+    struct outcome two = receive_from_badly(by_kernel_recvfrom, from, size);
+    CHECK(is_same(&one, &two) && one.error == EFAULT);
+    one = accept_badly(LED(accept), from, size);
+    two = accept_badly(by_kernel_accept, from, size);
+    CHECK(is_same(&one, &two) && one.error == EFAULT);
+    one = accept_badly(with_flags, from, size);
+    two = accept_badly(by_kernel_with_flags, from, size);
+    CHECK(is_same(&one, &two) && one.error == EFAULT);
+}
+
+/* What the kernel would have said, and nothing else is left of the call than there would have been. */
+static void bad_addresses_are_answered_as_by_the_kernel(void)
+{
+    struct sigaction before;
+    socklen_t size = 16;
+    char name[16];
+    sigaction(SIGSEGV, NULL, &before);
+    REQUIRE(handlers_install() == 0);
+    gap = mmap(NULL, PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    read_only = mmap(NULL, PAGE_SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (enum bad bad = HEADER; bad < BADS; bad++) {
+        struct outcome one = receive_badly(LED(recvmsg), bad);
+        struct outcome two = receive_badly(by_kernel_recvmsg, bad);
+        CHECK(is_same(&one, &two) &&
+              (bad == CONTROL ? one.flags == MSG_CTRUNC : one.error == EFAULT));
+    }
+    check_addresses(gap, &size);
+    check_addresses(name, (socklen_t *)(void *)gap);
+    check_addresses(read_only, &size);
+    check_addresses(name, (socklen_t *)(void *)read_only);
+    munmap(gap, PAGE_SIZE);
+    munmap(read_only, PAGE_SIZE);
+    sigaction(SIGSEGV, &before, NULL);
+}
+
 /* ---- checked ---- */
 
 static void checked_calls_are_led(void)
@@ -778,6 +929,7 @@ int main(void)
     RUN(few_random_bytes_are_whole);
     RUN(copies_between_processes_are_whole);
     RUN(who_connects_may_have_a_frozen_address);
+    RUN(bad_addresses_are_answered_as_by_the_kernel);
     RUN(checked_calls_are_led);
     return finish();
 }
