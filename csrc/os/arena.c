@@ -1,6 +1,7 @@
 #include "os/arena.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 
 #include "base/pages.h"
 #include "os/files.h"
@@ -173,6 +174,23 @@ int ids_allocate(struct ids *ids)
     return allocate(ids, ids->state->high);
 }
 
+/* The bits of a word, whose first one is that of an id, up to an end. */
+static uint64_t bits_below(uint64_t id, uint64_t end)
+{
+    return end - id < WORD_BITS ? ((uint64_t)1 << (end - id)) - 1 : UINT64_MAX;
+}
+
+/* Ids that were never used may be marked, by a process that died when it had taken them. */
+static void clear_above(struct ids *ids, uint64_t high)
+{
+    uint64_t first = ids->state->high / WORD_BITS * WORD_BITS;
+    for (uint64_t id = first; id < high; id += WORD_BITS) {
+        uint64_t kept = id == first ? bits_below(id, ids->state->high) : 0;
+        if (*word_of(ids, id) & ~kept)
+            *word_of(ids, id) &= kept;
+    }
+}
+
 /*
  * Raises the high mark.  Memory comes first, for the records too: a process may die in between, and
  * whoever goes on with its ids touches all that is below the mark.
@@ -182,7 +200,10 @@ static bool raise_high(struct ids *ids, uint64_t high)
     if (high > ids->state->high) {
         if (allocate(ids, high) < 0)
             return false;
+        clear_above(ids, high);
+        atomic_signal_fence(memory_order_seq_cst);
         ids->state->high = high;
+        atomic_signal_fence(memory_order_seq_cst);
     }
     return true;
 }
@@ -218,7 +239,8 @@ uint64_t ids_used(const struct ids *ids, uint32_t first, uint64_t n)
 {
     uint64_t used = 0;
     for (uint64_t id = first; id < first + n && id < ids->state->high; id += WORD_BITS)
-        used += (uint64_t)__builtin_popcountll(*word_of(ids, id));
+        used +=
+            (uint64_t)__builtin_popcountll(*word_of(ids, id) & bits_below(id, ids->state->high));
     return used;
 }
 

@@ -80,22 +80,24 @@ static uint64_t same_extent(const uint32_t *frames, uint64_t n)
 }
 
 /*
- * Sees to n dead frames of one extent: the last ones in use take all of it along, which is punched as
- * a whole.  false: no lock.
+ * Makes n frames of an extent spare.  The last ones in use take all of it along, which is punched as a
+ * whole; *ended tells.  false: no lock.
  */
-static bool keep(struct store *store, const uint32_t *frames, uint64_t n)
+static bool keep(struct store *store, uint32_t extent, const uint32_t *frames, uint64_t n,
+                 bool *ended)
 {
-    uint32_t extent = extent_of(frames[0]);
     struct taken all;
+    *ended = false;
     if (!store_lock(store))
         return false;
     for (uint64_t i = 0; i < n; i++)
         frame_becomes_spare(store, frames[i]);
-    bool over = is_over(store, extent);
+    bool over = extent_spare(store, extent) && is_over(store, extent);
     if (over)
         take(store, extent, true, &all);
     store_unlock(store);
-    if (over && all.n == EXTENT)
+    *ended = over && all.n == EXTENT;
+    if (*ended)
         punch(store, all.frames, all.n);
     else if (over)
         put_back(store, &all);
@@ -106,13 +108,14 @@ uint64_t spare_dead_frames(struct store *store)
 {
     uint32_t *dead = (uint32_t *)(void *)store->dead.base;
     uint64_t count = store->dead_count, kept = 0, at = 0, n = 0;
+    bool ended;
     sort_frames(dead, count);
     for (; at < count; at += n) {
         n = same_extent(dead + at, count - at);
         if (!is_on_large_folio(store, dead[at])) {
             memmove(dead + kept, dead + at, n * sizeof *dead);
             kept += n;
-        } else if (!keep(store, dead + at, n)) {
+        } else if (!keep(store, extent_of(dead[at]), dead + at, n, &ended)) {
             break;
         }
     }
@@ -163,7 +166,11 @@ static bool tear(struct store *store, uint32_t extent)
     return true;
 }
 
-/* A torn extent is filled while it is proven, so what is free is taken for so long, and punched again. */
+/*
+ * A torn extent is filled while it is proven, so what is free is taken for so long, and punched again.
+ * Whoever frees the last frames meanwhile finds the taken ones in use: so it is seen to here that the
+ * extent ends.
+ */
 static bool let_go(struct store *store, uint32_t extent, struct round *round)
 {
     struct taken taken;
@@ -178,10 +185,10 @@ static bool let_go(struct store *store, uint32_t extent, struct round *round)
         round->collapsed |= !huge;
         proven = frames_are_unreferenced(store, taken.frames, taken.n) && tear(store, extent);
     }
-    if (proven)
-        return punch(store, taken.frames, taken.n);
-    put_back(store, &taken);
-    return false;
+    bool done = proven && punch(store, taken.frames, taken.n), ended;
+    if (!proven)
+        put_back(store, &taken);
+    return (keep(store, extent, NULL, 0, &ended) && ended) || done;
 }
 
 /*

@@ -23,6 +23,8 @@
 #include "store/frames.h"
 #include "store/layout.h"
 #include "store/pool.h"
+#include "store/references.h"
+#include "store/spare.h"
 #include "store/store.h"
 
 enum { EXTENTS = 4, FRAMES = EXTENTS * HUGE_PAGES };
@@ -207,6 +209,43 @@ static void what_somebody_refers_to_is_not_let_go(void)
     close_extents();
 }
 
+/* ---- what others do while something is proven ---- */
+
+static uint32_t freed_meanwhile; /* as many frames from the extent's end on; 0: none */
+
+bool __real_frames_are_unreferenced(const struct store *of, const uint32_t *frames, uint64_t n);
+bool __wrap_frames_are_unreferenced(const struct store *of, const uint32_t *frames, uint64_t n);
+
+bool __wrap_frames_are_unreferenced(const struct store *of, const uint32_t *frames, uint64_t n)
+{
+    if (freed_meanwhile) {
+        store_give_back(store, extent_of(frames[0]) + EXTENT - freed_meanwhile, freed_meanwhile);
+        freed_meanwhile = 0;
+        CHECK(spare_dead_frames(store) == 0);
+    }
+    return __real_frames_are_unreferenced(of, frames, n);
+}
+
+static void check_freed_meanwhile(bool refers)
+{
+    NEED_HUGE_PAGES;
+    REQUIRE(open_extents() && (!refers || refer_to(first + 123)));
+    freed_meanwhile = EXTENT - 300;
+    give_back(first, 300);
+    CHECK(!freed_meanwhile && store->head->spare_frames == 0 && !has_memory(first));
+    CHECK(store_bytes(store) == bytes_of(FRAMES - EXTENT) && has_memory(first + EXTENT));
+    CHECK(!refers || is_unchanged(first + 123));
+    give_back(first + EXTENT, FRAMES - EXTENT);
+    close_extents();
+}
+
+/* Whether that succeeds or not, nobody else sees that nothing is left of the extent. */
+static void what_is_freed_during_a_proof_takes_the_extent_along(void)
+{
+    check_freed_meanwhile(false);
+    check_freed_meanwhile(true);
+}
+
 /* A byte that is zero is looked for, since to clear it changes nothing. */
 static void where_no_byte_is_zero_nothing_is_let_go(void)
 {
@@ -367,6 +406,20 @@ static void blocks_of_ids_are_found_again(void)
     ids_destroy(&ids);
 }
 
+/* What a process marked that died before, or whose mark was lowered again, is free. */
+static void marks_above_the_high_mark_do_not_count(void)
+{
+    struct ids_state state = {0};
+    struct ids ids;
+    uint64_t n = 600;
+    REQUIRE(ids_init(&ids, 4096, &state) == 0 && ids_take(&ids, &n) == 0);
+    state.high = state.used = 100;
+    CHECK(ids_used(&ids, 64, 64) == 36);
+    CHECK(ids_reach(&ids, 1024) && ids_used(&ids, 0, 1024) == 100);
+    CHECK(ids_has(&ids, 99) && !ids_has(&ids, 100) && !ids_has(&ids, 599));
+    ids_destroy(&ids);
+}
+
 /* What the head or a record says too much of is found. */
 static void counts_that_are_wrong_are_found(void)
 {
@@ -403,6 +456,7 @@ int main(void)
     RUN(the_last_frame_of_an_extent_takes_its_memory_along);
     RUN(an_eighth_is_spare_at_most);
     RUN(what_somebody_refers_to_is_not_let_go);
+    RUN(what_is_freed_during_a_proof_takes_the_extent_along);
     RUN(where_no_byte_is_zero_nothing_is_let_go);
     RUN(what_cannot_be_let_go_is_passed_over);
     RUN(an_extent_without_a_huge_page_is_plain);
@@ -411,6 +465,7 @@ int main(void)
     RUN(where_folios_may_be_large_all_frames_wait);
     RUN(frames_lie_in_step_with_their_pages);
     RUN(blocks_of_ids_are_found_again);
+    RUN(marks_above_the_high_mark_do_not_count);
     RUN(counts_that_are_wrong_are_found);
     return finish();
 }

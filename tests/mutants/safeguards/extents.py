@@ -16,8 +16,8 @@ MUTANTS = [
     Mutant(
         "the last frame of an extent takes its memory along",
         file="csrc/store/spare.c",
-        old="    bool over = is_over(store, extent);\n    if (over)\n",
-        new="    bool over = false;\n    if (over)\n",
+        old="    bool over = extent_spare(store, extent) && is_over(store, extent);\n",
+        new="    bool over = false;\n",
         tests=("c/test_extents.c::the_last_frame_of_an_extent_takes_its_memory_along",),
     ),
     Mutant(
@@ -79,6 +79,20 @@ MUTANTS = [
         old="    take(store, extent, whole, &taken);",
         new="    take(store, extent, over, &taken);",
         tests=("c/test_extents.c::an_eighth_is_spare_at_most",),
+    ),
+    Mutant(
+        "what is freed during a proof takes the extent along",
+        file="csrc/store/spare.c",
+        old="    return (keep(store, extent, NULL, 0, &ended) && ended) || done;",
+        new="    ended = false;\n    return ended || done;",
+        tests=("c/test_extents.c::what_is_freed_during_a_proof_takes_the_extent_along",),
+    ),
+    Mutant(
+        "marks above the high mark do not count",
+        file="csrc/os/arena.c",
+        old="            *word_of(ids, id) &= kept;",
+        new="            (void)kept;",
+        tests=("c/test_extents.c::marks_above_the_high_mark_do_not_count",),
     ),
     Mutant(
         "spare frames outlast who made them",

@@ -295,17 +295,16 @@ MUTANTS = [
     Mutant(
         "ids are known once there are records for them",
         file="csrc/os/arena.c",
-        old="""\
-        if (allocate(ids, high) < 0)
-            return false;
-        ids->state->high = high;""",
+        old="        if (allocate(ids, high) < 0)\n            return false;\n        clear_above",
         new="""\
         uint64_t before = ids->state->high;
         ids->state->high = high;
         if (allocate(ids, high) < 0) {
             ids->state->high = before;
             return false;
-        }""",
+        }
+        ids->state->high = before;
+        clear_above""",
         tests=("c/test_slots.c::ids_are_known_once_there_are_records_for_them",),
     ),
     Mutant(
