@@ -104,3 +104,9 @@ bool attempt_is_read_again(struct attempt *attempt, int fd)
     errno = EFAULT;
     return kept && attempt_is_again(attempt);
 }
+
+int attempt_bad_address(void)
+{
+    errno = EFAULT;
+    return -1;
+}

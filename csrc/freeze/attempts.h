@@ -36,6 +36,9 @@ void attempt_got_on(struct attempt *attempt);
 /* The same as attempt_is_again() for a call that reads from fd: only where nothing is lost by that. */
 bool attempt_is_read_again(struct attempt *attempt, int fd);
 
+/* -1 and EFAULT, where the caller has no memory at an address that it has given. */
+int attempt_bad_address(void);
+
 /* Makes a call again for as long as it fails only because of a freeze, which `again` tells. */
 #define MAKE(got, again, call)                                                                     \
     do                                                                                             \

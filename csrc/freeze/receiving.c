@@ -65,20 +65,13 @@ ssize_t receiving_recv(int fd, void *buffer, size_t n, int flags)
 
 /* ---- with the name of who sent them ---- */
 
-/* Why -1 where the caller has no memory at an address that it has given. */
-static int bad_address(void)
-{
-    errno = EFAULT;
-    return -1;
-}
-
 /* length: of the name, which may be longer than the room for it: *size, which is n. */
 static int hand_over_name(void *to, socklen_t *size, socklen_t n, const void *name,
                           socklen_t length)
 {
     bool done = guard_copy_for_call(to, name, length < n ? length : n) &&
                 guard_copy_for_call(size, &length, sizeof length);
-    return done ? 0 : bad_address();
+    return done ? 0 : attempt_bad_address();
 }
 
 /* The kernel's names have room in a sockaddr_storage, however much room there is said to be. */
@@ -106,7 +99,7 @@ static int hand_over_connection(int connection, struct sockaddr *from, socklen_t
     if (connection < 0 || hand_over_name(from, size, room, name, length) == 0)
         return connection;
     close(connection);
-    return bad_address();
+    return attempt_bad_address();
 }
 
 int receiving_accept(int fd, struct sockaddr *from, socklen_t *size)
@@ -164,7 +157,7 @@ static int hand_over(struct msghdr *message, const struct msghdr *given, struct 
     bool done = guard_copy_for_call(&message->msg_flags, &own->msg_flags, sizeof own->msg_flags) &&
                 guard_copy_for_call(&message->msg_controllen, &own->msg_controllen,
                                     sizeof own->msg_controllen);
-    return done ? 0 : bad_address();
+    return done ? 0 : attempt_bad_address();
 }
 
 static ssize_t receive(int fd, struct msghdr *message, const struct msghdr *given, int flags,

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/pages.h"
+#include "freeze/asking.h"
 #include "freeze/attempts.h"
 #include "freeze/receiving.h"
 #include "freeze/signal_stacks.h"
@@ -360,7 +361,12 @@ static const struct os_import imports[] = {
     LED_TO(epoll_pwait, waiting_epoll_pwait),
     LED_TO(epoll_wait, waiting_epoll_wait),
     LED(fread),
+    LED_TO(getpeername, asking_getpeername),
     LED(getrandom),
+    LED_TO(getsockname, asking_getsockname),
+    LED_TO(getsockopt, asking_getsockopt),
+    LED_TO(pipe, asking_pipe),
+    LED_TO(pipe2, asking_pipe2),
     LED_TO(poll, waiting_poll),
     LED_TO(ppoll, waiting_ppoll),
     LED(pread),
@@ -380,14 +386,25 @@ static const struct os_import imports[] = {
     LED_AS(pwrite64, pwrite),
 #endif
     LED(read),
+    LED_TO(readlink, asking_readlink),
+    LED_TO(readlinkat, asking_readlinkat),
     LED(readv),
     LED_TO(recv, receiving_recv),
     LED_TO(recvfrom, receiving_recvfrom),
     LED_TO(recvmsg, receiving_recvmsg),
+    LED_TO(sched_getaffinity, asking_sched_getaffinity),
     LED(send),
     LED(sendmsg),
     LED(sendto),
     LED_TO(sigaltstack, signal_stacks_set),
+    LED_TO(socketpair, asking_socketpair),
+    LED_TO(sysinfo, asking_sysinfo),
+    LED_TO(uname, asking_uname),
+    LED_TO(wait, asking_wait),
+    LED_TO(wait3, asking_wait3),
+    LED_TO(wait4, asking_wait4),
+    LED_TO(waitid, asking_waitid),
+    LED_TO(waitpid, asking_waitpid),
     LED(write),
     LED(writev),
 };

@@ -7,6 +7,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -14,10 +15,14 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <sys/time.h>
 #include <sys/uio.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/pages.h"
@@ -724,6 +729,106 @@ static void who_connects_may_have_a_frozen_address(void)
     check_accepted(with_flags);
 }
 
+/* ---- asking ---- */
+
+static pid_t ended_child(void)
+{
+    siginfo_t info;
+    pid_t child = fork();
+    if (!child)
+        _exit(7);
+    while (syscall(SYS_waitid, P_PID, child, &info, WEXITED | WNOWAIT, NULL) < 0)
+        ;
+    return child;
+}
+
+static bool has_seven(pid_t child, pid_t got, const int *status)
+{
+    return got == child && WIFEXITED(*status) && WEXITSTATUS(*status) == 7;
+}
+
+static void a_child_is_told_of_in_frozen_memory(void)
+{
+    int *status = (int *)(void *)frozen;
+    struct rusage *usage = (struct rusage *)(void *)(frozen + 256);
+    siginfo_t *info = (siginfo_t *)(void *)frozen;
+    pid_t child = ended_child();
+    start();
+    freeze();
+    CHECK(has_seven(child, LED(waitpid)(child, status, 0), status));
+    child = ended_child();
+    start();
+    memset(usage, 255, sizeof *usage);
+    freeze();
+    CHECK(has_seven(child, LED(wait4)(child, status, 0, usage), status) && usage->ru_maxrss > 0);
+    child = ended_child();
+    start();
+    freeze();
+    CHECK(has_seven(child, LED(wait3)(status, 0, usage), status));
+    child = ended_child();
+    start();
+    freeze();
+    CHECK(has_seven(child, LED(wait)(status), status));
+    child = ended_child();
+    start();
+    freeze();
+    CHECK(LED(waitid)(P_PID, (id_t)child, info, WEXITED) == 0);
+    CHECK(info->si_pid == child && info->si_status == 7 && info->si_signo == SIGCHLD);
+    start();
+    *status = -1;
+    CHECK(LED(waitpid)(-1, status, WNOHANG) < 0 && errno == ECHILD && *status == -1);
+}
+
+/* It would be told to be none, the second time. */
+static void an_error_of_a_socket_is_not_lost(void)
+{
+    struct sockaddr_in at;
+    int *value = (int *)(void *)frozen, listener = listening(&at);
+    socklen_t *size = (socklen_t *)(void *)(frozen + 8);
+    close(listener); /* so that nobody is there */
+    start();
+    here = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    there = dup(here);
+    if (connect(here, (struct sockaddr *)&at, sizeof at) == 0 || errno != EINPROGRESS)
+        SKIP("such connections are refused at once");
+    poll(&(struct pollfd){.fd = here, .events = POLLOUT}, 1, 1000);
+    *size = sizeof *value;
+    freeze();
+    CHECK(LED(getsockopt)(here, SOL_SOCKET, SO_ERROR, value, size) == 0);
+    CHECK(*value == ECONNREFUSED && *size == sizeof *value);
+    CHECK(LED(getsockopt)(here, SOL_SOCKET, SO_ERROR, value, size) == 0 && *value == 0);
+    close_ends();
+}
+
+#define CHECK_ASKED(call)                                                                          \
+    do {                                                                                           \
+        start();                                                                                   \
+        freeze();                                                                                  \
+        CHECK((call) >= 0);                                                                        \
+    } while (0)
+
+static void what_is_told_again_is_asked_again(void)
+{
+    struct sockaddr *name = (struct sockaddr *)(void *)(frozen + 8);
+    socklen_t *size = (socklen_t *)(void *)frozen;
+    int *fds = (int *)(void *)frozen;
+    tcp_pair();
+    CHECK_ASKED(LED(getsockname)(here, name, size));
+    CHECK_ASKED(LED(getpeername)(here, name, size));
+    close_ends();
+    CHECK_ASKED(LED(pipe)(fds));
+    CHECK(close(fds[0]) == 0 && close(fds[1]) == 0);
+    CHECK_ASKED(LED(pipe2)(fds, O_CLOEXEC));
+    CHECK(close(fds[0]) == 0 && close(fds[1]) == 0);
+    CHECK_ASKED(LED(socketpair)(AF_UNIX, SOCK_STREAM, 0, fds));
+    CHECK(close(fds[0]) == 0 && close(fds[1]) == 0);
+    CHECK_ASKED(LED(readlink)("/proc/self/exe", frozen, 100));
+    CHECK_ASKED(LED(readlinkat)(AT_FDCWD, "/proc/self/exe", frozen, 100));
+    CHECK_ASKED(LED(sched_getaffinity)(0, 512, (cpu_set_t *)(void *)frozen));
+    CHECK_ASKED(LED(sysinfo)((struct sysinfo *)(void *)frozen));
+    CHECK_ASKED(LED(uname)((struct utsname *)(void *)frozen));
+}
+
 /* ---- bad addresses ---- */
 
 static char *gap, *read_only; /* nothing is mapped there; and a page that nobody may write */
@@ -835,6 +940,25 @@ static struct outcome accept_badly(int (*accepting)(int, struct sockaddr *, sock
     return outcome;
 }
 
+static void check_children(void)
+{
+    int status;
+    pid_t child = ended_child();
+    CHECK(LED(wait4)(child, (int *)(void *)gap, 0, NULL) < 0 && errno == EFAULT);
+    CHECK(waitpid(child, &status, 0) < 0 && errno == ECHILD); /* as after the kernel's EFAULT */
+    child = ended_child();
+    CHECK(LED(wait4)(child, &status, 0, (struct rusage *)(void *)gap) < 0 && errno == EFAULT);
+    child = ended_child();
+    CHECK(LED(waitid)(P_PID, (id_t)child, (siginfo_t *)(void *)gap, WEXITED) < 0);
+    CHECK(errno == EFAULT && waitpid(child, &status, 0) < 0 && errno == ECHILD);
+    socklen_t size = 4;
+    unix_pair(SOCK_STREAM);
+    CHECK(LED(getsockopt)(here, SOL_SOCKET, SO_TYPE, gap, &size) < 0 && errno == EFAULT);
+    CHECK(LED(getsockopt)(here, SOL_SOCKET, SO_TYPE, &status, (socklen_t *)(void *)gap) < 0);
+    CHECK(errno == EFAULT);
+    close_ends();
+}
+
 static void check_addresses(char *from, socklen_t *size)
 {
     struct outcome one = receive_from_badly(LED(recvfrom), from, size);
@@ -868,6 +992,7 @@ static void bad_addresses_are_answered_as_by_the_kernel(void)
     check_addresses(name, (socklen_t *)(void *)gap);
     check_addresses(read_only, &size);
     check_addresses(name, (socklen_t *)(void *)read_only);
+    check_children();
     munmap(gap, PAGE_SIZE);
     munmap(read_only, PAGE_SIZE);
     sigaction(SIGSEGV, &before, NULL);
@@ -929,6 +1054,9 @@ int main(void)
     RUN(few_random_bytes_are_whole);
     RUN(copies_between_processes_are_whole);
     RUN(who_connects_may_have_a_frozen_address);
+    RUN(a_child_is_told_of_in_frozen_memory);
+    RUN(an_error_of_a_socket_is_not_lost);
+    RUN(what_is_told_again_is_asked_again);
     RUN(bad_addresses_are_answered_as_by_the_kernel);
     RUN(checked_calls_are_led);
     return finish();

@@ -244,17 +244,38 @@ MUTANTS = [
         "the kernel writes into no frozen header of a message",
         file="csrc/freeze/receiving.c",
         old="    MAKE(got, is_received_again(&now, fd, flags), recvmsg(fd, &own, flags));\n"
-        "    if (got >= 0)\n",
+        "    return got >= 0 && hand_over",
         new="    MAKE(got, is_received_again(&now, fd, flags), recvmsg(fd, message, flags));\n"
-        "    if (got < 0)\n",
+        "    return got < 0 && hand_over",
         tests=("c/test_retries.c::the_header_of_a_message_may_be_frozen",),
     ),
     Mutant(
         "the kernel writes no descriptors into frozen memory",
         file="csrc/freeze/receiving.c",
-        old="    if (message->msg_control && small)\n",
-        new="    if (message->msg_control && !small)\n",
+        old="    if (given.msg_control && small)\n",
+        new="    if (given.msg_control && !small)\n",
         tests=("c/test_retries.c::descriptors_come_through",),
+    ),
+    Mutant(
+        "bad addresses are answered as by the kernel",
+        file="csrc/freeze/retries.c",
+        old="    guard_calls();\n",
+        new="",
+        tests=("c/test_retries.c::bad_addresses_are_answered_as_by_the_kernel",),
+    ),
+    Mutant(
+        "the status of a child is not lost",
+        file="csrc/freeze/asking.c",
+        old="wait4(pid, status ? &own_status : NULL,",
+        new="wait4(pid, status ? (own_status = 0, status) : NULL,",
+        tests=("c/test_retries.c::a_child_is_told_of_in_frozen_memory",),
+    ),
+    Mutant(
+        "an error of a socket is not lost",
+        file="csrc/freeze/asking.c",
+        old="room > sizeof own ||",
+        new="room <= sizeof own ||",
+        tests=("c/test_retries.c::an_error_of_a_socket_is_not_lost",),
     ),
     Mutant(
         "nothing is frozen where a thread has an alternate signal stack",
