@@ -16,6 +16,8 @@ from support import memory, oracle
 from support.background import over_and_over
 from support.build import shared_library
 from support.oracle import PAGE
+from support.pause import preloaded
+from support.procs import python_ok
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -154,6 +156,62 @@ def test_given_back_without_a_free_descriptor(engine: Any, apart: int) -> None:
     assert stale <= 512 / 2 / apart / 20
     assert not one.any() and (two == wanted).all()
     engine._core.check()
+
+
+NEIGHBOURS = """
+import os
+import sys
+import threading
+import ksmpy
+from support import memory, oracle
+from support.libc import libc
+from support.oracle import PAGE
+from support.pause import Pauser
+
+MADV_DONTNEED = 4
+
+def threads():
+    return set(map(int, os.listdir("/proc/self/task")))
+
+def give_back(array):
+    assert libc.madvise(memory.address_of(array), 16 * PAGE, MADV_DONTNEED) == 0
+
+def give_back_and_write(array):
+    give_back(array)
+    assert not array[: 16 * PAGE].any()
+    array[: 16 * PAGE] = 77
+
+pauser = Pauser()
+base = memory.distinct(64)
+with ksmpy.Store.anonymous() as store:
+    options = {"store": store, "freeze": sys.argv[1], "tracking": sys.argv[2]}
+    with ksmpy.Engine(**options) as one, ksmpy.Engine(**options) as two:
+        ours, theirs = memory.twin(base), memory.twin(base)
+        one.register(ours)
+        before = threads()
+        two.register(theirs)
+        (helper,) = threads() - before
+        for _ in range(3):
+            one.scan(eager=True)
+            two.scan(eager=True)
+        assert one.stats().merging_pages == two.stats().merging_pages == 64
+        with pauser.thread_at(helper, "mmap(MAP_FIXED)", 1) as stands:
+            owner = threading.Thread(target=give_back_and_write, args=(theirs,))
+            owner.start()
+            assert stands()
+            give_back(ours)
+            assert not ours[: 16 * PAGE].any()
+            assert oracle.maps_store(memory.address_of(theirs), 16 * PAGE)
+        owner.join()
+        assert (theirs[: 16 * PAGE] == 77).all()
+        for array in (ours, theirs):
+            assert (array[16 * PAGE :] == base[16 * PAGE :]).all()
+"""
+
+
+def test_what_another_engine_on_the_store_is_told_of(mode: Mode) -> None:
+    """It alone replaces that: who gives it back writes there as soon as it has."""
+    python_ok("-c", NEIGHBOURS, mode.freeze, mode.tracking, env=preloaded({}))
 
 
 def test_zeros_behind_guards_need_not_come_back(engine: Any) -> None:

@@ -19,13 +19,10 @@ import numpy as np
 
 import ksmpy
 from support import memory
+from support.libc import libc
 from support.oracle import PAGE
 from support.pause import Pauser
 
-libc = ctypes.CDLL(None)
-libc.mmap.restype = ctypes.c_void_p
-libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 FAILED = ctypes.c_void_p(-1).value
 
 

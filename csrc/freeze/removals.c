@@ -256,6 +256,23 @@ static bool goes_on(const struct removals *removals, const struct os_vma *vma)
     return is_overlay(removals, vma) || (!vma->inode && !vma->shared);
 }
 
+/*
+ * Does the overlay belong to a userfaultfd of this freezer's?  It may be that of another engine of this
+ * process on the same store.  Who gives it back waits for that one, and may have been let go on since
+ * the look at the mappings: what it has written would be replaced.  Memory of another userfaultfd, and
+ * no other, cannot be registered (EBUSY).
+ */
+static bool is_ours(struct freezer *fz, uintptr_t start, uintptr_t end)
+{
+    const int fds[] = {fz->removals.overlay_fd, fz->removals.gate_fd, freezer_home(fz)};
+    if (!os_uffd_is_of_any(fz->wp_fd, start))
+        return false;
+    for (size_t i = 0; i < sizeof fds / sizeof fds[0]; i++)
+        if (os_uffd_register(fds[i], start, (end - start) >> PAGE_SHIFT, OS_UFFD_WP) != -EBUSY)
+            return true;
+    return false;
+}
+
 static int replace_overlays(struct freezer *fz, uintptr_t start, uintptr_t end, bool late)
 {
     struct removals *removals = &fz->removals;
@@ -268,7 +285,7 @@ static int replace_overlays(struct freezer *fz, uintptr_t start, uintptr_t end, 
         struct removed removed = {from, vma.end < end ? vma.end : end,
                                   vma.offset + (from - vma.start)};
         start = vma.end;
-        if (!is_overlay(removals, &vma))
+        if (!is_overlay(removals, &vma) || !is_ours(fz, removed.start, removed.end))
             continue;
         if (late)
             replace_late(fz, removed);

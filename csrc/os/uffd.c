@@ -169,6 +169,13 @@ bool os_uffd_is_registered(int fd, uintptr_t address, uint64_t n)
     return ioctl(fd, UFFDIO_CONTINUE, &request) < 0 && errno != ENOENT;
 }
 
+/* The page of a file that is not mapped yet is mapped by that, which changes no byte. */
+bool os_uffd_is_of_any(int fd, uintptr_t page)
+{
+    struct uffdio_continue request = {.range = {page, PAGE_SIZE}};
+    return ioctl(fd, UFFDIO_CONTINUE, &request) == 0 || errno != ENOENT;
+}
+
 int os_uffd_read(int fd, uintptr_t *start, uintptr_t *end)
 {
     struct uffd_msg message;

@@ -34,6 +34,8 @@ int os_uffd_wake(int fd, uintptr_t address, uint64_t n);
 int os_uffd_protect(int fd, uintptr_t address, uint64_t n, bool on);
 /* Is it one anonymous mapping that is registered, with whatever descriptor? Changes nothing. */
 bool os_uffd_is_registered(int fd, uintptr_t address, uint64_t n);
+/* Is the page, which may be an overlay's, in memory that is registered, with whatever descriptor? */
+bool os_uffd_is_of_any(int fd, uintptr_t page);
 /*
  * The next message, without waiting: faults come first.  For OS_UFFD_FAULT *start is the page, for
  * OS_UFFD_REMOVE [*start, *end) is what is given back, as far as one mapping goes.

@@ -111,6 +111,19 @@ class Pauser:
             self._lib.pause_go()
             worker.result()
 
+    @contextmanager
+    def thread_at(self, tid: int, function: str, nth: int) -> Iterator[Callable[[], bool]]:
+        """Inside the block that thread stands before its nth call from now on, once it comes to it.
+
+        What is given to the block waits for that, and says whether it does.
+        """
+        self._names.append(function.encode())
+        self._lib.pause_arm(self._names[-1], nth, tid, int(PATIENCE * 1000))
+        try:
+            yield lambda: self._lib.pause_wait(int(PATIENCE * 1000)) == 0
+        finally:
+            self._lib.pause_go()
+
     def stop_process(self, function: str, nth: int, *, locked: bool = False) -> None:
         """Let this thread's nth call from now on stop the whole process, before it is made.
 

@@ -6,6 +6,15 @@ from ..mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "what is another engine's on the store is left to it",
+        file="csrc/freeze/removals.c",
+        old="|| !is_ours(fz, removed.start, removed.end))",
+        new="|| (false && !is_ours(fz, removed.start, removed.end)))",
+        tests=(
+            "test_given_back.py::test_what_another_engine_on_the_store_is_told_of[uffd-wp+wp-async]",
+        ),
+    ),
+    Mutant(
         "overlays are replaced before the message is read",
         file="csrc/freeze/removals.c",
         old="seen |= replace_overlays(fz, call->start, call->end, false) > 0;",
