@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_a_scan_that_outlives_its_engine_notes_nothing() -> None:
     with ksmpy.Engine() as engine:
         kept = merged(engine)
         past = core_of(engine).history
-    past.note(COUNTERS, lambda: 0, [], {})
+    past.note(COUNTERS, lambda: 0, list, {})
     assert descriptors() == [] and len(kept) == 2
 
 
@@ -108,10 +109,40 @@ def test_a_forked_child_has_no_history_of_its_parents() -> None:
         assert pasts(os.getpid()) == [before] and kept
 
 
+def test_regions_that_end_are_told_of_until_the_next_sample() -> None:
+    """As many as there is room for; then that there were more. A child's are not the parent's."""
+    listed = [(number << 12, 4096, "name") for number in range(1, 400)]
+    noted = History()
+
+    def left() -> tuple[int, object]:
+        (past,) = pasts(os.getpid())
+        regions: Any = past.facts["regions"]
+        return len(regions), past.facts["more_ended"]
+
+    noted.note(COUNTERS, lambda: 0, lambda: listed, {})
+    try:
+        assert left() == (399, False)
+        in_child(lambda: noted.ended(1 << 12, 4096))
+        noted.ended(2 << 12, 8192)
+        assert left() == (399, False)
+        for number in range(1, 201):
+            noted.ended(number << 12, 4096)
+        assert left() == (199, False)
+        for number in range(201, 400):
+            noted.ended(number << 12, 4096)
+        count, more = left()
+        assert more and count > 0
+        noted._due = 0.0
+        noted.note(COUNTERS, lambda: 0, lambda: listed[:3], {})
+        assert left() == (3, False)
+    finally:
+        noted.close()
+
+
 def test_a_child_that_is_told_nothing_shows_nothing() -> None:
     """It has the descriptor of its parent's, whose number is in it."""
     noted = History()
-    noted.note(COUNTERS, lambda: 0, [], {})
+    noted.note(COUNTERS, lambda: 0, list, {})
     try:
 
         def child() -> None:
@@ -126,7 +157,7 @@ def test_a_child_that_is_told_nothing_shows_nothing() -> None:
 def test_files_with_the_descriptors_number_are_not_touched(tmp_path: Path) -> None:
     """The program closes the descriptor, opens a file that gets its number, and the engine ends."""
     noted = History()
-    noted.note(COUNTERS, lambda: 0, [], {})
+    noted.note(COUNTERS, lambda: 0, list, {})
     (number,) = descriptors()
     os.close(number)
     path = tmp_path / "mine"
@@ -135,7 +166,7 @@ def test_files_with_the_descriptors_number_are_not_touched(tmp_path: Path) -> No
     if mine != number:
         os.dup2(mine, number)
     noted._due = 0.0
-    noted.note(COUNTERS, lambda: 0, [], {})
+    noted.note(COUNTERS, lambda: 0, list, {})
     noted.close()
     assert path.read_bytes() == b"mine" * 5000
     os.fstat(number)  # still open
@@ -169,7 +200,7 @@ def test_it_is_bounded_whatever_there_is_to_note() -> None:
     try:
         for number in range(3 * history._SAMPLES):
             noted._take({**COUNTERS, "vmas": number}, number)
-        noted.note({**COUNTERS, "vmas": 7}, lambda: 7, regions, {})
+        noted.note({**COUNTERS, "vmas": 7}, lambda: 7, lambda: regions, {})
         (past,) = pasts(os.getpid())
         assert history._SAMPLES // 2 <= len(past.samples) <= history._SAMPLES
         assert past.samples[0].mappings == 0 and past.samples[-1].mappings == 7
@@ -188,7 +219,7 @@ def test_facts_without_end_are_left_out() -> None:
     noted = History()
     noted.facts = lambda: {"coverage": {"left": [["x" * 100, 1]] * 1000}}
     try:
-        noted.note(COUNTERS, lambda: 0, [(4096, 4096, "name")], {"fact": 1})
+        noted.note(COUNTERS, lambda: 0, lambda: [(4096, 4096, "name")], {"fact": 1})
         (past,) = pasts(os.getpid())
         assert "coverage" not in past.facts and past.facts["fact"] == 1
         assert past.facts["regions"] == [[4096, 4096, "name"]]
@@ -203,7 +234,7 @@ def test_facts_without_end_are_left_out() -> None:
 def test_what_is_damaged_or_half_written_is_not_read(at: int) -> None:
     """A byte that differs, wherever it is."""
     noted = History()
-    noted.note(COUNTERS, lambda: 0, [(4096, 4096, "name")], {"fact": "x" * 3000})
+    noted.note(COUNTERS, lambda: 0, lambda: [(4096, 4096, "name")], {"fact": "x" * 3000})
     try:
         (number,) = descriptors()
         data = bytearray(os.pread(number, 1 << 17, 0))
@@ -227,7 +258,7 @@ def test_without_descriptors_an_engine_does_without(tmp_path: Path) -> None:
         with pytest.raises(OSError):
             while True:
                 taken.append(os.open("/dev/null", os.O_RDONLY))
-        noted.note(COUNTERS, lambda: 0, [], {})
+        noted.note(COUNTERS, lambda: 0, list, {})
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for each in taken:

@@ -169,8 +169,7 @@ def test_zeros_count_as_saved_while_they_take_nothing(
     zeros[: 16 << 12 : 4096] = 1
     assert zeros_told() == {48}
     region.release()
-    if (engine.freeze, engine.tracking) != ("signal", "checksum"):  # nothing tells of its regions
-        assert zeros_told() == {0}
+    assert zeros_told() == {0}
     whole[:] = 1
     assert zeros_told() == {0}
 

@@ -68,8 +68,8 @@ class Core:
         self._told_full = False
         self._name_regions: Callable[[], None] = _nothing
         self._serial = registry.new_serial()
-        self._regions = Regions(self._native, placement, self._serial)
         self.history = History()
+        self._regions = Regions(self._native, placement, self._serial, self.history.ended)
         registry.enter(self._serial, self)
         finalizer = weakref.finalize(
             self, _finalize, self._serial, self._native, self._daemon, self.history
@@ -375,7 +375,7 @@ class Core:
         self.history.note(
             stats,
             lambda: self._saved(stats),
-            [(region.address, region.nbytes, region.name) for region in self._regions.all()],
+            lambda: [(each.address, each.nbytes, each.name) for each in self._regions.all()],
             {
                 "freeze": self.freeze,
                 "tracking": self.tracking,

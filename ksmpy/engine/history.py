@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import itertools
 import json
 import os
 import struct
@@ -34,6 +35,9 @@ _HEAD = struct.Struct("<8sIIQIII")  # magic, version, pid, birth, samples, bytes
 _MAGIC, _VERSION = b"ksmhist\0", 1
 _SAMPLE = struct.Struct("<d7Q")
 _SAMPLES = 320
+# Between the head and the body: the regions that have ended since the last sample.
+_ENDED, _ENDED_AT = struct.Struct("<QQ"), 256
+_MOST_ENDED = (_BODY - _ENDED_AT) // _ENDED.size
 _FACT_BYTES = _BYTES - _BODY - _SAMPLES * _SAMPLE.size
 _NAME_LETTERS = 60
 
@@ -66,6 +70,9 @@ class Past:
     birth: int
     samples: tuple[Sample, ...]
     facts: dict[str, object]
+    """Its `regions` are those that had not ended when this was read; `more_ended`: more may
+    have than there was room to note.
+    """
 
 
 def birth(pid: int | str = "self") -> int:
@@ -85,7 +92,15 @@ def read_past(data: bytes) -> Past | None:
         return None
     split = count * _SAMPLE.size
     samples = tuple(Sample(*each) for each in _SAMPLE.iter_unpack(body[:split]))
-    return Past(pid, born, samples, json.loads(body[split:]))
+    facts = json.loads(body[split:])
+    ended = set(_ENDED.iter_unpack(data[_ENDED_AT:_BODY]))
+    facts["more_ended"] = _UNKNOWN in ended
+    facts["regions"] = [each for each in facts["regions"] if tuple(each[:2]) not in ended]
+    return Past(pid, born, samples, facts)
+
+
+#: In the last place: more regions have ended than there is room for.
+_UNKNOWN = (1, 1)
 
 
 class History:
@@ -103,6 +118,21 @@ class History:
         self._seconds = 0.0
         self._file: _File | None = None
         self._closed = False
+        self._places = itertools.count()
+
+    def ended(self, address: int, nbytes: int) -> None:
+        """A region has ended, which is told beside the last sample until the next one: that may
+        never come, and its memory would be taken for the engine's. May be called in the middle of
+        note(), by the end of an array.
+        """
+        file = self._file
+        if file is None or file.pid != os.getpid():  # inherited past Python's hooks
+            return
+        place, entry = next(self._places), (address, nbytes)
+        if place >= _MOST_ENDED - 1:
+            place, entry = _MOST_ENDED - 1, _UNKNOWN
+        with contextlib.suppress(OSError):  # it was closed meanwhile
+            file.write(_ENDED_AT + place * _ENDED.size, _ENDED.pack(*entry))
 
     def due(self) -> bool:
         """Whether it is time for a sample."""
@@ -112,13 +142,13 @@ class History:
         self,
         counters: Mapping[str, int],
         saved: Callable[[], int],
-        regions: Iterable[tuple[int, int, str]],
+        regions: Callable[[], Iterable[tuple[int, int, str]]],
         facts: Mapping[str, object],
     ) -> None:
         """Take a sample and publish it; where that is not possible, do nothing.
 
         `saved` is asked when the sample is taken, and what that costs counts as the history's.
-        `regions`: (address, bytes, name) of each. If another thread is at it, nothing is done.
+        `regions` gives (address, bytes, name) of each. If another thread is at it, nothing is done.
         """
         if not self._lock.acquire(blocking=False):
             return
@@ -175,10 +205,14 @@ class History:
         self,
         facts: dict[str, object],
         more: Mapping[str, object],
-        regions: Iterable[tuple[int, int, str]],
+        regions: Callable[[], Iterable[tuple[int, int, str]]],
     ) -> None:
         """Write what fits into the file: `more` and the smallest regions are left out first."""
-        named = sorted(regions, key=lambda region: -region[1])
+        self._file = self._file or _File()
+        # What ends from now on is told anew; what has ended is not among the regions any more.
+        self._file.write(_ENDED_AT, bytes(_BODY - _ENDED_AT))
+        self._places = itertools.count()
+        named = sorted(regions(), key=lambda region: -region[1])
         facts["history"] = {"seconds": self._seconds, "interval": self._interval, "bytes": _BYTES}
         if len(json.dumps({**facts, **more})) < _FACT_BYTES // 2:
             facts.update(more)
@@ -193,7 +227,6 @@ class History:
         text = json.dumps({**facts, "regions": listed, "unlisted": len(named) - len(listed)})
         samples = b"".join(_SAMPLE.pack(*astuple(each)) for each in self._samples)
         body = samples + text.encode()
-        self._file = self._file or _File()
         head = _HEAD.pack(
             _MAGIC, _VERSION, os.getpid(), birth(), len(self._samples), len(text), zlib.crc32(body)
         )
@@ -206,6 +239,7 @@ class _File:
 
     def __init__(self) -> None:
         """OSError when there is no room for it. Its memory is taken at once: no write fails."""
+        self.pid = os.getpid()
         self._fd = make_memfd(FILE_NAME.partition(":")[2])
         try:
             os.posix_fallocate(self._fd, 0, _BYTES)

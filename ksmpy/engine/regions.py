@@ -11,7 +11,7 @@ import errno
 import logging
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from operator import index
@@ -53,7 +53,15 @@ _ADDRESSES = 1 << 64
 class Regions:
     """The regions of one engine, by their numbers and by what must be asked about them."""
 
-    def __init__(self, engine: NativeEngine, placement: Placement, serial: int) -> None:
+    def __init__(
+        self,
+        engine: NativeEngine,
+        placement: Placement,
+        serial: int,
+        ended: Callable[[int, int], None],
+    ) -> None:
+        """`ended` is told the address and the bytes of each region that has ended."""
+        self._tell_end = ended
         self._native = engine
         self._placement = placement
         self._serial = serial
@@ -383,6 +391,7 @@ class Regions:
         self._all.pop(region, None)
         self._held.pop(region, None)
         self._watched.pop(region, None)
+        self._tell_end(region.address, region.nbytes)
         self._unasked.pop(region, None)
         self._movable.pop(region, None)
         region._lifetime.drop()

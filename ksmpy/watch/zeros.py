@@ -55,6 +55,8 @@ def zeros_left(past: Past, seen: Look, watched: list[tuple[int, int]]) -> int:
     empty = (seen.kind == Kind.ZERO) | (seen.kind == Kind.ABSENT)
     if _watches(past):  # memory that is no region any more has lost its userfaultfd
         empty &= within(seen.start, np.array(watched, np.int64).reshape(-1, 2)) >= 0
+    elif past.facts.get("more_ended"):
+        return 0
     before: Integers = np.append(0, np.cumsum(np.where(empty, seen.pages, 0)))
     regions: Any = past.facts["regions"]
     starts = np.array([address for address, _, _ in regions], np.int64)
