@@ -347,7 +347,13 @@ class NativeEngine:
         options.nodes = nodes
         options.node_ids = ids
         options.store_fd = store_fd
-        out = ffi.new("ksmpy_engine **")
+        # No lock is used below, only single atomic operations on a dict or a list: a garbage
+        # collection may call into this engine again, in the middle of a call in the same thread.
+        self._inside: dict[object, None] = {}
+        self._closed = False
+        self._pointer: list[Any] = []
+        # Ctrl-C may come when the call returns, and then nobody else knows what it has made.
+        out = self._made = ffi.new("ksmpy_engine **")
         rc = lib.ksmpy_engine_new(options, out)
         reason = no_proc() if rc < 0 else None
         if reason is not None:
@@ -359,13 +365,16 @@ class NativeEngine:
             )
         check(rc, "ksmpy_engine_new")
         lib.ksmpy_note_main_stack()
-        # No lock is used below, only single atomic operations on a dict or a list: a garbage
-        # collection may call into this engine again, in the middle of a call in the same thread.
-        self._pointer: list[Any] = [out[0]]
-        self._inside: dict[object, None] = {}
-        self._closed = False
+        self._pointer.append(out[0])
         self.freeze: str = FREEZES[lib.ksmpy_engine_freeze(out[0])]
         self.tracking: str = TRACKINGS[lib.ksmpy_engine_tracking(out[0])]
+
+    def __del__(self) -> None:
+        """Free an engine whose construction was interrupted: nobody else would."""
+        if sys.is_finalizing() or not hasattr(self, "_made"):
+            return
+        if self._made[0] != ffi.NULL and (self._pointer or not self._closed):
+            lib.ksmpy_engine_close(self._made[0])
 
     def _call(self, function: Callable[..., Any], *args: Any) -> int:
         token = object()

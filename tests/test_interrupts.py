@@ -5,6 +5,8 @@ The error comes at each place in turn where the handler of a signal may raise on
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -88,6 +90,22 @@ def places(error: type[BaseException], *, step: int = 1) -> Iterator[Error]:
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is raised in the callback of a weak reference is told to nobody."""
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+
+
+@ERRORS
+def test_making(mode: Any, error: type[BaseException]) -> None:
+    """Nothing is left of an engine whose making was interrupted."""
+    ksmpy.Engine(**mode.options).close()  # what the first one opens for all of them
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for interrupt in places(error, step=3):
+        made = []
+        with interrupt:
+            made.append(ksmpy.Engine(**mode.options))
+        for engine in made:
+            engine.close()
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @ERRORS
