@@ -813,13 +813,15 @@ def test_memory_that_took_the_place_of_adopted_memory_merges(choosing: Any) -> N
         others = set(engine._core.overlapping(middle, middle + 8 * MIB))
         # The kernel gives the same place again, but for what others map meanwhile.
         place = blocks[1] // PAGE * PAGE
+        header = (ctypes.c_uint64 * 2).from_address(place)
+        told = tuple(header)  # how large the block is, in the words of this glibc
         free(blocks.pop())
         _libc.mmap.restype = ctypes.c_void_p
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100000  # MAP_FIXED_NOREPLACE
         where, size = ctypes.c_void_p(place), ctypes.c_size_t(nbytes + PAGE)
         assert _libc.mmap(where, size, 3, flags, -1, 0) == place
         ctypes.memset(place, 7, nbytes + PAGE)
-        (ctypes.c_uint64 * 2).from_address(place)[:] = (0, (nbytes + PAGE) | 2)
+        header[:] = told
         blocks.append(place + 16)
 
         def merges() -> bool:
