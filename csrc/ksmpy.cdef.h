@@ -175,8 +175,8 @@ int64_t ksmpy_memory_left(char *which, size_t size);
 
 /*
  * On a shared store also: EUCLEAN its file is damaged; EPROTO not a store, or of another layout;
- * ESTALE it was retired; EXDEV it has another number of nodes; EUSERS no slot is left; ENOSPC the
- * file system is full; ETIMEDOUT somebody holds its lock for long, which every call but release and
+ * ESTALE it was retired; EXDEV it has another number of nodes; EREMOTE it is in use in another pid
+ * namespace; EUSERS no slot is left; ENOSPC the file system is full; ETIMEDOUT somebody holds its lock for long, which every call but release and
  * close may say: they end what they are asked to, and tell the store later.
  */
 int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out);

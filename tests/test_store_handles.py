@@ -157,7 +157,7 @@ def test_attaching_opens_a_retired_name_anew(place: Path) -> None:
 
 @pytest.mark.parametrize(
     "number",
-    ["EUCLEAN", "EPROTO", "EUSERS", "ENOSPC", "EXDEV", "ETIMEDOUT", "ESTALE", "EIO"],
+    ["EUCLEAN", "EPROTO", "EUSERS", "ENOSPC", "EXDEV", "EREMOTE", "ETIMEDOUT", "ESTALE", "EIO"],
 )
 def test_a_store_that_cannot_be_attached_to_is_named(place: Path, number: str) -> None:
     """The StoreError has the native errno and the store's name, and nothing stays open."""

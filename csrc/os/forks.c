@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/stat.h>
 
 #include "base/checksum.h"
 
@@ -72,4 +73,10 @@ uint64_t os_kin(void)
     if (given)
         memcpy(words, given, 16);
     return checksum_of(words, sizeof words);
+}
+
+uint64_t os_pid_namespace(void)
+{
+    struct stat info;
+    return stat("/proc/self/ns/pid", &info) == 0 ? info.st_ino : 0;
 }

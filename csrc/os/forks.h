@@ -21,5 +21,7 @@ void fork_hold(void);
 void fork_let_go(void);
 /* Equal in processes of which one comes from the other by forks alone, or both from a third. */
 uint64_t os_kin(void);
+/* Tells the pid namespace of this process from others that there are; 0 where /proc does not say. */
+uint64_t os_pid_namespace(void);
 
 #endif

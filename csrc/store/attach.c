@@ -27,6 +27,7 @@
 #include "os/arena.h"
 #include "os/files.h"
 #include "os/folios.h"
+#include "os/forks.h"
 #include "os/lease.h"
 #include "os/map.h"
 #include "store/board.h"
@@ -95,6 +96,7 @@ static int allocate_used(struct store *store)
 static int fill_head(struct store *store)
 {
     int error = store_make_mutex(&store->head->mutex);
+    store->head->pid_namespace = os_pid_namespace();
     store_new_key(store);
     for (int node = 0; node < store->nodes && !error; node++)
         error = forest_clear(&store->stable[node]);
@@ -149,6 +151,17 @@ static int lay_out(struct store *store, int nodes)
 
 /* ---- coming and going ---- */
 
+/*
+ * A robust mutex knows its holder by the number of a thread.  In another pid namespace another thread
+ * may have that number: if that one is killed while it tries the lock, the kernel takes it for the
+ * holder, and gives the lock to the next one as well.
+ */
+static bool numbers_threads_otherwise(const struct store *store)
+{
+    uint64_t theirs = store->head->pid_namespace, ours = os_pid_namespace();
+    return theirs && ours && theirs != ours;
+}
+
 static int join_in(struct store *store, const struct store_shape *shape, int nodes)
 {
     if ((int)shape->nodes != nodes)
@@ -156,6 +169,10 @@ static int join_in(struct store *store, const struct store_shape *shape, int nod
     int error = store_map(store, shape);
     if (error)
         return error;
+    if (numbers_threads_otherwise(store)) {
+        store_unmap(store);
+        return -EREMOTE;
+    }
     error = rules_are_sound(store->head->knobs) ? store_lock_soundly(store) : -EUCLEAN;
     if (!error) {
         error = allocate_used(store);

@@ -1,6 +1,6 @@
 /*
- * Coming and going: shared stores.  -EXDEV: it has another number of nodes; -EUSERS: it is full;
- * -EUCLEAN: it is damaged; -EPROTO: it is of another kind; -ESTALE: it was removed.
+ * Coming and going: shared stores.  -EXDEV: it has another number of nodes; -EREMOTE: it is in
+ * use in another pid namespace; -EUSERS: it is full; -EUCLEAN: it is damaged; -EPROTO: it is of another kind; -ESTALE: it was removed.
  */
 #ifndef KSMPY_STORE_ATTACH_H
 #define KSMPY_STORE_ATTACH_H

@@ -11,7 +11,7 @@
 #include "os/files.h"
 #include "os/memory.h"
 
-#define VERSION 6 /* of the file's layout: a store of another version is refused */
+#define VERSION 7 /* of the file's layout: a store of another version is refused */
 
 /* ---- layout ---- */
 

@@ -82,6 +82,7 @@ struct store_head {
     struct store_shape shape;
     pthread_mutex_t mutex;
     uint64_t knobs[STORE_KNOBS];
+    uint64_t pid_namespace; /* of who laid it out; 0: not known */
     uint64_t rule_changes; /* how often merge_across_nodes or max_page_sharing was changed */
 
     uint64_t live_frames;

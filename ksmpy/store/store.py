@@ -281,6 +281,10 @@ _REFUSALS = {
         "is in use with another number of NUMA nodes; give the engines the same topology,"
         " or use another store"
     ),
+    errno.EREMOTE: (
+        "is in use in another pid namespace, by which its lock tells who holds it; share that, too"
+        " (docker run --pid=container:FIRST, shareProcessNamespace), or use another store"
+    ),
     errno.ETIMEDOUT: (
         "is locked for more than 5 seconds by {} is stopped, by a signal, a debugger or a freezer"
         " (ksmpy stats --store lists them)"

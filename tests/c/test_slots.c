@@ -1070,6 +1070,9 @@ static void a_newcomer_believes_nothing(void)
         *damages[i].word = before;
     }
     CHECK(store_attach(&other, file, 2, NULL) == -EXDEV);
+    head->pid_namespace++;
+    CHECK(store_attach(&other, file, 1, NULL) == -EREMOTE);
+    head->pid_namespace--;
     store_leave(&one, frame);
     store_detach(&one);
     close_all();

@@ -28,7 +28,8 @@ from .patience import patience
 
 PAGES = 64
 REFUSALS = {
-    errno.EUCLEAN, errno.EPROTO, errno.ETIMEDOUT, errno.EXDEV, errno.ESTALE, errno.ENOSPC
+    errno.EUCLEAN, errno.EPROTO, errno.ETIMEDOUT, errno.EXDEV, errno.EREMOTE, errno.ESTALE,
+    errno.ENOSPC,
 }  # fmt: skip
 RIGHT, REFUSED, WRONG = 0, 2, 3
 #: With its own checks compiled in, an engine aborts where it comes upon the damage later.

@@ -62,6 +62,13 @@ MUTANTS = [
         tests=("c/test_slots.c::a_newcomer_believes_nothing",),
     ),
     Mutant(
+        "pid namespaces have to agree",
+        file="csrc/store/attach.c",
+        old="return theirs && ours && theirs != ours;",
+        new="return theirs && ours && false;",
+        tests=("c/test_slots.c::a_newcomer_believes_nothing",),
+    ),
+    Mutant(
         "nodes have to agree",
         file="csrc/store/attach.c",
         old="""\
