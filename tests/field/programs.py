@@ -74,6 +74,13 @@ PROGRAMS = (
         reloads=True,
     ),
     Program(
+        "gunicorn aiohttp",
+        _GUNICORN + " -k aiohttp.GunicornWebWorker web:application",
+        ("gunicorn", "aiohttp"),
+        serves=True,
+        reloads=True,
+    ),
+    Program(
         "gunicorn max_requests",
         _GUNICORN + " --max-requests 20 --max-requests-jitter 20 wsgi:app",
         ("gunicorn",),
@@ -103,6 +110,7 @@ PROGRAMS = (
         ("uvicorn", "uvloop"),
         serves=True,
     ),
+    Program("tornado", "{python} forks.py {port} {n}", ("tornado",), serves=True),
     *(
         Program(f"ProcessPoolExecutor {method}", f"{{python}} executor.py futures {method} {{n}}")
         for method in ("fork", "spawn", "forkserver")
