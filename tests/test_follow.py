@@ -371,6 +371,25 @@ def test_a_free_threaded_interpreter_is_left_alone(flags: str, threads: int) -> 
     assert (told.stdout, told.stderr) == (f"{threads}\n", "")
 
 
+def test_who_runs_under_valgrind_is_left_alone(tmp_path: Path) -> None:
+    """It has no userfaultfd, and says so on stderr again and again. It is known by what it
+    preloads, which is not there here, so that the linker goes on without it.
+    """
+    code = """
+    import os, subprocess, sys
+    preload = {"valgrind": "/nowhere/vgpreload_core-amd64-linux.so", "other": "/nowhere/other.so"}
+    for name, path in preload.items():
+        told = subprocess.run(
+            [sys.executable, "-c", "import os; print(len(os.listdir('/proc/self/task')))"],
+            env={**os.environ, "LD_PRELOAD": path}, capture_output=True, text=True,
+        )
+        print(name, told.stdout.strip(), "nowhere" in told.stderr)
+    """
+    (tmp_path / "program.py").write_text(textwrap.dedent(code))
+    told = result(command(str(tmp_path / "program.py")))
+    assert told.stdout == "valgrind 1 True\nother 2 True\n"
+
+
 @pytest.mark.parametrize("isolated", [False, True])
 def test_a_subinterpreter_is_left_alone(isolated: bool, tmp_path: Path) -> None:
     """It gets no thread and nothing of ksmpy, also one that is there when the process ends."""

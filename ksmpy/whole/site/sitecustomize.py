@@ -62,6 +62,8 @@ def _wanted():
         sys.version_info >= (3, 10)
         and "t" not in sys.abiflags  # a free-threaded one cannot have an engine
         and environ.get("KSMPY_FOLLOW")
+        # Valgrind knows no userfaultfd, and says so at each try, nor what becomes of pages by it.
+        and "/vgpreload_" not in environ.get("LD_PRELOAD", "")
         and environ.get("KSMPY_DISABLE", "").strip().lower() not in ("1", "yes", "true", "on")
         and _is_main_interpreter()
     )
