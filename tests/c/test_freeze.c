@@ -382,34 +382,6 @@ static void a_shadow_finds_the_start_of_what_is_in_pieces(void)
     give_pieces_back(&fz, pieces);
 }
 
-/* The lower half goes: what was known of it is believed no longer, whether anybody has said so or not. */
-static void a_shadow_finds_a_start_that_is_another(bool said)
-{
-    struct freezer fz;
-    uintptr_t pieces = freezer_init(&fz, way, false) == 0 ? new_pieces(&fz) : 0;
-    REQUIRE(pieces);
-    uint64_t last = PIECES - 1, half = PIECES - 512;
-    for (uint64_t i = 0; i < PIECES; i += 512)
-        os_unmap((void *)shadow_of(&fz, pieces, i), bytes_of(2));
-    os_unmap((void *)shadow_of(&fz, pieces, last), bytes_of(2));
-    if (said)
-        freezer_detach(&fz, pieces, half);
-    munmap((void *)pieces, bytes_of(half));
-    uintptr_t shadow = shadow_of(&fz, pieces, last);
-    CHECK(joins(&fz, shadow, pieces + bytes_of(half), pieces + bytes_of(PIECES)));
-    give_pieces_back(&fz, pieces);
-}
-
-static void a_shadow_finds_a_new_start(void)
-{
-    a_shadow_finds_a_start_that_is_another(false);
-}
-
-static void a_shadow_finds_a_new_start_that_it_was_told_of(void)
-{
-    a_shadow_finds_a_start_that_is_another(true);
-}
-
 static _Atomic bool gave_back;
 
 static void *give_a_part_back(void *range)
@@ -670,11 +642,8 @@ int main(void)
         RUN(what_is_protected_stays_protected);
         RUN(what_is_allowed_stays_allowed);
         RUN(a_shadow_forbids_nothing);
-        if (way == KSMPY_FREEZE_SIGNAL || way == KSMPY_FREEZE_UFFD_WP) {
+        if (way == KSMPY_FREEZE_SIGNAL || way == KSMPY_FREEZE_UFFD_WP)
             RUN(a_shadow_finds_the_start_of_what_is_in_pieces);
-            RUN(a_shadow_finds_a_new_start);
-            RUN(a_shadow_finds_a_new_start_that_it_was_told_of);
-        }
         RUN(what_is_given_back_while_it_is_frozen_for_zeros_is_gone);
         if (way == KSMPY_FREEZE_UFFD_WP)
             RUN(ksm_is_kept_away_from_what_is_protected);

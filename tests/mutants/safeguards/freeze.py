@@ -159,18 +159,4 @@ MUTANTS = [
         new="    pthread_sigmask(SIG_UNBLOCK, &others, before);",
         tests=("c/test_freeze.c::no_handler_is_called_while_something_is_frozen",),
     ),
-    Mutant(
-        "a new start of a mapping is looked for",
-        file="csrc/freeze/borrow.c",
-        old="again = !lent && was_known && !mapping->refused;",
-        new="again = was_known && false;",
-        tests=("c/test_freeze.c::a_shadow_finds_a_new_start",),
-    ),
-    Mutant(
-        "what is released begins no mapping",
-        file="csrc/freeze/registration.c",
-        old="    known_mapping_ends(fz, address);\n",
-        new="",
-        tests=("c/test_freeze.c::a_shadow_finds_a_new_start_that_it_was_told_of",),
-    ),
 ]
