@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ class Measured:
     @property
     def copies(self) -> float:
         """How many copies there are with ksmpy; everything it costs counts as a part of one."""
+        if not self.copy:
+            return math.nan
         loaded = self.program.copies or self.workers
         rest = self.without.pss - loaded * self.copy
         return (self.with_ksmpy.pss - rest) / self.copy

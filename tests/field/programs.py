@@ -126,6 +126,22 @@ PROGRAMS = (
     ),
     Program("dask", "{python} cluster.py {n} 900MiB", ("distributed",)),
     Program("jupyter", "{python} notebooks.py {n}", ("ipykernel", "pandas")),
+    *(
+        Program(
+            f"module {method}",
+            f"{{python}} module.py {method} {{n}}",
+            ("torch",),
+            before=_MODELS + "module",
+        )
+        for method in ("fork", "spawn", "forkserver")
+    ),
+    Program(
+        "module alone",
+        "trap 'exit 0' TERM; for i in $(seq {n}); do"
+        " while [ ! -e $HERE/over ]; do {python} module.py alone; done & done; wait",
+        ("torch",),
+        before=_MODELS + "module",
+    ),
     Program("mpi", _MPI + " {python} ranks.py", ("mpi4py",), together=True),
     *LIBRARIES,
 )

@@ -41,5 +41,14 @@ def torch() -> None:
     torch.save(module.state_dict(), load.HERE / "model.pt")
 
 
+def module() -> None:
+    """The weights that the numpy programs load, for layers of 1024 inputs."""
+    import torch
+
+    with np.load(load.HERE / "weights.npz") as file:
+        state = {name: torch.from_numpy(file[name].reshape(-1, 1024)) for name in file}
+    torch.save(state, load.HERE / "module.pt")
+
+
 if __name__ == "__main__":
-    {"onnxruntime": onnx, "torch": torch}[sys.argv[1]]()
+    {"onnxruntime": onnx, "torch": torch, "module": module}[sys.argv[1]]()
