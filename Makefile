@@ -76,7 +76,7 @@ test-user-all: $(VENV)/.installed-test ## test-all as an ordinary user
 	tests/as_user.sh $(BIN)/python $(PYTEST_ARGS)
 
 test-torch: $(VENV)/.installed-torch ## the tests with PyTorch, which make test does without
-	$(BIN)/pytest tests/test_torch.py tests/test_lifetime.py -k torch $(PYTEST_ARGS)
+	$(BIN)/pytest tests/test_torch.py tests/test_torch_workers.py tests/test_lifetime.py -k torch $(PYTEST_ARGS)
 
 test-field: $(VENV)/.installed-field ## programs from PyPI under `ksmpy run`, unchanged, and the integrations, in four minutes
 	$(BIN)/pytest tests/test_field.py tests/test_integrations.py $(PYTEST_ARGS)

@@ -5,9 +5,13 @@ Skipped without torch, which `make test-torch` installs.
 
 from __future__ import annotations
 
+import copy
 import gc
+import io
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -225,3 +229,131 @@ def test_aligned_models_share_all_their_pages() -> None:
         engine.track([ksmpy.align_module(one), ksmpy.align_module(two)])
         engine.scan(eager=True)
         assert engine.stats().pages_sharing == 1023
+
+
+@contextmanager
+def scanned(engine: Any) -> Iterator[None]:
+    """A thread that merges whatever is equal, one pass after the other."""
+    over, failed = threading.Event(), []
+
+    def scan() -> None:
+        try:
+            while not over.is_set():
+                engine.scan(eager=True)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=scan)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert not failed, failed
+
+
+def merge(engine: Any, *objects: Any) -> None:
+    """Wait until the thread above has merged pages of each region of these."""
+    regions = engine.track(objects)
+    until(lambda: all(each.stats().merging_pages for each in regions), "no", limit=patience(30))
+
+
+@pytest.mark.parametrize("mode", EACH_FREEZE, ids=str, indirect=True)
+def test_storages_that_change_under_a_scanner(engine: Any) -> None:
+    """Whatever becomes of some, in this thread and in others: the rest, and who got their memory,
+    have their bytes.
+    """
+    kept = tensors()
+    wanted = kept[0].clone()
+    with scanned(engine):
+        merge(engine, kept)
+        for turn in range(len(CHANGES)):
+            mine = tensors()
+            merge(engine, mine)
+            threads = []
+            while mine:
+                each = mine.pop()
+                change = CHANGES[(turn + len(mine)) % len(CHANGES)]
+                if len(mine) % 2:
+                    change(each)
+                else:
+                    threads.append(threading.Thread(target=change, args=(each,)))
+                del each
+            for thread in threads:
+                thread.start()
+            blocks = refill()
+            for thread in threads:
+                thread.join()
+            del threads, thread
+            check(blocks)
+            assert all(torch.equal(each, wanted) for each in kept)
+    engine._core.check()
+    assert len(engine.regions()) == len(kept)
+
+
+def module() -> Any:
+    """Three equal ones are equal, and begin on pages."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(512, 512), torch.nn.ReLU(), torch.nn.Linear(512, 512)]
+    return ksmpy.align_module(torch.nn.Sequential(*layers))
+
+
+def trained(model: Any) -> dict[str, Any]:
+    """Its weights after some steps with Adam, which keeps two tensors for each parameter."""
+    torch.manual_seed(1)
+    optimizer = torch.optim.Adam(model.parameters())
+    for _ in range(20):
+        inputs = torch.randn(16, 512)
+        optimizer.zero_grad()
+        (model(inputs) - inputs.flip(1)).square().mean().backward()
+        optimizer.step()
+    return dict(model.state_dict())
+
+
+@pytest.mark.parametrize("mode", EACH_FREEZE, ids=str, indirect=True)
+def test_training_goes_as_it_would(engine: Any) -> None:
+    """Bit by bit, with merged weights; copies and equal models do not change with them."""
+    wanted, untrained = trained(module()), module().state_dict()
+    models = [module() for _ in range(3)]
+    with scanned(engine):
+        merge(engine, models)
+        models.append(copy.deepcopy(models[0]))
+        engine.track(models[-1])
+        for model in models[:2]:
+            found = trained(model)
+            assert all(torch.equal(found[name], value) for name, value in wanted.items())
+        for model in models[2:]:
+            found = model.state_dict()
+            assert all(torch.equal(found[name], value) for name, value in untrained.items())
+
+
+def test_weights_that_are_mapped_from_a_file(auto: Any, tmp_path: Path) -> None:
+    """torch.load(mmap=True) maps the file, whose memory processes share anyhow: nothing is
+    adopted nor promised there; and what was merged is saved as it is.
+    """
+    path = tmp_path / "weights.pt"
+    models = [module() for _ in range(2)]
+    wanted = {name: value.clone() for name, value in models[0].state_dict().items()}
+    with scanned(auto):
+        merge(auto, models)
+        torch.save(models[0].state_dict(), path)
+        mapped = [torch.load(path, mmap=True) for _ in range(2)]
+        for model, state in zip(models, mapped, strict=True):
+            model.load_state_dict(state, assign=True)
+        assert auto.track(mapped) == []
+        assert ksmpy.estimate(*mapped).duplicate_pages == 0
+        with torch.no_grad():
+            models[0][0].weight += 1
+        assert torch.equal(models[0][0].weight, wanted["0.weight"] + 1)
+        assert torch.equal(models[1][0].weight, wanted["0.weight"])
+        again = io.BytesIO()
+        torch.save(models[1].state_dict(), again)
+        thread = threading.Thread(target=mapped.clear)
+        del model, state, models
+        thread.start()
+        thread.join()
+        again.seek(0)
+        for state in (torch.load(path), torch.load(again)):
+            assert all(torch.equal(state[name], value) for name, value in wanted.items())
+    assert auto.regions() == ()
