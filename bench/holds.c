@@ -1,8 +1,9 @@
 /*
- * How long an engine's lock is held while it does something and another thread asks for the lock, again
- * and again: holds FREEZE TRACKING MIB MIB prints a line "wall cpu what" in ns for each thing, with that
- * much memory nobody has touched and that much of equal pages.  Linked with --wrap for the mutexes, so
- * that each holder is timed.
+ * How long an engine's lock is held on while another thread asks for it, again and again: holds FREEZE
+ * TRACKING MIB MIB prints a line "wall cpu what" in ns for each thing that an engine does, with that
+ * much memory nobody has touched and that much of equal pages.  A hold counts from the moment in which
+ * it was asked for: where nobody waits a slice is longer.  Linked with --wrap for the mutexes, so that
+ * each holder is timed.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -21,7 +22,9 @@ int __real_pthread_mutex_lock(pthread_mutex_t *mutex);
 int __real_pthread_mutex_unlock(pthread_mutex_t *mutex);
 
 static pthread_mutex_t *watched;
-static uint64_t wall, cpu, longest_wall, longest_cpu;
+static clockid_t worker; /* the processor time of the thread that does these things */
+static uint64_t locked_wall, locked_cpu, longest_wall, longest_cpu;
+static _Atomic uint64_t asked_wall, asked_cpu; /* since when the lock is asked for; 0: it is not */
 static _Thread_local bool asks;
 
 static uint64_t now(clockid_t clock)
@@ -31,29 +34,49 @@ static uint64_t now(clockid_t clock)
     return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
 }
 
+/* Whoever asks has said so before (engine_lock), so that the holder knows of it from here on. */
 int __wrap_pthread_mutex_lock(pthread_mutex_t *mutex)
 {
+    if (mutex == watched && asks) {
+        atomic_store(&asked_cpu, now(worker));
+        atomic_store(&asked_wall, now(CLOCK_MONOTONIC));
+    }
     int error = __real_pthread_mutex_lock(mutex);
-    if (mutex == watched && !asks) {
-        wall = now(CLOCK_MONOTONIC);
-        cpu = now(CLOCK_THREAD_CPUTIME_ID);
+    if (mutex == watched && asks) {
+        atomic_store(&asked_wall, 0);
+    } else if (mutex == watched) {
+        locked_wall = now(CLOCK_MONOTONIC);
+        locked_cpu = now(worker);
     }
     return error;
 }
 
+static uint64_t later(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+static void note_hold(void)
+{
+    uint64_t asked = atomic_exchange(&asked_wall, 0);
+    if (!asked)
+        return;
+    uint64_t held = now(CLOCK_MONOTONIC) - later(locked_wall, asked);
+    uint64_t worked = now(worker) - later(locked_cpu, atomic_load(&asked_cpu));
+    longest_wall = later(longest_wall, held);
+    longest_cpu = later(longest_cpu, worked);
+}
+
 int __wrap_pthread_mutex_unlock(pthread_mutex_t *mutex)
 {
-    if (mutex == watched && !asks) {
-        uint64_t held = now(CLOCK_MONOTONIC) - wall, worked = now(CLOCK_THREAD_CPUTIME_ID) - cpu;
-        longest_wall = held > longest_wall ? held : longest_wall;
-        longest_cpu = worked > longest_cpu ? worked : longest_cpu;
-    }
+    if (mutex == watched && !asks)
+        note_hold();
     return __real_pthread_mutex_unlock(mutex);
 }
 
 #define PAUSE_US 50
 
-/* Keeps the lock for as little as can be. */
+/* Holds the lock for as little as can be. */
 static void *ask(void *engine)
 {
     asks = true;
@@ -117,6 +140,8 @@ int main(int count, char **words)
         return 1;
     fill(one, bytes);
     fill(two, bytes);
+    if (pthread_getcpuclockid(pthread_self(), &worker))
+        return 1;
     if (pthread_create(&asker, NULL, ask, engine))
         return 1;
     watched = &engine->lock;
