@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import ksmpy
 
@@ -40,7 +40,8 @@ def equal_tensors(count: int, mebibytes: int = 1) -> list[torch.Tensor]:
 
 def holds(each: torch.Tensor, added: float = 0) -> bool:
     """Whether a tensor has the values of `equal_tensors`, with so much added to each."""
-    return torch.equal(each.view(-1, 16), (PATTERN + added).expand(each.numel() // 16, 16))
+    right = (PATTERN + added).expand(each.numel() // 16, 16)
+    return bool(torch.equal(each.view(-1, 16), right))
 
 
 @contextmanager
@@ -141,7 +142,7 @@ def add_to_what_comes(asked: Any, answers: Any, store: ksmpy.Store) -> None:
 # ---- DataLoader --------------------------------------------------------------------------------
 
 
-class Parts(Dataset[Any]):
+class Parts:
     """Samples from equal parts."""
 
     def __init__(self) -> None:
@@ -166,7 +167,7 @@ def loader(method: str, store: ksmpy.Store) -> None:
     """
     warnings.filterwarnings("ignore", message=".*pin_memory")
     engine = ksmpy.enable(store=store, min_bytes=MIB // 2, sleep_millisecs=1)
-    data = Parts()
+    data: Any = Parts()
     until(lambda: engine.stats().pages_sharing > 500, ksmpy.coverage, limit=LONG)
     start = functools.partial(begin_worker, store)
     for persistent, pinned in ((True, False), (False, True)):
