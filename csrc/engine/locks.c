@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 
 #include "merge/budget.h"
@@ -25,12 +24,21 @@ void engine_unlock(ksmpy_engine *engine)
     pthread_mutex_unlock(&engine->lock);
 }
 
-/* A mutex is not handed on: without the wait this thread would mostly have the lock again first. */
+/*
+ * A mutex is not handed on: without the wait this thread would mostly have the lock again first.
+ * pass_too: a pass, which all others go ahead of, is let in as well.
+ */
+static void let_in(const ksmpy_engine *engine, bool pass_too)
+{
+    for (unsigned looks = 0;
+         atomic_load(&engine->waiting) || (pass_too && atomic_load(&engine->pass_waits)); looks++)
+        os_back_off(looks);
+}
+
 void engine_let_others_in(ksmpy_engine *engine)
 {
     engine_unlock(engine);
-    while (atomic_load(&engine->waiting) || atomic_load(&engine->pass_waits))
-        sched_yield();
+    let_in(engine, true);
     engine_lock(engine);
 }
 
@@ -40,8 +48,7 @@ void engine_end_slice(ksmpy_engine *engine, uint64_t *deadline)
         return;
     if (atomic_load(&engine->waiting)) {
         engine_unlock(engine);
-        while (atomic_load(&engine->waiting))
-            sched_yield();
+        let_in(engine, false);
         engine_lock(engine);
     }
     *deadline = slice_end(&engine->pages);
@@ -57,8 +64,7 @@ void engine_lock_for_pass(ksmpy_engine *engine)
 void pass_lets_others_in(ksmpy_engine *engine)
 {
     engine_unlock(engine);
-    while (atomic_load(&engine->waiting))
-        sched_yield();
+    let_in(engine, false);
     engine_lock_for_pass(engine);
 }
 

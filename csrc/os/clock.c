@@ -1,5 +1,6 @@
 #include "os/clock.h"
 
+#include <sched.h>
 #include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
@@ -22,6 +23,21 @@ void os_sleep_us(unsigned us)
 {
     struct timespec span = {.tv_nsec = (long)us * 1000};
     nanosleep(&span, NULL);
+}
+
+/*
+ * Mostly microseconds are waited for.  But who is waited for may need this thread's processor, and a
+ * yield does not give it to a thread of lower priority.
+ */
+#define YIELDS 64
+#define NAP_US 50
+
+void os_back_off(unsigned looks)
+{
+    if (looks < YIELDS)
+        sched_yield();
+    else
+        os_sleep_us(NAP_US);
 }
 
 /*

@@ -9,6 +9,8 @@
 uint64_t os_now_ns(void); /* of a clock that only goes forward */
 uint64_t os_now_ms(void);
 void os_sleep_us(unsigned us);
+/* Between two looks at what another thread is about to change; looks: how many there were. */
+void os_back_off(unsigned looks);
 uint64_t os_random(void);
 
 #endif

@@ -2,7 +2,6 @@
 
 #include <elf.h>
 #include <link.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -110,7 +109,8 @@ static void iterate(int (*visit)(struct dl_phdr_info *, size_t, void *), void *d
 void os_imports_before_fork(void)
 {
     atomic_store(&forking, true);
-    for (uint64_t start = os_now_ns(); atomic_load(&looker) != NOBODY; sched_yield())
+    uint64_t start = os_now_ns();
+    for (unsigned looks = 0; atomic_load(&looker) != NOBODY; os_back_off(looks++))
         if (atomic_load(&looker) == WAITS && os_now_ns() - start > WAITING_NS)
             break;
 }

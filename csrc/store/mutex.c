@@ -2,17 +2,9 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <sched.h>
 
 #include "os/clock.h"
 #include "store/layout.h"
-
-/*
- * How often the processor is only yielded between two tries, and for how many us a try sleeps after
- * that.  A holder needs microseconds as a rule; if it takes longer it was preempted or stopped.
- */
-#define YIELDS 64
-#define NAP_US 50
 
 /* Tries for limit_ns: what pthread_mutex_trylock() said last; the ns it took are in *waited. */
 static int try_for(pthread_mutex_t *mutex, uint64_t limit_ns, uint64_t *waited)
@@ -20,10 +12,7 @@ static int try_for(pthread_mutex_t *mutex, uint64_t limit_ns, uint64_t *waited)
     uint64_t begin = os_now_ns();
     int error = EBUSY;
     for (unsigned tries = 0; error == EBUSY && *waited < limit_ns; tries++) {
-        if (tries < YIELDS)
-            sched_yield();
-        else
-            os_sleep_us(NAP_US);
+        os_back_off(tries);
         error = pthread_mutex_trylock(mutex);
         *waited = os_now_ns() - begin;
     }

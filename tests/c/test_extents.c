@@ -173,6 +173,8 @@ static void an_eighth_is_spare_at_most(void)
     CHECK(!is_on_huge_page(store, first + EXTENT) && is_on_large_folio(store, first + EXTENT));
     CHECK(store_bytes(store) == bytes_of(FRAMES - 200) && !has_memory(first + EXTENT + 199));
     give_back(first + EXTENT + 200, 140); /* of what is torn */
+    for (int rounds = 0; rounds < 50 && store->head->spare_frames > 5; rounds++)
+        flush(); /* another processor may just be referring to one of them */
     CHECK(store->head->spare_frames == 5 && store->head->huge_extents == EXTENTS - 2);
     CHECK(store_bytes(store) == bytes_of(FRAMES - 440));
     CHECK(!has_memory(first + EXTENT) && !has_memory(first + EXTENT + 339));

@@ -975,6 +975,9 @@ static void check_addresses(char *from, socklen_t *size)
 /* What the kernel would have said, and nothing else is left of the call than there would have been. */
 static void bad_addresses_are_answered_as_by_the_kernel(void)
 {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    SKIP("the sanitizer's own calls read and write what they are given");
+#endif
     struct sigaction before;
     socklen_t size = 16;
     char name[16];

@@ -19,6 +19,7 @@
 #include "holes.h"
 #include "ksmpy.h"
 #include "os/arena.h"
+#include "os/clock.h"
 #include "os/files.h"
 #include "os/lease.h"
 #include "os/map.h"
@@ -124,15 +125,15 @@ uint64_t __wrap_os_now_ns(void)
     return stopped_clock ? stopped_clock : __real_os_now_ns();
 }
 
-static void (*while_waiting)(void); /* once: the lock was tried, and whoever wants it sleeps */
-void __real_os_sleep_us(unsigned us);
-void __wrap_os_sleep_us(unsigned us)
+static void (*while_waiting)(void); /* once: the lock was tried, and whoever wants it backs off */
+void __real_os_back_off(unsigned looks);
+void __wrap_os_back_off(unsigned looks)
 {
     void (*chosen)(void) = while_waiting;
     while_waiting = NULL;
     if (chosen)
         chosen();
-    __real_os_sleep_us(us);
+    __real_os_back_off(looks);
 }
 
 static bool attach(struct store *store)
@@ -753,7 +754,7 @@ static bool others_hold_the_lock(void)
     if (pipe(let_go) < 0 || pthread_create(&holder, NULL, hold, (void *)&taken) != 0)
         return false;
     while (!atomic_load(&taken))
-        __real_os_sleep_us(100);
+        os_sleep_us(100);
     return true;
 }
 

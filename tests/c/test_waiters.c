@@ -352,6 +352,70 @@ static void who_waits_gets_in_in_the_middle_of_a_run(void)
     close_all();
 }
 
+/* ---- who waits, and does not get the processor by a yield ---- */
+
+enum { ENOUGH = 1 << 16 };
+
+static bool starves;
+static unsigned yields, naps;
+
+static void starve(unsigned *count, unsigned enough)
+{
+    if (starves && ++*count == enough)
+        atomic_store(&engine->waiting, 0);
+}
+
+int __real_sched_yield(void);
+int __wrap_sched_yield(void)
+{
+    starve(&yields, ENOUGH);
+    return __real_sched_yield();
+}
+
+int __real_nanosleep(const struct timespec *span, struct timespec *rest);
+int __wrap_nanosleep(const struct timespec *span, struct timespec *rest)
+{
+    starve(&naps, 1);
+    return __real_nanosleep(span, rest);
+}
+
+static void hand_over(void (*way_to)(void))
+{
+    yields = naps = 0;
+    starves = true;
+    atomic_store(&engine->waiting, 1);
+    way_to();
+    starves = false;
+    CHECK(naps == 1 && yields < ENOUGH && !atomic_load(&engine->waiting));
+}
+
+static void let_in(void)
+{
+    engine_let_others_in(engine);
+}
+
+static void end_slice(void)
+{
+    uint64_t deadline = 0;
+    engine_end_slice(engine, &deadline);
+}
+
+static void leave_pass(void)
+{
+    __real_pass_lets_others_in(engine);
+}
+
+static void who_waits_gets_the_processor_too(void)
+{
+    REQUIRE(open_arrays());
+    engine_lock(engine);
+    hand_over(let_in);
+    hand_over(end_slice);
+    hand_over(leave_pass);
+    engine_unlock(engine);
+    close_all();
+}
+
 /* ---- what others do meanwhile ---- */
 
 enum { CUTS = 5 }; /* a run of pairs has so many at least */
@@ -524,6 +588,7 @@ static void run_all(void)
     RUN(what_others_wait_for_becomes_frames);
     RUN(claims_end_with_the_region);
     RUN(who_waits_gets_in_in_the_middle_of_a_run);
+    RUN(who_waits_gets_the_processor_too);
     RUN(a_child_has_the_bytes_and_no_run);
     RUN(regions_go_in_the_middle);
     RUN(what_comes_back_is_not_merged_after_that);
