@@ -155,7 +155,7 @@ def child():
     size = ctypes.c_size_t(end - start)
     at = LIBC.mmap(ctypes.c_void_p(start), size, 3, noreplace, -1, ctypes.c_long(0))
     assert at == start
-    live_frames = 136
+    live_frames = 144
     os.pwrite(fd, b"\\1" * 8, live_frames)
     assert lib.ksmpy_revive(e) < 0
     ctypes.memset(at, 1, 4096)

@@ -246,6 +246,8 @@ class _File:
             status = os.fstat(self._fd)
             self._identity = status.st_dev, status.st_ino
             self._address = _map(self._fd)
+            # A call by ctypes would hide a RecursionError, or Ctrl-C, in an error of its own.
+            self._bytes = memoryview((ctypes.c_char * _BYTES).from_address(self._address)).cast("B")
         except BaseException:
             os.close(self._fd)
             raise
@@ -255,7 +257,7 @@ class _File:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if offset + len(data) > _BYTES:  # the mapping ends there, and the program's memory follows
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        ctypes.memmove(self._address + offset, data, len(data))
+        self._bytes[offset : offset + len(data)] = data
 
     def close(self) -> None:
         """Idempotent, as Ctrl-C may come in the middle of it."""

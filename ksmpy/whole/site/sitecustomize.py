@@ -49,10 +49,13 @@ def _is_main_interpreter():
 
     if hasattr(_thread, "_is_main_interpreter"):  # since Python 3.12
         return _thread._is_main_interpreter()
+    known = "_xxsubinterpreters" in sys.modules
     try:
         import _xxsubinterpreters as interpreters
     except ImportError:  # it was built without, and only C code can make one
         return True
+    if not known:
+        del sys.modules["_xxsubinterpreters"]
     return int(interpreters.get_current()) == int(interpreters.get_main())
 
 
