@@ -29,7 +29,7 @@ PAGES = 4
 #: How many of the engine's calls of mmap() and its like are tried until one finds the pages frozen.
 CALLS = 40
 #: How often all of them are tried.
-ROUNDS = 5
+ROUNDS = 10
 #: A call that does not come back for so long is waiting, in seconds.
 WAITING = 0.2
 
