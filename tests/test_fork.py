@@ -11,7 +11,6 @@ import gc
 import mmap
 import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from conftest import MakeEngine, Mode
 from ksmpy.store.store import Store
 from support import memory, oracle
 from support.background import merging
+from support.descriptors import no_free_descriptor
 from support.memory import Bytes
 from support.oracle import PAGE
 from support.procs import PATIENCE, Child, in_child
@@ -232,29 +232,13 @@ def _as_grandchild(merged: Merged, wait: int, tell: int, close_all: bool) -> Non
         os._exit(0)
 
 
-@contextmanager
-def _no_free_descriptor() -> Iterator[None]:
-    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken: list[int] = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, 512), hard))
-    try:
-        with pytest.raises(OSError, match="Too many open files"):
-            while True:
-                taken.append(os.open("/dev/null", os.O_RDONLY))
-        yield
-    finally:
-        for descriptor in taken:
-            os.close(descriptor)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-
-
 def test_a_fork_without_a_free_descriptor(make_engine: MakeEngine, store: Store) -> None:
     """Its child keeps what it maps, and no longer than it lives."""
     for where in (None, store):
         engine = make_engine(store=where)
         merged = Merged(engine)
         go, told = os.pipe(), os.pipe()
-        with _no_free_descriptor():
+        with no_free_descriptor():
             child = os.fork()
             if not child:
                 os.read(go[0], 1)

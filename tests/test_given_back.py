@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
-import resource
 import threading
 from typing import Any
 
@@ -15,6 +13,7 @@ from conftest import Mode
 from support import memory, oracle
 from support.background import over_and_over
 from support.build import shared_library
+from support.descriptors import no_free_descriptor
 from support.oracle import PAGE
 from support.pause import preloaded
 from support.procs import python_ok
@@ -137,22 +136,12 @@ def test_given_back_without_a_free_descriptor(engine: Any, apart: int) -> None:
     for page in range(0, 512, 8):
         one[page * PAGE] ^= 1  # what is written to parts the overlays
     engine.scan(2, eager=True)
-    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken: list[int] = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, 512), hard))
-    try:
-        with pytest.raises(OSError, match="Too many open files"):
-            while True:
-                taken.append(os.open("/dev/null", os.O_RDONLY))
+    with no_free_descriptor():
         stale = 0
         for page in range(0, 512, 2 * apart):
             at = slice(page * PAGE, (page + 2 * apart) * PAGE)
             _give_back(one, page, 2 * apart)
             stale += bool(one[at].any())
-    finally:
-        for descriptor in taken:
-            os.close(descriptor)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     assert stale <= 512 / 2 / apart / 20
     assert not one.any() and (two == wanted).all()
     engine._core.check()

@@ -17,6 +17,7 @@ from ksmpy.engine.engine import core_of
 from ksmpy.engine.history import FILE_NAME, History, read_past
 from ksmpy.watch.past import pasts
 from support import memory, oracle
+from support.descriptors import no_free_descriptor
 from support.patience import until
 from support.procs import in_child
 from test_cli import needs_engine
@@ -249,20 +250,8 @@ def test_what_is_damaged_or_half_written_is_not_read(at: int) -> None:
 def test_without_descriptors_an_engine_does_without(tmp_path: Path) -> None:
     """Nothing is raised, and nothing noted."""
     noted = History()
-    taken = []
-    try:
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
-        with pytest.raises(OSError):
-            while True:
-                taken.append(os.open("/dev/null", os.O_RDONLY))
+    with no_free_descriptor():
         noted.note(COUNTERS, lambda: 0, list, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for each in taken:
-            os.close(each)
     assert descriptors() == [] and np.pi
 
 

@@ -10,7 +10,6 @@ import gc
 import io
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pytest
 import ksmpy
 from conftest import EACH_FREEZE
 from support import oracle
+from support.background import scanning
 from support.patience import patience, until
 
 torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
@@ -231,28 +231,6 @@ def test_aligned_models_share_all_their_pages() -> None:
         assert engine.stats().pages_sharing == 1023
 
 
-@contextmanager
-def scanned(engine: Any) -> Iterator[None]:
-    """A thread that merges whatever is equal, one pass after the other."""
-    over, failed = threading.Event(), []
-
-    def scan() -> None:
-        try:
-            while not over.is_set():
-                engine.scan(eager=True)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=scan)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-    assert not failed, failed
-
-
 def merge(engine: Any, *objects: Any) -> None:
     """Wait until the thread above has merged pages of each region of these."""
     regions = engine.track(objects)
@@ -266,7 +244,7 @@ def test_storages_that_change_under_a_scanner(engine: Any) -> None:
     """
     kept = tensors()
     wanted = kept[0].clone()
-    with scanned(engine):
+    with scanning(engine):
         merge(engine, kept)
         for turn in range(len(CHANGES)):
             mine = tensors()
@@ -316,7 +294,7 @@ def test_training_goes_as_it_would(engine: Any) -> None:
     """Bit by bit, with merged weights; copies and equal models do not change with them."""
     wanted, untrained = trained(module()), module().state_dict()
     models = [module() for _ in range(3)]
-    with scanned(engine):
+    with scanning(engine):
         merge(engine, models)
         models.append(copy.deepcopy(models[0]))
         engine.track(models[-1])
@@ -335,7 +313,7 @@ def test_weights_that_are_mapped_from_a_file(auto: Any, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     models = [module() for _ in range(2)]
     wanted = {name: value.clone() for name, value in models[0].state_dict().items()}
-    with scanned(auto):
+    with scanning(auto):
         merge(auto, models)
         torch.save(models[0].state_dict(), path)
         mapped = [torch.load(path, mmap=True) for _ in range(2)]

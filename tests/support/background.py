@@ -9,7 +9,7 @@ from typing import Any
 
 from .memory import Bytes
 
-__all__ = ["merging", "over_and_over"]
+__all__ = ["merging", "over_and_over", "scanning"]
 
 
 @contextlib.contextmanager
@@ -51,3 +51,8 @@ def merging(
         return int(merged)
 
     return over_and_over(step)
+
+
+def scanning(engine: Any) -> contextlib.AbstractContextManager[list[int]]:
+    """Merge whatever is equal, one pass after the other; yields how many pages merged."""
+    return over_and_over(lambda: int(engine.scan(eager=True).merged))

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +17,7 @@ from torch.utils.data import DataLoader
 
 import ksmpy
 
+from .background import scanning
 from .patience import patience, until
 
 MIB = 1 << 20
@@ -42,28 +40,6 @@ def holds(each: torch.Tensor, added: float = 0) -> bool:
     """Whether a tensor has the values of `equal_tensors`, with so much added to each."""
     right = (PATTERN + added).expand(each.numel() // 16, 16)
     return bool(torch.equal(each.view(-1, 16), right))
-
-
-@contextmanager
-def scanned(engine: Any) -> Iterator[None]:
-    """A thread that merges whatever is equal, one pass after the other."""
-    over, failed = threading.Event(), []
-
-    def scan() -> None:
-        try:
-            while not over.is_set():
-                engine.scan(eager=True)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=scan)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-    assert not failed, failed
 
 
 def merged(engine: Any, tensors: list[torch.Tensor]) -> None:
@@ -103,7 +79,7 @@ def exchange(engine: Any, method: str, store: ksmpy.Store) -> None:
     asked, answers = context.Queue(), context.Queue()
     child = context.Process(target=add_to_what_comes, args=(asked, answers, store))
     child.start()
-    with scanned(engine):
+    with scanning(engine):
         kept = equal_tensors(2)
         merged(engine, kept)
         received: list[torch.Tensor] = []
@@ -126,7 +102,7 @@ def exchange(engine: Any, method: str, store: ksmpy.Store) -> None:
 def add_to_what_comes(asked: Any, answers: Any, store: ksmpy.Store) -> None:
     """The child: says whether what came and what it has merged itself had the right bytes."""
     torch.set_num_threads(1)
-    with ksmpy.Engine(store=store) as engine, scanned(engine):
+    with ksmpy.Engine(store=store) as engine, scanning(engine):
         own = equal_tensors(2)
         engine.track(own)
         while (found := asked.get(timeout=LONG)) is not None:
