@@ -839,6 +839,33 @@ def test_a_program_may_wait_for_all_threads() -> None:
     assert (told.returncode, told.stdout, told.stderr) == (0, "True\nend\n", "")
 
 
+def test_a_programs_log_is_its_own() -> None:
+    """Who prints whatever is logged, as pip does, prints nothing of ksmpy's, until it has called
+    enable(); who listens to ksmpy's own logger hears it.
+    """
+    code = """
+        import logging, os, sys
+        logging.basicConfig(level=logging.DEBUG, stream=sys.stdout, format="%(message)s")
+        log, own = logging.getLogger("ksmpy"), logging.StreamHandler(sys.stderr)
+        held = bytearray(os.urandom(2 << 20))
+        logging.info("loaded")
+        assert enabled()
+        log.warning("unasked")
+        log.addHandler(own)
+        log.warning("heard")
+        log.removeHandler(own)
+        if sys.argv[1] == "asks":
+            import ksmpy
+            ksmpy.enable()
+            log.warning("asked")
+    """
+    for told, more in (("is unaware", ""), ("asks", "asked\n")):
+        arguments = command("-c", ENABLED + textwrap.dedent(code), told)
+        seen = result(arguments, env=environment(**SMALL))
+        assert seen.returncode == 0, seen.stderr
+        assert (seen.stdout, seen.stderr) == ("loaded\n" + more, "heard\n")
+
+
 @pytest.mark.parametrize("what", ["engine", "thread"])
 def test_a_child_that_c_code_forks_ends_at_once(what: str) -> None:
     """Python's hooks are not called for it, and it has no thread of ksmpy's: neither those of an

@@ -11,11 +11,30 @@ if TYPE_CHECKING:
     from ksmpy.engine.stats import ScanResult
     from ksmpy.store.store import Store
 
-__all__ = ["adopts_objects_only", "fell_back", "scanned"]
+__all__ = ["adopts_objects_only", "fell_back", "hand_on", "keep_apart", "scanned"]
 
 _log = logging.getLogger("ksmpy")
 
 _said: dict[tuple[str, str], object] = {}
+_kept_apart = False
+
+
+def keep_apart() -> None:
+    """Keep the log from the root logger's handlers; its own handlers get it still.
+
+    A program that does not know of ksmpy may print whatever comes there, in the midst of what
+    others read: pip does, to its standard output.
+    """
+    global _kept_apart
+    if _log.propagate:
+        _kept_apart, _log.propagate = True, False
+
+
+def hand_on() -> None:
+    """Let the root logger's handlers have it again, as the program has asked for an engine."""
+    global _kept_apart
+    if _kept_apart:
+        _kept_apart, _log.propagate = False, True
 
 
 def _once(level: int, what: str, whose: str, message: str, *arguments: object) -> None:

@@ -140,6 +140,7 @@ def enable(
     as the knob does, KsmpyError when the engine is there already with another freeze or the like.
     """
     options = {name: value for name, value in locals().items() if value is not UNSET}
+    notices.hand_on()
     with _state.lock:
         engine = _state.present()
         if engine is None:

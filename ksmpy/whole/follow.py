@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from ksmpy import native, threads
-from ksmpy.engine import registry
-from ksmpy.whole.enable import enable_unasked, stop_adopting
+from ksmpy.engine import notices, registry
+from ksmpy.whole.enable import enable_unasked, enabled_engine, stop_adopting
 
 __all__ = ["begin", "end"]
 
@@ -21,6 +21,8 @@ def _unnoted(_: logging.LogRecord) -> bool:
 
 
 _log.addFilter(_unnoted)
+if enabled_engine() is None:
+    notices.keep_apart()
 
 
 def begin() -> bool:
