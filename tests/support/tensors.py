@@ -146,23 +146,24 @@ def loader(method: str, store: ksmpy.Store) -> None:
     data: Any = Parts()
     until(lambda: engine.stats().pages_sharing > 500, ksmpy.coverage, limit=LONG)
     start = functools.partial(begin_worker, store)
-    for persistent, pinned in ((True, False), (False, True)):
-        batches = DataLoader(
-            data,
-            8,
-            num_workers=2,
-            persistent_workers=persistent,
-            pin_memory=pinned,
-            multiprocessing_context=method,
-            worker_init_fn=start,
-        )
-        for _ in range(2):
-            seen: list[int] = []
-            for samples, numbers in batches:
-                assert samples.shape == (8, SAMPLE) and holds(samples)
-                seen += numbers.tolist()
-            assert sorted(seen) == list(range(len(data)))
-        del batches
+    with scanning(engine):
+        for persistent, pinned in ((True, False), (False, True)):
+            batches = DataLoader(
+                data,
+                8,
+                num_workers=2,
+                persistent_workers=persistent,
+                pin_memory=pinned,
+                multiprocessing_context=method,
+                worker_init_fn=start,
+            )
+            for _ in range(2):
+                seen: list[int] = []
+                for samples, numbers in batches:
+                    assert samples.shape == (8, SAMPLE) and holds(samples)
+                    seen += numbers.tolist()
+                assert sorted(seen) == list(range(len(data)))
+            del batches
     assert all(map(holds, data.parts))
 
 
