@@ -53,6 +53,7 @@ _PARENT, _START_TIME, _START_STACK, _START_BRK = 1, 19, 25, 44
 _HEADER = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) ([rwxsp-]{4}) ([0-9a-f]+) (\S+) (\d+) *(.*)$", re.MULTILINE
 )
+_BLOCKED = re.compile(rb"^SigBlk:\s*([0-9a-f]+)", re.MULTILINE)
 _SIZE = re.compile(rb"^(\w+): +(\d+) kB$", re.MULTILINE)
 
 
@@ -159,6 +160,17 @@ def raw_mappings(pid: int | str = "self") -> list[tuple[bytes, ...]]:
 def stat(pid: int | str = "self") -> list[bytes]:
     """The fields of stat that follow the command's name: the first one is the state."""
     return read("stat", pid).rpartition(b")")[2].split()
+
+
+def threads_that_block(number: int) -> frozenset[int]:
+    """Those of this process that block the signal."""
+    found = set()
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):  # it has ended
+            mask = _BLOCKED.search(read("status", f"self/task/{thread}"))
+            if mask and int(mask[1], 16) >> (number - 1) & 1:
+                found.add(int(thread))
+    return frozenset(found)
 
 
 def origin(pid: int | str = "self") -> tuple[int, float]:

@@ -16,6 +16,7 @@
 #include "freeze/asking.h"
 #include "freeze/attempts.h"
 #include "freeze/receiving.h"
+#include "freeze/signal_masks.h"
 #include "freeze/signal_stacks.h"
 #include "freeze/waiting.h"
 #include "os/fortified.h"
@@ -381,6 +382,7 @@ static const struct os_import imports[] = {
 #endif
     LED(process_vm_readv),
     LED(process_vm_writev),
+    LED_TO(pthread_sigmask, signal_masks_pthread_sigmask),
     LED(pwrite),
 #ifdef __GLIBC__
     LED_AS(pwrite64, pwrite),
@@ -397,6 +399,8 @@ static const struct os_import imports[] = {
     LED(sendmsg),
     LED(sendto),
     LED_TO(sigaltstack, signal_stacks_set),
+    LED_TO(sigprocmask, signal_masks_sigprocmask),
+    LED_TO(sigsuspend, signal_masks_sigsuspend),
     LED_TO(socketpair, asking_socketpair),
     LED_TO(sysinfo, asking_sysinfo),
     LED_TO(uname, asking_uname),

@@ -13,6 +13,9 @@
  * waits until nothing is frozen; nothing is frozen as long as there is a guest.
  * A thread that left its handler by siglongjmp was not seen to leave: it is no
  * guest any more when /proc shows that it does not block the signal.
+ *
+ * Handlers of other signals get SIGSEGV taken out of what they block, and so do
+ * threads that libraries have block all signals (freeze/signal_masks.h).
  */
 #include "freeze/signal.h"
 
@@ -222,6 +225,14 @@ static void leave_guest(void)
             atomic_store(&guests[i], 0);
 }
 
+bool signal_is_in_use(void)
+{
+    for (int i = 0; i < SLOTS; i++)
+        if (atomic_load(&slots[i].used))
+            return true;
+    return false;
+}
+
 static const struct fault_claim claim = {claims, enter_guest, leave_guest};
 
 void signal_note_guests(void)
@@ -264,6 +275,7 @@ static int block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
     int error = handlers_install();
     if (error)
         return error;
+    handlers_let_faults_in();
     freezing = true;
     atomic_store(&slots[fz->slot].start, address);
     atomic_store(&slots[fz->slot].end, address + bytes_of(n));

@@ -4,6 +4,8 @@
 #ifndef KSMPY_FREEZE_SIGNAL_H
 #define KSMPY_FREEZE_SIGNAL_H
 
+#include <stdbool.h>
+
 #include "freeze/ops.h"
 
 extern const struct freezer_ops freeze_by_signal;
@@ -12,5 +14,6 @@ extern const struct freezer_ops freeze_by_signal;
  * nothing is frozen then.
  */
 void signal_note_guests(void);
+bool signal_is_in_use(void); /* Is there an engine that freezes in this way? */
 
 #endif

@@ -180,6 +180,37 @@ static int install(int number)
     return 0;
 }
 
+/* glibc keeps two signals to itself, which it does not tell of. */
+static bool blocks_faults(int number, struct sigaction *found)
+{
+    return sigaction(number, NULL, found) == 0 && is_handler(found) &&
+           sigismember(&found->sa_mask, SIGSEGV) == 1;
+}
+
+/*
+ * Another thread may install a handler between the look and the change, which then has to come back:
+ * so what was replaced is put there again, until it is what was to be replaced.
+ */
+static void let_faults_into(int number)
+{
+    struct sigaction found, last, replaced;
+    if (!blocks_faults(number, &found))
+        return;
+    for (last = found;; found = replaced) {
+        sigdelset(&found.sa_mask, SIGSEGV);
+        if (sigaction(number, &found, &replaced) < 0 || is_same(&replaced, &last))
+            return;
+        last = found;
+    }
+}
+
+void handlers_let_faults_in(void)
+{
+    for (int number = 1; number <= SIGNALS; number++)
+        if (number != SIGSEGV && number != SIGBUS)
+            let_faults_into(number);
+}
+
 int handlers_install(void)
 {
     int error = install(SIGSEGV);

@@ -40,4 +40,10 @@ void handlers_ask(enum fault_cause cause, const struct fault_claim *claim);
  */
 int handlers_install(void);
 
+/*
+ * From now on the program's handlers of other signals do not block SIGSEGV, as those that block all
+ * signals do: a thread that faults in one would not wait, the kernel would end the process.
+ */
+void handlers_let_faults_in(void);
+
 #endif

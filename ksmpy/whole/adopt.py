@@ -14,6 +14,7 @@ one waits in proportion; and where nothing has changed there is none.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import time
 import weakref
@@ -21,7 +22,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from ksmpy import threads
+from ksmpy import proc, threads
 from ksmpy.engine.core import Core, live_engines
 from ksmpy.engine.region import Region
 from ksmpy.errors import KsmpyError
@@ -73,6 +74,7 @@ _REFUSED_SECONDS = 60.0
 
 _NEW = "new, or given back lately"
 _ABSENT = "not in memory"
+_BLOCKED = "beside a thread that blocks SIGSEGV, which must not write to it (freeze='signal')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ class Adopter:
         self._unnamed: list[Region] = []
         self._losses: dict[int, tuple[int, float]] = {}
         self._refused: dict[Interval, tuple[str, float]] = {}
+        self._blocking: frozenset[int] = frozenset()
         self._state: object = None
         self._objects, self._counted = sys.getallocatedblocks(), time.monotonic()
         self._moving_since = 0.0
@@ -233,11 +236,30 @@ class Adopter:
             named = list(named_memory(self._min_bytes))
             self._look_at(named, found, sorted(taken))
         wanted = self._wanted(found)
+        if engine.freeze == "signal" and self._is_blocked():
+            for piece in wanted:
+                _add(found.left, _BLOCKED, size(piece))
+            wanted = []
         if wanted and not self._stop.is_set():
             self._adopt(engine, wanted, found)
         if named:
             self._name(named)
         self.coverage = self._coverage(engine, found)
+
+    def _is_blocked(self) -> bool:
+        """Whether nothing is to be adopted because of threads that block SIGSEGV. If they did so at
+        the last look as well, what was adopted is left, too: a thread that starts another one, or
+        a program, blocks all signals for a moment.
+        """
+        before, self._blocking = self._blocking, proc.threads_that_block(signal.SIGSEGV)
+        if before & self._blocking:
+            for region in list(self._adopted):
+                region.release()
+                self._adopted.discard(region)
+                self._shown.discard(region)
+        elif self._blocking:
+            self._pending = True  # the next look tells
+        return bool(self._blocking)
 
     def _drop_replaced(self, engine: Core) -> None:
         """End regions whose memory was unmapped and mapped anew: nothing in them can be merged."""

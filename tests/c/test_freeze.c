@@ -185,6 +185,54 @@ static void no_handler_is_called_while_something_is_frozen(void)
     give_back(&fz, range);
 }
 
+static volatile uint8_t *to_write;
+static atomic_bool has_written;
+
+static void write_there(int number)
+{
+    (void)number;
+    *to_write = 77;
+    atomic_store(&has_written, true);
+}
+
+static void *wait_for_a_signal(void *nothing)
+{
+    while (!atomic_load(&has_written))
+        os_sleep_us(100);
+    return nothing;
+}
+
+/* The kernel ends a process of which a thread faults with SIGSEGV blocked. */
+static void a_handler_that_blocks_all_signals_waits(void)
+{
+#ifdef __SANITIZE_THREAD__
+    SKIP("the sanitizer's own handlers block all signals, whatever is asked for");
+#endif
+    struct freezer fz;
+    const uint8_t *view;
+    pthread_t thread;
+    struct sigaction action = {.sa_handler = write_there, .sa_flags = SA_RESTART}, before;
+    uintptr_t range = new_range();
+    REQUIRE(range && freezer_init(&fz, way, false) == 0 && freezer_attach(&fz, range, N) == 0);
+    sigfillset(&action.sa_mask);
+    sigaction(SIGUSR1, &action, &before);
+    to_write = page_at(range, 1);
+    atomic_store(&has_written, false);
+    REQUIRE(pthread_create(&thread, NULL, wait_for_a_signal, NULL) == 0);
+    REQUIRE(freeze_all(&fz, range, &view));
+    pthread_kill(thread, SIGUSR1);
+    os_sleep_us(20000);
+    CHECK(!atomic_load(&has_written) && *to_write != 77);
+    freeze_restore(&fz, 0, N);
+    thaw(&fz);
+    pthread_join(thread, NULL);
+    CHECK(*to_write == 77);
+    sigaction(SIGUSR1, &before, &action);
+    CHECK(action.sa_handler == write_there && action.sa_flags & SA_RESTART);
+    CHECK(sigismember(&action.sa_mask, SIGTERM) == 1 && sigismember(&action.sa_mask, SIGUSR1) == 1);
+    give_back(&fz, range);
+}
+
 static void know(struct freezer *fz, int memfd)
 {
     uint64_t inode = 0, dev = 0;
@@ -635,6 +683,8 @@ int main(void)
         freezer_destroy(&fz);
         RUN(a_move_that_fails_halfway_is_made_good);
         RUN(no_handler_is_called_while_something_is_frozen);
+        if (way == KSMPY_FREEZE_SIGNAL)
+            RUN(a_handler_that_blocks_all_signals_waits);
         if (way != KSMPY_FREEZE_SIGNAL) /* which has nobody to ask */
             RUN(what_others_map_there_stays);
         if (way != KSMPY_FREEZE_SIGNAL)

@@ -339,4 +339,25 @@ MUTANTS = [
         new="",
         tests=("test_retries.py::test_libraries_are_led_however_linked[signal+checksum-at once]",),
     ),
+    Mutant(
+        "handlers of signals do not block SIGSEGV",
+        file="csrc/freeze/signal.c",
+        old="    handlers_let_faults_in();\n",
+        new="",
+        tests=("c/test_freeze.c::a_handler_that_blocks_all_signals_waits",),
+    ),
+    Mutant(
+        "threads of libraries do not block SIGSEGV",
+        file="csrc/freeze/signal_masks.c",
+        old="    sigdelset(own, SIGSEGV);\n    return true;\n",
+        new="    return false;\n",
+        tests=("test_signal_masks.py::test_a_thread_that_blocks_all_signals_writes",),
+    ),
+    Mutant(
+        "signals are blocked as asked where no engine needs SIGSEGV",
+        file="csrc/freeze/signal_masks.c",
+        old="    if (!set || !signal_is_in_use() || ",
+        new="    if (!set || ",
+        tests=("test_signal_masks.py::test_all_are_blocked_where_pages_are_frozen_otherwise[0]",),
+    ),
 ]
