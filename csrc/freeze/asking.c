@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <stdbool.h>
+#include <sys/msg.h>
 #include <unistd.h>
 
 #include "freeze/attempts.h"
@@ -43,6 +44,29 @@ int asking_waitid(idtype_t type, id_t id, siginfo_t *info, int options)
         return waitid(type, id, info, options);
     int got = waitid(type, id, &own, options);
     return got < 0 || guard_copy_for_call(info, &own, sizeof own) ? got : attempt_bad_address();
+}
+
+/* ---- messages of a queue ---- */
+
+#define QUEUED_MAX 8192 /* bytes: as long as a message is, unless kernel.msgmax was raised */
+
+/* In a frame of its own, which others do not need. */
+__attribute__((noinline)) static ssize_t receive_queued(int queue, void *message, size_t n,
+                                                        long type, int flags)
+{
+    struct {
+        long type;
+        char text[QUEUED_MAX];
+    } own;
+    ssize_t got = msgrcv(queue, &own, n, type, flags);
+    bool done = got < 0 || guard_copy_for_call(message, &own, sizeof own.type + (size_t)got);
+    return done ? got : attempt_bad_address();
+}
+
+ssize_t asking_msgrcv(int queue, void *message, size_t n, long type, int flags)
+{
+    return n > QUEUED_MAX ? msgrcv(queue, message, n, type, flags)
+                          : receive_queued(queue, message, n, type, flags);
 }
 
 /* ---- options ---- */

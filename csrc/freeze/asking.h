@@ -1,10 +1,10 @@
 /*
  * What libraries call instead of the C library's functions that ask the kernel for something (see
- * freeze/retries.h): for what became of a child, of which it tells only once; and for what it would
- * tell again.
+ * freeze/retries.h): for what became of a child, and the next message of a queue, of which it tells
+ * only once; and for what it would tell again.
  *
  * The kernel forgets a child before it writes its status, and what it cannot write there by then is
- * lost.  So it is given a status of our own, as in freeze/receiving.h.
+ * lost, as a message is.  So it is given a status of our own, as in freeze/receiving.h.
  */
 #ifndef KSMPY_FREEZE_ASKING_H
 #define KSMPY_FREEZE_ASKING_H
@@ -23,6 +23,7 @@ pid_t asking_waitpid(pid_t pid, int *status, int options);
 pid_t asking_wait3(int *status, int options, struct rusage *usage);
 pid_t asking_wait4(pid_t pid, int *status, int options, struct rusage *usage);
 int asking_waitid(idtype_t type, id_t id, siginfo_t *info, int options);
+ssize_t asking_msgrcv(int queue, void *message, size_t n, long type, int flags);
 
 int asking_getpeername(int fd, struct sockaddr *name, socklen_t *size);
 int asking_getsockname(int fd, struct sockaddr *name, socklen_t *size);

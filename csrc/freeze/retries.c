@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/msg.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -366,6 +367,7 @@ static const struct os_import imports[] = {
     LED(getrandom),
     LED_TO(getsockname, asking_getsockname),
     LED_TO(getsockopt, asking_getsockopt),
+    LED_TO(msgrcv, asking_msgrcv),
     LED_TO(pipe, asking_pipe),
     LED_TO(pipe2, asking_pipe2),
     LED_TO(poll, waiting_poll),

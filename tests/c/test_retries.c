@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/msg.h>
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -1001,6 +1002,37 @@ static void bad_addresses_are_answered_as_by_the_kernel(void)
     sigaction(SIGSEGV, &before, NULL);
 }
 
+/* ---- queues ---- */
+
+struct queued {
+    long type;
+    char text[8];
+};
+
+static int queue_of_two(void)
+{
+    int queue = msgget(IPC_PRIVATE, 0600);
+    struct queued one = {1, "one"}, two = {2, "two"};
+    CHECK(msgsnd(queue, &one, 4, 0) == 0 && msgsnd(queue, &two, 4, 0) == 0);
+    return queue;
+}
+
+/* A message whose text could not be written is gone: so it is never given frozen memory. */
+static void the_message_of_a_queue_is_not_lost(void)
+{
+    int queue = queue_of_two();
+    struct queued *at = (struct queued *)(void *)frozen, here_too;
+    REQUIRE(queue >= 0);
+    start();
+    freeze();
+    CHECK(LED(msgrcv)(queue, at, sizeof at->text, 2, 0) == 4 && at->type == 2);
+    CHECK(strcmp(at->text, "two") == 0 && at->text[4] == 0);
+    CHECK(LED(msgrcv)(queue, &here_too, 2, 0, 0) < 0 && errno == E2BIG);
+    CHECK(LED(msgrcv)(queue, &here_too, 2, 0, MSG_NOERROR) == 2 && here_too.type == 1);
+    CHECK(LED(msgrcv)(queue, &here_too, 2, 0, IPC_NOWAIT) < 0 && errno == ENOMSG);
+    msgctl(queue, IPC_RMID, NULL);
+}
+
 /* ---- checked ---- */
 
 static void checked_calls_are_led(void)
@@ -1061,6 +1093,7 @@ int main(void)
     RUN(an_error_of_a_socket_is_not_lost);
     RUN(what_is_told_again_is_asked_again);
     RUN(bad_addresses_are_answered_as_by_the_kernel);
+    RUN(the_message_of_a_queue_is_not_lost);
     RUN(checked_calls_are_led);
     return finish();
 }

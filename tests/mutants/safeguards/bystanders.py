@@ -360,4 +360,11 @@ MUTANTS = [
         new="    if (!set || ",
         tests=("test_signal_masks.py::test_all_are_blocked_where_pages_are_frozen_otherwise[0]",),
     ),
+    Mutant(
+        "a message of a queue is not received into frozen memory",
+        file="csrc/freeze/asking.c",
+        old="    return n > QUEUED_MAX ? ",
+        new="    return n ? ",
+        tests=("c/test_retries.c::the_message_of_a_queue_is_not_lost",),
+    ),
 ]
