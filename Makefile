@@ -48,7 +48,7 @@ TORCH := torch==2.13.0
 
 # Programs that ksmpy merges, unchanged or by one line: the small ones are in CI.
 FIELD_SMALL := gunicorn gevent joblib uvicorn uvloop celery distributed
-FIELD := $(FIELD_SMALL) uwsgi aiohttp tornado ray ipykernel pandas pyarrow onnx onnxruntime faiss-cpu \
+FIELD := $(FIELD_SMALL) uwsgi aiohttp tornado hypercorn granian ray ipykernel pandas pyarrow onnx onnxruntime faiss-cpu \
 	lightgbm xgboost-cpu scikit-learn polars numba mpi4py openmpi $(TORCH)
 
 .DEFAULT_GOAL := help

@@ -110,6 +110,20 @@ PROGRAMS = (
         ("uvicorn", "uvloop"),
         serves=True,
     ),
+    Program(
+        "hypercorn",
+        "{bin}/hypercorn -w {n} -b 127.0.0.1:{port} --log-level warning asgi:app",
+        ("hypercorn",),
+        serves=True,
+        together=True,
+    ),
+    Program(
+        "granian",
+        "{bin}/granian --interface asgi --workers {n} --port {port} --log-level warning"
+        " --respawn-failed-workers asgi:app",
+        ("granian",),
+        serves=True,
+    ),
     Program("tornado", "{python} forks.py {port} {n}", ("tornado",), serves=True),
     *(
         Program(f"ProcessPoolExecutor {method}", f"{{python}} executor.py futures {method} {{n}}")
