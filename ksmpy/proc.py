@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ksmpy.text import shown
@@ -18,12 +19,15 @@ from ksmpy.text import shown
 __all__ = [
     "EXCLUSIVE",
     "FILE",
+    "Lines",
     "PRESENT",
     "SWAPPED",
     "Mapping",
     "by_fork",
     "command",
     "count_mappings",
+    "cpu_seconds",
+    "forks",
     "mappings",
     "origin",
     "own_page_entries",
@@ -42,6 +46,9 @@ PRESENT = 1 << 63
 SWAPPED = 1 << 62
 FILE = 1 << 61  # of a file, or shared anonymous; an overlay's frame has it, too
 EXCLUSIVE = 1 << 56
+
+# Of the clock of a process, which the kernel names by its number (clock_getcpuclockid(3)).
+_CPUCLOCK_SCHED = 2
 
 _ENTRY_BYTES = 8
 _PAGE_BYTES = 4096
@@ -150,7 +157,11 @@ def smaps(pid: int | str = "self", *, limit: int | None = None) -> list[Mapping]
         return parse(read("maps", pid, limit=limit))
 
 
-def raw_mappings(pid: int | str = "self") -> list[tuple[bytes, ...]]:
+Lines = list[tuple[bytes, ...]]
+"""What raw_mappings() gives."""
+
+
+def raw_mappings(pid: int | str = "self") -> Lines:
     """(start, end, permissions, offset, device, inode, path) of all mappings as they are written
     there, for those who look at tens of thousands and keep few.
     """
@@ -180,23 +191,45 @@ def origin(pid: int | str = "self") -> tuple[int, float]:
     return int(fields[_PARENT]), time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + seconds
 
 
-def by_fork(merged: dict[int, int]) -> dict[int, int]:
-    """How much of what each process has merged, by its number, may have come to it by its parent's
-    fork: no saving, as a fork shares what nobody writes to. That is what both have, at the most.
+def forks(pids: Iterable[int]) -> dict[int, int]:
+    """The parent of each of these processes that was forked by another one of them.
 
     A process that was forked, and has started no other program since, has its parent's stack where
     its parent has it.
     """
     known = {}
-    for pid in merged:
+    for pid in pids:
         with contextlib.suppress(OSError):  # it has ended, or may not be looked at
             known[pid] = stat(pid)
-    found = dict.fromkeys(merged, 0)
+    found = {}
     for pid, fields in known.items():
         parent = int(fields[_PARENT])
         if parent in known and known[parent][_START_STACK] == fields[_START_STACK]:
-            found[pid] = min(merged[pid], merged[parent])
+            found[pid] = parent
     return found
+
+
+def by_fork(merged: dict[int, int], parents: dict[int, int] | None = None) -> dict[int, int]:
+    """How much of what each process has merged, by its number, may have come to it by its parent's
+    fork: no saving, as a fork shares what nobody writes to. That is what both have, at the most.
+
+    `parents`: what forks() has told of these processes and perhaps of others.
+    """
+    parents = forks(merged) if parents is None else parents
+    return {
+        pid: min(mine, merged.get(parents[pid], 0)) if pid in parents else 0
+        for pid, mine in merged.items()
+    }
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """The processor time that all of its threads have taken, which tells to the nanosecond whether
+    it has run; None where the kernel does not say, or there is no such process.
+    """
+    try:
+        return time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
+    except (OSError, OverflowError):
+        return None
 
 
 def command(pid: int | str = "self") -> str:

@@ -14,7 +14,8 @@ from ksmpy.watch.observe import Observation
 from ksmpy.watch.past import pasts
 from ksmpy.watch.savings import measured, savings
 from ksmpy.watch.stores import NamedStore, named_stores
-from ksmpy.watch.subjects import subjects
+from ksmpy.watch.subjects import connected, refuse
+from ksmpy.watch.watcher import Watcher
 
 __all__ = ["KEYS", "Board", "Line", "Look", "SORTS", "spark", "take_a_look"]
 
@@ -54,23 +55,29 @@ class Look:
     """By all processes that are shown, together."""
 
 
-def take_a_look(pid: int | None, expanded: set[int]) -> Look:
+def take_a_look(pid: int | None, expanded: set[int], watcher: Watcher | None = None) -> Look:
     """At all processes and stores of this user, or at one process. CommandError when that one is
-    not there, or has merged nothing.
+    not there, or has merged nothing. `watcher`: remembers what earlier looks have seen.
 
     What each saves is counted by page, as in a report.
     """
-    found, _ = subjects({pid} if pid else None)
+    found = (watcher or Watcher()).look(expanded)
+    if pid:
+        stores = {each.pid: each.stores for each in found}
+        if pid not in stores:
+            refuse(pid)
+        among = connected(stores, {pid})
+        found = [each for each in found if each.pid in among]
     together = savings(found)
     shown_ones = [each for each in found if pid in (None, each.pid)]
     try:
-        stores = [] if pid else named_stores()
+        named = [] if pid else named_stores()
     except StoreError:
-        stores = []
+        named = []
     return Look(
         time.time(),
         [each.seen for each in shown_ones],
-        measured(stores, together),
+        measured(named, together),
         {each.pid: buffers(each) for each in shown_ones if each.pid in expanded},
         sum(each.seen.saved_bytes for each in shown_ones) if pid else together.saved_bytes,
     )

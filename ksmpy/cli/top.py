@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -44,36 +45,36 @@ class Top(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         from ksmpy.cli.board import take_a_look
+        from ksmpy.watch.watcher import Watcher
 
-        expanded = {options.pid} if options.pid else set()
-        first = take_a_look(options.pid, expanded)
+        look = partial(take_a_look, options.pid, watcher=Watcher())
+        first = look({options.pid} if options.pid else set())
         try:
             if options.json or not _terminal():
-                self._plain(options, first)
+                self._plain(options, first, look)
             else:
                 from ksmpy.cli.screen import show
 
-                look = partial(take_a_look, options.pid)
                 show(first, look, options.interval, options.count)
         except KeyboardInterrupt:
             pass  # Ctrl-C is a way to leave it
         return 0
 
-    def _plain(self, options: argparse.Namespace, look: Look) -> None:
-        from ksmpy.cli.board import take_a_look
-
+    def _plain(
+        self, options: argparse.Namespace, seen: Look, look: Callable[[set[int]], Look]
+    ) -> None:
         for left in range(options.count or 1, 0, -1):
             if options.json:
-                print_json(look.processes)
+                print_json(seen.processes)
             else:
-                clock = time.strftime("%H:%M:%S", time.localtime(look.moment))
-                table(clock, COLUMNS, [row(each) for each in look.processes])
-                print(f"saved by all of them together: {human_bytes(look.saved_bytes)}")
+                clock = time.strftime("%H:%M:%S", time.localtime(seen.moment))
+                table(clock, COLUMNS, [row(each) for each in seen.processes])
+                print(f"saved by all of them together: {human_bytes(seen.saved_bytes)}")
             if sys.stdout is not None:
                 sys.stdout.flush()
             if left > 1:
                 time.sleep(options.interval)
-                look = take_a_look(options.pid, set())
+                seen = look(set())
 
 
 def _terminal() -> bool:

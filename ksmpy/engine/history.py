@@ -80,8 +80,10 @@ def birth(pid: int | str = "self") -> int:
     return int(proc.stat(pid)[19])
 
 
-def read_past(data: bytes) -> Past | None:
-    """What the file holds; None where it is none, of another version, or being written."""
+def read_past(data: bytes, *, sampled: bool = True) -> Past | None:
+    """What the file holds, its samples only if they are wanted (`sampled`); None where it is none,
+    of another version, or being written.
+    """
     if len(data) != _BYTES:
         return None
     magic, version, pid, born, count, size, total = _HEAD.unpack_from(data)
@@ -91,7 +93,8 @@ def read_past(data: bytes) -> Past | None:
     if zlib.crc32(body) != total:
         return None
     split = count * _SAMPLE.size
-    samples = tuple(Sample(*each) for each in _SAMPLE.iter_unpack(body[:split]))
+    noted = _SAMPLE.iter_unpack(body[:split]) if sampled else ()
+    samples = tuple(Sample(*each) for each in noted)
     facts = json.loads(body[split:])
     ended = set(_ENDED.iter_unpack(data[_ENDED_AT:_BODY]))
     facts["more_ended"] = _UNKNOWN in ended

@@ -1,6 +1,6 @@
 """Prometheus metrics of all stores and processes that this user may look at, from outside.
 
-Every scrape looks anew: at /proc/PID/smaps of each process that has a store mapped, and into each
+Every scrape looks anew: at the page tables of each process that has a store mapped, and into each
 named store. Nothing is kept between scrapes, and no process takes notice.
 """
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +16,11 @@ __all__ = [
     "File",
     "Observation",
     "describe",
+    "descriptors",
     "file_of",
     "glance",
+    "mapped_stores",
+    "outline",
     "refusal",
     "store_sizes",
     "stores_in_use",
@@ -57,16 +62,29 @@ def refusal(pid: int, error: OSError) -> CommandError:
     return CommandError(f"process {pid}: {error.strerror}")
 
 
-def store_sizes(pid: int) -> dict[File, int]:
-    """The memory that the files of its stores take, read through the descriptors that it has."""
+def descriptors(pid: int) -> list[tuple[str, str]]:
+    """The path in /proc of each descriptor of a process, and its file, in the order of the numbers.
+
+    OSError when the process is gone, or may not be looked at.
+    """
+    found = []
+    for number in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
+        entry = f"/proc/{pid}/fd/{number}"
+        with contextlib.suppress(OSError):  # the process has closed it meanwhile
+            found.append((entry, os.readlink(entry)))
+    return found
+
+
+def store_sizes(pid: int, opened: Iterable[tuple[str, str]] | None = None) -> dict[File, int]:
+    """The memory that the files of its stores take, read through the descriptors that it has
+    (`opened`: what descriptors() has told).
+    """
     found: dict[File, int] = {}
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            if is_store(os.readlink(entry)):
-                status = entry.stat()
+    for entry, file in descriptors(pid) if opened is None else opened:
+        with contextlib.suppress(OSError):  # the process has closed it meanwhile
+            if is_store(file):
+                status = os.stat(entry)
                 found[file_of(status)] = status.st_blocks * 512
-        except OSError:
-            continue  # the process has closed it meanwhile
     return found
 
 
@@ -80,23 +98,23 @@ def stores_of(mappings: list[proc.Mapping]) -> set[File]:
     return {(each.device, each.inode) for each in mappings if is_store(each.path)}
 
 
+def mapped_stores(lines: proc.Lines) -> set[File]:
+    """The same of proc.raw_mappings()."""
+    files = {each[4:] for each in lines if b"ksmpy" in each[6]}
+    return {
+        (device.decode(), int(inode))
+        for device, inode, path in files
+        if is_store(path.decode(errors="replace"))
+    }
+
+
 def describe(
     pid: int, mappings: list[proc.Mapping], sums: dict[str, int], sizes: dict[File, int]
 ) -> Observation:
     """What proc.smaps(), proc.rollup() and store_sizes() have told of a process. OSError when it
     has gone since then.
     """
-    files = stores_of(mappings)
-    seen = Observation(
-        pid,
-        proc.command(pid),
-        pss_bytes=sums.get("Pss", 0),
-        uss_bytes=sums.get("Private_Clean", 0) + sums.get("Private_Dirty", 0),
-        frame_bytes=sum(sizes.get(file, 0) for file in files),
-        vmas=len(mappings),
-        vma_limit=int(Path("/proc/sys/vm/max_map_count").read_text()),
-        stores=sorted(inode for _, inode in files),
-    )
+    seen = outline(pid, len(mappings), sums, sizes, stores_of(mappings))
     for mapping in mappings:
         if mapping.perms[3] == "p" and is_store(mapping.path):
             sizes_here = mapping.sizes
@@ -104,6 +122,22 @@ def describe(
             seen.merged_bytes += mapping.end - mapping.start
             seen.written_bytes += sizes_here.get("Anonymous", 0) + sizes_here.get("Swap", 0)
     return seen
+
+
+def outline(
+    pid: int, count: int, sums: dict[str, int], sizes: dict[File, int], stores: set[File]
+) -> Observation:
+    """The same but for what is merged: of a process with so many mappings and these stores."""
+    return Observation(
+        pid,
+        proc.command(pid),
+        pss_bytes=sums.get("Pss", 0),
+        uss_bytes=sums.get("Private_Clean", 0) + sums.get("Private_Dirty", 0),
+        frame_bytes=sum(sizes.get(file, 0) for file in stores),
+        vmas=count,
+        vma_limit=int(Path("/proc/sys/vm/max_map_count").read_text()),
+        stores=sorted(inode for _, inode in stores),
+    )
 
 
 def glance(pid: int) -> Observation:
@@ -120,17 +154,15 @@ def glance(pid: int) -> Observation:
 def stores_in_use() -> dict[int, set[File]]:
     """Which files of stores each process has mapped, as far as this user may see."""
     found: dict[int, set[File]] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
             continue
         try:
-            text = proc.read("maps", entry.name)
+            files = mapped_stores(proc.raw_mappings(name))
         except OSError:
             continue  # the process is gone, or may not be looked at
-        if b"ksmpy" in text:
-            files = stores_of(proc.parse(text))
-            if files:
-                found[int(entry.name)] = files
+        if files:
+            found[int(name)] = files
     return found
 
 

@@ -20,7 +20,7 @@ from ksmpy import proc
 from ksmpy.memory.maps import refusal
 from ksmpy.native import PAGE_SIZE
 from ksmpy.store.files import is_store
-from ksmpy.watch.observe import File
+from ksmpy.watch.observe import File, mapped_stores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Integers = NDArray[np.int64]
 
-__all__ = ["Kind", "Look", "Span", "look", "within"]
+__all__ = ["Brief", "Kind", "Look", "Span", "look", "look_in_brief", "within"]
 
 
 class Kind(IntEnum):
@@ -87,6 +87,18 @@ class Look:
     spans: list[Span]
 
 
+@dataclass(slots=True)
+class Brief:
+    """What pages are, without what their mappings are."""
+
+    look: Look
+    overlays: int
+    """How many mappings show merged pages."""
+    overlay_bytes: int
+    watched: Integers
+    """Rows (start, end) of memory that a userfaultfd tracks asynchronously, overlays included."""
+
+
 def look(
     pid: int, mappings: list[proc.Mapping], files: dict[File, int], cuts: Sequence[int] = ()
 ) -> Look:
@@ -98,12 +110,7 @@ def look(
     import numpy as np
 
     overlays, spans = _private(mappings, files)
-    descriptor = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        rows = [row for span in spans for row in _scan(descriptor, span.start, span.end)]
-    finally:
-        os.close(descriptor)
-    seen = np.concatenate(rows) if rows else np.zeros((0, 3), np.int64)
+    seen = _scan_all(pid, [(span.start, span.end) for span in spans])
     swap = [(each.start, each.end) for each in mappings if each.swap_bytes]
     if (seen[:, 2] & _COMMON).any():
         seen = _find_zeros(seen, mappings)
@@ -114,6 +121,56 @@ def look(
         np.array(cuts, np.int64),
         spans,
     )
+
+
+def look_in_brief(
+    pid: int, lines: proc.Lines, files: dict[File, int], cuts: Sequence[int] = ()
+) -> Brief | None:
+    """The same of a process of which nothing is in swap, with its mappings as proc.raw_mappings()
+    tells them. None where the kernel does not tell each kind of page, so that it takes smaps.
+    """
+    import numpy as np
+
+    stores = {(device.encode(), b"%d" % inode) for device, inode in mapped_stores(lines)}
+    overlays: list[tuple[int, int, int, int]] = []
+    edges: list[int] = []
+    for start, end, perms, offset, device, inode, path in lines:
+        overlay = (device, inode) in stores
+        private = perms[3:] == b"p" and perms != b"---p"
+        if not private or (inode != b"0" and not overlay) or path in _KERNELS_RAW:
+            continue
+        first, last = int(start, 16), int(end, 16)
+        if overlay:
+            file = files.setdefault((device.decode(), int(inode)), len(files))
+            overlays.append((first, last, file, int(offset, 16)))
+        if edges and edges[-1] == first:
+            edges[-1] = last
+        else:
+            edges += first, last
+    seen = _scan_all(pid, list(zip(edges[::2], edges[1::2], strict=True)))
+    if (seen[:, 2] & _COMMON).any():
+        return None
+    rows = np.array(overlays, np.int64).reshape(-1, 4)
+    none = np.zeros((0, 2), np.int64)
+    return Brief(
+        _classify(seen, rows, none, np.array(cuts, np.int64), []),
+        len(overlays),
+        int((rows[:, 1] - rows[:, 0]).sum()),
+        seen[seen[:, 2] & _WPALLOWED != 0, :2],
+    )
+
+
+def _scan_all(pid: int, spans: list[tuple[int, int]]) -> Integers:
+    """Rows (start, end, categories) of all that lies in the spans."""
+    import numpy as np
+
+    room = np.empty((_ROWS, 3), np.int64)
+    descriptor = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        rows = [row for start, end in spans for row in _scan(descriptor, start, end, room)]
+    finally:
+        os.close(descriptor)
+    return np.concatenate(rows) if rows else np.zeros((0, 3), np.int64)
 
 
 def _private(
@@ -141,13 +198,11 @@ def _private(
 
 
 _KERNELS = ("[vvar]", "[vdso]", "[vsyscall]", "[vvar_vclock]", "[stack]")
+_KERNELS_RAW = tuple(map(str.encode, _KERNELS))
 
 
-def _scan(pagemap: int, start: int, end: int) -> Iterator[Any]:
-    """Arrays of rows (start, end, categories)."""
-    import numpy as np
-
-    rows = np.zeros((_ROWS, 3), np.int64)
+def _scan(pagemap: int, start: int, end: int, rows: Integers) -> Iterator[Any]:
+    """Arrays of rows (start, end, categories); `rows` is where the kernel may write them."""
     while start < end:
         # size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, all, any, return
         call = bytearray(

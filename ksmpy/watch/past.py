@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Iterable
 
 from ksmpy import proc
 from ksmpy.engine.history import FILE_NAME, Past, birth, read_past
+from ksmpy.watch.observe import descriptors
 
 __all__ = ["counters", "own_tables", "pasts"]
 
 _ATTEMPTS = 5
 
 
-def pasts(pid: int) -> list[Past]:
-    """What each engine of a process has noted, except those that it has inherited by fork.
+def pasts(
+    pid: int, opened: Iterable[tuple[str, str]] | None = None, *, sampled: bool = True
+) -> list[Past]:
+    """What each engine of a process has noted, except those that it has inherited by fork; its
+    samples only if they are wanted (`sampled`). `opened`: what descriptors() has told.
 
     OSError when the process is gone, or may not be looked at.
     """
     found = []
-    for entry in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda entry: int(entry.name)):
+    for entry, file in descriptors(pid) if opened is None else opened:
         try:
-            past = _read(entry) if os.readlink(entry).startswith(FILE_NAME) else None
+            past = _read(entry, sampled) if file.startswith(FILE_NAME) else None
         except OSError:
             continue  # the process has closed it meanwhile
         if past is not None and (past.pid, past.birth) == (_own_pid(pid), birth(pid)):
@@ -50,11 +54,11 @@ def _own_pid(pid: int) -> int:
     return pid
 
 
-def _read(entry: Path) -> Past | None:
+def _read(entry: str, sampled: bool) -> Past | None:
     descriptor = os.open(entry, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for _ in range(_ATTEMPTS):
-            past = read_past(os.pread(descriptor, 1 << 17, 0))
+            past = read_past(os.pread(descriptor, 1 << 17, 0), sampled=sampled)
             if past is not None:
                 return past
         return None

@@ -22,7 +22,7 @@ from ksmpy.watch.observe import File
 from ksmpy.watch.pages import Kind
 from ksmpy.watch.savings import Savings, savings
 from ksmpy.watch.stores import named_stores
-from ksmpy.watch.subjects import Subject, subjects
+from ksmpy.watch.subjects import Subject, subjects, who_shares
 from ksmpy.watch.ties import Copy, Tie
 from ksmpy.watch.timeline import Timeline, timeline
 
@@ -169,7 +169,7 @@ def portrait(pids: Iterable[int] | None = None, listed: Iterable[int] = ()) -> P
             "no process here uses ksmpy", "start one by ksmpy run, or try ksmpy demo"
         )
     together = savings(found)
-    shared = together.shared
+    shared = who_shares(found)
     stores = _stores(found, together.kept)
     processes = tuple(_figures(subject) for subject in found)
     noted = {subject.pid: subject.pasts for subject in found if _samples(subject)}
@@ -178,7 +178,7 @@ def portrait(pids: Iterable[int] | None = None, listed: Iterable[int] = ()) -> P
         version=version("ksmpy"),
         taken=taken,
         seconds=time.perf_counter() - begin,
-        totals=_totals(processes, stores, together, line),
+        totals=_totals(processes, stores, together, shared.frames, line),
         processes=processes,
         stores=stores,
         copies=tuple(shared.copies),
@@ -281,13 +281,14 @@ def _totals(
     processes: tuple[ProcessFigures, ...],
     stores: tuple[StoreFigures, ...],
     together: Savings,
+    frame_count: int,
     line: Timeline,
 ) -> Totals:
     def total(name: str) -> int:
         return sum(getattr(each, name) for each in processes)
 
     kept = sum(store.kept_bytes for store in stores)
-    frames = together.shared.frames * PAGE_SIZE
+    frames = frame_count * PAGE_SIZE
     overhead = max(0, kept - frames) + total("metadata_bytes")
     saved = together.saved_bytes
     paid = total("pss_bytes") + kept - sum(store.in_pss_bytes for store in stores)

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING
 from ksmpy import proc
 from ksmpy.native import PAGE_SIZE
 from ksmpy.saving import net_bytes
-from ksmpy.watch.observe import File, Observation, glance, stores_in_use, stores_of
-from ksmpy.watch.pages import Kind
-from ksmpy.watch.stores import NamedStore
-from ksmpy.watch.subjects import Subject, subjects, who_shares
-from ksmpy.watch.ties import Sharing
+from ksmpy.watch.observe import File, Observation, glance, stores_in_use
+from ksmpy.watch.stores import NamedStore, saved_bytes
+from ksmpy.watch.subjects import Subject, subjects
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,12 +25,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Savings", "measured", "observe", "observe_all", "savings"]
 
+# No store has this number; what is on no frame has -1.
+_NOWHERE = -2
+
 
 @dataclass(frozen=True, slots=True)
 class Savings:
     """What was found; bytes. Below 0 is what costs more than it saves."""
 
-    shared: Sharing
     each: dict[int, int]
     """Of each process, by its number."""
     stores: dict[File, int]
@@ -47,8 +47,8 @@ class Savings:
 
 def savings(among: list[Subject]) -> Savings:
     """Find what they save; the `seen` of each says its part from then on, or 0."""
-    shared = who_shares(among)
-    inherited = proc.by_fork({subject.pid: subject.seen.zero_bytes for subject in among})
+    parents = proc.forks(subject.pid for subject in among)
+    inherited = proc.by_fork({each.pid: each.seen.zero_bytes for each in among}, parents)
     own = {
         subject.pid: net_bytes(
             merged=0,
@@ -59,57 +59,51 @@ def savings(among: list[Subject]) -> Savings:
         )
         for subject in among
     }
-    users = [(subject, stores_of(subject.mappings), _stores_of_pages(subject)) for subject in among]
     each, nets, kept, by_fork = dict(own), {}, {}, sum(inherited.values())
-    for file in sorted(set().union(*(files for _, files, _ in users))):
-        mine = [(subject, where) for subject, files, where in users if file in files]
-        store = _Store(file, mine)
+    stores = {}
+    for file in sorted(set().union(*(subject.stores for subject in among))):
+        mine = [subject for subject in among if file in subject.stores]
+        store = stores[file] = _Store(file, mine, parents)
         by_fork += sum(store.by_fork.values())
         kept[file], nets[file] = store.kept, store.net
         for pid, part in store.parts().items():
             each[pid] += part
     saved = max(0, sum(nets.values()) + sum(own.values()))
-    for subject, files, where in users:
-        subject.seen.saved_bytes = max(0, each[subject.pid])
-        if files:
-            home = max(sorted(files), key=lambda file: _pages_on(subject, where, file))
-            nets[home] += own[subject.pid]
-    return Savings(shared, each, nets, kept, by_fork, saved)
-
-
-def _stores_of_pages(subject: Subject) -> Integers:
-    """Of each page on a frame, in the order of `users`: the number of its store."""
-    import numpy as np
-
-    on = subject.look.kind == Kind.SHARED
-    return np.repeat(subject.look.store[on], subject.look.pages[on])
-
-
-def _pages_on(subject: Subject, where: Integers, file: File) -> int:
-    return int((where == subject.files.get(file, -1)).sum())
+    for subject in among:
+        pid = subject.pid
+        subject.seen.saved_bytes = max(0, each[pid])
+        if subject.stores:
+            home = max(sorted(subject.stores), key=lambda file: stores[file].pages[pid])
+            nets[home] += own[pid]
+    return Savings(each, nets, kept, by_fork, saved)
 
 
 class _Store:
     """One store, and what its processes have on it."""
 
-    def __init__(self, file: File, mine: list[tuple[Subject, Integers]]) -> None:
-        """`mine`: the processes that have it mapped, with the stores of their pages."""
-        self._users = {
-            subject.pid: subject.users[where == subject.files.get(file, -1)]
-            for subject, where in mine
-        }
-        pages = {pid: len(users) for pid, users in self._users.items()}
-        self.by_fork = {pid: count * PAGE_SIZE for pid, count in proc.by_fork(pages).items()}
-        self._merged = {pid: count * PAGE_SIZE for pid, count in pages.items()}
-        # Each of the pages on a frame has its part of it.
-        frames = round(sum(float((1 / users).sum()) for users in self._users.values()))
-        known = [subject.kept[file] for subject, _ in mine if file in subject.kept]
+    def __init__(self, file: File, mine: list[Subject], parents: dict[int, int]) -> None:
+        """`mine`: the processes that have it mapped; `parents`: as proc.forks() tells them."""
+        self._places = {subject.pid: _places(subject, file) for subject in mine}
+        self.pages = {pid: int((end - first).sum()) for pid, (first, end) in self._places.items()}
+        inherited = proc.by_fork(self.pages, parents)
+        self.by_fork = {pid: count * PAGE_SIZE for pid, count in inherited.items()}
+        self._merged = {pid: count * PAGE_SIZE for pid, count in self.pages.items()}
+        self._edges, self._users = _users(list(self._places.values()))
+        frames = int(self._lengths[self._users > 0].sum())
+        known = [subject.kept[file] for subject in mine if file in subject.kept]
         self.kept = max([*known, frames * PAGE_SIZE])
         self.net = net_bytes(
             merged=sum(self._merged.values()),
             by_fork=sum(self.by_fork.values()),
             stores=self.kept,
         )
+
+    @property
+    def _lengths(self) -> Integers:
+        """The frames between each two edges."""
+        import numpy as np
+
+        return np.diff(self._edges)
 
     def parts(self) -> dict[int, int]:
         """Of each process its part. Of a page that k pages share, (k - 1) / k; what forks have left
@@ -120,22 +114,47 @@ class _Store:
 
         merged = max(sum(self._merged.values()), 1)
         own_share = 1 - sum(self.by_fork.values()) / merged
+        gains = (1 - 1 / np.maximum(self._users * own_share, 1)) * self._lengths
+        # The sum over all frames before each edge: a stretch has the difference of two.
+        before = np.append(0.0, np.cumsum(gains))
         weights = {}
-        for pid, users in self._users.items():
+        for pid, (first, end) in self._places.items():
             own = 1 - self.by_fork[pid] / max(self._merged[pid], 1)
-            shared = 1 - 1 / np.maximum(users * own_share, 1)
-            weights[pid] = float(shared.sum()) * own if self.net > 0 else float(len(users))
+            places = np.searchsorted(self._edges, [first, end])
+            shared = float((before[places[1]] - before[places[0]]).sum())
+            weights[pid] = shared * own if self.net > 0 else float(self.pages[pid])
         total = sum(weights.values())
         if not total:  # nothing is merged
             weights, total = dict.fromkeys(weights, 1.0), len(weights)
         return {pid: round(self.net * weight / total) for pid, weight in weights.items()}
 
 
+def _places(subject: Subject, file: File) -> tuple[Integers, Integers]:
+    """The first frame of each stretch that a process has on a store, and the one after its last."""
+    seen = subject.look
+    on = seen.store == subject.files.get(file, _NOWHERE)
+    return seen.frame[on], seen.frame[on] + seen.pages[on]
+
+
+def _users(places: list[tuple[Integers, Integers]]) -> tuple[Integers, Integers]:
+    """Where stretches of frames begin and end; between each two edges, how many pages each frame
+    has. Stretches are few, frames many.
+    """
+    import numpy as np
+
+    firsts, ends = (np.concatenate(each) for each in zip(*places, strict=True))
+    edges = np.unique(np.concatenate([firsts, ends]))
+    count = len(edges)
+    come = np.bincount(np.searchsorted(edges, firsts), minlength=count)
+    gone = np.bincount(np.searchsorted(edges, ends), minlength=count)
+    return edges, np.cumsum(come - gone)[:-1]
+
+
 def observe(pid: int) -> Observation:
     """Look at one process, and at those it shares a store with; CommandError as glance()."""
     if pid not in stores_in_use():
         return glance(pid)
-    found, _ = subjects({pid})
+    found, _ = subjects({pid}, detailed=False)
     savings(found)
     return next((each.seen for each in found if each.pid == pid), None) or glance(pid)
 
@@ -144,7 +163,7 @@ def observe_all() -> tuple[list[Observation], Savings]:
     """All processes that use ksmpy, and what they save together; one that ends while it is looked
     at is left out.
     """
-    found, _ = subjects(None)
+    found, _ = subjects(None, detailed=False)
     return [each.seen for each in found], savings(found)
 
 
@@ -152,20 +171,21 @@ def measured(stores: list[NamedStore], found: Savings | None = None) -> list[Nam
     """The stores with what they save by page, as far as all of their processes were seen; `found`:
     where these have been looked at just now.
 
-    Else it stays what the counters say, from which the pages that were written since the last
+    Else it is what the counters say, from which the pages that were written since the last
     pass are not taken off.
     """
     users = {process.pid for store in stores for process in store.processes}
     if found is None:
-        found = savings(subjects(set(), users)[0]) if users else None
-    if found is None:
-        return stores
+        found = savings(subjects(set(), users, detailed=False)[0]) if users else None
     return [_measured(store, found) for store in stores]
 
 
-def _measured(store: NamedStore, found: Savings) -> NamedStore:
-    seen = all(process.pid in found.each for process in store.processes)
-    if store.stats is None or not store.processes or not seen or store.file not in found.stores:
+def _measured(store: NamedStore, found: Savings | None) -> NamedStore:
+    if store.stats is None:
         return store
-    saved = max(0, found.stores[store.file])
+    seen = found and all(process.pid in found.each for process in store.processes)
+    if found and seen and store.processes and store.file in found.stores:
+        saved = max(0, found.stores[store.file])
+    else:
+        saved = saved_bytes(store.stats, store.processes)
     return replace(store, stats=replace(store.stats, saved_bytes=saved))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ksmpy import proc
 from ksmpy.engine.history import Past
@@ -75,7 +75,9 @@ def _noted(pid: int) -> list[Past]:
 
 
 def look_at(name: str) -> NamedStore:
-    """One store. StoreError as Store.open() raises it; what it refuses then is its `error`."""
+    """One store, with what it saves by its own counters alone: see measured() in watch.savings.
+    StoreError as Store.open() raises it; what it refuses then is its `error`.
+    """
     with Store.open(name, create=False) as store:
         path = store.path or ""
         status = os.fstat(store.fileno())
@@ -84,7 +86,6 @@ def look_at(name: str) -> NamedStore:
             processes, stats = tuple(store.processes()), store.stats()
         except StoreError as error:
             return NamedStore(name, path, kept, file, error=error.strerror or str(error))
-    stats = replace(stats, saved_bytes=saved_bytes(stats, processes))
     return NamedStore(name, path, kept, file, processes, stats)
 
 

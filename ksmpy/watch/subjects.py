@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ksmpy import proc
 from ksmpy.engine.history import Past
@@ -16,15 +16,19 @@ from ksmpy.watch.observe import (
     File,
     Observation,
     describe,
+    descriptors,
     glance,
+    mapped_stores,
+    outline,
     refusal,
     store_sizes,
     stores_in_use,
+    stores_of,
 )
-from ksmpy.watch.pages import Kind, Look, look
+from ksmpy.watch.pages import Kind, Look, look, look_in_brief
 from ksmpy.watch.past import counters, own_tables, pasts
 from ksmpy.watch.ties import Holder, Sharing, sharing
-from ksmpy.watch.zeros import noted_zeros, watched_memory, zeros_left
+from ksmpy.watch.zeros import noted_zeros, told_by_pages, watched_memory, zeros_left
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 
     Integers = NDArray[np.int64]
 
-__all__ = ["UNNAMED", "Subject", "subjects", "who_shares"]
+__all__ = ["UNNAMED", "Subject", "connected", "examine", "refuse", "subjects", "who_shares"]
 
 UNNAMED = "unnamed memory"
 # How many buffers of a process are named in the picture: those with most on frames.
@@ -54,6 +58,9 @@ class Subject:
     started: float
     program: str
     mappings: list[proc.Mapping]
+    """None of them where it was looked at in brief; then `started` and `program` are not told."""
+    stores: set[File]
+    """The files of stores that it has mapped."""
     regions: list[tuple[int, int, str]] = field(default_factory=list)
     rows: Any = None  # of each stretch: its buffer's number
     users: Any = None  # of each page on a frame: how many pages its frame has
@@ -77,19 +84,19 @@ class Subject:
         return sum(counters(past).get(name, 0) for past in self.pasts)
 
 
-def subjects(named: set[int] | None, listed: Iterable[int] = ()) -> tuple[list[Subject], list[str]]:
+def subjects(
+    named: set[int] | None, listed: Iterable[int] = (), *, detailed: bool = True
+) -> tuple[list[Subject], list[str]]:
     """The processes that somebody has named or found in a list, and all who share a store with one
-    of them; None: all that use ksmpy. And why others could not be looked at.
+    of them; None: all that use ksmpy. And why others could not be looked at. `detailed`: with what
+    only a report shows, which takes several times as long.
 
     CommandError when a named one is not there, or uses no ksmpy. One of a list may have ended since
     then, which is no error.
     """
     stores = stores_in_use()
     for pid in sorted((named or set()) - set(stores)):
-        glance(pid)  # raises the error that says why it cannot be looked at
-        raise CommandError(
-            f"process {pid} has merged nothing", "ksmpy analyze says what it would save"
-        )
+        refuse(pid)
     found, unseen = [], []
     for pid in sorted(set(listed) - set(stores)):
         try:
@@ -99,9 +106,9 @@ def subjects(named: set[int] | None, listed: Iterable[int] = ()) -> tuple[list[S
                 unseen.append(str(error))
     files: dict[File, int] = {}
     wanted = None if named is None else (named | set(listed)) & set(stores)
-    for pid in sorted(stores if wanted is None else _connected(stores, wanted)):
+    for pid in sorted(stores if wanted is None else connected(stores, wanted)):
         try:
-            found.append(_subject(pid, files))
+            found.append(examine(pid, files, detailed=detailed))
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended meanwhile
         except OSError as error:
@@ -110,7 +117,13 @@ def subjects(named: set[int] | None, listed: Iterable[int] = ()) -> tuple[list[S
     return found, unseen
 
 
-def _connected(stores: dict[int, set[File]], wanted: set[int]) -> set[int]:
+def refuse(pid: int) -> NoReturn:
+    """Say that a process uses no ksmpy, or why it cannot be looked at."""
+    glance(pid)
+    raise CommandError(f"process {pid} has merged nothing", "ksmpy analyze says what it would save")
+
+
+def connected(stores: dict[int, set[File]], wanted: set[int]) -> set[int]:
     """Those, and whoever shares a store with one of them."""
     reached = set(wanted)
     while True:
@@ -121,17 +134,57 @@ def _connected(stores: dict[int, set[File]], wanted: set[int]) -> set[int]:
         reached = more
 
 
-def _subject(pid: int, files: dict[File, int]) -> Subject:
-    mappings, sums, kept = proc.smaps(pid), proc.rollup(pid), store_sizes(pid)
-    seen = describe(pid, mappings, sums, kept)
-    noted = pasts(pid)
-    regions = sorted(
+def examine(
+    pid: int, files: dict[File, int], *, detailed: bool = True, lines: proc.Lines | None = None
+) -> Subject:
+    """One process; `files`: the numbers of the stores' files, to which its own are added. `lines`:
+    its mappings, if they have just been read (proc.raw_mappings()). OSError when it is gone, or may
+    not be looked at.
+    """
+    subject = None if detailed else _in_brief(pid, files, lines or proc.raw_mappings(pid))
+    return subject or _in_detail(pid, files)
+
+
+def _in_brief(pid: int, files: dict[File, int], lines: proc.Lines) -> Subject | None:
+    """Without smaps, for which the kernel counts each page of each mapping; None where only that
+    tells what is in swap, or which zeros are left.
+    """
+    sums, opened = proc.rollup(pid), descriptors(pid)
+    noted = pasts(pid, opened, sampled=False)
+    with_zeros = [past for past in noted if noted_zeros(past)]
+    if sums.get("Swap") or not all(map(told_by_pages, with_zeros)):
+        return None
+    regions = _regions(noted)
+    edges = [edge for start, end, _ in regions for edge in (start, end)]
+    found = look_in_brief(pid, lines, files, edges)
+    if found is None:
+        return None
+    kept, stores = store_sizes(pid, opened), mapped_stores(lines)
+    seen = outline(pid, len(lines), sums, kept, stores)
+    seen.merged_vmas, seen.merged_bytes = found.overlays, found.overlay_bytes
+    pages = found.look
+    seen.written_bytes = int(pages.pages[pages.kind == Kind.WRITTEN].sum()) * PAGE_SIZE
+    zeros = sum(zeros_left(past, pages, found.watched) for past in with_zeros)
+    seen.zero_bytes = zeros * PAGE_SIZE
+    return Subject(seen, sums, kept, files, pages, noted, 0.0, "", [], stores, regions)
+
+
+def _regions(noted: list[Past]) -> list[tuple[int, int, str]]:
+    return sorted(
         (address, address + nbytes, name)
         for past in noted
         for address, nbytes, name in past.facts["regions"]  # type: ignore[attr-defined]
     )
+
+
+def _in_detail(pid: int, files: dict[File, int]) -> Subject:
+    mappings, sums, kept = proc.smaps(pid), proc.rollup(pid), store_sizes(pid)
+    seen = describe(pid, mappings, sums, kept)
+    noted = pasts(pid)
+    regions = _regions(noted)
     watched = watched_memory(mappings) if any(map(noted_zeros, noted)) else []
-    edges = [edge for start, end, *_ in (*regions, *watched) for edge in (start, end)]
+    spans = [*((start, end) for start, end, _ in regions), *watched]
+    edges = [edge for span in spans for edge in span]
     pages = look(pid, mappings, files, edges)
     _, started = proc.origin(pid)
     seen.zero_bytes = sum(zeros_left(past, pages, watched) for past in noted) * PAGE_SIZE
@@ -145,6 +198,7 @@ def _subject(pid: int, files: dict[File, int]) -> Subject:
         started,
         _program(pid),
         mappings,
+        stores_of(mappings),
         regions,
     )
 

@@ -20,12 +20,19 @@ if TYPE_CHECKING:
 
     Integers = NDArray[np.int64]
 
-__all__ = ["noted_zeros", "watched_memory", "zeros_left"]
+__all__ = ["noted_zeros", "told_by_pages", "watched_memory", "zeros_left"]
 
 
 def noted_zeros(past: Past) -> int:
     """The pages of zeros that an engine had given back when it noted its counters last."""
     return counters(past).get("ksm_zero_pages", 0)
+
+
+def told_by_pages(past: Past) -> bool:
+    """Whether its zeros can be told without smaps: where PAGEMAP_SCAN marks all memory that a
+    userfaultfd has, or the engine has none.
+    """
+    return past.facts.get("tracking") == "wp-async" or not _watches(past)
 
 
 def watched_memory(mappings: list[proc.Mapping]) -> list[tuple[int, int]]:
@@ -41,7 +48,7 @@ def watched_memory(mappings: list[proc.Mapping]) -> list[tuple[int, int]]:
     return found
 
 
-def zeros_left(past: Past, seen: Look, watched: list[tuple[int, int]]) -> int:
+def zeros_left(past: Past, seen: Look, watched: list[tuple[int, int]] | Integers) -> int:
     """How many pages of its zeros are there still: no more than it has noted, and no more than
     pages of its regions take no memory now, less those that had never any when it noted them. Too
     few, where these have been touched since then. `seen` is cut where regions and what is watched
