@@ -28,6 +28,7 @@ __all__ = [
     "count_mappings",
     "cpu_seconds",
     "forks",
+    "is_forked",
     "mappings",
     "origin",
     "own_page_entries",
@@ -54,7 +55,8 @@ _ENTRY_BYTES = 8
 _PAGE_BYTES = 4096
 
 # Fields of stat (ppid, starttime, startstack, start_brk), counted from the third one on.
-_PARENT, _START_TIME, _START_STACK, _START_BRK = 1, 19, 25, 44
+_PARENT, _FLAGS, _START_TIME, _START_STACK, _START_BRK = 1, 6, 19, 25, 44
+_FORKED_NO_EXEC = 0x40  # PF_FORKNOEXEC of the kernel's include/linux/sched.h
 
 # start, end, permissions, offset, device, inode, path
 _HEADER = re.compile(
@@ -189,6 +191,13 @@ def origin(pid: int | str = "self") -> tuple[int, float]:
     fields = stat(pid)
     seconds = int(fields[_START_TIME]) / os.sysconf("SC_CLK_TCK")
     return int(fields[_PARENT]), time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + seconds
+
+
+def is_forked(pid: int | str = "self") -> bool:
+    """Whether it was forked and has started no other program since: what its parent had in memory
+    then is shared with it until one of them writes.
+    """
+    return bool(int(stat(pid)[_FLAGS]) & _FORKED_NO_EXEC)
 
 
 def forks(pids: Iterable[int]) -> dict[int, int]:

@@ -34,7 +34,7 @@ from ksmpy.whole.adopt import Adopter
 from support import memory, oracle
 from support.background import over_and_over
 from support.patience import patience, until
-from support.procs import python
+from support.procs import python, python_ok
 
 MIB = 1 << 20
 PAGE = oracle.PAGE
@@ -753,6 +753,31 @@ def test_words_like_those_of_malloc(choosing: Any) -> None:
         unmap(address, 16 * MIB)
 
 
+def test_a_block_between_a_stack_and_the_engines_memory_is_malloc_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing that adjoins it is malloc's or an arena, as where the first block of a program that
+    forked lies between a thread's stack and the records of the engine.
+    """
+    whole = 27 * MIB
+    address = mapping(whole)
+    stack, block_bytes, own = 8 * MIB, 16 * MIB + PAGE, address + 24 * MIB + PAGE
+    try:
+        # memalign(64, 16 MiB): two headers, the first one as malloc() has made it.
+        words = ctypes.c_uint64 * 2
+        words.from_address(address + stack)[:] = (0, block_bytes | 2)
+        words.from_address(address + stack + 0x30)[:] = (0x30, block_bytes - 0x30 | 2)
+        monkeypatch.setattr(native, "own_memory", lambda: [(own, own + MIB)])
+        found = mappings.survey(MIB, [], every=False)
+        here = [(address, address + whole)]
+        assert mappings.intersect(found.malloced, here) == [(address + stack, own)]
+        monkeypatch.undo()
+        found = mappings.survey(MIB, [], every=False)
+        assert mappings.intersect(found.malloced, here) == []
+    finally:
+        unmap(address, whole)
+
+
 def test_heaps_of_malloc_are_adopted(choosing: Any) -> None:
     """What malloc has from brk(), and what it has for the arena of a thread."""
     engine, adopter = choosing
@@ -796,6 +821,51 @@ def test_foreign_memory_is_adopted_where_an_object_has_it(choosing: Any) -> None
     finally:
         engine.close()
         unmap(foreign, 8 * MIB)
+
+
+def test_a_forked_child_copies_no_objects_for_a_little_memory() -> None:
+    """A look at Python's objects takes references, and so copies what the fork has shared: only for
+    memory that is worth it.
+    """
+    code = """
+import mmap, os, sys
+import numpy as np
+import ksmpy
+from ksmpy import proc
+from ksmpy.memory import mappings
+from ksmpy.whole.adopt import Adopter
+from support.procs import in_child
+MIB = 1 << 20
+objects = [[i, str(i)] for i in range(400_000)]
+memory = mmap.mmap(-1, 192 * MIB, flags=mmap.MAP_PRIVATE)
+def mapped(begin, mebibytes):
+    arr = np.frombuffer(memory, np.uint8, mebibytes * MIB, begin * MIB)
+    arr.fill(3)
+    return [{"mapped": arr}]
+def private():
+    return proc.rollup()["Private_Dirty"]
+little = mapped(16, 8)  # not at the beginning, which may lie behind a guard page
+def look(held, is_asked):
+    with ksmpy.Engine() as engine:
+        adopter = Adopter(engine._core, MIB, "mappings")
+        before = private()
+        for _ in range(3):
+            adopter.look(engine._core)
+        arr = held[0]["mapped"]
+        at = arr.ctypes.data
+        there = any(r.address <= at < r.address + r.nbytes for r in engine._core.all_regions())
+        assert there == is_asked, (there, adopter.coverage)
+        return private() - before
+def child():
+    assert proc.is_forked()
+    taken = look(little, False)
+    assert taken < 16 * MIB, taken
+    look(mapped(32, 128), True)
+in_child(child)
+assert not proc.is_forked()
+look(little, True)
+"""
+    python_ok("-c", code)
 
 
 def test_memory_that_took_the_place_of_adopted_memory_merges(choosing: Any) -> None:

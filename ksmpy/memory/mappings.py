@@ -86,9 +86,9 @@ def survey(min_bytes: int, taken: Iterable[Interval], *, every: bool) -> Survey:
     maps = proc.raw_mappings()
     mapped, stacks = _anonymous(maps)
     taken = sorted(taken)
-    own = [_whole_pages(each) for each in native.own_memory()]
+    own = sorted(_whole_pages(each) for each in native.own_memory())
     free = _large(subtract(_joined(mapped), sorted([*taken, *own])), min_bytes)
-    owners = [] if every or not free else _owners(maps, [*mapped, *taken], min_bytes)
+    owners = [] if every or not free else _owners(maps, [*mapped, *taken], own, min_bytes)
     malloced = [(start, end) for start, end, owner in owners if owner == native.OWNER_MALLOC]
     if free:
         stacks = _stacks(mapped, stacks, malloced)
@@ -117,15 +117,17 @@ def _stacks(
 
 
 def _owners(
-    maps: list[tuple[bytes, ...]], memory: list[Interval], min_bytes: int
+    maps: list[tuple[bytes, ...]], memory: list[Interval], own: list[Interval], min_bytes: int
 ) -> list[tuple[int, int, int]]:
     """(start, end, owner) of memory whose allocator is known, in order. `memory` has to include
-    registered memory, since merged pages are mappings of a file and would leave gaps.
+    registered memory, since merged pages are mappings of a file and would leave gaps. The engines'
+    own memory ends a stretch, so that what adjoins it is believed as at the end of a mapping.
     """
     last = max((int(each[1], 16) for each in maps if each[6] == b"[heap]"), default=0)
     heap = [(proc.start_of_brk(), last)] if last else []
     found = [each for span in heap for each in native.find_owners(*span, heap=True)]
-    rest = subtract(_joined(_united(memory)), map(_whole_pages, heap))
+    holes = sorted([*map(_whole_pages, heap), *own])
+    rest = subtract(_joined(_united(memory)), holes)
     for start, end in _large(rest, min_bytes):
         found += native.find_owners(start, end, heap=False)
     return sorted((*_whole_pages((start, end)), owner) for start, end, owner in found)

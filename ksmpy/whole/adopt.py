@@ -67,7 +67,9 @@ _FILLED_PAGES = 4096
 # other memory by now.
 _DIFFERED_PAGES = 256
 # Python's objects are looked at only if so many bytes of unknown owner are in memory, which may be
-# theirs: such a look takes time and, in a forked child, memory.
+# theirs: such a look takes time. In a forked child it also takes memory, a copy of each page that
+# objects lie in, as it takes references to them for a moment; so there it has to be about as much
+# as Python has for small objects.
 _WORTH_A_LOOK = 4 << 20
 # After so many seconds it is tried again to register memory that was refused.
 _REFUSED_SECONDS = 60.0
@@ -116,6 +118,7 @@ class Adopter:
         self._adopted: set[Region] = set()
         self._shown: set[Region] = set()  # those of mappings that are known from objects only
         self._unknown_bytes = 0
+        self._look_costs_bytes = 0
         self._looked_before = False
         self._differed = 0
         self._unnamed: list[Region] = []
@@ -269,13 +272,15 @@ class Adopter:
             self._differed = differed
 
     def _asks_objects(self) -> bool:
-        enough = max(_WORTH_A_LOOK, self._min_bytes)
+        enough = max(_WORTH_A_LOOK, self._min_bytes, self._look_costs_bytes)
         return self._way == "objects" or bool(self._shown) or self._unknown_bytes >= enough
 
     def _note_unknown(self, found: Survey) -> None:
         """Note how much memory of unknown owner there is."""
         there = [part for each in found.unknown for part in mappings.parts_in_memory(each, 0)]
         self._unknown_bytes = sum(map(size, there))
+        small = found.left.get(mappings.SMALL_OBJECTS, 0)
+        self._look_costs_bytes = small if proc.is_forked() else 0
         _add(found.left, mappings.UNKNOWN, self._unknown_bytes)
         _add(found.left, _ABSENT, sum(map(size, found.unknown)) - self._unknown_bytes)
         if not self._looked_before:  # perhaps a forked child: which regions came from objects?
