@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ksmpy.text import shown
@@ -23,6 +23,7 @@ __all__ = [
     "PRESENT",
     "SWAPPED",
     "Mapping",
+    "anonymous",
     "by_fork",
     "command",
     "count_mappings",
@@ -34,8 +35,10 @@ __all__ = [
     "own_page_entries",
     "page_entries",
     "parse",
+    "places",
     "raw_mappings",
     "read",
+    "read_smaps",
     "rollup",
     "smaps",
     "start_of_brk",
@@ -63,6 +66,8 @@ _HEADER = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) ([rwxsp-]{4}) ([0-9a-f]+) (\S+) (\d+) *(.*)$", re.MULTILINE
 )
 _BLOCKED = re.compile(rb"^SigBlk:\s*([0-9a-f]+)", re.MULTILINE)
+# start, end, permissions, name
+_ANONYMOUS = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) (rw-p|---p) 0+ \S+ 0 *(.*)$", re.MULTILINE)
 _SIZE = re.compile(rb"^(\w+): +(\d+) kB$", re.MULTILINE)
 
 
@@ -122,8 +127,8 @@ def read(name: str, pid: int | str = "self", *, limit: int | None = None) -> byt
     return bytes(data)
 
 
-def parse(data: bytes, *, detailed: bool = False) -> list[Mapping]:
-    """The mappings in the bytes of maps, or of smaps (`detailed`)."""
+def parse(data: bytes) -> list[Mapping]:
+    """The mappings in the bytes of maps or smaps; with details if it is the latter."""
     headers = list(_HEADER.finditer(data))
     ends = [*(header.start() for header in headers[1:]), len(data)][: len(headers)]
     return [
@@ -134,11 +139,27 @@ def parse(data: bytes, *, detailed: bool = False) -> list[Mapping]:
             header[5].decode(),
             int(header[6]),
             header[7].decode(errors="replace"),
-            data[header.end() + 1 : end] if detailed else None,
+            data[header.end() + 1 : end] or None,
             int(header[4], 16),
         )
         for header, end in zip(headers, ends, strict=True)
     ]
+
+
+def places(data: bytes) -> tuple[list[int], list[int]]:
+    """Where the mappings in the bytes of maps or smaps begin: their addresses, and the places of
+    their lines.
+
+    The garbage collector runs when there are so and so many more objects of the kinds that it
+    follows. A list of some thousand mappings, read again and again, makes it run in a program that
+    would have got by without, and in a forked child a full run copies every page that objects are
+    in. Numbers it does not follow.
+    """
+    addresses, lines = [], []
+    for header in _HEADER.finditer(data):
+        addresses.append(int(header[1], 16))
+        lines.append(header.start())
+    return addresses, lines
 
 
 def mappings(pid: int | str = "self") -> list[Mapping]:
@@ -146,17 +167,22 @@ def mappings(pid: int | str = "self") -> list[Mapping]:
     return parse(read("maps", pid))
 
 
-def smaps(pid: int | str = "self", *, limit: int | None = None) -> list[Mapping]:
-    """All mappings with their details, or those below the address `limit`.
+def smaps(pid: int | str = "self") -> list[Mapping]:
+    """All mappings with their details: see read_smaps()."""
+    return parse(read_smaps(pid))
+
+
+def read_smaps(pid: int | str = "self", *, limit: int | None = None) -> bytes:
+    """The bytes of smaps, for all mappings or those below the address `limit`.
 
     The kernel counts every page of each mapping for this, 10 ms for a few hundred mappings. The
     newest ones have low addresses: stopping early saves most of it. Kernels without
-    CONFIG_PROC_PAGE_MONITOR have no such file: then without details.
+    CONFIG_PROC_PAGE_MONITOR have no such file: then those of maps.
     """
     try:
-        return parse(read("smaps", pid, limit=limit), detailed=True)
+        return read("smaps", pid, limit=limit)
     except FileNotFoundError:
-        return parse(read("maps", pid, limit=limit))
+        return read("maps", pid, limit=limit)
 
 
 Lines = list[tuple[bytes, ...]]
@@ -168,6 +194,14 @@ def raw_mappings(pid: int | str = "self") -> Lines:
     there, for those who look at tens of thousands and keep few.
     """
     return _HEADER.findall(read("maps", pid))
+
+
+def anonymous(pid: int | str = "self") -> Iterator[tuple[int, int, bool, bytes]]:
+    """(start, end, whether it is readable and writable, name) of each mapping without a file that
+    is so, or to which nobody has any access. One at a time: see places().
+    """
+    for header in _ANONYMOUS.finditer(read("maps", pid)):
+        yield int(header[1], 16), int(header[2], 16), header[3] == b"rw-p", header[4]
 
 
 def stat(pid: int | str = "self") -> list[bytes]:

@@ -27,7 +27,7 @@ import ksmpy
 from conftest import EACH_FREEZE
 from ksmpy import RegionError, native
 from ksmpy.engine.region import Region
-from ksmpy.memory import mappings
+from ksmpy.memory import mappings, maps
 from ksmpy.memory.objects import named_memory
 from ksmpy.whole import adopt
 from ksmpy.whole.adopt import Adopter
@@ -368,6 +368,21 @@ def test_no_look_where_nothing_changed(looking: Any) -> None:
     until(lambda: adopter.step(engine._core), "the new mapping was not noticed")
     more.close()
     engine.close()
+
+
+def test_a_look_makes_the_collector_run_no_more_often(looking: Any) -> None:
+    """However many mappings there are: in a forked child a full run copies what the fork shares."""
+    engine, adopter = looking
+    pages = 6000
+    shared = np.frombuffer(mmap.mmap(-1, pages * PAGE), np.uint8)
+    for page in range(0, pages, 2):
+        memory.protect(memory.address_of(shared) + page * PAGE, mmap.PROT_READ)
+    adopter.look(engine._core)
+    before = gc.get_stats()[0]["collections"]
+    for _ in range(10):
+        adopter.look(engine._core)
+        maps.AddressSpace.read(1 << 64)
+    assert gc.get_stats()[0]["collections"] - before < pages // 700
 
 
 class _Lazy(types.ModuleType):

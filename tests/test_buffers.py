@@ -189,8 +189,8 @@ def _mapping(start: int, end: int, letters: str | None) -> proc.Mapping:
 
 def test_unmapped_memory_is_refused() -> None:
     """A hole at the start, in the middle or at the end is found."""
-    low, high = _mapping(0x1000, 0x3000, None), _mapping(0x4000, 0x6000, None)
-    space = AddressSpace([low, high])
+    low, high = "1000-3000 rw-p 00000000 00:00 0", "4000-6000 rw-p 00000000 00:00 0"
+    space = AddressSpace(f"{low} \n{high} \n".encode())
     for start, end in ((0x0, 0x2000), (0x2000, 0x5000), (0x5000, 0x7000), (0x8000, 0x9000)):
         reason = refusal(space.covering(start, end), start, end)
         assert reason == "part of it is not mapped"

@@ -83,12 +83,11 @@ def survey(min_bytes: int, taken: Iterable[Interval], *, every: bool) -> Survey:
 
     every: whoever they belong to.
     """
-    maps = proc.raw_mappings()
-    mapped, stacks = _anonymous(maps)
+    mapped, stacks, heap_end = _anonymous()
     taken = sorted(taken)
     own = sorted(_whole_pages(each) for each in native.own_memory())
     free = _large(subtract(_joined(mapped), sorted([*taken, *own])), min_bytes)
-    owners = [] if every or not free else _owners(maps, [*mapped, *taken], own, min_bytes)
+    owners = [] if every or not free else _owners(heap_end, [*mapped, *taken], own, min_bytes)
     malloced = [(start, end) for start, end, owner in owners if owner == native.OWNER_MALLOC]
     if free:
         stacks = _stacks(mapped, stacks, malloced)
@@ -117,14 +116,13 @@ def _stacks(
 
 
 def _owners(
-    maps: list[tuple[bytes, ...]], memory: list[Interval], own: list[Interval], min_bytes: int
+    heap_end: int, memory: list[Interval], own: list[Interval], min_bytes: int
 ) -> list[tuple[int, int, int]]:
     """(start, end, owner) of memory whose allocator is known, in order. `memory` has to include
     registered memory, since merged pages are mappings of a file and would leave gaps. The engines'
     own memory ends a stretch, so that what adjoins it is believed as at the end of a mapping.
     """
-    last = max((int(each[1], 16) for each in maps if each[6] == b"[heap]"), default=0)
-    heap = [(proc.start_of_brk(), last)] if last else []
+    heap = [(proc.start_of_brk(), heap_end)] if heap_end else []
     found = [each for span in heap for each in native.find_owners(*span, heap=True)]
     holes = sorted([*map(_whole_pages, heap), *own])
     rest = subtract(_joined(_united(memory)), holes)
@@ -144,22 +142,23 @@ def _united(intervals: Iterable[Interval]) -> list[Interval]:
     return found
 
 
-def _anonymous(maps: list[tuple[bytes, ...]]) -> tuple[list[Interval], list[Interval]]:
-    """The writable mappings; and what of them looks like stacks."""
+def _anonymous() -> tuple[list[Interval], list[Interval], int]:
+    """The writable mappings, what of them looks like stacks, and the end of the memory of brk()."""
     found: list[Interval] = []
     stacks: list[Interval] = []
-    guard_end = 0
-    for first, last, rights, offset, _, inode, name in maps:
-        if rights not in (b"rw-p", b"---p") or inode != b"0" or int(offset, 16) or not _bare(name):
+    guard_end = heap_end = 0
+    for start, end, writable, name in proc.anonymous():
+        if not _bare(name):
             continue
-        start, end = int(first, 16), int(last, 16)
-        if rights == b"---p":
+        if not writable:
             guard_end = end
             continue
+        if name == b"[heap]":
+            heap_end = end
         if (start == guard_end and start % _ARENA_BYTES) or b"stack" in name:
             stacks.append((start, _stack_end(start, end)))
         found.append((start, end))
-    return found, stacks
+    return found, stacks, heap_end
 
 
 def _joined(intervals: list[Interval]) -> list[Interval]:

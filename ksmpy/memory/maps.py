@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 
 from ksmpy import limits, native, proc
 from ksmpy.errors import RegionError
@@ -47,30 +47,28 @@ _USERFAULTFD = frozenset({"um", "uw", "ui"})
 
 
 class AddressSpace:
-    """A snapshot of the mappings, taken once for many look-ups."""
+    """A snapshot of the mappings, taken once for many look-ups: the bytes of smaps or maps."""
 
-    def __init__(self, mappings: list[Mapping]) -> None:
-        self._mappings = mappings
-        self._starts = [mapping.start for mapping in mappings]
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._starts, self._lines = proc.places(data)
 
     @classmethod
     def read(cls, limit: int) -> AddressSpace:
         """The mappings below the address `limit`, as they are now. OSError with the way out."""
         try:
-            return cls(proc.smaps(limit=limit))
+            return cls(proc.read_smaps(limit=limit))
         except OSError as error:
             way_out = limits.why(error.errno or 0, native.memory_left)
             raise OSError(error.errno, f"{error.strerror}{way_out}", error.filename) from None
 
     def covering(self, start: int, end: int) -> list[Mapping]:
         """The mappings that touch [start, end), in order."""
-        index = max(bisect_right(self._starts, start) - 1, 0)
-        found = []
-        while index < len(self._mappings) and self._mappings[index].start < end:
-            if self._mappings[index].end > start:
-                found.append(self._mappings[index])
-            index += 1
-        return found
+        first = max(bisect_right(self._starts, start) - 1, 0)
+        last = bisect_left(self._starts, end)
+        lines = [*self._lines[first : last + 1], len(self._data)]
+        touched = proc.parse(self._data[lines[0] : lines[max(last - first, 0)]])
+        return [mapping for mapping in touched if mapping.end > start]
 
 
 class Allowance:
