@@ -69,8 +69,8 @@ def _library() -> ctypes.CDLL:
 @functools.cache
 def _index_library() -> ctypes.CDLL:
     # index.c has stable.c in it.
-    parts = ("base/rbtree.c", "os/arena.c", "os/clock.c", "os/files.c", "os/map.c", "os/own.c")
-    return _compiled(_HERE / "index.c", *(_ENGINE / part for part in parts))
+    parts = ("base/rbtree", "os/arena", "os/clock", "os/files", "os/map", "os/own_memory")
+    return _compiled(_HERE / "index.c", *(_ENGINE / f"{part}.c" for part in parts))
 
 
 def touch_pages(array: Bytes, stop: ctypes.c_int, out: Latencies) -> None:

@@ -14,7 +14,7 @@
 #include "os/clock.h"
 #include "os/guard.h"
 #include "os/map.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "pages/candidates.h"
 #include "pages/lost.h"
 #include "pages/pages.h"

@@ -19,7 +19,7 @@
 #include "merge/run.h"
 #include "os/forks.h"
 #include "os/imports.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "pages/pages.h"
 #include "pages/regions.h"
 #include "pages/sharing.h"

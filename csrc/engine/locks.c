@@ -7,7 +7,7 @@
 
 #include "merge/budget.h"
 #include "os/clock.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "pages/pages.h"
 #include "store/lock.h"
 #include "store/patience.h"

@@ -1,11 +1,11 @@
 /* What can be asked without an engine: of the machine, of this process, of the checksum. */
 #include "base/checksum.h"
 #include "base/pages.h"
+#include "os/allocators.h"
 #include "os/devices.h"
 #include "os/guard.h"
 #include "os/memory.h"
-#include "os/own.h"
-#include "os/owners.h"
+#include "os/own_memory.h"
 #include "os/probe.h"
 
 int ksmpy_probe(struct ksmpy_caps *caps)
@@ -45,7 +45,7 @@ int64_t ksmpy_find_owners(uintptr_t start, uintptr_t end, int heap, struct ksmpy
 {
     sigset_t mask;
     guard_open(&mask);
-    int64_t count = owners_find(start, end, heap, out, max);
+    int64_t count = allocators_find(start, end, heap, out, max);
     guard_close(&mask);
     return count;
 }

@@ -14,7 +14,7 @@
 #include "freeze/removals.h"
 #include "merge/merger.h"
 #include "os/forks.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "pages/overlay.h"
 #include "pages/pages.h"
 #include "pages/pins.h"

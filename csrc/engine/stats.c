@@ -10,7 +10,7 @@
 #include "merge/written.h"
 #include "os/clock.h"
 #include "os/guard.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "pages/candidates.h"
 #include "pages/pages.h"
 #include "pages/regions.h"

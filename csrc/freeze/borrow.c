@@ -9,8 +9,8 @@
 #include "freeze/registration.h"
 #include "freeze/shadow.h"
 #include "os/map.h"
-#include "os/maps.h"
-#include "os/own.h"
+#include "os/own_memory.h"
+#include "os/proc_maps.h"
 
 /*
  * How many mappings below a region are looked at, at most, for the start of the mapping that it

@@ -24,8 +24,8 @@
 #include "os/direct_io.h"
 #include "os/files.h"
 #include "os/map.h"
-#include "os/maps.h"
 #include "os/pagemap.h"
+#include "os/proc_maps.h"
 #include "os/tasks.h"
 #include "os/uffd.h"
 

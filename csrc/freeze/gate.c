@@ -10,7 +10,7 @@
 #include "freeze/replace.h"
 #include "freeze/stage.h"
 #include "os/map.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "os/uffd.h"
 
 bool gate_is_in_place(const struct freezer *fz)

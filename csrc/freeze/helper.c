@@ -4,7 +4,7 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include "os/own.h"
+#include "os/own_memory.h"
 
 /*
  * The thread's stack counts as the engine's own memory, so that it is never adopted: a thread whose

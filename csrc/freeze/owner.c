@@ -5,8 +5,8 @@
 
 #include "base/pages.h"
 #include "freeze/ops.h"
-#include "os/maps.h"
 #include "os/pagemap.h"
+#include "os/proc_maps.h"
 #include "os/uffd.h"
 
 /* The mapping at this address, if there is one. */

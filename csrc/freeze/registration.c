@@ -9,7 +9,7 @@
 #include "freeze/removals.h"
 #include "os/clock.h"
 #include "os/map.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "os/uffd.h"
 
 /*

@@ -30,8 +30,8 @@
 #include "os/files.h"
 #include "os/given_back.h"
 #include "os/map.h"
-#include "os/maps.h"
 #include "os/pagemap.h"
+#include "os/proc_maps.h"
 #include "os/tasks.h"
 #include "os/uffd.h"
 

@@ -4,7 +4,7 @@
 #include <stddef.h>
 
 #include "os/arena.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 
 void removals_forget(struct removals *removals)
 {

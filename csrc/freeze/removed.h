@@ -12,7 +12,7 @@
 #include "freeze/helper.h"
 #include "os/arena.h"
 #include "os/given_back.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 
 #define REMOVAL_NOTES 256
 #define REMOVAL_LEAVERS 64

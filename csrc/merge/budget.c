@@ -9,7 +9,7 @@
 #include "merge/merger.h"
 #include "os/arena.h"
 #include "os/clock.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "pages/pages.h"
 #include "pages/records.h"
 

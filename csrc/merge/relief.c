@@ -12,7 +12,7 @@
 #include "merge/merger.h"
 #include "merge/run.h"
 #include "merge/unmerge.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "pages/overlay.h"
 #include "pages/pages.h"
 #include "pages/records.h"

@@ -16,7 +16,7 @@
 #include "os/arena.h"
 #include "os/clock.h"
 #include "os/map.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "pages/candidates.h"
 #include "pages/lost.h"
 #include "pages/overlay.h"

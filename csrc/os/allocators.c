@@ -4,7 +4,7 @@
  * memory of unknown owner the next block may begin at any page.  What looks like a block there is
  * believed only if it adjoins something known or the end of the stretch.
  */
-#include "os/owners.h"
+#include "os/allocators.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -49,7 +49,7 @@ static size_t mapped_size(const struct header *header, size_t offset)
     return size % PAGE_SIZE ? 0 : size;
 }
 
-size_t owners_block_size(const void *page)
+size_t allocators_block_size(const void *page)
 {
     struct header header;
     return read_live((uintptr_t)page, &header, sizeof header) ? mapped_size(&header, 0) : 0;
@@ -62,7 +62,7 @@ size_t owners_block_size(const void *page)
  */
 static size_t block_at(uintptr_t start, uintptr_t end)
 {
-    size_t size = owners_block_size((const void *)start);
+    size_t size = allocators_block_size((const void *)start);
     for (int power = LEAST_ALIGNMENT; power <= MOST_ALIGNMENT; power++) {
         uintptr_t alignment = (uintptr_t)1 << power;
         uintptr_t at = ((start + HEADER + alignment - 1) & -alignment) - HEADER;
@@ -316,7 +316,8 @@ static bool malloc_is_glibc(void)
     return is;
 }
 
-int64_t owners_find(uintptr_t start, uintptr_t end, bool heap, struct ksmpy_owned *out, int64_t max)
+int64_t allocators_find(uintptr_t start, uintptr_t end, bool heap, struct ksmpy_owned *out,
+                        int64_t max)
 {
     struct walk walk = {.start = start, .end = end, .out = out, .max = max};
     walk.glibc = malloc_is_glibc();

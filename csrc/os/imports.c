@@ -11,7 +11,7 @@
 #include "base/pages.h"
 #include "os/clock.h"
 #include "os/map.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 
 /* What the dynamic linker fills with the address of a function: psABI of x86-64, AAELF64. */
 #if defined(__x86_64__)

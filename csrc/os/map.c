@@ -14,7 +14,7 @@
 #include "ksmpy.h"
 #include "os/clock.h"
 #include "os/files.h"
-#include "os/own.h"
+#include "os/own_memory.h"
 
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4

@@ -3,7 +3,7 @@
  * to change would wait for itself.  Kept as a list of ranges in memory of its own, changed by
  * single stores, so that a fork at any moment leaves the child a usable one.
  */
-#include "os/own.h"
+#include "os/own_memory.h"
 
 #include <link.h>
 #include <stdatomic.h>

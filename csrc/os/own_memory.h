@@ -3,8 +3,8 @@
  * functions of os/map.h map is noted by them.  Nothing fails: what there is no room to note is
  * not known.
  */
-#ifndef KSMPY_OS_OWN_H
-#define KSMPY_OS_OWN_H
+#ifndef KSMPY_OS_OWN_MEMORY_H
+#define KSMPY_OS_OWN_MEMORY_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,5 +1,5 @@
 /* /proc/self/maps: one mapping at a time where the kernel can (PROCMAP_QUERY), else as text. */
-#include "os/maps.h"
+#include "os/proc_maps.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -1,8 +1,8 @@
 /*
  * The process's mappings, as /proc/self/maps has them.  -EBADF: the program has closed that file.
  */
-#ifndef KSMPY_OS_MAPS_H
-#define KSMPY_OS_MAPS_H
+#ifndef KSMPY_OS_PROC_MAPS_H
+#define KSMPY_OS_PROC_MAPS_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -3,7 +3,7 @@
 
 #include "base/pages.h"
 #include "os/clock.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "pages/candidates.h"
 #include "pages/overlay.h"
 #include "pages/pages.h"

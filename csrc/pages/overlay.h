@@ -2,7 +2,7 @@
 #ifndef KSMPY_PAGES_OVERLAY_H
 #define KSMPY_PAGES_OVERLAY_H
 
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "pages/pages.h"
 
 static inline bool shows_store(const struct pages *pages, const struct os_vma *vma)

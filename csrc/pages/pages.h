@@ -23,7 +23,7 @@
 #include "ksmpy.h"
 #include "os/arena.h"
 #include "os/clock.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "store/layout.h"
 #include "store/store.h"
 

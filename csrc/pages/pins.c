@@ -8,7 +8,7 @@
 
 #include "base/pages.h"
 #include "os/arena.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "pages/overlay.h"
 #include "pages/pages.h"
 #include "pages/regions.h"

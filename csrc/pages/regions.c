@@ -4,7 +4,7 @@
 #include "base/pages.h"
 #include "base/rbtree.h"
 #include "os/arena.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "pages/candidates.h"
 #include "pages/pages.h"
 

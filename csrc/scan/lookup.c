@@ -7,8 +7,8 @@
 #include "merge/plan.h"
 #include "merge/refusal.h"
 #include "merge/run.h"
+#include "os/allocators.h"
 #include "os/arena.h"
-#include "os/owners.h"
 #include "os/pagemap.h"
 #include "pages/candidates.h"
 #include "pages/pages.h"
@@ -173,7 +173,7 @@ static void wait_or_go_ahead(struct scanner *scanner, uint32_t id, uint64_t sum,
  */
 static bool stays_apart(const struct region *region, uint64_t i, const void *bytes)
 {
-    return region->growing && (i + 1 == region->n || owners_block_size(bytes));
+    return region->growing && (i + 1 == region->n || allocators_block_size(bytes));
 }
 
 static bool goes_to_zero_page(const struct scanner *scanner, uint64_t sum)

@@ -1,5 +1,5 @@
 /* Whose memory it is: what malloc and CPython write, and what only looks like it. */
-#include "os/owners.h"
+#include "os/allocators.h"
 
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -18,7 +18,7 @@ static int64_t look(void *start, size_t bytes, bool heap)
 {
     sigset_t mask;
     guard_open(&mask);
-    int64_t count = owners_find((uintptr_t)start, (uintptr_t)start + bytes, heap, found, MOST);
+    int64_t count = allocators_find((uintptr_t)start, (uintptr_t)start + bytes, heap, found, MOST);
     guard_close(&mask);
     return count;
 }
@@ -106,7 +106,7 @@ static void both_layouts(void)
     put_header(memory, 0, MIB | 2);
     put_header(memory + MIB, 0, (MIB - 16) | 2); /* since 2.43 */
     CHECK(malloced(memory, 2 * MIB) == 2 * MIB);
-    CHECK(owners_block_size(memory) == MIB && owners_block_size(memory + MIB) == MIB);
+    CHECK(allocators_block_size(memory) == MIB && allocators_block_size(memory + MIB) == MIB);
     static const uint64_t wrong[][2] = {
         {8, 0x100002}, {0, 0x100003}, {0, 0x100006},     {0, 0x100000},
         {0, 0x100802}, {0, 2},        {0, 0x1000000002}, {0, ~(uint64_t)0xffd},

@@ -19,7 +19,7 @@
 #include "os/clock.h"
 #include "os/files.h"
 #include "os/map.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "os/uffd.h"
 #include "pages.h"
 

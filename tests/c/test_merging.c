@@ -17,7 +17,7 @@
 #include "os/clock.h"
 #include "os/files.h"
 #include "os/map.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "pages.h"
 #include "pages/overlay.h"
 #include "store/layout.h"

@@ -18,7 +18,7 @@
 #include "os/files.h"
 #include "os/given_back.h"
 #include "os/map.h"
-#include "os/own.h"
+#include "os/own_memory.h"
 #include "os/pagemap.h"
 #include "os/uffd.h"
 #include "pages.h"

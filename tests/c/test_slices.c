@@ -15,7 +15,7 @@
 #include "freeze/freezer.h"
 #include "ksmpy.h"
 #include "os/map.h"
-#include "os/maps.h"
+#include "os/proc_maps.h"
 #include "pages.h"
 #include "pages/overlay.h"
 #include "store/pool.h"

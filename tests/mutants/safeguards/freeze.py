@@ -86,7 +86,7 @@ MUTANTS = [
     ),
     Mutant(
         "what the engine lent is not unmapped with the rest",
-        file="csrc/os/own.c",
+        file="csrc/os/own_memory.c",
         old="    return atomic_compare_exchange_strong(&slot->end, &with, left);",
         new="    return atomic_load(&slot->end) == with && left;",
         tests=("c/test_owner.c::the_engine_can_do_without_the_page_below_others",),

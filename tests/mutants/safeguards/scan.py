@@ -51,14 +51,14 @@ MUTANTS = [
     Mutant(
         "what may be made longer is never one overlay",
         file="csrc/scan/lookup.c",
-        old="    return region->growing && (i + 1 == region->n || owners_block_size(bytes));",
-        new="    return region->growing && i < region->n && owners_block_size(bytes);",
+        old="    return region->growing && (i + 1 == region->n || allocators_block_size(bytes));",
+        new="    return region->growing && i < region->n && allocators_block_size(bytes);",
         tests=("test_growth.py::test_a_merged_mapping_grows_with_zeros",),
     ),
     Mutant(
         "what malloc may make longer is never one overlay",
         file="csrc/scan/lookup.c",
-        old="    return region->growing && (i + 1 == region->n || owners_block_size(bytes));",
+        old="    return region->growing && (i + 1 == region->n || allocators_block_size(bytes));",
         new="    return region->growing && i + 1 == region->n && bytes;",
         tests=("test_growth.py::test_blocks_of_malloc_that_are_one_mapping",),
     ),
