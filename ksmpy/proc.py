@@ -66,6 +66,7 @@ _HEADER = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) ([rwxsp-]{4}) ([0-9a-f]+) (\S+) (\d+) *(.*)$", re.MULTILINE
 )
 _BLOCKED = re.compile(rb"^SigBlk:\s*([0-9a-f]+)", re.MULTILINE)
+_NAME = re.compile(rb"^Name:\s*(.*)$", re.MULTILINE)
 # start, end, permissions, name
 _ANONYMOUS = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) (rw-p|---p) 0+ \S+ 0 *(.*)$", re.MULTILINE)
 _SIZE = re.compile(rb"^(\w+): +(\d+) kB$", re.MULTILINE)
@@ -209,15 +210,16 @@ def stat(pid: int | str = "self") -> list[bytes]:
     return read("stat", pid).rpartition(b")")[2].split()
 
 
-def threads_that_block(number: int) -> frozenset[int]:
-    """Those of this process that block the signal."""
-    found = set()
+def threads_that_block(number: int) -> dict[int, str]:
+    """Those of this process that block the signal, and their names."""
+    found = {}
     for thread in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):  # it has ended
-            mask = _BLOCKED.search(read("status", f"self/task/{thread}"))
-            if mask and int(mask[1], 16) >> (number - 1) & 1:
-                found.add(int(thread))
-    return frozenset(found)
+            status = read("status", f"self/task/{thread}")
+            mask, name = _BLOCKED.search(status), _NAME.search(status)
+            if mask and name and int(mask[1], 16) >> (number - 1) & 1:
+                found[int(thread)] = name[1].decode(errors="replace")
+    return found
 
 
 def origin(pid: int | str = "self") -> tuple[int, float]:

@@ -126,3 +126,32 @@ def test_nothing_is_adopted_beside_a_thread_that_blocks_all_signals(masks: Any) 
         look()
         assert look() > 0
     assert all((array == arrays[0]).all() for array in arrays)
+
+
+BESIDE_ARROW = """
+import signal
+import pyarrow as pa
+import ksmpy
+from ksmpy import proc
+from ksmpy.whole.adopt import Adopter
+
+table = pa.table({"numbers": list(range(100_000))})
+if not proc.threads_that_block(signal.SIGSEGV):
+    print("none")
+    raise SystemExit
+for way, is_adopted in (("mappings", True), ("all", False)):
+    with ksmpy.Engine(freeze="signal", tracking="checksum") as engine:
+        adopter = Adopter(engine._core, 1 << 20, way)
+        blocks = [bytearray(40 << 20) for _ in range(2)]
+        for each in blocks:
+            each[:] = b"k" * len(each)
+        for _ in range(3):
+            adopter.look(engine._core)
+        assert bool(engine.regions()) == is_adopted, (way, adopter.coverage)
+"""
+
+
+def test_arrows_own_thread_is_no_obstacle(arrow: Any) -> None:
+    """jemalloc's: it blocks all signals, and writes to nobody's memory."""
+    if "none" in python_ok("-c", BESIDE_ARROW):
+        pytest.skip("this pyarrow has no such thread")

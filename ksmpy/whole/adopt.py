@@ -76,6 +76,9 @@ _REFUSED_SECONDS = 60.0
 
 _NEW = "new, or given back lately"
 _ABSENT = "not in memory"
+# Threads that block all signals, and write to nothing but their allocator's own records: Arrow's
+# jemalloc has one that gives memory back. Where everything is adopted these may be, too.
+_BLOCK_HARMLESSLY = ("jemalloc_bg_thd",)
 _BLOCKED = "beside a thread that blocks SIGSEGV, which must not write to it (freeze='signal')"
 
 
@@ -254,7 +257,10 @@ class Adopter:
         the last look as well, what was adopted is left, too: a thread that starts another one, or
         a program, blocks all signals for a moment.
         """
-        before, self._blocking = self._blocking, proc.threads_that_block(signal.SIGSEGV)
+        blocking = proc.threads_that_block(signal.SIGSEGV).items()
+        harmless = () if self._way == "all" else _BLOCK_HARMLESSLY
+        writers = frozenset(thread for thread, name in blocking if name not in harmless)
+        before, self._blocking = self._blocking, writers
         if before & self._blocking:
             for region in list(self._adopted):
                 region.release()
