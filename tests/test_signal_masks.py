@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ksmpy
@@ -103,10 +104,10 @@ def test_a_thread_that_blocks_all_signals_writes() -> None:
 
 def test_nothing_is_adopted_beside_a_thread_that_blocks_all_signals(masks: Any) -> None:
     """One that did so before there was an engine, and may write to memory of malloc's."""
-    arrays = [memory.distinct(PAGES)]
-    arrays += [memory.twin(arrays[0]) for _ in range(3)]
+    one = memory.distinct(32 * PAGES)
+    arrays = [np.frombuffer(bytearray(one), np.uint8) for _ in range(4)]
     with ksmpy.Engine(freeze="signal", tracking="checksum") as engine:
-        adopter = Adopter(engine._core, PAGES * 4096 // 2, "all")
+        adopter = Adopter(engine._core, PAGES * 4096 // 2, "mappings")
 
         def look() -> int:
             adopter.look(engine._core)
@@ -125,7 +126,7 @@ def test_nothing_is_adopted_beside_a_thread_that_blocks_all_signals(masks: Any) 
             masks.masks_end()
         look()
         assert look() > 0
-    assert all((array == arrays[0]).all() for array in arrays)
+    assert all((array == one).all() for array in arrays)
 
 
 BESIDE_ARROW = """
