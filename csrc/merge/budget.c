@@ -29,6 +29,17 @@
  */
 #define OUTDATED_NS 1000000000
 #define OUTDATED_REST 1000
+/*
+ * So does what it takes and gives itself, as long as that is less than one part in so many of the room
+ * left: a program that writes here and there has some pages merged anew in each of several passes a
+ * second, and counting was a sixth of what these cost.
+ */
+#define DRIFT_SHARE 64
+
+static uint64_t share_of(const struct budget *budget, uint64_t most)
+{
+    return most * budget->pages->knobs[KSMPY_KNOB_VMA_SHARE_PERCENT] / 100;
+}
 
 /* Of all mappings, which took so long to count. */
 static void set_count(struct budget *budget, int64_t mappings, uint64_t took)
@@ -42,7 +53,7 @@ static void set_count(struct budget *budget, int64_t mappings, uint64_t took)
         return;
     budget->mappings = budget->counted = (uint64_t)mappings;
     uint64_t most = os_max_map_count();
-    budget->limit = most * budget->pages->knobs[KSMPY_KNOB_VMA_SHARE_PERCENT] / 100;
+    budget->limit = share_of(budget, most);
     budget->regions_limit = budget->limit > most / 2 ? budget->limit : most / 2;
 }
 
@@ -53,9 +64,22 @@ void budget_count(struct budget *budget)
     set_count(budget, mappings, os_now_ns() - begin);
 }
 
+/* By how much at most what is assumed may differ from what there is. */
+static uint64_t drift(const struct budget *budget)
+{
+    uint64_t assumed = budget->mappings, counted = budget->counted;
+    return assumed > counted ? assumed - counted : counted - assumed;
+}
+
+static uint64_t room_left(const struct budget *budget)
+{
+    return budget->mappings < budget->limit ? budget->limit - budget->mappings : 0;
+}
+
 bool budget_is_outdated(const struct budget *budget)
 {
-    return budget->mappings != budget->counted || budget->gone_since_count || budget->refused ||
+    return drift(budget) > room_left(budget) / DRIFT_SHARE || budget->gone_since_count ||
+           budget->refused || budget->limit != share_of(budget, os_max_map_count()) ||
            os_now_ns() >= budget->outdated_ns;
 }
 

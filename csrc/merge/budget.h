@@ -6,8 +6,9 @@
 
 void budget_count(struct budget *budget);
 /*
- * At the start of a pass: is there anything to count?  Not where the engine has taken, given and
- * refused nothing since the last count, and the program had no time for many mappings.
+ * At the start of a pass: is there anything to count?  Not where the engine has taken and given little
+ * since the last count, beside the room that is left, and refused nothing, the limit is the same, and
+ * the program had no time for many mappings.
  */
 bool budget_is_outdated(const struct budget *budget);
 /*
