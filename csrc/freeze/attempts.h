@@ -10,6 +10,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 struct attempt {
     uint64_t ended; /* freezes_ended() before the call */
@@ -44,5 +45,13 @@ int attempt_bad_address(void);
     do                                                                                             \
         (got) = (call);                                                                            \
     while ((got) < 0 && (again))
+
+static inline size_t bytes_in(const struct iovec *buffers, int count)
+{
+    size_t bytes = 0;
+    for (int i = 0; i < count; i++)
+        bytes += buffers[i].iov_len;
+    return bytes;
+}
 
 #endif

@@ -16,6 +16,7 @@
 #include "base/pages.h"
 #include "freeze/asking.h"
 #include "freeze/attempts.h"
+#include "freeze/copying.h"
 #include "freeze/receiving.h"
 #include "freeze/signal_masks.h"
 #include "freeze/signal_stacks.h"
@@ -98,14 +99,6 @@ static ssize_t read_rest(int fd, const struct iovec *buffers, int count, const o
             break;
     }
     return (ssize_t)done;
-}
-
-static size_t bytes_in(const struct iovec *buffers, int count)
-{
-    size_t bytes = 0;
-    for (int i = 0; i < count; i++)
-        bytes += buffers[i].iov_len;
-    return bytes;
 }
 
 /* May frozen memory be what ended a read after so many bytes?  Each buffer may lie in such. */
@@ -204,44 +197,6 @@ static size_t again_fread(void *buffer, size_t size, size_t count, FILE *file)
     done = fread_locked(buffer, n, file, fd, &now);
     pthread_cleanup_pop(1);
     return done / size;
-}
-
-/* ---- between processes ---- */
-
-#define CUT_AT_MOST 16 /* times, as the other process's memory may be what ends it, too */
-
-typedef ssize_t copy_between(pid_t pid, const struct iovec *here, unsigned long count,
-                             const struct iovec *there, unsigned long there_count,
-                             unsigned long flags);
-
-/* All of it, as to copy a part once more does no harm. */
-static ssize_t copy_again(copy_between *copy, pid_t pid, const struct iovec *here,
-                          unsigned long count, const struct iovec *there, unsigned long there_count,
-                          unsigned long flags)
-{
-    struct attempt now = attempt_begin();
-    ssize_t got;
-    for (int cuts = 0;; cuts++) {
-        MAKE(got, attempt_is_again(&now), copy(pid, here, count, there, there_count, flags));
-        if (got < 0 || (size_t)got == bytes_in(here, (int)count) ||
-            (size_t)got == bytes_in(there, (int)there_count) || cuts == CUT_AT_MOST ||
-            !attempt_is_cut(&now))
-            return got;
-    }
-}
-
-static ssize_t again_process_vm_readv(pid_t pid, const struct iovec *here, unsigned long count,
-                                      const struct iovec *there, unsigned long there_count,
-                                      unsigned long flags)
-{
-    return copy_again(process_vm_readv, pid, here, count, there, there_count, flags);
-}
-
-static ssize_t again_process_vm_writev(pid_t pid, const struct iovec *here, unsigned long count,
-                                       const struct iovec *there, unsigned long there_count,
-                                       unsigned long flags)
-{
-    return copy_again(process_vm_writev, pid, here, count, there, there_count, flags);
 }
 
 /* ---- writing: where frozen pages may not be read either ---- */
@@ -382,8 +337,8 @@ static const struct os_import imports[] = {
     LED_AS(preadv64, preadv),
     LED_AS(preadv64v2, preadv2),
 #endif
-    LED(process_vm_readv),
-    LED(process_vm_writev),
+    LED_TO(process_vm_readv, copying_process_vm_readv),
+    LED_TO(process_vm_writev, copying_process_vm_writev),
     LED_TO(pthread_sigmask, signal_masks_pthread_sigmask),
     LED(pwrite),
 #ifdef __GLIBC__
@@ -404,6 +359,9 @@ static const struct os_import imports[] = {
     LED_TO(sigprocmask, signal_masks_sigprocmask),
     LED_TO(sigsuspend, signal_masks_sigsuspend),
     LED_TO(socketpair, asking_socketpair),
+#ifdef COPYING_BY_NUMBER
+    LED_TO(syscall, copying_syscall),
+#endif
     LED_TO(sysinfo, asking_sysinfo),
     LED_TO(uname, asking_uname),
     LED_TO(wait, asking_wait),

@@ -667,6 +667,60 @@ ssize_t __wrap_process_vm_readv(pid_t pid, const struct iovec *here, unsigned lo
     return __real_process_vm_readv(pid, here, count, there, there_count, flags);
 }
 
+#ifdef __x86_64__
+static void copies_by_number_are_whole(void)
+{
+    static char other[2 * PAGE_SIZE];
+    struct iovec here = {frozen - PAGE_SIZE, sizeof other}, there = {other, sizeof other};
+    memset(other, 7, sizeof other);
+    start();
+    freeze();
+    errno = EXDEV;
+    CHECK(LED(syscall)(SYS_process_vm_readv, (long)getpid(), &here, 1L, &there, 1L, 0L) ==
+          sizeof other);
+    CHECK(waits > 0 && errno == EXDEV && !memcmp(here.iov_base, other, sizeof other));
+    start();
+    memset(here.iov_base, 9, sizeof other);
+    CHECK(LED(syscall)(SYS_process_vm_writev, (long)getpid(), &here, 1L, &there, 1L, 0L) ==
+          sizeof other);
+    CHECK(other[0] == 9 && other[sizeof other - 1] == 9);
+    CHECK(LED(syscall)(SYS_process_vm_readv, (long)getpid(), &here, 1L, &there, 1L, 1L) == -1);
+    CHECK(errno == EINVAL); /* there are no flags */
+}
+
+static volatile int made = 0;
+
+static void be_made(void)
+{
+    made = 1;
+    for (;;)
+        syscall(SYS_exit, 0);
+}
+
+/* Six arguments, errors, and a thread that comes out of the call on a stack of its own. */
+static void other_calls_by_number_go_on(void)
+{
+    start();
+    CHECK(LED(syscall)(SYS_getpid) == getpid());
+    char name[] = "/tmp/retries.XXXXXX";
+    int fd = mkstemp(name);
+    CHECK(fd >= 0 && unlink(name) == 0 && pwrite(fd, "k", 1, PAGE_SIZE) == 1);
+    char *mapped = (char *)LED(syscall)(SYS_mmap, NULL, (long)PAGE_SIZE, (long)PROT_READ,
+                                        (long)MAP_PRIVATE, (long)fd, (long)PAGE_SIZE);
+    CHECK(mapped != MAP_FAILED && *mapped == 'k');
+    munmap(mapped, PAGE_SIZE);
+    close(fd);
+    errno = 0;
+    CHECK(LED(syscall)(SYS_close, -1L) == -1 && errno == EBADF);
+    static _Alignas(16) char stack[64 << 10];
+    void (**top)(void) = (void (**)(void))(stack + sizeof stack) - 2;
+    *top = be_made; /* where the call returns to in the child */
+    long child = LED(syscall)(SYS_clone, (long)(CLONE_VM | CLONE_FILES | SIGCHLD), top, 0L, 0L, 0L);
+    int status;
+    CHECK(child > 0 && waitpid((pid_t)child, &status, 0) == child && status == 0 && made == 1);
+}
+#endif
+
 /* The first page is copied, the second one is frozen, and all of it arrives. */
 static void copies_between_processes_are_whole(void)
 {
@@ -1088,6 +1142,10 @@ int main(void)
     RUN(datagrams_are_not_put_together);
     RUN(few_random_bytes_are_whole);
     RUN(copies_between_processes_are_whole);
+#ifdef __x86_64__
+    RUN(copies_by_number_are_whole);
+    RUN(other_calls_by_number_go_on);
+#endif
     RUN(who_connects_may_have_a_frozen_address);
     RUN(a_child_is_told_of_in_frozen_memory);
     RUN(an_error_of_a_socket_is_not_lost);

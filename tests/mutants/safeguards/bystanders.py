@@ -134,7 +134,7 @@ MUTANTS = [
     ),
     Mutant(
         "copies between processes are whole",
-        file="csrc/freeze/retries.c",
+        file="csrc/freeze/copying.c",
         old="            !attempt_is_cut(&now))\n",
         new="            true)\n",
         tests=("c/test_retries.c::copies_between_processes_are_whole",),
@@ -366,5 +366,19 @@ MUTANTS = [
         old="    return n > QUEUED_MAX ? ",
         new="    return n ? ",
         tests=("c/test_retries.c::the_message_of_a_queue_is_not_lost",),
+    ),
+    Mutant(
+        "copies between processes that are called by their number are made again",
+        file="csrc/freeze/copying.c",
+        old=" IF_IT_IS(process_vm_readv)",
+        new="",
+        tests=("c/test_retries.c::copies_by_number_are_whole",),
+    ),
+    Mutant(
+        "other calls by number go on without a frame in between",
+        file="csrc/freeze/copying.c",
+        old='"    jmp syscall@PLT\\n"',
+        new='"    push $0\\n    call syscall@PLT\\n    pop %rcx\\n    ret\\n"',
+        tests=("c/test_retries.c::other_calls_by_number_go_on",),
     ),
 ]
