@@ -181,7 +181,7 @@ def test_ksmd_goes_on_once_there_is_what_it_lacked(
         if passing == "descriptors":
             resource.setrlimit(resource.RLIMIT_NOFILE, (3, usual[1]))
         else:
-            monkeypatch.setattr(maps.proc, "smaps", _no_memory)
+            monkeypatch.setattr(maps.proc, "read_smaps", _no_memory)
         try:
             engine.knobs.run, engine.knobs.sleep_millisecs = 1, 1
             until(lambda: "ksmd waits" in caplog.text, "the pass did not miss anything")
