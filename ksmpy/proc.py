@@ -190,11 +190,13 @@ Lines = list[tuple[bytes, ...]]
 """What raw_mappings() gives."""
 
 
-def raw_mappings(pid: int | str = "self") -> Lines:
+def raw_mappings(pid: int | str = "self", *, naming: bytes = b"") -> Lines:
     """(start, end, permissions, offset, device, inode, path) of all mappings as they are written
-    there, for those who look at tens of thousands and keep few.
+    there, for those who look at tens of thousands and keep few.  None if `naming` is nowhere in
+    them, which is told without taking them apart.
     """
-    return _HEADER.findall(read("maps", pid))
+    data = read("maps", pid)
+    return _HEADER.findall(data) if naming in data else []
 
 
 def anonymous(pid: int | str = "self") -> Iterator[tuple[int, int, bool, bytes]]:

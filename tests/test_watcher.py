@@ -48,7 +48,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(watcher, "examine", made.examine)
     monkeypatch.setattr(watcher, "mapped_stores", lambda _lines: {("00:01", 1)})
     monkeypatch.setattr(watcher.os, "listdir", lambda _path: ["self", *map(str, made.ran)])
-    monkeypatch.setattr(proc, "raw_mappings", lambda _pid: [])
+    monkeypatch.setattr(watcher, "mappings_of_user", lambda _pid: [])
     monkeypatch.setattr(proc, "cpu_seconds", made.ran.get)
     return made
 

@@ -16,7 +16,7 @@
 #include "base/pages.h"
 #include "freeze/asking.h"
 #include "freeze/attempts.h"
-#include "freeze/copying.h"
+#include "freeze/cross_memory.h"
 #include "freeze/receiving.h"
 #include "freeze/signal_masks.h"
 #include "freeze/signal_stacks.h"
@@ -337,8 +337,8 @@ static const struct os_import imports[] = {
     LED_AS(preadv64, preadv),
     LED_AS(preadv64v2, preadv2),
 #endif
-    LED_TO(process_vm_readv, copying_process_vm_readv),
-    LED_TO(process_vm_writev, copying_process_vm_writev),
+    LED_TO(process_vm_readv, cross_memory_process_vm_readv),
+    LED_TO(process_vm_writev, cross_memory_process_vm_writev),
     LED_TO(pthread_sigmask, signal_masks_pthread_sigmask),
     LED(pwrite),
 #ifdef __GLIBC__
@@ -359,8 +359,8 @@ static const struct os_import imports[] = {
     LED_TO(sigprocmask, signal_masks_sigprocmask),
     LED_TO(sigsuspend, signal_masks_sigsuspend),
     LED_TO(socketpair, asking_socketpair),
-#ifdef COPYING_BY_NUMBER
-    LED_TO(syscall, copying_syscall),
+#ifdef CROSS_MEMORY_BY_NUMBER
+    LED_TO(syscall, cross_memory_syscall),
 #endif
     LED_TO(sysinfo, asking_sysinfo),
     LED_TO(uname, asking_uname),

@@ -12,7 +12,7 @@
  * that the C library makes for itself, as for fgets() and getline(), and those of programs that make
  * theirs without it, as Go's do.
  *
- * Copies between processes are also found among what is called by its number (freeze/copying.h).
+ * Copies between processes are also found among what is called by its number (freeze/cross_memory.h).
  * sigaltstack() is led too, to freeze/signal_stacks.h, and what blocks signals to freeze/signal_masks.h.
  */
 #ifndef KSMPY_FREEZE_RETRIES_H

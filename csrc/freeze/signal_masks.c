@@ -1,9 +1,7 @@
 #include "freeze/signal_masks.h"
 
-#include <errno.h>
 #include <stdbool.h>
 
-#include "freeze/attempts.h"
 #include "freeze/signal.h"
 #include "os/guard.h"
 

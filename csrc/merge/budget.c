@@ -30,9 +30,9 @@
 #define OUTDATED_NS 1000000000
 #define OUTDATED_REST 1000
 /*
- * So does what it takes and gives itself, as long as that is less than one part in so many of the room
- * left: a program that writes here and there has some pages merged anew in each of several passes a
- * second, and counting was a sixth of what these cost.
+ * The engine's own steps wait for that count as well, as long as they come to less than one part in so
+ * many of the room left: a program that writes here and there has some pages merged anew in each of
+ * several passes a second, and counting was a sixth of what these cost.
  */
 #define DRIFT_SHARE 64
 
@@ -79,8 +79,8 @@ static uint64_t room_left(const struct budget *budget)
 bool budget_is_outdated(const struct budget *budget)
 {
     return drift(budget) > room_left(budget) / DRIFT_SHARE || budget->gone_since_count ||
-           budget->refused || budget->limit != share_of(budget, os_max_map_count()) ||
-           os_now_ns() >= budget->outdated_ns;
+           budget->refused || os_now_ns() >= budget->outdated_ns ||
+           budget->limit != share_of(budget, os_max_map_count());
 }
 
 struct census_of_mappings budget_before_count(const struct budget *budget)

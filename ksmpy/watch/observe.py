@@ -20,6 +20,7 @@ __all__ = [
     "file_of",
     "glance",
     "mapped_stores",
+    "mappings_of_user",
     "outline",
     "refusal",
     "store_sizes",
@@ -98,9 +99,18 @@ def stores_of(mappings: list[proc.Mapping]) -> set[File]:
     return {(each.device, each.inode) for each in mappings if is_store(each.path)}
 
 
+#: In the path of each store's file.
+_IN_PATHS = b"ksmpy"
+
+
+def mappings_of_user(pid: int | str) -> proc.Lines:
+    """proc.raw_mappings() of a process, if it may have a store mapped; none if it has not."""
+    return proc.raw_mappings(pid, naming=_IN_PATHS)
+
+
 def mapped_stores(lines: proc.Lines) -> set[File]:
-    """The same of proc.raw_mappings()."""
-    files = {each[4:] for each in lines if b"ksmpy" in each[6]}
+    """As stores_of(), in what proc.raw_mappings() has told."""
+    files = {each[4:] for each in lines if _IN_PATHS in each[6]}
     return {
         (device.decode(), int(inode))
         for device, inode, path in files
@@ -158,7 +168,7 @@ def stores_in_use() -> dict[int, set[File]]:
         if not name.isdigit():
             continue
         try:
-            files = mapped_stores(proc.raw_mappings(name))
+            files = mapped_stores(mappings_of_user(name))
         except OSError:
             continue  # the process is gone, or may not be looked at
         if files:

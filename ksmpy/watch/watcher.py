@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ksmpy import proc
-from ksmpy.watch.observe import File, mapped_stores
+from ksmpy.watch.observe import File, mapped_stores, mappings_of_user
 from ksmpy.watch.subjects import Subject, examine
 
 __all__ = ["Watcher"]
@@ -81,7 +81,7 @@ class Watcher:
     def _examine(self, pid: int, cpu_seconds: float | None) -> None:
         subject = None
         try:
-            lines = proc.raw_mappings(pid)
+            lines = mappings_of_user(pid)
             if mapped_stores(lines):
                 subject = examine(pid, self._files, detailed=False, lines=lines)
         except (FileNotFoundError, ProcessLookupError):

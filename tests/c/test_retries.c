@@ -667,28 +667,40 @@ ssize_t __wrap_process_vm_readv(pid_t pid, const struct iovec *here, unsigned lo
     return __real_process_vm_readv(pid, here, count, there, there_count, flags);
 }
 
-#ifdef __x86_64__
-static void copies_by_number_are_whole(void)
+static char other[2 * PAGE_SIZE]; /* the other process's memory */
+static struct iovec from = {other, sizeof other}, to = {NULL, sizeof other};
+
+/* A copy from or to memory of which the second page is frozen. */
+static void begin_copy(void)
 {
-    static char other[2 * PAGE_SIZE];
-    struct iovec here = {frozen - PAGE_SIZE, sizeof other}, there = {other, sizeof other};
     memset(other, 7, sizeof other);
+    to.iov_base = frozen - PAGE_SIZE;
     start();
     freeze();
     errno = EXDEV;
-    CHECK(LED(syscall)(SYS_process_vm_readv, (long)getpid(), &here, 1L, &there, 1L, 0L) ==
-          sizeof other);
-    CHECK(waits > 0 && errno == EXDEV && !memcmp(here.iov_base, other, sizeof other));
+}
+
+static bool is_copied(ssize_t got)
+{
+    return got == sizeof other && waits > 0 && errno == EXDEV &&
+           !memcmp(to.iov_base, other, sizeof other);
+}
+
+#ifdef __x86_64__
+static void copies_by_number_are_whole(void)
+{
+    begin_copy();
+    CHECK(is_copied(LED(syscall)(SYS_process_vm_readv, (long)getpid(), &to, 1L, &from, 1L, 0L)));
     start();
-    memset(here.iov_base, 9, sizeof other);
-    CHECK(LED(syscall)(SYS_process_vm_writev, (long)getpid(), &here, 1L, &there, 1L, 0L) ==
+    memset(to.iov_base, 9, sizeof other);
+    CHECK(LED(syscall)(SYS_process_vm_writev, (long)getpid(), &to, 1L, &from, 1L, 0L) ==
           sizeof other);
     CHECK(other[0] == 9 && other[sizeof other - 1] == 9);
-    CHECK(LED(syscall)(SYS_process_vm_readv, (long)getpid(), &here, 1L, &there, 1L, 1L) == -1);
+    CHECK(LED(syscall)(SYS_process_vm_readv, (long)getpid(), &to, 1L, &from, 1L, 1L) == -1);
     CHECK(errno == EINVAL); /* there are no flags */
 }
 
-static volatile int made = 0;
+static volatile int made;
 
 static void be_made(void)
 {
@@ -724,29 +736,23 @@ static void other_calls_by_number_go_on(void)
 /* The first page is copied, the second one is frozen, and all of it arrives. */
 static void copies_between_processes_are_whole(void)
 {
-    static char other[2 * PAGE_SIZE];
-    struct iovec here = {frozen - PAGE_SIZE, sizeof other}, there = {other, sizeof other};
-    memset(other, 7, sizeof other);
+    begin_copy();
+    CHECK(is_copied(LED(process_vm_readv)(getpid(), &to, 1, &from, 1, 0)));
     start();
-    freeze();
-    errno = EXDEV;
-    CHECK(LED(process_vm_readv)(getpid(), &here, 1, &there, 1, 0) == sizeof other);
-    CHECK(waits > 0 && errno == EXDEV && !memcmp(here.iov_base, other, sizeof other));
-    start();
-    memset(here.iov_base, 9, sizeof other);
+    memset(to.iov_base, 9, sizeof other);
     mprotect(frozen, PAGE_SIZE, PROT_NONE);
     freezes_begin();
     is_frozen = 1;
-    CHECK(LED(process_vm_writev)(getpid(), &here, 1, &there, 1, 0) == sizeof other);
+    CHECK(LED(process_vm_writev)(getpid(), &to, 1, &from, 1, 0) == sizeof other);
     CHECK(waits > 0 && other[0] == 9 && other[sizeof other - 1] == 9);
     void *gap = mmap(NULL, 2 * PAGE_SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     munmap((char *)gap + PAGE_SIZE, PAGE_SIZE);
-    there = (struct iovec){gap, 2 * PAGE_SIZE}; /* a part of it is not there at all */
+    struct iovec partly = {gap, 2 * PAGE_SIZE}; /* a part of it is not there at all */
     start();
     copies = 0;
-    CHECK(LED(process_vm_readv)(getpid(), &here, 1, &there, 1, 0) == PAGE_SIZE && copies == 1);
+    CHECK(LED(process_vm_readv)(getpid(), &to, 1, &partly, 1, 0) == PAGE_SIZE && copies == 1);
     freezes_often = true;
-    CHECK(LED(process_vm_readv)(getpid(), &here, 1, &there, 1, 0) == PAGE_SIZE);
+    CHECK(LED(process_vm_readv)(getpid(), &to, 1, &partly, 1, 0) == PAGE_SIZE);
     CHECK(copies > 2 && copies < 100);
     freezes_often = false;
     munmap(gap, PAGE_SIZE);

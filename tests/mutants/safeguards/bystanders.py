@@ -134,7 +134,7 @@ MUTANTS = [
     ),
     Mutant(
         "copies between processes are whole",
-        file="csrc/freeze/copying.c",
+        file="csrc/freeze/cross_memory.c",
         old="            !attempt_is_cut(&now))\n",
         new="            true)\n",
         tests=("c/test_retries.c::copies_between_processes_are_whole",),
@@ -351,7 +351,7 @@ MUTANTS = [
         file="csrc/freeze/signal_masks.c",
         old="    sigdelset(own, SIGSEGV);\n    return true;\n",
         new="    return false;\n",
-        tests=("test_signal_masks.py::test_a_thread_that_blocks_all_signals_writes",),
+        tests=("test_signal_masks.py::test_all_signals_but_one_are_blocked[0]",),
     ),
     Mutant(
         "signals are blocked as asked where no engine needs SIGSEGV",
@@ -369,14 +369,14 @@ MUTANTS = [
     ),
     Mutant(
         "copies between processes that are called by their number are made again",
-        file="csrc/freeze/copying.c",
+        file="csrc/freeze/cross_memory.c",
         old=" IF_IT_IS(process_vm_readv)",
         new="",
         tests=("c/test_retries.c::copies_by_number_are_whole",),
     ),
     Mutant(
         "other calls by number go on without a frame in between",
-        file="csrc/freeze/copying.c",
+        file="csrc/freeze/cross_memory.c",
         old='"    jmp syscall@PLT\\n"',
         new='"    push $0\\n    call syscall@PLT\\n    pop %rcx\\n    ret\\n"',
         tests=("c/test_retries.c::other_calls_by_number_go_on",),

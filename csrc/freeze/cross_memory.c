@@ -1,6 +1,5 @@
-#include "freeze/copying.h"
+#include "freeze/cross_memory.h"
 
-#include <stdbool.h>
 #include <sys/syscall.h>
 
 #include "freeze/attempts.h"
@@ -27,42 +26,34 @@ static ssize_t copy_again(copy_between *copy, pid_t pid, const struct iovec *her
     }
 }
 
-ssize_t copying_process_vm_readv(pid_t pid, const struct iovec *here, unsigned long count,
-                                 const struct iovec *there, unsigned long there_count,
-                                 unsigned long flags)
+ssize_t cross_memory_process_vm_readv(pid_t pid, const struct iovec *here, unsigned long count,
+                                      const struct iovec *there, unsigned long there_count,
+                                      unsigned long flags)
 {
     return copy_again(process_vm_readv, pid, here, count, there, there_count, flags);
 }
 
-ssize_t copying_process_vm_writev(pid_t pid, const struct iovec *here, unsigned long count,
-                                  const struct iovec *there, unsigned long there_count,
-                                  unsigned long flags)
+ssize_t cross_memory_process_vm_writev(pid_t pid, const struct iovec *here, unsigned long count,
+                                       const struct iovec *there, unsigned long there_count,
+                                       unsigned long flags)
 {
     return copy_again(process_vm_writev, pid, here, count, there, there_count, flags);
 }
 
 /* ---- by their numbers ---- */
 
-#ifdef COPYING_BY_NUMBER
-long copying_by_number_process_vm_readv(long number, pid_t pid, const struct iovec *here,
-                                        unsigned long count, const struct iovec *there,
-                                        unsigned long there_count, unsigned long flags)
+#ifdef CROSS_MEMORY_BY_NUMBER
+long cross_memory_by_number(long number, pid_t pid, const struct iovec *here, unsigned long count,
+                            const struct iovec *there, unsigned long there_count,
+                            unsigned long flags)
 {
-    (void)number;
-    return copying_process_vm_readv(pid, here, count, there, there_count, flags);
-}
-
-long copying_by_number_process_vm_writev(long number, pid_t pid, const struct iovec *here,
-                                         unsigned long count, const struct iovec *there,
-                                         unsigned long there_count, unsigned long flags)
-{
-    (void)number;
-    return copying_process_vm_writev(pid, here, count, there, there_count, flags);
+    copy_between *copy = number == SYS_process_vm_readv ? process_vm_readv : process_vm_writev;
+    return copy_again(copy, pid, here, count, there, there_count, flags);
 }
 
 #define TEXT_OF(number) #number
 #define TEXT(number) TEXT_OF(number)
-#define IF_IT_IS(call) "    cmpq $" TEXT(SYS_##call) ", %rdi\n    je copying_by_number_" #call "\n"
+#define IF_IT_IS(call) "    cmpq $" TEXT(SYS_##call) ", %rdi\n    je cross_memory_by_number\n"
 
 #define GO_ON "    jmp syscall@PLT\n"
 
@@ -73,13 +64,13 @@ long copying_by_number_process_vm_writev(long number, pid_t pid, const struct io
  */
 __asm__(".text\n"
         ".p2align 4\n"
-        ".globl copying_syscall\n"
-        ".hidden copying_syscall\n"
-        ".type copying_syscall, @function\n"
-        "copying_syscall:\n"
+        ".globl cross_memory_syscall\n"
+        ".hidden cross_memory_syscall\n"
+        ".type cross_memory_syscall, @function\n"
+        "cross_memory_syscall:\n"
         "    .cfi_startproc\n"
         "    endbr64\n" /* it is called by its address */
         IF_IT_IS(process_vm_readv) IF_IT_IS(process_vm_writev) GO_ON
         "    .cfi_endproc\n"
-        ".size copying_syscall, . - copying_syscall\n");
+        ".size cross_memory_syscall, . - cross_memory_syscall\n");
 #endif
