@@ -793,6 +793,25 @@ def test_a_block_between_a_stack_and_the_engines_memory_is_malloc_s(
         unmap(address, whole)
 
 
+def test_a_block_between_a_stack_and_foreign_memory_is_malloc_s() -> None:
+    """As where a thread's stack came to lie below the only block."""
+    whole = 30 * MIB
+    address = mapping(whole)
+    start = mappings._stack_end(address + PAGE, address + whole)
+    size = 16 * MIB + PAGE
+    try:
+        (ctypes.c_uint64 * 2).from_address(start)[:] = (0, size | 2)
+        here = [(address, address + whole)]
+        found = mappings.survey(MIB, [], every=False)
+        assert mappings.intersect(found.malloced, here) == [], "there is no stack below it"
+        assert _libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(PAGE), 0) == 0
+        found = mappings.survey(MIB, [], every=False)
+        assert mappings.intersect(found.malloced, here) == [(start, start + size)]
+        assert mappings.intersect(found.free, here) == [(start, start + size)]
+    finally:
+        unmap(address, whole)
+
+
 def test_heaps_of_malloc_are_adopted(choosing: Any) -> None:
     """What malloc has from brk(), and what it has for the arena of a thread."""
     engine, adopter = choosing

@@ -87,7 +87,9 @@ def survey(min_bytes: int, taken: Iterable[Interval], *, every: bool) -> Survey:
     taken = sorted(taken)
     own = sorted(_whole_pages(each) for each in native.own_memory())
     free = _large(subtract(_joined(mapped), sorted([*taken, *own])), min_bytes)
-    owners = [] if every or not free else _owners(heap_end, [*mapped, *taken], own, min_bytes)
+    owners = []
+    if free and not every:
+        owners = _owners(heap_end, [*mapped, *taken], stacks, own, min_bytes)
     malloced = [(start, end) for start, end, owner in owners if owner == native.OWNER_MALLOC]
     if free:
         stacks = _stacks(mapped, stacks, malloced)
@@ -116,19 +118,35 @@ def _stacks(
 
 
 def _owners(
-    heap_end: int, memory: list[Interval], own: list[Interval], min_bytes: int
+    heap_end: int,
+    memory: list[Interval],
+    stacks: list[Interval],
+    own: list[Interval],
+    min_bytes: int,
 ) -> list[tuple[int, int, int]]:
     """(start, end, owner) of memory whose allocator is known, in order. `memory` has to include
     registered memory, since merged pages are mappings of a file and would leave gaps. The engines'
-    own memory ends a stretch, so that what adjoins it is believed as at the end of a mapping.
+    own memory ends a stretch, and so does what looks like a stack, so that what adjoins them is
+    believed as at the end of a mapping.
     """
     heap = [(proc.start_of_brk(), heap_end)] if heap_end else []
     found = [each for span in heap for each in native.find_owners(*span, heap=True)]
     holes = sorted([*map(_whole_pages, heap), *own])
     rest = subtract(_joined(_united(memory)), holes)
-    for start, end in _large(rest, min_bytes):
-        found += native.find_owners(start, end, heap=False)
+    for stretch in _large(rest, min_bytes):
+        found += _owners_between(stretch, stacks)
     return sorted((*_whole_pages((start, end)), owner) for start, end, owner in found)
+
+
+def _owners_between(stretch: Interval, stacks: list[Interval]) -> list[tuple[int, int, int]]:
+    """What is known of a stretch; if nothing is of what looks like a stack, then on either side."""
+    found = native.find_owners(*stretch, heap=False)
+    known = [(start, end) for start, end, _ in found]
+    apart = [each for each in intersect(stacks, [stretch]) if not intersect([each], known)]
+    if not apart:
+        return found
+    pieces = subtract([stretch], apart)
+    return [each for piece in pieces for each in native.find_owners(*piece, heap=False)]
 
 
 def _united(intervals: Iterable[Interval]) -> list[Interval]:
