@@ -26,21 +26,29 @@ static bool is_over(struct store *store, uint32_t extent)
     return !extent_used(store, extent) && pool_reaches(store, extent);
 }
 
+/* Up to where its frames have records: there may be no memory for those of the last ones. */
+static uint32_t records_end(const struct store *store, uint32_t extent)
+{
+    uint64_t high = store->ids[frame_node(store, extent)].state->high;
+    return extent + (uint32_t)least(high - frame_local(store, extent), EXTENT);
+}
+
 /*
  * A process that dies here leaves all of them to the one that reaps it.  Then they are spare, also
  * those without memory.
  */
 static void take(struct store *store, uint32_t extent, bool free_ones, struct taken *taken)
 {
+    uint32_t end = records_end(store, extent);
     taken->n = 0;
-    for (uint32_t frame = extent; frame < extent + EXTENT; frame++)
+    for (uint32_t frame = extent; frame < end; frame++)
         if (frame_at(store, frame)->state == FRAME_SPARE && taken->n < EXTENT) {
             frame_is_dead(store, frame);
             frame_is_spare_no_more(store, frame);
             taken->frames[taken->n++] = frame;
         }
     taken->spare = taken->n;
-    for (uint32_t frame = extent; free_ones && frame < extent + EXTENT; frame++)
+    for (uint32_t frame = extent; free_ones && frame < end; frame++)
         if (frame_at(store, frame)->state == FRAME_FREE && taken->n < EXTENT &&
             pool_take_this(store, frame)) {
             frame_is_dead(store, frame);

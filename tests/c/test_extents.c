@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -365,6 +366,33 @@ static void where_folios_may_be_large_all_frames_wait(void)
     close_extents();
 }
 
+/* The records of its last frames, which were never used, have no memory then: it stays as it is. */
+static void an_extent_without_memory_for_all_records_is_not_let_go(void)
+{
+    struct rlimit limit, none = {.rlim_cur = 1};
+    engine = engine_of(KSMPY_FREEZE_AUTO, KSMPY_TRACKING_AUTO, 1);
+    REQUIRE(engine && getrlimit(RLIMIT_DATA, &limit) == 0);
+    store = &engine->pages.store;
+    store->large_folios = true;
+    uint64_t step = bytes_of(64), n = step / sizeof(struct frame), some = 100;
+    REQUIRE(n % EXTENT > some);
+    first = store_take(store, 0, &n);
+    REQUIRE(first == 0 && n == step / sizeof(struct frame));
+    for (uint32_t i = 0; i < n; i++)
+        store_fill(store, i, bytes_of_frame(i, true), 1);
+    give_back(extent_of((uint32_t)n), some);
+    CHECK(store->head->spare_frames == some);
+    none.rlim_max = limit.rlim_max;
+    REQUIRE(setrlimit(RLIMIT_DATA, &none) == 0);
+    store_flush_all(store);
+    REQUIRE(setrlimit(RLIMIT_DATA, &limit) == 0);
+    CHECK(store->head->spare_frames == some && sound(engine));
+    give_back(0, extent_of((uint32_t)n));
+    give_back(extent_of((uint32_t)n) + (uint32_t)some, n % EXTENT - some);
+    store->large_folios = false;
+    close_extents();
+}
+
 /* A run that does not begin where a huge page does ends there, if it contains one. */
 static void frames_lie_in_step_with_their_pages(void)
 {
@@ -465,6 +493,7 @@ int main(void)
     RUN(who_cannot_tell_has_no_proof);
     RUN(nothing_is_spare_where_memory_is_scarce);
     RUN(where_folios_may_be_large_all_frames_wait);
+    RUN(an_extent_without_memory_for_all_records_is_not_let_go);
     RUN(frames_lie_in_step_with_their_pages);
     RUN(blocks_of_ids_are_found_again);
     RUN(marks_above_the_high_mark_do_not_count);

@@ -81,6 +81,13 @@ MUTANTS = [
         tests=("c/test_extents.c::an_eighth_is_spare_at_most",),
     ),
     Mutant(
+        "records without memory are not looked at",
+        file="csrc/store/spare.c",
+        old="    uint32_t end = records_end(store, extent);",
+        new="    uint32_t end = extent + EXTENT;",
+        tests=("c/test_extents.c::an_extent_without_memory_for_all_records_is_not_let_go",),
+    ),
+    Mutant(
         "what is freed during a proof takes the extent along",
         file="csrc/store/spare.c",
         old="    return (keep(store, extent, NULL, 0, &ended) && ended) || done;",
