@@ -69,6 +69,16 @@ static uint64_t *word_of(const struct pages *pages, uint32_t frame)
     return arena_at(&pages->pins.seen, frame / 64);
 }
 
+static void mark(const struct pages *pages, uint32_t frame)
+{
+    *word_of(pages, frame) |= (uint64_t)1 << (frame % 64);
+}
+
+static bool is_marked(const struct pages *pages, uint32_t frame)
+{
+    return *word_of(pages, frame) >> (frame % 64) & 1;
+}
+
 /*
  * Clears the marks of what was seen, for every pinned frame; false: there is no memory for marks.
  */
@@ -108,7 +118,7 @@ static void see(struct pages *pages, const struct os_vma *vma)
     for (uint64_t frame = first; frame < first + n && frame < end; frame++)
         if (frame_is_live(store, (uint32_t)frame) && frame_at(store, (uint32_t)frame)->pins &&
             !is_in_sight(pages, vma->start + bytes_of(frame - first), frame))
-            *word_of(pages, (uint32_t)frame) |= (uint64_t)1 << (frame % 64);
+            mark(pages, (uint32_t)frame);
 }
 
 /*
@@ -129,18 +139,30 @@ static bool see_all(struct pages *pages)
     return found == 0;
 }
 
+/* Counts the looks that did not find each frame.  Marked are then the frames with a pin that stays. */
+static void count_looks(struct pages *pages)
+{
+    for (uint64_t i = 0; i < pages->pins.count; i++) {
+        struct pin *pin = pin_at(pages, i);
+        pin->unseen = is_marked(pages, pin->frame) ? 0 : pin->unseen + 1;
+    }
+    for (uint64_t i = 0; i < pages->pins.count; i++)
+        if (pin_at(pages, i)->unseen < CHECKS)
+            mark(pages, pin_at(pages, i)->frame);
+}
+
+/* In a shared store all pins of a frame are one, which goes with the last of them. */
 void pins_check(struct pages *pages)
 {
     uint64_t kept = 0;
     if (!pages->pins.count || !begin_check(pages) || !see_all(pages) || !store_lock(&pages->store))
         return;
+    count_looks(pages);
     for (uint64_t i = 0; i < pages->pins.count; i++) {
         struct pin pin = *pin_at(pages, i);
-        bool seen = *word_of(pages, pin.frame) >> (pin.frame % 64) & 1;
-        pin.unseen = seen ? 0 : pin.unseen + 1;
         if (pin.unseen < CHECKS)
             *pin_at(pages, kept++) = pin;
-        else
+        else if (!pages->store.shared || !is_marked(pages, pin.frame))
             store_unpin(&pages->store, pin.frame);
     }
     pages->pins.count = kept;

@@ -25,6 +25,7 @@
 
 #include <errno.h>
 
+#include "base/pages.h"
 #include "os/arena.h"
 #include "os/files.h"
 #include "os/forks.h"
@@ -130,13 +131,15 @@ static bool grow(struct store *store)
 
 /*
  * The old table goes back only if the present one is larger, and so lies behind it.  After a
- * rebuild the present one may be smaller, and may lie where the old one was.
+ * rebuild the present one may be smaller, and may lie where the old one was.  Where the program has
+ * closed the file meanwhile, another one may have its number.
  */
 bool board_trim(struct store *store)
 {
     struct outgrown_table *old = &store->outgrown;
-    uint64_t n = old->size - old->done < TRIM ? old->size - old->done : TRIM;
-    if (!n || store->head->announced_size < 2 * old->size) {
+    uint64_t n = least(old->size - old->done, TRIM);
+    if (!n || store->head->announced_size < 2 * old->size ||
+        !os_is_file(store->announcements.fd, store->announcements.inode)) {
         *old = (struct outgrown_table){0, 0};
         return false;
     }

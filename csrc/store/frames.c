@@ -87,8 +87,14 @@ int64_t store_join(struct store *store, uint32_t first, uint64_t n)
     return joined;
 }
 
+/*
+ * Where a debt could not be noted it may have been a pin, of any frame: so no frame is left any more
+ * that its mapping may need.
+ */
 void store_leave(struct store *store, uint32_t frame)
 {
+    if (store->bankrupt && store->pinned)
+        return;
     store_settle(store, (struct debt){.kind = DEBT_LEAVE, .frame = frame});
 }
 

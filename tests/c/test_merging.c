@@ -356,6 +356,56 @@ static void what_is_in_sight_keeps_no_pins(void)
     close_pair();
 }
 
+/* The overlays of an array go out of sight, and are unmapped. */
+static void lose_sight(uint32_t region, uint8_t *array)
+{
+    no_memory = true;
+    CHECK(ksmpy_release(engine, region, 1) == 0);
+    no_memory = false;
+    CHECK(!shows_no_frame(array));
+    os_unmap(array, bytes_of(PAGES));
+}
+
+/* One look can miss a mapping, whoever else's mapping of that frame was looked for before. */
+static void each_that_goes_out_of_sight_is_looked_for_as_often(bool shared)
+{
+    struct ksmpy_options options = {.freeze = way, .tracking = tracking, .nodes = 1};
+    REQUIRE(open_pair());
+    if (shared) {
+        REQUIRE(ksmpy_engine_close(engine) == 0);
+        options.store_fd = os_memfd("ksmpy-store", 0);
+        REQUIRE(ksmpy_engine_new(&options, &engine) == 0);
+    }
+    REQUIRE(watch_pair());
+    for (int i = 0; i < 4; i++)
+        scan(engine, KSMPY_SCAN_EAGER);
+    const struct store *store = &engine->pages.store;
+    REQUIRE(store_bytes(store) == bytes_of(PAGES));
+    lose_sight(region_a, a);
+    scan(engine, KSMPY_SCAN_EAGER);
+    scan(engine, KSMPY_SCAN_EAGER);
+    lose_sight(region_b, b);
+    for (int looks = 1; looks <= 2; looks++) {
+        scan(engine, KSMPY_SCAN_EAGER);
+        CHECK(store_bytes(store) == bytes_of(PAGES));
+    }
+    scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(store_bytes(store) == 0 && engine->pages.pins.count == 0);
+    CHECK(sound(engine) && ksmpy_engine_close(engine) == 0);
+    if (shared)
+        close(options.store_fd);
+}
+
+static void each_is_looked_for_in_a_store_of_ones_own(void)
+{
+    each_that_goes_out_of_sight_is_looked_for_as_often(false);
+}
+
+static void each_is_looked_for_in_a_shared_store(void)
+{
+    each_that_goes_out_of_sight_is_looked_for_as_often(true);
+}
+
 /* The frames that were made of them are in the index by then. */
 static void pages_that_cannot_be_frozen_leave_their_frames(void)
 {
@@ -422,6 +472,8 @@ static void run_all(void)
     RUN(absent_pages_leave_their_frames);
     RUN(frames_stay_under_what_could_not_be_discarded);
     RUN(what_is_in_sight_keeps_no_pins);
+    RUN(each_is_looked_for_in_a_store_of_ones_own);
+    RUN(each_is_looked_for_in_a_shared_store);
 }
 
 int main(void)

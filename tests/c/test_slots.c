@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -478,6 +479,28 @@ static void freed_frames_leave_no_hole_in_another_file(void)
     REQUIRE(dup2(kept, one.write_fd) == one.write_fd);
     store_flush(&one);
     CHECK(state_of(&one, frame) == FRAME_FREE);
+    close(kept);
+    close(other);
+    store_detach(&one);
+    close_all();
+}
+
+/* The memory for the larger table was asked for while the file was still the store's. */
+static void an_outgrown_table_leaves_no_hole_in_another_file(void)
+{
+    REQUIRE(open_pair());
+    uint64_t size = one.head->announced_size, i = 0, seen = 0;
+    const uint64_t mark = 0x5eed, at = one.announcements.offset + size * sizeof(uint64_t);
+    for (; !one.larger.size; i++)
+        announcement_add(&one, 0, i * 2654435761u, true);
+    int kept = fcntl(one.write_fd, F_DUPFD_CLOEXEC, 0), other = os_memfd("other", 0);
+    REQUIRE(kept >= 0 && other >= 0 && os_set_size(other, 2 * at) == 0);
+    REQUIRE(pwrite(other, &mark, sizeof mark, (off_t)at) == sizeof mark);
+    REQUIRE(dup2(other, one.write_fd) == one.write_fd);
+    for (; one.head->announced_size == size; i++)
+        announcement_add(&one, 0, i * 2654435761u, true);
+    CHECK(os_pread(other, at, &seen, sizeof seen) == 0 && seen == mark);
+    REQUIRE(dup2(kept, one.write_fd) == one.write_fd);
     close(kept);
     close(other);
     store_detach(&one);
@@ -988,6 +1011,31 @@ static void what_is_pinned_outlasts_its_store(void)
     close_all();
 }
 
+/* The pin is owed, and there is no memory to note that: so the frame is kept by the sharer. */
+static void a_frame_that_cannot_be_pinned_is_not_left(void)
+{
+    struct rlimit limit, none = {.rlim_cur = 1};
+    REQUIRE(open_pair() && getrlimit(RLIMIT_DATA, &limit) == 0);
+    none.rlim_max = limit.rlim_max;
+    uint32_t frame = shared_frame(&one, 1);
+    CHECK(store_lock(&two));
+    REQUIRE(setrlimit(RLIMIT_DATA, &none) == 0);
+    store_pin(&one, frame);
+    REQUIRE(setrlimit(RLIMIT_DATA, &limit) == 0);
+    store_unlock(&two);
+    store_leave(&one, frame);
+    store_reap(&two);
+    CHECK(state_of(&two, frame) == FRAME_LIVE);
+    void *lease = one.lease;
+    store_detach(&one);
+    store_reap(&two);
+    CHECK(state_of(&two, frame) == FRAME_LIVE);
+    os_lease_drop(lease);
+    store_reap(&two);
+    CHECK(state_of(&two, frame) == FRAME_FREE);
+    close_all();
+}
+
 static void who_leaves_frees_what_it_gave_up(void)
 {
     REQUIRE(open_pair());
@@ -1092,6 +1140,7 @@ int main(void)
     RUN(a_slot_is_not_claimed_in_another_file);
     RUN(who_leaves_changes_no_other_file);
     RUN(freed_frames_leave_no_hole_in_another_file);
+    RUN(an_outgrown_table_leaves_no_hole_in_another_file);
     RUN(a_frame_that_keeps_its_memory_is_not_free);
     RUN(a_frame_in_the_making_is_its_makers);
     RUN(others_hear_of_a_frame_with_room_again);
@@ -1109,6 +1158,7 @@ int main(void)
     RUN(a_fork_without_a_slot_loses_frames);
     RUN(children_inherit_neither_the_index_nor_the_slot);
     RUN(what_is_pinned_outlasts_its_store);
+    RUN(a_frame_that_cannot_be_pinned_is_not_left);
     RUN(who_leaves_frees_what_it_gave_up);
     RUN(who_comes_again_has_nothing_left_to_free);
     RUN(rules_outlast_those_who_follow_them);

@@ -44,6 +44,13 @@ MUTANTS = [
         tests=("c/test_merging.c::what_is_in_sight_keeps_no_pins",),
     ),
     Mutant(
+        "a pin of a shared store goes with the last that needs it",
+        file="csrc/pages/pins.c",
+        old="        else if (!pages->store.shared || !is_marked(pages, pin.frame))",
+        new="        else",
+        tests=("c/test_merging.c::each_is_looked_for_in_a_shared_store",),
+    ),
+    Mutant(
         "a moved overlay is found wherever it is",
         file="csrc/pages/pins.c",
         old="shows_store(pages, &vma) && !vma.shared",

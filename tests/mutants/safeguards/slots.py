@@ -79,6 +79,20 @@ MUTANTS = [
         tests=("c/test_slots.c::nobody_waits_while_memory_is_asked_for",),
     ),
     Mutant(
+        "an outgrown table leaves no hole in another file",
+        file="csrc/store/board.c",
+        old="!os_is_file(store->announcements.fd, store->announcements.inode)",
+        new="false",
+        tests=("c/test_slots.c::an_outgrown_table_leaves_no_hole_in_another_file",),
+    ),
+    Mutant(
+        "a frame that could not be pinned is not left",
+        file="csrc/store/frames.c",
+        old="    if (store->bankrupt && store->pinned)",
+        new="    if (false)",
+        tests=("c/test_slots.c::a_frame_that_cannot_be_pinned_is_not_left",),
+    ),
+    Mutant(
         "what a fork has left is not claimed",
         file="csrc/scan/lookup.c",
         old="announced == ANNOUNCED_BY_KIN && !is_left_by_fork(scanner, id)",
