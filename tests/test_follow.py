@@ -613,6 +613,33 @@ def test_a_half_imported_numpy_is_no_hindrance(tmp_path: Path) -> None:
     assert (told.returncode, told.stdout, told.stderr) == (0, "True\n", "")
 
 
+def test_a_folder_named_ksmpy_is_no_hindrance(tmp_path: Path) -> None:
+    """Such as the source that it was installed from, without the extension."""
+    (tmp_path / "ksmpy").mkdir()
+    (tmp_path / "ksmpy" / "__init__.py").write_text("1 / 0")
+    script = tmp_path / "program.py"
+    script.write_text(
+        f"{ENABLED}\nimport os\nheld = bytearray(os.urandom(2 << 20))\nprint(enabled())"
+    )
+    told = result(command(str(script)), env=environment(**SMALL))
+    assert (told.returncode, told.stdout, told.stderr) == (0, "True\n", "")
+
+
+@pytest.mark.parametrize("name", ["logging", "dataclasses", "weakref"])
+def test_a_programs_own_modules_are_its_to_import(tmp_path: Path, name: str) -> None:
+    """One whose name the standard library has too: nobody else runs it, or takes its place."""
+    (tmp_path / f"{name}.py").write_text("print('imported')\nMINE = 1")
+    code = f"""
+        import os, time
+        held = bytearray(os.urandom(2 << 20))
+        time.sleep(1.5)  # an engine would be there
+        print("before")
+        import {name}
+        print({name}.MINE)
+    """
+    same(tmp_path, code, env=environment(**SMALL))
+
+
 @pytest.mark.parametrize("moving", ["a while", "for ever"])
 def test_nothing_is_imported_among_objects_that_come_and_go(moving: str, tmp_path: Path) -> None:
     """Python could not give their memory back: an engine waits, but not for ever."""

@@ -90,6 +90,48 @@ def _forks_in_c():
     ).startswith("uwsgi")
 
 
+class _Finder:
+    """Lets one thread import what the interpreter had found before the program.
+
+    The program's folder stands before all others in sys.path then. A file of it may be named like
+    a module of the standard library: it is the program's to run, and what is imported in its place
+    would be the program's, too. So who needs that module is left alone. A folder may be named
+    ksmpy, as it is where ksmpy's own source lies.
+    """
+
+    def __init__(self, path, thread):
+        import _thread
+        from _frozen_importlib_external import PathFinder
+
+        self._path, self._thread = path, thread
+        self._get_ident, self._find = _thread.get_ident, PathFinder.find_spec
+        self._followed_by = PathFinder
+
+    def __enter__(self):
+        finders = sys.meta_path
+        at = finders.index(self._followed_by) if self._followed_by in finders else len(finders)
+        finders.insert(at, self)
+
+    def __exit__(self, *_):
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def find_spec(self, name, path=None, _target=None):
+        """As the import system asks for it."""
+        if path is not None or self._get_ident() != self._thread:
+            return None
+        if name == "ksmpy":
+            return self._find(name, self._path)
+        if name in sys.stdlib_module_names and self._is_programs(name):
+            raise ImportError("the program has a module %s of its own" % name)
+        return None
+
+    def _is_programs(self, name):
+        first = sys.path[: next((i for i, at in enumerate(sys.path) if at in self._path), None)]
+        spec = self._find(name, first)
+        return spec is not None and spec.loader is not None  # which a folder without files has not
+
+
 class _Follower:
     """Starts the engine of this process once it is worth it, and again in forked children."""
 
@@ -111,6 +153,7 @@ class _Follower:
         self._logging = None  # if it was imported here
         self._fork_warnings = []  # the filters that ignore them
         self._base = _anonymous_bytes()
+        self._path = list(sys.path)
         self._renew()
         os.register_at_fork(
             before=self._before_fork,
@@ -243,13 +286,14 @@ class _Follower:
         self._may_wait = 0.0
 
     def _begin(self):
-        try:
-            self._hook_logging()
-            self._ignore_fork_warning()
-            from ksmpy.whole import follow
-        except Exception:  # ksmpy is not installed here, or its modules are half imported
-            return False
-        return follow.begin()
+        with _Finder(self._path, self._get_ident()):
+            try:
+                self._hook_logging()
+                self._ignore_fork_warning()
+                from ksmpy.whole import follow
+            except Exception:  # ksmpy is not installed here, or its modules are half imported
+                return False
+            return follow.begin()
 
     def _hook_logging(self):
         # logging has a hook that takes its lock before a fork. The hooks that were registered last
