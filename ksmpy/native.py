@@ -301,7 +301,7 @@ def look_into(containers: list[object], query: Query) -> tuple[Found, Others]:
 
 def look_around(query: Query) -> tuple[Found, Others, list[object]]:
     """Look into those of the collector's objects to which no reference may be kept: tuples, which
-    another thread may be filling, and arrays.
+    another thread may be filling, arrays, what has a finalizer, and what is young.
 
     Returns what look_into() does, and the rest of the collector's objects.
     """

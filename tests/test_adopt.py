@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import errno
 import gc
+import json
 import mmap
 import os
 import pickle
@@ -547,6 +549,31 @@ def test_looks_hinder_nobody_who_makes_a_tuple_or_resizes() -> None:
     assert state["a"].nbytes == 3 * MIB
     found = {looks[0][0].address, *(item.address for item in looks[0][1])}
     assert held[0].ctypes.data in found
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("collected", [False, True])
+def test_looks_keep_no_file_open(tmp_path: Path, collected: bool) -> None:
+    """json.dump(x, open(path, "w")) has written all when it returns, also while a look is under way
+    among many objects, and however old the file is; so has a writer that was made lately.
+    """
+    one, two = tmp_path / "one", tmp_path / "two"
+    array = np.zeros(2 * MIB, np.uint8)
+    held = [[array] for _ in range(60_000)]
+    files = [one.open("w")]
+    gc.collect()
+    held += [[array] for _ in range(60_000)]
+    writers = [csv.writer(two.open("w"))]
+    if collected:
+        gc.collect()
+    look = named_memory(MIB)
+    assert next(look).address == array.ctypes.data
+    json.dump([1, 2], files.pop())
+    writers.pop().writerow("ab")
+    assert one.read_text() == "[1, 2]"
+    assert two.read_bytes() == b"a,b\r\n"
+    look.close()
+    assert len(held) == 120_000
 
 
 def test_what_tuples_hold_is_found() -> None:

@@ -3,7 +3,8 @@
 A look goes over the collector's objects, what they refer to, and the untracked containers among
 that (dicts and tuples without anything to track, up to Python 3.13). To numpy arrays and tuples no
 reference is taken, not for a moment: a resize that happens meanwhile would fail, and so would
-tuple(generator) in another thread.
+tuple(generator) in another thread. None is taken to what has a finalizer, as open files do, and to
+what is young: json.dump(x, open(path, "w")) has to have written all when it returns.
 """
 
 from __future__ import annotations
