@@ -36,6 +36,18 @@ def _is_main_interpreter() -> bool:
     return bool(api.PyInterpreterState_GetID(api.PyInterpreterState_Get()) == 0)
 
 
+def _unbuilt() -> str | None:
+    """What to say where this is the source, found before an installed ksmpy, as in its folder."""
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    built = any(name.startswith("_ksmpy.") for name in os.listdir(os.path.dirname(__file__)))
+    if built or not os.path.exists(os.path.join(folder, "csrc")):
+        return None
+    return (
+        f"{folder} has ksmpy's source, whose extension module has not been built (make build): "
+        "Python finds an installed ksmpy when it is started in another folder"
+    )
+
+
 _missing: str | None = None
 if _FREE_THREADED:
     _missing = "ksmpy merges nothing in a free-threaded Python: it needs one with a GIL"
@@ -53,7 +65,7 @@ if not UNSUITED:
         _missing = (
             f"ksmpy merges memory on Linux only, this is {sys.platform}"
             if not sys.platform.startswith("linux")
-            else f"ksmpy's extension module is missing or does not load: {_error}"
+            else _unbuilt() or f"ksmpy's extension module is missing or does not load: {_error}"
         )
 
 

@@ -6,12 +6,14 @@ import ctypes
 import gc
 import multiprocessing
 import pickle
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,6 +104,24 @@ def test_other_systems(attribute: str, value: str, words: str) -> None:
     out = procs.python_ok("-c", program).splitlines()
     assert out[0] == "256 False"
     assert out[1:] == [words] * 3
+
+
+def test_its_source_without_the_extension(tmp_path: Path) -> None:
+    """Where it was cloned and installed from, Python finds it before what was installed."""
+    tree = Path(ksmpy.__file__).parent
+    ignored = shutil.ignore_patterns("_ksmpy.*", "__pycache__")
+    shutil.copytree(tree, tmp_path / "ksmpy", ignore=ignored)
+    (tmp_path / "csrc").mkdir()
+    told = procs.python_ok(
+        "-c",
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "sys.modules['ksmpy._ksmpy'] = None  # which is installed, editable\nimport ksmpy\n"
+        "try: ksmpy.Engine()\nexcept ksmpy.Unsupported as error: print(error)",
+    )
+    assert told == (
+        f"{tmp_path} has ksmpy's source, whose extension module has not been built (make build): "
+        "Python finds an installed ksmpy when it is started in another folder\n"
+    )
 
 
 SUBINTERPRETER = """
