@@ -38,7 +38,7 @@ ffi.cdef("""
     void ksmpy_interpreter_ends(void);
     void ksmpy_note_main_stack(void);
     void *ksmpy_look_into(void *containers, void *query);
-    void *ksmpy_look_around(void *get_objects, void *query);
+    void *ksmpy_look_around(void *get_objects, void *get_frames, void *query);
 """)
 ffi.set_source(
     "ksmpy._ksmpy",

@@ -288,9 +288,8 @@ _collector_callbacks: list[object] = []
 
 
 @functools.cache
-def _looking(name: str) -> Callable[..., Any]:
-    kind = ctypes.py_object
-    return _holding_the_gil(name, kind, kind, result=kind)
+def _looking(name: str, arguments: int) -> Callable[..., Any]:
+    return _holding_the_gil(name, *[ctypes.py_object] * arguments, result=ctypes.py_object)
 
 
 # The arguments of look_into(), and its results.
@@ -307,18 +306,21 @@ def look_into(containers: list[object], query: Query) -> tuple[Found, Others]:
     `asked`. The query: `kinds` is a cache that the call fills for the next one, then the array type
     and its descriptor `nbytes`, the types `asked`, and the least bytes.
     """
-    found: tuple[Found, Others] = _looking("ksmpy_look_into")(containers, query)
+    found: tuple[Found, Others] = _looking("ksmpy_look_into", 2)(containers, query)
     return found
 
 
 def look_around(query: Query) -> tuple[Found, Others, list[object]]:
     """Look into those of the collector's objects to which no reference may be kept: tuples, which
-    another thread may be filling, arrays, what has a finalizer, and what is young.
+    another thread may be filling, arrays, what has a finalizer, and what is young. And into the
+    local variables of all threads from Python 3.13 on: before that a frame that is asked for its
+    variables keeps them, and they would outlive their `del`.
 
     Returns what look_into() does, and the rest of the collector's objects.
     """
     found: tuple[Found, Others, list[object]]
-    found = _looking("ksmpy_look_around")(gc.get_objects, query)
+    frames = sys._current_frames if sys.version_info >= (3, 13) else None
+    found = _looking("ksmpy_look_around", 3)(gc.get_objects, frames, query)
     return found
 
 

@@ -576,6 +576,31 @@ def test_looks_keep_no_file_open(tmp_path: Path, collected: bool) -> None:
     assert len(held) == 120_000
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_looks_keep_no_file_open_that_a_variable_has(tmp_path: Path) -> None:
+    """A function's file is written when the function is over, also while a look is under way."""
+    path = tmp_path / "file"
+    opened, may_end = threading.Event(), threading.Event()
+    held = [np.zeros(2 * MIB, np.uint8)]
+
+    def write() -> None:
+        file = path.open("w")
+        file.write("ab")
+        opened.set()
+        may_end.wait()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    opened.wait()
+    look = named_memory(MIB)
+    next(look)
+    may_end.set()
+    thread.join()
+    assert path.read_text() == "ab"
+    look.close()
+    assert held
+
+
 def test_what_tuples_hold_is_found() -> None:
     """Also of one that nothing but a local variable holds."""
     held = ([np.zeros(2 * MIB, np.uint8)], np.zeros(2 * MIB, np.uint8))

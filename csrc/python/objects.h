@@ -35,8 +35,8 @@ extern int PyGC_Disable(void), PyGC_Enable(void);
 #define OBJECTS_DEPTH 16
 /*
  * So many at each end of the collector's list are young: it begins with those that no collection has
- * met, and ends with those that came last to the old ones. To look at them takes some 6 ms; a thread
- * waits for 5 before it asks for the GIL.
+ * met, and ends with those that came last to the old ones.  Among 600 000 objects the call that keeps
+ * the GIL took 39 ms with them, and 27 without.
  */
 #define OBJECTS_YOUNG 20000
 #define OBJECTS_HAVE_GC (1UL << 14) /* Py_TPFLAGS_HAVE_GC */
@@ -249,16 +249,50 @@ static int object_would_notice(struct object_search *search, PyObject *object)
            PyType_GetSlot(Py_TYPE(object), Py_tp_finalize);
 }
 
+/* Looks into the variables of a frame, and of those that wait for it. */
+static void object_look_into_stack(struct object_search *search, PyObject *frame)
+{
+    Py_INCREF(frame);
+    while (frame && frame != Py_None && !search->failed) {
+        PyObject *variables = PyObject_GetAttrString(frame, "f_locals"), *copy = PyDict_New();
+        if (variables && copy && PyDict_Update(copy, variables) == 0)
+            object_look_into(search, copy);
+        else
+            search->failed = 1;
+        Py_XDECREF(variables);
+        Py_XDECREF(copy);
+        PyObject *waiting = search->failed ? NULL : PyObject_GetAttrString(frame, "f_back");
+        Py_DECREF(frame);
+        frame = waiting;
+        search->failed |= !frame;
+    }
+    Py_XDECREF(frame);
+}
+
+/* get_frames: sys._current_frames.  A frame that is held when its function returns keeps its variables. */
+static void object_look_into_stacks(struct object_search *search, PyObject *get_frames)
+{
+    PyObject *frames = PyObject_CallObject(get_frames, NULL), *thread, *frame;
+    Py_ssize_t at = 0;
+    search->failed |= !frames;
+    while (!search->failed && PyDict_Next(frames, &at, &thread, &frame))
+        object_look_into_stack(search, frame);
+    Py_XDECREF(frames);
+}
+
 /*
- * Looks into those of the collector's objects to which no reference may be kept; the answer:
- * (found, others, the rest of the objects).  No collection begins meanwhile.
+ * Looks into those of the collector's objects to which no reference may be kept, and into the
+ * variables of all threads, unless get_frames is None; the answer: (found, others, the rest of the
+ * objects).  No collection begins meanwhile.
  */
-static PyObject *ksmpy_look_around(void *get_objects, void *query)
+static PyObject *ksmpy_look_around(void *get_objects, void *get_frames, void *query)
 {
     struct object_search search;
     if (!object_search_begins(&search, query))
         return NULL;
     int collects = PyGC_Disable();
+    if (get_frames != Py_None && !search.failed)
+        object_look_into_stacks(&search, get_frames);
     PyObject *objects = PyObject_CallObject(get_objects, NULL), *rest = PyList_New(0);
     search.failed |= !objects || !rest;
     Py_ssize_t count = search.failed ? 0 : PyList_Size(objects);

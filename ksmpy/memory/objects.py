@@ -9,7 +9,6 @@ what is young: json.dump(x, open(path, "w")) has to have written all when it ret
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,14 +52,6 @@ def named_memory(min_bytes: int) -> Iterator[Named]:
 
 
 def _looks(query: native.Query) -> Iterator[tuple[native.Found, native.Others]]:
-    # Before Python 3.13 a frame that is asked for its variables keeps them, and they would outlive
-    # their `del`. So frames are not asked there, and what only local variables hold is not found.
-    frames = list(sys._current_frames().values()) if sys.version_info >= (3, 13) else []
-    while frames:
-        frame = frames.pop()
-        yield native.look_into([dict(frame.f_locals)], query)
-        if frame.f_back is not None:
-            frames.append(frame.f_back)
     found, others, rest = native.look_around(query)
     yield found, others
     del found, others

@@ -369,6 +369,9 @@ static void where_folios_may_be_large_all_frames_wait(void)
 /* The records of its last frames, which were never used, have no memory then: it stays as it is. */
 static void an_extent_without_memory_for_all_records_is_not_let_go(void)
 {
+#ifdef __SANITIZE_THREAD__
+    SKIP("the sanitizer asks for memory, too");
+#endif
     struct rlimit limit, none = {.rlim_cur = 1};
     engine = engine_of(KSMPY_FREEZE_AUTO, KSMPY_TRACKING_AUTO, 1);
     REQUIRE(engine && getrlimit(RLIMIT_DATA, &limit) == 0);
