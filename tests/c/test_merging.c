@@ -443,12 +443,12 @@ static void mappings_are_counted_where_that_can_tell_something(void)
     CHECK(budget->counts == counts && budget->mappings != budget->counted);
     max_maps = 2 * ((uint64_t)os_mappings() + 32); /* of which the engine takes a half */
     scan(engine, KSMPY_SCAN_EAGER);
-    CHECK(budget->counts == counts + 1 && budget->counted == (uint64_t)os_mappings());
+    CHECK(budget->counts == counts + 1 && budget->counted == budget->mappings);
     budget->outdated_ns = UINT64_MAX;
     b[bytes_of(2)] ^= 1; /* there is little room now */
     for (int i = 0; i < 5; i++)
         scan(engine, KSMPY_SCAN_EAGER);
-    CHECK(budget->counts > counts + 1 && budget->counted == (uint64_t)os_mappings());
+    CHECK(budget->counts > counts + 1 && budget->counted == budget->mappings);
     max_maps = 0;
     counts = budget->counts;
     budget->outdated_ns = 0; /* the program had time to map something */
