@@ -68,7 +68,7 @@ class Company:
         """The neighbour's next pass is quick and all is as if it had always been alone."""
 
         def noticed() -> bool:
-            """Memory outlasts its process while somebody reads what it maps, and so does a lease."""
+            """Memory, and so a lease, outlasts its process while somebody reads its maps."""
             seconds = self.neighbour.call("scan", 1)
             assert seconds < SOON, f"the survivor took {seconds:.1f} s"
             return self.store.stats().deaths == deaths
