@@ -38,9 +38,11 @@ def _is_main_interpreter() -> bool:
 
 def _unbuilt() -> str | None:
     """What to say where this is the source, found before an installed ksmpy, as in its folder."""
-    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    built = any(name.startswith("_ksmpy.") for name in os.listdir(os.path.dirname(__file__)))
-    if built or not os.path.exists(os.path.join(folder, "csrc")):
+    package = os.path.dirname(os.path.abspath(__file__))
+    folder = os.path.dirname(package)
+    if not os.path.exists(os.path.join(folder, "csrc")):  # nor may it be a folder: a zip file
+        return None
+    if any(name.startswith("_ksmpy.") for name in os.listdir(package)):
         return None
     return (
         f"{folder} has ksmpy's source, whose extension module has not been built (make build): "

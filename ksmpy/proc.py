@@ -192,8 +192,8 @@ Lines = list[tuple[bytes, ...]]
 
 def raw_mappings(pid: int | str = "self", *, naming: bytes = b"") -> Lines:
     """(start, end, permissions, offset, device, inode, path) of all mappings as they are written
-    there, for those who look at tens of thousands and keep few.  None if `naming` is nowhere in
-    them, which is told without taking them apart.
+    there, for those who look at tens of thousands and keep few. An empty list if `naming` is
+    nowhere in them, which is told without taking them apart.
     """
     data = read("maps", pid)
     return _HEADER.findall(data) if naming in data else []

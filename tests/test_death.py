@@ -65,17 +65,16 @@ class Company:
         return {int(p): p.merging_pages for p in self.store.processes()}[peer.pid]
 
     def goes_on(self, *, deaths: int, rebuilds: int) -> None:
-        """The neighbour's next pass is quick and all is as if it had always been alone."""
-
-        def noticed() -> bool:
-            """Memory, and so a lease, outlasts its process while somebody reads its maps."""
-            seconds = self.neighbour.call("scan", 1)
-            assert seconds < SOON, f"the survivor took {seconds:.1f} s"
-            return self.store.stats().deaths == deaths
-
-        until(noticed, self.store.stats)
+        """Once the others' leases are gone the neighbour's next pass is quick, and all is as if it
+        had always been alone. Memory, and so a lease, outlasts its process while somebody reads
+        what it maps.
+        """
+        self.until_alone()
+        seconds = self.neighbour.call("scan", 1)
+        assert seconds < SOON, f"the survivor took {seconds:.1f} s"
         self.neighbour.call("check")
-        assert self.store.stats().rebuilds == rebuilds
+        seen = self.store.stats()
+        assert (seen.deaths, seen.rebuilds) == (deaths, rebuilds)
         self.is_alone()
 
     def is_alone(self) -> None:
@@ -89,7 +88,7 @@ class Company:
         assert self.joined(self.neighbour) == pages
 
     def until_alone(self) -> None:
-        """Wait until the others' forked children, if there are any, have ended."""
+        """Wait until the others, and their forked children, if there are any, have ended."""
         until(lambda: self.store.processes() == [self.neighbour.pid], self.store.processes)
 
     def part(self) -> None:

@@ -234,26 +234,33 @@ def test_given_back_under_a_scanner_at_full_speed(engine: Any) -> None:
 
     A call that waits for the lock of the mappings while a page is exchanged is let in before the
     overlay is registered, and finds the frame's bytes: seen once in a hundred to a thousand rounds,
-    in 14 of 200 beside other tests on both processors, and let pass once in five.
+    and let pass once in twenty. In 14 of 200 it was seen only once, so who finds more tries again.
     """
     one = memory.distinct(64, seed=3)
     two = memory.twin(one)
     wanted = one.copy()
     for array in (one, two):
         engine.register(array)
-    rounds = wrong = 0
-    with over_and_over(lambda: engine.scan(eager=True).merged) as merged:
-        while rounds < 200 or not merged[0]:
-            at = slice(16 * PAGE, 48 * PAGE)
-            one[at] = wanted[at]
-            if rounds % 2:
-                threading.Event().wait(0.002)
-            _give_back(one, 16, 32)
-            wrong += bool(one[at].any())
-            assert (one[: 16 * PAGE] == wanted[: 16 * PAGE]).all()
-            assert (one[48 * PAGE :] == wanted[48 * PAGE :]).all()
-            rounds += 1
-    assert merged[0] > 64
-    assert wrong <= rounds / 5, f"{wrong} of {rounds} rounds, {merged[0]} merged"
+
+    def share_of_wrong_rounds() -> float:
+        rounds = wrong = 0
+        with over_and_over(lambda: engine.scan(eager=True).merged) as merged:
+            while rounds < 200 or not merged[0]:
+                at = slice(16 * PAGE, 48 * PAGE)
+                one[at] = wanted[at]
+                if rounds % 2:
+                    threading.Event().wait(0.002)
+                _give_back(one, 16, 32)
+                wrong += bool(one[at].any())
+                assert (one[: 16 * PAGE] == wanted[: 16 * PAGE]).all()
+                assert (one[48 * PAGE :] == wanted[48 * PAGE :]).all()
+                rounds += 1
+        assert merged[0] > 64
+        return wrong / rounds
+
+    share = share_of_wrong_rounds()
+    if share > 1 / 20:
+        share = share_of_wrong_rounds()
+    assert share <= 1 / 20
     assert (two == wanted).all()
     engine._core.check()

@@ -104,7 +104,7 @@ _IN_PATHS = b"ksmpy"
 
 
 def mappings_of_user(pid: int | str) -> proc.Lines:
-    """proc.raw_mappings() of a process, if it may have a store mapped; none if it has not."""
+    """proc.raw_mappings() of a process, or an empty list if it has no store mapped."""
     return proc.raw_mappings(pid, naming=_IN_PATHS)
 
 
