@@ -168,6 +168,9 @@ def _scan_all(pid: int, spans: list[tuple[int, int]]) -> Integers:
     descriptor = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         rows = [row for start, end in spans for row in _scan(descriptor, start, end, room)]
+        # PAGEMAP_SCAN finds no page in a process that has ended. Only entries are refused then.
+        if not proc.page_entries(descriptor, 0, 1):
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
     finally:
         os.close(descriptor)
     return np.concatenate(rows) if rows else np.zeros((0, 3), np.int64)
