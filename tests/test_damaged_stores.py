@@ -19,10 +19,12 @@ import ksmpy
 from conftest import EACH_FREEZE
 from ksmpy import Store, StoreError, native
 from ksmpy.cli import main
+from ksmpy.proc import command
+from ksmpy.watch.savings import observe
 from support.layout import LOCK_AT, frame_memory
 from support.nursery import Nursery, Peer
 from support.oracle import PAGE
-from support.patience import patience
+from support.patience import patience, until
 from support.procs import python
 from support.sharer import PAGES
 
@@ -268,6 +270,49 @@ def test_a_full_store_is_told_of_once(
     first.call("unmerge")
     first.call("scan", 2)
     assert first.call("doctor", "room in stores")[0]
+
+
+def test_who_looks_from_outside_is_told_of_a_full_store(
+    nursery: Nursery,
+    small_store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By `ksmpy export` and `ksmpy report`: as its engines have noted where nobody here knows it by
+    its name.
+    """
+    pytest.importorskip("prometheus_client")
+    pytest.importorskip("bokeh")
+    from prometheus_client import CollectorRegistry
+
+    from ksmpy.watch.metrics import Collector
+
+    registry = CollectorRegistry()
+    registry.register(Collector())
+    peer, _ = peers = _holders(nursery, small_store, 1, 2)
+
+    def noted() -> int:
+        _merge_in_turn(peers, 1)
+        return len(observe(peer.pid).full_stores)
+
+    def told() -> tuple[bool, str]:
+        page = tmp_path / "page.html"
+        assert main(["report", str(peer.pid), "--json", "-o", str(page)]) == 0
+        (store,) = json.loads(capsys.readouterr().out)["stores"]
+        assert ("is full: what is in it" in page.read_text()) == store["full"]
+        return store["full"], store["name"]
+
+    assert told() == (False, "without a name")
+    until(lambda: noted() == 1, "a full store is not noted")
+    assert told() == (True, "without a name")
+    assert main(["report", str(peer.pid), "-o", str(tmp_path / "page.html")]) == 0
+    assert "the store without a name is full" in capsys.readouterr().out
+    labels = {"pid": str(peer.pid), "command": command(peer.pid)}
+    assert registry.get_sample_value("ksmpy_process_full_stores", labels) == 1
+    monkeypatch.setenv("KSMPY_STORE_DIR", str(small_store.directory))
+    assert told() == (True, "name")
+    assert registry.get_sample_value("ksmpy_store_full", {"store": "name"}) == 1
 
 
 def test_frames_that_nobody_joins_make_room(nursery: Nursery, small_store: Store) -> None:

@@ -179,12 +179,17 @@ def _replaceable(path: str) -> int | None:
 
 
 def _tell(path: str, seen: Portrait) -> None:
+    from ksmpy.store.store import MORE_ROOM
+
     totals, count = seen.totals, len(seen.processes)
     if path != "-":
         print(
             f"{path}: {count} {'process pays' if count == 1 else 'processes pay'} for"
             f" {human_bytes(totals.paid_bytes)}, {human_bytes(totals.saved_bytes)} are saved"
         )
+        for store in seen.stores:
+            if store.full:
+                print(f"the store {store.name} is full, equal pages are left apart: {MORE_ROOM}")
 
 
 def _show(path: str) -> None:

@@ -369,7 +369,7 @@ class Core:
         if not self.history.due() or not len(self._regions):
             return
         try:
-            stats = self._native.stats()
+            stats, full = self._native.stats(), self._full_inode()
         except (OSError, KsmpyError):  # the engine was closed, or another process locks its store
             return
         self.history.note(
@@ -381,8 +381,14 @@ class Core:
                 "tracking": self.tracking,
                 "run": self._run,
                 "shared_store": self._store is not None,
+                "full_store": full,
             },
         )
+
+    def _full_inode(self) -> int:
+        """The number of the store's file while it is full, by which others know it, else 0."""
+        store = self.full_store()
+        return 0 if store is None else os.fstat(store.fileno()).st_ino
 
     def _saved(self, stats: Mapping[str, int]) -> int:
         if self._store is None:

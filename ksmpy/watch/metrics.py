@@ -72,6 +72,11 @@ _PROCESS = (
         "Memory that the process's stores hold; a shared store counts in each of its processes.",
         lambda seen: seen.frame_bytes,
     ),
+    _of_process(
+        "full_stores",
+        "How many of its stores are full, named or not: what needs a new frame is left apart.",
+        lambda seen: len(seen.full_stores),
+    ),
     _of_process("pss_bytes", "Proportional set size.", lambda seen: seen.pss_bytes),
     _of_process(
         "uss_bytes", "Unique set size: private clean and dirty.", lambda seen: seen.uss_bytes
@@ -87,6 +92,12 @@ _STORE = (
         "saved_bytes",
         "Memory that merging saves all the store's processes together, net; 0 while none uses it.",
         lambda stats: stats.saved_bytes,
+    ),
+    _of_store(
+        "full",
+        "1 while the store is full: what is in it is shared still, what needs a new frame is left"
+        " apart, until its file system has room again.",
+        lambda stats: stats.full,
     ),
     _of_store("frame_bytes", "Memory that the frames take.", lambda stats: stats.frame_bytes),
     _of_store("metadata_bytes", "Memory of the index.", lambda stats: stats.metadata_bytes),

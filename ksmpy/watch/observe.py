@@ -50,6 +50,7 @@ class Observation:
     vma_limit: int = 0
     merged_vmas: int = 0
     stores: list[int] = field(default_factory=list)  # inode numbers of the stores' files
+    full_stores: list[int] = field(default_factory=list)  # those that are full, as engines noted
 
 
 def refusal(pid: int, error: OSError) -> CommandError:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
+from ksmpy.store.store import MORE_ROOM
 from ksmpy.text import human_bytes
 from ksmpy.watch.charts import KINDS, PALETTE, charts
 from ksmpy.watch.portrait import Portrait, ProcessFigures
@@ -280,8 +281,14 @@ def _maps(portrait: Portrait, places: dict[str, str]) -> str:
 
 
 def _left_out(portrait: Portrait) -> str:
+    full = "".join(
+        f"<p>The store <b>{escape(store.name)}</b> is full: what is in it is shared still, what"
+        f" needs a new frame is left apart. The way out: {escape(MORE_ROOM)}.</p>"
+        for store in portrait.stores
+        if store.full
+    )
     if not portrait.left_out:
-        return _section("Left out", "<p>Nothing to speak of.</p>")
+        return _section("Left out", full or "<p>Nothing to speak of.</p>")
     rows = []
     for number, each in enumerate(portrait.left_out):
         at = f"left_out.{number}"
@@ -293,7 +300,7 @@ def _left_out(portrait: Portrait) -> str:
         whose = f"{len(each.pids)} processes" if len(each.pids) > 1 else str(each.pids[0])
         rows.append((size, escape(each.reason), escape(each.way_out), whose))
     table = _table(("how much", "why", "the way out", "of"), rows, 9)
-    return _section("What was left out, and why", table)
+    return _section("What was left out, and why", full + table)
 
 
 def _cost(portrait: Portrait) -> str:

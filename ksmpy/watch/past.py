@@ -9,7 +9,7 @@ from ksmpy import proc
 from ksmpy.engine.history import FILE_NAME, Past, birth, read_past
 from ksmpy.watch.observe import descriptors
 
-__all__ = ["counters", "own_tables", "pasts"]
+__all__ = ["counters", "full_stores", "own_tables", "pasts"]
 
 _ATTEMPTS = 5
 
@@ -44,6 +44,12 @@ def own_tables(past: Past) -> int:
     noted = counters(past)
     common = noted.get("store_metadata_bytes", 0) if past.facts.get("shared_store") else 0
     return max(0, noted.get("metadata_bytes", 0) - common)
+
+
+def full_stores(noted: Iterable[Past]) -> list[int]:
+    """The numbers of the files of stores that were full when these were noted."""
+    found = (past.facts.get("full_store") for past in noted)
+    return sorted({number for number in found if isinstance(number, int) and number})
 
 
 def _own_pid(pid: int) -> int:

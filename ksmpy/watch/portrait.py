@@ -21,7 +21,7 @@ from ksmpy.watch.memory_map import Strip, strips
 from ksmpy.watch.observe import File
 from ksmpy.watch.pages import Kind
 from ksmpy.watch.savings import Savings, savings
-from ksmpy.watch.stores import named_stores
+from ksmpy.watch.stores import NamedStore, named_stores
 from ksmpy.watch.subjects import Subject, subjects, who_shares
 from ksmpy.watch.ties import Copy, Tie
 from ksmpy.watch.timeline import Timeline, timeline
@@ -87,6 +87,9 @@ class StoreFigures:
     """Memory that it takes: frames and index."""
     in_pss_bytes: int
     """The part of it that is in the PSS of its processes."""
+    full: bool
+    """Whether what needs a new frame is left apart, for want of room; of a store without a name, as
+    its engines have noted last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,20 +260,24 @@ def _stores(among: list[Subject], kept: dict[File, int]) -> tuple[StoreFigures, 
                 pids.setdefault(file, set()).add(subject.pid)
                 names[file] = each.path.removesuffix(" (deleted)")
                 in_pss[file] = in_pss.get(file, 0) + part
-    known = {store.path: shown(store.name) for store in _named()}
-    return tuple(
-        StoreFigures(
-            known.get(names[file])
-            or ("without a name" if is_shared_store(names[file]) else f"of process {min(users)}"),
+    known = {store.path: store for store in _named()}
+    noted = set().union(*(subject.seen.full_stores for subject in among))
+
+    def figures(file: File, users: set[int]) -> StoreFigures:
+        store = known.get(names[file])
+        unnamed = "without a name" if is_shared_store(names[file]) else f"of process {min(users)}"
+        return StoreFigures(
+            shown(store.name) if store else unnamed,
             tuple(sorted(users)),
             kept[file],
             min(in_pss[file], kept[file]),
+            store.full if store and store.stats else file[1] in noted,
         )
-        for file, users in pids.items()
-    )
+
+    return tuple(figures(file, users) for file, users in pids.items())
 
 
-def _named() -> list[Any]:
+def _named() -> list[NamedStore]:
     try:
         return list(named_stores())
     except StoreError:
