@@ -7,6 +7,7 @@ package=$2
 shift 2
 
 place=$(mktemp -d)
+chmod 755 "$place" # some tests become an ordinary user, who imports from there
 trap 'rm -rf "$place"' EXIT INT TERM
 "$python" -m venv "$place/venv"
 "$place/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$package[test]"
