@@ -14,6 +14,6 @@ def net_bytes(
     `merged`: memory that lies on frames, not what was written since. `by_fork`: the part of it that
     would be common by a fork without ksmpy, too. `zeros`: memory that was given back because it was
     all zeros. `stores`: all memory that stores take, which is frames, room among them, and indexes.
-    `tables`: what engines take beside their stores.
+    `tables`: what engines take beside their stores, and ksmpy to be imported, where that is known.
     """
     return merged - by_fork + zeros - stores - tables

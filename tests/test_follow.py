@@ -281,24 +281,82 @@ def test_own_store_and_report(family: Path, directory: str) -> None:
     """Without a name they get a store that nobody else sees, and that goes with them; the report
     tells what all of them saved, and how that was measured.
     """
+    (family / "weights").write_bytes(os.urandom(32 * MIB))
     with start(family, "--report", KSMPY_STORE_DIR=directory) as child, ending(child):
         until(lambda: len(pids(family)) == len(NAMES), "not all have started", limit=LIMIT)
-        until(lambda: all(_merged(pid) > 3 * MIB for pid in pids(family)), "none", limit=LIMIT)
+        until(lambda: all(_merged(pid) > 31 * MIB for pid in pids(family)), "none", limit=LIMIT)
         _await_looks(child.pid)
         (family / "over").touch()
         _, stderr = child.communicate(timeout=LIMIT)
     assert child.returncode == 0
     told = re.fullmatch(
         r"ksmpy: saved ([\d.]+) MiB at the most, [\d.]+ [KM]iB in the mean of [\d.]+ s,"
-        r" in (\d+) of (\d+) processes\n"
+        r" in (\d+) of (\d+) processes, in which ksmpy itself took ([\d.]+) MiB\n"
         r"ksmpy: PSS of all of them [\d.]+ MiB at the most, [\d.]+ MiB when most was saved,"
         r" [\d.]+ MiB in the mean; looked \d+ times, in \d+ ms of processor time\n",
         stderr,
     )
     assert told, stderr
-    assert 11 < float(told[1]) < 24  # the forked one may have its own from the first, or not
     assert len(NAMES) <= int(told[2]) <= int(told[3])
+    itself = float(told[4])
+    assert 1 < itself < 16 * int(told[2])
+    # The forked one may have its own from the first, or not.
+    assert 88 - itself < float(told[1]) < 192
     assert os.listdir(directory) == []
+
+
+COST = (
+    ENABLED
+    + """
+import mmap, os, sys, threading, time
+
+def told(seconds=40):
+    from ksmpy.watch.savings import observe
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not observe(os.getpid()).package_bytes:
+        time.sleep(0.02)
+    seen = observe(os.getpid())
+    print(seen.package_bytes, seen.saved_bytes, flush=True)
+
+def take():
+    while len(taken) < 400 and not over:
+        taken.append(mmap.mmap(-1, 1 << 20))
+        taken[-1].write(os.urandom(1 << 20))
+        time.sleep(0)
+
+held = [bytearray(b"held" * (1 << 18)) for _ in range(6)]
+taken, over = [], []
+thread = threading.Thread(target=take)
+thread.start()
+assert enabled()
+over.append(1)
+thread.join()
+told()
+if os.fork() == 0:
+    assert enabled()
+    time.sleep(0.5)
+    engine = sys.modules["ksmpy.whole.enable"].enabled_engine()
+    from ksmpy.engine.engine import core_of
+    print(core_of(engine).package_bytes, flush=True)
+    os._exit(0)
+os.wait()
+"""
+)
+
+
+def test_what_ksmpy_itself_takes_is_off_what_is_saved(directory: str) -> None:
+    """The engine tells of what importing it took, and of nothing that the program's threads take
+    meanwhile; in a forked child next to nothing was imported.
+    """
+    told = result(
+        command("--", sys.executable, "-c", COST),
+        env=environment(KSMPY_STORE_DIR=directory, **SMALL),
+    )
+    assert told.returncode == 0, told.stderr
+    (package, saved), (of_child,) = (map(int, line.split()) for line in told.stdout.splitlines())
+    assert MIB < package < 30 * MIB
+    assert saved <= 5 * MIB - package or saved == 0
+    assert of_child < MIB / 2
 
 
 def _await_looks(pid: int) -> None:
@@ -780,7 +838,7 @@ def test_a_program_hears_of_no_failure(
 ) -> None:
     """An engine that cannot be made for it leaves it alone, whatever the reason."""
 
-    def fail() -> bool:
+    def fail(package_bytes: int) -> bool:
         raise error
 
     monkeypatch.setattr(follow, "enable_unasked", fail)

@@ -68,6 +68,8 @@ class Core:
         self._told_full = False
         self._name_regions: Callable[[], None] = _nothing
         self._serial = registry.new_serial()
+        self.package_bytes = 0
+        """What ksmpy has taken to be imported; 0 where that is not known."""
         self.history = History()
         self._regions = Regions(self._native, placement, self._serial, self.history.ended)
         registry.enter(self._serial, self)
@@ -382,6 +384,7 @@ class Core:
                 "run": self._run,
                 "shared_store": self._store is not None,
                 "full_store": full,
+                "package_bytes": self.package_bytes,
             },
         )
 
@@ -394,7 +397,8 @@ class Core:
         if self._store is None:
             return Stats.from_native(stats).saved_bytes
         merged = {each.pid: each.merging_pages for each in self._store.processes()}
-        return saved_here(stats, proc.by_fork(merged), os.getpid(), self._zeros_by_fork)
+        by_fork = proc.by_fork(merged)
+        return saved_here(stats, by_fork, os.getpid(), self._zeros_by_fork, self.package_bytes)
 
     # ---- its life -----------------------------------------------------------------------
 

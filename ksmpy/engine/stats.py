@@ -103,12 +103,17 @@ def _profit(values: Mapping[str, int]) -> int:
 
 
 def saved_here(
-    values: Mapping[str, int], by_fork: Mapping[int, int], pid: int, zeros_by_fork: int
+    values: Mapping[str, int],
+    by_fork: Mapping[int, int],
+    pid: int,
+    zeros_by_fork: int,
+    package_bytes: int,
 ) -> int:
     """An engine's part, in bytes, of what its store saves, with its own zeros and tables.
 
     `by_fork`: how many pages of each process that uses the store have come to it by a fork;
-    `zeros_by_fork`: the zeros that the engine had when it came by one.
+    `zeros_by_fork`: the zeros that the engine had when it came by one; `package_bytes`: what ksmpy
+    has taken to be imported.
     """
     merged = values["pages_shared"] + values["pages_sharing"]
     others = sum(by_fork.values())
@@ -124,7 +129,7 @@ def saved_here(
         stores=0,
         by_fork=min(zeros_by_fork, values["ksm_zero_pages"]) * PAGE_SIZE,
         zeros=values["ksm_zero_pages"] * PAGE_SIZE,
-        tables=values["metadata_bytes"] - values["store_metadata_bytes"],
+        tables=values["metadata_bytes"] - values["store_metadata_bytes"] + package_bytes,
     )
     return max(0, together * mine // max(merged - others, 1) + own)
 

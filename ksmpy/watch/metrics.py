@@ -49,7 +49,7 @@ _PROCESS = (
     _of_process(
         "saved_bytes",
         "Memory that merging saves this process, net: its part of what its stores save, and its"
-        " zeros, less its own tables; 0 where these cost more.",
+        " zeros, less its own tables and what ksmpy itself took; 0 where these cost more.",
         lambda seen: seen.saved_bytes,
     ),
     _of_process(
@@ -71,6 +71,11 @@ _PROCESS = (
         "frame_bytes",
         "Memory that the process's stores hold; a shared store counts in each of its processes.",
         lambda seen: seen.frame_bytes,
+    ),
+    _of_process(
+        "package_bytes",
+        "Memory that ksmpy took to be imported, as ksmpy run has seen it; 0 where it was not seen.",
+        lambda seen: seen.package_bytes,
     ),
     _of_process(
         "full_stores",

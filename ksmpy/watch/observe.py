@@ -46,6 +46,7 @@ class Observation:
     frame_bytes: int = 0  # what the stores hold; shared ones are counted by each process
     zero_bytes: int = 0  # zeros that its engines have given back, and that take no memory still
     saved_bytes: int = 0  # see watch.savings
+    package_bytes: int = 0  # what ksmpy took to be imported, as far as its engines know
     vmas: int = 0
     vma_limit: int = 0
     merged_vmas: int = 0

@@ -199,8 +199,8 @@ def _processes(portrait: Portrait) -> str:
         f" {_bytes('totals.frames_bytes', totals.frames_bytes)} of frames. That, without the"
         f" {_bytes('totals.by_fork_bytes', totals.by_fork_bytes)} that came by forks, with"
         f" {_bytes('totals.zero_bytes', totals.zero_bytes)} of zeros and less the"
-        f" {_bytes('totals.overhead_bytes', totals.overhead_bytes)} that stores and tables take, is"
-        " what is saved. The kernel says the same: private mappings of"
+        f" {_bytes('totals.overhead_bytes', totals.overhead_bytes)} that stores, tables and ksmpy"
+        " itself take, is what is saved. The kernel says the same: private mappings of"
         f" {_bytes('totals.kernel_mapped_bytes', totals.kernel_mapped_bytes)}, of which"
         f" {_bytes('totals.kernel_copied_bytes', totals.kernel_copied_bytes)} were copied since,"
         f" show files that take {_bytes('totals.kept_bytes', totals.kept_bytes)}. RSS counts a"
@@ -316,6 +316,7 @@ def _cost(portrait: Portrait) -> str:
             (
                 _name(each),
                 cpu,
+                _bytes(f"{at}.package_bytes", each.package_bytes) if each.package_bytes else "-",
                 _count(f"{at}.mappings", each.mappings)
                 + f" <small>of {each.mappings_limit}</small>",
                 _count(f"{at}.merged_mappings", each.merged_mappings),
@@ -323,8 +324,12 @@ def _cost(portrait: Portrait) -> str:
             )
         )
     table = _table(
-        ("process", "processor time of scans", "mappings", "of frames", "freeze, tracking"), rows
-    )
+        (
+            "process", "processor time of scans", "ksmpy itself", "mappings", "of frames",
+            "freeze, tracking",
+        ),
+        rows,
+    )  # fmt: skip
     stores = _table(
         ("store", "processes", "takes"),
         (
@@ -339,7 +344,8 @@ def _cost(portrait: Portrait) -> str:
     overhead = _bytes("totals.overhead_bytes", portrait.totals.overhead_bytes)
     return _section(
         "What it costs",
-        f"{table}{stores}<p>Tables, and frames that are in use by none of these: {overhead}."
+        f"{table}{stores}<p>Tables, ksmpy itself, and frames that are in use by none of these:"
+        f" {overhead}."
         " Percent are of one processor since the process began.</p>",
     )
 

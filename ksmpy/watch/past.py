@@ -9,7 +9,7 @@ from ksmpy import proc
 from ksmpy.engine.history import FILE_NAME, Past, birth, read_past
 from ksmpy.watch.observe import descriptors
 
-__all__ = ["counters", "full_stores", "own_tables", "pasts"]
+__all__ = ["counters", "full_stores", "own_tables", "package_bytes", "pasts"]
 
 _ATTEMPTS = 5
 
@@ -44,6 +44,12 @@ def own_tables(past: Past) -> int:
     noted = counters(past)
     common = noted.get("store_metadata_bytes", 0) if past.facts.get("shared_store") else 0
     return max(0, noted.get("metadata_bytes", 0) - common)
+
+
+def package_bytes(past: Past) -> int:
+    """What ksmpy has taken to be imported there; 0 where that is not known."""
+    taken = past.facts.get("package_bytes", 0)
+    return taken if isinstance(taken, int) else 0
 
 
 def full_stores(noted: Iterable[Past]) -> list[int]:

@@ -65,6 +65,8 @@ class ProcessFigures:
     """The part of that which has been copied since, being written; in swap included."""
     metadata_bytes: int
     """Tables of its engines beside the stores."""
+    package_bytes: int
+    """What ksmpy took to be imported; 0 where that was not seen."""
     mappings: int
     mappings_limit: int
     merged_mappings: int
@@ -127,7 +129,7 @@ class Totals:
     kept_bytes: int
     """What their stores take."""
     overhead_bytes: int
-    """What stores take beyond frames in use, and the engines' own tables."""
+    """What stores take beyond frames in use, the engines' own tables, and ksmpy itself."""
     kernel_mapped_bytes: int
     kernel_copied_bytes: int
     scan_seconds: float | None
@@ -225,6 +227,7 @@ def _figures(subject: Subject) -> ProcessFigures:
         kernel_mapped_bytes=seen.merged_bytes,
         kernel_copied_bytes=seen.written_bytes,
         metadata_bytes=subject.table_bytes,
+        package_bytes=seen.package_bytes,
         mappings=seen.vmas,
         mappings_limit=seen.vma_limit,
         merged_mappings=seen.merged_vmas,
@@ -296,7 +299,7 @@ def _totals(
 
     kept = sum(store.kept_bytes for store in stores)
     frames = frame_count * PAGE_SIZE
-    overhead = max(0, kept - frames) + total("metadata_bytes")
+    overhead = max(0, kept - frames) + total("metadata_bytes") + total("package_bytes")
     saved = together.saved_bytes
     paid = total("pss_bytes") + kept - sum(store.in_pss_bytes for store in stores)
     seconds = [each.scan_seconds for each in processes if each.scan_seconds is not None]

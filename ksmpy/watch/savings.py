@@ -55,7 +55,7 @@ def savings(among: list[Subject]) -> Savings:
             stores=0,
             by_fork=inherited[subject.pid],
             zeros=subject.seen.zero_bytes,
-            tables=subject.table_bytes,
+            tables=subject.table_bytes + subject.seen.package_bytes,
         )
         for subject in among
     }

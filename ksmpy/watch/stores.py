@@ -15,9 +15,9 @@ from ksmpy.store import files
 from ksmpy.store.stats import StoreStats
 from ksmpy.store.store import Store, StoreProcess
 from ksmpy.watch.observe import File, file_of
-from ksmpy.watch.past import counters, own_tables, pasts
+from ksmpy.watch.past import counters, own_tables, package_bytes, pasts
 
-__all__ = ["NamedStore", "look_at", "named_stores", "saved_bytes"]
+__all__ = ["NamedStore", "look_at", "named_stores", "saved_and_taken", "saved_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,17 @@ class NamedStore:
 
 
 def saved_bytes(stats: StoreStats, processes: Collection[StoreProcess]) -> int:
+    """What a store saves these processes, see saved_and_taken()."""
+    return saved_and_taken(stats, processes)[0]
+
+
+def saved_and_taken(stats: StoreStats, processes: Collection[StoreProcess]) -> tuple[int, int]:
     """What a store saves these processes, which are all that use it, as its counters say and their
-    engines have noted. What was written since the last pass counts as merged still.
+    engines have noted. What was written since the last pass counts as merged still. And what ksmpy
+    has taken to be imported in them, which is off it, as far as that is known.
     """
     if not processes:  # what the counters still say is of processes that were killed
-        return 0
+        return 0, 0
     by_fork = proc.by_fork({each.pid: each.merging_pages for each in processes})
     noted = {each.pid: _noted(each.pid) for each in processes}
     zeros = {
@@ -59,12 +65,13 @@ def saved_bytes(stats: StoreStats, processes: Collection[StoreProcess]) -> int:
         for pid, mine in noted.items()
     }
     pages_by_fork = sum(by_fork.values()) + sum(proc.by_fork(zeros).values())
+    taken = sum(package_bytes(past) for mine in noted.values() for past in mine)
     net = stats.net_bytes(
         by_fork=pages_by_fork * PAGE_SIZE,
         zeros=sum(zeros.values()) * PAGE_SIZE,
-        tables=sum(own_tables(past) for mine in noted.values() for past in mine),
+        tables=taken + sum(own_tables(past) for mine in noted.values() for past in mine),
     )
-    return max(0, net)
+    return max(0, net), taken
 
 
 def _noted(pid: int) -> list[Past]:

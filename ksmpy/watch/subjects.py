@@ -26,7 +26,7 @@ from ksmpy.watch.observe import (
     stores_of,
 )
 from ksmpy.watch.pages import Kind, Look, look, look_in_brief
-from ksmpy.watch.past import counters, full_stores, own_tables, pasts
+from ksmpy.watch.past import counters, full_stores, own_tables, package_bytes, pasts
 from ksmpy.watch.ties import Holder, Sharing, sharing
 from ksmpy.watch.zeros import noted_zeros, told_by_pages, watched_memory, zeros_left
 
@@ -166,8 +166,13 @@ def _in_brief(pid: int, files: dict[File, int], lines: proc.Lines) -> Subject | 
     seen.written_bytes = int(pages.pages[pages.kind == Kind.WRITTEN].sum()) * PAGE_SIZE
     zeros = sum(zeros_left(past, pages, found.watched) for past in with_zeros)
     seen.zero_bytes = zeros * PAGE_SIZE
-    seen.full_stores = full_stores(noted)
+    _tell_noted(seen, noted)
     return Subject(seen, sums, kept, files, pages, noted, 0.0, "", [], stores, regions)
+
+
+def _tell_noted(seen: Observation, noted: list[Past]) -> None:
+    seen.full_stores = full_stores(noted)
+    seen.package_bytes = sum(map(package_bytes, noted))
 
 
 def _regions(noted: list[Past]) -> list[tuple[int, int, str]]:
@@ -189,7 +194,7 @@ def _in_detail(pid: int, files: dict[File, int]) -> Subject:
     pages = look(pid, mappings, files, edges)
     _, started = proc.origin(pid)
     seen.zero_bytes = sum(zeros_left(past, pages, watched) for past in noted) * PAGE_SIZE
-    seen.full_stores = full_stores(noted)
+    _tell_noted(seen, noted)
     return Subject(
         seen,
         sums,

@@ -41,6 +41,7 @@ class _State:
         self.options: dict[str, Any] = {}
         self.adopter: Adopter | None = None
         self.unasked = False
+        self.package_bytes = 0
 
     def present(self) -> Engine | None:
         """The engine, if this very process enabled it and it is open."""
@@ -155,13 +156,15 @@ def enable(
         return engine
 
 
-def enable_unasked() -> bool:
+def enable_unasked(package_bytes: int) -> bool:
     """enable() for a program that has not called it, and may still do so with other options.
+    `package_bytes`: what ksmpy has taken to be imported, which the engine tells of.
 
     Only where there is an engine to go on with, or a store to share. Returns whether the process
     has an engine now; raises what enable() does.
     """
     with _state.lock:
+        _state.package_bytes = package_bytes
         if _state.present() is None and _malloc_counts_on_zeros():
             return False  # an engine would adopt nothing
         if _state.present() is None and (_state.inherited() is not None or _default_store()):
@@ -224,6 +227,7 @@ def _go_on(engine: Engine, options: dict[str, Any]) -> Engine:
 
 def _run(engine: Engine, options: dict[str, Any]) -> None:
     """Start the engine's threads; from then on it is the process's."""
+    core_of(engine).package_bytes = _state.package_bytes
     _set_knobs(engine, options)
     adopter = None
     way = _way(options.get("adopt", True), engine)

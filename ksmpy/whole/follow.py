@@ -25,14 +25,15 @@ if enabled_engine() is None:
     notices.keep_apart()
 
 
-def begin() -> bool:
+def begin(package_bytes: int = 0) -> bool:
     """enable() on the common store, or go on with an inherited engine; whether there is one now.
+    `package_bytes`: the memory that importing ksmpy took here.
 
     The program does not know, so it hears of no failure either.
     """
     threads.hide()
     try:
-        return enable_unasked()
+        return enable_unasked(package_bytes)
     except Exception as error:
         _log.debug("this process is left alone: %s", error)
         return False

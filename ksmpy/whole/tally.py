@@ -9,7 +9,7 @@ from ksmpy import proc
 from ksmpy.errors import StoreError
 from ksmpy.store.store import Store
 from ksmpy.text import human_bytes
-from ksmpy.watch.stores import saved_bytes
+from ksmpy.watch.stores import saved_and_taken
 from ksmpy.whole.guardian import Isolated, below
 
 __all__ = ["Tally", "pss_bytes"]
@@ -41,6 +41,7 @@ class Tally:
     _saved: int = 0
     _pss: int = 0
     _most_saved: int = 0
+    _most_taken: int = 0
     _pss_then: int = 0
     _most_pss: int = 0
     _saved_seconds: float = 0.0
@@ -82,11 +83,12 @@ class Tally:
     def _measure(self, found: list[int]) -> None:
         try:
             processes = self.store.processes()
-            saved = saved_bytes(self.store.stats(), processes)
+            saved, taken = saved_and_taken(self.store.stats(), processes)
         except StoreError:  # a process that is stopped holds the store's lock
             return
         users = {process.pid for process in processes}
         self._users |= users
+        self._most_taken = max(self._most_taken, taken)
         pss = sum(map(pss_bytes, users | set(found)))
         self._count(saved, pss)
 
@@ -112,7 +114,8 @@ class Tally:
         return (
             f"ksmpy: saved {human_bytes(self._most_saved)} at the most,"
             f" {human_bytes(mean_saved)} in the mean of {seconds:.1f} s,"
-            f" in {len(self._users)} of {len(self._known | self._users)} processes\n"
+            f" in {len(self._users)} of {len(self._known | self._users)} processes, in which ksmpy"
+            f" itself took {human_bytes(self._most_taken)}\n"
             f"ksmpy: PSS of all of them {human_bytes(self._most_pss)} at the most,"
             f" {human_bytes(self._pss_then)} when most was saved, {human_bytes(mean_pss)} in the"
             f" mean; looked {self._looks} times, in {self._cost * 1000:.0f} ms of processor time"

@@ -166,6 +166,7 @@ class _Follower:
         self._pid = os.getpid()
         self._inherits = self._inherits or self._begun_here
         self._begun_here = False
+        self._touched = 0  # pages of memory that the thread touched first while it imported ksmpy
         # Held while ksmpy is imported and the engine made, and by fork(), which waits for that: a
         # child forked meanwhile would find modules locked by a thread that it does not have.
         self._lock = self._new_lock()
@@ -288,12 +289,22 @@ class _Follower:
     def _begin(self):
         with _Finder(self._path, self._get_ident()):
             try:
+                before = self._faults()
                 self._hook_logging()
                 self._ignore_fork_warning()
                 from ksmpy.whole import follow
+
+                self._touched += self._faults() - before
             except Exception:  # ksmpy is not installed here, or its modules are half imported
                 return False
-            return follow.begin()
+            return follow.begin(self._touched * os.sysconf("SC_PAGE_SIZE"))
+
+    def _faults(self):
+        """How many pages this thread has touched that were in memory, but not mapped. The program's
+        other threads take memory meanwhile, which is none of ksmpy's.
+        """
+        with open("/proc/self/task/%d/stat" % self._get_native_id(), "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[7])
 
     def _hook_logging(self):
         # logging has a hook that takes its lock before a fork. The hooks that were registered last
