@@ -152,7 +152,7 @@ int main(int count, char **words)
     must(pass(engine, 0), "pass");
     must(ksmpy_refresh(engine), "settle counters");
     must(ksmpy_stats(engine, &stats), "stats");
-    must(ksmpy_region_stats(engine, a, &region), "region.stats");
+    must(ksmpy_region_stats(engine, a, &region, &stats), "region.stats");
     must(ksmpy_find_lost(engine, lost, 1), "look for lost memory");
     must(ksmpy_unmerge_region(engine, a), "unmerge");
     must(pass(engine, KSMPY_SCAN_EAGER), "merge, again");

@@ -262,12 +262,23 @@ int ksmpy_knob_get(ksmpy_engine *engine, int knob, uint64_t *value);
  * exact.
  */
 int ksmpy_refresh(ksmpy_engine *engine);
+/*
+ * ksmpy_refresh() and ksmpy_stats() in one, which asks for the engine's lock once: each time may be
+ * a wait for another thread's slice.
+ */
+int ksmpy_exact_stats(ksmpy_engine *engine, struct ksmpy_stats *out);
+/* The counters as they are. */
 int ksmpy_stats(ksmpy_engine *engine, struct ksmpy_stats *out);
 /* The same without vmas, which is 0: to count 9000 mappings takes 5 ms. */
 int ksmpy_counters(ksmpy_engine *engine, struct ksmpy_stats *out);
 /* 1: a shared store whose frames have taken what its file system has for them. Never waits. */
 int ksmpy_store_full(ksmpy_engine *engine);
-int ksmpy_region_stats(ksmpy_engine *engine, uint32_t region, struct ksmpy_region_stats *out);
+/*
+ * A region's counters, and its engine's as ksmpy_counters() has them; ksmpy_refresh() comes first.
+ * ENOENT: the region has ended.
+ */
+int ksmpy_region_stats(ksmpy_engine *engine, uint32_t region, struct ksmpy_region_stats *out,
+                       struct ksmpy_stats *of_engine);
 /* Writes up to max entries; returns how many there are. */
 int64_t ksmpy_shares(ksmpy_engine *engine, struct ksmpy_share *out, int64_t max);
 

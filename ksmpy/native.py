@@ -514,8 +514,14 @@ class NativeEngine:
         """Take apart merged pages that were written since, so that the counters are exact."""
         check(self._call(lib.ksmpy_refresh), "ksmpy_refresh")
 
+    def exact_stats(self) -> dict[str, int]:
+        """The fields of struct ksmpy_stats after a refresh(), for one wait for the engine."""
+        out = ffi.new("struct ksmpy_stats *")
+        check(self._call(lib.ksmpy_exact_stats, out), "ksmpy_exact_stats")
+        return _fields(out)
+
     def stats(self) -> dict[str, int]:
-        """The fields of struct ksmpy_stats."""
+        """The fields of struct ksmpy_stats, as they are."""
         out = ffi.new("struct ksmpy_stats *")
         check(self._call(lib.ksmpy_stats, out), "ksmpy_stats")
         return _fields(out)
@@ -526,11 +532,11 @@ class NativeEngine:
         check(self._call(lib.ksmpy_counters, out), "ksmpy_counters")
         return _fields(out)
 
-    def region_stats(self, region: int) -> dict[str, int]:
-        """The fields of struct ksmpy_region_stats."""
-        out = ffi.new("struct ksmpy_region_stats *")
-        check(self._call(lib.ksmpy_region_stats, region, out), "ksmpy_region_stats")
-        return _fields(out)
+    def region_stats(self, region: int) -> tuple[dict[str, int], dict[str, int]]:
+        """The fields of struct ksmpy_region_stats, and counters(), after a refresh()."""
+        out, whole = ffi.new("struct ksmpy_region_stats *"), ffi.new("struct ksmpy_stats *")
+        check(self._call(lib.ksmpy_region_stats, region, out, whole), "ksmpy_region_stats")
+        return _fields(out), _fields(whole)
 
     def shares(self) -> list[tuple[int, int, int]]:
         """(region, region, pages) for each pair of regions that share frames."""

@@ -236,6 +236,10 @@ class _Native:
         assert lib.ksmpy_refresh(self.engine) == 0
         self.model[:: oracle.PAGE] ^= 1
 
+    def ksmpy_exact_stats(self) -> None:
+        """All counters, after merged pages that were written have come apart."""
+        assert lib.ksmpy_exact_stats(self.engine, ffi.new("struct ksmpy_stats *")) == 0
+
     def ksmpy_stats(self) -> None:
         """All counters."""
         assert lib.ksmpy_stats(self.engine, ffi.new("struct ksmpy_stats *")) == 0
@@ -252,9 +256,9 @@ class _Native:
 
     def ksmpy_region_stats(self) -> None:
         """A region's counters."""
-        out = ffi.new("struct ksmpy_region_stats *")
-        assert lib.ksmpy_region_stats(self.engine, self.regions[1], out) == 0
-        assert lib.ksmpy_region_stats(self.engine, 12345, out) < 0
+        out, whole = ffi.new("struct ksmpy_region_stats *"), ffi.new("struct ksmpy_stats *")
+        assert lib.ksmpy_region_stats(self.engine, self.regions[1], out, whole) == 0
+        assert lib.ksmpy_region_stats(self.engine, 12345, out, whole) < 0
 
     def ksmpy_shares(self) -> None:
         """Pairs of regions."""

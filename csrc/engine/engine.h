@@ -40,6 +40,7 @@ struct ksmpy_engine {
     _Atomic bool interrupted;
     _Atomic int pass_wanted; /* threads that wait for the pass lock */
     _Atomic int waiting; /* threads that want lock more urgently than a pass does */
+    _Atomic int urgent; /* those of them that do not merely go on with something long */
     _Atomic bool pass_waits; /* a pass wants it */
     ksmpy_engine *next; /* all engines, for fork */
     struct pages pages;

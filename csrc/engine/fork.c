@@ -72,6 +72,7 @@ static void let_go(ksmpy_engine *engine)
     engine->scanner.unfinished = false;
     plan_forget(&engine->merger);
     atomic_store(&engine->waiting, 0);
+    atomic_store(&engine->urgent, 0);
     atomic_store(&engine->pass_waits, false);
     atomic_store(&engine->pass_wanted, 0);
     pthread_mutex_init(&engine->lock, NULL);

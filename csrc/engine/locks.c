@@ -12,11 +12,19 @@
 #include "store/lock.h"
 #include "store/patience.h"
 
-void engine_lock(ksmpy_engine *engine)
+/* By who goes on with something long, or wants it more urgently. */
+static void lock_ahead_of_pass(ksmpy_engine *engine)
 {
     atomic_fetch_add(&engine->waiting, 1);
     pthread_mutex_lock(&engine->lock);
     atomic_fetch_sub(&engine->waiting, 1);
+}
+
+void engine_lock(ksmpy_engine *engine)
+{
+    atomic_fetch_add(&engine->urgent, 1);
+    lock_ahead_of_pass(engine);
+    atomic_fetch_sub(&engine->urgent, 1);
 }
 
 void engine_unlock(ksmpy_engine *engine)
@@ -24,34 +32,55 @@ void engine_unlock(ksmpy_engine *engine)
     pthread_mutex_unlock(&engine->lock);
 }
 
-/*
- * A mutex is not handed on: without the wait this thread would mostly have the lock again first.
- * pass_too: a pass, which all others go ahead of, is let in as well.
- */
-static void let_in(const ksmpy_engine *engine, bool pass_too)
+/* Who is let in: who wants the lock urgently; also who goes on with something long; also a pass. */
+enum others { URGENT, WAITING, ALL };
+
+static bool are_there(const ksmpy_engine *engine, enum others others)
 {
-    for (unsigned looks = 0;
-         atomic_load(&engine->waiting) || (pass_too && atomic_load(&engine->pass_waits)); looks++)
+    if (others == URGENT)
+        return atomic_load(&engine->urgent);
+    return atomic_load(&engine->waiting) || (others == ALL && atomic_load(&engine->pass_waits));
+}
+
+/* A mutex is not handed on: without the wait this thread would mostly have the lock again first. */
+static void let_in(const ksmpy_engine *engine, enum others others)
+{
+    for (unsigned looks = 0; are_there(engine, others); looks++)
         os_back_off(looks);
 }
 
 void engine_let_others_in(ksmpy_engine *engine)
 {
     engine_unlock(engine);
-    let_in(engine, true);
-    engine_lock(engine);
+    let_in(engine, ALL);
+    lock_ahead_of_pass(engine);
 }
 
 void engine_end_slice(ksmpy_engine *engine, uint64_t *deadline)
 {
     if (os_now_ns() < *deadline)
         return;
-    if (atomic_load(&engine->waiting)) {
+    if (are_there(engine, WAITING)) {
         engine_unlock(engine);
-        let_in(engine, false);
-        engine_lock(engine);
+        let_in(engine, WAITING);
+        lock_ahead_of_pass(engine);
     }
     *deadline = slice_end(&engine->pages);
+}
+
+#define COUNTED_IN_A_ROW 4 /* slices: 2 ms */
+
+void engine_end_count(ksmpy_engine *engine, struct counting *counting)
+{
+    if (os_now_ns() < counting->slice_end_ns)
+        return;
+    enum others others = ++counting->slices % COUNTED_IN_A_ROW ? URGENT : WAITING;
+    if (are_there(engine, others)) {
+        engine_unlock(engine);
+        let_in(engine, others);
+        engine_lock(engine);
+    }
+    counting->slice_end_ns = slice_end(&engine->pages);
 }
 
 void engine_lock_for_pass(ksmpy_engine *engine)
@@ -64,7 +93,7 @@ void engine_lock_for_pass(ksmpy_engine *engine)
 void pass_lets_others_in(ksmpy_engine *engine)
 {
     engine_unlock(engine);
-    let_in(engine, false);
+    let_in(engine, WAITING);
     engine_lock_for_pass(engine);
 }
 
@@ -77,12 +106,17 @@ void engine_count_mappings(ksmpy_engine *engine)
     budget_counted(&engine->merger.budget, before, mappings);
 }
 
+int engine_try_lock_store(ksmpy_engine *engine)
+{
+    if (engine->pages.forked)
+        return -EPERM;
+    return store_lock(&engine->pages.store) ? 0 : store_why_not(&engine->pages.store);
+}
+
 int engine_try_lock_with_store(ksmpy_engine *engine)
 {
     engine_lock(engine);
-    int error = engine->pages.forked               ? -EPERM
-                : store_lock(&engine->pages.store) ? 0
-                                                   : store_why_not(&engine->pages.store);
+    int error = engine_try_lock_store(engine);
     if (error)
         engine_unlock(engine);
     return error;

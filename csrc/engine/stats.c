@@ -36,23 +36,32 @@ static bool refresh_some(struct merger *merger, uintptr_t *at)
     return true;
 }
 
-int ksmpy_refresh(ksmpy_engine *engine)
+/*
+ * Gives all written pages back to their owners, so that the counters are exact, and keeps the
+ * engine's lock: each time that it is asked for is a chance to wait for somebody's slice.
+ */
+static void refresh_and_lock(ksmpy_engine *engine)
 {
     uintptr_t at = 0;
-    if (engine->pages.forked)
-        return -EPERM;
     sigset_t mask;
     guard_open(&mask);
     pthread_mutex_lock(&engine->refreshing);
     engine_lock(engine);
-    uint64_t deadline = slice_end(&engine->pages);
+    struct counting counting = {slice_end(&engine->pages), 0};
     while (refresh_some(&engine->merger, &at)) {
         store_flush(&engine->pages.store);
-        engine_end_slice(engine, &deadline);
+        engine_end_count(engine, &counting);
     }
-    engine_unlock(engine);
     pthread_mutex_unlock(&engine->refreshing);
     guard_close(&mask);
+}
+
+int ksmpy_refresh(ksmpy_engine *engine)
+{
+    if (engine->pages.forked)
+        return -EPERM;
+    refresh_and_lock(engine);
+    engine_unlock(engine);
     return 0;
 }
 
@@ -132,6 +141,12 @@ static uint64_t count_mappings(ksmpy_engine *engine)
     return mappings > 0 ? (uint64_t)mappings : 0;
 }
 
+static void complete(struct ksmpy_stats *out, uint64_t mappings)
+{
+    out->vmas = mappings;
+    out->vma_limit = os_max_map_count() * out->vma_limit / 100; /* fill() has put the share there */
+}
+
 int ksmpy_counters(ksmpy_engine *engine, struct ksmpy_stats *out)
 {
     int error = engine_lock_with_store(engine);
@@ -139,7 +154,7 @@ int ksmpy_counters(ksmpy_engine *engine, struct ksmpy_stats *out)
         return error;
     fill(engine, out);
     engine_unlock_with_store(engine);
-    out->vma_limit = os_max_map_count() * out->vma_limit / 100; /* fill() has put the share there */
+    complete(out, 0);
     return 0;
 }
 
@@ -147,6 +162,35 @@ int ksmpy_stats(ksmpy_engine *engine, struct ksmpy_stats *out)
 {
     uint64_t mappings = count_mappings(engine);
     int error = ksmpy_counters(engine, out);
+    if (!error)
+        out->vmas = mappings;
+    return error;
+}
+
+/*
+ * Reads the counters and gives the engine's lock back, which the caller has.  Only where another
+ * process has the store's lock it is asked for once more.
+ */
+static int count_and_unlock(ksmpy_engine *engine, struct ksmpy_stats *out)
+{
+    int error = engine_try_lock_store(engine);
+    if (error) {
+        engine_unlock(engine);
+        return error == -EAGAIN ? ksmpy_counters(engine, out) : error;
+    }
+    fill(engine, out);
+    engine_unlock_with_store(engine);
+    complete(out, 0);
+    return 0;
+}
+
+int ksmpy_exact_stats(ksmpy_engine *engine, struct ksmpy_stats *out)
+{
+    if (engine->pages.forked)
+        return -EPERM;
+    uint64_t mappings = count_mappings(engine);
+    refresh_and_lock(engine);
+    int error = count_and_unlock(engine, out);
     if (!error)
         out->vmas = mappings;
     return error;
@@ -189,11 +233,12 @@ static uint64_t rmap_items(const struct region *region)
 static int count_region(ksmpy_engine *engine, uint32_t id, struct ksmpy_region_stats *out)
 {
     const struct region *region = region_at(&engine->pages, id);
-    uint64_t serial = region->serial, first = 0, deadline = slice_end(&engine->pages);
+    struct counting counting = {slice_end(&engine->pages), 0};
+    uint64_t serial = region->serial, first = 0;
     double saved = 0;
     while (first < region->n && region->pages_in[PAGE_SHARED]) {
-        saved += saved_pages(&engine->pages, region, &first, deadline);
-        engine_end_slice(engine, &deadline);
+        saved += saved_pages(&engine->pages, region, &first, counting.slice_end_ns);
+        engine_end_count(engine, &counting);
         if (!region_is(&engine->pages, id, serial))
             return -ENOENT;
     }
@@ -207,13 +252,15 @@ static int count_region(ksmpy_engine *engine, uint32_t id, struct ksmpy_region_s
     return 0;
 }
 
-int ksmpy_region_stats(ksmpy_engine *engine, uint32_t id, struct ksmpy_region_stats *out)
+int ksmpy_region_stats(ksmpy_engine *engine, uint32_t id, struct ksmpy_region_stats *out,
+                       struct ksmpy_stats *of_engine)
 {
-    int error = engine_lock_with_store(engine);
-    if (error)
-        return error;
-    store_unlock(&engine->pages.store);
-    error = region_is_known(&engine->pages, id) ? count_region(engine, id, out) : -ENOENT;
+    if (engine->pages.forked)
+        return -EPERM;
+    refresh_and_lock(engine);
+    int error = region_is_known(&engine->pages, id) ? count_region(engine, id, out) : -ENOENT;
+    if (!error)
+        return count_and_unlock(engine, of_engine);
     engine_unlock(engine);
     return error;
 }

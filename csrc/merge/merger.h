@@ -71,16 +71,16 @@ struct merger {
     uint64_t busy, no_budget, no_memory, differed; /* pages that were refused */
     struct ksmpy_scan_result *result; /* of the call under way */
     const _Atomic int *awaited; /* how many wait for the engine's lock, beside a pass */
-    uint64_t slice_began_ns; /* that of a pass which is under way */
+    uint64_t slice_began_ns; /* the one of a pass or an unmerge that is under way */
 };
 
 /*
- * How long a slice of a pass works at least, in ns, with somebody waiting for it: to hand the lock
+ * How long a slice of a pass or an unmerge works at least, in ns, with somebody waiting for it: to hand the lock
  * over and to take a run up again takes a tenth of that.
  */
 #define LEAST_SLICE_NS 200000
 
-/* Is a slice of a pass to end at the next step, since somebody waits? */
+/* Is such a slice to end at the next step, since somebody waits? */
 static inline bool merger_is_awaited(const struct merger *merger)
 {
     return atomic_load_explicit(merger->awaited, memory_order_relaxed) &&

@@ -430,6 +430,12 @@ static uintptr_t end_of_huge(const struct region *region, uintptr_t place)
     return next < end ? next : end;
 }
 
+/* Is the slice over?  It is long before its time where somebody waits. */
+static bool is_over(const struct merger *merger, uint64_t deadline)
+{
+    return os_now_ns() >= deadline || merger_is_awaited(merger);
+}
+
 /*
  * Unmerges from work->page to the last page, and beyond that to the end of a huge page's place;
  * false: the slice is over before that.
@@ -449,7 +455,7 @@ static bool unmerge_until(struct merger *merger, struct unmerging *work, uint64_
             bool done = give_piece_back(merger, work, at, n);
             at += done ? bytes_of(n) : 0;
             work->page = pages_between(region->address, at);
-            if (!done || (at < stop && os_now_ns() >= deadline))
+            if (!done || (at < stop && is_over(merger, deadline)))
                 return false;
         }
     }
@@ -510,6 +516,7 @@ static bool give_chunk_back(struct merger *merger, struct unmerging *work, uint6
 bool unmerging_step(struct merger *merger, struct unmerging *work)
 {
     uint64_t deadline = slice_end(merger->pages);
+    merger->slice_began_ns = os_now_ns();
     if (!region_is(merger->pages, work->region, work->serial)) {
         work->failure = -ENOENT;
         return false;
@@ -521,7 +528,7 @@ bool unmerging_step(struct merger *merger, struct unmerging *work)
     bool more = work->page < region->n;
     while (more && give_chunk_back(merger, work, deadline)) {
         store_flush(&merger->pages->store); /* before the look at the clock, as it takes long too */
-        more = work->page < region->n && os_now_ns() < deadline;
+        more = work->page < region->n && !is_over(merger, deadline);
     }
     store_flush(&merger->pages->store);
     return work->page < region->n;

@@ -172,7 +172,8 @@ class Core:
 
     def shares(self) -> list[Share]:
         """As Engine.shares()."""
-        self._settle()
+        self._end_dead()
+        self._native.refresh()
         self._name_regions()
         found = []
         by_number = self._regions.by_number()
@@ -184,10 +185,9 @@ class Core:
 
     def region_stats(self, region: Region) -> RegionStats:
         """A region's counters."""
-        self._settle()  # all: what others have written saves nothing here any more
+        self._end_dead()  # of all regions: what others have written saves nothing here any more
         with self._refusals():
-            values = self._native.region_stats(region._number)
-            return RegionStats.from_native(values, self._native.counters())
+            return RegionStats.from_native(*self._native.region_stats(region._number))
 
     def unmerge_region(self, region: Region) -> None:
         """Give one region its own pages back."""
@@ -336,15 +336,14 @@ class Core:
 
     def stats(self) -> Stats:
         """As Engine.stats()."""
-        self._settle()
+        self._end_dead()
         with self._refusals():
-            return Stats.from_native(self._native.stats())
+            return Stats.from_native(self._native.exact_stats())
 
-    def _settle(self) -> None:
-        """Make the counters exact: dead owners' regions end, written pages come apart."""
+    def _end_dead(self) -> None:
+        """End dead owners' regions, as who counts has to."""
         self.require_open()
         self.sweep()
-        self._native.refresh()
 
     def check(self) -> None:
         """Walk all of the engine's structures; KsmpyError naming the first that is wrong."""

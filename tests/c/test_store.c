@@ -193,7 +193,8 @@ static bool asks_and_gives_back(struct neighbour *me)
     uint8_t nodes[PAGES] = {0};
     uint64_t value;
     bool right = ksmpy_stats(me->engine, &stats) == -EPERM &&
-                 ksmpy_region_stats(me->engine, me->region, &region) == -EPERM &&
+                 ksmpy_exact_stats(me->engine, &stats) == -EPERM &&
+                 ksmpy_region_stats(me->engine, me->region, &region, &stats) == -EPERM &&
                  ksmpy_shares(me->engine, &share, 1) == -EPERM &&
                  ksmpy_check(me->engine, NULL, 0) == -EPERM &&
                  ksmpy_refresh(me->engine) == -EPERM && ksmpy_unmerge(me->engine) == -EPERM &&

@@ -41,7 +41,8 @@ static void *ask(void *nothing)
     while (!atomic_load(&stop)) {
         expect(ksmpy_stats(engine, &stats) == 0);
         expect(ksmpy_knob_get(engine, KSMPY_KNOB_MAX_PAGE_SHARING, &value) == 0);
-        ksmpy_region_stats(engine, 0, &region);
+        expect(ksmpy_exact_stats(engine, &stats) == 0);
+        ksmpy_region_stats(engine, 0, &region, &stats);
         ksmpy_store_full(engine);
         os_sleep_us(500);
     }

@@ -2,6 +2,7 @@
  * Somebody waits for the engine's lock all the time, so that each slice of a pass ends at its first
  * step: in the middle of runs, where others do their worst, on every run.
  */
+#include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <string.h>
@@ -361,8 +362,10 @@ static unsigned yields, naps;
 
 static void starve(unsigned *count, unsigned enough)
 {
-    if (starves && ++*count == enough)
+    if (starves && ++*count == enough) {
         atomic_store(&engine->waiting, 0);
+        atomic_store(&engine->urgent, 0);
+    }
 }
 
 int __real_sched_yield(void);
@@ -413,6 +416,72 @@ static void who_waits_gets_the_processor_too(void)
     hand_over(end_slice);
     hand_over(leave_pass);
     engine_unlock(engine);
+    close_all();
+}
+
+/* ---- who counts ---- */
+
+static struct counting counting;
+
+static void end_count(void)
+{
+    counting.slice_end_ns = 0;
+    engine_end_count(engine, &counting);
+}
+
+static void who_counts_lets_in_who_wants_it_for_a_moment(void)
+{
+    REQUIRE(open_arrays());
+    engine_lock(engine);
+    for (int i = 0; i < 8; i++) {
+        atomic_store(&engine->urgent, 1);
+        hand_over(end_count);
+    }
+    engine_unlock(engine);
+    close_all();
+}
+
+/* An unmerge between two of its slices, for one. */
+static void who_goes_on_with_something_long_has_every_fourth_slice(void)
+{
+    REQUIRE(open_arrays());
+    counting = (struct counting){0};
+    engine_lock(engine);
+    for (int i = 0; i < 2; i++) {
+        atomic_store(&engine->waiting, 1);
+        for (int slice = 0; slice < 3; slice++)
+            end_count();
+        CHECK(atomic_load(&engine->waiting) == 1); /* nobody was let in */
+        hand_over(end_count);
+    }
+    engine_unlock(engine);
+    close_all();
+}
+
+static _Atomic unsigned locked; /* how often the engine was, by any thread */
+
+int __real_pthread_mutex_lock(pthread_mutex_t *mutex);
+int __wrap_pthread_mutex_lock(pthread_mutex_t *mutex)
+{
+    locked += engine && mutex == &engine->lock;
+    return __real_pthread_mutex_lock(mutex);
+}
+
+static void counters_take_one_wait(void)
+{
+    struct ksmpy_stats stats;
+    struct ksmpy_region_stats region;
+    REQUIRE(open_arrays());
+    scan(engine, KSMPY_SCAN_EAGER);
+    a[0] ^= 1;
+    locked = 0;
+    CHECK(ksmpy_exact_stats(engine, &stats) == 0 && locked == 1);
+    CHECK(stats.merging_pages == 2 * PAGES - 1 && stats.vmas > 0);
+    b[0] ^= 2;
+    locked = 0;
+    CHECK(ksmpy_region_stats(engine, region_b, &region, &stats) == 0 && locked == 1);
+    CHECK(region.merging_pages == PAGES - 1 && stats.merging_pages == 2 * (PAGES - 1));
+    CHECK(ksmpy_region_stats(engine, 12345, &region, &stats) == -ENOENT);
     close_all();
 }
 
@@ -589,6 +658,9 @@ static void run_all(void)
     RUN(claims_end_with_the_region);
     RUN(who_waits_gets_in_in_the_middle_of_a_run);
     RUN(who_waits_gets_the_processor_too);
+    RUN(who_counts_lets_in_who_wants_it_for_a_moment);
+    RUN(who_goes_on_with_something_long_has_every_fourth_slice);
+    RUN(counters_take_one_wait);
     RUN(a_child_has_the_bytes_and_no_run);
     RUN(regions_go_in_the_middle);
     RUN(what_comes_back_is_not_merged_after_that);
