@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -31,6 +32,12 @@
  */
 #define TICKS 10
 #define BELIEVED_NS ((uint64_t)2000000000) /* after which it has to show that anew */
+/*
+ * What functions on x86-64 may use below the stack pointer, and signals leave alone; and what the
+ * frame of a signal takes, where the kernel does not tell.
+ */
+#define RED_ZONE 128
+#define FRAME_BYTES 8192
 
 /* The length may be more than there is memory: the kernel takes less then. */
 static bool reaches(const struct os_question *question, uintptr_t buffer, size_t length)
@@ -132,8 +139,19 @@ static bool buffers_reach(const struct os_question *question, long number,
 }
 
 /*
- * call: "number argument0 ...", where a number of -1 says that the thread waits for a page; it may
- * make any call after that.
+ * A signal that wakes the thread has its frame written below the stack pointer, by the kernel, which
+ * ends the process where it cannot.  A stack may lie in memory of malloc's (makecontext(),
+ * pthread_attr_setstack()).
+ */
+static bool signal_reaches(const struct os_question *question, uintptr_t stack)
+{
+    uintptr_t told = getauxval(AT_MINSIGSTKSZ), below = RED_ZONE + (told ? told : FRAME_BYTES);
+    return stack >= below && reaches(question, stack - below, below);
+}
+
+/*
+ * call: "number argument0 ... stack-pointer program-counter", where a number of -1 says that the
+ * thread waits for a page; it may make any call after that.
  */
 static enum os_activity judge(const struct os_question *question, const char *call)
 {
@@ -147,6 +165,7 @@ static enum os_activity judge(const struct os_question *question, const char *ca
         arguments[i] = strtoul(at, &at, 16);
         involved |= reaches(question, arguments[i], 1);
     }
+    involved |= signal_reaches(question, strtoul(at, NULL, 16));
     return involved || buffers_reach(question, number, arguments) ? OS_INVOLVED : OS_ELSEWHERE;
 }
 

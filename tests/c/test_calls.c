@@ -116,6 +116,24 @@ static void *into_a_structure(void *nothing)
     return nothing;
 }
 
+#define STACK 32 /* pages */
+
+static _Alignas(PAGE_SIZE) uint8_t stack[STACK * PAGE_SIZE];
+static _Atomic uintptr_t stack_page; /* in which the stack pointer of the thread lies */
+
+/* It waits with its stack pointer some 300 bytes behind a page's start. */
+static void *on_a_stack(void *nothing)
+{
+    uintptr_t here = (uintptr_t)__builtin_frame_address(0);
+    uint8_t *below = __builtin_alloca(here % PAGE_SIZE + PAGE_SIZE - 512);
+    static uint8_t byte;
+    below[0] = 0;
+    __asm__ volatile("" : : "r"(below) : "memory");
+    atomic_store(&stack_page, (uintptr_t)below & ~(uintptr_t)(PAGE_SIZE - 1));
+    CHECK(read(ends[0], &byte, 1) == 1);
+    return nothing;
+}
+
 static void *from_there(void *nothing)
 {
     uint8_t byte[2];
@@ -123,9 +141,14 @@ static void *from_there(void *nothing)
     return nothing;
 }
 
+static int asked_about(uintptr_t page)
+{
+    return os_calls(&runners, tasks, 0, page, 1);
+}
+
 static int asked(int page)
 {
-    return os_calls(&runners, tasks, 0, (uintptr_t)memory + bytes_of((uint64_t)page), 1);
+    return asked_about((uintptr_t)memory + bytes_of((uint64_t)page));
 }
 
 /* Until it waits, the thread runs, and may be about to do anything. */
@@ -216,6 +239,26 @@ static void send_a_signal(pthread_t thread)
 static void a_structure_may_lie_on_two_pages(void)
 {
     look_at_one(into_a_structure, true, send_a_signal);
+}
+
+static void a_signal_that_comes_has_its_frame_on_the_stack(void)
+{
+    pthread_t thread;
+    pthread_attr_t attributes;
+    REQUIRE(pthread_attr_init(&attributes) == 0);
+    REQUIRE(pthread_attr_setstack(&attributes, stack, sizeof stack) == 0);
+    REQUIRE(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+    REQUIRE(pthread_create(&thread, &attributes, on_a_stack, NULL) == 0);
+    CHECK(comes_to(1, 0)); /* it waits, and for nothing that is in its way */
+    CHECK(asked_about(stack_page - PAGE_SIZE) == -EBUSY);
+    CHECK(asked_about(stack_page - bytes_of(6)) == 0);
+    CHECK(asked_about((uintptr_t)stack) == 0);
+    send_a_byte(thread);
+    pthread_join(thread, NULL);
+    CHECK(asked_about(stack_page - PAGE_SIZE) == 0);
+    close(ends[0]);
+    close(ends[1]);
+    pthread_attr_destroy(&attributes);
 }
 
 static _Atomic bool stop;
@@ -393,6 +436,7 @@ int main(void)
     RUN(a_call_may_ask_for_more_than_there_is);
     RUN(a_queue_and_a_pipe_write_to_memory_too);
     RUN(a_structure_may_lie_on_two_pages);
+    RUN(a_signal_that_comes_has_its_frame_on_the_stack);
     RUN(who_runs_is_believed_once_it_was_seen_to_compute);
     RUN(who_makes_calls_all_the_time_is_not_believed);
     RUN(the_interpreter_stands_still_while_memory_is_held);

@@ -68,6 +68,13 @@ MUTANTS = [
         tests=("c/test_calls.c::a_structure_may_lie_on_two_pages",),
     ),
     Mutant(
+        "a signal's frame may be written below a stack pointer",
+        file="csrc/os/calls.c",
+        old="    involved |= signal_reaches(question, strtoul(at, NULL, 16));\n",
+        new="    (void)signal_reaches;\n",
+        tests=("c/test_calls.c::a_signal_that_comes_has_its_frame_on_the_stack",),
+    ),
+    Mutant(
         "who runs is believed to make calls",
         file="csrc/os/calls.c",
         old="    return ticks >= TICKS;\n",
