@@ -204,6 +204,18 @@ def auto() -> Iterator[Any]:
         yield engine
 
 
+@pytest.fixture(params=EACH_FREEZE, ids=str)
+def enabled(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """ksmpy.enable in each way of freezing, undone after the test."""
+    import ksmpy
+
+    reason = request.param.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    yield lambda **options: ksmpy.enable(sleep_millisecs=1, **request.param.options, **options)
+    ksmpy.disable()
+
+
 @pytest.fixture(scope="session")
 def arrow() -> Any:
     """pyarrow, imported before a test counts threads: it starts some for good."""

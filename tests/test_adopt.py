@@ -26,7 +26,6 @@ import numpy as np
 import pytest
 
 import ksmpy
-from conftest import EACH_FREEZE
 from ksmpy import RegionError, native
 from ksmpy.engine.region import Region
 from ksmpy.memory import mappings, maps
@@ -59,16 +58,6 @@ def resize(state: dict[str, Any], key: str, nbytes: int) -> None:
     array = state.pop(key)
     array.resize(nbytes)
     state[key] = array
-
-
-@pytest.fixture(params=EACH_FREEZE, ids=str)
-def enabled(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """ksmpy.enable in each way of freezing, undone after the test."""
-    reason = request.param.missing()
-    if reason is not None:
-        pytest.skip(reason)
-    yield lambda **options: ksmpy.enable(sleep_millisecs=1, **request.param.options, **options)
-    ksmpy.disable()
 
 
 @pytest.fixture

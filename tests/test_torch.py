@@ -9,7 +9,7 @@ import copy
 import gc
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,16 +122,6 @@ def test_registered_storages(engine: Any, change: Any, where: str) -> None:
         gc.collect()
         check(blocks)
     engine._core.check()
-
-
-@pytest.fixture(params=EACH_FREEZE, ids=str)
-def enabled(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """ksmpy.enable in the mode at hand, undone after the test."""
-    reason = request.param.missing()
-    if reason is not None:
-        pytest.skip(reason)
-    yield lambda **options: ksmpy.enable(sleep_millisecs=1, **request.param.options, **options)
-    ksmpy.disable()
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)

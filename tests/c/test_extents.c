@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -12,6 +11,7 @@
 #include "engine/engine.h"
 #include "holes.h"
 #include "ksmpy.h"
+#include "no_memory.h"
 #include "os/arena.h"
 #include "os/files.h"
 #include "os/folios.h"
@@ -372,9 +372,9 @@ static void an_extent_without_memory_for_all_records_is_not_let_go(void)
 #ifdef __SANITIZE_THREAD__
     SKIP("the sanitizer asks for memory, too");
 #endif
-    struct rlimit limit, none = {.rlim_cur = 1};
+    struct rlimit limit;
     engine = engine_of(KSMPY_FREEZE_AUTO, KSMPY_TRACKING_AUTO, 1);
-    REQUIRE(engine && getrlimit(RLIMIT_DATA, &limit) == 0);
+    REQUIRE(engine);
     store = &engine->pages.store;
     store->large_folios = true;
     uint64_t step = bytes_of(64), n = step / sizeof(struct frame), some = 100;
@@ -385,10 +385,9 @@ static void an_extent_without_memory_for_all_records_is_not_let_go(void)
         store_fill(store, i, bytes_of_frame(i, true), 1);
     give_back(extent_of((uint32_t)n), some);
     CHECK(store->head->spare_frames == some);
-    none.rlim_max = limit.rlim_max;
-    REQUIRE(setrlimit(RLIMIT_DATA, &none) == 0);
+    REQUIRE(take_all_memory(&limit));
     store_flush_all(store);
-    REQUIRE(setrlimit(RLIMIT_DATA, &limit) == 0);
+    REQUIRE(give_memory_back(&limit));
     CHECK(store->head->spare_frames == some && sound(engine));
     give_back(0, extent_of((uint32_t)n));
     give_back(extent_of((uint32_t)n) + (uint32_t)some, n % EXTENT - some);

@@ -106,7 +106,7 @@ MUTANTS = [
         file="csrc/store/rebuild.c",
         old="    extents_recount(store);",
         new="",
-        tests=("c/test_slots.c::extents_outlast_those_who_made_them",),
+        tests=("c/test_rebuild.c::extents_outlast_those_who_made_them",),
     ),
     Mutant(
         "the counts of extents are checked",

@@ -83,7 +83,7 @@ MUTANTS = [
         file="csrc/store/attach.c",
         old="error = used ? join_in",
         new="error = false ? join_in",
-        tests=("c/test_slots.c::what_the_dead_was_making_is_freed",),
+        tests=("c/test_dead.c::what_the_dead_was_making_is_freed",),
     ),
     Mutant(
         "a damaged head is not taken for none",
@@ -102,7 +102,7 @@ MUTANTS = [
     slots_reap(store);
     store_flush""",
         new="    store_flush",
-        tests=("c/test_slots.c::a_newcomer_frees_what_the_dead_was_making",),
+        tests=("c/test_dead.c::a_newcomer_frees_what_the_dead_was_making",),
     ),
     Mutant(
         "what a newcomer freed is nobody's at once",
@@ -111,7 +111,7 @@ MUTANTS = [
     store_flush(store); /* now: without a slot we own no frames, and nobody else knows of these */
 """,
         new="",
-        tests=("c/test_slots.c::a_newcomer_frees_what_the_dead_was_making",),
+        tests=("c/test_dead.c::a_newcomer_frees_what_the_dead_was_making",),
     ),
     Mutant(
         "pinned frames outlast their store",

@@ -62,21 +62,21 @@ MUTANTS = [
         file="csrc/store/lock.c",
         old="    if (!store->shared || !has_lock(store) || --store->depth)",
         new="    (void)has_lock;\n    if (!store->shared || --store->depth)",
-        tests=("c/test_slots.c::a_lock_is_given_back_once",),
+        tests=("c/test_lock.c::a_lock_is_given_back_once",),
     ),
     Mutant(
         "memory for a larger table is asked for without the lock",
         file="csrc/store/announce.c",
         old="    if (!store->depth)\n        board_prepare(store);\n",
         new="",
-        tests=("c/test_slots.c::nobody_waits_while_memory_is_asked_for",),
+        tests=("c/test_lock.c::nobody_waits_while_memory_is_asked_for",),
     ),
     Mutant(
         "an outgrown table goes back in pieces",
         file="csrc/store/board.c",
         old="#define TRIM 8192",
         new="#define TRIM 8192000",
-        tests=("c/test_slots.c::nobody_waits_while_memory_is_asked_for",),
+        tests=("c/test_lock.c::nobody_waits_while_memory_is_asked_for",),
     ),
     Mutant(
         "an outgrown table leaves no hole in another file",
@@ -111,35 +111,35 @@ MUTANTS = [
         file="csrc/store/board.c",
         old="if (remove_entry(store, entry_for(key_of(tree, sum), store->slot)) & KIN_WAITS)",
         new="if (remove_entry(store, entry_for(key_of(tree, sum), store->slot)) & 0)",
-        tests=("c/test_slots.c::a_page_left_by_fork_waits_for_what_becomes_of_it",),
+        tests=("c/test_dead.c::a_page_left_by_fork_waits_for_what_becomes_of_it",),
     ),
     Mutant(
         "kin that wait are told who has died",
         file="csrc/store/board.c",
         old="entry & (CLAIMED | KIN_WAITS) && tree",
         new="entry & CLAIMED && tree",
-        tests=("c/test_slots.c::a_page_left_by_fork_waits_for_what_becomes_of_it",),
+        tests=("c/test_dead.c::a_page_left_by_fork_waits_for_what_becomes_of_it",),
     ),
     Mutant(
         "a lock is waited for",
         file="csrc/store/lock.c",
         old="limit = store->away ? 0 : LOCK_TRY_MS * 1000000;",
         new="limit = 0;",
-        tests=("c/test_slots.c::a_lock_is_waited_for_once",),
+        tests=("c/test_lock.c::a_lock_is_waited_for_once",),
     ),
     Mutant(
         "a lock is waited for once",
         file="csrc/store/lock.c",
         old="limit = store->away ? 0 : LOCK_TRY_MS * 1000000;",
         new="limit = LOCK_TRY_MS * 1000000;",
-        tests=("c/test_slots.c::a_lock_is_waited_for_once",),
+        tests=("c/test_lock.c::a_lock_is_waited_for_once",),
     ),
     Mutant(
         "an index whose owner died is made anew",
         file="csrc/store/lock.c",
         old="    error = store_rebuild(store);",
         new="",
-        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+        tests=("c/test_rebuild.c::an_index_whose_owner_died_is_made_anew",),
     ),
     Mutant(
         "a slot with a dead one in it is not taken",
@@ -150,7 +150,7 @@ MUTANTS = [
         new="""\
         if (false) {
             os_lease_drop(*lease);""",
-        tests=("c/test_slots.c::a_slot_with_a_dead_one_in_it_is_not_taken",),
+        tests=("c/test_dead.c::a_slot_with_a_dead_one_in_it_is_not_taken",),
     ),
     Mutant(
         "a slot is not claimed in another file",
@@ -169,14 +169,14 @@ MUTANTS = [
     record->pins = (uint16_t)(record->pins - (count & PINNED ? 1 : 0));
 """,
         new="",
-        tests=("c/test_slots.c::what_the_dead_shared_is_taken_back",),
+        tests=("c/test_dead.c::what_the_dead_shared_is_taken_back",),
     ),
     Mutant(
         "sharers of the dead are taken back",
         file="csrc/store/reap.c",
         old="        if (each_count(store, slot, take_back) < 0) {",
         new="        if (false) {",
-        tests=("c/test_slots.c::what_the_dead_shared_is_taken_back",),
+        tests=("c/test_dead.c::what_the_dead_shared_is_taken_back",),
     ),
     Mutant(
         "counts of the dead are cleared",
@@ -185,7 +185,7 @@ MUTANTS = [
         clear_counts(store, slot);
         store->head->deaths++;""",
         new="        store->head->deaths++;",
-        tests=("c/test_slots.c::what_the_dead_shared_is_taken_back",),
+        tests=("c/test_dead.c::what_the_dead_shared_is_taken_back",),
     ),
     Mutant(
         "what the dead were making is freed",
@@ -194,7 +194,7 @@ MUTANTS = [
         free_orphans(store, slot);
 """,
         new="",
-        tests=("c/test_slots.c::what_the_dead_was_making_is_freed",),
+        tests=("c/test_dead.c::what_the_dead_was_making_is_freed",),
     ),
     Mutant(
         "what the dead had not filled is not read",
@@ -203,7 +203,7 @@ MUTANTS = [
         new="""\
             if (half && record->owner == slot && store_sum(store, frame_bytes(store, frame)))
 """,
-        tests=("c/test_slots.c::what_the_dead_had_not_filled_is_not_read",),
+        tests=("c/test_dead.c::what_the_dead_had_not_filled_is_not_read",),
     ),
     Mutant(
         "a rebuild does not read what the dead had not filled",
@@ -213,7 +213,7 @@ MUTANTS = [
                store->head->slots[record->owner].kind != SLOT_ENGINE) {
         record->sum = store_sum(store, frame_bytes(store, frame));
 """,
-        tests=("c/test_slots.c::what_the_dead_had_not_filled_is_not_read",),
+        tests=("c/test_dead.c::what_the_dead_had_not_filled_is_not_read",),
     ),
     Mutant(
         "frames are in the index before pages lie on them",
@@ -229,7 +229,7 @@ MUTANTS = [
         announcements_forget_slot(store, slot);
 """,
         new="",
-        tests=("c/test_slots.c::nobody_waits_with_the_dead",),
+        tests=("c/test_dead.c::nobody_waits_with_the_dead",),
     ),
     Mutant(
         "a rebuild forgets what the dead shared",
@@ -238,28 +238,28 @@ MUTANTS = [
             clear_counts(store, i);
 """,
         new="",
-        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+        tests=("c/test_rebuild.c::an_index_whose_owner_died_is_made_anew",),
     ),
     Mutant(
         "a rebuild counts what the living share",
         file="csrc/store/rebuild.c",
         old="        error = each_count(store, i, count_sharers);",
         new="        error = 0;",
-        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+        tests=("c/test_rebuild.c::an_index_whose_owner_died_is_made_anew",),
     ),
     Mutant(
         "a rebuild has memory for every record it believes in",
         file="csrc/store/rebuild.c",
         old="        error = ids_allocate(ids);",
         new="        error = 0;",
-        tests=("c/test_slots.c::an_index_is_made_anew_as_a_whole",),
+        tests=("c/test_rebuild.c::an_index_is_made_anew_as_a_whole",),
     ),
     Mutant(
         "a rebuild believes in no more records than there can be",
         file="csrc/store/rebuild.c",
         old="least(ids->state->high, ids->limit);",
         new="ids->state->high;",
-        tests=("c/test_slots.c::an_index_is_made_anew_as_a_whole",),
+        tests=("c/test_rebuild.c::an_index_is_made_anew_as_a_whole",),
     ),
     Mutant(
         "a rebuild believes in records that nobody has touched",
@@ -270,28 +270,28 @@ MUTANTS = [
         uint64_t start = store->records[node].offset;
         uint64_t there = (uint64_t)lseek(store->lock_fd, (long)start, 4) - start; /* SEEK_HOLE */
         ids->state->high = least(ids->state->high, there / sizeof(struct frame));""",
-        tests=("c/test_slots.c::frames_behind_records_that_nobody_has_touched_stay",),
+        tests=("c/test_rebuild.c::frames_behind_records_that_nobody_has_touched_stay",),
     ),
     Mutant(
         "a rebuild without memory is none",
         file="csrc/store/rebuild.c",
         old="    int error = need_records(store);\n    if (error)\n",
         new="    int error = need_records(store);\n    if (false)\n",
-        tests=("c/test_slots.c::an_index_is_made_anew_as_a_whole",),
+        tests=("c/test_rebuild.c::an_index_is_made_anew_as_a_whole",),
     ),
     Mutant(
         "a rebuild that misses counts of the living is none",
         file="csrc/store/rebuild.c",
         old="            return error; /* of those",
         new="            continue; /* of those",
-        tests=("c/test_slots.c::an_index_is_made_anew_as_a_whole",),
+        tests=("c/test_rebuild.c::an_index_is_made_anew_as_a_whole",),
     ),
     Mutant(
         "sharers of the dead that cannot be read are not forgotten",
         file="csrc/store/reap.c",
         old="        if (each_count(store, slot, take_back) < 0) {",
         new="        each_count(store, slot, take_back);\n        if (false) {",
-        tests=("c/test_slots.c::an_index_is_made_anew_as_a_whole",),
+        tests=("c/test_rebuild.c::an_index_is_made_anew_as_a_whole",),
     ),
     Mutant(
         "counts are found while the kernel moves them",
@@ -304,7 +304,7 @@ MUTANTS = [
             if (lseek(store->lock_fd, (off_t)counts_offset(store, slot), SEEK_DATA) < 0)
                 return error;
             for (uint32_t i""",
-        tests=("c/test_slots.c::counts_are_found_while_the_kernel_moves_them",),
+        tests=("c/test_rebuild.c::counts_are_found_while_the_kernel_moves_them",),
     ),
     Mutant(
         "ids are known once there are records for them",
@@ -319,7 +319,7 @@ MUTANTS = [
         }
         ids->state->high = before;
         clear_above""",
-        tests=("c/test_slots.c::ids_are_known_once_there_are_records_for_them",),
+        tests=("c/test_rebuild.c::ids_are_known_once_there_are_records_for_them",),
     ),
     Mutant(
         "a rebuild looks at the bytes",
@@ -330,14 +330,14 @@ MUTANTS = [
         new="""\
     if (record->state == FRAME_LIVE) {
         (void)store_sum""",
-        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+        tests=("c/test_rebuild.c::an_index_whose_owner_died_is_made_anew",),
     ),
     Mutant(
         "a rebuild frees what the dead were making",
         file="csrc/store/rebuild.c",
         old="        store_free(store, frame);",
         new="        (void)frame;",
-        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+        tests=("c/test_rebuild.c::an_index_whose_owner_died_is_made_anew",),
     ),
     Mutant(
         "a rebuild keeps what a child may map",
@@ -346,7 +346,7 @@ MUTANTS = [
             record->left = store->head->forks;
             store->head->stale_frames++;""",
         new="            store->head->stale_frames++;",
-        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+        tests=("c/test_rebuild.c::an_index_whose_owner_died_is_made_anew",),
     ),
     Mutant(
         "pinned frames are kept",

@@ -82,7 +82,7 @@ MUTANTS = [
         file="csrc/store/frames.c",
         old="if (!frame_is_live(store, frame) || record->sharers || store_leased(store, record))",
         new="if (!frame_is_live(store, frame) || store_leased(store, record))",
-        tests=("c/test_slots.c::an_index_whose_owner_died_is_made_anew",),
+        tests=("c/test_rebuild.c::an_index_whose_owner_died_is_made_anew",),
     ),
     Mutant(
         "reaping spares what a child may map",
