@@ -9,7 +9,7 @@
 #include "engine/fork.h"
 #include "engine/knobs.h"
 #include "freeze/freezer.h"
-#include "freeze/removals.h"
+#include "freeze/removal_thread.h"
 #include "merge/plan.h"
 #include "os/arena.h"
 #include "os/devices.h"

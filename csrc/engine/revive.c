@@ -11,7 +11,7 @@
 #include "engine/locks.h"
 #include "freeze/freezer.h"
 #include "freeze/registration.h"
-#include "freeze/removals.h"
+#include "freeze/removal_thread.h"
 #include "merge/merger.h"
 #include "os/forks.h"
 #include "os/proc_maps.h"

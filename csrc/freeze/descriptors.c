@@ -3,7 +3,7 @@
 #include <unistd.h>
 
 #include "freeze/ops.h"
-#include "freeze/removed.h"
+#include "freeze/removal_state.h"
 #include "os/files.h"
 
 void freezer_forget_files(struct freezer *fz)

@@ -14,7 +14,7 @@
 #include "freeze/ops.h"
 #include "freeze/owner.h"
 #include "freeze/registration.h"
-#include "freeze/removals.h"
+#include "freeze/removal_thread.h"
 #include "freeze/signal.h"
 #include "freeze/signal_stacks.h"
 #include "freeze/stage.h"

@@ -14,7 +14,7 @@
 #include "base/pages.h"
 #include "freeze/bystanders.h"
 #include "freeze/helper.h"
-#include "freeze/removed.h"
+#include "freeze/removal_state.h"
 
 /* Longest range of small pages frozen at once: bounds how long a thread may wait. */
 #define FREEZE_MAX 128

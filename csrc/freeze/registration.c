@@ -6,7 +6,7 @@
 #include "freeze/home.h"
 #include "freeze/known.h"
 #include "freeze/ops.h"
-#include "freeze/removals.h"
+#include "freeze/removal_thread.h"
 #include "os/clock.h"
 #include "os/map.h"
 #include "os/proc_maps.h"

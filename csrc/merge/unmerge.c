@@ -9,7 +9,7 @@
 
 #include "base/pages.h"
 #include "freeze/freezer.h"
-#include "freeze/removals.h"
+#include "freeze/removal_thread.h"
 #include "merge/budget.h"
 #include "merge/memory.h"
 #include "merge/merger.h"

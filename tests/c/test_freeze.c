@@ -14,7 +14,7 @@
 #include "check.h"
 #include "freeze/freezer.h"
 #include "freeze/registration.h"
-#include "freeze/removals.h"
+#include "freeze/removal_thread.h"
 #include "ksmpy.h"
 #include "os/clock.h"
 #include "os/files.h"

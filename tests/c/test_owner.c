@@ -12,7 +12,7 @@
 #include "freeze/freezer.h"
 #include "freeze/home.h"
 #include "freeze/registration.h"
-#include "freeze/removals.h"
+#include "freeze/removal_thread.h"
 #include "ksmpy.h"
 #include "os/clock.h"
 #include "os/files.h"

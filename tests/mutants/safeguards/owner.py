@@ -28,14 +28,14 @@ MUTANTS = [
     ),
     Mutant(
         "what is missing at the gate for ever becomes zero",
-        file="csrc/freeze/removals.c",
+        file="csrc/freeze/removal_thread.c",
         old="if (!is_all_overlay(fz, page, 1) && os_uffd_zero(",
         new="if (false && os_uffd_zero(",
         tests=("c/test_owner.c::what_stays_at_the_gate_can_be_read",),
     ),
     Mutant(
         "nobody writes while what was given back is replaced late",
-        file="csrc/freeze/removals.c",
+        file="csrc/freeze/removal_thread.c",
         old="        if (freezer_take_overlays(fz, removed.start, n) == 0)",
         new="        if (n > 0)",
         tests=("c/test_owner.c::what_is_written_after_giving_back_stays",),

@@ -1,4 +1,4 @@
-#include "freeze/removed.h"
+#include "freeze/removal_state.h"
 
 #include <pthread.h>
 #include <stddef.h>

@@ -1,5 +1,5 @@
 /*
- * The thread that answers madvise(), see removals.h.
+ * The thread that answers madvise(), see removal_thread.h.
  *
  * It waits for one lock only, quiet, whose holder waits for nobody that could be in madvise().  It
  * must not wait for the freezer's lock: a fork holds that while it waits for malloc's locks, and a
@@ -10,7 +10,7 @@
  * once it sleeps.  So after each look at the threads only the oldest message is read: its thread
  * was in madvise() before the look.
  */
-#include "freeze/removals.h"
+#include "freeze/removal_thread.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -24,7 +24,7 @@
 #include "freeze/home.h"
 #include "freeze/ops.h"
 #include "freeze/protection.h"
-#include "freeze/removed.h"
+#include "freeze/removal_state.h"
 #include "os/arena.h"
 #include "os/clock.h"
 #include "os/files.h"

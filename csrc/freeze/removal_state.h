@@ -1,8 +1,8 @@
 /*
- * What a freezer knows of memory that its owner gives back: see freeze/removals.h.
+ * What a freezer knows of memory that its owner gives back: see freeze/removal_thread.h.
  */
-#ifndef KSMPY_FREEZE_REMOVED_H
-#define KSMPY_FREEZE_REMOVED_H
+#ifndef KSMPY_FREEZE_REMOVAL_STATE_H
+#define KSMPY_FREEZE_REMOVAL_STATE_H
 
 #include <pthread.h>
 #include <stdatomic.h>

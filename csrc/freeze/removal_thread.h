@@ -10,14 +10,14 @@
  * Every other page of a region belongs to a userfaultfd without that feature: who gives it back
  * waits for nobody, and no system call of ours on it does.
  */
-#ifndef KSMPY_FREEZE_REMOVALS_H
-#define KSMPY_FREEZE_REMOVALS_H
+#ifndef KSMPY_FREEZE_REMOVAL_THREAD_H
+#define KSMPY_FREEZE_REMOVAL_THREAD_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "freeze/ops.h"
-#include "freeze/removed.h"
+#include "freeze/removal_state.h"
 
 /* Says by which file overlays are known: they are its private mappings. */
 void freezer_know_store(struct freezer *fz, uint64_t inode, uint64_t dev);
