@@ -5,7 +5,7 @@
 
 #include "base/pages.h"
 #include "freeze/home.h"
-#include "freeze/known.h"
+#include "freeze/known_mappings.h"
 #include "freeze/registration.h"
 #include "freeze/shadow.h"
 #include "os/map.h"

@@ -4,7 +4,7 @@
 
 #include "base/pages.h"
 #include "freeze/home.h"
-#include "freeze/known.h"
+#include "freeze/known_mappings.h"
 #include "freeze/ops.h"
 #include "freeze/removal_thread.h"
 #include "os/clock.h"

@@ -1,6 +1,6 @@
 /* Where mappings began before regions and overlays cut them into pieces: see freeze/borrow.c. */
-#ifndef KSMPY_FREEZE_KNOWN_H
-#define KSMPY_FREEZE_KNOWN_H
+#ifndef KSMPY_FREEZE_KNOWN_MAPPINGS_H
+#define KSMPY_FREEZE_KNOWN_MAPPINGS_H
 
 #include <stdint.h>
 

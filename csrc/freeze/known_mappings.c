@@ -1,4 +1,4 @@
-#include "freeze/known.h"
+#include "freeze/known_mappings.h"
 
 #include <stddef.h>
 
