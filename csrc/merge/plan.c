@@ -8,7 +8,7 @@
 #include "merge/bar.h"
 #include "merge/budget.h"
 #include "merge/merger.h"
-#include "merge/onto.h"
+#include "merge/onto_frames.h"
 #include "merge/piece.h"
 #include "merge/publish.h"
 #include "merge/refusal.h"

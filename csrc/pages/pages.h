@@ -8,7 +8,7 @@
  *   NEW --seen--> SEEN --unchanged for a pass--> looked up by its checksum
  *     in the stable tree      -> SHARED (mapped onto that frame)
  *     among the candidates    -> both SHARED, on a frame made from the other page
- *     equal to its neighbours -> with them on frames in a row (merge/stretch.c)
+ *     equal to its neighbours -> with them on frames in a row (merge/equal_neighbours.c)
  *     all zero, use_zero_pages -> ZERO (the kernel's zero page)
  *     nowhere                 -> WAITING: alone in its bucket of the candidates' table
  *   WAITING, and a page of equal checksum comes -> PAIRED: in the unstable tree

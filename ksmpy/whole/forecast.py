@@ -203,7 +203,7 @@ class _Scan:
             self._budget.used += 1 if there is None else -(there == wanted)
 
     def _stretch(self, run: _Run) -> None:
-        """Neighbours that are equal to each other, by the rule of csrc/merge/stretch.c.
+        """Neighbours that are equal to each other, by the rule of csrc/merge/equal_neighbours.c.
 
         A block of frames takes max_page_sharing mappings, and as many again each time that the
         stretch doubles beyond what is merged at once.

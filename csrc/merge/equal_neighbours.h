@@ -1,6 +1,6 @@
 /* Neighbours that are equal to each other. */
-#ifndef KSMPY_MERGE_STRETCH_H
-#define KSMPY_MERGE_STRETCH_H
+#ifndef KSMPY_MERGE_EQUAL_NEIGHBOURS_H
+#define KSMPY_MERGE_EQUAL_NEIGHBOURS_H
 
 #include "merge/merger.h"
 #include "merge/run.h"

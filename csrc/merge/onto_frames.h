@@ -1,6 +1,6 @@
 /* Pages onto frames, old and new. */
-#ifndef KSMPY_MERGE_ONTO_H
-#define KSMPY_MERGE_ONTO_H
+#ifndef KSMPY_MERGE_ONTO_FRAMES_H
+#define KSMPY_MERGE_ONTO_FRAMES_H
 
 #include "merge/merger.h"
 #include "merge/run.h"

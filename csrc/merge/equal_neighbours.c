@@ -11,14 +11,14 @@
  * what is merged at once, the next block is as long as all before it together: each doubling of
  * the data takes as many mappings as the one before.
  */
-#include "merge/stretch.h"
+#include "merge/equal_neighbours.h"
 
 #include <errno.h>
 
 #include "base/pages.h"
 #include "merge/budget.h"
 #include "merge/merger.h"
-#include "merge/onto.h"
+#include "merge/onto_frames.h"
 #include "merge/refusal.h"
 #include "merge/rest.h"
 #include "merge/run.h"

@@ -2,7 +2,7 @@
  * Pages onto frames, old and new.  New frames are filled from the live page before it is frozen; if
  * it is written meanwhile the comparison fails.
  */
-#include "merge/onto.h"
+#include "merge/onto_frames.h"
 
 #include <errno.h>
 
