@@ -1,4 +1,4 @@
-/* An engine's locks. */
+/* An engine's locks, and who goes ahead of whom; their order is in engine/engine.h. */
 #ifndef KSMPY_ENGINE_LOCKS_H
 #define KSMPY_ENGINE_LOCKS_H
 

@@ -1,4 +1,4 @@
-/* Collecting pages into runs, which merge/merge.c carries out. */
+/* Runs: which pages go together in one. */
 #include "merge/run.h"
 
 #include "base/pages.h"

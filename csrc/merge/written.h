@@ -1,4 +1,4 @@
-/* Merged pages that were written. */
+/* Merged pages that were written: how they are found for stats(), and given back. */
 #ifndef KSMPY_MERGE_WRITTEN_H
 #define KSMPY_MERGE_WRITTEN_H
 

@@ -1,4 +1,4 @@
-/* Which mappings show the store. */
+/* Which of the mappings in /proc/self/maps show the store. */
 #ifndef KSMPY_PAGES_OVERLAY_H
 #define KSMPY_PAGES_OVERLAY_H
 

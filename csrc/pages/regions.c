@@ -1,4 +1,4 @@
-/* Regions: registering, releasing and unmerging them. */
+/* Regions: their records, their page ids, and their order. */
 #include "pages/regions.h"
 
 #include "base/pages.h"

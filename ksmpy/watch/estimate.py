@@ -1,4 +1,4 @@
-"""What an estimate says, and of what was left alone why."""
+"""What an estimate says, and why some memory was left alone."""
 
 from __future__ import annotations
 
