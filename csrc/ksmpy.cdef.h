@@ -52,7 +52,8 @@ enum ksmpy_vma_flag {
 enum ksmpy_scan_flag {
     KSMPY_SCAN_EAGER = 1, /* merge at first sight: do not wait a pass for volatile pages */
     KSMPY_SCAN_RESTART = 2, /* start at the first region instead of at the cursor */
-    KSMPY_SCAN_PATIENT = 4 /* from now on, for 0.3 s, wait for threads that run */
+    KSMPY_SCAN_PATIENT = 4, /* from now on, for 0.3 s, wait for threads that run */
+    KSMPY_SCAN_BACK_OFF = 8 /* let memory rest for longer each time that it was written all over */
 };
 
 /* What this machine offers, probed by trying it. 1 yes, 0 no; errors are errno values. */

@@ -123,6 +123,7 @@ int ksmpy_scan(ksmpy_engine *engine, uint64_t max_pages, int flags,
     guard_open(&mask);
     atomic_store(&engine->interrupted, false);
     engine->merger.result = result;
+    engine->scanner.backs_off = flags & KSMPY_SCAN_BACK_OFF;
     int error = merger_has_files(&engine->merger) ? engine->pages.store.broken : -EBADF;
     if (!error)
         scan_end_left_over(&engine->scanner);

@@ -18,6 +18,7 @@ struct scan_range {
 };
 #define SCAN_IOCTL _IOWR('f', 16, struct scan_request)
 #define SCAN_WP_MATCHING 1
+#define IS_TRACKED (1u << 0)
 #define IS_WRITTEN (1u << 1)
 #define IS_FILE (1u << 2)
 #define IS_PRESENT (1u << 3)
@@ -73,6 +74,18 @@ int64_t os_written_there(int pagemap_fd, uintptr_t address, uint64_t n, struct o
                          int64_t max, uintptr_t *next)
 {
     return ask_written(pagemap_fd, address, n, IS_PRESENT | IS_SWAPPED, ranges, max, next);
+}
+
+int64_t os_written_so_far(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                          int64_t max, uintptr_t *next)
+{
+    struct scan_request request = {
+        .start = address,
+        .end = address + bytes_of(n),
+        .category_mask = IS_TRACKED | IS_WRITTEN,
+        .return_mask = IS_ZERO | IS_PRESENT | IS_SWAPPED,
+    };
+    return ask(pagemap_fd, request, ranges, max, next);
 }
 
 /*

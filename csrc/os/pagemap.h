@@ -30,6 +30,12 @@ int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
 int64_t os_written_there(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
                          int64_t max, uintptr_t *next);
 /*
+ * The same as os_written() without arming, so the next answer has these ranges again: the question
+ * costs no writer a fault.
+ */
+int64_t os_written_so_far(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                          int64_t max, uintptr_t *next);
+/*
  * The ranges that are private memory of any kind, without arming; the rest of the contract is the
  * same.
  */

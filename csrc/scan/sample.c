@@ -8,6 +8,12 @@
  * them has kept its checksum for a pass asks about the chunk, like about any other.
  * A huge page that was never asked about begins like that.
  *
+ * Memory that rests for some passes and is then written all over again would be asked
+ * about each time, and merged.  So such a chunk is distrusted: where the scanner works
+ * in the background (KSMPY_SCAN_BACK_OFF) a sample has to keep its checksum for longer
+ * than a pass, at first for a quarter of a second, and then for longer than the chunk
+ * has rested before.  Trust comes back where it rests for longer than is ever asked for.
+ *
  * A wrong guess costs time only: pages that are not asked about count as written.
  */
 #include "scan/sample.h"
@@ -39,11 +45,43 @@ static uint32_t sample(const struct pages *pages, uint32_t id, uint64_t n, uint3
                : ~hash;
 }
 
-static void take_samples(const struct pages *pages, uint32_t id, uint64_t n)
+/*
+ * The time in ticks of 17 ms, which begins anew after 18 minutes.  Memory that rested for as long,
+ * or for little more, is distrusted a bit.
+ */
+#define TICK_NS ((uint64_t)1 << 24)
+
+static uint16_t ticks_now(const struct scanner *scanner)
 {
+    return (uint16_t)(scanner->merger->slice_began_ns / TICK_NS);
+}
+
+/*
+ * How long a distrusted chunk has to rest, in ticks: 0.25 s, twice as long for each step, 4 s at
+ * most.  So memory that a program initialises and then loads is merged a quarter of a second later
+ * than it could be, and memory that is rewritten less often than every 4 s is asked about as ever.
+ */
+#define FIRST_REST 15
+#define MOST_DISTRUST 5
+
+static uint16_t rest_wanted(unsigned distrust)
+{
+    return distrust ? (uint16_t)(FIRST_REST << (distrust - 1)) : 0;
+}
+
+/* For how many ticks nothing was found written there. */
+static uint16_t rested(const struct scanner *scanner, const struct chunk *chunk)
+{
+    return (uint16_t)(ticks_now(scanner) - chunk->written_at);
+}
+
+static void take_samples(const struct scanner *scanner, uint32_t id, uint64_t n)
+{
+    const struct pages *pages = scanner->pages;
     struct chunk *chunk = chunk_of(pages, id);
     chunk->sampled = true;
     chunk->sampled_in = (uint32_t)pages->full_scans;
+    chunk->written_at = ticks_now(scanner);
     for (uint32_t i = 0; i < SAMPLES; i++)
         chunk->samples[i] = sample(pages, id, n, i);
 }
@@ -56,36 +94,74 @@ static unsigned unchanged_samples(const struct pages *pages, uint32_t id, uint64
     return unchanged;
 }
 
-enum chunk_plan chunk_plan(const struct merger *merger, uint32_t id, uint64_t n, bool eager)
+/* A chunk of which samples were taken: what they say now. */
+static enum chunk_plan sampled_plan(const struct scanner *scanner, uint32_t id, uint64_t n)
 {
-    struct chunk *chunk = chunk_of(merger->pages, id);
+    struct chunk *chunk = chunk_of(scanner->pages, id);
+    bool known = scanner->backs_off && chunk->unsettled == n;
+    unsigned unchanged = unchanged_samples(scanner->pages, id, n);
+    bool rests = !scanner->backs_off || rested(scanner, chunk) >= rest_wanted(chunk->distrust);
+    chunk->write_hot = 0;
+    if (!unchanged)
+        take_samples(scanner, id, n);
+    if (!unchanged || !rests)
+        return known ? CHUNK_LEFT_ALONE : CHUNK_WRITE_HOT;
+    chunk->sampled = false;
+    return unchanged == SAMPLES ? CHUNK_SETTLED : CHUNK_ASK;
+}
+
+enum chunk_plan chunk_plan(const struct scanner *scanner, uint32_t id, uint64_t n, bool eager)
+{
+    struct chunk *chunk = chunk_of(scanner->pages, id);
+    const struct region *region = region_at(scanner->pages, chunk->region);
     bool fresh = !chunk->visited;
     chunk->visited = true;
     if (eager) {
         chunk->sampled = false;
         return CHUNK_ASK;
     }
-    if (chunk->sampled) {
-        unsigned unchanged = unchanged_samples(merger->pages, id, n);
-        chunk->sampled = false;
-        chunk->write_hot = 0;
-        if (unchanged)
-            return unchanged == SAMPLES ? CHUNK_SETTLED : CHUNK_ASK;
-    } else if (!fresh || n < CHUNK ||
-               !os_is_huge(merger->fz.pagemap_fd, page_address(merger->pages, id))) {
-        return CHUNK_ASK;
+    if (chunk->sampled)
+        return sampled_plan(scanner, id, n);
+    if (fresh && n == CHUNK &&
+        os_is_huge(scanner->merger->fz.pagemap_fd, page_address(scanner->pages, id))) {
+        take_samples(scanner, id, n);
+        return CHUNK_WRITE_HOT;
     }
-    take_samples(merger->pages, id, n);
-    return CHUNK_WRITE_HOT;
+    /* What was not armed would count as written on frames as well. */
+    bool looks = scanner->backs_off && chunk->distrust && chunk->quiet;
+    return looks && !region->pages_in[PAGE_SHARED] ? CHUNK_LOOK : CHUNK_ASK;
 }
 
-void chunk_asked(const struct pages *pages, uint32_t id, uint64_t n, bool all_written)
+/* The distrust of a chunk that was rewritten after it had rested for so many ticks. */
+static uint8_t distrust_after(uint8_t before, uint16_t rest)
 {
-    struct chunk *chunk = chunk_of(pages, id);
-    if (!all_written)
+    if (rest > rest_wanted(MOST_DISTRUST))
+        return 0;
+    uint8_t distrust = before;
+    do
+        distrust += distrust < MOST_DISTRUST;
+    while (before && distrust < MOST_DISTRUST && rest_wanted(distrust) <= rest);
+    return distrust;
+}
+
+bool chunk_asked(const struct scanner *scanner, uint32_t id, uint64_t n, struct chunk_answer answer)
+{
+    struct chunk *chunk = chunk_of(scanner->pages, id);
+    uint16_t rest = rested(scanner, chunk);
+    if (!answer.all_written)
         chunk->write_hot = 0;
     else if (chunk->write_hot < WRITE_HOT)
         chunk->write_hot++;
-    if (chunk->write_hot == WRITE_HOT)
-        take_samples(pages, id, n);
+    bool again = scanner->backs_off && chunk->quiet && answer.rewritten;
+    if (again)
+        chunk->distrust = distrust_after(chunk->distrust, rest) & 7;
+    else if (!answer.any_written && rest > rest_wanted(MOST_DISTRUST))
+        chunk->distrust = 0;
+    chunk->quiet = !answer.all_written;
+    if (answer.any_written)
+        chunk->written_at = ticks_now(scanner);
+    bool hot = chunk->write_hot == WRITE_HOT || (again && chunk->distrust);
+    if (hot)
+        take_samples(scanner, id, n);
+    return hot;
 }

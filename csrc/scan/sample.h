@@ -2,16 +2,29 @@
 #ifndef KSMPY_SCAN_SAMPLE_H
 #define KSMPY_SCAN_SAMPLE_H
 
-#include "merge/merger.h"
+#include "scan/scanner.h"
 
 enum chunk_plan {
     CHUNK_ASK, /* ask what was written */
     CHUNK_SETTLED, /* ask, but what was written is unchanged since the last visit */
+    CHUNK_LOOK, /* ask without arming, and arm it unless all of it was written */
     CHUNK_WRITE_HOT, /* do not ask: it is written all over, or may be */
+    CHUNK_LEFT_ALONE, /* the same, and the last visit has found its pages like that as well */
 };
+static inline bool is_asked(enum chunk_plan plan)
+{
+    return plan < CHUNK_WRITE_HOT;
+}
 /* How to learn what was written to the chunk of n pages that begins with page id. */
-enum chunk_plan chunk_plan(const struct merger *merger, uint32_t id, uint64_t n, bool eager);
-/* Notes the answer for chunk_plan(). */
-void chunk_asked(const struct pages *pages, uint32_t id, uint64_t n, bool all_written);
+enum chunk_plan chunk_plan(const struct scanner *scanner, uint32_t id, uint64_t n, bool eager);
+
+/* What there was to learn. */
+struct chunk_answer {
+    bool any_written, all_written;
+    bool rewritten; /* all of its pages, and those on frames have copies of their own for it */
+};
+/* Notes it for chunk_plan(); true: from now on the chunk is not asked about. */
+bool chunk_asked(const struct scanner *scanner, uint32_t id, uint64_t n,
+                 struct chunk_answer answer);
 
 #endif

@@ -8,7 +8,8 @@
  *
  * Differences to the kernel's scanner that can be seen from outside:
  *  - with write tracking, a page that was not written and is settled costs
- *    nothing and counts as skipped;
+ *    nothing and counts as skipped; so does, in the background, one in memory
+ *    that is written all over again and again;
  *  - a page that smart_scan passes over stays in the index, so it is still
  *    counted as unshared.
  */
@@ -220,12 +221,15 @@ static bool any_changed(const struct window *window, uint64_t i, uint64_t end)
 
 /*
  * How many pages from i on a pass has nothing to do with: those to the end of their chunk or, if
- * some of the chunk was written, to the end of their block; or 0.
+ * some of the chunk was written, to the end of their block; or 0.  Of a chunk that is left alone
+ * those to its end.
  */
 static uint64_t at_rest(const struct scanner *scanner, const struct region *region, uint64_t i)
 {
     const struct window *window = &scanner->window;
     uint64_t last = window->first + window->n, end = least((i | (CHUNK - 1)) + 1, last);
+    if (window->left_alone >> (i - window->first) / CHUNK & 1)
+        return end - i;
     if (i % BLOCK || !scanner->pages->tracked ||
         chunk_of(scanner->pages, region->base + (uint32_t)i)->unsettled)
         return 0;

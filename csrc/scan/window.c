@@ -172,12 +172,21 @@ static void ask_private(struct scanner *scanner, const struct region *region, bo
     }
 }
 
-static bool all_written(const struct window *window, uint64_t at, uint64_t n)
+/* What the window says of n of its pages from at on, which are a chunk. */
+static struct chunk_answer answer_of(const struct scanner *scanner, const struct region *region,
+                                     uint64_t at, uint64_t n)
 {
-    for (uint64_t i = at; i < at + n; i++)
-        if (!has_bit(window->written, i) || has_bit(window->zero, i))
-            return false;
-    return true;
+    const struct window *window = &scanner->window;
+    uint32_t id = region->base + (uint32_t)(window->first + at);
+    uint64_t any = 0, written = 0, uncopied = 0;
+    for (uint64_t i = at / 64; i < (at + n + 63) / 64; i++) {
+        any |= window->written[i];
+        written += (uint64_t)__builtin_popcountll(window->written[i] & ~window->zero[i]);
+    }
+    bool all = written == n;
+    for (uint64_t i = 0; all && region->pages_in[PAGE_SHARED] && i < n; i++)
+        uncopied += is_shared(scanner->pages, id + (uint32_t)i) && !has_bit(window->copied, at + i);
+    return (struct chunk_answer){any != 0, all, all && !uncopied};
 }
 
 /*
@@ -214,29 +223,62 @@ static void ask_written(struct scanner *scanner, const struct region *region, ui
     ask(scanner, os_written, region, first, last, written, zero);
 }
 
-/* Asks about the window's chunks, except for those that are better left alone. */
-static void ask_chunks(struct scanner *scanner, const struct region *region, bool eager)
+/* Do both plans ask in the same way? */
+static bool ask_alike(enum chunk_plan one, enum chunk_plan other)
+{
+    return is_asked(one) == is_asked(other) && (one == CHUNK_LOOK) == (other == CHUNK_LOOK);
+}
+
+/* Asks about [at, end) of the window, whose chunks' plans ask alike. */
+static void ask_stretch(struct scanner *scanner, const struct region *region, enum chunk_plan plan,
+                        uint64_t at, uint64_t end)
 {
     struct window *window = &scanner->window;
-    enum chunk_plan plans[WINDOW / CHUNK];
-    uint64_t end = window->first + window->n, from = window->first;
+    uint64_t first = window->first + at, last = window->first + end;
+    if (!is_asked(plan))
+        set_bits(window->written, at, end);
+    else if (plan == CHUNK_LOOK)
+        ask(scanner, os_written_so_far, region, first, last, window->written, window->zero);
+    else
+        ask_written(scanner, region, first, last);
+}
+
+/* Asks about the window's chunks, except for those that are better left alone. */
+static void ask_chunks(struct scanner *scanner, const struct region *region, enum chunk_plan *plans,
+                       bool eager)
+{
+    struct window *window = &scanner->window;
+    uint64_t from = 0;
     for (uint64_t at = 0; at < window->n; at += CHUNK) {
-        uint64_t first = window->first + at, n = least(end - first, CHUNK);
-        plans[at / CHUNK] = chunk_plan(scanner->merger, region->base + (uint32_t)first, n, eager);
-        if (plans[at / CHUNK] != CHUNK_WRITE_HOT)
+        uint64_t first = window->first + at, n = least(window->n - at, CHUNK);
+        plans[at / CHUNK] = chunk_plan(scanner, region->base + (uint32_t)first, n, eager);
+        if (plans[at / CHUNK] == CHUNK_LEFT_ALONE)
+            window->left_alone |= 1u << at / CHUNK;
+        if (ask_alike(plans[from / CHUNK], plans[at / CHUNK]))
             continue;
-        set_bits(window->written, at, at + n);
-        ask_written(scanner, region, from, first);
-        from = first + n;
+        ask_stretch(scanner, region, plans[from / CHUNK], from, at);
+        from = at;
     }
-    ask_written(scanner, region, from, end);
+    ask_stretch(scanner, region, plans[from / CHUNK], from, window->n);
+}
+
+/* What the answers mean for the next visit; a chunk that was only looked at is armed for it. */
+static void note_answers(struct scanner *scanner, const struct region *region,
+                         const enum chunk_plan *plans)
+{
+    const struct window *window = &scanner->window;
     for (uint64_t at = 0; at < window->n; at += CHUNK) {
-        uint64_t first = window->first + at, n = least(end - first, CHUNK);
+        uint64_t first = window->first + at, n = least(window->n - at, CHUNK);
         uint32_t id = region->base + (uint32_t)first;
-        if (plans[at / CHUNK] == CHUNK_SETTLED)
+        enum chunk_plan plan = plans[at / CHUNK];
+        if (!is_asked(plan))
+            continue;
+        if (plan == CHUNK_SETTLED)
             forget_written(scanner, id, at, n);
-        if (plans[at / CHUNK] != CHUNK_WRITE_HOT)
-            chunk_asked(scanner->pages, id, n, all_written(window, at, n));
+        struct chunk_answer answer = answer_of(scanner, region, at, n);
+        bool hot = chunk_asked(scanner, id, n, answer);
+        if (plan == CHUNK_LOOK && answer.any_written && !hot)
+            ask_written(scanner, region, first, first + n);
     }
 }
 
@@ -247,9 +289,11 @@ static void ask_chunks(struct scanner *scanner, const struct region *region, boo
  */
 static void ask_tracking(struct scanner *scanner, const struct region *region, bool eager)
 {
-    ask_chunks(scanner, region, eager);
+    enum chunk_plan plans[WINDOW / CHUNK];
+    ask_chunks(scanner, region, plans, eager);
     if (region->pages_in[PAGE_SHARED])
         ask_private(scanner, region, region->unsure || overlay_written(scanner, region));
+    note_answers(scanner, region, plans);
 }
 
 static void ask_page_tables(struct scanner *scanner, uint32_t id, uint64_t n)
@@ -294,6 +338,7 @@ void window_open(struct scanner *scanner, const struct region *region, bool eage
     memset(window->written, 0, sizeof window->written);
     memset(window->zero, 0, sizeof window->zero);
     memset(window->copied, 0, sizeof window->copied);
+    window->left_alone = 0;
     if (scanner->pages->tracked)
         ask_tracking(scanner, region, eager);
     else
@@ -312,6 +357,7 @@ void window_turn_eager(struct scanner *scanner)
     uint32_t base = region_at(scanner->pages, window->region)->base;
     for (uint64_t at = 0; at < window->n; at += CHUNK)
         chunk_of(scanner->pages, base + (uint32_t)(window->first + at))->sampled = false;
+    window->left_alone = 0;
     window->eager = true;
 }
 

@@ -264,7 +264,7 @@ class Core:
             # While a program's own scan() is under way, this thread leaves the cursor alone.
             if not pages or self._scanning:
                 return ScanResult()
-            result = self._slice(pages, 0)
+            result = self._slice(pages, native.SCAN_BACK_OFF)
             if result.full:
                 self._record()
         except Exception as error:

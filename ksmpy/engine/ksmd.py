@@ -23,7 +23,9 @@ __all__ = ["Daemon"]
 # A pass over unchanged memory takes 0.4 ms a GiB to find that out. After a pass that had nothing to
 # look up the thread sleeps at least this many times the CPU time that the pass took (1 % of a
 # core), and longer and longer while nothing happens (down to 0.2 %), but never so long that a
-# change would be noticed late.
+# change would be noticed late. After one that had a few, of which nothing became, it sleeps for the
+# first: Python's threads write some pages all the time, this one among them.
+FEW_PAGES = 64
 IDLE_FACTOR = 100
 LONGEST_IDLE_FACTOR = 500
 LONGEST_IDLE_SECONDS = 5.0
@@ -126,6 +128,7 @@ class _Pace:
         self._began = time.monotonic()
         self._cpu_seconds = 0.0
         self._scanned = 0
+        self._changed = 0
 
     def step(self, scanner: Scanner) -> float:
         """Scan one batch; returns the seconds to sleep."""
@@ -134,6 +137,7 @@ class _Pace:
         result = scanner.batch(knobs.pages_to_scan)
         self._cpu_seconds += time.thread_time() - begin
         self._scanned += result.scanned
+        self._changed += result.merged + result.zeroed + result.unmerged
         wait = knobs.sleep_millisecs / 1000
         if result.full:
             self._advise(knobs)
@@ -143,10 +147,11 @@ class _Pace:
 
     def _idle_seconds(self) -> float:
         """How long to sleep for the sake of the processor, after a pass."""
-        if self._scanned:
+        if self._scanned > FEW_PAGES or self._changed:
             self._idle_factor = 0
             return 0
-        self._idle_factor = min(self._idle_factor + IDLE_FACTOR, LONGEST_IDLE_FACTOR)
+        longer = 0 if self._scanned else self._idle_factor
+        self._idle_factor = min(longer + IDLE_FACTOR, LONGEST_IDLE_FACTOR)
         return min(self._cpu_seconds * self._idle_factor, LONGEST_IDLE_SECONDS)
 
     def _advise(self, knobs: Knobs) -> None:

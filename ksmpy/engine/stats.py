@@ -194,7 +194,8 @@ class ScanResult:
 
     scanned: int = 0
     skipped: int = 0
-    """Passed over: unchanged and settled, or by smart_scan."""
+    """Passed over: unchanged and settled, by smart_scan, or, in the background, in memory that is
+    written all over again and again."""
     merged: int = 0
     zeroed: int = 0
     unmerged: int = 0

@@ -35,6 +35,27 @@ MUTANTS = [
         tests=("c/test_between.c::a_pass_waits_for_what_others_have_said",),
     ),
     Mutant(
+        "what was left alone is looked up in an eager call",
+        file="csrc/scan/window.c",
+        old="    window->left_alone = 0;\n    window->eager = true;\n",
+        new="    window->eager = true;\n",
+        tests=("c/test_back_off.c::an_eager_call_goes_on_where_another_one_stopped",),
+    ),
+    Mutant(
+        "what is written anew now and then has to rest",
+        file="csrc/scan/sample.c",
+        old="rested(scanner, chunk) >= rest_wanted(chunk->distrust);",
+        new="rested(scanner, chunk) >= 0;",
+        tests=("c/test_back_off.c::what_is_written_anew_takes_no_faults",),
+    ),
+    Mutant(
+        "who rests for long is trusted again",
+        file="csrc/scan/sample.c",
+        old="rest > rest_wanted(MOST_DISTRUST))\n        chunk->distrust = 0;",
+        new="rest > rest_wanted(MOST_DISTRUST))\n        chunk->distrust = MOST_DISTRUST;",
+        tests=("c/test_back_off.c::who_rested_long_is_trusted_again",),
+    ),
+    Mutant(
         "a slice ends by time",
         file="csrc/scan/scan.c",
         old="        if (takes_long(merger->slice_began_ns, visited, place))\n            break;\n",

@@ -1,0 +1,79 @@
+"""How the background thread scans: how long it sleeps after a pass, and what it leaves alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ksmpy import native
+from ksmpy.engine import ksmd
+from ksmpy.engine.stats import ScanResult
+
+#: Seconds of processor time that each pass takes here, and that the thread sleeps when busy.
+PASS, BUSY = 0.001, 0.02
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A function of pass results that says for how long the thread sleeps after each."""
+    clock = SimpleNamespace(now=0.0)
+    times = SimpleNamespace(thread_time=lambda: clock.now, monotonic=lambda: clock.now)
+    monkeypatch.setattr(ksmd, "time", times)
+    knobs = SimpleNamespace(pages_to_scan=100, sleep_millisecs=BUSY * 1000, advisor_mode="none")
+
+    def follow(*results: ScanResult) -> list[float]:
+        left = list(results)
+
+        def batch(_pages: int) -> ScanResult:
+            clock.now += PASS
+            return left.pop(0)
+
+        pace, scanner = ksmd._Pace(), SimpleNamespace(knobs=knobs, batch=batch)
+        return [pace.step(scanner) for _ in results]
+
+    return follow
+
+
+def _pass(**counts: int) -> ScanResult:
+    return dataclasses.replace(ScanResult(), full=1, **counts)
+
+
+def test_it_sleeps_longer_and_longer_while_nothing_happens(waits: Any) -> None:
+    """A hundred times what a pass takes, up to five hundred times."""
+    assert waits(*[_pass()] * 7) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5])
+
+
+def test_a_few_pages_keep_it_from_sleeping_longer_only(waits: Any) -> None:
+    """As the interpreter's own threads write some all the time."""
+    few, none = _pass(scanned=ksmd.FEW_PAGES), _pass()
+    assert waits(none, none, few, few, none) == pytest.approx([0.1, 0.2, 0.1, 0.1, 0.2])
+
+
+@pytest.mark.parametrize(
+    "busy",
+    [_pass(scanned=ksmd.FEW_PAGES + 1), *(_pass(**{name: 1}) for name in ("merged", "unmerged"))],
+)
+def test_it_does_not_sleep_for_long_while_something_happens(waits: Any, busy: ScanResult) -> None:
+    """Memory that is to be merged is merged with no more pauses than the knob asks for."""
+    assert waits(_pass(), busy, busy, _pass()) == pytest.approx([0.1, BUSY, BUSY, 0.1])
+
+
+def test_only_the_background_lets_memory_rest_for_longer(
+    make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who calls for a pass gets one."""
+    core = make_engine()._core
+    scan, asked = core._native.scan, []
+
+    def note(pages: int, flags: int) -> Any:
+        asked.append(flags & native.SCAN_BACK_OFF)
+        return scan(pages, flags)
+
+    monkeypatch.setattr(core._native, "scan", note)
+    core.batch(1000)
+    core.scan(1, eager=False, max_pages=None)
+    assert asked == [native.SCAN_BACK_OFF, 0]
