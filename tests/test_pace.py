@@ -32,8 +32,11 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             clock.now += PASS
             return left.pop(0)
 
-        pace, scanner = ksmd._Pace(), SimpleNamespace(knobs=knobs, batch=batch)
-        return [pace.step(scanner) for _ in results]
+        pace, scanner, slept = ksmd._Pace(), SimpleNamespace(knobs=knobs, batch=batch), []
+        while left:
+            slept.append(pace.step(scanner))
+            clock.now += slept[-1]
+        return slept
 
     return follow
 
@@ -60,6 +63,15 @@ def test_a_few_pages_keep_it_from_sleeping_longer_only(waits: Any) -> None:
 def test_it_does_not_sleep_for_long_while_something_happens(waits: Any, busy: ScanResult) -> None:
     """Memory that is to be merged is merged with no more pauses than the knob asks for."""
     assert waits(_pass(), busy, busy, _pass()) == pytest.approx([0.1, BUSY, BUSY, 0.1])
+
+
+def test_it_goes_on_for_a_while_after_something_happened(waits: Any) -> None:
+    """As what others say of the same pages is heard in the passes that follow."""
+    many, few = _pass(scanned=ksmd.FEW_PAGES + 1), _pass(scanned=1)
+    passes = int(ksmd.SETTLING_SECONDS / (PASS + BUSY))
+    slept = waits(many, *[few] * (passes + 20))
+    assert slept[: passes + 1] == pytest.approx([BUSY] * (passes + 1))
+    assert slept[passes + 2 :] == pytest.approx([0.1] * 19)
 
 
 def test_only_the_background_lets_memory_rest_for_longer(

@@ -24,8 +24,11 @@ __all__ = ["Daemon"]
 # look up the thread sleeps at least this many times the CPU time that the pass took (1 % of a
 # core), and longer and longer while nothing happens (down to 0.2 %), but never so long that a
 # change would be noticed late. After one that had a few, of which nothing became, it sleeps for the
-# first: Python's threads write some pages all the time, this one among them.
+# first: Python's threads write some pages all the time, this one among them. But processes on one
+# store that have loaded the same hear of each other at the start of passes. So for some seconds
+# after a pass in which more happened it does not sleep for longer than sleep_millisecs.
 FEW_PAGES = 64
+SETTLING_SECONDS = 10.0
 IDLE_FACTOR = 100
 LONGEST_IDLE_FACTOR = 500
 LONGEST_IDLE_SECONDS = 5.0
@@ -122,6 +125,7 @@ class _Pace:
     def __init__(self) -> None:
         self._advisor: Advisor | None = None
         self._idle_factor = 0
+        self._busy_until = 0.0
         self._restart()
 
     def _restart(self) -> None:
@@ -147,7 +151,10 @@ class _Pace:
 
     def _idle_seconds(self) -> float:
         """How long to sleep for the sake of the processor, after a pass."""
+        now = time.monotonic()
         if self._scanned > FEW_PAGES or self._changed:
+            self._busy_until = now + SETTLING_SECONDS
+        if self._changed or (self._scanned and now < self._busy_until):
             self._idle_factor = 0
             return 0
         longer = 0 if self._scanned else self._idle_factor
