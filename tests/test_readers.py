@@ -1,14 +1,19 @@
-"""With "uffd-wp" nobody who only reads is held up, or fails: no thread, no system call, no other
-process, whoever the user is. Each test asserts that pages were merged and given back meanwhile.
+"""Readers of memory that is merged, and what it costs them. With "uffd-wp" nobody who only reads is held
+up, or fails: no thread, no system call, no other process, whoever the user is. Each test of that asserts
+that pages were merged and given back meanwhile.
 """
 
 from __future__ import annotations
 
 import os
+import resource
+from typing import Any
 
 import pytest
 
 from conftest import TRACKINGS, Mode
+from support import memory
+from support.oracle import PAGE
 from support.procs import python_ok
 from support.torture import duration
 
@@ -137,3 +142,24 @@ def test_reading_calls_never_fail(user: str, tracking: str) -> None:
     if user == "nobody" and os.geteuid() != 0:
         pytest.skip("only root can become nobody; as another user the other test is this one")
     python_ok("-c", READERS, tracking, str(NOBODY if user == "nobody" else 0), str(duration()))
+
+
+def _faults() -> int:
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+
+
+def test_what_was_merged_takes_no_faults(engine: Any, mode: Mode) -> None:
+    """It is faulted in before it comes to its place, many pages at a fault."""
+    one = memory.distinct(1024, seed=9)
+    two = memory.pages(1024 + 1)[PAGE:]  # elsewhere in a huge page, as other programs' arrays are
+    two[:] = one
+    regions = [engine.register(array) for array in (one, two)]
+    before = _faults()
+    assert engine.scan(eager=True).merged == 2 * 1024
+    merging = _faults() - before
+    before = _faults()
+    sums = [int(array[::PAGE].sum()) for array in (one, two)]
+    assert _faults() - before < 64
+    assert sums[0] == sums[1]
+    assert merging < 1024, "a page at a fault"
+    del regions

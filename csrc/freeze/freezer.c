@@ -13,6 +13,7 @@
 #include "freeze/freezes.h"
 #include "freeze/ops.h"
 #include "freeze/owner.h"
+#include "freeze/ready.h"
 #include "freeze/registration.h"
 #include "freeze/removal_thread.h"
 #include "freeze/signal.h"
@@ -50,6 +51,7 @@ static void unmap_all(struct freezer *fz)
     os_unmap((void *)fz->windows[0], bytes_of(FREEZE_MAX));
     os_unmap((void *)fz->windows[1], bytes_of(FREEZE_HUGE));
     os_unmap((void *)fz->trash, bytes_of(FREEZE_HUGE));
+    os_unmap((void *)fz->ready, bytes_of(FREEZE_HUGE));
     stage_close(fz);
     borrow_close(fz);
     os_unmap(fz->zeros, PAGE_SIZE);
@@ -308,7 +310,9 @@ int freeze_overlay(struct freezer *fz, uint64_t first, uint64_t n, int memfd, ui
     uintptr_t address = fz->start + bytes_of(first);
     if (!owner_kept(fz, address, n))
         return -ECANCELED; /* its owner unmapped it, and others may have got the place */
-    int error = os_map_frames(address, n, memfd, offset);
+    int error = ready_move(fz, address, n, memfd, offset);
+    if (error == -ENOENT)
+        error = os_map_frames(address, n, memfd, offset);
     if (error)
         return error;
     memset(fz->mapped + first, true, n);

@@ -61,6 +61,11 @@ struct freezer {
     uintptr_t *window; /* that of the two in which the frozen pages are */
     bool torn; /* the huge window has a page table now, so that no huge page fits in */
     uintptr_t stage; /* copies of overlay pages on their way back */
+    uintptr_t
+        ready; /* a reservation of FREEZE_HUGE pages, where overlays are made ready; 0: none */
+    uintptr_t
+        ready_for; /* the pages for which some are ready there, how many, and of where in the file */
+    uint64_t ready_n, ready_offset;
     uintptr_t trash; /* a reservation of FREEZE_HUGE pages, where pages are dropped; 0: none */
     uintptr_t stage_end; /* the end of what the stage slides through; 0: it does not slide */
     uintptr_t kept[KEPT_PLACES]; /* pages that shadows were borrowed from; 0: none */

@@ -5,6 +5,7 @@
 #include "merge/onto_frames.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "base/pages.h"
 #include "freeze/freezer.h"
@@ -50,30 +51,24 @@ static uint64_t to_next_huge(const struct pages *pages, uint32_t page, uint64_t 
     return least(n, pages_to_huge(page_address(pages, page)));
 }
 
-/* Will the first touch map these 512 pages by one entry: do they lie on all of a huge extent? */
-static bool is_mapped_at_once(const struct pages *pages, uint32_t page)
+static bool is_one_entry(const struct piece *piece)
 {
-    uint32_t last = page + (uint32_t)HUGE_PAGES - 1;
-    if (!is_shared(pages, page) || !is_shared(pages, last))
-        return false;
-    uint32_t frame = page_record(pages, page)->link;
-    return frame % HUGE_PAGES == 0 && page_record(pages, last)->link == frame + HUGE_PAGES - 1 &&
-           is_on_huge_page(&pages->store, frame);
+    return piece->at_once && piece->n == HUGE_PAGES && !memchr(piece->mapped, false, piece->n);
 }
 
 /*
- * Faults in all pages by one call: where writes are tracked the kernel maps only one page at a
- * fault, which takes a reader twice as long for each.  Overlays that one entry will map are left
- * out: their reader has one fault for 512 pages, and until then they do not count as resident.
+ * Exchanges pages and faults the overlays in, by one call: where writes are tracked the kernel maps only
+ * one page at a fault, which takes a reader twice as long for each.  Overlays that one entry will map
+ * are left out: their reader has one fault for 512 pages, and until then they do not count as
+ * resident.
  */
-static void fault_in_overlays(const struct pages *pages, uint32_t page, uint64_t n)
+static uint64_t merge_and_fault_in(struct merger *merger, struct piece *piece, uint64_t n,
+                                   bool joined)
 {
-    for (uint64_t i = 0, part; i < n; i += part) {
-        uint32_t id = page + (uint32_t)i;
-        part = to_next_huge(pages, id, n - i);
-        if (part < HUGE_PAGES || !is_mapped_at_once(pages, id))
-            fault_in(page_address(pages, id), part, bytes_of(FAULT_AROUND));
-    }
+    uint64_t done = merge_piece(merger, piece, n, joined);
+    if (!piece->ready && !is_one_entry(piece))
+        fault_in(page_address(merger->pages, piece->page), done, bytes_of(FAULT_AROUND));
+    return done;
 }
 
 /* Has writes to overlays tracked; short ones are looked at in each pass instead. */
@@ -107,10 +102,8 @@ uint64_t merge_onto_frames(struct merger *merger, uint32_t page, uint32_t frame,
     uint64_t done = 0;
     do {
         piece_begin(&piece, page + (uint32_t)done, frame + (uint32_t)done, n - done);
-        done += merge_piece(merger, &piece, n - done, false);
+        done += merge_and_fault_in(merger, &piece, n - done, false);
     } while (done < n && !merger_is_awaited(merger));
-    /* After all of them were mapped: a fault maps pages around it only within its own mapping. */
-    fault_in_overlays(merger->pages, page, done);
     return done;
 }
 
@@ -131,7 +124,7 @@ static int promote_part(struct merger *merger, struct batch *batch)
     for (uint64_t i = 0, done; i < batch->n && !error; i += done) {
         uint64_t n = row_from(batch, i);
         piece_begin(&piece, batch->page + (uint32_t)i, batch->onto[i], n);
-        done = merge_piece(merger, &piece, n, true);
+        done = merge_and_fault_in(merger, &piece, n, true);
     }
     return error;
 }
@@ -190,7 +183,6 @@ static int promote_onto(struct merger *merger, struct run *run, uint32_t page, u
     } while (got > 0 && *n < wanted && !merger_is_awaited(merger));
     if (got <= 0 || *n == wanted)
         rest_give_frames_back(&merger->pages->store, run);
-    fault_in_overlays(merger->pages, page, *n);
     track_merged(merger, page, *n);
     return *n ? 0 : (int)got;
 }

@@ -11,6 +11,7 @@
 
 #include "base/pages.h"
 #include "freeze/freezer.h"
+#include "freeze/ready.h"
 #include "merge/budget.h"
 #include "merge/merger.h"
 #include "merge/refusal.h"
@@ -20,10 +21,13 @@
 #include "pages/pages.h"
 #include "pages/records.h"
 #include "pages/sharing.h"
+#include "store/extents.h"
 #include "store/frames.h"
 #include "store/lock.h"
 #include "store/store.h"
 
+/* Pages for which it is worth it to map frames beforehand, which takes two system calls more. */
+#define READY_LEAST 32
 #define PREFETCH 8 /* how many pages ahead the place in the index is prefetched */
 
 /* Compares the pages, which are frozen, with their frames: only equal ones may be mapped. */
@@ -194,6 +198,28 @@ int64_t join_frames(struct pages *pages, uint32_t frame, uint64_t n)
     return joined;
 }
 
+/* Will one entry map it: do the pages fill a huge page's place, and their frames a huge page? */
+static bool will_be_one_entry(const struct merger *merger, const struct piece *piece, uint64_t n)
+{
+    return n == HUGE_PAGES && piece->frames[0] % HUGE_PAGES == 0 &&
+           page_address(merger->pages, piece->page) % bytes_of(HUGE_PAGES) == 0 &&
+           is_on_huge_page(&merger->pages->store, piece->frames[0]);
+}
+
+/*
+ * The frames are mapped beforehand, where that is worth what it takes, two mappings among it.  Those that
+ * are in no row with the first are not used.
+ */
+static void make_ready(struct merger *merger, struct piece *piece, uint64_t n)
+{
+    const struct store *store = &merger->pages->store;
+    piece->at_once = will_be_one_entry(merger, piece, n);
+    if (piece->at_once || n < READY_LEAST || !budget_has_room(&merger->budget, 4))
+        return;
+    piece->ready = ready_make(&merger->fz, page_address(merger->pages, piece->page), n,
+                              store->memfd, frame_offset(store, piece->frames[0]));
+}
+
 /*
  * Freezes, compares and maps pages whose frames have been joined; how many were frozen, or -errno
  * if none was.
@@ -201,20 +227,23 @@ int64_t join_frames(struct pages *pages, uint32_t frame, uint64_t n)
 static int64_t exchange_piece(struct merger *merger, struct piece *piece, uint64_t n)
 {
     const uint8_t *view;
+    make_ready(merger, piece, n);
     int64_t frozen = freeze(&merger->fz, page_address(merger->pages, piece->page), n, &view);
-    if (frozen <= 0)
-        return frozen;
-    piece->n = (uint64_t)frozen;
-    compare(merger, piece, view);
-    int error = exchange(merger, piece);
-    thaw(&merger->fz);
-    settle(merger, piece, error);
+    if (frozen > 0) {
+        piece->n = (uint64_t)frozen;
+        compare(merger, piece, view);
+        int error = exchange(merger, piece);
+        thaw(&merger->fz);
+        settle(merger, piece, error);
+    }
+    ready_end(&merger->fz);
     return frozen;
 }
 
 void piece_begin(struct piece *piece, uint32_t page, uint32_t frame, uint64_t n)
 {
     piece->page = page;
+    piece->at_once = piece->ready = false;
     for (uint64_t i = 0; i < n && i < FREEZE_HUGE; i++)
         piece->frames[i] = frame + (uint32_t)i;
 }

@@ -191,6 +191,16 @@ int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset)
     return map_over(address, n, 0, memfd, offset);
 }
 
+int os_move_frames(uintptr_t to, uintptr_t from, uint64_t n, int memfd, uint64_t offset)
+{
+    int error = os_remap(to, from, n, true);
+    while (has_left_gap(error, to)) {
+        os_sleep_us(BETWEEN_TRIES_US);
+        error = map_at(to, n, MAP_FIXED_NOREPLACE, memfd, offset);
+    }
+    return error;
+}
+
 int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags)
 {
     int error = map_over(address, n, MAP_ANONYMOUS, -1, 0);

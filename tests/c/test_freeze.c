@@ -13,12 +13,14 @@
 #include "base/pages.h"
 #include "check.h"
 #include "freeze/freezer.h"
+#include "freeze/ready.h"
 #include "freeze/registration.h"
 #include "freeze/removal_thread.h"
 #include "ksmpy.h"
 #include "os/clock.h"
 #include "os/files.h"
 #include "os/map.h"
+#include "os/pagemap.h"
 #include "os/proc_maps.h"
 #include "os/uffd.h"
 #include "pages.h"
@@ -603,6 +605,93 @@ static void a_move_that_fails_halfway_is_made_good(void)
     close(memfd);
 }
 
+static bool is_mapping_of(int memfd, uintptr_t address)
+{
+    struct os_maps maps;
+    struct os_vma vma;
+    uint64_t inode = 0, dev = 0;
+    os_identify(memfd, &inode, &dev);
+    bool found = os_maps_open(&maps) == 0 && os_maps_find(&maps, address, &vma) > 0;
+    os_maps_close(&maps);
+    return found && vma.start <= address && os_vma_shows(&vma, inode, dev);
+}
+
+static bool has_page(struct freezer *fz, uintptr_t address)
+{
+    uint8_t kind;
+    return os_pages(fz->pagemap_fd, address, 1, &kind) == 0 && kind != OS_PAGE_NONE;
+}
+
+/* Some of the frames that were made ready are used, and others not. */
+static void what_is_ready_is_moved_there(void)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    uintptr_t range;
+    int memfd;
+    REQUIRE(begin(&fz, &range, &memfd));
+    know(&fz, memfd);
+    REQUIRE(ready_make(&fz, range, N, memfd, 0));
+    uintptr_t elsewhere = fz.ready + range % bytes_of(FREEZE_HUGE);
+    CHECK(is_mapping_of(memfd, elsewhere));
+    REQUIRE(freeze_all(&fz, range, &view));
+    CHECK(freeze_overlay(&fz, 0, FIRST, memfd, 0) == 0);
+    CHECK(has_page(&fz, range) && has_page(&fz, range + bytes_of(FIRST - 1)));
+    freeze_restore(&fz, FIRST, END - FIRST);
+    CHECK(freeze_overlay(&fz, END, N - END, memfd, bytes_of(END)) == 0);
+    thaw(&fz);
+    ready_end(&fz);
+    CHECK(is_mapping_of(memfd, range) && is_mapping_of(memfd, range + bytes_of(N - 1)));
+    CHECK(!is_mapping_of(memfd, range + bytes_of(FIRST)));
+    for (uint64_t i = 0; i < N; i++)
+        CHECK(!is_mapping_of(memfd, elsewhere + bytes_of(i)));
+    CHECK(filled((const uint8_t *)range, N, 1));
+    give_back(&fz, range);
+    close(memfd);
+}
+
+/* Of other pages' frames, and for other pages, nothing is ready. */
+static void what_is_ready_for_others_is_not_used(void)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    uintptr_t range;
+    int memfd;
+    REQUIRE(begin(&fz, &range, &memfd));
+    know(&fz, memfd);
+    REQUIRE(ready_make(&fz, range, FIRST, memfd, 0));
+    REQUIRE(freeze_all(&fz, range, &view));
+    CHECK(freeze_overlay(&fz, 0, 1, memfd, bytes_of(1)) == 0);
+    freeze_restore(&fz, 1, FIRST - 1);
+    CHECK(freeze_overlay(&fz, FIRST, N - FIRST, memfd, bytes_of(FIRST)) == 0);
+    thaw(&fz);
+    ready_end(&fz);
+    CHECK(filled((const uint8_t *)range, 1, 2));
+    CHECK(filled(page_at(range, 1), N - 1, 2));
+    give_back(&fz, range);
+    close(memfd);
+}
+
+static void a_gap_where_frames_were_to_be_moved_is_filled(void)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    uintptr_t range;
+    int memfd;
+    REQUIRE(begin(&fz, &range, &memfd));
+    know(&fz, memfd);
+    REQUIRE(ready_make(&fz, range, N, memfd, 0));
+    REQUIRE(freeze_all(&fz, range, &view));
+    refused = range;
+    CHECK(freeze_overlay(&fz, 0, N, memfd, 0) == 0 && !refused);
+    thaw(&fz);
+    ready_end(&fz);
+    CHECK(os_is_mapped(range) && os_is_mapped(range + bytes_of(N - 1)));
+    CHECK(filled((const uint8_t *)range, N, 1));
+    give_back(&fz, range);
+    close(memfd);
+}
+
 /* A thread whose stack was given to it, and is registered: it never waits for itself. */
 static void freeze_own_stack(uintptr_t stack)
 {
@@ -699,6 +788,12 @@ int main(void)
             RUN(ksm_is_kept_away_from_what_is_protected);
         if (way == KSMPY_FREEZE_UFFD_MOVE || way == KSMPY_FREEZE_UFFD_REMAP)
             RUN(a_fault_from_before_a_thaw_fills_nothing);
+        if (way !=
+            KSMPY_FREEZE_SIGNAL) { /* in whose overlays the kernel maps pages around a fault */
+            RUN(what_is_ready_is_moved_there);
+            RUN(what_is_ready_for_others_is_not_used);
+            RUN(a_gap_where_frames_were_to_be_moved_is_filled);
+        }
         RUN(own_stack_is_never_frozen);
         RUN(own_memory_is_told);
         for (change = 0; change < CHANGES; change++) {

@@ -40,7 +40,7 @@ class Life:
 
     def __init__(self, freeze: str, tracking: str) -> None:
         self.options = {"freeze": freeze, "tracking": tracking}
-        model = memory.distinct(12, seed=3)
+        model = memory.distinct(40, seed=3)
         self.buffers: list[Bytes] = [model, memory.twin(model), memory.filled([0] * 6)]
         self.buffers.append(memory.filled([1, 2, 1, 2, 3, 1]))
         self.wanted = [buffer.tobytes() for buffer in self.buffers]

@@ -14,6 +14,20 @@ MUTANTS = [
         quick=True,
     ),
     Mutant(
+        "a gap where frames were to be moved is filled",
+        file="csrc/os/map.c",
+        old="while (has_left_gap(error, to)) {",
+        new="while (false) {",
+        tests=("c/test_freeze.c::a_gap_where_frames_were_to_be_moved_is_filled",),
+    ),
+    Mutant(
+        "what is ready for others is not used",
+        file="csrc/freeze/ready.c",
+        old="offset == fz->ready_offset + (address - fz->ready_for)",
+        new="true",
+        tests=("c/test_freeze.c::what_is_ready_for_others_is_not_used",),
+    ),
+    Mutant(
         "a gap that a failed call has left is filled",
         file="csrc/os/map.c",
         old="while (has_left_gap(error, address)) {",
