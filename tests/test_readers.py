@@ -1,6 +1,6 @@
-"""Readers of memory that is merged, and what it costs them. With "uffd-wp" nobody who only reads is held
-up, or fails: no thread, no system call, no other process, whoever the user is. Each test of that asserts
-that pages were merged and given back meanwhile.
+"""Readers of memory that is merged, and what it costs them. With "uffd-wp" nobody who only reads
+is held up, or fails: no thread, no system call, no other process, whoever the user is. Each test of
+that asserts that pages were merged and given back meanwhile.
 """
 
 from __future__ import annotations
