@@ -78,6 +78,21 @@ def test_who_is_new_or_shown_is_looked_at_in_any_case(machine: Machine) -> None:
     assert sorted(machine.look(watch, 0, 3)) == [1, 3, 4]
 
 
+def test_who_has_not_run_is_looked_at_when_others_have(machine: Machine) -> None:
+    """Once, however long nothing happens then: its PSS has changed by what they did."""
+    machine.ran.update({1: 0.0, 2: 0.0, 3: 0.0})
+    watch = Watcher()
+    machine.look(watch, 0)
+    long = 10 / watcher._SHARE
+    assert machine.look(watch, long) == []
+    machine.ran[2] = 1.0
+    assert sorted(machine.look(watch, long)) == [1, 2, 3]
+    assert machine.look(watch, long) == []
+    del machine.ran[2]
+    assert sorted(machine.look(watch, long)) == [1, 3]
+    assert machine.look(watch, long) == []
+
+
 def test_more_processes_have_more_in_proportion(machine: Machine) -> None:
     """The last one is looked at as often as if there were 25."""
     for count in (watcher._SHARE_FOR, 4 * watcher._SHARE_FOR):

@@ -2,7 +2,8 @@
 
 To look at one takes some milliseconds, most of them the kernel's, which counts its pages. So each
 look has an allowance of processor time, in which those are looked at anew that were not for
-longest, of those that have run since. Of the others, what was seen last is told again.
+longest, of those that have run since. Of the others, what was seen last is told again: what they
+have in common with others is different only when one of these has run, come or gone since.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Watcher:
         self._known: dict[int, _Known] = {}
         self._files: dict[File, int] = {}
         self._last = time.monotonic()
+        self._news = 0.0
+        """When one that uses ksmpy had run, come or gone, by time.monotonic()."""
         self._left = 0.0
         """Seconds of the allowance; below 0 where the last look at somebody took longer."""
 
@@ -52,20 +55,27 @@ class Watcher:
         began, before = time.monotonic(), self._last
         self._last = began
         there = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+        if any(known.subject for pid, known in self._known.items() if pid not in there):
+            self._news = began
         self._known = {pid: known for pid, known in self._known.items() if pid in there}
         due: list[tuple[bool, float, int, float | None]] = []
+        idle: list[tuple[bool, float, int, float | None]] = []
         for pid in there:
             known, now = self._known.get(pid), proc.cpu_seconds(pid)
             had = known.cpu_seconds if known else None
             if known is None or (now is not None and had is not None and now < had):
                 self._examine(pid, now)  # new, or another one under its number
+                if pid in self._known and self._known[pid].subject:
+                    self._news = began
             elif now is None or now != had:
+                self._news = began if known.subject else self._news
                 if pid in first:
                     self._examine(pid, now)
                 else:
                     due.append((False, known.looked, pid, now))
-            elif known.subject:  # its PSS is different when others have come or gone
-                due.append((True, known.looked, pid, now))
+            elif known.subject:
+                idle.append((True, known.looked, pid, now))
+        due += (each for each in idle if each[1] < self._news)
         users = sum(known.subject is not None for known in self._known.values())
         allowance = _SHARE * max(1.0, users / _SHARE_FOR) * (began - before)
         self._left = min(self._left, 0.0) + allowance
