@@ -376,7 +376,8 @@ def test_run_code_is_like_the_interpreter(tmp_path: Path) -> None:
     """-c: the same name, arguments and path as `python -c`; its options are left to it."""
     told = ksmpy("run", "--report", "-c", TELL, "--json", "-m", cwd=tmp_path)
     assert told.stdout == "__main__ ['-c', '--json', '-m'] \n"
-    assert "ksmpy: over in" in one_line(told.stderr)
+    # On a busy machine it is looked at before it is over.
+    assert re.fullmatch(r"ksmpy: (over in .*|saved 0 B .*\nksmpy: PSS .*)\n", told.stderr)
     assert told.returncode == 0
 
 
