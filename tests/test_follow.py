@@ -727,6 +727,30 @@ def test_nothing_is_imported_among_objects_that_come_and_go(moving: str, tmp_pat
     assert (told.returncode, told.stdout, told.stderr) == (0, "True\n", "")
 
 
+def test_a_program_without_memory_is_followed_once_it_has_some(tmp_path: Path) -> None:
+    """Nothing is printed where the thread that is to make the engine gets no memory."""
+    code = """
+        import os, sys, time
+        held = bytearray(os.urandom(2 << 20))
+        refused = 0
+        def count():
+            global refused
+            refused += 1
+            raise MemoryError
+        usual, sys.getallocatedblocks = sys.getallocatedblocks, count
+        until = time.monotonic() + 60
+        while not refused and time.monotonic() < until:
+            time.sleep(0.01)
+        sys.getallocatedblocks = usual
+        assert refused
+        print(enabled())
+    """
+    script = tmp_path / "program.py"
+    script.write_text(ENABLED + textwrap.dedent(code))
+    told = result(command(str(script)), env=environment(**SMALL))
+    assert (told.returncode, told.stdout, told.stderr) == (0, "True\n", "")
+
+
 @pytest.mark.parametrize("free", ["later", "at times"])
 def test_a_program_without_descriptors_is_followed_once_it_has_some(
     free: str, tmp_path: Path

@@ -233,13 +233,20 @@ class _Follower:
             if put_off < _PUT_OFF and self._disturbs_imports():
                 put_off += 1
             elif self._worth():
-                self._wait_for_objects(awake)
                 attempts += 1
-                self._ident, self._native_id = self._get_ident(), self._get_native_id()
-                with lock:
-                    if not self._over:
-                        self._begun_here = self._begin()
-                self._ident = 0
+                self._try(lock, awake)
+
+    def _try(self, lock, awake):
+        """Make the engine, or let it be: Python would print what this thread raises."""
+        try:
+            self._wait_for_objects(awake)
+            self._ident, self._native_id = self._get_ident(), self._get_native_id()
+            with lock:
+                if not self._over:
+                    self._begun_here = self._begin()
+        except MemoryError:  # the program has taken all that it may have, for a while
+            pass
+        self._ident = 0
 
     def _disturbs_imports(self):
         """Whether an import in this thread could break one of the program's.
