@@ -308,6 +308,8 @@ void freeze_restore(struct freezer *fz, uint64_t first, uint64_t n)
 int freeze_overlay(struct freezer *fz, uint64_t first, uint64_t n, int memfd, uint64_t offset)
 {
     uintptr_t address = fz->start + bytes_of(first);
+    if (!os_is_file(memfd, fz->removals.inode))
+        return -EBADF;
     if (!owner_kept(fz, address, n))
         return -ECANCELED; /* its owner unmapped it, and others may have got the place */
     int error = ready_move(fz, address, n, memfd, offset);

@@ -5,6 +5,7 @@
 
 #include "base/pages.h"
 #include "freeze/ops.h"
+#include "os/files.h"
 #include "os/pagemap.h"
 #include "os/proc_maps.h"
 #include "os/uffd.h"
@@ -58,7 +59,7 @@ bool owner_left_protected(struct freezer *fz, uintptr_t address, uint64_t n)
 
 bool owner_kept(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    if (fz->wp_fd >= 0 && !owner_kept_registered(fz, address, n))
+    if (fz->wp_fd >= 0 && !(os_is_known(fz->wp_fd) && owner_kept_registered(fz, address, n)))
         return false;
     if (!is_plain(fz, address, n, !fz->ops->read_only))
         return false;

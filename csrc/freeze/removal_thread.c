@@ -425,7 +425,7 @@ static void serve(struct freezer *fz, int fd)
         atomic_store(&fz->removals.wanted, true);
         pthread_mutex_lock(&fz->removals.quiet);
         atomic_store(&fz->removals.wanted, false);
-        bool message = has_message(fd);
+        bool message = freezer_has(fz, fd) && has_message(fd);
         seen = !message || (prepare(fz, &running) && looks >= SETTLED);
         if (message && (seen || !running || looks == LOOKS - 1))
             read_one(fz, fd);

@@ -112,13 +112,19 @@ static int need_window(struct freezer *fz, uint64_t n)
     return error ? error : os_drop(*fz->window, n);
 }
 
+/*
+ * Where the program has closed the descriptor that tells, what is in memory is no hole.  What went to
+ * swap meanwhile would be taken for one.
+ */
 static int find_holes(struct freezer *fz, uint64_t n)
 {
     uint8_t kinds[FREEZE_HUGE];
     int error = os_pages(fz->pagemap_fd, *fz->window, n, kinds);
+    bool told = os_is_known(fz->pagemap_fd);
     for (uint64_t i = 0; i < n; i++)
-        fz->hole[i] = error || kinds[i] == OS_PAGE_NONE;
-    return error;
+        fz->hole[i] =
+            told ? error || kinds[i] == OS_PAGE_NONE : !os_is_there(*fz->window + bytes_of(i));
+    return told ? error : 0;
 }
 
 static void put_frozen(struct freezer *fz, uintptr_t address, uint64_t first, uint64_t n);
@@ -271,7 +277,9 @@ static int64_t uffd_freeze(struct freezer *fz, uintptr_t address, uint64_t n, co
  * one mapping only, and the owner may have cut it in several (madvise,
  * mprotect, mlock of a part, munmap): then the range is halved, down to single
  * pages.  If there is no memory for a copy this waits until there is: the
- * threads that need the pages wait as well, which is better than zeros.
+ * threads that need the pages wait as well, which is better than zeros.  Where
+ * the program has closed the descriptors nobody waits any more, as the kernel
+ * has let all threads go on, and what they write meanwhile is lost.
  */
 static void put_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t n)
 {
@@ -280,6 +288,10 @@ static void put_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64_t
     int tries = 0;
     while (n) {
         part = least(part, n);
+        if (!os_is_known(gate_of(fz)) || !os_is_known(fz->wp_fd)) {
+            os_copy(to, from, n);
+            return;
+        }
         int64_t done = move ? os_uffd_move(gate_of(fz), to, from, part)
                             : os_uffd_copy(fz->wp_fd, to, (void *)from, part);
         if ((done == -EINVAL || done == -ENOENT) && part > 1) {

@@ -30,16 +30,15 @@ int arena_init(struct arena *arena, size_t stride, uint64_t limit)
 }
 
 void arena_in_file(struct arena *arena, size_t stride, uint64_t limit, void *base, int fd,
-                   uint64_t offset)
+                   uint64_t inode, uint64_t offset)
 {
     *arena = (struct arena){.base = base,
                             .stride = stride,
                             .limit = limit,
                             .in_file = true,
                             .fd = fd,
+                            .inode = inode,
                             .offset = offset};
-    uint64_t dev;
-    os_know_file(fd, &arena->inode, &dev);
 }
 
 void arena_destroy(struct arena *arena)
@@ -54,6 +53,13 @@ int arena_allocate(const struct arena *arena, size_t offset, size_t bytes)
     if (!os_is_file(arena->fd, arena->inode))
         return -EBADF;
     return os_allocate(arena->fd, arena->offset + offset, bytes);
+}
+
+int arena_punch(const struct arena *arena, size_t offset, size_t bytes)
+{
+    if (!os_is_file(arena->fd, arena->inode))
+        return -EBADF;
+    return os_punch(arena->fd, arena->offset + offset, bytes);
 }
 
 int arena_grow(struct arena *arena, uint64_t count)

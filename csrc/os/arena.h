@@ -28,14 +28,19 @@ struct arena {
 };
 
 int arena_init(struct arena *arena, size_t stride, uint64_t limit);
-/* As a part of a file, which is mapped already; it is the caller's to unmap. */
+/*
+ * As a part of a file of that number, which is mapped already; it is the caller's to unmap.  The
+ * descriptor is one that os_know_file() was told of.
+ */
 void arena_in_file(struct arena *arena, size_t stride, uint64_t limit, void *base, int fd,
-                   uint64_t offset);
+                   uint64_t inode, uint64_t offset);
 void arena_destroy(struct arena *arena);
 /* Makes elements below count usable (zero filled at first use); -ENOMEM, -ENOSPC. */
 int arena_grow(struct arena *arena, uint64_t count);
 /* Memory for a part of one that is in a file; -ENOSPC; -EBADF: the program has closed that. */
 int arena_allocate(const struct arena *arena, size_t offset, size_t bytes);
+/* Gives the memory of such a part back, which then reads as zeros; -EBADF as before. */
+int arena_punch(const struct arena *arena, size_t offset, size_t bytes);
 static inline void *arena_at(const struct arena *arena, uint64_t index)
 {
     return arena->base + arena->stride * index;

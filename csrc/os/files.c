@@ -212,6 +212,11 @@ bool os_is_file(int fd, uint64_t inode)
     return answer < 0 ? answer != -EBADF : answer;
 }
 
+bool os_is_known(int fd)
+{
+    return atomic_load(&cannot_mark) || fcntl(fd, F_GETSIG) == MARK;
+}
+
 int os_try_lock(int fd, uint64_t number, bool exclusive)
 {
     struct flock lock = {.l_type = exclusive ? F_WRLCK : F_RDLCK,

@@ -56,6 +56,8 @@ int os_identify(int fd, uint64_t *inode, uint64_t *dev);
 int os_know_file(int fd, uint64_t *inode, uint64_t *dev);
 /* Is it still that file of ours, or has the program closed it, and perhaps opened another? */
 bool os_is_file(int fd, uint64_t inode);
+/* The same, if it is enough to know that it is a file that some engine of this process has opened. */
+bool os_is_known(int fd);
 /* Locks one byte for the open file description, as long as that is open; -EAGAIN: it is taken. */
 KSMPY_MAY_REFUSE int os_try_lock(int fd, uint64_t number, bool exclusive);
 

@@ -10,7 +10,6 @@
 
 #include "base/pages.h"
 #include "os/apart.h"
-#include "os/entries.h"
 #include "os/tasks.h"
 
 #ifndef MADV_DONTNEED_LOCKED
@@ -61,7 +60,7 @@ static int find_removers(void *data, bool apart)
     struct removers *removers = data;
     (void)apart;
     removers->n = removers->crowded = 0;
-    os_each_entry(removers->tasks_fd, add_remover, removers);
+    os_each_task(removers->tasks_fd, add_remover, removers);
     return removers->crowded;
 }
 

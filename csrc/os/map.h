@@ -65,6 +65,10 @@ int os_claim_as(uintptr_t address, uint64_t n, bool counted);
  */
 bool os_can_map(uint64_t n);
 bool os_is_mapped(uintptr_t page);
+/* Of memory of our own: is the page there? One that was swapped out is not. */
+bool os_is_there(uintptr_t page);
+/* Copies pages to where others may have unmapped or protected memory: there nothing is done. */
+void os_copy(uintptr_t to, uintptr_t from, uint64_t n);
 /* Is all that is mapped from now on to be filled at once, and stay in memory (MCL_FUTURE)? */
 bool os_locks_new_memory(void);
 /* Does address space that is never touched count against a limit of the program's? */

@@ -34,7 +34,17 @@
 
 int os_tasks_open(void)
 {
-    return os_keep_off_standard(open(TASKS, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    uint64_t inode, dev;
+    int fd = os_keep_off_standard(open(TASKS, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (fd >= 0)
+        os_know_file(fd, &inode, &dev);
+    return fd;
+}
+
+/* To read a directory moves the position in the file: in one of the program's it is to stay. */
+int os_each_task(int tasks_fd, os_visit *visit, void *data)
+{
+    return os_is_known(tasks_fd) ? os_each_entry(tasks_fd, visit, data) : -EBADF;
 }
 
 int os_task_tell(int tasks_fd, const char *thread, const char *what, char *text, size_t size)
@@ -118,7 +128,7 @@ static bool look_at_thread(const char *name, void *data)
 static enum os_activity look(struct os_question *question)
 {
     struct round round = {.question = question};
-    int seen = os_each_entry(question->tasks_fd, look_at_thread, &round);
+    int seen = os_each_task(question->tasks_fd, look_at_thread, &round);
     return seen < 0 ? OS_UNKNOWN : round.worst;
 }
 

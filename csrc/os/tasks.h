@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "os/entries.h"
+
 /* In order: the last is the worst.  What a thread does that runs, or is about to, nobody tells. */
 enum os_activity { OS_ELSEWHERE, OS_RUNNING, OS_INVOLVED, OS_UNKNOWN };
 
@@ -42,7 +44,9 @@ static inline uintptr_t os_untagged(uintptr_t address)
     return address & (UINTPTR_MAX >> 8);
 }
 
-int os_tasks_open(void); /* a descriptor of /proc/self/task, or -errno */
+int os_tasks_open(void); /* a descriptor of /proc/self/task, which is known; or -errno */
+/* As os_each_entry() of that; -EBADF: the program has closed it. */
+int os_each_task(int tasks_fd, os_visit *visit, void *data);
 /*
  * Reads the beginning of a file of a thread's in /proc as text; its length, or -errno.  By the
  * descriptor, which reaches it even when the program has changed its root and sees no /proc, or

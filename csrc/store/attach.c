@@ -93,6 +93,11 @@ static int allocate_used(struct store *store)
 
 /* ---- laying out ---- */
 
+static int set_size(const struct store *store, uint64_t bytes)
+{
+    return store_has_write_file(store) ? os_set_size(store->write_fd, bytes) : -EBADF;
+}
+
 static int fill_head(struct store *store)
 {
     int error = store_make_mutex(&store->head->mutex);
@@ -128,9 +133,9 @@ static int lay_out(struct store *store, int nodes)
     if (os_pread(fd, offsetof(struct store_head, knobs), rules, sizeof rules) < 0 ||
         !rules_are_sound(rules))
         store_default_rules(rules);
-    int error = os_set_size(fd, 0);
+    int error = set_size(store, 0);
     if (!error)
-        error = os_set_size(fd, shape.file_size);
+        error = set_size(store, shape.file_size);
     if (!error)
         error = os_allocate(fd, 0, sizeof(struct store_head));
     if (!error)
@@ -142,7 +147,7 @@ static int lay_out(struct store *store, int nodes)
             store_unmap(store);
     }
     if (error) {
-        os_set_size(fd, 0);
+        set_size(store, 0);
         return error;
     }
     write_shape(store, shape);
@@ -348,7 +353,7 @@ void store_destroy(struct store *store)
 int store_retire(struct store *store)
 {
     const uint64_t retired[PAGE_SIZE / sizeof(uint64_t)] = {STORE_RETIRED};
-    int error = os_set_size(store->write_fd, 0);
+    int error = set_size(store, 0);
     if (error)
         return error;
     int64_t written = os_write(store->write_fd, 0, retired, 1);

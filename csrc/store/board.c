@@ -27,7 +27,6 @@
 
 #include "base/pages.h"
 #include "os/arena.h"
-#include "os/files.h"
 #include "os/forks.h"
 #include "store/layout.h"
 #include "store/store.h"
@@ -131,29 +130,25 @@ static bool grow(struct store *store)
 
 /*
  * The old table goes back only if the present one is larger, and so lies behind it.  After a
- * rebuild the present one may be smaller, and may lie where the old one was.  Where the program has
- * closed the file meanwhile, another one may have its number.
+ * rebuild the present one may be smaller, and may lie where the old one was.
  */
 bool board_trim(struct store *store)
 {
     struct outgrown_table *old = &store->outgrown;
     uint64_t n = least(old->size - old->done, TRIM);
     if (!n || store->head->announced_size < 2 * old->size ||
-        !os_is_file(store->announcements.fd, store->announcements.inode)) {
+        arena_punch(&store->announcements, (old->size + old->done) * sizeof(uint64_t),
+                    n * sizeof(uint64_t)) == -EBADF) {
         *old = (struct outgrown_table){0, 0};
         return false;
     }
-    os_punch(store->announcements.fd,
-             store->announcements.offset + (old->size + old->done) * sizeof(uint64_t),
-             n * sizeof(uint64_t));
     old->done += n;
     return true;
 }
 
 int announcements_reset(struct store *store)
 {
-    os_punch(store->announcements.fd, store->announcements.offset,
-             store->announcements.limit * sizeof(uint64_t));
+    arena_punch(&store->announcements, 0, store->announcements.limit * sizeof(uint64_t));
     store->head->announced_count = 0;
     int error = allocate(store, SMALLEST);
     store->head->announced_size = error ? 0 : SMALLEST;

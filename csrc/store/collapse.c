@@ -36,8 +36,11 @@ static void *in_view(const struct store *store, uint32_t frame)
  */
 static int collapse(const struct store *store, uint32_t first, uint64_t n)
 {
-    for (uint64_t i = 0; i < n; i += EXTENT)
+    for (uint64_t i = 0; i < n; i += EXTENT) {
+        if (!store_has_write_file(store))
+            return -EBADF;
         os_put(store->write_fd, frame_offset(store, first + (uint32_t)i), "", 1);
+    }
     return os_collapse((uintptr_t)in_view(store, first), n);
 }
 

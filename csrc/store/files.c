@@ -31,10 +31,20 @@ int store_know_files(struct store *store)
     return error ? error : os_know_file(store->memfd, &store->inode, &store->dev);
 }
 
+bool store_has_write_file(const struct store *store)
+{
+    return os_is_file(store->write_fd, store->inode);
+}
+
+bool store_has_lock_file(const struct store *store)
+{
+    return os_is_file(store->lock_fd, store->lock_inode);
+}
+
 bool store_has_files(const struct store *store)
 {
-    return os_is_file(store->memfd, store->inode) && os_is_file(store->write_fd, store->inode) &&
-           os_is_file(store->lock_fd, store->lock_inode);
+    return os_is_file(store->memfd, store->inode) && store_has_write_file(store) &&
+           store_has_lock_file(store);
 }
 
 int store_open(struct store *store, int fd)

@@ -17,6 +17,13 @@ void store_forget_files(struct store *store);
  * files of its own that have their numbers.
  */
 bool store_has_files(const struct store *store);
+/*
+ * The same of one: of that by which the file is written to, or that of the slots' locks.  To be asked right
+ * before each call that changes the file, as a slice goes on for long, and right after each one whose
+ * answer others rely on.
+ */
+bool store_has_write_file(const struct store *store);
+bool store_has_lock_file(const struct store *store);
 int store_know_files(struct store *store); /* remembers which they are */
 void store_close_files(struct store *store);
 

@@ -1,5 +1,6 @@
 #include "store/frames.h"
 
+#include <errno.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -67,6 +68,8 @@ uint32_t store_take_in_step(struct store *store, int node, uint64_t page, uint64
  */
 int64_t store_fill(struct store *store, uint32_t first, const void *pages, uint64_t n)
 {
+    if (!store_has_write_file(store))
+        return -EBADF;
     return os_write(store->write_fd, frame_offset(store, first), pages, n);
 }
 
@@ -75,6 +78,8 @@ int64_t store_gather(struct store *store, uint32_t first, const void *const *pag
     struct iovec from[STORE_GATHER];
     for (uint64_t i = 0; i < n; i++)
         from[i] = (struct iovec){(void *)(uintptr_t)pages[i], PAGE_SIZE};
+    if (!store_has_write_file(store))
+        return -EBADF;
     return os_write_from(store->write_fd, frame_offset(store, first), from, n);
 }
 
@@ -138,16 +143,13 @@ static void punch_first(struct store *store, uint64_t n)
     memmove(dead, dead + done, store->dead_count * sizeof *dead);
 }
 
-/*
- * A forked child, which has no part in the store's memory, flushes nothing.  Each slice ends with a
- * flush and most of them have nothing to give back, so the descriptors are looked at only if there is.
- */
+/* A forked child, which has no part in the store's memory, flushes nothing. */
 static void flush(struct store *store, bool all)
 {
     if (!store->memory)
         return;
     bool spare = all ? store->head->spare_frames : too_many_spare(store);
-    if (!(store->dead_count || spare) || !store_has_files(store))
+    if (!store->dead_count && !spare)
         return;
     punch_first(store, spare_dead_frames(store));
     bool in_hand = store->depth; /* the lock, for which others wait: to let extents go takes long */

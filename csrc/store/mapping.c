@@ -7,6 +7,7 @@
 #include "base/rbtree.h"
 #include "os/arena.h"
 #include "os/map.h"
+#include "store/files.h"
 #include "store/layout.h"
 #include "store/slots.h"
 #include "store/store.h"
@@ -41,12 +42,13 @@ static void place_arrays(struct store *store, const struct store_layout *at)
 {
     uint8_t *base = store->index;
     uint64_t words = ids_words(at->span), frames = frame_limit(store);
+    uint64_t inode = store->inode;
     int fd = store->write_fd;
     store->head = store->index;
     store->frames = (struct frame *)(void *)(base + at->records);
     arena_in_file(&store->announcements, sizeof(uint64_t), at->announced_size,
-                  base + at->announcements, fd, at->announcements);
-    arena_in_file(&store->events, sizeof(uint64_t), STORE_EVENTS, base + at->events, fd,
+                  base + at->announcements, fd, inode, at->announcements);
+    arena_in_file(&store->events, sizeof(uint64_t), STORE_EVENTS, base + at->events, fd, inode,
                   at->events);
     for (int node = 0; node < store->nodes; node++) {
         uint64_t i = (uint64_t)node;
@@ -56,11 +58,11 @@ static void place_arrays(struct store *store, const struct store_layout *at)
         store->ids[i].limit = at->span;
         store->ids[i].records = &store->records[i];
         store->ids[i].state = &store->head->node[i].ids;
-        arena_in_file(&store->ids[i].words, sizeof(uint64_t), words, base + ids, fd, ids);
+        arena_in_file(&store->ids[i].words, sizeof(uint64_t), words, base + ids, fd, inode, ids);
         store->stable[i].state = &store->head->node[i].stable;
         arena_in_file(&store->stable[i].roots, sizeof(struct rb_tree), frames, base + trees, fd,
-                      trees);
-        arena_in_file(&store->records[i], sizeof(struct frame), at->span, base + records, fd,
+                      inode, trees);
+        arena_in_file(&store->records[i], sizeof(struct frame), at->span, base + records, fd, inode,
                       records);
     }
 }
@@ -79,6 +81,10 @@ int store_map(struct store *store, const struct store_shape *shape)
         store_unmap(store);
         return -ENOMEM;
     }
+    if (!store_has_files(store)) {
+        store_unmap(store);
+        return -EBADF; /* what is mapped may be another file */
+    }
     place_arrays(store, &at);
     checksum_make_key(&store->key, store->head->key);
     return 0;
@@ -91,10 +97,14 @@ int store_map_counts(struct store *store, unsigned slot)
     uint8_t *base = map(store->write_fd, offset, counts_bytes(store), true);
     if (!base)
         return -ENOMEM;
+    if (!store_has_write_file(store)) {
+        os_unmap(base, counts_bytes(store));
+        return -EBADF;
+    }
     for (int node = 0; node < store->nodes; node++) {
         uint64_t at = (uint64_t)node * span * sizeof(uint32_t);
         arena_in_file(&store->counts[node], sizeof(uint32_t), span, base + at, store->write_fd,
-                      offset + at);
+                      store->inode, offset + at);
     }
     return 0;
 }

@@ -5,6 +5,7 @@
 #include "base/pages.h"
 #include "os/files.h"
 #include "store/extents.h"
+#include "store/files.h"
 #include "store/lock.h"
 #include "store/pool.h"
 #include "store/store.h"
@@ -24,7 +25,8 @@ void sort_frames(uint32_t *frames, uint64_t n)
 /* false: the lock was not to be had, so the frames stay DEAD and ours. */
 static bool punch(struct store *store, uint32_t first, uint64_t n)
 {
-    bool done = os_punch(store->write_fd, frame_offset(store, first), bytes_of(n)) == 0;
+    bool done = store_has_write_file(store) &&
+                os_punch(store->write_fd, frame_offset(store, first), bytes_of(n)) == 0;
     if (!store_lock(store))
         return false;
     if (done) {

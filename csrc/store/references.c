@@ -17,6 +17,7 @@
 #include "os/folios.h"
 #include "store/collapse.h"
 #include "store/extents.h"
+#include "store/files.h"
 #include "store/store.h"
 
 /* A byte that is zero in what nobody writes; false: there is none. */
@@ -39,7 +40,8 @@ static bool find_zero(const struct store *store, const uint32_t *frames, uint64_
 static bool split(const struct store *store, const uint32_t *frames, uint64_t n)
 {
     uint64_t offset;
-    return find_zero(store, frames, n, &offset) && os_punch(store->write_fd, offset, 1) == 0;
+    return find_zero(store, frames, n, &offset) && store_has_write_file(store) &&
+           os_punch(store->write_fd, offset, 1) == 0;
 }
 
 /*

@@ -9,10 +9,12 @@
  */
 #include "store/room.h"
 
+#include <errno.h>
 #include <stdatomic.h>
 
 #include "base/pages.h"
 #include "os/files.h"
+#include "store/files.h"
 #include "store/layout.h"
 #include "store/slots.h"
 #include "store/store.h"
@@ -27,7 +29,8 @@
 uint64_t room_beside(const struct store *store, uint64_t parts)
 {
     uint64_t size, left;
-    if (!store->shared || !os_file_room(store->write_fd, &size, &left))
+    if (!store->shared || !os_file_room(store->write_fd, &size, &left) ||
+        !store_has_write_file(store))
         return UINT64_MAX;
     uint64_t reserve = parts * (size / RESERVE);
     return left > reserve ? left - reserve : 0;
@@ -54,6 +57,8 @@ static int allocate_counts(const struct store *store, unsigned slot, int node, u
     to = least(to, (uint64_t)1 << store->span_shift); /* the file may say more than there can be */
     if (from >= to)
         return 0;
+    if (!store_has_lock_file(store))
+        return -EBADF;
     return os_allocate(store->lock_fd, counts_offset(store, slot) + first * sizeof(uint32_t),
                        (to - from) * sizeof(uint32_t));
 }

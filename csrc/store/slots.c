@@ -23,9 +23,18 @@ uint64_t counts_offset(const struct store *store, unsigned slot)
            slot * counts_bytes(store);
 }
 
-bool slot_is_held(const struct store *store, unsigned slot)
+static bool looks_held(const struct store *store, unsigned slot)
 {
     return os_lease_held(store->lock_fd, 1 + slot);
+}
+
+/*
+ * In another file, which may have got the number just before, nobody holds a lock.  So that it is ours is
+ * asked after the answer that nobody does.
+ */
+bool slot_is_held(const struct store *store, unsigned slot)
+{
+    return looks_held(store, slot) || !store_has_lock_file(store);
 }
 
 /* Sets a mark to a value if that is higher, while other processes may do the same. */
@@ -86,6 +95,8 @@ void store_disinherit(const struct store *store)
 void slot_sign(const struct store *store)
 {
     uint32_t pid = (uint32_t)getpid();
+    if (!store_has_lock_file(store))
+        return;
     os_put(store->lock_fd,
            offsetof(struct store_head, slots) + store->slot * sizeof(struct slot) +
                offsetof(struct slot, pid),
@@ -110,6 +121,8 @@ int each_count(struct store *store, unsigned slot, visit_count *visit)
                          counts, n * sizeof *counts);
             if (error < 0)
                 return error;
+            if (!store_has_lock_file(store))
+                return -EBADF;
             for (uint32_t i = 0; i < n; i++)
                 if (counts[i])
                     visit(store, frame + i, counts[i]);
@@ -119,15 +132,16 @@ int each_count(struct store *store, unsigned slot, visit_count *visit)
 
 void clear_counts(const struct store *store, unsigned slot)
 {
-    os_punch(store->lock_fd, counts_offset(store, slot), counts_bytes(store));
+    if (store_has_lock_file(store))
+        os_punch(store->lock_fd, counts_offset(store, slot), counts_bytes(store));
 }
 
 bool slots_are_held(const struct store *store)
 {
     for (unsigned i = 0; i < MAX_SLOTS; i++)
-        if (slot_is_held(store, i))
+        if (looks_held(store, i))
             return true;
-    return false;
+    return !store_has_lock_file(store);
 }
 
 void slots_lose(struct store *store, uint32_t fork)

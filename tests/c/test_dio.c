@@ -1,9 +1,11 @@
 /* Whether a device may be writing into pages: of a thread that runs, and with no descriptor. */
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/pages.h"
@@ -107,9 +109,24 @@ static void test_no_descriptor_is_free(void)
     close(tasks);
 }
 
+/* The program may go on reading or writing where it is in its own file. */
+static void test_another_file_stays_where_it_is(void)
+{
+    int tasks = os_tasks_open(), other = open("/var/tmp", O_RDONLY | O_DIRECTORY);
+    char entry[512];
+    CHECK(tasks >= 0 && other >= 0 && syscall(SYS_getdents64, other, entry, sizeof entry) > 0);
+    off_t at = lseek(other, 0, SEEK_CUR);
+    CHECK(dup2(other, tasks) == tasks);
+    CHECK(os_each_task(tasks, NULL, NULL) == -EBADF);
+    CHECK(lseek(other, 0, SEEK_CUR) == at && at > 0);
+    close(tasks);
+    close(other);
+}
+
 int main(void)
 {
     RUN(test_a_thread_that_runs_may_be_reading);
     RUN(test_no_descriptor_is_free);
+    RUN(test_another_file_stays_where_it_is);
     return finish();
 }

@@ -238,7 +238,7 @@ static void a_handler_that_blocks_all_signals_waits(void)
 static void know(struct freezer *fz, int memfd)
 {
     uint64_t inode = 0, dev = 0;
-    os_identify(memfd, &inode, &dev);
+    os_know_file(memfd, &inode, &dev);
     freezer_know_store(fz, inode, dev);
 }
 
@@ -247,8 +247,59 @@ static bool begin(struct freezer *fz, uintptr_t *range, int *memfd)
 {
     *range = new_range();
     *memfd = os_memfd("frames", bytes_of(N));
-    return *range && *memfd >= 0 && freezer_init(fz, way, false) == 0 &&
-           freezer_attach(fz, *range, N) == 0 && os_write(*memfd, 0, (void *)*range, N) == N;
+    if (!*range || *memfd < 0 || freezer_init(fz, way, false) < 0)
+        return false;
+    know(fz, *memfd);
+    return freezer_attach(fz, *range, N) == 0 && os_write(*memfd, 0, (void *)*range, N) == N;
+}
+
+/* The program has closed a descriptor, and opened a file that has its number now. */
+static void becomes(int fd, int other)
+{
+    if (fd >= 0)
+        dup2(other, fd);
+}
+
+static void what_is_mapped_is_the_store(void)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    uintptr_t range;
+    int memfd, other = os_memfd("other", bytes_of(N));
+    REQUIRE(begin(&fz, &range, &memfd) && freeze_all(&fz, range, &view));
+    becomes(memfd, other);
+    CHECK(freeze_overlay(&fz, 0, N, memfd, 0) == -EBADF);
+    freeze_restore(&fz, 0, N);
+    thaw(&fz);
+    CHECK(filled((const uint8_t *)range, N, 1));
+    give_back(&fz, range);
+    close(memfd);
+    close(other);
+}
+
+/* Nothing is merged then, as nobody can tell whose the memory is, and no other file is touched. */
+static void frozen_pages_come_back_without_descriptors(void)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    uintptr_t range;
+    int memfd, other = os_memfd("other", PAGE_SIZE);
+    REQUIRE(begin(&fz, &range, &memfd) && freeze_all(&fz, range, &view));
+    const int ours[] = {
+        fz.uffd, fz.wp_fd, fz.pagemap_fd, fz.tasks_fd, fz.removals.overlay_fd, fz.removals.gate_fd};
+    for (size_t i = 0; i < sizeof ours / sizeof ours[0]; i++)
+        becomes(ours[i], other);
+    REQUIRE(lseek(other, 5, SEEK_SET) == 5);
+    CHECK(way == KSMPY_FREEZE_SIGNAL || freeze_overlay(&fz, 0, N, memfd, 0) == -ECANCELED);
+    freeze_restore(&fz, 0, N);
+    thaw(&fz);
+    CHECK(filled((const uint8_t *)range, N, 1));
+    memset((void *)range, 2, bytes_of(N));
+    CHECK(freeze(&fz, range, N, &view) <= 0 || (thaw(&fz), way == KSMPY_FREEZE_SIGNAL));
+    CHECK(lseek(other, 0, SEEK_CUR) == 5 && os_file_size(other) == PAGE_SIZE);
+    give_back(&fz, range);
+    close(memfd);
+    close(other);
 }
 
 static void overlays_come_back(void)
@@ -570,6 +621,8 @@ static void a_fault_from_before_a_thaw_fills_nothing(void)
     uintptr_t range = new_range(), other = new_range();
     int memfd = os_memfd("frames", bytes_of(N));
     REQUIRE(range && other && memfd >= 0 && freezer_init(&fz, way, false) == 0);
+    know(&fz, memfd);
+    fz.removals.dev = 0; /* nobody knows its mappings for overlays */
     REQUIRE(freezer_attach(&fz, range, N) == 0 && freezer_attach(&fz, other, N) == 0);
     REQUIRE(os_write(memfd, 0, (void *)range, N) == N);
     REQUIRE(os_drop(range, 1) == 0 && os_drop(other, 1) == 0);
@@ -578,7 +631,7 @@ static void a_fault_from_before_a_thaw_fills_nothing(void)
     CHECK(freeze_overlay(&fz, 0, N, memfd, 0) == 0);
     thaw(&fz);
     pthread_join(thread, NULL);
-    REQUIRE(os_drop(range, N) == 0); /* out of the page tables; nobody knows these for overlays */
+    REQUIRE(os_drop(range, N) == 0); /* out of the page tables */
     atomic_store(&held, false);
     CHECK(*(volatile uint8_t *)other == 0); /* the fault thread has come to the next message */
     CHECK(filled((const uint8_t *)range, N, 1));
@@ -779,6 +832,8 @@ int main(void)
         if (way != KSMPY_FREEZE_SIGNAL)
             RUN(what_is_being_given_back_is_not_frozen);
         RUN(what_is_protected_stays_protected);
+        RUN(what_is_mapped_is_the_store);
+        RUN(frozen_pages_come_back_without_descriptors);
         RUN(what_is_allowed_stays_allowed);
         RUN(a_shadow_forbids_nothing);
         if (way == KSMPY_FREEZE_SIGNAL || way == KSMPY_FREEZE_UFFD_WP)

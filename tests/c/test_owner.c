@@ -169,7 +169,7 @@ static bool begin(void)
     frames = os_memfd("frames", bytes_of(N));
     if (freezer_init(&freezer, way, tracked))
         return false;
-    os_identify(frames, &inode, &dev);
+    os_know_file(frames, &inode, &dev);
     freezer_know_store(&freezer, inode, dev);
     if (freezer_attach(&freezer, range, N))
         return false;

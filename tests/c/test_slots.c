@@ -3,6 +3,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,12 +19,14 @@
 #include "store/attach.h"
 #include "store/board.h"
 #include "store/children.h"
+#include "store/collapse.h"
 #include "store/extents.h"
 #include "store/frames.h"
 #include "store/layout.h"
 #include "store/lock.h"
 #include "store/pool.h"
 #include "store/reap.h"
+#include "store/room.h"
 #include "store/slots.h"
 #include "store/store.h"
 
@@ -35,6 +38,124 @@ int __wrap_os_punch(int fd, uint64_t offset, uint64_t bytes)
 }
 
 /* ---- descriptors that are another file's ---- */
+
+/* A file of the program's that has got the number of one of ours. */
+struct in_place {
+    int number, kept, other;
+};
+
+static struct in_place put_in_place_of(int number)
+{
+    struct in_place in_place = {number, fcntl(number, F_DUPFD_CLOEXEC, 0), os_memfd("other", 0)};
+    CHECK(in_place.kept >= 0 && in_place.other >= 0);
+    CHECK(os_set_size(in_place.other, (uint64_t)os_file_size(number)) == 0);
+    CHECK(dup2(in_place.other, number) == number);
+    return in_place;
+}
+
+/* It is as it was: as long as the store's, and all of it a hole. */
+static void is_untouched(struct in_place in_place)
+{
+    struct stat info;
+    CHECK(fstat(in_place.other, &info) == 0 && info.st_blocks == 0);
+    CHECK(info.st_size == os_file_size(in_place.kept));
+}
+
+static void take_out(struct in_place in_place)
+{
+    CHECK(dup2(in_place.kept, in_place.number) == in_place.number);
+    close(in_place.kept);
+    close(in_place.other);
+}
+
+static void another_file_is_not_written_to(void)
+{
+    static uint8_t page[1 << PAGE_SHIFT];
+    const void *const pages[] = {page};
+    uint64_t n = 1;
+    int error = 0;
+    REQUIRE(open_pair());
+    uint32_t frame = store_take(&one, 0, &n);
+    memset(page, 1, sizeof page);
+    struct in_place in_place = put_in_place_of(one.write_fd);
+    CHECK(store_fill(&one, frame, page, 1) == -EBADF);
+    CHECK(store_gather(&one, frame, pages, 1) == -EBADF);
+    CHECK(extents_collapse(&one, 0, EXTENT, &error) == 0 && error == -EBADF);
+    CHECK(store_retire(&one) == -EBADF);
+    is_untouched(in_place);
+    take_out(in_place);
+    store_give_back(&one, frame, 1);
+    store_detach(&one);
+    close_all();
+}
+
+static void another_file_gets_no_holes(void)
+{
+    const uint64_t mark = 0x5eed;
+    uint64_t seen = 0;
+    REQUIRE(open_pair());
+    const uint64_t at[] = {one.announcements.offset, counts_offset(&one, two.slot)};
+    const int files[] = {one.write_fd, one.lock_fd};
+    for (int i = 0; i < 2; i++) {
+        struct in_place in_place = put_in_place_of(files[i]);
+        REQUIRE(pwrite(in_place.other, &mark, sizeof mark, (off_t)at[i]) == sizeof mark);
+        REQUIRE(store_lock(&one));
+        if (i)
+            clear_counts(&one, two.slot);
+        else
+            CHECK(announcements_reset(&one) == -EBADF);
+        store_unlock(&one);
+        CHECK(os_pread(in_place.other, at[i], &seen, sizeof seen) == 0 && seen == mark);
+        take_out(in_place);
+    }
+    REQUIRE(store_lock(&one) && announcements_reset(&one) == 0);
+    store_unlock(&one);
+    store_detach(&one);
+    close_all();
+}
+
+static void forget_count(struct store *store, uint32_t frame, uint32_t count)
+{
+    (void)store, (void)frame, (void)count;
+}
+
+/* Nobody has a lock there, nor a count. */
+static void in_another_file_nobody_is_dead(void)
+{
+    REQUIRE(open_pair());
+    uint32_t frame = filled_frame(&one, 1);
+    CHECK(store_join(&one, frame, 1) == 1);
+    struct in_place in_place = put_in_place_of(two.lock_fd);
+    CHECK(slot_is_held(&two, one.slot) && slots_are_held(&two));
+    CHECK(each_count(&two, one.slot, forget_count) == -EBADF);
+    slot_sign(&two);
+    two.head->node[0].counted = 1;
+    store_count_for(&two, one.slot);
+    is_untouched(in_place);
+    take_out(in_place);
+    two.head->node[0].counted = 0;
+    store_leave(&one, frame);
+    store_give_back(&one, frame, 1);
+    store_detach(&one);
+    close_all();
+}
+
+static void another_file_is_no_index(void)
+{
+    struct store third;
+    struct store_shape shape;
+    REQUIRE(open_pair() && store_open(&third, file) == 0 && store_read_shape(file, &shape) == 0);
+    struct in_place in_place = put_in_place_of(third.write_fd);
+    CHECK(store_map(&third, &shape) == -EBADF && !third.index);
+    is_untouched(in_place);
+    take_out(in_place);
+    in_place = put_in_place_of(one.write_fd);
+    CHECK(store_map_counts(&one, two.slot) == -EBADF);
+    take_out(in_place);
+    store_close_files(&third);
+    store_detach(&one);
+    close_all();
+}
 
 static void a_slot_is_not_claimed_in_another_file(void)
 {
@@ -426,6 +547,10 @@ static void a_newcomer_believes_nothing(void)
 int main(void)
 {
     RUN(a_slot_is_not_claimed_in_another_file);
+    RUN(another_file_is_not_written_to);
+    RUN(another_file_gets_no_holes);
+    RUN(in_another_file_nobody_is_dead);
+    RUN(another_file_is_no_index);
     RUN(who_leaves_changes_no_other_file);
     RUN(freed_frames_leave_no_hole_in_another_file);
     RUN(an_outgrown_table_leaves_no_hole_in_another_file);

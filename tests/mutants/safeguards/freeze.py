@@ -173,4 +173,33 @@ MUTANTS = [
         new="    pthread_sigmask(SIG_UNBLOCK, &others, before);",
         tests=("c/test_freeze.c::no_handler_is_called_while_something_is_frozen",),
     ),
+    Mutant(
+        "only the store is mapped",
+        file="csrc/freeze/freezer.c",
+        old="""\
+    if (!os_is_file(memfd, fz->removals.inode))
+        return -EBADF;
+""",
+        new="""\
+""",
+        tests=("c/test_freeze.c::what_is_mapped_is_the_store",),
+    ),
+    Mutant(
+        "nothing is merged once nobody tells whose it is",
+        file="csrc/freeze/owner.c",
+        old="""\
+!(os_is_known(fz->wp_fd) && owner_kept_registered(fz, address, n))""",
+        new="""\
+!owner_kept_registered(fz, address, n)""",
+        tests=("c/test_freeze.c::frozen_pages_come_back_without_descriptors",),
+    ),
+    Mutant(
+        "another file stays where it is",
+        file="csrc/os/tasks.c",
+        old="""\
+    return os_is_known(tasks_fd) ? os_each_entry(tasks_fd, visit, data) : -EBADF;""",
+        new="""\
+    return os_each_entry(tasks_fd, visit, data);""",
+        tests=("c/test_dio.c::test_another_file_stays_where_it_is",),
+    ),
 ]

@@ -46,4 +46,14 @@ MUTANTS = [
         new="    bool forbidden = false;",
         tests=("c/test_freeze.c::a_shadow_forbids_nothing",),
     ),
+    Mutant(
+        "pages come back without descriptors",
+        file="csrc/freeze/uffd_away.c",
+        old="""\
+            os_copy(to, from, n);
+            return;""",
+        new="""\
+            return;""",
+        tests=("c/test_freeze.c::frozen_pages_come_back_without_descriptors",),
+    ),
 ]

@@ -80,9 +80,13 @@ MUTANTS = [
     ),
     Mutant(
         "an outgrown table leaves no hole in another file",
-        file="csrc/store/board.c",
-        old="!os_is_file(store->announcements.fd, store->announcements.inode)",
-        new="false",
+        file="csrc/os/arena.c",
+        old="""\
+        return -EBADF;
+    return os_punch(""",
+        new="""\
+        arena->fd >= 0;
+    return os_punch(""",
         tests=("c/test_slots.c::an_outgrown_table_leaves_no_hole_in_another_file",),
     ),
     Mutant(
@@ -299,11 +303,11 @@ MUTANTS = [
         old="""\
             if (error < 0)
                 return error;
-            for (uint32_t i""",
+            if (!store_has""",
         new="""\
             if (lseek(store->lock_fd, (off_t)counts_offset(store, slot), SEEK_DATA) < 0)
                 return error;
-            for (uint32_t i""",
+            if (!store_has""",
         tests=("c/test_rebuild.c::counts_are_found_while_the_kernel_moves_them",),
     ),
     Mutant(
@@ -418,5 +422,69 @@ MUTANTS = [
 """,
         new="",
         tests=("c/test_slots.c::a_fork_leaves_a_lease_behind",),
+    ),
+    Mutant(
+        "in another file nobody is dead",
+        file="csrc/store/slots.c",
+        old="""\
+    return looks_held(store, slot) || !store_has_lock_file(store);""",
+        new="""\
+    return looks_held(store, slot);""",
+        tests=("c/test_slots.c::in_another_file_nobody_is_dead",),
+    ),
+    Mutant(
+        "in another file all slots look held",
+        file="csrc/store/slots.c",
+        old="""\
+            return true;
+    return !store_has_lock_file(store);""",
+        new="""\
+            return true;
+    return false;""",
+        tests=("c/test_slots.c::in_another_file_nobody_is_dead",),
+    ),
+    Mutant(
+        "nobody is counted in another file",
+        file="csrc/store/slots.c",
+        old="""\
+            if (!store_has_lock_file(store))
+                return -EBADF;
+            for""",
+        new="""\
+            for""",
+        tests=("c/test_slots.c::in_another_file_nobody_is_dead",),
+    ),
+    Mutant(
+        "counts of the dead leave no hole in another file",
+        file="csrc/store/slots.c",
+        old="""\
+    if (store_has_lock_file(store))
+        os_punch""",
+        new="""\
+    if (store->lock_fd >= 0)
+        os_punch""",
+        tests=("c/test_slots.c::another_file_gets_no_holes",),
+    ),
+    Mutant(
+        "a child does not sign another file",
+        file="csrc/store/slots.c",
+        old="""\
+    if (!store_has_lock_file(store))
+        return;
+""",
+        new="""\
+""",
+        tests=("c/test_slots.c::in_another_file_nobody_is_dead",),
+    ),
+    Mutant(
+        "another file gets no memory for counts",
+        file="csrc/store/room.c",
+        old="""\
+    if (!store_has_lock_file(store))
+        return -EBADF;
+""",
+        new="""\
+""",
+        tests=("c/test_slots.c::in_another_file_nobody_is_dead",),
     ),
 ]

@@ -58,9 +58,9 @@ MUTANTS = [
     ),
     Mutant(
         "no hole is punched into another file",
-        file="csrc/store/frames.c",
-        old="    if (!(store->dead_count || spare) || !store_has_files(store))",
-        new="    if (!(store->dead_count || spare))",
+        file="csrc/store/punch.c",
+        old="bool done = store_has_write_file(store) &&",
+        new="bool done =",
         tests=("c/test_slots.c::freed_frames_leave_no_hole_in_another_file",),
     ),
     Mutant(
@@ -97,5 +97,65 @@ MUTANTS = [
         old="if (files[i] >= 0 && (!inodes[i] || os_is_file(files[i], inodes[i])))",
         new="if (files[i] >= 0)",
         tests=("c/test_slots.c::who_leaves_changes_no_other_file",),
+    ),
+    Mutant(
+        "frames are not written into another file",
+        file="csrc/store/frames.c",
+        old="""\
+    if (!store_has_write_file(store))
+        return -EBADF;
+    return os_write(""",
+        new="""\
+    return os_write(""",
+        tests=("c/test_slots.c::another_file_is_not_written_to",),
+    ),
+    Mutant(
+        "nor are frames that are gathered",
+        file="csrc/store/frames.c",
+        old="""\
+    if (!store_has_write_file(store))
+        return -EBADF;
+    return os_write_from(""",
+        new="""\
+    return os_write_from(""",
+        tests=("c/test_slots.c::another_file_is_not_written_to",),
+    ),
+    Mutant(
+        "no byte for a huge page goes into another file",
+        file="csrc/store/collapse.c",
+        old="""\
+        if (!store_has_write_file(store))
+            return -EBADF;
+""",
+        new="""\
+""",
+        tests=("c/test_slots.c::another_file_is_not_written_to",),
+    ),
+    Mutant(
+        "another file is not cut",
+        file="csrc/store/attach.c",
+        old="""\
+    return store_has_write_file(store) ? os_set_size(store->write_fd, bytes) : -EBADF;""",
+        new="""\
+    return os_set_size(store->write_fd, bytes);""",
+        tests=("c/test_slots.c::another_file_is_not_written_to",),
+    ),
+    Mutant(
+        "another file is no index",
+        file="csrc/store/mapping.c",
+        old="""\
+    if (!store_has_files(store)) {""",
+        new="""\
+    if (false) {""",
+        tests=("c/test_slots.c::another_file_is_no_index",),
+    ),
+    Mutant(
+        "another file has no counts",
+        file="csrc/store/mapping.c",
+        old="""\
+    if (!store_has_write_file(store)) {""",
+        new="""\
+    if (false) {""",
+        tests=("c/test_slots.c::another_file_is_no_index",),
     ),
 ]
