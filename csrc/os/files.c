@@ -111,6 +111,12 @@ int64_t os_file_size(int fd)
     return fstat(fd, &info) < 0 ? -errno : (int64_t)info.st_size;
 }
 
+int64_t os_file_memory(int fd)
+{
+    struct stat info;
+    return fstat(fd, &info) < 0 ? -errno : (int64_t)info.st_blocks * 512; /* stat(2) */
+}
+
 bool os_file_room(int fd, uint64_t *size, uint64_t *left)
 {
     struct statfs system;

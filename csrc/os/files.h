@@ -48,6 +48,8 @@ void os_read_text(const char *path, char *text, size_t size);
 /* Some bytes that are there already are written over; no harm if that fails. */
 void os_put(int fd, uint64_t offset, const void *from, size_t bytes);
 int64_t os_file_size(int fd);
+/* How many bytes of memory, or of a disk, it has. */
+int64_t os_file_memory(int fd);
 /* Of the file system that it lies on, in pages; false: it has no size of its own. */
 bool os_file_room(int fd, uint64_t *size, uint64_t *left);
 int os_set_size(int fd, uint64_t bytes);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "ksmpy.h"
+#include "os/folios.h"
 #include "os/forks.h"
 #include "store/attach.h"
 #include "store/extents.h"
@@ -92,6 +93,7 @@ static int stats_of(struct store *store, const struct store_shape *shape, int er
         error = store_map(store, shape);
     if (error)
         return error;
+    store->large_folios = os_file_gets_large_folios(store->write_fd);
     error = store_lock_soundly(store);
     if (!error) {
         fill_stats(store, out);

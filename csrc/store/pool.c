@@ -7,7 +7,9 @@
 #include "base/pages.h"
 #include "base/rbtree.h"
 #include "os/arena.h"
+#include "os/files.h"
 #include "store/extents.h"
+#include "store/files.h"
 #include "store/layout.h"
 #include "store/room.h"
 #include "store/store.h"
@@ -137,10 +139,21 @@ uint64_t store_bytes(const struct store *store)
     return bytes_of(frames);
 }
 
-uint64_t store_metadata_bytes(const struct store *store)
+/*
+ * What the file has beside frames.  Where it gets larger folios each part of the index, and the counts of
+ * each process, lie on some of their own: what is in use of them says little of what they take.
+ */
+static uint64_t beside_frames(const struct store *store)
 {
-    uint64_t bytes = store->dead.committed * store->dead.stride +
-                     store->debts.committed * store->debts.stride + sizeof *store->head;
+    int64_t memory = store->large_folios && store_has_write_file(store)
+                         ? os_file_memory(store->write_fd) - (int64_t)store_bytes(store)
+                         : 0;
+    return memory > 0 ? (uint64_t)memory : 0;
+}
+
+static uint64_t table_bytes(const struct store *store)
+{
+    uint64_t bytes = sizeof *store->head;
     for (int node = 0; node < store->nodes; node++) {
         uint64_t high = store->ids[node].state->high;
         bytes += high * sizeof(struct frame) + ids_words(high) * sizeof(uint64_t) +
@@ -148,4 +161,13 @@ uint64_t store_metadata_bytes(const struct store *store)
                  store->counts[node].committed * sizeof(uint32_t);
     }
     return bytes + (2 * store->head->announced_size + store->events.committed) * sizeof(uint64_t);
+}
+
+/* A shared store has its tables in the file, and a private one beside it. */
+uint64_t store_metadata_bytes(const struct store *store)
+{
+    uint64_t own =
+        store->dead.committed * store->dead.stride + store->debts.committed * store->debts.stride;
+    uint64_t tables = table_bytes(store), file = beside_frames(store);
+    return own + (!store->shared ? tables + file : tables > file ? tables : file);
 }

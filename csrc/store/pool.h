@@ -29,6 +29,7 @@ void pool_leave_to_flush(struct store *store, uint32_t frame);
 /* May be asked of any number: freed frames may have no record behind them. */
 bool frame_is_live(const struct store *store, uint32_t frame);
 uint64_t store_bytes(const struct store *store); /* that frames have, or spare ones */
+/* What else it takes; in a file that gets larger folios all that this has beside its frames. */
 uint64_t store_metadata_bytes(const struct store *store);
 
 #endif

@@ -5,8 +5,11 @@
 #ifndef KSMPY_TESTS_PAIR_H
 #define KSMPY_TESTS_PAIR_H
 
+#include <fcntl.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <unistd.h>
 
 #include "base/checksum.h"
@@ -42,6 +45,25 @@ static inline bool open_file(void)
 static inline bool open_pair(void)
 {
     return open_file() && attach(&one) && attach(&two);
+}
+
+/*
+ * As open_pair(), on a tmpfs of its own, which filler fills, a file beside the store.  false: it cannot
+ * be mounted here.
+ */
+static inline bool open_mounted_pair(const char *options, int *filler)
+{
+    char place[] = "/tmp/ksmpy-small-XXXXXX";
+    if (!mkdtemp(place))
+        return false;
+    bool mounted = mount("tmpfs", place, "tmpfs", 0, options) == 0;
+    if (mounted) {
+        file = open(place, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+        *filler = open(place, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+        umount2(place, MNT_DETACH); /* it is there for as long as a file of it is open */
+    }
+    rmdir(place);
+    return mounted && file >= 0 && *filler >= 0 && attach(&one) && attach(&two);
 }
 
 static inline void close_all(void)

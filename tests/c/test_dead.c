@@ -3,8 +3,6 @@
  */
 #include <fcntl.h>
 #include <signal.h>
-#include <stdlib.h>
-#include <sys/mount.h>
 #include <unistd.h>
 
 #include "base/pages.h"
@@ -38,22 +36,11 @@ int __wrap_os_lease_take(int lease_fd, uint64_t number, void **lease)
     return __real_os_lease_take(lease_fd, number, lease);
 }
 
-static int filler; /* a file beside the store, on a file system that has a size of its own */
+static int filler;
 
-/* As open_pair(), there.  false: it cannot be mounted here. */
 static bool open_small_pair(void)
 {
-    char place[] = "/tmp/ksmpy-small-XXXXXX";
-    if (!mkdtemp(place))
-        return false;
-    bool mounted = mount("tmpfs", place, "tmpfs", 0, "size=2m,mode=0700") == 0;
-    if (mounted) {
-        file = open(place, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-        filler = open(place, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-        umount2(place, MNT_DETACH); /* it is there for as long as a file of it is open */
-    }
-    rmdir(place);
-    if (!mounted || file < 0 || filler < 0 || !attach(&one) || !attach(&two))
+    if (!open_mounted_pair("size=2m,mode=0700", &filler))
         return false;
     one.large_folios = two.large_folios =
         false; /* which such a mount might give, for all they know */

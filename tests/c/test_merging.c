@@ -251,6 +251,7 @@ static void nothing_is_merged_onto_another_file(void)
     struct ksmpy_scan_result result;
     ksmpy_scan(engine, 2 * PAGES, KSMPY_SCAN_EAGER | KSMPY_SCAN_RESTART, &result);
     CHECK(!when_asked_for_locks && result.merged == 0);
+    CHECK(result.busy == PAGES); /* nor is it tried: no frame is made */
     CHECK(filled(a, PAGES, 1) && filled(b, PAGES, 1));
     REQUIRE(dup2(kept, engine->pages.store.memfd) >= 0);
     close(kept);

@@ -22,6 +22,7 @@
 #include "store/collapse.h"
 #include "store/extents.h"
 #include "store/frames.h"
+#include "store/inspect.h"
 #include "store/layout.h"
 #include "store/lock.h"
 #include "store/pool.h"
@@ -234,6 +235,29 @@ static void an_outgrown_table_leaves_no_hole_in_another_file(void)
     close(other);
     store_detach(&one);
     close_all();
+}
+
+/* ---- what a store takes ---- */
+
+/* Huge pages of which an index uses a little are no saving. */
+static void an_index_on_huge_pages_counts_as_what_it_takes(void)
+{
+    struct ksmpy_store_stats stats;
+    int filler;
+    if (!open_mounted_pair("size=256m,huge=always,mode=0700", &filler))
+        SKIP("no file system can be mounted here");
+    uint32_t frame = filled_frame(&one, 1);
+    CHECK(store_join(&one, frame, 1) == 1 && store_join(&two, frame, 1) == -ESTALE);
+    uint64_t takes = (uint64_t)os_file_memory(file), beside = takes - store_bytes(&one);
+    CHECK(takes > bytes_of(EXTENT));
+    uint64_t own = one.dead.committed * one.dead.stride + one.debts.committed * one.debts.stride;
+    CHECK(store_metadata_bytes(&one) == beside + own);
+    CHECK(inspect_stats(file, &stats) == 0 && stats.metadata_bytes == beside);
+    store_leave(&one, frame);
+    store_give_back(&one, frame, 1);
+    store_detach(&one);
+    close_all();
+    close(filler);
 }
 
 /* ---- frames ---- */
@@ -554,6 +578,7 @@ int main(void)
     RUN(who_leaves_changes_no_other_file);
     RUN(freed_frames_leave_no_hole_in_another_file);
     RUN(an_outgrown_table_leaves_no_hole_in_another_file);
+    RUN(an_index_on_huge_pages_counts_as_what_it_takes);
     RUN(a_frame_that_keeps_its_memory_is_not_free);
     RUN(a_frame_in_the_making_is_its_makers);
     RUN(others_hear_of_a_frame_with_room_again);

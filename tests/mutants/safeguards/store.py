@@ -158,4 +158,18 @@ MUTANTS = [
     if (false) {""",
         tests=("c/test_slots.c::another_file_is_no_index",),
     ),
+    Mutant(
+        "an index on huge pages counts as what it takes",
+        file="csrc/store/pool.c",
+        old="int64_t memory = store->large_folios && store_has_write_file(store)",
+        new="int64_t memory = false",
+        tests=("c/test_slots.c::an_index_on_huge_pages_counts_as_what_it_takes",),
+    ),
+    Mutant(
+        "who looks at a store counts its index on huge pages",
+        file="csrc/store/inspect.c",
+        old="    store->large_folios = os_file_gets_large_folios(store->write_fd);\n",
+        new="",
+        tests=("c/test_slots.c::an_index_on_huge_pages_counts_as_what_it_takes",),
+    ),
 ]
