@@ -120,7 +120,8 @@ static int revive(struct scanner *scanner)
     rejoin_frames(scanner->pages);
     pins_inherit(scanner->pages);
     store_unlock(store);
-    store_part_from_parent(store);
+    if (!scanner->pages->pins.unlisted) /* else that lease alone keeps frames that are in no list */
+        store_part_from_parent(store);
     scanner->pages->forked = false;
     /* The store may have been laid out anew, with another key: checksums are then made again. */
     scanner->pages->rules_followed = UINT64_MAX;

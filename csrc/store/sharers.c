@@ -94,6 +94,7 @@ void sharers_pin(struct store *store, uint32_t frame)
     frame_at(store, frame)->pins++;
 }
 
+/* A count that has come to its end says no more how many pins there are: such a frame stays pinned. */
 void store_unpin(struct store *store, uint32_t frame)
 {
     struct frame *record = frame_at(store, frame);
@@ -101,7 +102,7 @@ void store_unpin(struct store *store, uint32_t frame)
         return;
     if (store->shared)
         *count_of(store, frame) &= ~PINNED;
-    if (record->pins)
+    if (record->pins && record->pins < UINT16_MAX)
         record->pins--;
     if (!record->sharers)
         record->left = store->head->forks; /* until now children have inherited that mapping */

@@ -26,6 +26,7 @@
 #include "store/layout.h"
 #include "store/lock.h"
 #include "store/pool.h"
+#include "store/private.h"
 #include "store/reap.h"
 #include "store/room.h"
 #include "store/slots.h"
@@ -451,6 +452,21 @@ static void what_is_pinned_outlasts_its_store(void)
 }
 
 /* The pin is owed, and there is no memory to note that: so the frame is kept by the sharer. */
+/* There are fewer numbers than there may be overlays on a frame. */
+static void a_frame_with_countless_pins_stays_pinned(void)
+{
+    struct store own;
+    uint64_t n = 1;
+    REQUIRE(store_init(&own, 1, NULL) == 0);
+    uint32_t frame = store_take(&own, 0, &n);
+    for (uint32_t i = 0; i <= UINT16_MAX; i++)
+        store_pin(&own, frame);
+    for (uint32_t i = 0; i < UINT16_MAX; i++)
+        store_unpin(&own, frame);
+    CHECK(frame_at(&own, frame)->pins);
+    store_destroy(&own);
+}
+
 static void a_frame_that_cannot_be_pinned_is_not_left(void)
 {
 #ifdef __SANITIZE_THREAD__
@@ -587,6 +603,7 @@ int main(void)
     RUN(a_fork_without_a_slot_loses_frames);
     RUN(children_inherit_neither_the_index_nor_the_slot);
     RUN(what_is_pinned_outlasts_its_store);
+    RUN(a_frame_with_countless_pins_stays_pinned);
     RUN(a_frame_that_cannot_be_pinned_is_not_left);
     RUN(who_leaves_frees_what_it_gave_up);
     RUN(who_comes_again_has_nothing_left_to_free);

@@ -20,6 +20,7 @@
 #include "os/memory.h"
 #include "pages.h"
 #include "store/layout.h"
+#include "store/slots.h"
 
 enum { PAGES = 200, ROUNDS = 60, DEATHS = 40 };
 
@@ -184,6 +185,32 @@ static void a_child_goes_on_with_its_engine(void)
     close(store);
 }
 
+/* A child had no memory to note a frame whose overlay went out of sight: its lease keeps that. */
+static void a_child_keeps_what_it_could_not_note(void)
+{
+    struct neighbour one, two;
+    int status, store = os_memfd("ksmpy-store", 0);
+    REQUIRE(store >= 0 && arrive(&one, store) && arrive(&two, store));
+    for (int i = 0; i < 2; i++) {
+        scan(one.engine, KSMPY_SCAN_EAGER);
+        scan(two.engine, KSMPY_SCAN_EAGER);
+    }
+    pid_t pid = fork();
+    REQUIRE(pid >= 0);
+    if (pid == 0) {
+        struct store *mine = &one.engine->pages.store;
+        unsigned inherited = mine->slot;
+        one.engine->pages.pins.unlisted = true;
+        bool right = mine->lease && ksmpy_revive(one.engine) == 0;
+        _exit(right && slot_is_held(mine, inherited) && inherited != mine->slot ? 0 : 1);
+    }
+    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    leave(&one);
+    leave(&two);
+    CHECK(stats(store).frame_bytes == 0);
+    close(store);
+}
+
 /* In a child that goes on with its parent's engine nothing of the store is mapped but overlays. */
 static bool asks_and_gives_back(struct neighbour *me)
 {
@@ -302,6 +329,7 @@ int main(void)
     RUN(neighbours_do_not_disturb_each_other);
     RUN(the_dead_are_reaped);
     RUN(a_child_goes_on_with_its_engine);
+    RUN(a_child_keeps_what_it_could_not_note);
     RUN(a_child_gives_back_what_it_inherited);
     RUN(a_head_that_says_too_much_is_refused);
     return finish();

@@ -57,4 +57,18 @@ MUTANTS = [
         new="is_overlay(pages, &vma)",
         tests=("test_exchanged.py::test_moved_overlays_keep_their_frames",),
     ),
+    Mutant(
+        "a child keeps what it could not note",
+        file="csrc/engine/revive.c",
+        old="    if (!scanner->pages->pins.unlisted)",
+        new="    if (true)",
+        tests=("c/test_store.c::a_child_keeps_what_it_could_not_note",),
+    ),
+    Mutant(
+        "a frame with countless pins stays pinned",
+        file="csrc/store/sharers.c",
+        old="    if (record->pins && record->pins < UINT16_MAX)",
+        new="    if (record->pins)",
+        tests=("c/test_slots.c::a_frame_with_countless_pins_stays_pinned",),
+    ),
 ]
