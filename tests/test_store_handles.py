@@ -338,3 +338,32 @@ def test_a_process_is_its_pid() -> None:
     twin = pickle.loads(pickle.dumps(process))
     assert (twin, twin.pid, twin.inherited, twin.merging_pages) == (12, 12, True, 34)
     assert repr(twin) == "StoreProcess(pid=12, inherited=True, merging_pages=34)"
+
+
+def test_what_has_the_descriptors_number_is_the_programs(tmp_path: Path) -> None:
+    """Whoever closes every descriptor finds files of his own neither cut, nor used, nor closed."""
+
+    def look() -> None:
+        text = b"mine" * 5000
+        (tmp_path / "file").write_bytes(text)
+        store = Store.anonymous()
+        fd = store.fileno()
+        for content in (text, b""):
+            own = os.open(tmp_path / "file", os.O_RDWR)
+            os.truncate(own, len(content))
+            os.dup2(own, fd)
+            for what in (
+                store.fileno,
+                store.stats,
+                store.processes,
+                lambda: store.unlink(unused_only=True),
+                lambda: ksmpy.Engine(store=store),
+            ):
+                with pytest.raises(StoreError, match="has closed the descriptor"):
+                    what()
+            assert os.fstat(fd).st_size == len(content)
+            assert os.pread(fd, len(text), 0) == content
+        store.close()
+        assert store.closed and os.path.sameopenfile(fd, own)
+
+    in_child(look)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass
 
 from ksmpy import proc, threads
-from ksmpy.store.files import make_memfd
+from ksmpy.store.files import close_own, make_memfd
 
 __all__ = ["FILE_NAME", "History", "Past", "Sample", "birth", "read_past"]
 
@@ -268,10 +268,7 @@ class _File:
         address, self._address = self._address, 0
         if address:
             libc.munmap(address, _BYTES)
-        with contextlib.suppress(OSError):  # the program has closed it
-            status = os.fstat(self._fd)
-            if (status.st_dev, status.st_ino) == self._identity:
-                os.close(self._fd)
+        close_own(self._fd, self._identity)
 
 
 def _libc() -> ctypes.CDLL:

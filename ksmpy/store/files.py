@@ -15,6 +15,8 @@ from ksmpy.errors import StoreError
 __all__ = [
     "check_regular",
     "check_tmpfs",
+    "close_own",
+    "is_own",
     "is_shared_store",
     "is_store",
     "look",
@@ -162,6 +164,24 @@ def names() -> list[str]:
         return sorted(stem for stem in stems if stem and not stem.startswith("."))
     finally:
         os.close(folder)
+
+
+def is_own(fd: int, identity: tuple[int, int]) -> bool:
+    """Whether it still is the file of that device and inode.
+
+    The program may have closed it, and opened a file of its own that has its number.
+    """
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) == identity
+
+
+def close_own(fd: int, identity: tuple[int, int]) -> None:
+    """Close it, unless it is another file by now."""
+    if is_own(fd, identity):
+        os.close(fd)
 
 
 def make_memfd(name: str = MEMFD_NAME) -> int:

@@ -83,7 +83,7 @@ class Store(Ending):
         self.directory = directory
         self._identity = status.st_dev, status.st_ino
         self._fd = fd
-        self._finalizer = weakref.finalize(self, os.close, fd)
+        self._finalizer = weakref.finalize(self, files.close_own, fd, self._identity)
         self._finalizer.atexit = False
 
     @classmethod
@@ -151,6 +151,8 @@ class Store(Ending):
         """The descriptor, for a Unix socket to send; it stays the Store's."""
         if self.closed:
             raise StoreError(errno.EBADF, f"{self} is closed")
+        if not files.is_own(self._fd, self._identity):
+            raise StoreError(errno.EBADF, f"the program has closed the descriptor of {self}")
         return self._fd
 
     def processes(self) -> list[StoreProcess]:
