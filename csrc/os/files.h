@@ -43,6 +43,13 @@ int os_allocate(int fd, uint64_t offset, uint64_t bytes);
 int os_punch(int fd, uint64_t offset, uint64_t bytes);
 /* All of it, or -ENODATA. */
 int os_pread(int fd, uint64_t offset, void *to, size_t bytes);
+/*
+ * A file of /proc that is open for a moment only, to be read, by a path below dir; -1.  Closed is only
+ * what was opened so: the program may have closed it, and opened a file that has its number.
+ */
+int os_open_briefly(int dir, const char *path);
+bool os_is_brief(int fd);
+void os_close_brief(int fd);
 /* What a small file begins with, as a string, which is empty after an error. */
 void os_read_text(const char *path, char *text, size_t size);
 /* Some bytes that are there already are written over; no harm if that fails. */

@@ -18,6 +18,7 @@
 #include "base/pages.h"
 #include "os/apart.h"
 #include "os/clock.h"
+#include "os/files.h"
 #include "os/map.h"
 
 #define TEXT_BYTES ((size_t)256 << 10) /* for /proc/self/mountinfo, which can be that long */
@@ -31,18 +32,18 @@ static ssize_t read_text(const char *path, char *text, size_t size)
 {
     size_t fill = 0;
     ssize_t got = 1;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = os_open_briefly(AT_FDCWD, path);
     text[0] = 0;
     if (fd < 0) {
         int error = -errno;
         crowded |= os_is_crowded(error);
         return error;
     }
-    while (fill < size - 1 && got > 0) {
+    while (fill < size - 1 && got > 0 && os_is_brief(fd)) {
         got = read(fd, text + fill, size - 1 - fill);
         fill += got > 0 ? (size_t)got : 0;
     }
-    close(fd);
+    os_close_brief(fd);
     text[fill] = 0;
     return (ssize_t)fill;
 }

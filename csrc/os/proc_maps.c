@@ -178,16 +178,16 @@ int64_t os_mappings(void)
 {
     char text[4096];
     int64_t count = 0;
-    ssize_t got;
-    int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    ssize_t got = 1;
+    int fd = os_open_briefly(AT_FDCWD, "/proc/self/maps");
     if (fd < 0)
         return -errno;
-    while ((got = read(fd, text, sizeof text)) > 0)
+    while (os_is_brief(fd) && (got = read(fd, text, sizeof text)) > 0)
         for (const char *at = text, *end = text + got;
              (at = memchr(at, '\n', (size_t)(end - at))) != NULL; at++)
             count++;
-    int error = got < 0 ? -errno : 0;
-    close(fd);
+    int error = got > 0 ? -EBADF : got < 0 ? -errno : 0;
+    os_close_brief(fd);
     return error ? error : count;
 }
 

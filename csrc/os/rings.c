@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "base/pages.h"
+#include "os/files.h"
 #include "os/guard.h"
 
 #define OFFSET_OF_ENTRIES 0x10000000L /* IORING_OFF_SQES */
@@ -43,11 +44,11 @@ static size_t count_entries(const char *descriptor)
     char path[48], text[1024];
     long mask, thread, pinned;
     snprintf(path, sizeof path, "/proc/self/fdinfo/%.16s", descriptor);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = os_open_briefly(AT_FDCWD, path);
     if (fd < 0)
         return 0;
     ssize_t got = read(fd, text, sizeof text - 1);
-    close(fd);
+    os_close_brief(fd);
     text[got > 0 ? got : 0] = 0;
     bool told = find(text, "SqMask:", &mask) && find(text, "SqThread:", &thread) &&
                 find(text, "UserBufs:", &pinned);

@@ -51,13 +51,14 @@ int os_task_tell(int tasks_fd, const char *thread, const char *what, char *text,
 {
     char path[48];
     snprintf(path, sizeof path, "%s%.16s/%s", tasks_fd < 0 ? TASKS : "", thread, what);
-    int fd = openat(tasks_fd, path, O_RDONLY | O_CLOEXEC);
+    int fd = os_open_briefly(tasks_fd, path);
     if (fd < 0)
         return -errno;
     ssize_t got = read(fd, text, size - 1);
-    close(fd);
+    int error = got < 0 ? -errno : 0;
+    os_close_brief(fd);
     text[got > 0 ? got : 0] = 0;
-    return got < 0 ? -errno : (int)got;
+    return error ? error : (int)got;
 }
 
 /* text: "tid (name) state ...", proc_pid_stat(5). */

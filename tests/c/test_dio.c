@@ -12,6 +12,7 @@
 #include "check.h"
 #include "os/clock.h"
 #include "os/direct_io.h"
+#include "os/files.h"
 #include "os/tasks.h"
 
 static _Atomic bool stop;
@@ -123,10 +124,24 @@ static void test_another_file_stays_where_it_is(void)
     close(other);
 }
 
+/* A file of the program's that has got the number meanwhile is not ours to close. */
+static void test_what_is_read_briefly_is_closed_alone(void)
+{
+    int brief = os_open_briefly(AT_FDCWD, "/proc/self/stat"), other = open("/dev/null", O_RDONLY);
+    CHECK(brief >= 0 && other >= 0 && dup2(other, brief) == brief);
+    os_close_brief(brief);
+    CHECK(close(brief) == 0);
+    brief = os_open_briefly(AT_FDCWD, "/proc/self/stat");
+    os_close_brief(brief);
+    CHECK(fcntl(brief, F_GETFD) < 0);
+    close(other);
+}
+
 int main(void)
 {
     RUN(test_a_thread_that_runs_may_be_reading);
     RUN(test_no_descriptor_is_free);
     RUN(test_another_file_stays_where_it_is);
+    RUN(test_what_is_read_briefly_is_closed_alone);
     return finish();
 }

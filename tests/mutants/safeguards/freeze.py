@@ -202,4 +202,11 @@ MUTANTS = [
     return os_each_entry(tasks_fd, visit, data);""",
         tests=("c/test_dio.c::test_another_file_stays_where_it_is",),
     ),
+    Mutant(
+        "what is read briefly is closed alone",
+        file="csrc/os/files.c",
+        old="return flags >= 0 && (flags & (BRIEFLY | O_ACCMODE)) == BRIEFLY;",
+        new="return flags >= 0;",
+        tests=("c/test_dio.c::test_what_is_read_briefly_is_closed_alone",),
+    ),
 ]
