@@ -21,9 +21,13 @@ static void lose_place(struct freezer *fz)
     fz->ready = fz->ready_for = fz->ready_n = 0;
 }
 
+/*
+ * mremap() asks whether there may be so much more memory after it has unmapped what was in the place:
+ * where that is limited it could fail there.
+ */
 bool ready_make(struct freezer *fz, uintptr_t address, uint64_t n, int memfd, uint64_t offset)
 {
-    if (fz->removals.overlay_fd < 0)
+    if (fz->removals.overlay_fd < 0 || os_is_rationed())
         return false;
     if (!fz->ready)
         fz->ready = (uintptr_t)os_reserve_in_step(bytes_of(FREEZE_HUGE), 0);

@@ -18,8 +18,9 @@
 #include "freeze/ops.h"
 
 /*
- * Maps frames in a row for n pages, at most FREEZE_HUGE, which end within a huge page's place.  false: there
- * is nothing to be gained, or no memory or mapping for it.  It takes up to two mappings until ready_end().
+ * Maps frames in a row for n pages, at most FREEZE_HUGE, which end within a huge page's place.  false:
+ * there is nothing to be gained, no memory or mapping for it, or address space is limited.  It takes
+ * up to two mappings until ready_end().
  */
 bool ready_make(struct freezer *fz, uintptr_t address, uint64_t n, int memfd, uint64_t offset);
 /*

@@ -176,15 +176,24 @@ static int map_at(uintptr_t address, uint64_t n, int flags, int fd, uint64_t off
     return got == MAP_FAILED ? -errno : 0;
 }
 
-/* A gap would be the program's memory no more, so there it is tried until there is memory. */
+/*
+ * A gap would be the program's memory no more, so there it is tried until there is memory; first at
+ * once, before another thread maps something there.
+ */
+static int fill_gap(int error, uintptr_t address, uint64_t n, int flags, int fd, uint64_t offset)
+{
+    while (has_left_gap(error, address)) {
+        error = map_at(address, n, flags | MAP_FIXED_NOREPLACE, fd, offset);
+        if (error == -ENOMEM)
+            os_sleep_us(BETWEEN_TRIES_US);
+    }
+    return error;
+}
+
 static int map_over(uintptr_t address, uint64_t n, int flags, int fd, uint64_t offset)
 {
     int error = map_at(address, n, flags | MAP_FIXED, fd, offset);
-    while (has_left_gap(error, address)) {
-        os_sleep_us(BETWEEN_TRIES_US);
-        error = map_at(address, n, flags | MAP_FIXED_NOREPLACE, fd, offset);
-    }
-    return error;
+    return fill_gap(error, address, n, flags, fd, offset);
 }
 
 int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset)
@@ -195,11 +204,7 @@ int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset)
 int os_move_frames(uintptr_t to, uintptr_t from, uint64_t n, int memfd, uint64_t offset)
 {
     int error = os_remap(to, from, n, true);
-    while (has_left_gap(error, to)) {
-        os_sleep_us(BETWEEN_TRIES_US);
-        error = map_at(to, n, MAP_FIXED_NOREPLACE, memfd, offset);
-    }
-    return error;
+    return fill_gap(error, to, n, 0, memfd, offset);
 }
 
 int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags)

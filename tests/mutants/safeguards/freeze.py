@@ -16,9 +16,16 @@ MUTANTS = [
     Mutant(
         "a gap where frames were to be moved is filled",
         file="csrc/os/map.c",
-        old="while (has_left_gap(error, to)) {",
-        new="while (false) {",
+        old="return fill_gap(error, to, n, 0, memfd, offset);",
+        new="return error;",
         tests=("c/test_freeze.c::a_gap_where_frames_were_to_be_moved_is_filled",),
+    ),
+    Mutant(
+        "nothing is made ready where memory is limited",
+        file="csrc/freeze/ready.c",
+        old=" || os_is_rationed())",
+        new=")",
+        tests=("c/test_freeze.c::nothing_is_made_ready_where_memory_is_limited",),
     ),
     Mutant(
         "what is ready for others is not used",
