@@ -50,11 +50,18 @@ static bool is_ready_for(const struct freezer *fz, uintptr_t address, uint64_t n
            offset == fz->ready_offset + (address - fz->ready_for);
 }
 
+/* Has a filter of the program's (seccomp) refused the call, which has done nothing then? */
+static bool is_forbidden(int error)
+{
+    return error == -EPERM || error == -EACCES || error == -ENOSYS;
+}
+
 int ready_move(struct freezer *fz, uintptr_t address, uint64_t n, int memfd, uint64_t offset)
 {
     if (!is_ready_for(fz, address, n, offset))
         return -ENOENT;
-    return os_move_frames(address, place_for(fz, address), n, memfd, offset);
+    int error = os_move_frames(address, place_for(fz, address), n, memfd, offset);
+    return is_forbidden(error) ? -ENOENT : error;
 }
 
 void ready_end(struct freezer *fz)

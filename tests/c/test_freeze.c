@@ -36,6 +36,7 @@ static int way;
 static uintptr_t awaited; /* the change is made when something was moved to this address */
 static uintptr_t forbidden; /* what is moved from this address is protected just then */
 static uintptr_t refused; /* what is moved to this address is not, and its target is unmapped */
+static bool filtered; /* nothing may be moved */
 
 static void change_a_part(uintptr_t range)
 {
@@ -57,6 +58,10 @@ void *mremap(void *from, size_t before, size_t after, int flags, ...)
 {
     void *to;
     MREMAP_TARGET(to, flags);
+    if (filtered) {
+        errno = EPERM;
+        return MAP_FAILED;
+    }
     if (to && (uintptr_t)to == refused) {
         refused = 0;
         munmap(to, after);
@@ -743,6 +748,27 @@ static void nothing_is_made_ready_where_memory_is_limited(void)
     close(memfd);
 }
 
+/* As by a filter of system calls. */
+static void what_may_not_be_moved_is_mapped(void)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    uintptr_t range;
+    int memfd;
+    REQUIRE(begin(&fz, &range, &memfd));
+    know(&fz, memfd);
+    REQUIRE(ready_make(&fz, range, N, memfd, 0));
+    REQUIRE(freeze_all(&fz, range, &view));
+    filtered = true;
+    CHECK(freeze_overlay(&fz, 0, N, memfd, 0) == 0);
+    filtered = false;
+    thaw(&fz);
+    ready_end(&fz);
+    CHECK(is_mapping_of(memfd, range) && filled((const uint8_t *)range, N, 1));
+    give_back(&fz, range);
+    close(memfd);
+}
+
 static void a_gap_where_frames_were_to_be_moved_is_filled(void)
 {
     struct freezer fz;
@@ -872,6 +898,7 @@ int main(void)
             RUN(nothing_is_made_ready_where_memory_is_limited);
             RUN(what_is_ready_is_moved_there);
             RUN(what_is_ready_for_others_is_not_used);
+            RUN(what_may_not_be_moved_is_mapped);
             RUN(a_gap_where_frames_were_to_be_moved_is_filled);
         }
         RUN(own_stack_is_never_frozen);

@@ -28,6 +28,13 @@ MUTANTS = [
         tests=("c/test_freeze.c::nothing_is_made_ready_where_memory_is_limited",),
     ),
     Mutant(
+        "what may not be moved is mapped",
+        file="csrc/freeze/ready.c",
+        old="return is_forbidden(error) ? -ENOENT : error;",
+        new="return error;",
+        tests=("c/test_freeze.c::what_may_not_be_moved_is_mapped",),
+    ),
+    Mutant(
         "what is ready for others is not used",
         file="csrc/freeze/ready.c",
         old="offset == fz->ready_offset + (address - fz->ready_for)",
