@@ -9,10 +9,11 @@ import os
 import resource
 from typing import Any
 
+import numpy as np
 import pytest
 
 from conftest import TRACKINGS, Mode
-from support import memory
+from support import memory, oracle
 from support.oracle import PAGE
 from support.procs import python_ok
 from support.torture import duration
@@ -26,7 +27,7 @@ READERS = """
 import ctypes, os, socket, sys, threading, time
 import numpy as np, numpy.random, ksmpy
 import ksmpy.engine.engine
-from support import memory
+from support import memory, oracle
 from support.nobody import become
 tracking, uid, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 libc = ctypes.CDLL(None, use_errno=True)
@@ -162,4 +163,20 @@ def test_what_was_merged_takes_no_faults(engine: Any, mode: Mode) -> None:
     assert _faults() - before < 64
     assert sums[0] == sums[1]
     assert merging < 1024, "a page at a fault"
+    del regions
+
+
+def test_frames_that_nobody_has_joined_get_no_memory(engine: Any, mode: Mode) -> None:
+    """The frames of neighbours may be in no row: to touch what lies between would fill holes."""
+    one, two = memory.pages(128), memory.pages(128)
+    one[:] = memory.distinct(128, seed=10)
+    order = np.random.default_rng(4).permutation(32)
+    two.reshape(-1, 4 * PAGE)[:] = one.reshape(-1, 4 * PAGE)[order]
+    regions = [engine.register(array) for array in (one, two)]
+    engine.scan(3, eager=True)
+    assert engine.stats().pages_sharing == 128
+    frames = engine.stats().frame_bytes
+    assert oracle.store_bytes() == frames
+    engine.unmerge()
+    assert oracle.store_bytes() == 0
     del regions

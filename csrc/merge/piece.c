@@ -206,13 +206,23 @@ static bool will_be_one_entry(const struct merger *merger, const struct piece *p
            is_on_huge_page(&merger->pages->store, piece->frames[0]);
 }
 
+/* How many of the first pages have frames in a row. */
+static uint64_t row_length(const struct piece *piece, uint64_t n)
+{
+    uint64_t length = 1;
+    while (length < n && piece->frames[length] == piece->frames[0] + (uint32_t)length)
+        length++;
+    return length;
+}
+
 /*
- * The frames are mapped beforehand, where that is worth what it takes, two mappings among it.  Those that
- * are in no row with the first are not used.
+ * The frames are mapped beforehand, where that is worth what it takes, two mappings among it.  No others are:
+ * to touch a frame that is free would give it memory.
  */
 static void make_ready(struct merger *merger, struct piece *piece, uint64_t n)
 {
     const struct store *store = &merger->pages->store;
+    n = row_length(piece, n);
     piece->at_once = will_be_one_entry(merger, piece, n);
     if (piece->at_once || n < READY_LEAST || !budget_has_room(&merger->budget, 4))
         return;

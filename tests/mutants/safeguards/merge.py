@@ -6,6 +6,15 @@ from ..mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "frames that nobody has joined are not touched",
+        file="csrc/merge/piece.c",
+        old="    n = row_length(piece, n);",
+        new="    row_length(piece, n);",
+        tests=(
+            "test_readers.py::test_frames_that_nobody_has_joined_get_no_memory[uffd-wp+wp-async]",
+        ),
+    ),
+    Mutant(
         "bytes are compared, not checksums",
         file="csrc/merge/piece.c",
         old="compare_live(frame, view + bytes_of(i)) == 0",
