@@ -179,8 +179,11 @@ static void a_run_in_pieces_keeps_to_the_budget(void)
     scan(engine, KSMPY_SCAN_EAGER);
     scan(engine, KSMPY_SCAN_EAGER);
     CHECK(is_shared(&engine->pages, region_at(&engine->pages, region_b)->base));
-    /* The index takes some, too, when it is used for the first time. */
-    CHECK((uint64_t)os_maps_count(&engine->pages.maps) <= limit + PAGES / 8);
+    /*
+     * The index takes some, too, when it is used for the first time, and so does the place where overlays are
+     * made ready; the thread sanitizer has some for either.
+     */
+    CHECK((uint64_t)os_maps_count(&engine->pages.maps) <= limit + PAGES / 4);
     close_pair();
 }
 
