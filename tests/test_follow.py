@@ -355,7 +355,7 @@ def test_what_ksmpy_itself_takes_is_off_what_is_saved(directory: str) -> None:
     assert told.returncode == 0, told.stderr
     (package, saved), (of_child,) = (map(int, line.split()) for line in told.stdout.splitlines())
     assert MIB < package < 30 * MIB
-    assert saved <= 5 * MIB - package or saved == 0
+    assert saved <= 6 * MIB - package or saved == 0  # of what is held
     assert of_child < MIB / 2
 
 
