@@ -21,6 +21,7 @@ from support.layout import extents, frame_memory
 from support.nursery import Nursery, Peer
 from support.oracle import PAGE
 from support.patience import patience, until
+from support.procs import python_ok
 from support.sharer import PAGES
 
 pytestmark = pytest.mark.timeout(200)
@@ -457,3 +458,44 @@ def test_killed_at_every_call(company: Company, store: Store) -> None:
     assert killed > 0.8 * len(moments)
     assert store.stats().rebuilds > 1
     company.part()
+
+
+HEIR = """
+import os, signal
+import ksmpy
+from support import memory
+
+store = ksmpy.Store.anonymous()
+told, tell = os.pipe()
+first = os.fork()
+if not first:
+    engine = ksmpy.Engine(store=store)
+    arrays = [memory.distinct(64, seed=11), memory.distinct(64, seed=11)]
+    regions = [engine.register(array) for array in arrays]
+    engine.scan(3, eager=True)
+    assert engine.stats().pages_sharing == 64
+    os.write(tell, b".")
+    signal.pause()
+os.read(told, 1)
+engine = ksmpy.Engine(store=store)
+go, let = os.pipe()
+heir = os.fork()
+if not heir:
+    os.read(go, 1)
+    one = memory.distinct(8, seed=12)
+    region = engine.register(one)
+    engine.scan(2, eager=True)
+    engine._core.check()
+    assert store.stats().frame_bytes == 0, store.stats()
+    os._exit(0)
+os.kill(first, signal.SIGKILL)
+os.waitpid(first, 0)
+os.write(let, b".")
+assert os.waitpid(heir, 0)[1] == 0
+engine._core.check()
+"""
+
+
+def test_a_child_that_held_no_slot_buries_the_dead() -> None:
+    """Its number was nobody's, or that of the first process, whose frames it would free twice."""
+    python_ok("-c", HEIR)

@@ -304,6 +304,12 @@ int store_attach_again(struct store *store)
     if (!store_has_files(store))
         return -EBADF;
     store->lease = NULL;
+    /*
+     * The number of a slot that is not this process's any more, or never was, may be that of a dead one's,
+     * who is buried before a slot is taken: what is freed then would look like that one's, and be freed
+     * again.
+     */
+    store->slot = NO_SLOT;
     int error = enter_locked(store, store->nodes);
     store->gift = gift;
     if (error) {

@@ -6,6 +6,14 @@ from ..mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "who comes again has no slot yet",
+        file="csrc/store/attach.c",
+        old="""    store->slot = NO_SLOT;
+    int error = enter_locked""",
+        new="""    int error = enter_locked""",
+        tests=("test_death.py::test_a_child_that_held_no_slot_buries_the_dead",),
+    ),
+    Mutant(
         "a lock that is none ends nobody",
         file="csrc/store/lock.c",
         old="        store->broken = -EUCLEAN;",
