@@ -151,6 +151,8 @@ def _faults() -> int:
 
 def test_what_was_merged_takes_no_faults(engine: Any, mode: Mode) -> None:
     """It is faulted in before it comes to its place, many pages at a fault."""
+    if mode.freeze != "uffd-wp":
+        pytest.skip("elsewhere what may be one entry of the page tables comes in smaller pieces")
     one = memory.distinct(1024, seed=9)
     two = memory.pages(1024 + 1)[PAGE:]  # elsewhere in a huge page, as other programs' arrays are
     two[:] = one

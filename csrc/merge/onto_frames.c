@@ -5,7 +5,6 @@
 #include "merge/onto_frames.h"
 
 #include <errno.h>
-#include <string.h>
 
 #include "base/pages.h"
 #include "freeze/freezer.h"
@@ -51,24 +50,30 @@ static uint64_t to_next_huge(const struct pages *pages, uint32_t page, uint64_t 
     return least(n, pages_to_huge(page_address(pages, page)));
 }
 
-static bool is_one_entry(const struct piece *piece)
+/* Will the first touch map these 512 pages by one entry: do they lie on all of a huge extent? */
+static bool is_mapped_at_once(const struct pages *pages, uint32_t page)
 {
-    return piece->at_once && piece->n == HUGE_PAGES && !memchr(piece->mapped, false, piece->n);
+    uint32_t last = page + (uint32_t)HUGE_PAGES - 1;
+    if (!is_shared(pages, page) || !is_shared(pages, last))
+        return false;
+    uint32_t frame = page_record(pages, page)->link;
+    return frame % HUGE_PAGES == 0 && page_record(pages, last)->link == frame + HUGE_PAGES - 1 &&
+           is_on_huge_page(&pages->store, frame);
 }
 
 /*
- * Exchanges pages and faults the overlays in, by one call: where writes are tracked the kernel maps only
- * one page at a fault, which takes a reader twice as long for each.  Overlays that one entry will map
- * are left out: their reader has one fault for 512 pages, and until then they do not count as
- * resident.
+ * Faults in all pages by one call: where writes are tracked the kernel maps only one page at a
+ * fault, which takes a reader twice as long for each.  Overlays that one entry will map are left
+ * out: their reader has one fault for 512 pages, and until then they do not count as resident.
  */
-static uint64_t merge_and_fault_in(struct merger *merger, struct piece *piece, uint64_t n,
-                                   bool joined)
+static void fault_in_overlays(const struct pages *pages, uint32_t page, uint64_t n)
 {
-    uint64_t done = merge_piece(merger, piece, n, joined);
-    if (!piece->ready && !is_one_entry(piece))
-        fault_in(page_address(merger->pages, piece->page), done, bytes_of(FAULT_AROUND));
-    return done;
+    for (uint64_t i = 0, part; i < n; i += part) {
+        uint32_t id = page + (uint32_t)i;
+        part = to_next_huge(pages, id, n - i);
+        if (part < HUGE_PAGES || !is_mapped_at_once(pages, id))
+            fault_in(page_address(pages, id), part, bytes_of(FAULT_AROUND));
+    }
 }
 
 /* Has writes to overlays tracked; short ones are looked at in each pass instead. */
@@ -100,10 +105,15 @@ uint64_t merge_onto_frames(struct merger *merger, uint32_t page, uint32_t frame,
 {
     struct piece piece;
     uint64_t done = 0;
+    bool ready = true;
     do {
         piece_begin(&piece, page + (uint32_t)done, frame + (uint32_t)done, n - done);
-        done += merge_and_fault_in(merger, &piece, n - done, false);
+        done += merge_piece(merger, &piece, n - done, false);
+        ready &= piece.ready;
     } while (done < n && !merger_is_awaited(merger));
+    /* After all of them were mapped: a fault maps pages around it only within its own mapping. */
+    if (!ready)
+        fault_in_overlays(merger->pages, page, done);
     return done;
 }
 
@@ -116,7 +126,7 @@ static uint64_t row_from(const struct batch *batch, uint64_t i)
 }
 
 /* The pages become the first sharers of filled frames, or sharers of older ones. */
-static int promote_part(struct merger *merger, struct batch *batch)
+static int promote_part(struct merger *merger, struct batch *batch, bool *ready)
 {
     struct piece piece;
     publish_sums(merger->pages, batch);
@@ -124,7 +134,8 @@ static int promote_part(struct merger *merger, struct batch *batch)
     for (uint64_t i = 0, done; i < batch->n && !error; i += done) {
         uint64_t n = row_from(batch, i);
         piece_begin(&piece, batch->page + (uint32_t)i, batch->onto[i], n);
-        done = merge_and_fault_in(merger, &piece, n, true);
+        done = merge_piece(merger, &piece, n, true);
+        *ready &= piece.ready;
     }
     return error;
 }
@@ -147,7 +158,8 @@ static bool take_frames(struct pages *pages, struct run *run, uint32_t page, uin
 }
 
 /* Makes the run's next frames, of pages up to the end of a huge page; how many, or -errno. */
-static int64_t promote_some(struct merger *merger, struct run *run, uint32_t page, uint64_t n)
+static int64_t promote_some(struct merger *merger, struct run *run, uint32_t page, uint64_t n,
+                            bool *ready)
 {
     struct store *store = &merger->pages->store;
     struct batch batch = {.taken = run->taken, .taken_end = run->taken_end, .page = page};
@@ -159,7 +171,7 @@ static int64_t promote_some(struct merger *merger, struct run *run, uint32_t pag
     if (filled <= 0)
         return filled;
     batch.n = (uint64_t)filled;
-    int error = promote_part(merger, &batch);
+    int error = promote_part(merger, &batch, ready);
     if (error)
         return error;
     run->unfilled += (uint32_t)filled;
@@ -171,6 +183,7 @@ static int promote_onto(struct merger *merger, struct run *run, uint32_t page, u
 {
     uint64_t wanted = *n;
     int64_t got = 0;
+    bool ready = true;
     *n = 0;
     if (!take_frames(merger->pages, run, page, wanted, in_step))
         return -ENOMEM;
@@ -178,11 +191,13 @@ static int promote_onto(struct merger *merger, struct run *run, uint32_t page, u
         return 0;
     wanted = least(wanted, run->taken_end - run->unfilled);
     do {
-        got = promote_some(merger, run, page + (uint32_t)*n, wanted - *n);
+        got = promote_some(merger, run, page + (uint32_t)*n, wanted - *n, &ready);
         *n += got > 0 ? (uint64_t)got : 0;
     } while (got > 0 && *n < wanted && !merger_is_awaited(merger));
     if (got <= 0 || *n == wanted)
         rest_give_frames_back(&merger->pages->store, run);
+    if (!ready)
+        fault_in_overlays(merger->pages, page, *n);
     track_merged(merger, page, *n);
     return *n ? 0 : (int)got;
 }

@@ -198,12 +198,12 @@ int64_t join_frames(struct pages *pages, uint32_t frame, uint64_t n)
     return joined;
 }
 
-/* Will one entry map it: do the pages fill a huge page's place, and their frames a huge page? */
-static bool will_be_one_entry(const struct merger *merger, const struct piece *piece, uint64_t n)
+/* May one entry map it, with what lies around: are the frames a huge page's, in step with the pages? */
+static bool may_be_one_entry(const struct merger *merger, const struct piece *piece)
 {
-    return n == HUGE_PAGES && piece->frames[0] % HUGE_PAGES == 0 &&
-           page_address(merger->pages, piece->page) % bytes_of(HUGE_PAGES) == 0 &&
-           is_on_huge_page(&merger->pages->store, piece->frames[0]);
+    uint64_t number = page_address(merger->pages, piece->page) >> PAGE_SHIFT;
+    return piece->frames[0] % HUGE_PAGES == number % HUGE_PAGES &&
+           is_on_huge_page(&merger->pages->store, extent_of(piece->frames[0]));
 }
 
 /* How many of the first pages have frames in a row. */
@@ -223,8 +223,7 @@ static void make_ready(struct merger *merger, struct piece *piece, uint64_t n)
 {
     const struct store *store = &merger->pages->store;
     n = row_length(piece, n);
-    piece->at_once = will_be_one_entry(merger, piece, n);
-    if (piece->at_once || n < READY_LEAST || !budget_has_room(&merger->budget, 4))
+    if (n < READY_LEAST || may_be_one_entry(merger, piece) || !budget_has_room(&merger->budget, 4))
         return;
     piece->ready = ready_make(&merger->fz, page_address(merger->pages, piece->page), n,
                               store->memfd, frame_offset(store, piece->frames[0]));
@@ -253,7 +252,7 @@ static int64_t exchange_piece(struct merger *merger, struct piece *piece, uint64
 void piece_begin(struct piece *piece, uint32_t page, uint32_t frame, uint64_t n)
 {
     piece->page = page;
-    piece->at_once = piece->ready = false;
+    piece->ready = false;
     for (uint64_t i = 0; i < n && i < FREEZE_HUGE; i++)
         piece->frames[i] = frame + (uint32_t)i;
 }

@@ -12,7 +12,6 @@ struct piece {
     uint32_t frames[FREEZE_HUGE];
     bool equal[FREEZE_HUGE];
     bool mapped[FREEZE_HUGE];
-    bool at_once; /* one entry maps all of it: its first reader takes a fault for 512 pages */
     bool ready; /* what was mapped is faulted in */
 };
 
