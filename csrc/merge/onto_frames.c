@@ -16,6 +16,7 @@
 #include "merge/run.h"
 #include "os/guard.h"
 #include "os/map.h"
+#include "os/pagemap.h"
 #include "pages/pages.h"
 #include "pages/records.h"
 #include "store/extents.h"
@@ -61,18 +62,29 @@ static bool is_mapped_at_once(const struct pages *pages, uint32_t page)
            is_on_huge_page(&pages->store, frame);
 }
 
+/* Are they, as far as the first and the last page tell: was all of it made ready before it came here? */
+static bool are_faulted_in(const struct merger *merger, uintptr_t address, uint64_t n)
+{
+    uint8_t first, last;
+    int fd = merger->fz.pagemap_fd;
+    return os_pages(fd, address, 1, &first) == 0 && first == OS_PAGE_FILE &&
+           os_pages(fd, address + bytes_of(n - 1), 1, &last) == 0 && last == OS_PAGE_FILE;
+}
+
 /*
  * Faults in all pages by one call: where writes are tracked the kernel maps only one page at a
  * fault, which takes a reader twice as long for each.  Overlays that one entry will map are left
  * out: their reader has one fault for 512 pages, and until then they do not count as resident.
  */
-static void fault_in_overlays(const struct pages *pages, uint32_t page, uint64_t n)
+static void fault_in_overlays(const struct merger *merger, uint32_t page, uint64_t n)
 {
     for (uint64_t i = 0, part; i < n; i += part) {
         uint32_t id = page + (uint32_t)i;
-        part = to_next_huge(pages, id, n - i);
-        if (part < HUGE_PAGES || !is_mapped_at_once(pages, id))
-            fault_in(page_address(pages, id), part, bytes_of(FAULT_AROUND));
+        uintptr_t address = page_address(merger->pages, id);
+        part = to_next_huge(merger->pages, id, n - i);
+        bool at_once = part == HUGE_PAGES && is_mapped_at_once(merger->pages, id);
+        if (!at_once && !are_faulted_in(merger, address, part))
+            fault_in(address, part, bytes_of(FAULT_AROUND));
     }
 }
 
@@ -105,15 +117,12 @@ uint64_t merge_onto_frames(struct merger *merger, uint32_t page, uint32_t frame,
 {
     struct piece piece;
     uint64_t done = 0;
-    bool ready = true;
     do {
         piece_begin(&piece, page + (uint32_t)done, frame + (uint32_t)done, n - done);
         done += merge_piece(merger, &piece, n - done, false);
-        ready &= piece.ready;
     } while (done < n && !merger_is_awaited(merger));
     /* After all of them were mapped: a fault maps pages around it only within its own mapping. */
-    if (!ready)
-        fault_in_overlays(merger->pages, page, done);
+    fault_in_overlays(merger, page, done);
     return done;
 }
 
@@ -126,7 +135,7 @@ static uint64_t row_from(const struct batch *batch, uint64_t i)
 }
 
 /* The pages become the first sharers of filled frames, or sharers of older ones. */
-static int promote_part(struct merger *merger, struct batch *batch, bool *ready)
+static int promote_part(struct merger *merger, struct batch *batch)
 {
     struct piece piece;
     publish_sums(merger->pages, batch);
@@ -135,7 +144,6 @@ static int promote_part(struct merger *merger, struct batch *batch, bool *ready)
         uint64_t n = row_from(batch, i);
         piece_begin(&piece, batch->page + (uint32_t)i, batch->onto[i], n);
         done = merge_piece(merger, &piece, n, true);
-        *ready &= piece.ready;
     }
     return error;
 }
@@ -158,8 +166,7 @@ static bool take_frames(struct pages *pages, struct run *run, uint32_t page, uin
 }
 
 /* Makes the run's next frames, of pages up to the end of a huge page; how many, or -errno. */
-static int64_t promote_some(struct merger *merger, struct run *run, uint32_t page, uint64_t n,
-                            bool *ready)
+static int64_t promote_some(struct merger *merger, struct run *run, uint32_t page, uint64_t n)
 {
     struct store *store = &merger->pages->store;
     struct batch batch = {.taken = run->taken, .taken_end = run->taken_end, .page = page};
@@ -171,7 +178,7 @@ static int64_t promote_some(struct merger *merger, struct run *run, uint32_t pag
     if (filled <= 0)
         return filled;
     batch.n = (uint64_t)filled;
-    int error = promote_part(merger, &batch, ready);
+    int error = promote_part(merger, &batch);
     if (error)
         return error;
     run->unfilled += (uint32_t)filled;
@@ -183,7 +190,6 @@ static int promote_onto(struct merger *merger, struct run *run, uint32_t page, u
 {
     uint64_t wanted = *n;
     int64_t got = 0;
-    bool ready = true;
     *n = 0;
     if (!take_frames(merger->pages, run, page, wanted, in_step))
         return -ENOMEM;
@@ -191,13 +197,12 @@ static int promote_onto(struct merger *merger, struct run *run, uint32_t page, u
         return 0;
     wanted = least(wanted, run->taken_end - run->unfilled);
     do {
-        got = promote_some(merger, run, page + (uint32_t)*n, wanted - *n, &ready);
+        got = promote_some(merger, run, page + (uint32_t)*n, wanted - *n);
         *n += got > 0 ? (uint64_t)got : 0;
     } while (got > 0 && *n < wanted && !merger_is_awaited(merger));
     if (got <= 0 || *n == wanted)
         rest_give_frames_back(&merger->pages->store, run);
-    if (!ready)
-        fault_in_overlays(merger->pages, page, *n);
+    fault_in_overlays(merger, page, *n);
     track_merged(merger, page, *n);
     return *n ? 0 : (int)got;
 }

@@ -219,14 +219,14 @@ static uint64_t row_length(const struct piece *piece, uint64_t n)
  * The frames are mapped beforehand, where that is worth what it takes, two mappings among it.  No others are:
  * to touch a frame that is free would give it memory.
  */
-static void make_ready(struct merger *merger, struct piece *piece, uint64_t n)
+static void make_ready(struct merger *merger, const struct piece *piece, uint64_t n)
 {
     const struct store *store = &merger->pages->store;
     n = row_length(piece, n);
     if (n < READY_LEAST || may_be_one_entry(merger, piece) || !budget_has_room(&merger->budget, 4))
         return;
-    piece->ready = ready_make(&merger->fz, page_address(merger->pages, piece->page), n,
-                              store->memfd, frame_offset(store, piece->frames[0]));
+    ready_make(&merger->fz, page_address(merger->pages, piece->page), n, store->memfd,
+               frame_offset(store, piece->frames[0]));
 }
 
 /*
@@ -252,7 +252,6 @@ static int64_t exchange_piece(struct merger *merger, struct piece *piece, uint64
 void piece_begin(struct piece *piece, uint32_t page, uint32_t frame, uint64_t n)
 {
     piece->page = page;
-    piece->ready = false;
     for (uint64_t i = 0; i < n && i < FREEZE_HUGE; i++)
         piece->frames[i] = frame + (uint32_t)i;
 }

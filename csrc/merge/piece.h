@@ -12,7 +12,6 @@ struct piece {
     uint32_t frames[FREEZE_HUGE];
     bool equal[FREEZE_HUGE];
     bool mapped[FREEZE_HUGE];
-    bool ready; /* what was mapped is faulted in */
 };
 
 /* How many pages from `first` on are like it: all equal to their frames, or all different. */

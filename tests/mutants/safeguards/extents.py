@@ -128,8 +128,8 @@ MUTANTS = [
     Mutant(
         "what one entry maps is not faulted in",
         file="csrc/merge/onto_frames.c",
-        old="        if (part < HUGE_PAGES || !is_mapped_at_once(pages, id))",
-        new="        if (1)",
+        old="bool at_once = part == HUGE_PAGES && is_mapped_at_once(merger->pages, id);",
+        new="bool at_once = false;",
         tests=("test_huge_frames.py::test_what_nobody_reads_is_not_resident[uffd-wp+wp-async]",),
     ),
     Mutant(
