@@ -266,14 +266,11 @@ void os_copy(uintptr_t to, uintptr_t from, uint64_t n)
 /* Memory that was just mapped and never touched is in memory only if the kernel has filled it. */
 bool os_locks_new_memory(void)
 {
-    unsigned char there = 0;
     void *trial = anywhere(PAGE_SIZE, RW);
-    if (!trial)
-        return false;
-    if (mincore(trial, PAGE_SIZE, &there) < 0)
-        there = 0;
-    munmap(trial, PAGE_SIZE);
-    return there & 1;
+    bool there = trial && os_is_there((uintptr_t)trial);
+    if (trial)
+        munmap(trial, PAGE_SIZE);
+    return there;
 }
 
 bool os_can_map(uint64_t n)
@@ -291,16 +288,39 @@ static bool is_limited(int what)
 }
 
 /*
+ * How long a setting of the kernel's is believed, in ms.  Reading its file takes 6 us, a hundredth of
+ * what it takes to bring one huge page back, so it is not read for each of them.
+ */
+#define BELIEVED_MS 100
+#define SETTING_BITS 2
+
+/* A setting as read() says it, below 1 << SETTING_BITS; *answer has it in its lowest bits, and its time above. */
+static unsigned remembered(_Atomic uint64_t *answer, unsigned (*read)(void))
+{
+    uint64_t known = atomic_load(answer), now = os_now_ms();
+    if (now - (known >> SETTING_BITS) >= BELIEVED_MS)
+        atomic_store(answer, known = now << SETTING_BITS | read());
+    return known & ((1U << SETTING_BITS) - 1);
+}
+
+#define STRICT 2 /* no more memory may be mapped than there is */
+
+static unsigned read_overcommit(void)
+{
+    char mode[2];
+    os_read_text("/proc/sys/vm/overcommit_memory", mode, sizeof mode);
+    return mode[0] == '2' ? STRICT : 0;
+}
+
+/*
  * Address space counts against RLIMIT_AS and RLIMIT_DATA, and with strict overcommit against the
  * commit limit (vm.overcommit_memory 2, Documentation/mm/overcommit-accounting).
  */
 bool os_is_rationed(void)
 {
-    char mode[2];
-    if (is_limited(RLIMIT_AS) || is_limited(RLIMIT_DATA))
-        return true;
-    os_read_text("/proc/sys/vm/overcommit_memory", mode, sizeof mode);
-    return mode[0] == '2';
+    static _Atomic uint64_t answer;
+    return is_limited(RLIMIT_AS) || is_limited(RLIMIT_DATA) ||
+           remembered(&answer, read_overcommit) == STRICT;
 }
 
 int os_set_vma_flags(uintptr_t address, uint64_t n, int vma_flags)
@@ -381,14 +401,8 @@ int os_reserve_at(uintptr_t address, uint64_t n)
 
 /* Where memory is given huge pages, by /sys/kernel/mm/transparent_hugepage/enabled. */
 enum given { NEVER, WHERE_ADVISED, ALWAYS };
-#define GIVEN_BITS 2
-/*
- * How long an answer is believed, in ms.  Reading the file takes 6 us, a hundredth of what it takes
- * to bring one huge page back, so it is not read for each of them.
- */
-#define GIVEN_FOR_MS 100
 
-static enum given read_given(void)
+static unsigned read_given(void)
 {
     char text[64];
     os_read_text("/sys/kernel/mm/transparent_hugepage/enabled", text, sizeof text);
@@ -397,11 +411,8 @@ static enum given read_given(void)
 
 bool os_gives_huge_pages(int vma_flags)
 {
-    static _Atomic uint64_t answer; /* in the lowest GIVEN_BITS; above them its time in ms */
-    uint64_t known = atomic_load(&answer), now = os_now_ms();
-    if (now - (known >> GIVEN_BITS) >= GIVEN_FOR_MS)
-        atomic_store(&answer, known = now << GIVEN_BITS | read_given());
-    enum given given = known & ((1 << GIVEN_BITS) - 1);
+    static _Atomic uint64_t answer;
+    unsigned given = remembered(&answer, read_given);
     return !(vma_flags & KSMPY_VMA_NOHUGEPAGE) &&
            (given == ALWAYS || (given == WHERE_ADVISED && vma_flags & KSMPY_VMA_HUGEPAGE));
 }
