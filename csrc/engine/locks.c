@@ -49,22 +49,24 @@ static void let_in(const ksmpy_engine *engine, enum others others)
         os_back_off(looks);
 }
 
-void engine_let_others_in(ksmpy_engine *engine)
+static void hand_over(ksmpy_engine *engine, enum others others, void (*lock)(ksmpy_engine *))
 {
     engine_unlock(engine);
-    let_in(engine, ALL);
-    lock_ahead_of_pass(engine);
+    let_in(engine, others);
+    lock(engine);
+}
+
+void engine_let_others_in(ksmpy_engine *engine)
+{
+    hand_over(engine, ALL, lock_ahead_of_pass);
 }
 
 void engine_end_slice(ksmpy_engine *engine, uint64_t *deadline)
 {
     if (os_now_ns() < *deadline)
         return;
-    if (are_there(engine, WAITING)) {
-        engine_unlock(engine);
-        let_in(engine, WAITING);
-        lock_ahead_of_pass(engine);
-    }
+    if (are_there(engine, WAITING))
+        hand_over(engine, WAITING, lock_ahead_of_pass);
     *deadline = slice_end(&engine->pages);
 }
 
@@ -75,11 +77,8 @@ void engine_end_count(ksmpy_engine *engine, struct counting *counting)
     if (os_now_ns() < counting->slice_end_ns)
         return;
     enum others others = ++counting->slices % COUNTED_IN_A_ROW ? URGENT : WAITING;
-    if (are_there(engine, others)) {
-        engine_unlock(engine);
-        let_in(engine, others);
-        engine_lock(engine);
-    }
+    if (are_there(engine, others))
+        hand_over(engine, others, engine_lock);
     counting->slice_end_ns = slice_end(&engine->pages);
 }
 
@@ -92,9 +91,7 @@ void engine_lock_for_pass(ksmpy_engine *engine)
 
 void pass_lets_others_in(ksmpy_engine *engine)
 {
-    engine_unlock(engine);
-    let_in(engine, WAITING);
-    engine_lock_for_pass(engine);
+    hand_over(engine, WAITING, engine_lock_for_pass);
 }
 
 void engine_count_mappings(ksmpy_engine *engine)

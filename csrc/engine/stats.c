@@ -139,21 +139,20 @@ static uint64_t count_mappings(ksmpy_engine *engine)
     return mappings > 0 ? (uint64_t)mappings : 0;
 }
 
-static void complete(struct ksmpy_stats *out, uint64_t mappings)
+/* Reads the counters but vmas, with both locks, which are given back. */
+static void read_and_unlock(ksmpy_engine *engine, struct ksmpy_stats *out)
 {
-    out->vmas = mappings;
+    fill(engine, out);
+    engine_unlock_with_store(engine);
     out->vma_limit = os_max_map_count() * out->vma_limit / 100; /* fill() has put the share there */
 }
 
 int ksmpy_counters(ksmpy_engine *engine, struct ksmpy_stats *out)
 {
     int error = engine_lock_with_store(engine);
-    if (error)
-        return error;
-    fill(engine, out);
-    engine_unlock_with_store(engine);
-    complete(out, 0);
-    return 0;
+    if (!error)
+        read_and_unlock(engine, out);
+    return error;
 }
 
 int ksmpy_stats(ksmpy_engine *engine, struct ksmpy_stats *out)
@@ -176,9 +175,7 @@ static int count_and_unlock(ksmpy_engine *engine, struct ksmpy_stats *out)
         engine_unlock(engine);
         return error == -EAGAIN ? ksmpy_counters(engine, out) : error;
     }
-    fill(engine, out);
-    engine_unlock_with_store(engine);
-    complete(out, 0);
+    read_and_unlock(engine, out);
     return 0;
 }
 

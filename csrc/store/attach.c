@@ -290,7 +290,7 @@ static void leave_store(struct store *store, int tries)
         /*
          * This needs no lock: every count is 0 by now, and nobody takes the slot before it is free.
          */
-        os_punch(store->lock_fd, counts_offset(store, store->slot), counts_bytes(store));
+        clear_counts(store, store->slot);
         atomic_store(&store->head->slots[store->slot].kind, SLOT_FREE);
     }
     if (leaves)
