@@ -25,6 +25,7 @@
 #include "store/layout.h"
 #include "store/lock.h"
 #include "store/mapping.h"
+#include "store/reap.h"
 #include "store/sharers.h"
 #include "store/store.h"
 
@@ -100,6 +101,17 @@ static inline void tidy(struct store *dead)
 {
     store_unmap(dead);
     store_close_files(dead);
+}
+
+/* Who has a dead one's slot next has nothing on a frame that `two` has once. */
+static inline void next_in_slot_counts_nothing(unsigned slot, uint32_t frame)
+{
+    REQUIRE(attach(&one));
+    CHECK(one.slot == slot);
+    die(&one);
+    slots_reap(&two);
+    CHECK(frame_at(&two, frame)->sharers == 1);
+    tidy(&one);
 }
 
 /* A frame that is filled with such bytes, and nobody shares. */

@@ -68,12 +68,7 @@ static void what_the_dead_shared_is_taken_back(void)
     CHECK(frame_at(&two, both)->sharers == 1 && frame_at(&two, both)->pins == 0);
     CHECK(state_of(&two, alone) == FRAME_FREE);
     tidy(&one);
-    REQUIRE(attach(&one)); /* nothing is counted for whoever has that slot next */
-    CHECK(one.slot == slot);
-    die(&one);
-    slots_reap(&two);
-    CHECK(frame_at(&two, both)->sharers == 1);
-    tidy(&one);
+    next_in_slot_counts_nothing(slot, both);
     store_leave(&two, both);
     close_all();
 }

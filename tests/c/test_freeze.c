@@ -259,6 +259,12 @@ static bool begin(struct freezer *fz, uintptr_t *range, int *memfd)
     return freezer_attach(fz, *range, N) == 0 && os_write(*memfd, 0, (void *)*range, N) == N;
 }
 
+static void end(struct freezer *fz, uintptr_t range, int memfd)
+{
+    give_back(fz, range);
+    close(memfd);
+}
+
 /* The program has closed a descriptor, and opened a file that has its number now. */
 static void becomes(int fd, int other)
 {
@@ -278,8 +284,7 @@ static void what_is_mapped_is_the_store(void)
     freeze_restore(&fz, 0, N);
     thaw(&fz);
     CHECK(filled((const uint8_t *)range, N, 1));
-    give_back(&fz, range);
-    close(memfd);
+    end(&fz, range, memfd);
     close(other);
 }
 
@@ -303,8 +308,7 @@ static void frozen_pages_come_back_without_descriptors(void)
     memset((void *)range, 2, bytes_of(N));
     CHECK(freeze(&fz, range, N, &view) <= 0 || (thaw(&fz), way == KSMPY_FREEZE_SIGNAL));
     CHECK(lseek(other, 0, SEEK_CUR) == 5 && os_file_size(other) == PAGE_SIZE);
-    give_back(&fz, range);
-    close(memfd);
+    end(&fz, range, memfd);
     close(other);
 }
 
@@ -319,8 +323,7 @@ static void overlays_come_back(void)
     awaited = range;
     CHECK(freezer_unoverlay(&fz, range, N, 0, 0, false) == 0 && !awaited);
     CHECK(intact(range));
-    give_back(&fz, range);
-    close(memfd);
+    end(&fz, range, memfd);
 }
 
 /* The message of its thread was read, and that may take its pages away at any moment. */
@@ -367,8 +370,7 @@ static void what_is_protected_stays_protected(void)
     if (!fz.removals.maps.query) { /* before Linux 6.11 nobody asks about rights */
         freeze_restore(&fz, 0, N);
         thaw(&fz);
-        give_back(&fz, range);
-        close(memfd);
+        end(&fz, range, memfd);
         return;
     }
     forbid_a_part(range);
@@ -381,8 +383,7 @@ static void what_is_protected_stays_protected(void)
     CHECK(freeze(&fz, range + bytes_of(FIRST), 1, &view) == -EPERM);
     allow_a_part(range);
     CHECK(filled((const uint8_t *)range, N, 1));
-    give_back(&fz, range);
-    close(memfd);
+    end(&fz, range, memfd);
 }
 
 /* What was protected when it was taken away, and is allowed again by the time it comes back. */
@@ -547,8 +548,7 @@ static void what_others_map_there_stays(void)
     freeze_restore(&fz, 0, N);
     thaw(&fz);
     CHECK(filled((const uint8_t *)range, N, 500));
-    give_back(&fz, range);
-    close(memfd);
+    end(&fz, range, memfd);
 }
 
 /* Is it in a mapping that the kernel's own KSM may share? */
@@ -642,8 +642,7 @@ static void a_fault_from_before_a_thaw_fills_nothing(void)
     CHECK(*(volatile uint8_t *)other == 0); /* the fault thread has come to the next message */
     CHECK(filled((const uint8_t *)range, N, 1));
     os_unmap((void *)(other - PAGE_SIZE), bytes_of(N + 2));
-    give_back(&fz, range);
-    close(memfd);
+    end(&fz, range, memfd);
 }
 
 /* The kernel asks for some of its memory only after it has unmapped the target. */
@@ -660,8 +659,7 @@ static void a_move_that_fails_halfway_is_made_good(void)
     CHECK(!refused);
     CHECK(os_is_mapped(range) && os_is_mapped(range + bytes_of(N - 1)));
     CHECK(filled((const uint8_t *)range, N, 1));
-    give_back(&fz, range);
-    close(memfd);
+    end(&fz, range, memfd);
 }
 
 static bool is_mapping_of(int memfd, uintptr_t address)
@@ -681,54 +679,58 @@ static bool has_page(struct freezer *fz, uintptr_t address)
     return os_pages(fz->pagemap_fd, address, 1, &kind) == 0 && kind != OS_PAGE_NONE;
 }
 
+/* A range is frozen, and the frames of its first n pages were made ready before. */
+static bool freeze_with_ready(struct freezer *fz, uintptr_t *range, int *memfd, uint64_t n)
+{
+    const uint8_t *view;
+    if (!begin(fz, range, memfd))
+        return false;
+    know(fz, *memfd);
+    return ready_make(fz, *range, n, *memfd, 0) && freeze_all(fz, *range, &view);
+}
+
+static void thaw_with_ready(struct freezer *fz)
+{
+    thaw(fz);
+    ready_end(fz);
+}
+
 /* Some of the frames that were made ready are used, and others not. */
 static void what_is_ready_is_moved_there(void)
 {
     struct freezer fz;
-    const uint8_t *view;
     uintptr_t range;
     int memfd;
-    REQUIRE(begin(&fz, &range, &memfd));
-    know(&fz, memfd);
-    REQUIRE(ready_make(&fz, range, N, memfd, 0));
+    REQUIRE(freeze_with_ready(&fz, &range, &memfd, N));
     uintptr_t elsewhere = fz.ready + range % bytes_of(FREEZE_HUGE);
     CHECK(is_mapping_of(memfd, elsewhere));
-    REQUIRE(freeze_all(&fz, range, &view));
     CHECK(freeze_overlay(&fz, 0, FIRST, memfd, 0) == 0);
     CHECK(has_page(&fz, range) && has_page(&fz, range + bytes_of(FIRST - 1)));
     freeze_restore(&fz, FIRST, END - FIRST);
     CHECK(freeze_overlay(&fz, END, N - END, memfd, bytes_of(END)) == 0);
-    thaw(&fz);
-    ready_end(&fz);
+    thaw_with_ready(&fz);
     CHECK(is_mapping_of(memfd, range) && is_mapping_of(memfd, range + bytes_of(N - 1)));
     CHECK(!is_mapping_of(memfd, range + bytes_of(FIRST)));
     for (uint64_t i = 0; i < N; i++)
         CHECK(!is_mapping_of(memfd, elsewhere + bytes_of(i)));
     CHECK(filled((const uint8_t *)range, N, 1));
-    give_back(&fz, range);
-    close(memfd);
+    end(&fz, range, memfd);
 }
 
 /* Of other pages' frames, and for other pages, nothing is ready. */
 static void what_is_ready_for_others_is_not_used(void)
 {
     struct freezer fz;
-    const uint8_t *view;
     uintptr_t range;
     int memfd;
-    REQUIRE(begin(&fz, &range, &memfd));
-    know(&fz, memfd);
-    REQUIRE(ready_make(&fz, range, FIRST, memfd, 0));
-    REQUIRE(freeze_all(&fz, range, &view));
+    REQUIRE(freeze_with_ready(&fz, &range, &memfd, FIRST));
     CHECK(freeze_overlay(&fz, 0, 1, memfd, bytes_of(1)) == 0);
     freeze_restore(&fz, 1, FIRST - 1);
     CHECK(freeze_overlay(&fz, FIRST, N - FIRST, memfd, bytes_of(FIRST)) == 0);
-    thaw(&fz);
-    ready_end(&fz);
+    thaw_with_ready(&fz);
     CHECK(filled((const uint8_t *)range, 1, 2));
     CHECK(filled(page_at(range, 1), N - 1, 2));
-    give_back(&fz, range);
-    close(memfd);
+    end(&fz, range, memfd);
 }
 
 /* mremap() would fail where its target is gone already. */
@@ -744,46 +746,34 @@ static void nothing_is_made_ready_where_memory_is_limited(void)
     REQUIRE(setrlimit(RLIMIT_DATA, &limited) == 0);
     CHECK(!ready_make(&fz, range, N, memfd, 0));
     setrlimit(RLIMIT_DATA, &before);
-    give_back(&fz, range);
-    close(memfd);
+    end(&fz, range, memfd);
 }
 
 /* As by a filter of system calls. */
 static void what_may_not_be_moved_is_mapped(void)
 {
     struct freezer fz;
-    const uint8_t *view;
     uintptr_t range;
     int memfd;
-    REQUIRE(begin(&fz, &range, &memfd));
-    know(&fz, memfd);
-    REQUIRE(ready_make(&fz, range, N, memfd, 0));
-    REQUIRE(freeze_all(&fz, range, &view));
+    REQUIRE(freeze_with_ready(&fz, &range, &memfd, N));
     filtered = true;
     CHECK(freeze_overlay(&fz, 0, N, memfd, 0) == 0);
     filtered = false;
-    thaw(&fz);
-    ready_end(&fz);
+    thaw_with_ready(&fz);
     CHECK(is_mapping_of(memfd, range) && filled((const uint8_t *)range, N, 1));
-    give_back(&fz, range);
-    close(memfd);
+    end(&fz, range, memfd);
 }
 
 static void a_gap_where_frames_were_to_be_moved_is_filled(void)
 {
     struct freezer fz;
-    const uint8_t *view;
     uintptr_t range;
     int memfd;
-    REQUIRE(begin(&fz, &range, &memfd));
-    know(&fz, memfd);
-    REQUIRE(ready_make(&fz, range, N, memfd, 0));
-    REQUIRE(freeze_all(&fz, range, &view));
+    REQUIRE(freeze_with_ready(&fz, &range, &memfd, N));
     refused = range;
     int error = freeze_overlay(&fz, 0, N, memfd, 0);
     CHECK(!refused);
-    thaw(&fz);
-    ready_end(&fz);
+    thaw_with_ready(&fz);
     if (error == -EEXIST) {
         freezer_destroy(&fz);
         close(memfd);
@@ -791,8 +781,7 @@ static void a_gap_where_frames_were_to_be_moved_is_filled(void)
     }
     CHECK(!error && os_is_mapped(range) && os_is_mapped(range + bytes_of(N - 1)));
     CHECK(filled((const uint8_t *)range, N, 1));
-    give_back(&fz, range);
-    close(memfd);
+    end(&fz, range, memfd);
 }
 
 /* A thread whose stack was given to it, and is registered: it never waits for itself. */

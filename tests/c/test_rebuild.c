@@ -94,12 +94,7 @@ static void an_index_whose_owner_died_is_made_anew(void)
     store_reap(&two);
     CHECK(state_of(&two, alone) == FRAME_FREE);
     tidy(&one);
-    REQUIRE(attach(&one)); /* nothing is counted for whoever has that slot next */
-    CHECK(one.slot == slot);
-    die(&one);
-    slots_reap(&two);
-    CHECK(frame_at(&two, both)->sharers == 1);
-    tidy(&one);
+    next_in_slot_counts_nothing(slot, both);
     store_leave(&two, both);
     store_leave(&two, mine);
     close_all();
