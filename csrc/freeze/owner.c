@@ -49,12 +49,13 @@ bool owner_kept_registered(const struct freezer *fz, uintptr_t address, uint64_t
             owner_kept_registered(fz, address + bytes_of(half), n - half));
 }
 
-bool owner_left_protected(struct freezer *fz, uintptr_t address, uint64_t n)
+int owner_check_protected(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     bool unprotected[FREEZE_HUGE];
-    if (os_unprotected(fz->pagemap_fd, address, n, unprotected) < 0)
-        return false;
-    return !memchr(unprotected, true, n);
+    int error = os_unprotected(fz->pagemap_fd, address, n, unprotected);
+    if (error)
+        return error;
+    return memchr(unprotected, true, n) ? -ESTALE : 0;
 }
 
 bool owner_kept(struct freezer *fz, uintptr_t address, uint64_t n)
@@ -63,7 +64,7 @@ bool owner_kept(struct freezer *fz, uintptr_t address, uint64_t n)
         return false;
     if (!is_plain(fz, address, n, !fz->ops->read_only))
         return false;
-    return !fz->in_place || owner_left_protected(fz, address, n);
+    return !fz->in_place || owner_check_protected(fz, address, n) == 0;
 }
 
 bool owner_kept_overlays(struct freezer *fz, uintptr_t address, uint64_t n)

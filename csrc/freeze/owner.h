@@ -19,10 +19,11 @@ bool owner_may_write(struct freezer *fz, uintptr_t address, uint64_t n);
 /* Is it still registered with one of our userfaultfds? What others have mapped there is not. */
 bool owner_kept_registered(const struct freezer *fz, uintptr_t address, uint64_t n);
 /*
- * Is each page still protected that was?  Where its owner has moved one away (mremap), what comes
- * next is not, though the mapping may be the same (MREMAP_DONTUNMAP).
+ * 0: each page is still protected that was; -ESTALE: one is not; or why nobody can tell.  Where its
+ * owner has moved one away (mremap), what comes next is not, though the mapping may be the same
+ * (MREMAP_DONTUNMAP).
  */
-bool owner_left_protected(struct freezer *fz, uintptr_t address, uint64_t n);
+int owner_check_protected(struct freezer *fz, uintptr_t address, uint64_t n);
 /* Is it still what was frozen, with the rights that an overlay has? */
 bool owner_kept(struct freezer *fz, uintptr_t address, uint64_t n);
 /* Overlays that were made read-only: are they still that? */

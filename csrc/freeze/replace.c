@@ -25,14 +25,14 @@ int freezer_copy(uintptr_t to, uintptr_t address, uint64_t n)
 }
 
 /*
- * Are the overlays whose writers wait still there, as they were copied?  What their owner has put in
- * their place since, or somebody else, belongs to no userfaultfd.
+ * 0 if the overlays whose writers wait are still there, as they were copied.  What their owner has put
+ * in their place since, or somebody else, belongs to no userfaultfd: -ESTALE.
  */
-static bool are_overlays_left(struct freezer *fz, uintptr_t address, uint64_t n)
+static int check_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
 {
     if (fz->wp_fd < 0)
-        return owner_kept_overlays(fz, address, n);
-    return owner_kept_registered(fz, address, n) && owner_left_protected(fz, address, n);
+        return owner_kept_overlays(fz, address, n) ? 0 : -ESTALE;
+    return owner_kept_registered(fz, address, n) ? owner_check_protected(fz, address, n) : -ESTALE;
 }
 
 /*
@@ -44,9 +44,10 @@ int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint6
 {
     if (!os_can_map(n))
         return -ENOMEM;
-    if (!are_overlays_left(fz, address, n))
-        return -ESTALE;
-    int error = os_remap(address, from, n, true);
+    int error = check_overlays(fz, address, n);
+    if (error)
+        return error;
+    error = os_remap(address, from, n, true);
     if (!error || !os_claim_gap(address, n))
         return error; /* the range could not be claimed, so the overlay is still mapped there */
     fz->ops->rebuild(fz, address, from, n);

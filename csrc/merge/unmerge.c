@@ -410,8 +410,9 @@ static bool give_piece_back(struct merger *merger, struct unmerging *work, uintp
     }
     bool insists = work->io_tries + PATIENCE <= IO_TRIES;
     int error = unmerge_piece(merger, region, at, n, PAGE_NEW, insists);
-    if (error == -ESTALE) /* its owner has given it back meanwhile */
+    if (error == -ESTALE && work->vain_tries++ < TRIES) /* its owner has given it back meanwhile */
         return false;
+    work->vain_tries = 0;
     work->waits = error == -EBUSY && work->io_tries > 0;
     work->io_tries -= work->waits;
     if (!work->waits)

@@ -27,6 +27,7 @@ struct unmerging {
     bool no_memory; /* was found for a piece: the others stay merged, too */
     bool waits; /* for direct I/O to end, for a millisecond */
     int io_tries; /* how often it still may */
+    int vain_tries; /* how often that page was something else than at the look before, in a row */
     int failure; /* the first one, or 0 */
     bool vanished; /* what could not be given back was no overlay any more */
     int looks; /* at all of it */

@@ -51,14 +51,26 @@ static void give_back(struct merger *merger, uint32_t id, uint32_t page, uint64_
         region_at(merger->pages, id)->counted += is_shared(merger->pages, page + (uint32_t)i);
 }
 
+/*
+ * Nobody can tell which of these pages were written: none of them counts as saved.  The kernel says
+ * it of all that is mapped, unless a filter of system calls forbids to ask.
+ */
+static void distrust(const struct pages *pages, struct region *region, uint64_t first, uint64_t end)
+{
+    for (uint64_t i = first; i < end; i++)
+        region->counted += is_shared(pages, region->base + (uint32_t)i);
+}
+
 /* Unmerges written pages of a chunk from first to end; returns where it is to go on. */
 static uint64_t unmerge_written_chunk(struct merger *merger, uint32_t id, uint64_t first,
                                       uint64_t end, uint64_t deadline)
 {
-    const struct region *region = region_at(merger->pages, id);
+    struct region *region = region_at(merger->pages, id);
     uint8_t kinds[CHUNK];
-    if (page_kinds(merger, region->base + (uint32_t)first, end - first, kinds) < 0)
+    if (page_kinds(merger, region->base + (uint32_t)first, end - first, kinds) < 0) {
+        distrust(merger->pages, region, first, end);
         return end;
+    }
     for (uint64_t i = first, length; i < end; i += length) {
         uint32_t page = region->base + (uint32_t)i;
         bool zero = page_state(page_record(merger->pages, page)) == PAGE_ZERO;

@@ -43,7 +43,7 @@ MUTANTS = [
     Mutant(
         "what comes where a frozen page was is noticed",
         file="csrc/freeze/owner.c",
-        old="return !fz->in_place || owner_left_protected(fz, address, n);",
+        old="return !fz->in_place || owner_check_protected(fz, address, n) == 0;",
         new="return true;",
         tests=(
             "c/test_owner.c::what_is_written_where_a_frozen_page_was_stays",
@@ -53,8 +53,8 @@ MUTANTS = [
     Mutant(
         "what comes where an overlay was is noticed",
         file="csrc/freeze/replace.c",
-        old=" && owner_left_protected(fz, address, n);",
-        new=";",
+        old="? owner_check_protected(fz, address, n) : -ESTALE;",
+        new="? 0 : -ESTALE;",
         tests=("c/test_owner.c::what_is_written_where_an_overlay_was_stays",),
     ),
     Mutant(
@@ -67,8 +67,8 @@ MUTANTS = [
     Mutant(
         "only overlays are replaced by their copies",
         file="csrc/freeze/replace.c",
-        old="    if (!are_overlays_left(fz, address, n))\n",
-        new="    if (false && !are_overlays_left(fz, address, n))\n",
+        old="    int error = check_overlays(fz, address, n);",
+        new="    int error = check_overlays(fz, address, n) & 0;",
         tests=("c/test_owner.c::what_is_mapped_over_overlays_on_their_way_back_stays",),
     ),
     Mutant(

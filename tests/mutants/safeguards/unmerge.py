@@ -1,4 +1,4 @@
-"""csrc/merge/unmerge.c."""
+"""csrc/merge/unmerge.c and csrc/merge/written.c."""
 
 from __future__ import annotations
 
@@ -146,5 +146,22 @@ MUTANTS = [
         old="        if (old >= candidates->moved)",
         new="        if (old > candidates->old_buckets)",
         tests=("c/test_slices.c::a_pass_finds_what_waits_while_there_is_more_room",),
+    ),
+    Mutant(
+        "pages of which nobody can tell are not saved",
+        file="csrc/merge/written.c",
+        old="        distrust(merger->pages, region, first, end);",
+        new="        (void)distrust;",
+        tests=(
+            "test_sandboxes.py::test_what_cannot_be_asked_or_given_back_any_more"
+            "[uffd-wp+wp-async-pread64]",
+        ),
+    ),
+    Mutant(
+        "what never is what it was a moment before is given up",
+        file="csrc/merge/unmerge.c",
+        old="error == -ESTALE && work->vain_tries++ < TRIES)",
+        new="error == -ESTALE)",
+        tests=("c/test_merging.c::frames_stay_under_what_could_not_be_unmerged",),
     ),
 ]
