@@ -46,8 +46,9 @@ def _pass(**counts: int) -> ScanResult:
 
 
 def test_it_sleeps_longer_and_longer_while_nothing_happens(waits: Any) -> None:
-    """A hundred times what a pass takes, up to five hundred times."""
-    assert waits(*[_pass()] * 7) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5])
+    """A hundred times what a pass takes, up to a thousand times."""
+    rising = [0.1 * times for times in range(1, 11)]
+    assert waits(*[_pass()] * 12) == pytest.approx([*rising, 1, 1])
 
 
 def test_a_few_pages_keep_it_from_sleeping_longer_only(waits: Any) -> None:

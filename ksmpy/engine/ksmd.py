@@ -22,7 +22,7 @@ __all__ = ["Daemon"]
 
 # A pass over unchanged memory takes 0.4 ms a GiB to find that out. After a pass that had nothing to
 # look up the thread sleeps at least this many times the CPU time that the pass took (1 % of a
-# core), and longer and longer while nothing happens (down to 0.2 %), but never so long that a
+# core), and longer and longer while nothing happens (down to 0.1 %), but never so long that a
 # change would be noticed late. After one that had a few, of which nothing became, it sleeps for the
 # first: Python's threads write some pages all the time, this one among them. But processes on one
 # store that have loaded the same hear of each other at the start of passes. So for some seconds
@@ -30,7 +30,7 @@ __all__ = ["Daemon"]
 FEW_PAGES = 64
 SETTLING_SECONDS = 10.0
 IDLE_FACTOR = 100
-LONGEST_IDLE_FACTOR = 500
+LONGEST_IDLE_FACTOR = 1000
 LONGEST_IDLE_SECONDS = 5.0
 # Stopping takes as long as one batch. A thread that has not ended after so many seconds hangs
 # elsewhere, and is not waited for any longer.
