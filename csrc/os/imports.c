@@ -6,12 +6,12 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/pages.h"
 #include "os/clock.h"
 #include "os/map.h"
 #include "os/proc_maps.h"
+#include "os/unhooked.h"
 
 /* What the dynamic linker fills with the address of a function: psABI of x86-64, AAELF64. */
 #if defined(__x86_64__)
@@ -303,13 +303,13 @@ static size_t lead_page(const struct look *look, size_t first)
 {
     uintptr_t page = look->entries[first].address & ~(uintptr_t)(PAGE_SIZE - 1);
     bool sealed = look->entries[first].sealed;
-    bool open = !sealed || mprotect((void *)page, PAGE_SIZE, PROT_READ | PROT_WRITE) == 0;
+    bool open = !sealed || os_mprotect((void *)page, PAGE_SIZE, PROT_READ | PROT_WRITE) == 0;
     size_t i = first;
     for (; i < look->n && look->entries[i].address - page < PAGE_SIZE; i++)
         if (open && look->entries[i].ready)
             lead(look, &look->entries[i]);
     if (sealed && open)
-        mprotect((void *)page, PAGE_SIZE, PROT_READ);
+        os_mprotect((void *)page, PAGE_SIZE, PROT_READ);
     return i - first;
 }
 

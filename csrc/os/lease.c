@@ -3,13 +3,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/pages.h"
 #include "os/apart.h"
 #include "os/files.h"
 #include "os/map.h"
+#include "os/unhooked.h"
 
 struct wish {
     int lease_fd;
@@ -30,7 +30,7 @@ static int take(void *data, bool apart)
     if (fd < 0)
         return fd;
     int error = os_try_lock(fd, wish->number, true);
-    void *got = error ? MAP_FAILED : mmap(NULL, PAGE_SIZE, PROT_NONE, MAP_SHARED, fd, 0);
+    void *got = error ? MAP_FAILED : os_mmap(NULL, PAGE_SIZE, PROT_NONE, MAP_SHARED, fd, 0);
     close(fd);
     wish->lease = got == MAP_FAILED ? NULL : got;
     return error ? error : wish->lease ? 0 : -ENOMEM;

@@ -16,6 +16,7 @@
 #include "os/clock.h"
 #include "os/files.h"
 #include "os/own_memory.h"
+#include "os/unhooked.h"
 
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
@@ -43,7 +44,7 @@ static int status(int result)
 
 static void *anywhere(size_t bytes, int rights)
 {
-    return mapped(mmap(NULL, bytes, rights, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    return mapped(os_mmap(NULL, bytes, rights, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 }
 
 /*
@@ -56,7 +57,7 @@ static void *fresh(size_t bytes, int rights)
     void *got = anywhere(bytes, rights);
     uintptr_t end = (uintptr_t)got + bytes;
     if (got && os_is_mapped(end) && !os_owns(end)) {
-        munmap(got, bytes);
+        os_munmap(got, bytes);
         got = anywhere(bytes + OS_SPARE, rights);
         if (got) {
             os_own_with_spare((uintptr_t)got, bytes);
@@ -76,7 +77,7 @@ void *os_reserve(size_t bytes)
 
 int os_commit(void *address, size_t bytes)
 {
-    return status(mprotect(address, bytes, RW));
+    return status(os_mprotect(address, bytes, RW));
 }
 
 void os_unmap(void *address, size_t bytes)
@@ -85,23 +86,23 @@ void os_unmap(void *address, size_t bytes)
         return;
     /* first: once unmapped it may be another thread's */
     size_t spare = os_disown((uintptr_t)address, bytes);
-    munmap(address, bytes + spare);
+    os_munmap(address, bytes + spare);
 }
 
 int os_dont_fork(void *address, size_t bytes)
 {
-    return status(madvise(address, bytes, MADV_DONTFORK));
+    return status(os_madvise(address, bytes, MADV_DONTFORK));
 }
 
 void os_dont_dump(void *address, size_t bytes)
 {
     if (address)
-        madvise(address, bytes, MADV_DONTDUMP);
+        os_madvise(address, bytes, MADV_DONTDUMP);
 }
 
 int os_do_dump(void *address, size_t bytes)
 {
-    return status(madvise(address, bytes, MADV_DODUMP));
+    return status(os_madvise(address, bytes, MADV_DODUMP));
 }
 
 #define DUMP_PRIVATE_MEMORY 1 /* bits of coredump_filter, see core(5) */
@@ -123,7 +124,7 @@ void os_dump_overlays(void)
 
 void os_do_fork(void *address, size_t bytes)
 {
-    madvise(address, bytes, MADV_DOFORK);
+    os_madvise(address, bytes, MADV_DOFORK);
 }
 
 void *os_alloc(size_t bytes)
@@ -172,7 +173,7 @@ static bool has_left_gap(int error, uintptr_t address)
 
 static int map_at(uintptr_t address, uint64_t n, int flags, int fd, uint64_t offset)
 {
-    void *got = mmap((void *)address, bytes_of(n), RW, MAP_PRIVATE | flags, fd, (off_t)offset);
+    void *got = os_mmap((void *)address, bytes_of(n), RW, MAP_PRIVATE | flags, fd, (off_t)offset);
     return got == MAP_FAILED ? -errno : 0;
 }
 
@@ -218,7 +219,7 @@ int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags)
 int os_claim_as(uintptr_t address, uint64_t n, bool counted)
 {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | (counted ? 0 : MAP_NORESERVE);
-    void *got = mmap((void *)address, bytes_of(n), PROT_NONE, flags, -1, 0);
+    void *got = os_mmap((void *)address, bytes_of(n), PROT_NONE, flags, -1, 0);
     return got == MAP_FAILED ? -errno : 0;
 }
 
@@ -269,7 +270,7 @@ bool os_locks_new_memory(void)
     void *trial = anywhere(PAGE_SIZE, RW);
     bool there = trial && os_is_there((uintptr_t)trial);
     if (trial)
-        munmap(trial, PAGE_SIZE);
+        os_munmap(trial, PAGE_SIZE);
     return there;
 }
 
@@ -277,7 +278,7 @@ bool os_can_map(uint64_t n)
 {
     void *trial = anywhere(bytes_of(n), RW);
     if (trial)
-        munmap(trial, bytes_of(n));
+        os_munmap(trial, bytes_of(n));
     return trial != NULL;
 }
 
@@ -327,18 +328,18 @@ int os_set_vma_flags(uintptr_t address, uint64_t n, int vma_flags)
 {
     int error = 0;
     if (vma_flags & KSMPY_VMA_HUGEPAGE)
-        error |= madvise((void *)address, bytes_of(n), MADV_HUGEPAGE);
+        error |= os_madvise((void *)address, bytes_of(n), MADV_HUGEPAGE);
     if (vma_flags & KSMPY_VMA_NOHUGEPAGE)
-        error |= madvise((void *)address, bytes_of(n), MADV_NOHUGEPAGE);
+        error |= os_madvise((void *)address, bytes_of(n), MADV_NOHUGEPAGE);
     if (vma_flags & KSMPY_VMA_DONTDUMP)
-        error |= madvise((void *)address, bytes_of(n), MADV_DONTDUMP);
+        error |= os_madvise((void *)address, bytes_of(n), MADV_DONTDUMP);
     return status(error);
 }
 
 int os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep)
 {
     int flags = MREMAP_MAYMOVE | MREMAP_FIXED | (keep ? MREMAP_DONTUNMAP : 0);
-    void *got = mremap((void *)from, bytes_of(n), bytes_of(n), flags, (void *)to);
+    void *got = os_mremap((void *)from, bytes_of(n), bytes_of(n), flags, (void *)to);
     return got == MAP_FAILED ? -errno : 0;
 }
 
@@ -352,35 +353,35 @@ uintptr_t os_grow(uintptr_t from, uint64_t n, uintptr_t like)
     void *at = os_reserve_in_step(bytes_of(n), like), *got = MAP_FAILED;
     munlock((void *)from, PAGE_SIZE);
     if (at)
-        got = mremap((void *)from, PAGE_SIZE, bytes_of(n), MREMAP_MAYMOVE | MREMAP_FIXED, at);
+        got = os_mremap((void *)from, PAGE_SIZE, bytes_of(n), MREMAP_MAYMOVE | MREMAP_FIXED, at);
     if (got == MAP_FAILED)
-        got = mremap((void *)from, PAGE_SIZE, bytes_of(n), MREMAP_MAYMOVE);
+        got = os_mremap((void *)from, PAGE_SIZE, bytes_of(n), MREMAP_MAYMOVE, NULL);
     if (got == MAP_FAILED)
         return 0;
     size_t spare = os_disown(from, PAGE_SIZE);
     if (spare)
-        munmap(page_at(from, 1), spare);
+        os_munmap(page_at(from, 1), spare);
     os_own((uintptr_t)got, bytes_of(n));
     return (uintptr_t)got;
 }
 
 int os_protect(uintptr_t address, uint64_t n, bool writable)
 {
-    return status(mprotect((void *)address, bytes_of(n), writable ? RW : PROT_READ));
+    return status(os_mprotect((void *)address, bytes_of(n), writable ? RW : PROT_READ));
 }
 
 /* MADV_DONTNEED refuses locked memory (EINVAL), which is unlocked then. */
 int os_drop(uintptr_t address, uint64_t n)
 {
-    if (madvise((void *)address, bytes_of(n), MADV_DONTNEED) == 0)
+    if (os_madvise((void *)address, bytes_of(n), MADV_DONTNEED) == 0)
         return 0;
     munlock((void *)address, bytes_of(n));
-    return status(madvise((void *)address, bytes_of(n), MADV_DONTNEED));
+    return status(os_madvise((void *)address, bytes_of(n), MADV_DONTNEED));
 }
 
 void os_look_away(uintptr_t address, uint64_t n)
 {
-    madvise((void *)address, bytes_of(n), MADV_DONTNEED);
+    os_madvise((void *)address, bytes_of(n), MADV_DONTNEED);
 }
 
 /*
@@ -389,13 +390,13 @@ void os_look_away(uintptr_t address, uint64_t n)
  */
 bool os_is_locked(uintptr_t address, uint64_t n)
 {
-    return madvise((void *)address, bytes_of(n), MADV_COLD) < 0 && errno == EINVAL;
+    return os_madvise((void *)address, bytes_of(n), MADV_COLD) < 0 && errno == EINVAL;
 }
 
 int os_reserve_at(uintptr_t address, uint64_t n)
 {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
-    void *got = mmap((void *)address, bytes_of(n), PROT_NONE, flags, -1, 0);
+    void *got = os_mmap((void *)address, bytes_of(n), PROT_NONE, flags, -1, 0);
     return got == MAP_FAILED ? -errno : 0;
 }
 
@@ -423,7 +424,7 @@ bool os_gives_huge_pages(int vma_flags)
  */
 int os_keep_from_ksm(uintptr_t address, uint64_t n)
 {
-    int error = madvise((void *)address, bytes_of(n), MADV_UNMERGEABLE);
+    int error = os_madvise((void *)address, bytes_of(n), MADV_UNMERGEABLE);
     return error && errno == EINVAL ? 0 : status(error);
 }
 
@@ -431,8 +432,8 @@ int os_populate(uintptr_t address, uint64_t n, bool write)
 {
     int result;
     do
-        result =
-            madvise((void *)address, bytes_of(n), write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+        result = os_madvise((void *)address, bytes_of(n),
+                            write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
     while (result < 0 && errno == EINTR);
     return status(result);
 }
@@ -443,7 +444,7 @@ int os_populate(uintptr_t address, uint64_t n, bool write)
  */
 void os_split(uintptr_t address, uint64_t n)
 {
-    madvise((void *)address, bytes_of(n), MADV_COLD);
+    os_madvise((void *)address, bytes_of(n), MADV_COLD);
 }
 
 void *os_map_hidden(int fd, uint64_t offset, size_t bytes)
@@ -453,10 +454,10 @@ void *os_map_hidden(int fd, uint64_t offset, size_t bytes)
         return NULL;
     os_disown((uintptr_t)at, bytes);
     int how = MAP_SHARED | MAP_NORESERVE | MAP_FIXED;
-    void *got = mapped(mmap(at, bytes, PROT_NONE, how, fd, (off_t)offset));
+    void *got = mapped(os_mmap(at, bytes, PROT_NONE, how, fd, (off_t)offset));
     if (!got)
         os_unmap(at, bytes);
-    if (got && os_dont_fork(got, bytes) == 0 && madvise(got, bytes, MADV_DONTDUMP) == 0)
+    if (got && os_dont_fork(got, bytes) == 0 && os_madvise(got, bytes, MADV_DONTDUMP) == 0)
         return got;
     os_unmap(got, bytes);
     return NULL;
@@ -465,10 +466,10 @@ void *os_map_hidden(int fd, uint64_t offset, size_t bytes)
 void *os_map_shared(int fd, uint64_t offset, size_t bytes, bool writable)
 {
     int rights = writable ? RW : PROT_READ;
-    return mapped(mmap(NULL, bytes, rights, MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset));
+    return mapped(os_mmap(NULL, bytes, rights, MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset));
 }
 
 int os_collapse(uintptr_t address, uint64_t n)
 {
-    return status(madvise((void *)address, bytes_of(n), MADV_COLLAPSE));
+    return status(os_madvise((void *)address, bytes_of(n), MADV_COLLAPSE));
 }

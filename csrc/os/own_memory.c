@@ -8,9 +8,9 @@
 #include <link.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <sys/mman.h>
 
 #include "ksmpy.h"
+#include "os/unhooked.h"
 
 #define SLOTS 1024 /* in the first table; each further one has twice as many */
 #define TABLES 16
@@ -42,12 +42,12 @@ static struct slot *table_at(int number, bool make)
     if (table || !make)
         return table;
     size_t bytes = slots_in(number) * sizeof *table;
-    void *fresh = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *fresh = os_mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (fresh == MAP_FAILED)
         return NULL;
     if (atomic_compare_exchange_strong(&tables[number], &table, fresh))
         return fresh;
-    munmap(fresh, bytes); /* another thread was faster */
+    os_munmap(fresh, bytes); /* another thread was faster */
     return table;
 }
 

@@ -16,12 +16,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/pages.h"
 #include "os/files.h"
 #include "os/guard.h"
+#include "os/unhooked.h"
 
 #define OFFSET_OF_ENTRIES 0x10000000L /* IORING_OFF_SQES */
 #define ENTRY 64 /* bytes; the first one is the request's kind */
@@ -76,7 +76,7 @@ static bool is_there(uintptr_t address)
 
 static void *map_entries(int ring, size_t size)
 {
-    void *entries = mmap(NULL, size, PROT_READ, MAP_SHARED, ring, OFFSET_OF_ENTRIES);
+    void *entries = os_mmap(NULL, size, PROT_READ, MAP_SHARED, ring, OFFSET_OF_ENTRIES);
     return entries == MAP_FAILED ? NULL : entries;
 }
 
@@ -94,7 +94,7 @@ static bool look(int ring, size_t count)
         return false;
     bool larger = more && is_there((uintptr_t)more + size);
     bool only = !larger && is_epoll_only(entries, count);
-    munmap(entries, more ? size + PAGE_SIZE : size);
+    os_munmap(entries, more ? size + PAGE_SIZE : size);
     return only;
 }
 

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -10,7 +11,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "../support/mremap.h"
 #include "base/pages.h"
 #include "check.h"
 #include "freeze/freezer.h"
@@ -54,14 +54,16 @@ static void change_a_part(uintptr_t range)
         munmap(part, bytes);
 }
 
-void *mremap(void *from, size_t before, size_t after, int flags, ...)
+long __real_syscall(long number, ...);
+
+static void *moved(void *from, size_t before, size_t after, int flags, void *to)
 {
-    void *to;
-    MREMAP_TARGET(to, flags);
     if (filtered) {
         errno = EPERM;
         return MAP_FAILED;
     }
+    if (!(flags & MREMAP_FIXED))
+        to = NULL;
     if (to && (uintptr_t)to == refused) {
         refused = 0;
         munmap(to, after);
@@ -71,7 +73,7 @@ void *mremap(void *from, size_t before, size_t after, int flags, ...)
     bool forbids = forbidden && (uintptr_t)from == forbidden;
     if (forbids)
         mprotect(from, before, PROT_NONE);
-    void *got = (void *)syscall(SYS_mremap, from, before, after, flags, to);
+    void *got = (void *)__real_syscall(SYS_mremap, from, before, after, (long)flags, to);
     if (forbids) {
         mprotect(from, before, PROT_READ | PROT_WRITE);
         forbidden = 0;
@@ -81,6 +83,19 @@ void *mremap(void *from, size_t before, size_t after, int flags, ...)
         change_a_part((uintptr_t)to);
     }
     return got;
+}
+
+long __wrap_syscall(long number, ...)
+{
+    va_list rest;
+    long a[6];
+    va_start(rest, number);
+    for (int i = 0; i < 6; i++)
+        a[i] = va_arg(rest, long);
+    va_end(rest);
+    if (number == SYS_mremap)
+        return (long)moved((void *)a[0], a[1], a[2], (int)a[3], (void *)a[4]);
+    return __real_syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 
 /* Every mapped page of the range still has its bytes. */

@@ -313,37 +313,38 @@ static int is_scarce(int flags)
     return 0;
 }
 
-#define MAP_OR_FAIL(name)                                                                          \
-    int error = verdict(flags & MAP_FIXED ? MMAP_FIXED : MMAP, __builtin_return_address(0));       \
-    REAL(name);                                                                                    \
-    if (error && flags & MAP_FIXED)                                                                \
-        leave_gap(address, length);                                                                \
-    if (error || is_scarce(flags)) {                                                               \
-        errno = ENOMEM;                                                                            \
-        return MAP_FAILED;                                                                         \
-    }                                                                                              \
-    return real(address, length, prot, flags, fd, offset)
+/* The extension makes these calls by their numbers, others by the C library's functions. */
+static void *map_or_fail(void *site, void *address, size_t length, int prot, int flags, int fd,
+                         off_t offset)
+{
+    int error = verdict(flags & MAP_FIXED ? MMAP_FIXED : MMAP, site);
+
+    REAL(mmap);
+    if (error && flags & MAP_FIXED)
+        leave_gap(address, length);
+    if (error || is_scarce(flags)) {
+        errno = ENOMEM;
+        return MAP_FAILED;
+    }
+    return real(address, length, prot, flags, fd, offset);
+}
 
 void *mmap(void *address, size_t length, int prot, int flags, int fd, off_t offset)
 {
-    MAP_OR_FAIL(mmap);
+    return map_or_fail(__builtin_return_address(0), address, length, prot, flags, fd, offset);
 }
 
 void *mmap64(void *address, size_t length, int prot, int flags, int fd, off64_t offset)
 {
-    MAP_OR_FAIL(mmap64);
+    return map_or_fail(__builtin_return_address(0), address, length, prot, flags, fd, offset);
 }
 
-void *mremap(void *from, size_t old_length, size_t new_length, int flags, ...)
+static void *move_or_fail(void *site, void *from, size_t old_length, size_t new_length, int flags,
+                          void *to)
 {
-    va_list rest;
-    void *to;
-    int error = verdict(MREMAP, __builtin_return_address(0));
+    int error = verdict(MREMAP, site);
 
     REAL(mremap);
-    va_start(rest, flags);
-    to = va_arg(rest, void *);
-    va_end(rest);
     if (error) {
         if (flags & MREMAP_FIXED)
             leave_gap(to, new_length);
@@ -360,13 +361,6 @@ int munmap(void *address, size_t length)
     return real(address, length);
 }
 
-int mprotect(void *address, size_t length, int prot)
-{
-    REAL(mprotect);
-    FAIL_IF(MPROTECT, -1);
-    return real(address, length, prot);
-}
-
 static int kind_of_advice(int advice)
 {
     enum { POPULATE_READ = 22, POPULATE_WRITE = 23 };
@@ -374,13 +368,6 @@ static int kind_of_advice(int advice)
     if (advice == MADV_DONTNEED)
         return MADV_DROP;
     return advice == POPULATE_READ || advice == POPULATE_WRITE ? MADV_FILL : MADV_FLAG;
-}
-
-int madvise(void *address, size_t length, int advice)
-{
-    REAL(madvise);
-    FAIL_IF(kind_of_advice(advice), -1);
-    return real(address, length, advice);
 }
 
 /* ---- descriptors -------------------------------------------------------------------------- */
@@ -583,13 +570,19 @@ int poll(struct pollfd *fds, nfds_t count, int timeout)
 
 /* ---- the rest ----------------------------------------------------------------------------- */
 
-static int kind_of_syscall(long number)
+static int kind_of_syscall(long number, const long *a)
 {
     switch (number) {
     case SYS_userfaultfd:
         return USERFAULTFD;
     case SYS_mbind:
         return MBIND;
+    case SYS_munmap:
+        return MUNMAP;
+    case SYS_mprotect:
+        return MPROTECT;
+    case SYS_madvise:
+        return kind_of_advice((int)a[2]);
     case SYS_gettid:
     case SYS_futex:
         return PASS;
@@ -602,13 +595,18 @@ long syscall(long number, ...)
 {
     va_list rest;
     long a[6];
+    void *site = __builtin_return_address(0);
 
     REAL(syscall);
     va_start(rest, number);
     for (int i = 0; i < 6; i++)
         a[i] = va_arg(rest, long);
     va_end(rest);
-    FAIL_IF(kind_of_syscall(number), -1);
+    if (number == SYS_mmap)
+        return (long)map_or_fail(site, (void *)a[0], a[1], a[2], a[3], a[4], a[5]);
+    if (number == SYS_mremap)
+        return (long)move_or_fail(site, (void *)a[0], a[1], a[2], a[3], (void *)a[4]);
+    FAIL_IF(kind_of_syscall(number, a), -1);
     return real(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 

@@ -18,6 +18,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
@@ -159,28 +160,36 @@ static void maybe_stop(const char *name, void *return_address)
 
 /* ---- address space ---- */
 
-void *mmap(void *address, size_t length, int prot, int flags, int fd, off_t offset)
+static const char *name_of(long number, long flags)
 {
-    STOP_OR_GO_ON_AS(mmap, flags & MAP_FIXED ? "mmap(MAP_FIXED)" : "mmap");
-    return real(address, length, prot, flags, fd, offset);
+    switch (number) {
+    case SYS_mmap:
+        return flags & MAP_FIXED ? "mmap(MAP_FIXED)" : "mmap";
+    case SYS_mremap:
+        return "mremap";
+    case SYS_munmap:
+        return "munmap";
+    default:
+        return NULL;
+    }
 }
 
-void *mremap(void *from, size_t old_length, size_t new_length, int flags, ...)
+/* The extension makes these calls by their numbers. */
+long syscall(long number, ...)
 {
+    static __typeof__(&syscall) real;
     va_list rest;
-    void *to;
+    long a[6];
 
-    va_start(rest, flags);
-    to = va_arg(rest, void *);
+    if (!real)
+        real = (__typeof__(&syscall))dlsym(RTLD_NEXT, "syscall");
+    va_start(rest, number);
+    for (int i = 0; i < 6; i++)
+        a[i] = va_arg(rest, long);
     va_end(rest);
-    STOP_OR_GO_ON(mremap);
-    return real(from, old_length, new_length, flags, to);
-}
-
-int munmap(void *address, size_t length)
-{
-    STOP_OR_GO_ON(munmap);
-    return real(address, length);
+    if (name_of(number, a[3]))
+        maybe_stop(name_of(number, a[3]), __builtin_return_address(0));
+    return real(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 
 /* ---- files ---- */

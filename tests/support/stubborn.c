@@ -5,10 +5,12 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
-
-#include "mremap.h"
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define PAGE 4096
 
@@ -26,15 +28,21 @@ int stubborn_left(void)
     return atomic_load(&failures);
 }
 
-void *mremap(void *from, size_t before, size_t after, int flags, ...)
+long syscall(long number, ...)
 {
-    void *(*real)(void *, size_t, size_t, int, ...) = dlsym(RTLD_NEXT, "mremap");
-    void *to;
-    MREMAP_TARGET(to, flags);
-    if (to && (uintptr_t)to == target && before == PAGE && atomic_load(&failures) > 0) {
+    long (*real)(long, ...) = dlsym(RTLD_NEXT, "syscall");
+    va_list rest;
+    long a[6];
+
+    va_start(rest, number);
+    for (int i = 0; i < 6; i++)
+        a[i] = va_arg(rest, long);
+    va_end(rest);
+    if (number == SYS_mremap && a[3] & MREMAP_FIXED && (uintptr_t)a[4] == target && a[1] == PAGE &&
+        atomic_load(&failures) > 0) {
         atomic_fetch_sub(&failures, 1);
         errno = ENOMEM;
-        return MAP_FAILED;
+        return -1;
     }
-    return real(from, before, after, flags, to);
+    return real(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }

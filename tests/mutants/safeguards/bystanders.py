@@ -342,7 +342,7 @@ MUTANTS = [
     Mutant(
         "what the dynamic linker has sealed is sealed again",
         file="csrc/os/imports.c",
-        old="    if (sealed && open)\n        mprotect((void *)page, PAGE_SIZE, PROT_READ);\n",
+        old="    if (sealed && open)\n        os_mprotect((void *)page, PAGE_SIZE, PROT_READ);\n",
         new="",
         tests=("test_retries.py::test_libraries_are_led_however_linked[signal+checksum-at once]",),
     ),

@@ -223,4 +223,14 @@ MUTANTS = [
         new="return flags >= 0;",
         tests=("c/test_dio.c::test_what_is_read_briefly_is_closed_alone",),
     ),
+    Mutant(
+        "who stands in for mmap() is not called",
+        file="csrc/os/unhooked.h",
+        old="    return (void *)syscall(SYS_mmap, address, bytes, (long)rights, (long)flags, "
+        "(long)fd, offset);\n",
+        new="    return mmap(address, bytes, rights, flags, fd, offset);\n",
+        tests=(
+            "test_profilers.py::test_a_profiler_sees_no_mapping_of_the_engine[signal+wp-async-life]",
+        ),
+    ),
 ]
