@@ -30,7 +30,9 @@ __all__ = [
     "event",
     "forget_current",
     "hide",
+    "ident",
     "is_current",
+    "pause",
     "start",
 ]
 
@@ -113,9 +115,21 @@ _FAULTS = {
 }
 
 
+def ident() -> int:
+    """The number of the interpreter's thread that this is."""
+    return int(_own.get_ident())
+
+
+def pause(seconds: float) -> None:
+    """Let the interpreter's other threads run for so long."""
+    lock = Lock()
+    lock.acquire()
+    lock.acquire(timeout=seconds)
+
+
 def is_current(thread: Thread) -> bool:
     """Whether the caller is this very thread."""
-    return bool(thread.ident == _own.get_ident())
+    return thread.ident == ident()
 
 
 _hidden = [False]
@@ -206,8 +220,6 @@ class _Thread:
         if not self._over.wait(timeout):
             return
         # It still has to tell the interpreter that it ends, which may be ended next.
-        pause = Lock()
-        pause.acquire()
         deadline = time.monotonic() + _ENDING_SECONDS
         while os.path.exists(self._task) and time.monotonic() < deadline:
-            pause.acquire(timeout=0.001)
+            pause(0.001)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import gc
 import mmap
@@ -691,6 +692,58 @@ def test_close_while_others_work(make_engine: Any) -> None:
         for arr in data:
             assert not oracle.maps_store(*memory.span(arr))
             assert np.array_equal(arr, pattern(11))
+
+
+@contextlib.contextmanager
+def being_released(region: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """While another thread gives its pages back, which takes that thread some time longer."""
+    native = region._home._native
+    release, begun, go_on = native.release, threading.Event(), threading.Event()
+
+    def slowly(number: int, *, discard: bool) -> None:
+        begun.set()
+        assert go_on.wait(patience(10))
+        release(number, discard=discard)
+
+    monkeypatch.setattr(native, "release", slowly)
+    thread = threading.Thread(target=region.release)
+    thread.start()
+    assert begun.wait(patience(10))
+    monkeypatch.setattr(native, "release", release)
+    later = threading.Timer(0.05, go_on.set)
+    later.start()
+    yield
+    later.join()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    "take", [lambda engine, data: engine.register(data), lambda engine, data: engine.track(data)[0]]
+)
+def test_what_another_thread_is_about_to_end_makes_way(
+    take: Any, auto: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a tensor has moved, and the next one has got its memory: the scanner's thread may
+    be the first to notice.
+    """
+    data = ksmpy.copy(pattern(21))
+    with being_released(auto.register_range(*memory.span(data)), monkeypatch):
+        region = take(auto, data)
+    assert auto.regions() == (region,)
+    auto._core.check()
+
+
+def test_what_another_thread_is_about_to_end_has_ended(
+    auto: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When release() returns, whoever has called it."""
+    first, second = merged_pair(auto, lambda: ksmpy.copy(pattern(22)))
+    region, other = auto.regions()
+    with being_released(region, monkeypatch):
+        region.release()
+        assert not oracle.maps_store(region.address, region.nbytes)
+    assert auto.regions() == (other,)
+    assert np.array_equal(first, second)
 
 
 def test_many_threads_register_and_release(auto: Any) -> None:

@@ -158,6 +158,10 @@ class Core:
         """The regions that have a page in [start, end); page-aligned."""
         return self._regions.overlapping(start, end)
 
+    def is_ending(self, start: int, end: int) -> bool:
+        """Whether another thread is just ending a region in [start, end)."""
+        return not self.inherited and self._regions.is_ending(start, end)
+
     def sweep(self) -> None:
         """End the regions whose owners only ksmpy still holds, or whose memory has moved."""
         self._regions.sweep()

@@ -52,6 +52,9 @@ class Home(Protocol):
     def overlapping(self, start: int, end: int) -> Iterator[Region]:
         """The regions that have a page in [start, end); page-aligned."""
 
+    def is_ending(self, start: int, end: int) -> bool:
+        """Whether another thread is just ending a region in [start, end)."""
+
     def inherit(self) -> None:
         """Become the copy in a forked child."""
 

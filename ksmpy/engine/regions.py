@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from operator import index
 
-from ksmpy import native
+from ksmpy import native, threads
 from ksmpy.engine import registry
 from ksmpy.engine.numa import Placement
 from ksmpy.engine.region import Home, Region
@@ -68,6 +68,8 @@ class Regions:
         # Keyed by the Region, since the native engine uses a number again as soon as it is free.
         self._all: dict[Region, None] = {}
         self._numbers: dict[int, Region] = {}
+        # By number: the thread that gives a region's pages back, while it does.
+        self._ending: dict[int, int] = {}
         self._held: dict[Region, None] = {}
         self._watched: dict[Region, None] = {}
         self._swept = 0
@@ -87,6 +89,7 @@ class Regions:
     def inherit(self) -> None:
         """Become the copy in a forked child, where no thread is inside ask_for_flags()."""
         self._asking = {}
+        self._ending = {}
 
     # ---- coming -------------------------------------------------------------------------
 
@@ -165,6 +168,11 @@ class Regions:
             raise RegionError(f"{what} is empty")
         if end <= start:
             raise RegionError(f"{what} ({buffer.nbytes} bytes) holds no whole 4096-byte page")
+        self._clear(home, start, end, what)
+        while registry.until_ended(start, end):
+            self._clear(home, start, end, what)
+
+    def _clear(self, home: Home, start: int, end: int, what: str) -> None:
         for region in registry.overlapping(start, end):
             if not region._home.inherited:
                 region._home.drop_lost()
@@ -235,6 +243,7 @@ class Regions:
     def _note(self, region: Region, *, unasked: bool) -> None:
         self._all[region] = None
         self._numbers[region._number] = region
+        self._ending.pop(region._number, None)  # Ctrl-C may have left it there
         if unasked:
             self._unasked[region] = None
         if isinstance(region._lifetime, Held):
@@ -357,10 +366,10 @@ class Regions:
         """
         try:
             # Several threads may want to end it: the one that takes it out of the dict does so.
-            if self._all.pop(region, region) is region:
-                return
-            self._release(region, discard)
-            self._forget(region)
+            others = self._all.pop(region, region) is region
+            if not others:
+                self._release(region, discard)
+                self._forget(region)
         except BaseException as error:
             # Also KeyboardInterrupt, at any place above, and RecursionError, after which nothing
             # may be asked, either: then it stays, and is ended once more.
@@ -371,14 +380,32 @@ class Regions:
             self._forget(region)
             if not isinstance(error, OSError) or error.errno != errno.ENOENT:
                 raise
+            return
+        # Who ends a region may do with its memory what it likes, so it has to be over by then.
+        if others and registry.until_ended(region.address, region.address + region.nbytes):
+            if region in self._all:  # it could not be ended there
+                self.end(region, discard=discard)
+
+    def is_ending(self, start: int, end: int) -> bool:
+        """Whether another thread is giving back the pages of the lowest region in [start, end)."""
+        try:
+            number = self._native.find_region(start, end - start) if self._ending else None
+        except KsmpyError:  # closed
+            return False
+        this = threads.ident()
+        return number is not None and self._ending.get(number, this) != this
 
     def _release(self, region: Region, discard: bool) -> None:
         # As soon as it is released, a new region may get the number.
-        known = self._numbers.pop(region._number, None)
-        if known is not None and known is not region:
-            self._numbers[region._number] = known
-        elif known is region or self._is_native(region):
-            self._native.release(region._number, discard=discard)
+        try:
+            self._ending[region._number] = threads.ident()
+            known = self._numbers.pop(region._number, None)
+            if known is not None and known is not region:
+                self._numbers[region._number] = known
+            elif known is region or self._is_native(region):
+                self._native.release(region._number, discard=discard)
+        finally:
+            self._ending.pop(region._number, None)
 
     def _is_native(self, region: Region) -> bool:
         try:

@@ -12,12 +12,12 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from ksmpy import native
+from ksmpy import native, threads
 
 if TYPE_CHECKING:
     from ksmpy.engine.region import Home, Region
 
-__all__ = ["anchor", "enter", "leave", "let_go", "live", "new_serial", "overlapping"]
+__all__ = ["anchor", "enter", "leave", "let_go", "live", "new_serial", "overlapping", "until_ended"]
 
 _numbers = itertools.count(1)
 _engines: dict[int, weakref.ref[Home]] = {}
@@ -62,6 +62,23 @@ def overlapping(start: int, end: int) -> Iterator[Region]:
     """The regions of all engines that have a page in [start, end)."""
     for engine in live():
         yield from engine.overlapping(start, end)
+
+
+# To give back what a region has merged takes half a second a GiB.
+_ENDING_SECONDS = 10.0
+
+
+def until_ended(start: int, end: int) -> bool:
+    """Wait until no other thread is ending a region in [start, end), for some seconds at the most.
+    Whether one was, and is not any more.
+    """
+    was, deadline = False, time.monotonic() + _ENDING_SECONDS
+    while any(engine.is_ending(start, end) for engine in live()):
+        if time.monotonic() > deadline:
+            return False
+        was = True
+        threads.pause(0.001)
+    return was
 
 
 # The garbage collector's callback comes many times a second for the youngest objects. Sweeps are at
