@@ -46,8 +46,8 @@
 #define SLICE_VISITED 8192 /* pages passed over before other threads get the lock */
 #define AGE_MAX 15 /* what a page's record has bits for; skips_of() is the same from 9 on */
 /*
- * After so many ns a slice ends at the next huge page, so that a huge page is merged as one; after
- * CUT times as long it ends anywhere.  Who waits for the engine's lock waits that long.
+ * After so many ns a slice ends at the next huge page, after CUT times as long anywhere.  The run that is
+ * being collected goes on in the next one: the huge pages of its frames are asked for together.
  */
 #define LONG_SLICE_NS 4000000
 #define CUT 8
@@ -361,7 +361,7 @@ void scan_drop(struct scanner *scanner)
     plan_drop(scanner->merger);
 }
 
-/* Looks at pages until the slice is over; false: that is before its time, since somebody waits. */
+/* Looks at pages until the slice is over; false: the run that is being collected goes on behind it. */
 static bool visit_pages(struct scanner *scanner, const struct region *region, uint64_t max_pages,
                         bool eager)
 {
@@ -373,12 +373,11 @@ static bool visit_pages(struct scanner *scanner, const struct region *region, ui
         uintptr_t place =
             run_place(scanner->pages, &scanner->run, region->address + bytes_of(window->at));
         bool at_start = run_starts_at(place);
-        if (takes_long(merger->slice_began_ns, visited, place))
-            break;
         if (window->at >= region->n || region_is_left_alone(region) || scanned >= max_pages ||
             (scanned && at_start) || scanner->unreadable)
             break;
-        if (visited && merger_is_awaited(merger))
+        if (takes_long(merger->slice_began_ns, visited, place) ||
+            (visited && merger_is_awaited(merger)))
             return false;
         if (window->at >= window->first + window->n || window->at < window->first || !window->n)
             window_open(scanner, region, eager);

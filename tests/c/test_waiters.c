@@ -34,6 +34,7 @@ static int way, tracking;
 static bool somebody; /* waits, at each look */
 enum { LOOK_NS = 240000 }; /* longer than a slice takes at least, and half as long as one at most */
 static uint64_t stopped_clock; /* on which each look takes LOOK_NS if somebody waits */
+static uint64_t look_ns; /* and so long if nobody does */
 static unsigned cuts; /* hand-overs in the middle of a run */
 static void (*between)(void);
 static unsigned at_cut; /* after so many of them */
@@ -41,7 +42,7 @@ static unsigned at_cut; /* after so many of them */
 uint64_t __real_os_now_ns(void);
 uint64_t __wrap_os_now_ns(void)
 {
-    stopped_clock += somebody ? LOOK_NS : 0;
+    stopped_clock += somebody ? LOOK_NS : look_ns;
     return stopped_clock ? stopped_clock : __real_os_now_ns();
 }
 
@@ -71,11 +72,13 @@ void __wrap_pass_lets_others_in(ksmpy_engine *sliced)
 }
 
 static void (*while_collapsing)(void);
+static uint64_t collapsed; /* frames by the last call */
 
 uint64_t __real_extents_collapse(const struct store *store, uint32_t first, uint64_t n, int *error);
 uint64_t __wrap_extents_collapse(const struct store *store, uint32_t first, uint64_t n, int *error)
 {
     uint64_t huge = __real_extents_collapse(store, first, n, error);
+    collapsed = n;
     if (while_collapsing) {
         between = while_collapsing;
         while_collapsing = NULL;
@@ -646,8 +649,24 @@ static void runs_end_while_their_frames_become_huge(void)
     }
 }
 
+/* Slices that end by time, each at a huge page, do not end the run that is being collected. */
+static void runs_go_on_behind_a_long_slice(void)
+{
+    REQUIRE(open_arrays());
+    collapsed = 0;
+    stopped_clock = __real_os_now_ns();
+    look_ns = LOOK_NS;
+    scan(engine, KSMPY_SCAN_EAGER);
+    look_ns = stopped_clock = 0;
+    CHECK(!collapsed || collapsed == 2 * HUGE_PAGES);
+    CHECK(shared_of(region_a) == PAGES && shared_of(region_b) == PAGES && sound(engine));
+    CHECK(filled(a, PAGES, 1) && filled(b, PAGES, 1));
+    close_all();
+}
+
 static void run_all(void)
 {
+    RUN(runs_go_on_behind_a_long_slice);
     RUN(all_pairs_are_merged);
     RUN(the_page_behind_a_run_is_visited_once);
     RUN(pages_go_onto_frames_that_are_there);

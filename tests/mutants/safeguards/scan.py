@@ -58,8 +58,8 @@ MUTANTS = [
     Mutant(
         "a slice ends by time",
         file="csrc/scan/scan.c",
-        old="        if (takes_long(merger->slice_began_ns, visited, place))\n            break;\n",
-        new="",
+        old="takes_long(merger->slice_began_ns, visited, place) ||\n",
+        new="false ||\n",
         tests=("c/test_engine.c::slices_end_by_time",),
     ),
     Mutant(
