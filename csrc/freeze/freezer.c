@@ -217,7 +217,7 @@ uint64_t freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n)
         (fz->ops->holds_up_writers_only || os_is_huge(fz->pagemap_fd, address)))
         return HUGE_PAGES;
     n = least(n, rest);
-    return least(n, FREEZE_MAX);
+    return fz->ops->holds_up_writers_only ? n : least(n, FREEZE_MAX);
 }
 
 /* How many leading pages the kernel does not need as the stack of a thread's signals. */

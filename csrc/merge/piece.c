@@ -1,5 +1,5 @@
 /*
- * One piece of a run: a huge page, or at most FREEZE_MAX small ones.
+ * One piece of a run: a huge page, or small ones as many as freeze_reach() says.
  *
  * Freeze, compare every page with its frame, map the equal ones, give the others back, thaw.
  * Bookkeeping comes after the thaw, so that nobody waits for it.

@@ -421,6 +421,19 @@ static void what_is_allowed_stays_allowed(void)
     give_back(&fz, range);
 }
 
+/* Where readers go on, what lies in the place of a huge page is frozen together, and nothing behind it. */
+static void a_freeze_ends_where_it_holds_somebody_up(void)
+{
+    struct freezer fz;
+    uintptr_t place = (uintptr_t)os_alloc_in_step(bytes_of(2 * HUGE_PAGES), 0);
+    uint64_t most = way == KSMPY_FREEZE_UFFD_WP ? HUGE_PAGES - 1 : FREEZE_MAX;
+    REQUIRE(place && freezer_init(&fz, way, false) == 0);
+    CHECK(freeze_reach(&fz, place + PAGE_SIZE, 2 * HUGE_PAGES - 1) == most);
+    CHECK(freeze_reach(&fz, place + PAGE_SIZE, 5) == 5);
+    freezer_destroy(&fz);
+    os_unmap((void *)place, bytes_of(2 * HUGE_PAGES));
+}
+
 /* The page that lends a shadow its identity, too, which otherwise would hand the rights on. */
 static void a_shadow_forbids_nothing(void)
 {
@@ -877,6 +890,7 @@ int main(void)
         if (!here)
             continue;
         freezer_destroy(&fz);
+        RUN(a_freeze_ends_where_it_holds_somebody_up);
         RUN(a_move_that_fails_halfway_is_made_good);
         RUN(no_handler_is_called_while_something_is_frozen);
         if (way == KSMPY_FREEZE_SIGNAL)
