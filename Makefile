@@ -51,6 +51,9 @@ FIELD_SMALL := gunicorn gevent joblib uvicorn uvloop celery distributed
 FIELD := $(FIELD_SMALL) uwsgi aiohttp tornado hypercorn granian ray ipykernel pandas pyarrow onnx onnxruntime faiss-cpu \
 	lightgbm xgboost-cpu scikit-learn polars numba mpi4py openmpi $(TORCH)
 
+# The tests start some thousand interpreters, which would all compile what they import.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help venv build test test-all test-user test-user-all test-c soak soak-store soak-regions lint format bench demo asan ubsan tsan mutants vm vm-short vm-arm64 clean test-torch test-field field test-pythons docs wheels wheels-test FORCE
 

@@ -159,6 +159,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=left_out)
 
 
+def pytest_collection_finish() -> None:
+    """What is there before the first test is for the collector to pass over from here on.
+
+    It is looked through after each test otherwise, which takes longer than most tests do.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(params=MODES, ids=str)
 def mode(request: pytest.FixtureRequest) -> Mode:
     """Each way of freezing with each way of tracking that this machine offers."""

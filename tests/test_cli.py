@@ -179,10 +179,16 @@ def test_a_reader_that_goes_away_is_no_error(arguments: tuple[str, ...]) -> None
 @pytest.mark.parametrize(
     "words",
     [
-        "--version", "--help", "no-such-command", "doctor", "stats", "stats 999999999",
-        "top --count 1", "store list", "kernel status", "analyze {pid} --top 1",
-        pytest.param("bench --size 1M", marks=needs_engine),
-        pytest.param("report {pid} -o -", marks=needs_engine),
+        "--version", "no-such-command", "stats", "store list",
+        *(
+            pytest.param(words, marks=pytest.mark.rest)
+            for words in (
+                "--help", "doctor", "stats 999999999", "top --count 1", "kernel status",
+                "analyze {pid} --top 1",
+            )
+        ),
+        pytest.param("bench --size 1M", marks=[needs_engine, pytest.mark.rest]),
+        pytest.param("report {pid} -o -", marks=[needs_engine, pytest.mark.rest]),
     ],
 )  # fmt: skip
 def test_a_closed_stream_gets_nothing_and_changes_nothing(words: str, merged: int) -> None:

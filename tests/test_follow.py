@@ -685,7 +685,14 @@ def test_a_folder_named_ksmpy_is_no_hindrance(tmp_path: Path) -> None:
     assert (told.returncode, told.stdout, told.stderr) == (0, "True\n", "")
 
 
-@pytest.mark.parametrize("name", ["logging", "dataclasses", "weakref"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "logging",
+        pytest.param("dataclasses", marks=pytest.mark.rest),
+        pytest.param("weakref", marks=pytest.mark.rest),
+    ],
+)
 def test_a_programs_own_modules_are_its_to_import(tmp_path: Path, name: str) -> None:
     """One whose name the standard library has too: nobody else runs it, or takes its place."""
     (tmp_path / f"{name}.py").write_text("print('imported')\nMINE = 1")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import TRACKINGS, Mode
+from conftest import Mode
 from support import memory, oracle
 from support.memory import HUGE
 from support.oracle import PAGE
@@ -135,8 +135,15 @@ assert merged > SIZE // 4096 and min(calls.values()) > 100 and len(calls) == 3, 
 """
 
 
-@pytest.mark.parametrize("tracking", TRACKINGS)
-@pytest.mark.parametrize("user", ["this user", "nobody"])
+@pytest.mark.parametrize(
+    ("user", "tracking"),
+    [
+        ("this user", "wp-async"),
+        ("nobody", "checksum"),
+        pytest.param("this user", "checksum", marks=pytest.mark.rest),
+        pytest.param("nobody", "wp-async", marks=pytest.mark.rest),
+    ],
+)
 def test_reading_calls_never_fail(user: str, tracking: str) -> None:
     """System calls that read merged memory succeed, through merging and all the ways back."""
     reason = Mode("uffd-wp", tracking).missing()
