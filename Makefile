@@ -51,7 +51,7 @@ FIELD_SMALL := gunicorn gevent joblib uvicorn uvloop celery distributed
 FIELD := $(FIELD_SMALL) uwsgi aiohttp tornado hypercorn granian ray ipykernel pandas pyarrow onnx onnxruntime faiss-cpu \
 	lightgbm xgboost-cpu scikit-learn polars numba mpi4py openmpi $(TORCH)
 
-# The tests start some thousand interpreters, which would all compile what they import.
+# The tests start hundreds of interpreters, which would each compile what they import.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help

@@ -707,7 +707,7 @@ def test_a_programs_own_modules_are_its_to_import(tmp_path: Path, name: str) -> 
     same(tmp_path, code, env=environment(**SMALL))
 
 
-@pytest.mark.parametrize("moving", ["a while", "for ever"])
+@pytest.mark.parametrize("moving", ["a while", pytest.param("for ever", marks=pytest.mark.rest)])
 def test_nothing_is_imported_among_objects_that_come_and_go(moving: str, tmp_path: Path) -> None:
     """Python could not give their memory back: an engine waits, but not for ever."""
     code = """
@@ -758,7 +758,7 @@ def test_a_program_without_memory_is_followed_once_it_has_some(tmp_path: Path) -
     assert (told.returncode, told.stdout, told.stderr) == (0, "True\n", "")
 
 
-@pytest.mark.parametrize("free", ["later", "at times"])
+@pytest.mark.parametrize("free", [pytest.param("later", marks=pytest.mark.rest), "at times"])
 def test_a_program_without_descriptors_is_followed_once_it_has_some(
     free: str, tmp_path: Path
 ) -> None:
@@ -920,19 +920,17 @@ while True:
 """
 
 
-def test_it_ends_as_ever_where_nobody_reads_stderr(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), pytest.param(("--report",), marks=pytest.mark.rest)], ids=str)
+def test_it_ends_as_ever_where_nobody_reads_stderr(more: tuple[str, ...], tmp_path: Path) -> None:
     """What ksmpy has to say, of a process that it cannot follow, is not worth the program."""
     code = "sleep 1; $0 -I -c 'import time; time.sleep(2)'; touch over; exit 7"
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        arguments = command("--", "sh", "-c", code, sys.executable)
+        arguments = command(*more, "--", "sh", "-c", code, sys.executable)
         options: dict[str, Any] = {"cwd": tmp_path, "env": environment(), "stderr": writing}
-        for more in ([], ["--report"]):
-            (tmp_path / "over").unlink(missing_ok=True)
-            told = [*arguments[:4], *more, *arguments[4:]]
-            assert subprocess.run(told, timeout=LIMIT, **options).returncode == 7
-            assert (tmp_path / "over").exists()
+        assert subprocess.run(arguments, timeout=LIMIT, **options).returncode == 7
+        assert (tmp_path / "over").exists()
     finally:
         os.close(writing)
 

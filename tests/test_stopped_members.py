@@ -122,14 +122,14 @@ def test_what_asks_the_store_is_told_who_has_it(stopped: Stopped) -> None:
     stopped.stop()
     for work, arguments in asked.items():
         peers[work].start("refused", work, *arguments)
+    with pytest.raises(StoreError) as caught:
+        stopped.store.stats()
+    assert caught.value.errno == errno.ETIMEDOUT
     for work, peer in peers.items():
         number, text, longest = peer.answer()
         assert number == errno.ETIMEDOUT, work
         assert "the anonymous store" in text and f"process {stopped.holder.pid};" in text, work
         assert longest < SOON, work
-    with pytest.raises(StoreError) as caught:
-        stopped.store.stats()
-    assert caught.value.errno == errno.ETIMEDOUT
     stopped.go_on()
     for peer in peers.values():
         peer.call("scan")

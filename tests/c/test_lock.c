@@ -141,7 +141,7 @@ static void a_lock_is_given_back_once(void)
 /* What takes the kernel long is done without the lock, and what was announced stays so. */
 static void nobody_waits_while_memory_is_asked_for(void)
 {
-    enum { MANY = 60000, PAGE_BYTES = 16 * PAGE_SIZE };
+    enum { MANY = 20000, PAGE_BYTES = 16 * PAGE_SIZE };
     REQUIRE(open_pair());
     uint64_t before = one.head->announced_size, found = 0;
     for (uint64_t i = 0; i < 2; i++) { /* what lies at the start of the events' memory */
