@@ -69,8 +69,8 @@ build: $(VENV)/.installed-build ## compile the extension and install ksmpy into 
 test: $(VENV)/.installed-test ## is all well? Every part, every mode, short forms, on two processors (PYTEST_ARGS="-k name")
 	$(BIN)/python -m tests.halves --short $(PYTEST_ARGS)
 
-test-all: $(VENV)/.installed-test ## every test in every mode
-	$(BIN)/pytest $(PYTEST_ARGS)
+test-all: $(VENV)/.installed-test ## every test in every mode, on two processors
+	$(BIN)/python -m tests.halves $(PYTEST_ARGS)
 
 test-user: $(VENV)/.installed-test ## test as an ordinary user, from a copy of the tree, when started as root
 	tests/as_user.sh $(BIN)/python --short $(PYTEST_ARGS)

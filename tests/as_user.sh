@@ -4,7 +4,7 @@
 set -eu
 python=$1
 shift
-[ "$(id -u)" = 0 ] || exec "$python" -m pytest "$@"
+[ "$(id -u)" = 0 ] || exec "$python" -m tests.halves "$@"
 
 user=65534
 drop="setpriv --reuid=$user --regid=$user --clear-groups --bounding-set=-all"
@@ -51,4 +51,4 @@ cd "$place/tree"
 exec $drop env HOME="$place/home" TMPDIR="$place/tmp" PYTHONPATH="$place/tree" sh -c 'exec "$0" "$@"' "$@"
 SHOW
 unshare --mount sh "$place/show.sh" "$place" "$drop" "$base" "$venv" -- \
-    "$tree/${python#"$tree/"}" -m pytest "$@"
+    "$tree/${python#"$tree/"}" -m tests.halves "$@"

@@ -26,7 +26,7 @@ ONE_AT_A_TIME = frozenset(
     " test_rbtree test_soak test_stale_neighbours test_stale_nodes test_unprivileged".split()
 )
 #: So the halves take equally long.
-MIDDLE = "test_inv"
+MIDDLE = "test_inj"
 
 
 def half_of(module: str) -> int:
