@@ -1,4 +1,7 @@
-/* Where each knob is defined. */
+/*
+ * Setting and reading knobs (ksmpy.cdef.h has their names): their bounds, and the defaults of those
+ * that are an engine's own.  Those that all who share a store follow are in store/rules.h.
+ */
 #ifndef KSMPY_ENGINE_KNOBS_H
 #define KSMPY_ENGINE_KNOBS_H
 

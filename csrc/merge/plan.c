@@ -7,9 +7,9 @@
 #include "base/pages.h"
 #include "merge/bar.h"
 #include "merge/budget.h"
+#include "merge/exchange.h"
 #include "merge/merger.h"
 #include "merge/onto_frames.h"
-#include "merge/piece.h"
 #include "merge/publish.h"
 #include "merge/refusal.h"
 #include "merge/run.h"
@@ -45,7 +45,7 @@ bool plan_is_full(const struct merger *merger)
     return merger->plan.full && plan_joined(&merger->plan);
 }
 
-/* As new_mappings() in piece.c, and one less for each neighbour with which it is one mapping. */
+/* As new_mappings() in exchange.c, and one less for each neighbour with which it is one mapping. */
 static int64_t new_mappings(const struct pages *pages, uint32_t id, uint32_t frame)
 {
     const struct region *region = region_at(pages, region_of(pages, id));

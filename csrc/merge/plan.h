@@ -7,9 +7,9 @@
  *   exchanged  in the order of their addresses, neighbours in one piece
  *
  * So freezing, comparing and thawing are paid by piece, and the first of each pair become one
- * mapping.  A planned page is SEEN, and its link says which frame it has joined.  Whatever else
- * becomes of it meanwhile (it is written, unregistered, unmerged) makes it something else, and its
- * entry void: then only the frame is left.  Pairs wait within a slice, the plan within a call.
+ * mapping.  A planned page is SEEN, and its link says which frame it has joined.  If it is
+ * written, unregistered or unmerged meanwhile it is in another state, and its entry is void: then
+ * nothing is exchanged, and the page leaves the frame that it had joined.  Pairs wait within a slice, the plan within a call.
  */
 #ifndef KSMPY_MERGE_PLAN_H
 #define KSMPY_MERGE_PLAN_H
@@ -23,7 +23,10 @@
 void plan_begin_slice(struct merger *merger);
 /* false: it is to be carried out at once. */
 bool plan_run(struct merger *merger, const struct run *run);
-/* Does a pair wait for a frame that has this checksum? Perhaps, if so it says. */
+/*
+ * Does a pair with this checksum wait for its frame?  false is certain; true is not, as only a bit of
+ * each checksum's hash is kept.
+ */
 bool plan_has_pair_of(const struct plan *plan, uint64_t sum);
 /* Pairs get their frames. */
 void plan_make_frames(struct merger *merger);

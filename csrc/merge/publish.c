@@ -1,7 +1,7 @@
 #include "merge/publish.h"
 
 #include "base/pages.h"
-#include "merge/piece.h"
+#include "merge/exchange.h"
 #include "os/arena.h"
 #include "os/guard.h"
 #include "pages/pages.h"

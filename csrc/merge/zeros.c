@@ -6,8 +6,8 @@
 
 #include "base/pages.h"
 #include "freeze/freezer.h"
+#include "merge/exchange.h"
 #include "merge/merger.h"
-#include "merge/piece.h"
 #include "merge/refusal.h"
 #include "os/arena.h"
 #include "os/guard.h"

@@ -64,20 +64,20 @@ static int64_t ask_written(int pagemap_fd, uintptr_t address, uint64_t n, uint64
     return ask(pagemap_fd, request, ranges, max, next);
 }
 
-int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
-                   int64_t max, uintptr_t *next)
+int64_t os_arm_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                       int64_t max, uintptr_t *next)
 {
     return ask_written(pagemap_fd, address, n, 0, ranges, max, next);
 }
 
-int64_t os_written_there(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
-                         int64_t max, uintptr_t *next)
+int64_t os_arm_written_there(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                             int64_t max, uintptr_t *next)
 {
     return ask_written(pagemap_fd, address, n, IS_PRESENT | IS_SWAPPED, ranges, max, next);
 }
 
-int64_t os_written_so_far(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
-                          int64_t max, uintptr_t *next)
+int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                   int64_t max, uintptr_t *next)
 {
     struct scan_request request = {
         .start = address,

@@ -52,12 +52,12 @@ static bool try_written(int pagemap_fd, int fd, uint8_t *memory)
     memory[0] = 1;
     if (os_uffd_register(fd, address, 1, OS_UFFD_WP) < 0)
         return false;
-    if (os_written(pagemap_fd, address, 1, range, 2, &next) != 1)
+    if (os_arm_written(pagemap_fd, address, 1, range, 2, &next) != 1)
         return false;
-    if (os_written(pagemap_fd, address, 1, range, 2, &next) != 0)
+    if (os_arm_written(pagemap_fd, address, 1, range, 2, &next) != 0)
         return false;
     *(volatile uint8_t *)memory = 2;
-    return os_written(pagemap_fd, address, 1, range, 2, &next) == 1;
+    return os_arm_written(pagemap_fd, address, 1, range, 2, &next) == 1;
 }
 
 static bool probe_written(void)

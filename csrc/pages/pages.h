@@ -115,10 +115,10 @@ struct chunk { /* of page ids */
     bool visited;
     bool sampled; /* when it was last found written, in the pass whose number is sampled_in */
     uint8_t write_hot : 2; /* visits in a row that found all of its pages written */
-    uint8_t distrust : 3; /* how long it has to rest before it is asked about: scan/sample.c */
+    uint8_t distrust : 3; /* how long it has to rest before it is asked about: scan/chunk_plan.c */
     uint8_t quiet : 1; /* the last answer was that not all of its pages were written */
     uint16_t unsettled; /* pages that a pass has to visit though they were not written */
-    uint16_t written_at; /* the time, in ticks of scan/sample.c, when it was last found written */
+    uint16_t written_at; /* when it was last found written, in ticks of scan/chunk_plan.c */
     uint32_t sampled_in;
     uint32_t samples[SAMPLES]; /* checksums */
 };

@@ -19,7 +19,7 @@
 #include "pages/candidates.h"
 #include "pages/pages.h"
 #include "pages/records.h"
-#include "scan/sample.h"
+#include "scan/chunk_plan.h"
 #include "scan/scanner.h"
 
 #define RANGES 256
@@ -205,7 +205,7 @@ static void forget_written(struct scanner *scanner, uint32_t id, uint64_t at, ui
 
 /*
  * Asks what was written of a region's pages [first, last).  Stretches of overlays as long as a huge
- * page are asked about on their own, as os_written_there() says.
+ * page are asked about on their own, as os_arm_written_there() says.
  */
 static void ask_written(struct scanner *scanner, const struct region *region, uint64_t first,
                         uint64_t last)
@@ -216,11 +216,11 @@ static void ask_written(struct scanner *scanner, const struct region *region, ui
         n = pages_alike(scanner->pages, id, last - at, PAGE_SHARED);
         if (n < HUGE_PAGES || !is_shared(scanner->pages, id))
             continue;
-        ask(scanner, os_written, region, first, at, written, zero);
-        ask(scanner, os_written_there, region, at, at + n, written, zero);
+        ask(scanner, os_arm_written, region, first, at, written, zero);
+        ask(scanner, os_arm_written_there, region, at, at + n, written, zero);
         first = at + n;
     }
-    ask(scanner, os_written, region, first, last, written, zero);
+    ask(scanner, os_arm_written, region, first, last, written, zero);
 }
 
 /* Do both plans ask in the same way? */
@@ -238,7 +238,7 @@ static void ask_stretch(struct scanner *scanner, const struct region *region, en
     if (!is_asked(plan))
         set_bits(window->written, at, end);
     else if (plan == CHUNK_LOOK)
-        ask(scanner, os_written_so_far, region, first, last, window->written, window->zero);
+        ask(scanner, os_written, region, first, last, window->written, window->zero);
     else
         ask_written(scanner, region, first, last);
 }

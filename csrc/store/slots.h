@@ -12,7 +12,10 @@
 #include "store/layout.h"
 #include "store/store.h"
 
-/* -EUSERS: all are taken; -EBADF: the program has closed the files; or as a lease. */
+/*
+ * Takes a free slot, and the lease by which others see that this process lives.  -EUSERS: no slot is
+ * free; -EBADF: the program has closed the store's files; or as os_lease_take().
+ */
 KSMPY_MAY_REFUSE int slot_claim(struct store *store, enum slot_kind kind, unsigned *slot,
                                 void **lease);
 bool slot_is_held(const struct store *store, unsigned slot);
@@ -25,7 +28,10 @@ void store_disinherit(const struct store *store);
 void slot_sign(const struct store *store);
 /* The child of that fork got no slot, and holds ours: what it maps must outlast us. */
 void slots_lose(struct store *store, uint32_t fork);
-/* May a child forked after a frame was born and before now map it? As of the last reaping. */
+/*
+ * May a forked child still map the frame, or is it pinned?  Then it is not to be freed.  A child that
+ * has died counts until slots_reap() has noticed it.
+ */
 bool store_leased(const struct store *store, const struct frame *frame);
 
 /* Where the sharers of a slot are counted, in the file: uint32_t for each frame. */

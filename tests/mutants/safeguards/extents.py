@@ -121,8 +121,8 @@ MUTANTS = [
     Mutant(
         "what is not mapped is not armed",
         file="csrc/scan/window.c",
-        old="        ask(scanner, os_written_there,",
-        new="        ask(scanner, os_written,",
+        old="        ask(scanner, os_arm_written_there,",
+        new="        ask(scanner, os_arm_written,",
         tests=("test_huge_frames.py::test_processes_share_huge_pages[uffd-wp+wp-async]",),
     ),
     Mutant(

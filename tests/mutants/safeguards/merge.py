@@ -7,7 +7,7 @@ from ..mutant import Mutant
 MUTANTS = [
     Mutant(
         "frames that nobody has joined are not touched",
-        file="csrc/merge/piece.c",
+        file="csrc/merge/exchange.c",
         old="    n = row_length(piece, n);",
         new="    row_length(piece, n);",
         tests=(
@@ -16,7 +16,7 @@ MUTANTS = [
     ),
     Mutant(
         "bytes are compared, not checksums",
-        file="csrc/merge/piece.c",
+        file="csrc/merge/exchange.c",
         old="compare_live(frame, view + bytes_of(i)) == 0",
         new="checksum_of(frame, PAGE_SIZE) == checksum_of(view + bytes_of(i), PAGE_SIZE)",
         tests=("c/test_merging.c::pages_that_collide_stay_apart",),
@@ -24,7 +24,7 @@ MUTANTS = [
     ),
     Mutant(
         "the budget holds within a run",
-        file="csrc/merge/piece.c",
+        file="csrc/merge/exchange.c",
         old="if (piece->equal[i] && budget_has_room(&merger->budget, more))",
         new="if (piece->equal[i])",
         tests=("c/test_merging.c::a_run_in_pieces_keeps_to_the_budget",),
@@ -39,7 +39,7 @@ MUTANTS = [
     ),
     Mutant(
         "a rule switched between finding and joining holds",
-        file="csrc/merge/piece.c",
+        file="csrc/merge/exchange.c",
         old="if (pages->rules_followed == store->head->rule_changes)",
         new="if (true)",
         tests=("c/test_between.c::a_rule_holds_for_who_looked_before_it",),
@@ -63,7 +63,7 @@ MUTANTS = [
     ),
     Mutant(
         "a page that is refused leaves the frame that was joined for it",
-        file="csrc/merge/piece.c",
+        file="csrc/merge/exchange.c",
         old="(joined ? done : (uint64_t)held) - frozen);",
         new="joined ? 0 : (uint64_t)held - frozen);",
         tests=("c/test_merging.c::pages_that_cannot_be_frozen_leave_their_frames",),

@@ -43,14 +43,14 @@ MUTANTS = [
     ),
     Mutant(
         "what is written anew now and then has to rest",
-        file="csrc/scan/sample.c",
+        file="csrc/scan/chunk_plan.c",
         old="rested(scanner, chunk) >= rest_wanted(chunk->distrust);",
         new="rested(scanner, chunk) >= 0;",
         tests=("c/test_back_off.c::what_is_written_anew_takes_no_faults",),
     ),
     Mutant(
         "who rests for long is trusted again",
-        file="csrc/scan/sample.c",
+        file="csrc/scan/chunk_plan.c",
         old="rest > rest_wanted(MOST_DISTRUST))\n        chunk->distrust = 0;",
         new="rest > rest_wanted(MOST_DISTRUST))\n        chunk->distrust = MOST_DISTRUST;",
         tests=("c/test_back_off.c::who_rested_long_is_trusted_again",),

@@ -16,7 +16,7 @@
  *
  * A wrong guess costs time only: pages that are not asked about count as written.
  */
-#include "scan/sample.h"
+#include "scan/chunk_plan.h"
 
 #include "merge/merger.h"
 #include "os/guard.h"

@@ -1,6 +1,6 @@
 /* One piece of a run: frozen, compared, and exchanged. */
-#ifndef KSMPY_MERGE_PIECE_H
-#define KSMPY_MERGE_PIECE_H
+#ifndef KSMPY_MERGE_EXCHANGE_H
+#define KSMPY_MERGE_EXCHANGE_H
 
 #include "freeze/freezer.h"
 #include "merge/merger.h"

@@ -4,7 +4,7 @@
  * Freeze, compare every page with its frame, map the equal ones, give the others back, thaw.
  * Bookkeeping comes after the thaw, so that nobody waits for it.
  */
-#include "merge/piece.h"
+#include "merge/exchange.h"
 
 #include <errno.h>
 #include <string.h>

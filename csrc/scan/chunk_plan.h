@@ -1,6 +1,6 @@
 /* Chunks of which a few pages are read, instead of asking what was written. */
-#ifndef KSMPY_SCAN_SAMPLE_H
-#define KSMPY_SCAN_SAMPLE_H
+#ifndef KSMPY_SCAN_CHUNK_PLAN_H
+#define KSMPY_SCAN_CHUNK_PLAN_H
 
 #include "scan/scanner.h"
 
