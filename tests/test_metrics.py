@@ -83,7 +83,10 @@ def test_a_scrape_tells_of_processes_and_stores(place: Path) -> None:
             assert samples["ksmpy_process_merged_bytes"][process] == 2 * sharing * 4096
             saved = samples["ksmpy_process_saved_bytes"]
             assert abs(saved[process] - sharing * 4096) <= 1 << 20
-            assert 0 < samples["ksmpy_saved_bytes"][""] <= sum(saved.values()) + 8
+            together = samples["ksmpy_saved_bytes"][""]
+            assert together <= sum(saved.values()) + 8
+            # Processes of other tests may be there, and cost more than they save.
+            assert together > 0 or len(saved) > 1
             assert samples["ksmpy_store_sharing_pages"] == {"weights": sharing}
             assert samples["ksmpy_store_processes"] == {"weights": 1}
             assert 0 < samples["ksmpy_store_saved_bytes"]["weights"] <= sharing * 4096
