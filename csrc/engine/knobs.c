@@ -57,7 +57,7 @@ static int check(int knob, uint64_t value)
     case KSMPY_KNOB_SMART_SCAN:
         return value <= 1 ? 0 : -EINVAL;
     case KSMPY_KNOB_VMA_SHARE_PERCENT:
-        return value <= 100 ? 0 : -EINVAL;
+        return value >= 1 && value <= 100 ? 0 : -EINVAL;
     case KSMPY_KNOB_STABLE_NODE_CHAINS_PRUNE_MILLISECS:
         return value <= UINT32_MAX ? 0 : -EINVAL;
     default:

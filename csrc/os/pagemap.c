@@ -1,92 +1,11 @@
-/* What the page tables say: PAGEMAP_SCAN (Linux 6.7), and the older /proc/self/pagemap words. */
 #include "os/pagemap.h"
 
 #include <errno.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "base/pages.h"
 #include "os/map.h"
-
-/* struct pm_scan_arg and struct page_region of linux/fs.h */
-struct scan_request {
-    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-    uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
-};
-struct scan_range {
-    uint64_t start, end, categories;
-};
-#define SCAN_IOCTL _IOWR('f', 16, struct scan_request)
-#define SCAN_WP_MATCHING 1
-#define IS_TRACKED (1u << 0)
-#define IS_WRITTEN (1u << 1)
-#define IS_FILE (1u << 2)
-#define IS_PRESENT (1u << 3)
-#define IS_SWAPPED (1u << 4)
-#define IS_ZERO (1u << 5)
-#define IS_HUGE (1u << 6)
-
-#define RANGES 256
-
-static int64_t ask(int pagemap_fd, struct scan_request request, struct os_range *ranges,
-                   int64_t max, uintptr_t *next)
-{
-    struct scan_range found[RANGES];
-    request.size = sizeof request;
-    request.vec = (uintptr_t)found;
-    request.vec_len = least((uint64_t)max, RANGES);
-    int count = ioctl(pagemap_fd, SCAN_IOCTL, &request);
-    if (count < 0)
-        return -errno;
-    for (int i = 0; i < count; i++) {
-        uint64_t is = found[i].categories;
-        ranges[i] = (struct os_range){.start = found[i].start,
-                                      .end = found[i].end,
-                                      .zero = is & IS_ZERO || !(is & (IS_PRESENT | IS_SWAPPED)),
-                                      .swapped = is & IS_SWAPPED,
-                                      .huge = is & IS_HUGE};
-    }
-    *next = (uintptr_t)request.walk_end;
-    return count;
-}
-
-static int64_t ask_written(int pagemap_fd, uintptr_t address, uint64_t n, uint64_t any,
-                           struct os_range *ranges, int64_t max, uintptr_t *next)
-{
-    struct scan_request request = {
-        .flags = SCAN_WP_MATCHING,
-        .start = address,
-        .end = address + bytes_of(n),
-        .category_mask = IS_WRITTEN,
-        .category_anyof_mask = any,
-        .return_mask = IS_WRITTEN | IS_ZERO | IS_PRESENT | IS_SWAPPED,
-    };
-    return ask(pagemap_fd, request, ranges, max, next);
-}
-
-int64_t os_arm_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
-                       int64_t max, uintptr_t *next)
-{
-    return ask_written(pagemap_fd, address, n, 0, ranges, max, next);
-}
-
-int64_t os_arm_written_there(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
-                             int64_t max, uintptr_t *next)
-{
-    return ask_written(pagemap_fd, address, n, IS_PRESENT | IS_SWAPPED, ranges, max, next);
-}
-
-int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
-                   int64_t max, uintptr_t *next)
-{
-    struct scan_request request = {
-        .start = address,
-        .end = address + bytes_of(n),
-        .category_mask = IS_TRACKED | IS_WRITTEN,
-        .return_mask = IS_ZERO | IS_PRESENT | IS_SWAPPED,
-    };
-    return ask(pagemap_fd, request, ranges, max, next);
-}
+#include "os/page_scan.h"
 
 /*
  * An overlay's untouched page is not there, a read one is a file page, a copied
@@ -96,30 +15,30 @@ int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
 int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
                    int64_t max, uintptr_t *next)
 {
-    struct scan_request request = {
+    struct os_scan request = {
         .start = address,
         .end = address + bytes_of(n),
-        .category_inverted = IS_FILE,
-        .category_mask = IS_FILE,
-        .category_anyof_mask = IS_PRESENT | IS_SWAPPED,
-        .return_mask = IS_PRESENT | IS_SWAPPED,
+        .category_inverted = OS_IS_FILE,
+        .category_mask = OS_IS_FILE,
+        .category_anyof_mask = OS_IS_PRESENT | OS_IS_SWAPPED,
+        .return_mask = OS_IS_PRESENT | OS_IS_SWAPPED,
     };
-    return ask(pagemap_fd, request, ranges, max, next);
+    return os_scan(pagemap_fd, request, ranges, max, next);
 }
 
 int os_first_private(int pagemap_fd, uintptr_t address, uint64_t n, uintptr_t *first)
 {
     struct os_range found;
-    struct scan_request request = {
+    struct os_scan request = {
         .start = address,
         .end = address + bytes_of(n),
         .max_pages = 1,
-        .category_inverted = IS_FILE | IS_ZERO,
-        .category_mask = IS_FILE | IS_ZERO,
-        .category_anyof_mask = IS_PRESENT | IS_SWAPPED,
-        .return_mask = IS_PRESENT | IS_SWAPPED,
+        .category_inverted = OS_IS_FILE | OS_IS_ZERO,
+        .category_mask = OS_IS_FILE | OS_IS_ZERO,
+        .category_anyof_mask = OS_IS_PRESENT | OS_IS_SWAPPED,
+        .return_mask = OS_IS_PRESENT | OS_IS_SWAPPED,
     };
-    int64_t count = ask(pagemap_fd, request, &found, 1, first);
+    int64_t count = os_scan(pagemap_fd, request, &found, 1, first);
     if (count > 0)
         *first = found.start;
     return count < 0 ? (int)count : 0;
@@ -219,14 +138,14 @@ bool os_is_huge(int pagemap_fd, uintptr_t address)
 {
     struct os_range range;
     uintptr_t next;
-    struct scan_request request = {
+    struct os_scan request = {
         .start = address,
         .end = address + bytes_of(HUGE_PAGES),
-        .category_inverted = IS_ZERO | IS_SWAPPED,
-        .category_mask = IS_HUGE | IS_PRESENT | IS_ZERO | IS_SWAPPED,
-        .return_mask = IS_HUGE,
+        .category_inverted = OS_IS_ZERO | OS_IS_SWAPPED,
+        .category_mask = OS_IS_HUGE | OS_IS_PRESENT | OS_IS_ZERO | OS_IS_SWAPPED,
+        .return_mask = OS_IS_HUGE,
     };
-    return ask(pagemap_fd, request, &range, 1, &next) == 1 && range.start == address &&
+    return os_scan(pagemap_fd, request, &range, 1, &next) == 1 && range.start == address &&
            range.end == request.end;
 }
 
@@ -234,12 +153,12 @@ int os_is_in_huge(int pagemap_fd, uintptr_t page)
 {
     struct os_range found;
     uintptr_t next;
-    struct scan_request request = {
+    struct os_scan request = {
         .start = page,
         .end = page + PAGE_SIZE,
-        .category_mask = IS_PRESENT,
-        .return_mask = IS_HUGE,
+        .category_mask = OS_IS_PRESENT,
+        .return_mask = OS_IS_HUGE,
     };
-    int64_t count = ask(pagemap_fd, request, &found, 1, &next);
+    int64_t count = os_scan(pagemap_fd, request, &found, 1, &next);
     return count < 0 ? (int)count : count == 0 ? -EAGAIN : found.huge;
 }

@@ -8,36 +8,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-struct os_range {
-    uintptr_t start, end;
-    bool zero;    /* the kernel's zero page, or nothing at all */
-    bool swapped; /* out, or only marked: os_pages() knows */
-    bool huge;    /* a part of a huge page that is mapped as such */
-};
+#include "os/page_scan.h"
 
 /*
- * The ranges of [address, +n) that are tracked memory written since they were last armed, and arms
- * them: they are protected, and the kernel notes the next write.  Overlays are passed over.  Returns
- * the number of ranges (at most max), and in *next the address up to which the
- * answer goes.
- */
-int64_t os_arm_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
-                       int64_t max, uintptr_t *next);
-/*
- * The same of overlays: what is not there is left alone.  To arm it would take a page table, in whose
- * place a huge page could not be mapped any more.
- */
-int64_t os_arm_written_there(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
-                             int64_t max, uintptr_t *next);
-/*
- * The same as os_arm_written(), but arms nothing, so the next answer has these ranges again: the question
- * costs no writer a fault.
- */
-int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
-                   int64_t max, uintptr_t *next);
-/*
- * The ranges that are private memory of any kind, without arming; the rest of the contract is the
- * same.
+ * The ranges of [address, +n) that are private memory of any kind; nothing is armed.  Returns as
+ * os_scan() does.
  */
 int64_t os_private(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
                    int64_t max, uintptr_t *next);

@@ -13,6 +13,7 @@
 #include "os/map.h"
 #include "os/pagemap.h"
 #include "os/uffd.h"
+#include "os/write_tracking.h"
 
 #define TRIAL_PAGES 2
 

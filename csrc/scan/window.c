@@ -16,6 +16,7 @@
 #include "os/arena.h"
 #include "os/numa.h"
 #include "os/pagemap.h"
+#include "os/write_tracking.h"
 #include "pages/candidates.h"
 #include "pages/pages.h"
 #include "pages/records.h"
