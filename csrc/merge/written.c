@@ -40,6 +40,13 @@ static void note_copies(struct pages *pages, uint32_t id, uint64_t copies)
     region_at(pages, id)->copies = copies;
 }
 
+/* Of these pages those that share a frame are not saved. */
+static void count_copies(struct pages *pages, uint32_t id, uint32_t page, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++)
+        region_at(pages, id)->counted += is_shared(pages, page + (uint32_t)i);
+}
+
 /*
  * Gives written pages back to their owner.  Those of which that cannot be done now share nothing
  * all the same, and are counted.
@@ -47,28 +54,19 @@ static void note_copies(struct pages *pages, uint32_t id, uint64_t copies)
 static void give_back(struct merger *merger, uint32_t id, uint32_t page, uint64_t n)
 {
     relief_unmerge_run(merger, page, n);
-    for (uint64_t i = 0; i < n; i++)
-        region_at(merger->pages, id)->counted += is_shared(merger->pages, page + (uint32_t)i);
-}
-
-/*
- * Nobody can tell which of these pages were written: none of them counts as saved.  The kernel says
- * it of all that is mapped, unless a filter of system calls forbids to ask.
- */
-static void distrust(const struct pages *pages, struct region *region, uint64_t first, uint64_t end)
-{
-    for (uint64_t i = first; i < end; i++)
-        region->counted += is_shared(pages, region->base + (uint32_t)i);
+    count_copies(merger->pages, id, page, n);
 }
 
 /* Unmerges written pages of a chunk from first to end; returns where it is to go on. */
 static uint64_t unmerge_written_chunk(struct merger *merger, uint32_t id, uint64_t first,
                                       uint64_t end, uint64_t deadline)
 {
-    struct region *region = region_at(merger->pages, id);
+    const struct region *region = region_at(merger->pages, id);
+    uint32_t from = region->base + (uint32_t)first;
     uint8_t kinds[CHUNK];
-    if (page_kinds(merger, region->base + (uint32_t)first, end - first, kinds) < 0) {
-        distrust(merger->pages, region, first, end);
+    if (page_kinds(merger, from, end - first, kinds) < 0) {
+        /* A filter of system calls forbids to ask: nobody can tell which of them were written. */
+        count_copies(merger->pages, id, from, end - first);
         return end;
     }
     for (uint64_t i = first, length; i < end; i += length) {
