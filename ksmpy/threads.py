@@ -122,9 +122,7 @@ def ident() -> int:
 
 def pause(seconds: float) -> None:
     """Let the interpreter's other threads run for so long."""
-    lock = Lock()
-    lock.acquire()
-    lock.acquire(timeout=seconds)
+    event().wait(seconds)
 
 
 def is_current(thread: Thread) -> bool:

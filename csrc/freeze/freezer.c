@@ -212,12 +212,10 @@ static bool needed_here(uintptr_t address, uint64_t n)
 
 uint64_t freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    uint64_t rest = pages_to_huge(address);
-    if (rest == HUGE_PAGES && n >= HUGE_PAGES &&
-        (fz->ops->holds_up_writers_only || os_is_huge(fz->pagemap_fd, address)))
-        return HUGE_PAGES;
-    n = least(n, rest);
-    return fz->ops->holds_up_writers_only ? n : least(n, FREEZE_MAX);
+    n = least(n, pages_to_huge(address));
+    bool together =
+        fz->ops->holds_up_writers_only || (n == HUGE_PAGES && os_is_huge(fz->pagemap_fd, address));
+    return together ? n : least(n, FREEZE_MAX);
 }
 
 /* How many leading pages the kernel does not need as the stack of a thread's signals. */

@@ -9,7 +9,8 @@
  * So freezing, comparing and thawing are paid by piece, and the first of each pair become one
  * mapping.  A planned page is SEEN, and its link says which frame it has joined.  If it is
  * written, unregistered or unmerged meanwhile it is in another state, and its entry is void: then
- * nothing is exchanged, and the page leaves the frame that it had joined.  Pairs wait within a slice, the plan within a call.
+ * nothing is exchanged, and the page leaves the frame that it had joined.  Pairs wait within a
+ * slice, the plan within a call.
  */
 #ifndef KSMPY_MERGE_PLAN_H
 #define KSMPY_MERGE_PLAN_H

@@ -295,7 +295,10 @@ static bool is_limited(int what)
 #define BELIEVED_MS 100
 #define SETTING_BITS 2
 
-/* A setting as read() says it, below 1 << SETTING_BITS; *answer has it in its lowest bits, and its time above. */
+/*
+ * A setting as read() says it, below 1 << SETTING_BITS; *answer has it in its lowest bits, and its
+ * time above.
+ */
 static unsigned remembered(_Atomic uint64_t *answer, unsigned (*read)(void))
 {
     uint64_t known = atomic_load(answer), now = os_now_ms();

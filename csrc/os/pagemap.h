@@ -1,6 +1,6 @@
 /*
- * What the page tables say, as /proc/self/pagemap has it.  -ENOTTY: the kernel has no PAGEMAP_SCAN;
- * -EFAULT: a part of the range is no user address.
+ * What the page tables say, as /proc/self/pagemap has it.  Errors are those of os/page_scan.h, or of
+ * pread().
  */
 #ifndef KSMPY_OS_PAGEMAP_H
 #define KSMPY_OS_PAGEMAP_H

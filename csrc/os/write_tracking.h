@@ -10,8 +10,7 @@
 /*
  * The ranges of [address, +n) that are tracked memory written since they were last armed, and arms
  * them: they are protected, and the kernel notes the next write.  Overlays are passed over.  Returns
- * the number of ranges (at most max), and in *next the address up to which the
- * answer goes.
+ * as os_scan() does.
  */
 int64_t os_arm_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
                        int64_t max, uintptr_t *next);
@@ -22,8 +21,8 @@ int64_t os_arm_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_
 int64_t os_arm_written_there(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
                              int64_t max, uintptr_t *next);
 /*
- * The same as os_arm_written(), but arms nothing, so the next answer has these ranges again: the question
- * costs no writer a fault.
+ * The same as os_arm_written(), but arms nothing, so the next answer has these ranges again: the
+ * question costs no writer a fault.
  */
 int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
                    int64_t max, uintptr_t *next);

@@ -46,8 +46,8 @@
 #define SLICE_VISITED 8192 /* pages passed over before other threads get the lock */
 #define AGE_MAX 15 /* what a page's record has bits for; skips_of() is the same from 9 on */
 /*
- * After so many ns a slice ends at the next huge page, after CUT times as long anywhere.  The run that is
- * being collected goes on in the next one: the huge pages of its frames are asked for together.
+ * After so many ns a slice ends at the next huge page, after CUT times as long anywhere.  The run
+ * that is being collected goes on in the next one: the huge pages of its frames are asked for together.
  */
 #define LONG_SLICE_NS 4000000
 #define CUT 8

@@ -87,7 +87,7 @@ class Regions:
         return list(self._all)
 
     def inherit(self) -> None:
-        """Become the copy in a forked child, where no thread is inside ask_for_flags()."""
+        """Become the copy in a forked child, where no other thread is at work."""
         self._asking = {}
         self._ending = {}
 
@@ -396,9 +396,9 @@ class Regions:
         return number is not None and self._ending.get(number, this) != this
 
     def _release(self, region: Region, discard: bool) -> None:
-        # As soon as it is released, a new region may get the number.
         try:
             self._ending[region._number] = threads.ident()
+            # As soon as it is released, a new region may get the number.
             known = self._numbers.pop(region._number, None)
             if known is not None and known is not region:
                 self._numbers[region._number] = known
