@@ -29,7 +29,6 @@ import ctypes, os, socket, sys, threading, time
 import numpy as np, numpy.random, ksmpy
 import ksmpy.engine.engine
 from support import memory, oracle
-from support.memory import HUGE
 from support.nobody import become
 tracking, uid, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 libc = ctypes.CDLL(None, use_errno=True)

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -11,6 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "../support/variadic.h"
 #include "base/pages.h"
 #include "check.h"
 #include "freeze/freezer.h"
@@ -85,15 +85,9 @@ static void *moved(void *from, size_t before, size_t after, int flags, void *to)
     return got;
 }
 
-/* It takes as many arguments as any call has, also where its caller gives fewer. */
 __attribute__((no_sanitize_address)) long __wrap_syscall(long number, ...)
 {
-    va_list rest;
-    long a[6];
-    va_start(rest, number);
-    for (int i = 0; i < 6; i++)
-        a[i] = va_arg(rest, long);
-    va_end(rest);
+    TAKE_ARGUMENTS(a, number);
     if (number == SYS_mremap)
         return (long)moved((void *)a[0], a[1], a[2], (int)a[3], (void *)a[4]);
     return __real_syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);

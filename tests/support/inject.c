@@ -30,6 +30,7 @@
 #include <unistd.h>
 
 #include "target.h"
+#include "variadic.h"
 
 enum { MAX_LOG = 1 << 16, MAX_VARIANTS = 4, PASS = -1 };
 
@@ -593,15 +594,10 @@ static int kind_of_syscall(long number, const long *a)
 
 long syscall(long number, ...)
 {
-    va_list rest;
-    long a[6];
+    TAKE_ARGUMENTS(a, number);
     void *site = __builtin_return_address(0);
 
     REAL(syscall);
-    va_start(rest, number);
-    for (int i = 0; i < 6; i++)
-        a[i] = va_arg(rest, long);
-    va_end(rest);
     if (number == SYS_mmap)
         return (long)map_or_fail(site, (void *)a[0], a[1], a[2], a[3], a[4], a[5]);
     if (number == SYS_mremap)

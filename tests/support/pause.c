@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #include "target.h"
+#include "variadic.h"
 
 enum { ROBUST = 16, MAX_LOG = 1 << 14 }; /* in a mutex's kind, as glibc has it */
 
@@ -178,15 +179,10 @@ static const char *name_of(long number, long flags)
 long syscall(long number, ...)
 {
     static __typeof__(&syscall) real;
-    va_list rest;
-    long a[6];
+    TAKE_ARGUMENTS(a, number);
 
     if (!real)
         real = (__typeof__(&syscall))dlsym(RTLD_NEXT, "syscall");
-    va_start(rest, number);
-    for (int i = 0; i < 6; i++)
-        a[i] = va_arg(rest, long);
-    va_end(rest);
     if (name_of(number, a[3]))
         maybe_stop(name_of(number, a[3]), __builtin_return_address(0));
     return real(number, a[0], a[1], a[2], a[3], a[4], a[5]);

@@ -5,12 +5,13 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "variadic.h"
 
 #define PAGE 4096
 
@@ -31,13 +32,8 @@ int stubborn_left(void)
 long syscall(long number, ...)
 {
     long (*real)(long, ...) = dlsym(RTLD_NEXT, "syscall");
-    va_list rest;
-    long a[6];
+    TAKE_ARGUMENTS(a, number);
 
-    va_start(rest, number);
-    for (int i = 0; i < 6; i++)
-        a[i] = va_arg(rest, long);
-    va_end(rest);
     if (number == SYS_mremap && a[3] & MREMAP_FIXED && (uintptr_t)a[4] == target && a[1] == PAGE &&
         atomic_load(&failures) > 0) {
         atomic_fetch_sub(&failures, 1);
