@@ -10,11 +10,14 @@ import mmap
 import os
 import platform
 import select
+import socket
 import struct
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ksmpy
@@ -34,6 +37,8 @@ pytestmark = [
 ]
 
 IO_URING_SETUP = 425
+
+_KERNEL = tuple(int(part) for part in platform.release().split(".")[:2])
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -94,11 +99,22 @@ def test_devices_that_come_later_end_merging(devices: Callable[[], Any]) -> None
         assert [array.tobytes() for array in arrays] == [wanted] * 2
 
 
+def _map(fd: int, size: int, offset: int = 0) -> ctypes.Array[ctypes.c_uint8]:
+    """Of a file, shared; mmap.mmap() would keep another descriptor of it."""
+    _libc.mmap.restype = ctypes.c_void_p
+    rights = mmap.PROT_READ | mmap.PROT_WRITE
+    length, start = ctypes.c_size_t(size), ctypes.c_long(offset)
+    place = _libc.mmap(None, length, rights, mmap.MAP_SHARED, fd, start)
+    return (ctypes.c_uint8 * size).from_address(place)
+
+
 class Ring:
     """A ring of io_uring, and what a program needs to ask it for something."""
 
-    ENTER, OFF_ENTRIES, ENTRY, WAIT = 426, 0x10000000, 64, 1
-    NOTHING, READ, EPOLL_CTL = 0, 22, 29
+    ENTER, REGISTER, OFF_ENTRIES, ENTRY, WAIT = 426, 427, 0x10000000, 64, 1
+    NOTHING, READ_FIXED, READ, EPOLL_CTL = 0, 4, 22, 29
+    BUFFERS, NO_BUFFERS, RING_FDS, NO_RING_FDS = 0, 1, 20, 21  # what is registered
+    ENTER_REGISTERED, USE_REGISTERED = 1 << 4, 1 << 31
 
     def __init__(self, entries: int = 256, flags: int = 0, entry: int = ENTRY) -> None:
         parameters = bytearray(120)
@@ -107,24 +123,55 @@ class Ring:
         self.fd = _libc.syscall(IO_URING_SETUP, entries, text)
         if self.fd < 0:
             pytest.skip(f"no io_uring here: {os.strerror(ctypes.get_errno())}")
+        self.number, self.registered = self.fd, False
         self.head, self.tail, *_, self.array = struct.unpack_from("7I", parameters, 40)
-        self.queue = mmap.mmap(self.fd, self.array + 4 * entries)
-        self.entries = mmap.mmap(self.fd, entry * entries, offset=self.OFF_ENTRIES)
+        self.queue = _map(self.fd, self.array + 4 * entries)
+        self.entries = _map(self.fd, entry * entries, self.OFF_ENTRIES)
+        self.mapped = [self.queue, self.entries]
 
     def ask(self, kind: int, fd: int, off: int = 0, address: int = 0, length: int = 0) -> None:
         """Make a request, and wait until it was carried out."""
         (tail,) = struct.unpack_from("I", self.queue, self.tail)
         entry = struct.pack("BBHiQQI", kind, 0, 0, fd, off, address, length)
-        self.entries[self.ENTRY * tail : self.ENTRY * tail + len(entry)] = entry
+        ctypes.memmove(ctypes.addressof(self.entries) + self.ENTRY * tail, entry, len(entry))
         struct.pack_into("I", self.queue, self.array + 4 * tail, tail)
         struct.pack_into("I", self.queue, self.tail, tail + 1)
-        assert _libc.syscall(self.ENTER, self.fd, 1, 1, self.WAIT, None, 0) == 1
+        flags = self.WAIT | self.ENTER_REGISTERED * self.registered
+        assert _libc.syscall(self.ENTER, self.number, 1, 1, flags, None, 0) == 1
+
+    def register(self, what: int, entry: bytes) -> None:
+        """io_uring_register(); some kernels take no registered ring for that."""
+        what |= self.USE_REGISTERED * self.registered
+        given = ctypes.create_string_buffer(entry) if entry else None
+        if _libc.syscall(self.REGISTER, self.number, what, given, len(entry) // 16) < 0:
+            pytest.skip(f"io_uring_register: {os.strerror(ctypes.get_errno())}")
+
+    def pin(self, buffer: np.ndarray) -> None:
+        """The memory is the ring's first registered buffer (IORING_REGISTER_BUFFERS)."""
+        self.register(self.BUFFERS, struct.pack("QQ", buffer.ctypes.data, buffer.nbytes))
+
+    def close_descriptor(self) -> None:
+        """As liburing's io_uring_close_ring_fd() does it."""
+        update = ctypes.create_string_buffer(struct.pack("IIQ", 0xFFFFFFFF, 0, self.fd))
+        if _libc.syscall(self.REGISTER, self.fd, self.RING_FDS, update, 1) != 1:
+            pytest.skip(f"no registered rings here: {os.strerror(ctypes.get_errno())}")
+        os.close(self.fd)
+        (self.number,) = struct.unpack_from("I", update)
+        self.registered = True
+
+    def unmap(self) -> None:
+        """What is left is a descriptor, or a ring that is registered."""
+        while self.mapped:
+            mapping = self.mapped.pop()
+            assert _libc.munmap(ctypes.c_void_p(ctypes.addressof(mapping)), len(mapping)) == 0
 
     def close(self) -> None:
         """It goes; what is mapped keeps it."""
-        self.queue.close()
-        self.entries.close()
-        os.close(self.fd)
+        self.unmap()
+        if self.registered:
+            self.register(self.NO_RING_FDS, struct.pack("IIQ", self.number, 0, 0))
+        else:
+            os.close(self.fd)
 
 
 @pytest.fixture
@@ -194,6 +241,83 @@ def test_a_ring_that_a_thread_of_the_kernel_looks_at_is_a_device() -> None:
     ring.entries[0] = Ring.EPOLL_CTL
     assert native.has_devices()
     ring.close()
+
+
+@pytest.mark.skipif(_KERNEL < (6, 11), reason="mappings are not told one by one (PROCMAP_QUERY)")
+def test_a_ring_that_is_only_mapped_is_a_device(ring: Ring) -> None:
+    """Its descriptor was closed; beside it there is one that only tells an epoll."""
+    reading, writing = os.pipe()
+    os.write(writing, b"x")
+    with select.epoll() as epoll:
+        watch(ring, epoll, reading)
+        assert not native.has_devices()
+        other = Ring(64)
+        other.close_descriptor()
+        assert native.has_devices()
+        other.close()
+        assert not native.has_devices()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_ring_that_is_nowhere_to_be_seen_is_a_device_while_it_pins_memory() -> None:
+    """It has no descriptor, and nobody maps it (IORING_SETUP_NO_MMAP, for example)."""
+    ring = Ring(64)
+    ring.pin(memory.distinct(8, seed=8))
+    ring.close_descriptor()
+    ring.unmap()
+    assert native.has_devices()
+    ring.register(Ring.NO_BUFFERS, b"")
+    assert not native.has_devices()
+    ring.close()
+
+
+def test_a_socket_whose_packets_lie_in_the_programs_memory_is_a_device() -> None:
+    """AF_XDP pins that memory for good."""
+    try:
+        packets = socket.socket(44, socket.SOCK_RAW)
+    except OSError as error:
+        pytest.skip(f"AF_XDP: {error}")
+    with packets:
+        assert native.has_devices()
+    with socket.socket(socket.AF_UNIX):
+        assert not native.has_devices()
+
+
+@pytest.mark.parametrize("freeze", ["auto", "uffd-move"])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_what_a_device_has_pinned_stays_where_it_is(freeze: str, hidden: bool) -> None:
+    """Merged memory that is registered with a ring comes back when nobody pins it any more."""
+    if freeze == "uffd-move" and (missing := Mode("uffd-move", "checksum").missing()):
+        pytest.skip(missing)
+    arrays = [memory.distinct(64, seed=9)]
+    arrays.append(memory.twin(arrays[0]))
+    old, new = arrays[0].tobytes(), memory.distinct(64, seed=10).tobytes()
+    with tempfile.TemporaryFile(buffering=0) as file, ksmpy.Engine(freeze=freeze) as engine:
+        file.write(new)
+        for array in arrays:
+            engine.register(array)
+        until(
+            lambda: engine.scan(eager=True) and engine.stats().pages_sharing == 64,
+            "nothing was merged",
+        )
+        ring = Ring(64)
+        ring.pin(arrays[0])  # each page is a copy of its own now
+        if hidden:
+            ring.close_descriptor()
+        engine.scan(3)
+        assert engine.stats().pages_sharing == 0  # although the copies lie in overlays
+        ring.ask(Ring.READ_FIXED, file.fileno(), address=arrays[0].ctypes.data, length=len(new))
+        assert [array.tobytes() for array in arrays] == [new, old]
+        if hidden:
+            ring.register(Ring.NO_BUFFERS, b"")
+        ring.close()
+        arrays[0][:] = arrays[1]
+        until(
+            lambda: engine.scan(eager=True) and engine.stats().pages_sharing == 64,
+            "merging did not go on",
+        )
+        assert [array.tobytes() for array in arrays] == [old, old]
 
 
 def test_who_asks_for_it_gets_it() -> None:

@@ -212,7 +212,7 @@ int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
         return -ENOMEM;
     put_together(engine);
     engine->merger.bar.minds_devices =
-        options->freeze == KSMPY_FREEZE_AUTO && freeze_mode == KSMPY_FREEZE_UFFD_WP;
+        options->freeze == KSMPY_FREEZE_AUTO || freeze_mode == KSMPY_FREEZE_UFFD_MOVE;
     begin_pages(&engine->pages, options);
     engine->pages.tracked = tracking == KSMPY_TRACKING_WP_ASYNC;
     int error = start(engine, freeze_mode, options->store_fd);

@@ -1,6 +1,7 @@
-/* What forbids merging for a slice of a pass. */
+/* What forbids merging for a slice of a pass, and that written pages come back. */
 #include "merge/bar.h"
 
+#include "base/pages.h"
 #include "freeze/descriptors.h"
 #include "freeze/freezer.h"
 #include "merge/merger.h"
@@ -9,23 +10,26 @@
 #include "os/map.h"
 #include "store/files.h"
 
-#define DEVICES_NS 10000000 /* ns between two questions, as one takes 2.7 us a descriptor */
+/*
+ * A question takes 2.7 us a descriptor, and more.  So the next one is asked after this many times
+ * as long, and after so many ns at the latest.
+ */
+#define DEVICES_PATIENCE 16
+#define DEVICES_NS 10000000
 
 bool merger_has_files(const struct merger *merger)
 {
     return store_has_files(&merger->pages->store) && freezer_has_files(&merger->fz);
 }
 
-/*
- * May a device write into pages without our knowledge?  Only uffd-move can refuse just the pages
- * that a device has pinned; in the other ways of freezing nothing at all is merged then.
- */
+/* May a device write into pages without our knowledge? */
 static bool devices_may_write(struct merger *merger)
 {
     uint64_t now = os_now_ns();
-    if (merger->bar.minds_devices && now - merger->bar.devices_asked_ns >= DEVICES_NS) {
+    if (merger->bar.minds_devices && now >= merger->bar.devices_again_ns) {
         merger->bar.devices = os_has_devices();
-        merger->bar.devices_asked_ns = now;
+        merger->bar.devices_again_ns =
+            now + least((os_now_ns() - now) * DEVICES_PATIENCE, DEVICES_NS);
     }
     return merger->bar.devices;
 }
@@ -33,6 +37,15 @@ static bool devices_may_write(struct merger *merger)
 void bar_ask_again(struct merger *merger)
 {
     merger->bar.known = false;
+}
+
+/*
+ * Only uffd-move can refuse just the pages that a device has pinned; in the other ways of freezing
+ * nothing at all is merged where there may be such.
+ */
+static bool devices_bar_merging(struct merger *merger)
+{
+    return !merger->fz.ops->refuses_pinned && devices_may_write(merger);
 }
 
 /*
@@ -44,7 +57,17 @@ bool merging_is_barred(struct merger *merger)
 {
     if (!merger->bar.known)
         merger->bar.barred =
-            os_locks_new_memory() || !merger_has_files(merger) || devices_may_write(merger);
+            os_locks_new_memory() || !merger_has_files(merger) || devices_bar_merging(merger);
     merger->bar.known = true;
     return merger->bar.barred;
+}
+
+/*
+ * A page that a device has pinned, and that was merged before, is its owner's own copy by then.  It
+ * lies in an overlay, out of which a page comes as another copy, whatever the way of freezing: the
+ * device would go on with the one that nobody sees any more.
+ */
+bool coming_back_is_barred(struct merger *merger)
+{
+    return devices_may_write(merger);
 }

@@ -27,9 +27,9 @@ struct budget {
 /* What forbids merging: see merge/bar.h. */
 struct bar {
     bool known, barred; /* not known when a slice begins */
-    bool minds_devices; /* nobody has asked for a way of freezing that does not see their writes */
+    bool minds_devices; /* nobody has asked for a way of freezing that sees none of their writes */
     bool devices; /* there were some when it was asked last */
-    uint64_t devices_asked_ns;
+    uint64_t devices_again_ns; /* when it is to be asked again */
 };
 
 /* Memory that may be taken: see merge/memory.h. */

@@ -10,6 +10,7 @@
 #include "base/pages.h"
 #include "freeze/freezer.h"
 #include "freeze/removal_thread.h"
+#include "merge/bar.h"
 #include "merge/budget.h"
 #include "merge/memory.h"
 #include "merge/merger.h"
@@ -213,6 +214,10 @@ static int unmerge_span(struct merger *merger, const struct region *region, stru
 {
     int failure = 0;
     uintptr_t at = span.start;
+    if (coming_back_is_barred(merger)) {
+        stay_merged(merger->pages, region, span.start, span.end);
+        return -EBUSY;
+    }
     for (uint64_t n; at < span.end; at += bytes_of(n)) {
         n = next_piece(merger, region, span, at);
         int error = unmerge_piece(merger, region, at, n, state, false);

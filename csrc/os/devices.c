@@ -1,9 +1,14 @@
 /*
  * Does the process hold what lets devices write into its memory behind the page
- * tables, with no thread waiting for it?  Descriptors of io_uring, but not
- * those that only tell an epoll what to wait for (os/rings.h), of devices that
- * pin memory (RDMA, GPUs, user-space drivers), and the rings of libaio.
- * Whoever wants to use one must have it, so none means no such write.
+ * tables, with no thread waiting for it?  Rings of io_uring, but not those that
+ * only tell an epoll what to wait for (os/rings.h), sockets whose packets lie in
+ * the program's memory (AF_XDP), devices that pin memory (RDMA, GPUs and the
+ * like, user-space drivers), and the rings of libaio.
+ *
+ * Whoever wants to use one must have it: as a descriptor, or, where a ring's
+ * descriptor was closed (IORING_REGISTER_RING_FDS), mapped.  A ring of io_uring
+ * that is neither, as the program has brought the memory for it, too
+ * (IORING_SETUP_NO_MMAP), can be told only by the buffers that it has pinned.
  */
 #include "os/devices.h"
 
@@ -12,16 +17,24 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "os/entries.h"
+#include "os/files.h"
+#include "os/proc_maps.h"
 #include "os/rings.h"
+
+#define RING "anon_inode:[io_uring]"
+#define AIO_RING "/[aio]"
+#define HARMLESS 16 /* rings at most are noted; libuv has one in each loop */
 
 static bool lets_devices_write(const char *file)
 {
     static const char *const known[] = {
-        "/dev/infiniband/", "/dev/nvidia", "/dev/kfd", "/dev/dri/",
-        "/dev/vfio/",       "/dev/accel/", "/dev/uio",
+        "/dev/infiniband/", "/dev/nvidia", "/dev/kfd", "/dev/dri/",   "/dev/dxg",
+        "/dev/vfio/",       "/dev/accel",  "/dev/uio", "/dev/neuron", "/dev/davinci",
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (strncmp(file, known[i], strlen(known[i])) == 0)
@@ -29,24 +42,51 @@ static bool lets_devices_write(const char *file)
     return false;
 }
 
-static bool is_device(const char *name, void *files)
+static bool is_packet_ring(const char *descriptor)
 {
+    int domain;
+    socklen_t size = sizeof domain;
+    int fd = (int)strtol(descriptor, NULL, 10);
+    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_XDP;
+}
+
+struct look {
+    int files;
+    uint64_t harmless[HARMLESS]; /* inodes of rings that only tell an epoll */
+    size_t n;
+};
+
+/* Rings beyond those that can be noted count as any other. */
+static bool note_harmless(struct look *look, const char *descriptor)
+{
+    struct stat file;
+    if (look->n == HARMLESS || fstatat(look->files, descriptor, &file, 0) < 0)
+        return false;
+    look->harmless[look->n++] = file.st_ino;
+    return true;
+}
+
+static bool is_device(const char *name, void *data)
+{
+    struct look *look = data;
     char file[64];
-    ssize_t length = readlinkat(*(int *)files, name, file, sizeof file - 1);
+    ssize_t length = readlinkat(look->files, name, file, sizeof file - 1);
     file[length > 0 ? length : 0] = 0;
-    if (strcmp(file, "anon_inode:[io_uring]") == 0)
-        return !os_ring_tells_epoll_only(name);
+    if (strcmp(file, RING) == 0)
+        return !os_ring_tells_epoll_only(name) || !note_harmless(look, name);
+    if (strncmp(file, "socket:", strlen("socket:")) == 0)
+        return is_packet_ring(name);
     return lets_devices_write(file);
 }
 
 /* true also where the descriptors cannot be listed: then it may have one. */
-static bool has_descriptor(void)
+static bool has_descriptor(struct look *look)
 {
-    int files = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (files < 0)
+    look->files = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (look->files < 0)
         return true;
-    int found = os_each_entry(files, is_device, &files);
-    close(files);
+    int found = os_each_entry(look->files, is_device, look);
+    close(look->files);
     return found != 0;
 }
 
@@ -68,7 +108,7 @@ static bool machine_has_rings(void)
 /* The kernel maps a ring from a file that it calls "/[aio]".  true also where nobody can tell. */
 static bool has_ring(void)
 {
-    static const char name[] = "/[aio]";
+    static const char name[] = AIO_RING;
     /* The end of each piece is kept before the next one, as the name may be cut between them. */
     const size_t overlap = sizeof name - 2;
     char text[4096] = "";
@@ -87,7 +127,36 @@ static bool has_ring(void)
     return found || got < 0;
 }
 
+static bool is_mapped_ring(const char *path, uint64_t inode, void *data)
+{
+    const struct look *look = data;
+    if (strcmp(path, RING) != 0)
+        return strncmp(path, AIO_RING, strlen(AIO_RING)) == 0;
+    for (size_t i = 0; i < look->n; i++)
+        if (look->harmless[i] == inode)
+            return false;
+    return true;
+}
+
+/* Where the kernel does not tell mappings one by one, rings without descriptors are not looked for. */
+static bool has_mapped_ring(struct look *look)
+{
+    int found = os_maps_each_shared(is_mapped_ring, look);
+    return found < 0 ? has_ring() : found > 0;
+}
+
+/* What io_uring, RDMA and their like have pinned is counted for the process, in KiB. */
+static bool has_pinned_memory(void)
+{
+    static const char name[] = "\nVmPin:";
+    char text[8192]; /* the process's groups come first */
+    os_read_text("/proc/self/status", text, sizeof text);
+    const char *at = strstr(text, name);
+    return at && strtoul(at + strlen(name), NULL, 10) > 0;
+}
+
 bool os_has_devices(void)
 {
-    return has_descriptor() || has_ring();
+    struct look look = {0};
+    return has_descriptor(&look) || has_pinned_memory() || has_mapped_ring(&look);
 }

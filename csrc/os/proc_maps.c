@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +30,7 @@ struct query {
 #define QUERY_EXECUTABLE 4
 #define QUERY_SHARED 8
 #define QUERY_COVERING_OR_NEXT 16
+#define QUERY_FILE 32
 
 static int find_by_query(struct os_maps *maps, uintptr_t address, struct os_vma *out)
 {
@@ -189,6 +191,31 @@ int64_t os_mappings(void)
     int error = got > 0 ? -EBADF : got < 0 ? -errno : 0;
     os_close_brief(fd);
     return error ? error : count;
+}
+
+int os_maps_each_shared(os_visit_shared *visit, void *data)
+{
+    char path[PATH_MAX];
+    struct query query = {0};
+    bool found = false;
+    int fd = os_open_briefly(AT_FDCWD, "/proc/self/maps");
+    if (fd < 0)
+        return -errno;
+    while (!found) {
+        query = (struct query){
+            .size = sizeof query,
+            .flags = QUERY_COVERING_OR_NEXT | QUERY_SHARED | QUERY_FILE,
+            .address = query.vma_end,
+            .name_size = sizeof path,
+            .name_address = (uintptr_t)path,
+        };
+        if (ioctl(fd, QUERY_IOCTL, &query) < 0)
+            break;
+        found = query.name_size && visit(path, query.inode, data);
+    }
+    int error = found || errno == ENOENT ? 0 : -errno;
+    os_close_brief(fd);
+    return error ? error : found;
 }
 
 void os_maps_refresh(struct os_maps *maps)

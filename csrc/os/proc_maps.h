@@ -39,6 +39,12 @@ int os_maps_find(struct os_maps *maps, uintptr_t address, struct os_vma *out);
 int64_t os_maps_count(struct os_maps *maps);
 /* The same for who has no lock on one; -EMFILE and the like, where those can be read all the same. */
 int64_t os_mappings(void);
+typedef bool os_visit_shared(const char *path, uint64_t inode, void *data); /* true: no more */
+/*
+ * The files of shared mappings, by their paths as the kernel tells them.  1: visit() said true at
+ * one of them; 0: it did not; or -errno, -ENOTTY where the kernel has no PROCMAP_QUERY.
+ */
+int os_maps_each_shared(os_visit_shared *visit, void *data);
 uint64_t os_max_map_count(void);
 
 #endif

@@ -113,9 +113,49 @@ MUTANTS = [
     Mutant(
         "nothing is merged beside devices that write unseen",
         file="csrc/merge/bar.c",
-        old="os_locks_new_memory() || !merger_has_files(merger) || devices_may_write(merger);",
+        old="os_locks_new_memory() || !merger_has_files(merger) || devices_bar_merging(merger);",
         new="os_locks_new_memory() || !merger_has_files(merger);",
         tests=("test_devices.py::test_devices_that_come_later_end_merging",),
+    ),
+    Mutant(
+        "what a device has pinned does not come back",
+        file="csrc/merge/unmerge.c",
+        old="if (coming_back_is_barred(merger)) {",
+        new="if (false) {",
+        tests=("test_devices.py::test_what_a_device_has_pinned_stays_where_it_is",),
+    ),
+    Mutant(
+        "nor does it in the way that refuses what is pinned",
+        file="csrc/engine/create.c",
+        old="options->freeze == KSMPY_FREEZE_AUTO || freeze_mode == KSMPY_FREEZE_UFFD_MOVE;",
+        new="options->freeze == KSMPY_FREEZE_AUTO && freeze_mode == KSMPY_FREEZE_UFFD_WP;",
+        tests=("test_devices.py::test_what_a_device_has_pinned_stays_where_it_is",),
+    ),
+    Mutant(
+        "a ring without a descriptor is a device",
+        file="csrc/os/devices.c",
+        old="if (strcmp(path, RING) != 0)",
+        new="if (path[0])",
+        tests=("test_devices.py::test_a_ring_that_is_only_mapped_is_a_device",),
+    ),
+    Mutant(
+        "a ring is told by what it has pinned",
+        file="csrc/os/devices.c",
+        old="has_pinned_memory() || has_mapped_ring(&look);",
+        new="has_mapped_ring(&look);",
+        tests=(
+            "test_devices.py::"
+            "test_a_ring_that_is_nowhere_to_be_seen_is_a_device_while_it_pins_memory",
+        ),
+    ),
+    Mutant(
+        "a socket with packets in the program's memory is a device",
+        file="csrc/os/devices.c",
+        old="domain == AF_XDP;",
+        new="false;",
+        tests=(
+            "test_devices.py::test_a_socket_whose_packets_lie_in_the_programs_memory_is_a_device",
+        ),
     ),
     Mutant(
         "a ring of io_uring that reads is a device",
