@@ -37,6 +37,7 @@ ffi.cdef("""
     void ksmpy_know_no_interpreter(void);
     void ksmpy_interpreter_ends(void);
     void ksmpy_note_main_stack(void);
+    void *ksmpy_call_alone(void *function);
     void *ksmpy_look_into(void *containers, void *query);
     void *ksmpy_look_around(void *get_objects, void *get_frames, void *query);
 """)

@@ -316,8 +316,8 @@ def look_into(containers: list[object], query: Query) -> tuple[Found, Others]:
 def look_around(query: Query) -> tuple[Found, Others, list[object]]:
     """Look into those of the collector's objects to which no reference may be kept: tuples, which
     another thread may be filling, arrays, what has a finalizer, and what is young. And into the
-    local variables of all threads from Python 3.13 on: before that a frame that is asked for its
-    variables keeps them, and they would outlive their `del`.
+    local variables of all threads from Python 3.13 on, unless there are other interpreters: before
+    that a frame that is asked for its variables keeps them, and they would outlive their `del`.
 
     Returns what look_into() does, and the rest of the collector's objects.
     """
@@ -325,6 +325,16 @@ def look_around(query: Query) -> tuple[Found, Others, list[object]]:
     frames = sys._current_frames if sys.version_info >= (3, 13) else None
     found = _looking("ksmpy_look_around", 3)(gc.get_objects, frames, query)
     return found
+
+
+def allocated_blocks() -> int:
+    """How many blocks the interpreter has for objects, or 0 where there are other interpreters:
+    from Python 3.12 on `sys.getallocatedblocks()` goes through their memory, too, while they
+    change it.
+    """
+    count = sys.getallocatedblocks
+    old = sys.version_info < (3, 12)
+    return count() if old else _looking("ksmpy_call_alone", 1)(count) or 0
 
 
 def sweep_no_more() -> None:

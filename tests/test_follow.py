@@ -483,6 +483,33 @@ def test_a_subinterpreter_is_left_alone(isolated: bool, tmp_path: Path) -> None:
     assert (told.returncode, told.stdout, told.stderr) == (0, "2\n2 False\n2 False\n", "")
 
 
+@pytest.mark.parametrize("others", [False, True])
+def test_objects_of_other_interpreters_are_not_counted(others: bool, tmp_path: Path) -> None:
+    """They change while they are counted. There may be some once the module is there."""
+    code = """
+    import os, sys, time
+    if OTHERS:
+        try:
+            import _interpreters
+        except ImportError:
+            import _xxsubinterpreters
+    count, asked = sys.getallocatedblocks, []
+    def counted():
+        asked.append(os.path.basename(sys._getframe(1).f_code.co_filename))
+        return count()
+    sys.getallocatedblocks = counted
+    held = bytearray(os.urandom(2 << 20))
+    end = time.monotonic() + 60
+    while "ksmpy.whole.enable" not in sys.modules and time.monotonic() < end:
+        time.sleep(0.05)
+    print("ksmpy.whole.enable" in sys.modules, "sitecustomize.py" in asked)
+    """
+    script = tmp_path / "program.py"
+    script.write_text(f"OTHERS = {others}\n" + textwrap.dedent(code))
+    told = result(command(str(script)), env=environment(**SMALL))
+    assert (told.returncode, told.stdout) == (0, f"True {not others}\n"), told.stderr
+
+
 def test_forks_while_the_engine_starts(tmp_path: Path) -> None:
     """A child that is forked at any moment of it finds no module locked, and ends as ever."""
     code = """

@@ -152,6 +152,72 @@ def test_subinterpreters() -> None:
     assert out[1:] == [refusal, refusal, "None"]
 
 
+OTHER_INTERPRETERS = """
+import gc
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+from ksmpy import native
+def calls():
+    asked = []
+    native._looking("ksmpy_look_around", 3)(
+        gc.get_objects, lambda: asked.append(1) or {}, ({}, None, None, (), 4096)
+    )
+    return len(asked), native._looking("ksmpy_call_alone", 1)(lambda: 7)
+print(calls())
+other = interpreters.create()
+print(calls())
+interpreters.destroy(other)
+print(calls())
+"""
+
+
+def test_other_interpreters_are_not_asked() -> None:
+    """Neither for frames nor for a count: they change these while they hold their own lock only."""
+    assert procs.python_ok("-c", OTHER_INTERPRETERS) == "(1, 7)\n(0, None)\n(1, 7)\n"
+
+
+BUSY_INTERPRETERS = """
+import threading, time
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+from ksmpy import native
+from ksmpy.memory import objects
+inside = '''
+import time
+def deep(n):
+    held = [(i, [i]) for i in range(300)]
+    return deep(n - 1) if n else len(held)
+end = time.monotonic() + 3
+while time.monotonic() < end:
+    deep(50)
+    held = [(i, [i]) for i in range(60000)]
+    del held
+'''
+def run():
+    other = interpreters.create()
+    print(interpreters.run_string(other, inside))
+    interpreters.destroy(other)
+threads = [threading.Thread(target=run) for _ in range(2)]
+for thread in threads:
+    thread.start()
+while any(thread.is_alive() for thread in threads):
+    for _ in range(50):
+        native.allocated_blocks()
+        list(objects.named_memory(1 << 20))
+    time.sleep(0.001)
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="subinterpreters share one lock")
+def test_busy_interpreters_go_on() -> None:
+    """Whatever looks at the objects of this interpreter leaves those of others alone."""
+    assert procs.python_ok("-c", BUSY_INTERPRETERS) == "None\nNone\n"
+
+
 LARGER_PAGES = """
 import os
 sysconf = os.sysconf

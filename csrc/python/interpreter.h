@@ -1,6 +1,6 @@
 /*
- * The interpreter's lock (the GIL), for csrc/freeze/bystanders.h, and its main thread, for
- * csrc/freeze/signal_stacks.h.
+ * The interpreter's lock (the GIL), for csrc/freeze/bystanders.h, its main thread, for
+ * csrc/freeze/signal_stacks.h, and whether there are other interpreters in this process.
  */
 #ifndef KSMPY_INTERPRETER_H
 #define KSMPY_INTERPRETER_H
@@ -9,6 +9,10 @@
 
 #include "freeze/bystanders.h"
 #include "freeze/signal_stacks.h"
+
+/* Not of the stable interface, and therefore weak: they may be gone one day. */
+extern PyInterpreterState *PyInterpreterState_Head(void) __attribute__((weak));
+extern PyInterpreterState *PyInterpreterState_Main(void) __attribute__((weak));
 
 static int take_the_gil(void)
 {
@@ -49,6 +53,26 @@ static int note_own_stack(void *unused)
 static void ksmpy_note_main_stack(void)
 {
     Py_AddPendingCall(note_own_stack, NULL);
+}
+
+/*
+ * Whether the main interpreter, whose lock the caller has, is the only one, and stays so as long as
+ * the caller keeps that lock: only who runs in an interpreter makes another one. The one made last
+ * is the head of the list.
+ */
+static int interpreter_is_alone(void)
+{
+    return PyInterpreterState_Head && PyInterpreterState_Main &&
+           PyInterpreterState_Head() == PyInterpreterState_Main();
+}
+
+/* What a function returns, or None, without a call, where there are other interpreters. */
+static PyObject *ksmpy_call_alone(void *function)
+{
+    if (interpreter_is_alone())
+        return PyObject_CallObject(function, NULL);
+    Py_INCREF(Py_None);
+    return Py_None;
 }
 
 #endif

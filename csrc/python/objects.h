@@ -14,6 +14,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "python/interpreter.h"
+
 /* Of the stable interface since Python 3.4, 3.9 and 3.10; the version asked for may be an older one. */
 extern void *PyType_GetSlot(PyTypeObject *type, int slot);
 extern int PyObject_GC_IsTracked(PyObject *object);
@@ -269,7 +271,11 @@ static void object_look_into_stack(struct object_search *search, PyObject *frame
     Py_XDECREF(frame);
 }
 
-/* get_frames: sys._current_frames.  A frame that is held when its function returns keeps its variables. */
+/*
+ * get_frames: sys._current_frames.  A frame that is held when its function returns keeps its variables.
+ * Other interpreters' threads are among the answers.  Those may have a lock and an allocator of their
+ * own, and would free the frame's object, which is made here, while they run.
+ */
 static void object_look_into_stacks(struct object_search *search, PyObject *get_frames)
 {
     PyObject *frames = PyObject_CallObject(get_frames, NULL), *thread, *frame;
@@ -282,8 +288,8 @@ static void object_look_into_stacks(struct object_search *search, PyObject *get_
 
 /*
  * Looks into those of the collector's objects to which no reference may be kept, and into the
- * variables of all threads, unless get_frames is None; the answer: (found, others, the rest of the
- * objects).  No collection begins meanwhile.
+ * variables of all threads, unless get_frames is None or there are other interpreters; the answer:
+ * (found, others, the rest of the objects).  No collection begins meanwhile.
  */
 static PyObject *ksmpy_look_around(void *get_objects, void *get_frames, void *query)
 {
@@ -291,7 +297,7 @@ static PyObject *ksmpy_look_around(void *get_objects, void *get_frames, void *qu
     if (!object_search_begins(&search, query))
         return NULL;
     int collects = PyGC_Disable();
-    if (get_frames != Py_None && !search.failed)
+    if (get_frames != Py_None && interpreter_is_alone() && !search.failed)
         object_look_into_stacks(&search, get_frames);
     PyObject *objects = PyObject_CallObject(get_objects, NULL), *rest = PyList_New(0);
     search.failed |= !objects || !rest;

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from ksmpy import proc, threads
+from ksmpy import native, proc, threads
 from ksmpy.engine.core import Core, live_engines
 from ksmpy.engine.region import Region
 from ksmpy.errors import KsmpyError
@@ -129,7 +128,7 @@ class Adopter:
         self._refused: dict[Interval, tuple[str, float]] = {}
         self._blocking: frozenset[int] = frozenset()
         self._state: object = None
-        self._objects, self._counted = sys.getallocatedblocks(), time.monotonic()
+        self._objects, self._counted = native.allocated_blocks(), time.monotonic()
         self._moving_since = 0.0
         self.coverage: Coverage | None = None
         """What the last look has found."""
@@ -207,7 +206,7 @@ class Adopter:
 
     def _objects_move(self) -> bool:
         """Whether objects come and go by the thousand, and have not done so for long."""
-        objects, now = sys.getallocatedblocks(), time.monotonic()
+        objects, now = native.allocated_blocks(), time.monotonic()
         moved = abs(objects - self._objects)
         seconds = min(max(now - self._counted, 0.1), 1.0)
         self._objects, self._counted = objects, now

@@ -30,6 +30,8 @@ _STILL_OBJECTS = 5000
 _MOST_MOVING_SECONDS = 10.0
 # The signals that a thread brings on itself: it cannot block them.
 _FAULTS = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGABRT", "SIGSYS")
+# Of these modules one is there before Python code makes another interpreter.
+_INTERPRETERS = ("_interpreters", "_xxsubinterpreters")
 # How often it is put off because the program is importing something.
 _PUT_OFF = 10
 # What Python 3.12 and later say when a process with several threads forks.
@@ -256,6 +258,8 @@ class _Follower:
         """
         if "gevent.monkey" not in sys.modules:
             return False
+        if _INTERPRETERS[0] in sys.modules or _INTERPRETERS[1] in sys.modules:
+            return True  # nobody may ask for their frames, as below for their memory
         for frame in sys._current_frames().values():
             while frame is not None:
                 if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
@@ -281,17 +285,23 @@ class _Follower:
         """
         if self._inherits:
             return
-        count = getattr(sys, "getallocatedblocks", int)
-        before, waited = count(), 0.0
+        before, waited = self._count_objects(), 0.0
         while waited < self._may_wait:
             if awake.acquire(timeout=_STILL_SECONDS):
                 return
             waited += _STILL_SECONDS
-            now = count()
+            now = self._count_objects()
             if abs(now - before) <= _STILL_OBJECTS:
                 return
             before = now
         self._may_wait = 0.0
+
+    def _count_objects(self):
+        # From Python 3.12 on the count goes through the memory of other interpreters, too, while
+        # they change it, and the process may end by SIGSEGV. None can come to be in the midst of
+        # this line, as no other thread of this interpreter gets its lock there.
+        modules, count = sys.modules, getattr(sys, "getallocatedblocks", int)
+        return 0 if _INTERPRETERS[0] in modules or _INTERPRETERS[1] in modules else count()
 
     def _begin(self):
         with _Finder(self._path, self._get_ident()):
