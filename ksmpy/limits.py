@@ -12,7 +12,7 @@ from ksmpy import proc
 if sys.platform != "win32":
     import resource  # here, since a process that is out of mappings can load no library any more
 
-__all__ = ["MemoryLeft", "is_passing", "mappings", "why"]
+__all__ = ["MemoryLeft", "allow_file_of", "is_passing", "mappings", "why"]
 
 MemoryLeft = Callable[[], "tuple[int, str]"]
 """Bytes that this process may still take, and what allows no more."""
@@ -75,6 +75,12 @@ def _limit(name: str) -> int | None:
 def _no_descriptors() -> str:
     limit = _limit("RLIMIT_NOFILE")
     return f"all {limit} descriptors of RLIMIT_NOFILE are in use: close some, or ulimit -n higher"
+
+
+def allow_file_of(size: int) -> bool:
+    """Whether a file of so many bytes may be written (RLIMIT_FSIZE)."""
+    limit = _limit("RLIMIT_FSIZE")
+    return limit is None or size <= limit
 
 
 def _file_size() -> str:

@@ -98,6 +98,29 @@ with open("/proc/self/maps") as maps:
 assert (one.tobytes(), two.tobytes()) == wanted
 """
 
+FILE_SIZE = """
+import resource, signal, sys
+import ksmpy
+from support import memory
+
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+one = memory.distinct(1024)
+two = memory.twin(one)
+wanted = one.tobytes()
+with ksmpy.Engine() as engine:
+    for array in (one, two):
+        engine.register(array)
+    limit = int(sys.argv[1]), resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    print(engine.scan(eager=True).no_memory > 0)
+for store in (None, "limited"):
+    try:
+        ksmpy.Engine(store=store)
+    except (OSError, ksmpy.KsmpyError) as error:
+        print(*(word for word in str(error).split() if word.startswith("RLIMIT")))
+print(one.tobytes() == two.tobytes() == wanted)
+"""
+
 #: What leaves no room for an engine, and the name that an error has to give.
 LIMITS = [("RLIMIT_NOFILE", 60), ("RLIMIT_AS", 1 << 30), ("RLIMIT_FSIZE", 1 << 20)]
 
@@ -121,6 +144,14 @@ def test_an_engine_that_a_limit_forbids_names_it(kind: str, limit: int) -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
     assert kind in done.stdout and "ulimit" in done.stdout
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_no_limit_of_files_ends_who_does_not_ignore_its_signal(limit: int) -> None:
+    """Python ignores SIGXFSZ, but the program may ask for it, as one that embeds Python may."""
+    done = python("-c", FILE_SIZE, str(limit))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["True", "RLIMIT_FSIZE", "RLIMIT_FSIZE", "True"]
 
 
 @pytest.mark.parametrize(("kind", "limit"), [*LIMITS[1:], ("RLIMIT_NOFILE", 16)])

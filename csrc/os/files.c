@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/uio.h>
@@ -20,6 +21,23 @@
 static int status(int result)
 {
     return result < 0 ? -errno : 0;
+}
+
+/*
+ * How many of so many bytes the process may write to a file there (RLIMIT_FSIZE).  With more than
+ * that the kernel sends SIGXFSZ, which ends a program that does not ignore it as Python does.
+ */
+static uint64_t allowed(uint64_t offset, uint64_t bytes)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_FSIZE, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY)
+        return bytes;
+    return limit.rlim_cur > offset ? least(bytes, limit.rlim_cur - offset) : 0;
+}
+
+int os_set_size(int fd, uint64_t bytes)
+{
+    return allowed(0, bytes) < bytes ? -EFBIG : status(ftruncate(fd, (off_t)bytes));
 }
 
 int os_keep_off_standard(int fd)
@@ -43,12 +61,10 @@ int os_memfd(const char *name, size_t bytes)
     fd = os_keep_off_standard(fd);
     if (fd < 0)
         return fd;
-    if (ftruncate(fd, (off_t)bytes) < 0) {
-        int error = errno;
+    int error = os_set_size(fd, bytes);
+    if (error)
         close(fd);
-        return -error;
-    }
-    return fd;
+    return error ? error : fd;
 }
 
 static int open_again(int fd, int flags)
@@ -121,7 +137,7 @@ void os_read_text(const char *path, char *text, size_t size)
 
 void os_put(int fd, uint64_t offset, const void *from, size_t bytes)
 {
-    while (pwrite(fd, from, bytes, (off_t)offset) < 0 && errno == EINTR)
+    while (allowed(offset, bytes) && pwrite(fd, from, bytes, (off_t)offset) < 0 && errno == EINTR)
         ;
 }
 
@@ -147,11 +163,6 @@ bool os_file_room(int fd, uint64_t *size, uint64_t *left)
     return true;
 }
 
-int os_set_size(int fd, uint64_t bytes)
-{
-    return status(ftruncate(fd, (off_t)bytes));
-}
-
 static int64_t pages_written(ssize_t done)
 {
     if (done < 0)
@@ -161,12 +172,14 @@ static int64_t pages_written(ssize_t done)
 
 int64_t os_write(int fd, uint64_t offset, const void *from, uint64_t n)
 {
-    return pages_written(pwrite(fd, from, bytes_of(n), (off_t)offset));
+    uint64_t bytes = allowed(offset, bytes_of(n));
+    return bytes ? pages_written(pwrite(fd, from, bytes, (off_t)offset)) : -EFBIG;
 }
 
 int64_t os_write_from(int fd, uint64_t offset, const struct iovec *from, uint64_t n)
 {
-    return pages_written(pwritev(fd, from, (int)n, (off_t)offset));
+    n = allowed(offset, bytes_of(n)) >> PAGE_SHIFT;
+    return n ? pages_written(pwritev(fd, from, (int)n, (off_t)offset)) : -EFBIG;
 }
 
 static int allocate(int fd, int mode, uint64_t offset, uint64_t bytes)

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass
 
-from ksmpy import proc, threads
+from ksmpy import limits, proc, threads
 from ksmpy.store.files import close_own, make_memfd
 
 __all__ = ["FILE_NAME", "History", "Past", "Sample", "birth", "read_past"]
@@ -242,6 +242,8 @@ class _File:
 
     def __init__(self) -> None:
         """OSError when there is no room for it. Its memory is taken at once: no write fails."""
+        if not limits.allow_file_of(_BYTES):  # to try is to get a signal (SIGXFSZ)
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         self.pid = os.getpid()
         self._fd = make_memfd(FILE_NAME.partition(":")[2])
         try:

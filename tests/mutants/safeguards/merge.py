@@ -97,6 +97,13 @@ MUTANTS = [
         tests=("c/test_planned.c::no_saving_is_claimed_that_is_not_there",),
     ),
     Mutant(
+        "no file is written beyond its limit",
+        file="csrc/os/files.c",
+        old="uint64_t bytes = allowed(offset, bytes_of(n));",
+        new="uint64_t bytes = bytes_of(n);",
+        tests=("test_rlimits.py::test_no_limit_of_files_ends_who_does_not_ignore_its_signal",),
+    ),
+    Mutant(
         "nothing is merged into locked memory",
         file="csrc/merge/bar.c",
         old="os_locks_new_memory() || !merger_has_files(merger) ||",
