@@ -13,6 +13,9 @@
 #include "store/stable.h"
 #include "store/store.h"
 
+/* So many frames later the place that was prefetched for a checksum is in the cache. */
+#define ROOT_BEHIND 8
+
 /*
  * Another process may have made a frame of the same bytes since this one looked for it.  Returns that
  * frame, joined, or NO_FRAME where there is none with room.
@@ -55,9 +58,12 @@ void publish_sums(struct pages *pages, const struct batch *batch)
     struct store *store = &pages->store;
     uintptr_t bytes = (uintptr_t)frame_bytes(store, batch->frame);
     guard_touch(bytes, bytes + bytes_of(batch->n), bytes_of(FAULT_AROUND));
+    int tree = tree_for(pages, batch);
     for (uint32_t frame = batch->frame; frame < batch->frame + batch->n; frame++) {
         frame_at(store, frame)->sum = store_sum(store, frame_bytes(store, frame));
-        stable_prefetch(store, tree_for(pages, batch), frame_at(store, frame)->sum);
+        stable_prefetch(store, tree, frame_at(store, frame)->sum);
+        if (frame - batch->frame >= ROOT_BEHIND)
+            stable_prefetch_root(store, tree, frame_at(store, frame - ROOT_BEHIND)->sum);
     }
 }
 

@@ -195,9 +195,10 @@ static inline uint64_t slice_end(const struct pages *pages)
     return os_now_ns() + (pages->maps.query ? SLICE_NS : SLICE_OF_TEXT_NS);
 }
 
+/* These are asked so often that the stride has to be known where they are compiled. */
 static inline struct page *page_record(const struct pages *pages, uint32_t id)
 {
-    return arena_at(&pages->records, id);
+    return (struct page *)pages->records.base + id;
 }
 static inline bool is_shared(const struct pages *pages, uint32_t id)
 {
@@ -225,11 +226,11 @@ static inline bool page_waits(const struct page *page)
 }
 static inline struct region *region_at(const struct pages *pages, uint32_t region)
 {
-    return arena_at(&pages->regions, region);
+    return (struct region *)pages->regions.base + region;
 }
 static inline struct chunk *chunk_of(const struct pages *pages, uint32_t id)
 {
-    return arena_at(&pages->chunk_records, id >> CHUNK_SHIFT);
+    return (struct chunk *)pages->chunk_records.base + (id >> CHUNK_SHIFT);
 }
 static inline uint32_t region_of(const struct pages *pages, uint32_t id)
 {

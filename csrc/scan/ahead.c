@@ -45,6 +45,7 @@ static void sum_one_more(struct scanner *scanner, uint32_t id)
 {
     struct ahead *ahead = &scanner->ahead;
     uintptr_t address = page_address(scanner->pages, id);
+    int tree = tree_of(scanner->pages, page_node(page_record(scanner->pages, id)));
     uint64_t sum;
     bool readable = guard_checksum(&scanner->pages->store.key, (const void *)address, &sum);
     sum = readable ? cut_sum(sum) : UNREADABLE;
@@ -52,11 +53,12 @@ static void sum_one_more(struct scanner *scanner, uint32_t id)
     ahead->n++;
     if (!readable)
         return;
-    stable_prefetch(&scanner->pages->store,
-                    tree_of(scanner->pages, page_node(page_record(scanner->pages, id))), sum);
+    stable_prefetch(&scanner->pages->store, tree, sum);
     candidates_prefetch(scanner->pages, sum);
     for (int line = 0; line < LINES; line++)
         __builtin_prefetch((const char *)address + PAGE_SIZE + 64 * line);
+    if (ahead->n > AHEAD / 2 && ahead->sums[(id - AHEAD / 2) % AHEAD] != UNREADABLE)
+        stable_prefetch_root(&scanner->pages->store, tree, ahead->sums[(id - AHEAD / 2) % AHEAD]);
     for (uint32_t place = 0, back = AHEAD / 2; place < 2; place++, back += AHEAD / 4)
         if (ahead->n > back && ahead->sums[(id - back) % AHEAD] != UNREADABLE)
             candidates_prefetch_page(scanner->pages, ahead->sums[(id - back) % AHEAD], (int)place);

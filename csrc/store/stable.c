@@ -57,6 +57,15 @@ void stable_prefetch(const struct store *store, int tree, uint64_t sum)
     __builtin_prefetch(tree_at(forest, tree_for(forest, sum)), 1);
 }
 
+void stable_prefetch_root(const struct store *store, int tree, uint64_t sum)
+{
+    const struct forest *forest = &store->stable[tree];
+    const struct rb_tree *home = tree_at(forest, tree_for(forest, sum));
+    uint32_t root = __atomic_load_n(&home->root, __ATOMIC_RELAXED);
+    if (root != RB_NONE)
+        __builtin_prefetch(frame_at(store, root));
+}
+
 struct place {
     uint32_t found, parent;
     enum rb_side side;

@@ -31,6 +31,8 @@ uint64_t stable_count(struct store *store, int tree, uint64_t sum, const void *b
 bool stable_knows(const struct store *store, int tree, uint64_t sum);
 /* The checksum will be asked for soon. */
 void stable_prefetch(const struct store *store, int tree, uint64_t sum);
+/* The same, some time after that: the frame at the root of its tree. */
+void stable_prefetch_root(const struct store *store, int tree, uint64_t sum);
 void stable_add(struct store *store, uint32_t frame, int tree);
 void stable_remove(struct store *store, uint32_t frame);
 
