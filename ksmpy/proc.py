@@ -57,8 +57,8 @@ _CPUCLOCK_SCHED = 2
 _ENTRY_BYTES = 8
 _PAGE_BYTES = 4096
 
-# Fields of stat (ppid, starttime, startstack, start_brk), counted from the third one on.
-_PARENT, _FLAGS, _START_TIME, _START_STACK, _START_BRK = 1, 6, 19, 25, 44
+# Fields of stat (ppid, flags, starttime, vsize, startstack, start_brk), from the third one on.
+_PARENT, _FLAGS, _START_TIME, _SIZE_BYTES, _START_STACK, _START_BRK = 1, 6, 19, 20, 25, 44
 _FORKED_NO_EXEC = 0x40  # PF_FORKNOEXEC of the kernel's include/linux/sched.h
 
 # start, end, permissions, offset, device, inode, path
@@ -229,6 +229,14 @@ def origin(pid: int | str = "self") -> tuple[int, float]:
     fields = stat(pid)
     seconds = int(fields[_START_TIME]) / os.sysconf("SC_CLK_TCK")
     return int(fields[_PARENT]), time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + seconds
+
+
+def has_memory(pid: int) -> bool:
+    """Whether there is such a process, and it is not about to end, or a zombie: these have none."""
+    try:
+        return stat(pid)[_SIZE_BYTES] != b"0"
+    except OSError:
+        return False
 
 
 def is_forked(pid: int | str = "self") -> bool:

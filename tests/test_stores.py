@@ -342,6 +342,13 @@ def _seen_to_save(*pids: int) -> int:
     return sum(each.saved_bytes for each in observe_all()[0] if each.pid in pids)
 
 
+def _reported(store: Store) -> str:
+    tally = Tally(os.getpid(), store)
+    while "looked" not in tally.report():
+        tally.look_if_due()
+    return tally.report()
+
+
 def _counted_to_save(name: str) -> int:
     found = look_at(name)
     assert found.stats is not None
@@ -368,9 +375,7 @@ def test_what_came_by_a_fork_is_not_called_saved(shared: Shared, store: Store) -
         assert ready.wait(PATIENCE)
         assert store.stats().pages_sharing == 3 * PAGES
         told = _counted_to_save("name")
-        tally = Tally(os.getpid(), store)
-        while "looked" not in tally.report():
-            tally.look_if_due()
+        reported = _reported(store)
         seen = _seen_to_save(os.getpid(), working.pid)
         page = json.loads(python("-m", "ksmpy", "report", str(os.getpid()), "--json").stdout)
     finally:
@@ -378,11 +383,31 @@ def test_what_came_by_a_fork_is_not_called_saved(shared: Shared, store: Store) -
         working.finish()
     # The child's engine has tables of its own.
     assert told < kept < saved
-    assert tally.report().startswith(f"ksmpy: saved {human_bytes(told)} at the most")
+    assert reported.startswith(f"ksmpy: saved {human_bytes(told)} at the most")
     assert seen <= before < saved
     assert page["totals"]["saved_bytes"] <= saved
     assert page["totals"]["by_fork_bytes"] == 2 * saved
     assert sum(each["saved_bytes"] for each in page["processes"]) <= saved
+
+
+def test_nothing_is_saved_by_who_has_ended(store: Store, shared: Any) -> None:
+    """The counters have the pages of a child that has just ended until another process notices, and
+    what of these its parent's fork had left it cannot be told any more.
+    """
+    kept = _counted_to_save("name")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            shared.engine.scan()
+        finally:
+            os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # a zombie from here on
+    assert store.stats().pages_sharing == 3 * PAGES
+    assert _reported(store).startswith(f"ksmpy: saved {human_bytes(kept)} at the most")
+    assert os.waitpid(pid, 0) == (pid, 0)
+    assert store.stats().pages_sharing == 3 * PAGES
+    assert _counted_to_save("name") == kept
+    assert _reported(store).startswith(f"ksmpy: saved {human_bytes(kept)} at the most")
 
 
 # ---- enable, commands ---------------------------------------------------------------------

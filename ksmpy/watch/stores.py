@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ksmpy import proc
 from ksmpy.engine.history import Past
@@ -53,8 +53,9 @@ def saved_bytes(stats: StoreStats, processes: Collection[StoreProcess]) -> int:
 
 def saved_and_taken(stats: StoreStats, processes: Collection[StoreProcess]) -> tuple[int, int]:
     """What a store saves these processes, which are all that use it, as its counters say and their
-    engines have noted. What was written since the last pass counts as merged still. And what ksmpy
-    has taken to be imported in them, which is off it, as far as that is known.
+    engines have noted. What was written since the last pass counts as merged still; what others
+    had that have ended does not, although the counters have it until one of these notices. And
+    what ksmpy has taken to be imported in them, which is off it, as far as that is known.
     """
     if not processes:  # what the counters still say is of processes that were killed
         return 0, 0
@@ -66,7 +67,9 @@ def saved_and_taken(stats: StoreStats, processes: Collection[StoreProcess]) -> t
     }
     pages_by_fork = sum(by_fork.values()) + sum(proc.by_fork(zeros).values())
     taken = sum(package_bytes(past) for mine in noted.values() for past in mine)
-    net = stats.net_bytes(
+    held = sum(each.merging_pages for each in processes)
+    sharing = min(stats.pages_sharing, held - stats.pages_shared)
+    net = replace(stats, pages_sharing=sharing).net_bytes(
         by_fork=pages_by_fork * PAGE_SIZE,
         zeros=sum(zeros.values()) * PAGE_SIZE,
         tables=taken + sum(own_tables(past) for mine in noted.values() for past in mine),

@@ -18,6 +18,8 @@ __all__ = ["Tally", "pss_bytes"]
 _COST_FACTOR = 99
 _FIRST_SECONDS = 0.25
 _MOST_SECONDS = 1.0
+# How often the store is asked anew because a process has ended meanwhile.
+_TRIES = 5
 
 
 def pss_bytes(pid: int) -> int:
@@ -82,15 +84,27 @@ class Tally:
 
     def _measure(self, found: list[int]) -> None:
         try:
-            processes = self.store.processes()
-            saved, taken = saved_and_taken(self.store.stats(), processes)
+            users, saved, taken = self._ask_store()
         except StoreError:  # a process that is stopped holds the store's lock
             return
-        users = {process.pid for process in processes}
         self._users |= users
         self._most_taken = max(self._most_taken, taken)
         pss = sum(map(pss_bytes, users | set(found)))
         self._count(saved, pss)
+
+    def _ask_store(self) -> tuple[set[int], int, int]:
+        """Who uses the store, what it saves them, and what ksmpy has taken in them.
+
+        Nobody can tell of a process that is about to end what it has by its parent's fork. So it
+        is left out, and if one came to that meanwhile the store is asked again.
+        """
+        for _ in range(_TRIES):
+            processes = [each for each in self.store.processes() if proc.has_memory(each.pid)]
+            users = {process.pid for process in processes}
+            saved, taken = saved_and_taken(self.store.stats(), processes)
+            if all(map(proc.has_memory, users)):
+                break
+        return users, saved, taken
 
     def _count(self, saved: int, pss: int) -> None:
         now = time.monotonic()
