@@ -40,6 +40,15 @@ void os_back_off(unsigned looks)
         os_sleep_us(NAP_US);
 }
 
+void os_spin(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
 /*
  * Early in a boot the kernel may have no random numbers yet.  Then the time, an address of the
  * stack and the process id are combined, which is easier to guess but all that there is.

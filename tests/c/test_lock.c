@@ -51,14 +51,30 @@ uint64_t __wrap_os_now_ns(void)
 }
 
 static void (*while_waiting)(void); /* once: the lock was tried, and whoever wants it backs off */
+static void (*while_looking)(void); /* once: it was tried, and will be again at once */
+static unsigned back_offs;
+
+static void act(void (**action)(void))
+{
+    void (*chosen)(void) = *action;
+    *action = NULL;
+    if (chosen)
+        chosen();
+}
+
 void __real_os_back_off(unsigned looks);
 void __wrap_os_back_off(unsigned looks)
 {
-    void (*chosen)(void) = while_waiting;
-    while_waiting = NULL;
-    if (chosen)
-        chosen();
+    back_offs++;
+    act(&while_waiting);
     __real_os_back_off(looks);
+}
+
+void __real_os_spin(void);
+void __wrap_os_spin(void)
+{
+    act(&while_looking);
+    __real_os_spin();
 }
 
 static pthread_t holder;
@@ -119,6 +135,20 @@ static void a_lock_is_waited_for_once(void)
     close_all();
 }
 
+/* Whoever wants the lock looks some times before he gives his processor to those who want it too. */
+static void a_short_hold_costs_nobody_the_processor(void)
+{
+    REQUIRE(open_pair() && others_hold_the_lock());
+    back_offs = 0;
+    while_looking = they_let_go;
+    stopped_clock = __real_os_now_ns();
+    CHECK(store_lock(&one) && !while_looking && !back_offs);
+    stopped_clock = 0;
+    store_unlock(&one);
+    store_detach(&one);
+    close_all();
+}
+
 /* To give back what nobody has taken is a mistake that checked builds end at, and others survive. */
 static void a_lock_is_given_back_once(void)
 {
@@ -172,6 +202,7 @@ static void nobody_waits_while_memory_is_asked_for(void)
 int main(void)
 {
     RUN(a_lock_is_waited_for_once);
+    RUN(a_short_hold_costs_nobody_the_processor);
     RUN(a_lock_is_given_back_once);
     RUN(nobody_waits_while_memory_is_asked_for);
     return finish();

@@ -66,6 +66,13 @@ MUTANTS = [
         tests=("test_stopped_members.py::test_close_does_not_wait",),
     ),
     Mutant(
+        "a short hold costs nobody the processor",
+        file="csrc/store/mutex.c",
+        old="        if (tries < SPINS)",
+        new="        if (false)",
+        tests=("c/test_lock.c::a_short_hold_costs_nobody_the_processor",),
+    ),
+    Mutant(
         "a lock is given back once",
         file="csrc/store/lock.c",
         old="    if (!store->shared || !has_lock(store) || --store->depth)",
