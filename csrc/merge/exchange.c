@@ -119,10 +119,22 @@ static void forget_plan(struct pages *pages, uint32_t page)
         page_become(pages, page, PAGE_SEEN, NO_INDEX);
 }
 
+/*
+ * Is a frame to be left, or an announcement to be taken back?  What does so takes the lock itself; who
+ * knows of more of them has it once for all.
+ */
+static bool concerns_store(const struct pages *pages, const struct piece *piece)
+{
+    for (uint64_t i = 0; i < piece->n; i++)
+        if (!piece->mapped[i] || page_waits(page_record(pages, piece->page + (uint32_t)i)))
+            return true;
+    return false;
+}
+
 static void settle(struct merger *merger, const struct piece *piece, int error)
 {
     uint64_t left = 0;
-    bool locked = store_lock(&merger->pages->store);
+    bool locked = concerns_store(merger->pages, piece) && store_lock(&merger->pages->store);
     for (uint64_t i = 0; i < piece->n; i++) {
         if (i + PREFETCH < piece->n) {
             uint32_t later = piece->page + (uint32_t)i + PREFETCH;

@@ -16,6 +16,8 @@
 #include "store/store.h"
 
 #define EVENTS_AT_ONCE 256 /* read in one go of the store's lock: 4 KiB of the stack */
+/* Pages that are looked up in one go of it, in some 4 us if all of them wait. */
+#define LOOKED_FOR_AT_ONCE 32
 
 /* The rule says which tree a candidate is in, so all leave the index before it changes. */
 static void forget_candidates(struct pages *pages)
@@ -57,17 +59,27 @@ static void look_for_page(struct pages *pages, uint32_t id)
         announcement_add(store, tree, page_sum(page), false);
 }
 
+static bool any_waits(const struct pages *pages, uint32_t id, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++)
+        if (page_waits(page_record(pages, id + (uint32_t)i)))
+            return true;
+    return false;
+}
+
 /* The same for the waiting pages of a region, from one of them on; false: not for all of them. */
 static bool look_for_some(struct pages *pages, const struct region *region, uint64_t deadline)
 {
-    for (uint64_t i = region_page_from(region, pages->looked_to); i < region->n; i++) {
-        uint32_t id = region->base + (uint32_t)i;
+    for (uint64_t i = region_page_from(region, pages->looked_to), end; i < region->n; i = end) {
+        end = least(i + LOOKED_FOR_AT_ONCE, region->n);
         pages->looked_to = region->address + bytes_of(i);
-        if (!page_waits(page_record(pages, id)))
+        if (!any_waits(pages, region->base + (uint32_t)i, end - i))
             continue;
         if (os_now_ns() > deadline || !store_lock(&pages->store))
             return false;
-        look_for_page(pages, id);
+        for (uint32_t id = region->base + (uint32_t)i; id < region->base + (uint32_t)end; id++)
+            if (page_waits(page_record(pages, id)))
+                look_for_page(pages, id);
         store_unlock(&pages->store);
     }
     pages->looked_to = region->address + bytes_of(region->n);

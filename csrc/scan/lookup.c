@@ -24,10 +24,16 @@
 #include "store/stable.h"
 #include "store/store.h"
 
+/*
+ * The frame that a row goes on with is mostly there, and seen so without the lock.  Not while that is not
+ * to be had: nothing is looked up then, and the slice ends.
+ */
 static uint32_t find_frame(struct pages *pages, uint32_t id, uint64_t sum, const void *bytes,
                            uint32_t preferred)
 {
     int tree = tree_of(pages, page_node(page_record(pages, id)));
+    if (!store_is_away(&pages->store) && stable_seems(&pages->store, tree, sum, preferred))
+        return preferred;
     if (!store_lock(&pages->store))
         return NO_FRAME;
     uint32_t frame = stable_find(&pages->store, tree, sum, bytes, preferred);

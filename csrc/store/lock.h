@@ -29,6 +29,11 @@ static inline int store_why_not(const struct store *store)
 {
     return store->broken ? store->broken : -EAGAIN;
 }
+/* What store_lock() said last, or would say now without a try. */
+static inline bool store_is_away(const struct store *store)
+{
+    return store->away || store->broken;
+}
 void store_unlock(struct store *store); /* only after that */
 /* -EAGAIN; -EUCLEAN: it is no lock */
 KSMPY_MAY_REFUSE int store_lock_soundly(struct store *store);

@@ -166,6 +166,11 @@ uint32_t stable_find(struct store *store, int tree, uint64_t sum, const void *by
     return choose_dup(store, find_head(store, tree, sum, bytes));
 }
 
+bool stable_seems(const struct store *store, int tree, uint64_t sum, uint32_t preferred)
+{
+    return suits(store, preferred, tree, sum);
+}
+
 /* How many frames from the first on, at most max, suit one after the other. */
 static uint64_t row_length(const struct store *store, uint32_t first, int tree, uint64_t sum,
                            uint64_t max)

@@ -1,5 +1,5 @@
 /*
- * The stable trees: which frame has these bytes?  All with the lock held.
+ * The stable trees: which frame has these bytes?  All with the lock held, but for stable_seems().
  */
 #ifndef KSMPY_STORE_STABLE_H
 #define KSMPY_STORE_STABLE_H
@@ -18,6 +18,12 @@ int forest_clear(struct forest *forest); /* -ENOMEM, -ENOSPC: it has no trees at
  */
 uint32_t stable_find(struct store *store, int tree, uint64_t sum, const void *bytes,
                      uint32_t preferred);
+/*
+ * Would stable_find() take the preferred one?  Without the lock, as a guess: others may change the
+ * record just then, and who joins the frame finds that, or at last who compares the bytes.  Records
+ * below a high mark have memory, whatever becomes of them.
+ */
+bool stable_seems(const struct store *store, int tree, uint64_t sum, uint32_t preferred);
 /*
  * Frames with these bytes that follow each other and have room for a sharer each: the first of
  * them, in *n how many, of at most *n; or NO_FRAME.  Those that begin with the preferred one are

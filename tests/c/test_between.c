@@ -489,6 +489,46 @@ static void a_pass_waits_for_what_others_have_said(void)
     hears_of_frames(true);
 }
 
+/* How often one has the store's lock in a pass of its own. */
+static uint64_t locks_of_a_pass(void)
+{
+    uint64_t before = one.engine->pages.store.locks;
+    scan(one.engine, KSMPY_SCAN_EAGER);
+    return one.engine->pages.store.locks - before;
+}
+
+/* Frames in a row are found, joined and mapped with a few holds of the lock, however many they are. */
+static void a_row_of_frames_takes_few_locks(void)
+{
+    enum { FEW_LOCKS = 12 };
+    struct member twin;
+    pages_each = 2 * MANY;
+    REQUIRE(open_store() && arrive(&two, 1, 1) && attach(&one, 1));
+    twin.engine = two.engine;
+    REQUIRE(bring(&twin, 1) && bring(&one, 1));
+    scan(two.engine, KSMPY_SCAN_EAGER);
+    CHECK(locks_of_a_pass() <= FEW_LOCKS && counted(pages_each, 2 * pages_each));
+    forget(&twin);
+    leave(&two);
+    leave(&one);
+    close(store);
+}
+
+/* Nor do pages that wait take one each where all are looked up again, as events were missed. */
+static void pages_that_wait_take_few_locks(void)
+{
+    enum { FEW_LOCKS = 12 };
+    pages_each = 2 * MANY;
+    REQUIRE(open_store() && arrive(&one, 1, 1) && attach(&two, 1));
+    scan(one.engine, KSMPY_SCAN_EAGER);
+    events_reset(&two.engine->pages.store);
+    CHECK(locks_of_a_pass() <= FEW_LOCKS);
+    CHECK(one.engine->pages.pages_in[PAGE_WAITING] == pages_each);
+    leave(&one);
+    CHECK(ksmpy_engine_close(two.engine) == 0);
+    close(store);
+}
+
 static atomic_bool may_let_go;
 
 static void *keep_lock_for_long(void *unused)
@@ -640,6 +680,8 @@ int main(void)
 {
     merging(MANY);
     merging(FEW);
+    RUN(a_row_of_frames_takes_few_locks);
+    RUN(pages_that_wait_take_few_locks);
     RUN(a_block_of_equal_frames_stays_a_row);
     RUN(a_lock_that_was_not_had_is_not_given_back);
     RUN(nobody_is_reaped_alive);

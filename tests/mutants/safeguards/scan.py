@@ -6,6 +6,20 @@ from ..mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "the frame that a row goes on with is seen without the lock",
+        file="csrc/scan/lookup.c",
+        old="!store_is_away(&pages->store) && stable_seems(",
+        new="false && stable_seems(",
+        tests=("c/test_between.c::a_row_of_frames_takes_few_locks",),
+    ),
+    Mutant(
+        "pages that wait are looked up again in groups",
+        file="csrc/pages/peers.c",
+        old="end = least(i + LOOKED_FOR_AT_ONCE, region->n);",
+        new="end = i + 1;",
+        tests=("c/test_between.c::pages_that_wait_take_few_locks",),
+    ),
+    Mutant(
         "a lock that was not had is not given back",
         file="csrc/scan/migrate.c",
         old="    if (!store_lock(store))\n        return false;",
