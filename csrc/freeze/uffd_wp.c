@@ -36,6 +36,7 @@
 #include "os/clock.h"
 #include "os/map.h"
 #include "os/uffd.h"
+#include "os/write_tracking.h"
 
 static int wp_init(struct freezer *fz)
 {
@@ -53,12 +54,21 @@ static int wp_init(struct freezer *fz)
 /* ---- freezing ---- */
 
 /*
- * Gives a range to the gate, if all of it is still registered: memory that anybody has mapped there
- * since is not, and the kernel refuses to protect it (ENOENT).
+ * -ENOENT if a part of the range is registered no more: memory that anybody has mapped there since is
+ * not.  To protect it tells, too, and takes a look at each page.
  */
+static int check_registered(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    if (fz->tracked && os_uffd_is_registered(fz->wp_fd, address, n) &&
+        os_is_tracked(fz->pagemap_fd, address))
+        return 0;
+    return os_uffd_protect(fz->wp_fd, address, n, fz->tracked);
+}
+
+/* Gives a range to the gate, if all of it is still registered. */
 static int take_over(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    int error = os_uffd_protect(fz->wp_fd, address, n, fz->tracked);
+    int error = check_registered(fz, address, n);
     if (error)
         return error == -ENOENT ? -EPERM : error;
     return gate_take(fz, address, n, OS_UFFD_WP);

@@ -387,13 +387,10 @@ void os_look_away(uintptr_t address, uint64_t n)
     os_madvise((void *)address, bytes_of(n), MADV_DONTNEED);
 }
 
-/*
- * MADV_COLD fails with EINVAL on locked memory.  On other memory it makes the pages the first to be
- * swapped out, which does not matter: callers ask before they let the pages go.
- */
+/* Locked memory is the only reason for EBUSY, see msync(2); the call looks at no page. */
 bool os_is_locked(uintptr_t address, uint64_t n)
 {
-    return os_madvise((void *)address, bytes_of(n), MADV_COLD) < 0 && errno == EINVAL;
+    return msync((void *)address, bytes_of(n), MS_INVALIDATE) < 0 && errno == EBUSY;
 }
 
 int os_reserve_at(uintptr_t address, uint64_t n)

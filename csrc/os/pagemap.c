@@ -1,6 +1,7 @@
 #include "os/pagemap.h"
 
 #include <errno.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "base/pages.h"
@@ -52,6 +53,7 @@ int os_first_private(int pagemap_fd, uintptr_t address, uint64_t n, uintptr_t *f
 #define WORD_FRAME (((uint64_t)1 << 55) - 1) /* where it is; hidden without CAP_SYS_ADMIN: 0 */
 #define WORD_SWAP_TYPE 31 /* mask; the type of that number is a marker, with no page behind it */
 #define WORDS 512
+#define RANGES 64
 
 /*
  * The zero page has no reverse mapping, so it is present and never exclusive;
@@ -80,7 +82,7 @@ static int read_words(int pagemap_fd, uintptr_t address, uint64_t *words, uint64
     return got == (ssize_t)(n * 8) ? 0 : got < 0 ? -errno : -EFAULT;
 }
 
-int os_unprotected(int pagemap_fd, uintptr_t address, uint64_t n, bool *unprotected)
+static int read_unprotected(int pagemap_fd, uintptr_t address, uint64_t n, bool *unprotected)
 {
     uint64_t words[WORDS];
     for (uint64_t done = 0, part; done < n; done += part) {
@@ -90,6 +92,42 @@ int os_unprotected(int pagemap_fd, uintptr_t address, uint64_t n, bool *unprotec
             return error;
         for (uint64_t i = 0; i < part; i++)
             unprotected[done + i] = !(words[i] & WORD_PROTECTED);
+    }
+    return 0;
+}
+
+/* The ranges that a userfaultfd protects, markers among them.  Returns as os_scan() does. */
+static int64_t scan_protected(int pagemap_fd, uintptr_t address, uint64_t n,
+                              struct os_range *ranges, int64_t max, uintptr_t *next)
+{
+    struct os_scan request = {
+        .start = address,
+        .end = address + bytes_of(n),
+        .category_inverted = OS_IS_WRITTEN,
+        .category_mask = OS_IS_WRITTEN,
+        .category_anyof_mask = OS_IS_PRESENT | OS_IS_SWAPPED,
+        .return_mask = OS_IS_WRITTEN,
+    };
+    return os_scan(pagemap_fd, request, ranges, max, next);
+}
+
+/*
+ * The kernel looks what is behind each page to make its word, which takes several times as long as
+ * to look at its entry: so the words are read only where there is no other way to tell.
+ */
+int os_unprotected(int pagemap_fd, uintptr_t address, uint64_t n, bool *unprotected)
+{
+    struct os_range ranges[RANGES];
+    uintptr_t at = address, end = address + bytes_of(n), next;
+    memset(unprotected, true, n);
+    for (; at < end; at = next) {
+        int64_t count =
+            scan_protected(pagemap_fd, at, (end - at) >> PAGE_SHIFT, ranges, RANGES, &next);
+        if (count < 0 || next <= at)
+            return read_unprotected(pagemap_fd, address, n, unprotected);
+        for (int64_t i = 0; i < count; i++)
+            memset(unprotected + ((ranges[i].start - address) >> PAGE_SHIFT), false,
+                   (ranges[i].end - ranges[i].start) >> PAGE_SHIFT);
     }
     return 0;
 }

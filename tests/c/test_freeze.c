@@ -574,6 +574,109 @@ static void what_others_map_there_stays(void)
     end(&fz, range, memfd);
 }
 
+/* Its owner has mapped something else there since it was registered: that is not touched. */
+static void what_is_registered_no_more_is_not_frozen(void)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    uintptr_t range = new_range();
+    REQUIRE(range && freezer_init(&fz, way, true) == 0 && freezer_attach(&fz, range, N) == 0);
+    REQUIRE(freeze_all(&fz, range, &view));
+    freeze_restore(&fz, 0, N);
+    thaw(&fz);
+    REQUIRE(os_map_anonymous(range + bytes_of(FIRST), END - FIRST, 0) == 0);
+    memset(page_at(range, FIRST), 1, bytes_of(END - FIRST));
+    int64_t got = freeze(&fz, range, N, &view);
+    CHECK(got > 0 && got <= FIRST);
+    freeze_restore(&fz, 0, (uint64_t)got);
+    thaw(&fz);
+    got = freeze(&fz, range + bytes_of(FIRST), 1, &view);
+    CHECK(got < 0);
+    if (got > 0)
+        thaw(&fz);
+    give_back(&fz, range);
+}
+
+/* Memory that is locked is to stay there: of its zeros none are given up. */
+static void locked_zeros_stay(void)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    uintptr_t range = new_range();
+    unsigned char there[N];
+    REQUIRE(range && freezer_init(&fz, way, true) == 0 && freezer_attach(&fz, range, N) == 0);
+    memset((void *)range, 0, bytes_of(N));
+    if (mlock2(page_at(range, FIRST), bytes_of(END - FIRST), 0) < 0)
+        SKIP("no memory may be locked here");
+    CHECK(freeze_for_zeros(&fz, range, FIRST, &view) == FIRST);
+    CHECK(freeze_zero(&fz, 0, FIRST, 0) == 0);
+    thaw(&fz);
+    CHECK(freeze_for_zeros(&fz, range + bytes_of(FIRST), END - FIRST, &view) == END - FIRST);
+    CHECK(freeze_zero(&fz, 0, END - FIRST, 0) == -EINVAL);
+    freeze_restore(&fz, 0, END - FIRST);
+    thaw(&fz);
+    REQUIRE(mincore((void *)range, bytes_of(N), there) == 0);
+    for (int i = 0; i < END; i++)
+        CHECK((there[i] & 1) == (i >= FIRST));
+    give_back(&fz, range);
+}
+
+#define MANY 512
+
+/*
+ * First of pages that were never touched, which have no page table; then of pages that are there and
+ * that are not, in a pattern of more ranges than one answer has.  Where nothing is nothing can be
+ * protected but by a marker, which some userfaultfds set.
+ */
+static void protected_pages_are_told_of(int features, bool marks)
+{
+    bool unprotected[MANY], right = true;
+    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC), uffd = os_uffd_open(features);
+    uintptr_t range = (uintptr_t)os_alloc_in_step(bytes_of(MANY), 0);
+    if (uffd < 0)
+        SKIP("no such userfaultfd here");
+    REQUIRE(fd >= 0 && range && os_uffd_register(uffd, range, MANY, OS_UFFD_WP) == 0);
+    os_set_vma_flags(range, MANY, KSMPY_VMA_NOHUGEPAGE);
+    memset(unprotected, false, sizeof unprotected);
+    CHECK(os_unprotected(fd, range, MANY, unprotected) == 0 && !memchr(unprotected, 0, MANY));
+    for (uint64_t i = 0; i < MANY; i++) {
+        if (i % 3)
+            *(volatile uint8_t *)page_at(range, i) = 1;
+        if (i % 2)
+            REQUIRE(os_uffd_protect(uffd, range + bytes_of(i), 1, true) == 0);
+    }
+    CHECK(os_unprotected(fd, range, MANY, unprotected) == 0);
+    for (uint64_t i = 0; i < MANY; i++)
+        right &= unprotected[i] == (i % 2 == 0 || (i % 3 == 0 && !marks));
+    CHECK(right);
+    os_unmap((void *)range, bytes_of(MANY));
+    close(uffd);
+    close(fd);
+}
+
+static void protected_pages_are_told(void)
+{
+    protected_pages_are_told_of(OS_UFFD_WP_SYNC, false);
+    protected_pages_are_told_of(OS_UFFD_WP_ASYNC, true);
+}
+
+/* Kernels before 6.7 have no PAGEMAP_SCAN, like this file in the place of a pagemap. */
+static void protected_pages_are_told_by_old_kernels(void)
+{
+    bool unprotected[MANY], right = true;
+    uint64_t words[MANY];
+    int fd = os_memfd("pagemap", 0);
+    REQUIRE(fd >= 0);
+    for (uint64_t i = 0; i < MANY; i++)
+        words[i] = i % 5 ? UINT64_MAX : ~((uint64_t)1 << 57);
+    REQUIRE(pwrite(fd, words, sizeof words, sizeof words) == sizeof words);
+    CHECK(os_unprotected(fd, bytes_of(MANY), MANY, unprotected) == 0);
+    for (uint64_t i = 0; i < MANY; i++)
+        right &= unprotected[i] == (i % 5 == 0);
+    CHECK(right);
+    close(fd);
+}
+
 /* Is it in a mapping that the kernel's own KSM may share? */
 static bool is_mergeable(uintptr_t address)
 {
@@ -904,6 +1007,12 @@ int main(void)
         RUN(what_is_given_back_while_it_is_frozen_for_zeros_is_gone);
         if (way == KSMPY_FREEZE_UFFD_WP)
             RUN(ksm_is_kept_away_from_what_is_protected);
+        if (way == KSMPY_FREEZE_UFFD_WP) {
+            RUN(what_is_registered_no_more_is_not_frozen);
+            RUN(locked_zeros_stay);
+            RUN(protected_pages_are_told);
+            RUN(protected_pages_are_told_by_old_kernels);
+        }
         if (way == KSMPY_FREEZE_UFFD_MOVE || way == KSMPY_FREEZE_UFFD_REMAP)
             RUN(a_fault_from_before_a_thaw_fills_nothing);
         /* In overlays of the mode `signal` the kernel maps pages around a fault. */

@@ -81,6 +81,37 @@ MUTANTS = [
         tests=("c/test_freeze.c::a_fault_from_before_a_thaw_fills_nothing",),
     ),
     Mutant(
+        "what is registered no more is not frozen",
+        file="csrc/freeze/uffd_wp.c",
+        old="    if (fz->tracked && os_uffd_is_registered(fz->wp_fd, address, n) &&",
+        new="    if (fz->tracked && os_uffd_is_registered(fz->wp_fd, address, 1) &&",
+        tests=("c/test_freeze.c::what_is_registered_no_more_is_not_frozen",),
+    ),
+    Mutant(
+        "locked memory gets no holes",
+        file="csrc/freeze/gate.c",
+        old="    int error = os_is_locked(address, n) ? -EINVAL : move_to_trash(",
+        new="    int error = false ? -EINVAL : move_to_trash(",
+        tests=("c/test_freeze.c::locked_zeros_stay",),
+    ),
+    Mutant(
+        "what can be written is not taken for protected",
+        file="csrc/os/pagemap.c",
+        old="""\
+        .category_inverted = OS_IS_WRITTEN,
+        .category_mask = OS_IS_WRITTEN,
+""",
+        new="",
+        tests=("c/test_freeze.c::protected_pages_are_told",),
+    ),
+    Mutant(
+        "all of an answer's ranges are read",
+        file="csrc/os/pagemap.c",
+        old="    for (; at < end; at = next) {",
+        new="    for (; at < end; at = end) {",
+        tests=("c/test_freeze.c::protected_pages_are_told",),
+    ),
+    Mutant(
         "a region's shadow takes no page away",
         file="csrc/freeze/uffd_wp.c",
         old="return shadow ? shadow : shadow_afresh(address, n, vma_flags);",
