@@ -66,3 +66,26 @@ def test_equal_ones_among_them_merge(make_engine: Any) -> None:
     engine.unmerge()
     assert one.tobytes() == wanted
     engine._core.check()
+
+
+def test_others_of_its_checksum_in_a_stretch_stay_what_they_are(make_engine: Any) -> None:
+    """A stretch of equal pages goes by the checksum; when all are frozen the others are found."""
+    with known_key():
+        engine = make_engine()
+    stretch, others = colliding(2).reshape(2, PAGE)
+    array = memory.pages(96)
+    pages = array.reshape(96, PAGE)
+    pages[:] = stretch
+    pages[40:50] = pages[70] = others
+    wanted = array.tobytes()
+    engine.register(array)
+    for _ in range(3):
+        engine.scan(eager=True)
+        assert array.tobytes() == wanted
+    assert engine.stats().pages_sharing >= 96 - 11 - 1
+    pages[40, -1] ^= 1
+    assert pages[39].tobytes() == stretch.tobytes() and pages[41].tobytes() == others.tobytes()
+    pages[40, -1] ^= 1
+    engine.unmerge()
+    assert array.tobytes() == wanted
+    engine._core.check()

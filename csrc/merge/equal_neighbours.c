@@ -29,7 +29,7 @@
 #include "store/stable.h"
 #include "store/store.h"
 
-#define SMALL_BLOCK 16 /* frames that are made at once if a stretch seems long enough for them */
+#define SMALL_BLOCK 64 /* frames that are made at once if a stretch seems long enough for them */
 #define SAMPLES_AHEAD 256 /* pages that are read at most to see how long a stretch goes on */
 
 /* How many frames the kernel would make for n equal pages; the last page may be left alone. */

@@ -18,12 +18,17 @@ static bool same_tree(const struct pages *pages, uint32_t a, uint32_t b)
            tree_of(pages, page_node(page_record(pages, b)));
 }
 
-bool are_equal(const struct pages *pages, uint32_t a, uint32_t b)
+/* The same checksum and tree. */
+static bool seem_equal(const struct pages *pages, uint32_t a, uint32_t b)
 {
     return page_sum(page_record(pages, a)) == page_sum(page_record(pages, b)) &&
-           same_tree(pages, a, b) &&
-           compare_live((const void *)page_address(pages, a),
-                        (const void *)page_address(pages, b)) == 0;
+           same_tree(pages, a, b);
+}
+
+bool are_equal(const struct pages *pages, uint32_t a, uint32_t b)
+{
+    return seem_equal(pages, a, b) && compare_live((const void *)page_address(pages, a),
+                                                   (const void *)page_address(pages, b)) == 0;
 }
 
 bool run_starts_at(uintptr_t address)
@@ -56,8 +61,8 @@ bool run_extends(const struct pages *pages, const struct run *run, int kind, uin
         return false;
     if (kind == RUN_ZERO || kind == RUN_UNMERGE)
         return true;
-    if (kind == RUN_EQUAL)
-        return run->n && are_equal(pages, id, run->page);
+    if (kind == RUN_EQUAL) /* their bytes are compared while they are frozen */
+        return run->n && seem_equal(pages, id, run->page);
     if (kind == RUN_ALONE)
         return !run->n || same_tree(pages, id, run->page);
     if (target != run_wanted(pages, run, kind, id))

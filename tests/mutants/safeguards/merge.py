@@ -19,7 +19,10 @@ MUTANTS = [
         file="csrc/merge/exchange.c",
         old="compare_live(frame, view + bytes_of(i)) == 0",
         new="checksum_of(frame, PAGE_SIZE) == checksum_of(view + bytes_of(i), PAGE_SIZE)",
-        tests=("c/test_merging.c::pages_that_collide_stay_apart",),
+        tests=(
+            "c/test_merging.c::pages_that_collide_stay_apart",
+            "test_collisions.py::test_others_of_its_checksum_in_a_stretch_stay_what_they_are",
+        ),
         quick=True,
     ),
     Mutant(
