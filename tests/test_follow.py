@@ -193,7 +193,7 @@ def test_every_child_is_followed(family: Path, directory: str) -> None:
     assert {path.stem for path in family.glob("*.ok")} == set(NAMES)
 
 
-def _embedded() -> Path:
+def _embedded(name: str = "embedded") -> Path:
     """A program with this interpreter in it; skips where that is no library, or has no headers."""
     library = sysconfig.get_config_var("LDLIBRARY") or ""
     folder = sysconfig.get_config_var("LIBDIR")
@@ -201,7 +201,7 @@ def _embedded() -> Path:
     if not library.endswith(".so") or not Path(headers, "Python.h").exists():
         pytest.skip("needs the interpreter as a library, and its headers")
     return build.program(
-        "embedded", f"-I{headers}", f"-L{folder}", f"-Wl,-rpath,{folder}", f"-l:{library}"
+        name, f"-I{headers}", f"-L{folder}", f"-Wl,-rpath,{folder}", f"-l:{library}"
     )
 
 
@@ -241,6 +241,26 @@ work(str(os.getpid()))
             _, stderr = child.communicate(timeout=LIMIT)
     assert (child.returncode, stderr) == (0, "")
     assert len(list(family.glob("*.ok"))) == 3
+
+
+def test_an_interpreter_that_is_started_anew(directory: str) -> None:
+    """In each of the interpreters that a process has one after the other there is an engine. In
+    Python 3.12 there is one in the first only: what ksmpy imports would end the second by SIGABRT.
+    """
+    again = sys.version_info[:2] != (3, 12)
+    code = f"""{ENABLED}
+import os
+lives = int(os.environ.get("LIVES", "0")) + 1
+os.environ["LIVES"] = str(lives)
+held = bytearray(os.urandom(2 << 20))
+assert enabled(40 if lives == 1 or {again} else 2) == (lives == 1 or {again})
+"""
+    told = result(
+        command("--", str(_embedded("anew")), code, "3"),
+        env=environment(**SMALL, KSMPY_STORE_DIR=directory)
+        | {"PYTHONHOME": sys.base_prefix, "PYTHONPATH": os.pathsep.join([TREE, *sys.path[1:]])},
+    )
+    assert (told.returncode, told.stdout, told.stderr) == (0, "", "")
 
 
 def test_an_engine_goes_on_where_c_code_forks(directory: str) -> None:

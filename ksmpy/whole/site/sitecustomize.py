@@ -61,6 +61,21 @@ def _is_main_interpreter():
     return int(interpreters.get_current()) == int(interpreters.get_main())
 
 
+def _would_import_ctypes_again():
+    """Whether an interpreter that has ended in this process had imported ctypes, and this is one of
+    Python 3.12, where the process may be aborted once the next one imports it, as ksmpy does.
+    """
+    if sys.version_info[:2] != (3, 12) or "_ctypes" in sys.modules:
+        return False
+    try:
+        with open("/proc/self/maps", "rb") as file:
+            maps = file.read()
+    except OSError:
+        return False
+    # Extension modules stay. That of ctypes may be part of the interpreter, ksmpy's is not.
+    return b"/_ctypes." in maps or b"/_ksmpy." in maps
+
+
 def _wanted():
     environ = os.environ
     return (
@@ -71,6 +86,7 @@ def _wanted():
         and "/vgpreload_" not in environ.get("LD_PRELOAD", "")
         and environ.get("KSMPY_DISABLE", "").strip().lower() not in ("1", "yes", "true", "on")
         and _is_main_interpreter()
+        and not _would_import_ctypes_again()
     )
 
 
