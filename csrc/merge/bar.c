@@ -11,27 +11,35 @@
 #include "store/files.h"
 
 /*
- * A question takes 2.7 us a descriptor, and more.  So the next one is asked after this many times
- * as long, and after so many ns at the latest.
+ * What is asked takes longer with each descriptor and each mapping that the program has.  So it is asked
+ * again when this many times as long has passed, and after so many ns at the latest.
  */
-#define DEVICES_PATIENCE 16
-#define DEVICES_NS 10000000
+#define PATIENCE 16
+#define FILES_NS 10000000
+#define RINGS_NS 200000000
 
 bool merger_has_files(const struct merger *merger)
 {
     return store_has_files(&merger->pages->store) && freezer_has_files(&merger->fz);
 }
 
+static bool ask(struct question *question, bool (*ask_kernel)(void), uint64_t longest_ns)
+{
+    uint64_t begin = os_now_ns();
+    if (begin >= question->again_ns) {
+        question->answer = ask_kernel();
+        uint64_t end = os_now_ns();
+        question->again_ns = end + least((end - begin) * PATIENCE, longest_ns);
+    }
+    return question->answer;
+}
+
 /* May a device write into pages without our knowledge? */
 static bool devices_may_write(struct merger *merger)
 {
-    uint64_t now = os_now_ns();
-    if (merger->bar.minds_devices && now >= merger->bar.devices_again_ns) {
-        merger->bar.devices = os_has_devices();
-        merger->bar.devices_again_ns =
-            now + least((os_now_ns() - now) * DEVICES_PATIENCE, DEVICES_NS);
-    }
-    return merger->bar.devices;
+    struct bar *bar = &merger->bar;
+    return bar->minds_devices && (ask(&bar->device_files, os_has_device_files, FILES_NS) ||
+                                  ask(&bar->mapped_rings, os_has_mapped_rings, RINGS_NS));
 }
 
 void bar_ask_again(struct merger *merger)

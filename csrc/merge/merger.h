@@ -24,12 +24,17 @@ struct budget {
     uint64_t calm_since; /* full_scans when the last region came, or mappings were last scarce */
 };
 
+/* Something that is asked now and then. */
+struct question {
+    bool answer; /* when it was asked last */
+    uint64_t again_ns; /* when it is to be asked again */
+};
+
 /* What forbids merging: see merge/bar.h. */
 struct bar {
     bool known, barred; /* not known when a slice begins */
     bool minds_devices; /* nobody has asked for a way of freezing that sees none of their writes */
-    bool devices; /* there were some when it was asked last */
-    uint64_t devices_again_ns; /* when it is to be asked again */
+    struct question device_files, mapped_rings;
 };
 
 /* Memory that may be taken: see merge/memory.h. */

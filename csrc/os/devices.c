@@ -155,8 +155,19 @@ static bool has_pinned_memory(void)
     return at && strtoul(at + strlen(name), NULL, 10) > 0;
 }
 
-bool os_has_devices(void)
+bool os_has_device_files(void)
 {
     struct look look = {0};
-    return has_descriptor(&look) || has_pinned_memory() || has_mapped_ring(&look);
+    return has_descriptor(&look) || has_pinned_memory();
+}
+
+bool os_has_mapped_rings(void)
+{
+    struct look look = {0};
+    return has_descriptor(&look) || has_mapped_ring(&look);
+}
+
+bool os_has_devices(void)
+{
+    return os_has_device_files() || os_has_mapped_rings();
 }

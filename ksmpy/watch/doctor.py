@@ -153,8 +153,9 @@ def _devices() -> Check:
     return Check(
         "device I/O",
         False,
-        "this process has io_uring, libaio or a device that pins memory: only freeze='uffd-move'"
-        " sees what they write into a page in the microseconds of its merge, and auto takes it",
+        "this process has io_uring, libaio, a device that pins memory, or pinned memory (VmPin):"
+        " only freeze='uffd-move' sees what is written into a page so in the microseconds of its"
+        " merge, and auto takes it",
         "make the engine after them, or with freeze='uffd-move'",
     )
 

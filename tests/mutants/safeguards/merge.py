@@ -142,6 +142,20 @@ MUTANTS = [
         tests=("test_devices.py::test_what_a_device_has_pinned_stays_where_it_is",),
     ),
     Mutant(
+        "what has many files is not asked for devices all the time",
+        file="csrc/merge/bar.c",
+        old="end + least(",
+        new="begin + least(",
+        tests=("c/test_bar.c::who_asks_twice_is_answered_once",),
+    ),
+    Mutant(
+        "however long it took to ask for devices, they are asked for again soon",
+        file="csrc/merge/bar.c",
+        old="least((end - begin) * PATIENCE, longest_ns)",
+        new="(end - begin) * PATIENCE",
+        tests=("c/test_bar.c::a_question_that_took_an_hour_is_asked_again_soon",),
+    ),
+    Mutant(
         "a ring without a descriptor is a device",
         file="csrc/os/devices.c",
         old="if (strcmp(path, RING) != 0)",
@@ -151,8 +165,8 @@ MUTANTS = [
     Mutant(
         "a ring is told by what it has pinned",
         file="csrc/os/devices.c",
-        old="has_pinned_memory() || has_mapped_ring(&look);",
-        new="has_mapped_ring(&look);",
+        old="has_descriptor(&look) || has_pinned_memory();",
+        new="has_descriptor(&look);",
         tests=(
             "test_devices.py::"
             "test_a_ring_that_is_nowhere_to_be_seen_is_a_device_while_it_pins_memory",
