@@ -390,7 +390,7 @@ void os_look_away(uintptr_t address, uint64_t n)
 /* Locked memory is the only reason for EBUSY, see msync(2); the call looks at no page. */
 bool os_is_locked(uintptr_t address, uint64_t n)
 {
-    return msync((void *)address, bytes_of(n), MS_INVALIDATE) < 0 && errno == EBUSY;
+    return os_msync((void *)address, bytes_of(n), MS_INVALIDATE) < 0 && errno == EBUSY;
 }
 
 int os_reserve_at(uintptr_t address, uint64_t n)

@@ -1,11 +1,11 @@
 /*
- * The calls that change mappings, made past the C library's functions of that name.
+ * The calls that change mappings, or ask about them, made past the C library's functions of that name.
  *
  * Memory profilers stand in for those, by preloading or by exchanging what objects call, and so may
  * allocators.  What such a function does it would do while pages are frozen: wait for a lock, whose
  * holder waits for a frozen page.  And it would take address space that is only reserved, and pages
  * that are mapped over, for memory that the program has taken: Fil ends the program for that, and
- * memray tells of 142 GB where 0.14 were in use.
+ * memray tells of 142 GB where 0.14 were in use.  libeatmydata has an msync() that does nothing.
  *
  * They answer as the functions do.  The thread sanitizer has to see them, to forget what it knows of
  * memory that is mapped anew.
@@ -53,6 +53,11 @@ UNHOOKED int os_mprotect(void *address, size_t bytes, int rights)
 UNHOOKED int os_madvise(void *address, size_t bytes, int advice)
 {
     return (int)syscall(SYS_madvise, address, bytes, (long)advice);
+}
+
+UNHOOKED int os_msync(void *address, size_t bytes, int flags)
+{
+    return (int)syscall(SYS_msync, address, bytes, (long)flags);
 }
 
 #endif

@@ -88,6 +88,13 @@ MUTANTS = [
         tests=("c/test_freeze.c::what_is_registered_no_more_is_not_frozen",),
     ),
     Mutant(
+        "the kernel is asked whether memory is locked, and no stand-in",
+        file="csrc/os/map.c",
+        old="return os_msync(",
+        new="return msync(",
+        tests=("c/test_freeze.c::locked_zeros_stay",),
+    ),
+    Mutant(
         "locked memory gets no holes",
         file="csrc/freeze/gate.c",
         old="    int error = os_is_locked(address, n) ? -EINVAL : move_to_trash(",
