@@ -14,6 +14,7 @@ import _imp
 import _thread
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ __all__ = [
     "RLock",
     "Thread",
     "are_gone",
+    "are_stopped_by_signals",
     "event",
     "forget_current",
     "hide",
@@ -113,6 +115,14 @@ _FAULTS = {
     for name in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGABRT", "SIGSYS")
     if hasattr(signal, name)
 }
+
+
+def are_stopped_by_signals() -> bool:
+    """Whether pythonnet has loaded Mono, which stops the program by a signal to each thread that
+    has run its code, and waits until all have taken it. One of ours does not take it, and runs its
+    code where it imports something or collects garbage, as it happens: so it is to end.
+    """
+    return "clr_loader.mono" in sys.modules
 
 
 def ident() -> int:

@@ -652,6 +652,55 @@ def test_a_fork_that_an_import_waits_for(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
+_MONO = """
+import sys, types
+sys.modules["clr_loader.mono"] = types.ModuleType("clr_loader.mono")  # which loads Mono
+"""
+
+
+def test_who_has_mono_is_left_alone(tmp_path: Path) -> None:
+    """It waits for each thread that has run its code to take a signal, and ours block them."""
+    code = f"""{_MONO}
+import os, time
+held = bytearray(os.urandom(2 << 20))
+end = time.monotonic() + 40
+while len(sys._current_frames()) > 1 and time.monotonic() < end:
+    time.sleep(0.01)
+print(len(sys._current_frames()), "ksmpy.native" in sys.modules)
+"""
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    done = result(command(str(program)), env=environment(**SMALL))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 False\n", "")
+
+
+def test_who_loads_mono_gets_all_back(tmp_path: Path) -> None:
+    """No thread of ours runs Python code beside it, and nothing is said to be saved any more."""
+    code = f"""{ENABLED}
+import os, time, numpy
+page = numpy.frombuffer(os.urandom(4096), "u1")
+held = [numpy.tile(page, 1024) for _ in range(2)]
+assert enabled()
+import ksmpy
+engine = ksmpy.enable()
+def until(what):
+    end = time.monotonic() + 40
+    while not what() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert what(), engine.stats()
+until(lambda: engine.stats().pages_sharing > 500)
+{_MONO}
+until(lambda: len(sys._current_frames()) == 1)
+stats = engine.stats()
+assert (engine.knobs.run, stats.pages_shared, stats.pages_sharing) == (2, 0, 0)
+assert all((array.reshape(-1, 4096) == page).all() for array in held)
+"""
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    done = result(command(str(program)), env=environment(**SMALL))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 _ASLEEP = "import sys, time\ntime.sleep(0.1)"
 _AT_WORK = """
 import os, sys, time

@@ -110,6 +110,10 @@ def _loop(ref: weakref.ref[Scanner], stop: Event, noted: Event) -> None:
         if scanner is None:
             return
         try:
+            if threads.are_stopped_by_signals():
+                # Nobody would learn any more what of the merged memory is written.
+                scanner.knobs.run = 2
+                return
             wait = pace.step(scanner)
         except Exception as error:
             if not stop.is_set():

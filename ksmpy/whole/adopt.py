@@ -152,7 +152,7 @@ class Adopter:
     def _loop(self) -> None:
         wait = _MIN_SECONDS / 10
         looks = failed = 0
-        while not self._stop.wait(wait):
+        while not self._stop.wait(wait) and not threads.are_stopped_by_signals():
             begin = time.thread_time()
             try:
                 looked = self._step_if_open()

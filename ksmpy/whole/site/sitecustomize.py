@@ -245,7 +245,7 @@ class _Follower:
         seconds = _FIRST_SECONDS
         attempts = put_off = 0
         while not self._over and not self._begun_here and attempts < _ATTEMPTS:
-            if awake.acquire(timeout=seconds):
+            if awake.acquire(timeout=seconds) or self._is_stopped_by_signals():
                 return
             seconds = min(seconds * 1.5, _MOST_SECONDS)
             if put_off < _PUT_OFF and self._disturbs_imports():
@@ -260,11 +260,17 @@ class _Follower:
             self._wait_for_objects(awake)
             self._ident, self._native_id = self._get_ident(), self._get_native_id()
             with lock:
-                if not self._over:
+                if not self._over and not self._is_stopped_by_signals():
                     self._begun_here = self._begin()
         except MemoryError:  # the program has taken all that it may have, for a while
             pass
         self._ident = 0
+
+    def _is_stopped_by_signals(self):
+        """Whether Mono is there, which pythonnet asks for what is imported: then it waits for
+        this thread to take a signal whenever it collects garbage (ksmpy/threads.py says more).
+        """
+        return "clr_loader.mono" in sys.modules
 
     def _disturbs_imports(self):
         """Whether an import in this thread could break one of the program's.
