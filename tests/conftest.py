@@ -289,9 +289,11 @@ def _threads() -> dict[int, str]:
     found = {}
     for task in Path("/proc/self/task").iterdir():
         try:
-            found[int(task.name)] = (task / "comm").read_text().strip()
+            name = (task / "comm").read_text().strip()
         except OSError:  # it ended meanwhile
             continue
+        if not name.startswith("iou-"):  # io_uring's workers stay as long as the process
+            found[int(task.name)] = name
     return found
 
 
