@@ -124,11 +124,16 @@ def test_its_source_without_the_extension(tmp_path: Path) -> None:
     )
 
 
-SUBINTERPRETER = """
+INTERPRETERS = """
 try:
     import _interpreters as interpreters
 except ImportError:
     import _xxsubinterpreters as interpreters
+"""
+
+SUBINTERPRETER = (
+    INTERPRETERS
+    + """
 inside = '''
 import ksmpy
 check = ksmpy.doctor()[-1]
@@ -141,6 +146,7 @@ for make in ksmpy.Engine, ksmpy.enable:
 '''
 print(interpreters.run_string(interpreters.create({config}), inside))
 """
+)
 
 
 def test_subinterpreters() -> None:
@@ -152,12 +158,10 @@ def test_subinterpreters() -> None:
     assert out[1:] == [refusal, refusal, "None"]
 
 
-OTHER_INTERPRETERS = """
+OTHER_INTERPRETERS = (
+    INTERPRETERS
+    + """
 import gc
-try:
-    import _interpreters as interpreters
-except ImportError:
-    import _xxsubinterpreters as interpreters
 from ksmpy import native
 def calls():
     asked = []
@@ -171,6 +175,7 @@ print(calls())
 interpreters.destroy(other)
 print(calls())
 """
+)
 
 
 def test_other_interpreters_are_not_asked() -> None:
@@ -178,12 +183,10 @@ def test_other_interpreters_are_not_asked() -> None:
     assert procs.python_ok("-c", OTHER_INTERPRETERS) == "(1, 7)\n(0, None)\n(1, 7)\n"
 
 
-BUSY_INTERPRETERS = """
+BUSY_INTERPRETERS = (
+    INTERPRETERS
+    + """
 import threading, time
-try:
-    import _interpreters as interpreters
-except ImportError:
-    import _xxsubinterpreters as interpreters
 from ksmpy import native
 from ksmpy.memory import objects
 inside = '''
@@ -210,6 +213,7 @@ while any(thread.is_alive() for thread in threads):
         list(objects.named_memory(1 << 20))
     time.sleep(0.001)
 """
+)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="subinterpreters share one lock")
