@@ -34,3 +34,16 @@ int64_t os_scan(int pagemap_fd, struct os_scan request, struct os_range *ranges,
     *next = (uintptr_t)request.walk_end;
     return count;
 }
+
+int64_t os_scan_page(int pagemap_fd, uintptr_t page, uint64_t wanted, uint64_t told,
+                     struct os_range *found)
+{
+    uintptr_t next;
+    struct os_scan request = {
+        .start = page,
+        .end = page + PAGE_SIZE,
+        .category_mask = wanted,
+        .return_mask = told,
+    };
+    return os_scan(pagemap_fd, request, found, 1, &next);
+}

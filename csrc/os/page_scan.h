@@ -32,5 +32,8 @@ struct os_scan {
 /* Returns the number of ranges (at most max), and in *next the address up to which the answer goes. */
 int64_t os_scan(int pagemap_fd, struct os_scan request, struct os_range *ranges, int64_t max,
                 uintptr_t *next);
+/* The same about one page, which has to be of these categories: 1 or 0 ranges, or -errno. */
+int64_t os_scan_page(int pagemap_fd, uintptr_t page, uint64_t wanted, uint64_t told,
+                     struct os_range *found);
 
 #endif

@@ -190,13 +190,6 @@ bool os_is_huge(int pagemap_fd, uintptr_t address)
 int os_is_in_huge(int pagemap_fd, uintptr_t page)
 {
     struct os_range found;
-    uintptr_t next;
-    struct os_scan request = {
-        .start = page,
-        .end = page + PAGE_SIZE,
-        .category_mask = OS_IS_PRESENT,
-        .return_mask = OS_IS_HUGE,
-    };
-    int64_t count = os_scan(pagemap_fd, request, &found, 1, &next);
+    int64_t count = os_scan_page(pagemap_fd, page, OS_IS_PRESENT, OS_IS_HUGE, &found);
     return count < 0 ? (int)count : count == 0 ? -EAGAIN : found.huge;
 }

@@ -44,12 +44,5 @@ int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
 bool os_is_tracked(int pagemap_fd, uintptr_t page)
 {
     struct os_range found;
-    uintptr_t next;
-    struct os_scan request = {
-        .start = page,
-        .end = page + PAGE_SIZE,
-        .category_mask = OS_IS_TRACKED,
-        .return_mask = OS_IS_TRACKED,
-    };
-    return os_scan(pagemap_fd, request, &found, 1, &next) == 1;
+    return os_scan_page(pagemap_fd, page, OS_IS_TRACKED, OS_IS_TRACKED, &found) == 1;
 }

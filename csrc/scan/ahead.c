@@ -38,8 +38,8 @@ static bool wants_sum(const struct scanner *scanner, uint32_t id, uint64_t at, b
 
 /*
  * Takes the checksum of one page more, ahead of the page that is dealt with.  Its place in the
- * index is prefetched, and the pages that wait at the places of some pages before it: so they are
- * in the cache when their turn comes.
+ * index is prefetched, and the frame and the pages that wait at the places of some pages before it:
+ * so they are in the cache when their turn comes.
  */
 static void sum_one_more(struct scanner *scanner, uint32_t id)
 {
@@ -57,11 +57,14 @@ static void sum_one_more(struct scanner *scanner, uint32_t id)
     candidates_prefetch(scanner->pages, sum);
     for (int line = 0; line < LINES; line++)
         __builtin_prefetch((const char *)address + PAGE_SIZE + 64 * line);
-    if (ahead->n > AHEAD / 2 && ahead->sums[(id - AHEAD / 2) % AHEAD] != UNREADABLE)
-        stable_prefetch_root(&scanner->pages->store, tree, ahead->sums[(id - AHEAD / 2) % AHEAD]);
-    for (uint32_t place = 0, back = AHEAD / 2; place < 2; place++, back += AHEAD / 4)
-        if (ahead->n > back && ahead->sums[(id - back) % AHEAD] != UNREADABLE)
-            candidates_prefetch_page(scanner->pages, ahead->sums[(id - back) % AHEAD], (int)place);
+    for (uint32_t place = 0, back = AHEAD / 2; place < 2; place++, back += AHEAD / 4) {
+        uint64_t before = ahead->n > back ? ahead->sums[(id - back) % AHEAD] : UNREADABLE;
+        if (before == UNREADABLE)
+            continue;
+        if (place == 0)
+            stable_prefetch_root(&scanner->pages->store, tree, before);
+        candidates_prefetch_page(scanner->pages, before, (int)place);
+    }
 }
 
 uint64_t sum_of(struct scanner *scanner, uint32_t id, bool eager)

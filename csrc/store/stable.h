@@ -1,5 +1,6 @@
 /*
- * The stable trees: which frame has these bytes?  All with the lock held, but for stable_seems().
+ * The stable trees: which frame has these bytes?  All with the lock held, but for stable_seems() and
+ * what prefetches.
  */
 #ifndef KSMPY_STORE_STABLE_H
 #define KSMPY_STORE_STABLE_H
