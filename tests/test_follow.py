@@ -934,6 +934,25 @@ def test_what_warnings_are_filtered_by(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.9"])
+def test_an_old_interpreter_is_left_alone(version: str, tmp_path: Path) -> None:
+    """It says nothing, and its own sitecustomize comes to its turn."""
+    name = f"python{version}"
+    places = [*Path(sys.base_prefix).parent.glob(f"{version}*/bin/{name}"), shutil.which(name)]
+    usable = [str(at) for at in places if at and not result([str(at), "-c", ""]).returncode]
+    if not usable:
+        pytest.skip(f"there is no {name} here")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.stdout.write('mine\\n' * (sys.version_info < (3, 10)))"
+    )
+    for folder in (f"{tmp_path}{os.pathsep}{TREE}", TREE):
+        env = environment() | {"PYTHONPATH": folder}
+        arguments = [usable[0], "-c", "print('done')"]
+        plain, told = result(arguments, env=env), result(command("--", *arguments), env=env)
+        assert (told.stdout, told.stderr) == (plain.stdout, plain.stderr)
+        assert plain.stdout == ("mine\ndone\n" if folder != TREE else "done\n")
+
+
 SLOW_THREADS = """
 import _thread, time
 start = _thread.start_new_thread

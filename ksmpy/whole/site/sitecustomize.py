@@ -476,6 +476,8 @@ def _hand_on():
     import sitecustomize  # noqa: F401
 
 
+# Python 2 takes all names from a module that nobody refers to any more.
+_this = sys.modules.get("sitecustomize")
 try:
     _hand_on()
 finally:
