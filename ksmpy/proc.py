@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from ksmpy.own import own
 from ksmpy.text import shown
 
 __all__ = [
@@ -118,7 +119,7 @@ def read(name: str, pid: int | str = "self", *, limit: int | None = None) -> byt
     the address `limit` or above.
     """
     data = bytearray()
-    with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+    with own.file(f"/proc/{pid}/{name}") as file:
         while part := file.read(1 << 16):
             data += part
             if limit is not None and any(
@@ -215,7 +216,7 @@ def stat(pid: int | str = "self") -> list[bytes]:
 def threads_that_block(number: int) -> dict[int, str]:
     """Those of this process that block the signal, and their names."""
     found = {}
-    for thread in os.listdir("/proc/self/task"):
+    for thread in own.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):  # it has ended
             status = read("status", f"self/task/{thread}")
             mask, name = _BLOCKED.search(status), _NAME.search(status)

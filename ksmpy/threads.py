@@ -10,17 +10,16 @@ them may wait for the end of all that it finds there.
 
 from __future__ import annotations
 
-import _imp
 import _thread
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
-from importlib.machinery import BuiltinImporter
 from types import BuiltinFunctionType
 from typing import Any, Protocol
+
+from ksmpy.own import genuine, own
 
 __all__ = [
     "Event",
@@ -42,16 +41,7 @@ __all__ = [
 _ENDING_SECONDS = 0.2
 
 
-def _genuine() -> Any:
-    """A fresh copy of the module _thread, in which nothing of the interpreter's is replaced."""
-    spec = BuiltinImporter.find_spec("_thread")
-    assert spec is not None
-    module = _imp.create_builtin(spec)
-    _imp.exec_builtin(module)
-    return module
-
-
-_own = _genuine()
+_own = genuine(_thread)
 
 Lock = _own.allocate_lock
 RLock = _own.RLock
@@ -142,11 +132,11 @@ def is_current(thread: Thread) -> bool:
 
 _hidden = [False]
 _idents: set[int] = set()
-_process = [os.getpid()]
+_process = [own.getpid()]
 
 
 def _in_child() -> None:
-    _process[0] = os.getpid()
+    _process[0] = own.getpid()
     _idents.clear()  # others may get these numbers here
 
 
@@ -158,7 +148,7 @@ def are_gone() -> bool:
     """Whether C code has forked this process, past Python's hooks: what looks like a thread that
     runs is in the parent only.
     """
-    return os.getpid() != _process[0]
+    return own.getpid() != _process[0]
 
 
 def hide() -> None:
@@ -228,6 +218,6 @@ class _Thread:
         if not self._over.wait(timeout):
             return
         # It still has to tell the interpreter that it ends, which may be ended next.
-        deadline = time.monotonic() + _ENDING_SECONDS
-        while os.path.exists(self._task) and time.monotonic() < deadline:
+        deadline = own.monotonic() + _ENDING_SECONDS
+        while os.path.exists(self._task) and own.monotonic() < deadline:
             pause(0.001)

@@ -934,6 +934,57 @@ def test_what_warnings_are_filtered_by(tmp_path: Path) -> None:
     )
 
 
+STANDING_IN = """
+import builtins, gc, os, sys, time
+from ksmpy.whole import enable
+
+sleep = time.sleep
+asked = []
+
+def stand_in(module, name):
+    real = getattr(module, name)
+
+    def ask(*arguments, **options):
+        asked.append((name, sys._getframe(1).f_code.co_filename))
+        return real(*arguments, **options)
+
+    setattr(module, name, ask)
+
+def block():
+    return bytearray(range(256)) * 4096
+
+held = [block() for _ in range(4)]
+assert enabled()
+engine, adopter = enable.enabled_engine(), enable._state.adopter
+for name in ("time", "monotonic", "thread_time", "perf_counter"):
+    stand_in(time, name)
+for name in ("getpid", "listdir"):
+    stand_in(os, name)
+stand_in(builtins, "open")
+seen, merged = adopter.coverage, engine.stats().pages_sharing
+for _ in range(4000):
+    gc.collect()
+    sleep(0.01)
+    if len(held) < 40:
+        held.append(block())
+    elif adopter.coverage is not seen and engine.stats().pages_sharing > merged:
+        break
+else:
+    sys.exit("nothing was merged")
+print(sorted(set(asked)))
+"""
+
+
+def test_nobody_asks_what_stands_in_for_the_interpreters_own(tmp_path: Path) -> None:
+    """A program's tests count the calls of what they put in the place of clocks and files, or say
+    what each is to be answered.
+    """
+    (tmp_path / "program.py").write_text(ENABLED + STANDING_IN)
+    arguments = command("--", sys.executable, str(tmp_path / "program.py"))
+    told = result(arguments, env=environment(**SMALL))
+    assert (told.returncode, told.stdout, told.stderr) == (0, "[]\n", "")
+
+
 @pytest.mark.parametrize("version", ["2.7", "3.6", "3.9"])
 def test_an_old_interpreter_is_left_alone(version: str, tmp_path: Path) -> None:
     """It says nothing, and its own sitecustomize comes to its turn."""

@@ -22,7 +22,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A function of pass results that says for how long the thread sleeps after each."""
     clock = SimpleNamespace(now=0.0)
     times = SimpleNamespace(thread_time=lambda: clock.now, monotonic=lambda: clock.now)
-    monkeypatch.setattr(ksmd, "time", times)
+    monkeypatch.setattr(ksmd, "own", times)
     knobs = SimpleNamespace(pages_to_scan=100, sleep_millisecs=BUSY * 1000, advisor_mode="none")
 
     def follow(*results: ScanResult) -> list[float]:

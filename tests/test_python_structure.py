@@ -15,6 +15,7 @@ from support.imports import read_python
 #: From the ground up.
 LAYERS = (
     "ksmpy.errors",
+    "ksmpy.own",
     "ksmpy.text",
     "ksmpy.threads",
     "ksmpy.context",

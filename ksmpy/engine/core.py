@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from ksmpy.engine.stats import RegionStats, ScanResult, Stats, saved_here
 from ksmpy.errors import KnobError, KsmpyError, StoreError
 from ksmpy.memory.traverse import Found
 from ksmpy.native import NativeEngine
+from ksmpy.own import own
 from ksmpy.store.store import MORE_ROOM, Store, attach
 
 __all__ = ["Core", "live_engines"]
@@ -209,7 +209,7 @@ class Core:
         if passes < 1 or (max_pages is not None and max_pages < 1):
             raise ValueError("passes and max_pages must be at least 1")
         self.require_open()
-        begin = time.perf_counter()
+        begin = own.perf_counter()
         flags = native.SCAN_PATIENT | (native.SCAN_EAGER if eager else 0)
         if max_pages is None:
             flags |= native.SCAN_RESTART
@@ -222,7 +222,7 @@ class Core:
         finally:
             self._scanning.pop(token, None)
         self._record()
-        return total + ScanResult(seconds=time.perf_counter() - begin)
+        return total + ScanResult(seconds=own.perf_counter() - begin)
 
     def _passes(self, passes: int, flags: int, max_pages: int | None) -> ScanResult:
         total = ScanResult()
@@ -237,10 +237,10 @@ class Core:
     def _slice(self, pages: int, flags: int) -> ScanResult:
         if self._pass_begins:
             self._begin_pass()
-        begin = time.thread_time()
+        begin = own.thread_time()
         with self._refusals():
             result = ScanResult(**self._native.scan(pages, flags))
-        self.history.scan_seconds += time.thread_time() - begin
+        self.history.scan_seconds += own.thread_time() - begin
         notices.scanned(result, self._store)
         if result.full:
             self._pass_begins = True
@@ -401,7 +401,7 @@ class Core:
             return Stats.from_native(stats).saved_bytes
         merged = {each.pid: each.merging_pages for each in self._store.processes()}
         by_fork = proc.by_fork(merged)
-        return saved_here(stats, by_fork, os.getpid(), self._zeros_by_fork, self.package_bytes)
+        return saved_here(stats, by_fork, own.getpid(), self._zeros_by_fork, self.package_bytes)
 
     # ---- its life -----------------------------------------------------------------------
 

@@ -16,12 +16,12 @@ import itertools
 import json
 import os
 import struct
-import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass
 
 from ksmpy import limits, proc, threads
+from ksmpy.own import own
 from ksmpy.store.files import close_own, make_memfd
 
 __all__ = ["FILE_NAME", "History", "Past", "Sample", "birth", "read_past"]
@@ -129,7 +129,7 @@ class History:
         note(), by the end of an array.
         """
         file = self._file
-        if file is None or file.pid != os.getpid():  # inherited past Python's hooks
+        if file is None or file.pid != own.getpid():  # inherited past Python's hooks
             return
         place, entry = next(self._places), (address, nbytes)
         if place >= _MOST_ENDED - 1:
@@ -139,7 +139,7 @@ class History:
 
     def due(self) -> bool:
         """Whether it is time for a sample."""
-        return time.monotonic() >= self._due
+        return own.monotonic() >= self._due
 
     def note(
         self,
@@ -155,7 +155,7 @@ class History:
         """
         if not self._lock.acquire(blocking=False):
             return
-        begin = time.thread_time()
+        begin = own.thread_time()
         try:
             if self._closed:  # closed since this thread asked the engine for its counters
                 return
@@ -164,9 +164,9 @@ class History:
         except OSError:
             pass  # no /proc, no descriptor, no memory: an engine does without
         finally:
-            spent = time.thread_time() - begin
+            spent = own.thread_time() - begin
             self._seconds += spent
-            self._due = time.monotonic() + max(self._interval, spent * _COST_FACTOR)
+            self._due = own.monotonic() + max(self._interval, spent * _COST_FACTOR)
             self._lock.release()
 
     def close(self) -> None:
@@ -193,7 +193,7 @@ class History:
             self._interval *= 2
         self._samples.append(
             Sample(
-                time.time(),
+                own.time(),
                 sizes["Pss"],
                 sizes["Rss"],
                 saved,
@@ -231,7 +231,7 @@ class History:
         samples = b"".join(_SAMPLE.pack(*astuple(each)) for each in self._samples)
         body = samples + text.encode()
         head = _HEAD.pack(
-            _MAGIC, _VERSION, os.getpid(), birth(), len(self._samples), len(text), zlib.crc32(body)
+            _MAGIC, _VERSION, own.getpid(), birth(), len(self._samples), len(text), zlib.crc32(body)
         )
         self._file.write(_BODY, body)
         self._file.write(0, head)
@@ -244,7 +244,7 @@ class _File:
         """OSError when there is no room for it. Its memory is taken at once: no write fails."""
         if not limits.allow_file_of(_BYTES):  # to try is to get a signal (SIGXFSZ)
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        self.pid = os.getpid()
+        self.pid = own.getpid()
         self._fd = make_memfd(FILE_NAME.partition(":")[2])
         try:
             os.posix_fallocate(self._fd, 0, _BYTES)

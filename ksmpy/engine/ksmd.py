@@ -6,7 +6,6 @@ end does not wait for it.
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable
 from typing import Protocol
@@ -16,6 +15,7 @@ from ksmpy.engine.advisor import Advisor
 from ksmpy.engine.knobs import Knobs
 from ksmpy.engine.stats import ScanResult
 from ksmpy.errors import KsmpyError
+from ksmpy.own import own
 from ksmpy.threads import Event, Thread
 
 __all__ = ["Daemon"]
@@ -89,8 +89,8 @@ class Daemon:
             self._threads.pop(stop, None)
 
     def _wait(self, thread: Thread) -> None:
-        deadline = time.monotonic() + STOP_SECONDS
-        while thread.is_alive() and time.monotonic() < deadline:
+        deadline = own.monotonic() + STOP_SECONDS
+        while thread.is_alive() and own.monotonic() < deadline:
             try:
                 self._interrupt()
             except KsmpyError:
@@ -133,7 +133,7 @@ class _Pace:
         self._restart()
 
     def _restart(self) -> None:
-        self._began = time.monotonic()
+        self._began = own.monotonic()
         self._cpu_seconds = 0.0
         self._scanned = 0
         self._changed = 0
@@ -141,9 +141,9 @@ class _Pace:
     def step(self, scanner: Scanner) -> float:
         """Scan one batch; returns the seconds to sleep."""
         knobs = scanner.knobs
-        begin = time.thread_time()
+        begin = own.thread_time()
         result = scanner.batch(knobs.pages_to_scan)
-        self._cpu_seconds += time.thread_time() - begin
+        self._cpu_seconds += own.thread_time() - begin
         self._scanned += result.scanned
         self._changed += result.merged + result.zeroed + result.unmerged
         wait = knobs.sleep_millisecs / 1000
@@ -155,7 +155,7 @@ class _Pace:
 
     def _idle_seconds(self) -> float:
         """How long to sleep for the sake of the processor, after a pass."""
-        now = time.monotonic()
+        now = own.monotonic()
         if self._scanned > FEW_PAGES or self._changed:
             self._busy_until = now + SETTLING_SECONDS
         if self._changed or (self._scanned and now < self._busy_until):
@@ -170,6 +170,6 @@ class _Pace:
             self._advisor = None
             return
         self._advisor = self._advisor or Advisor()
-        seconds = int(time.monotonic() - self._began)
+        seconds = int(own.monotonic() - self._began)
         cpu_ms = int(self._cpu_seconds * 1000)
         knobs.advised(self._advisor.advise(knobs.pages_to_scan, seconds, cpu_ms, knobs.limits()))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,6 +32,7 @@ from ksmpy.memory.maps import (
 )
 from ksmpy.memory.traverse import Found, merge_ranges
 from ksmpy.native import NativeEngine
+from ksmpy.own import own
 
 __all__ = ["Regions", "checked_range", "end_all"]
 
@@ -286,7 +286,7 @@ class Regions:
         """End the regions whose owners only ksmpy still holds, are dead without a word, or have
         other memory. Unless `thorough`, only from time to time.
         """
-        begin = time.monotonic()
+        begin = own.monotonic()
         if not thorough and begin < self._next_question:
             return
         for region in list(self._held):
@@ -298,7 +298,7 @@ class Regions:
         for region in list(self._movable):
             if region._lifetime.moved():
                 self._ended(region, gone=True)
-        self._next_question = begin + _QUESTION_FACTOR * (time.monotonic() - begin)
+        self._next_question = begin + _QUESTION_FACTOR * (own.monotonic() - begin)
 
     def end_if_dead(self, region: Region) -> None:
         """End a region if its owner is dead without a word."""

@@ -7,12 +7,12 @@ import gc
 import itertools
 import os
 import sys
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ksmpy import native, threads
+from ksmpy.own import own
 
 if TYPE_CHECKING:
     from ksmpy.engine.region import Home, Region
@@ -72,9 +72,9 @@ def until_ended(start: int, end: int) -> bool:
     """Wait until no other thread is ending a region in [start, end), for some seconds at the most.
     Whether one was, and is not any more.
     """
-    was, deadline = False, time.monotonic() + _ENDING_SECONDS
+    was, deadline = False, own.monotonic() + _ENDING_SECONDS
     while any(engine.is_ending(start, end) for engine in live()):
-        if time.monotonic() > deadline:
+        if own.monotonic() > deadline:
             return False
         was = True
         threads.pause(0.001)
@@ -95,11 +95,11 @@ def _sweep_all(at_once: bool, is_over: Callable[[], bool] = sys.is_finalizing) -
     """
     if is_over():
         return
-    begin = time.monotonic()
+    begin = own.monotonic()
     if at_once or begin >= _next_sweep[0]:
         for engine in live():
             engine.sweep()
-        end = time.monotonic()
+        end = own.monotonic()
         _next_sweep[0] = end + max(_SWEEP_SECONDS, (end - begin) * _SWEEP_FACTOR)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 from ksmpy import proc
+from ksmpy.own import own
 
 __all__ = ["Resident"]
 
@@ -31,14 +30,14 @@ class Resident:
 
         `fresh`: measure now.
         """
-        now = time.monotonic()
+        now = own.monotonic()
         if fresh or now >= self._next:
-            before = time.thread_time()
+            before = own.thread_time()
             try:
                 sizes = proc.rollup(self.pid)
                 self._others = max(0, sizes.get("Rss", 0) - sizes.get("Pss", 0))
             except OSError:
                 self._others = 0
-            taken = time.thread_time() - before
+            taken = own.thread_time() - before
             self._next = now + min(taken / _SHARE, _OLDEST_SECONDS)
         return max(0, rss - self._others)

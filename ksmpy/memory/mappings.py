@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -25,6 +24,7 @@ if sys.platform != "win32":
 
 from ksmpy import native, proc
 from ksmpy.native import PAGE_SIZE
+from ksmpy.own import own
 
 __all__ = [
     "UNKNOWN",
@@ -206,10 +206,9 @@ def _stack_end(start: int, end: int) -> int:
 def _near_stack_pointers(mapped: list[Interval]) -> list[Interval]:
     """The surroundings of the stack pointers of threads that wait in a system call."""
     found = []
-    for task in os.listdir("/proc/self/task"):
+    for task in own.listdir("/proc/self/task"):
         try:
-            with open(f"/proc/self/task/{task}/syscall", "rb") as file:
-                words = file.read().split()
+            words = proc.read("syscall", f"self/task/{task}").split()
         except OSError:  # the thread has ended, or the kernel does not tell
             continue
         if len(words) > 2:

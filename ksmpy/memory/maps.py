@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import time
 from bisect import bisect_left, bisect_right
 
 from ksmpy import limits, native, proc
 from ksmpy.errors import RegionError
 from ksmpy.native import VMA_DONTDUMP, VMA_HUGEPAGE, VMA_NOHUGEPAGE
+from ksmpy.own import own
 from ksmpy.proc import Mapping
 from ksmpy.store.files import is_store
 
@@ -91,14 +91,14 @@ class Allowance:
 
     def read(self, limit: int) -> AddressSpace | None:
         """As AddressSpace.read(); None if it would take too long at the moment."""
-        begin = time.monotonic()
+        begin = own.monotonic()
         earned = self._EACH + self._SHARE * (begin - self._then)
         self._spent, self._then = max(self._spent - earned, 0.0), begin
         if self._spent + self._last > self._CREDIT:
             self._last = max(self._last - earned, 0.0)
             return None
         space = AddressSpace.read(limit)
-        self._last = time.monotonic() - begin
+        self._last = own.monotonic() - begin
         self._spent += self._last
         return space
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterable
@@ -29,6 +28,7 @@ from ksmpy.memory import mappings
 from ksmpy.memory.mappings import Interval, Survey, size
 from ksmpy.memory.objects import Named, named_memory
 from ksmpy.native import PAGE_SIZE
+from ksmpy.own import own
 from ksmpy.text import human_bytes
 from ksmpy.threads import Thread
 
@@ -128,7 +128,7 @@ class Adopter:
         self._refused: dict[Interval, tuple[str, float]] = {}
         self._blocking: frozenset[int] = frozenset()
         self._state: object = None
-        self._objects, self._counted = native.allocated_blocks(), time.monotonic()
+        self._objects, self._counted = native.allocated_blocks(), own.monotonic()
         self._moving_since = 0.0
         self.coverage: Coverage | None = None
         """What the last look has found."""
@@ -153,7 +153,7 @@ class Adopter:
         wait = _MIN_SECONDS / 10
         looks = failed = 0
         while not self._stop.wait(wait) and not threads.are_stopped_by_signals():
-            begin = time.thread_time()
+            begin = own.thread_time()
             try:
                 looked = self._step_if_open()
                 failed = 0
@@ -172,7 +172,7 @@ class Adopter:
                 return
             looks += looked
             # The second look comes soon, whatever the first one took, as nothing is adopted before.
-            cost = 0.0 if looks < 2 else (time.thread_time() - begin) * _COST_FACTOR
+            cost = 0.0 if looks < 2 else (own.thread_time() - begin) * _COST_FACTOR
             waits_for_objects = not looked and self._moving_since
             wait = max(_MOVING_SECONDS if waits_for_objects else _MIN_SECONDS, cost)
 
@@ -196,17 +196,17 @@ class Adopter:
         """Look, if anything may have changed; whether it did."""
         state = self._changing_state(engine)
         idle = state == self._state and not self._pending
-        if idle and time.monotonic() < self._looked + _IDLE_SECONDS:
+        if idle and own.monotonic() < self._looked + _IDLE_SECONDS:
             return False
         if self._objects_move():
             return False
-        self._state, self._looked = state, time.monotonic()
+        self._state, self._looked = state, own.monotonic()
         self.look(engine)
         return True
 
     def _objects_move(self) -> bool:
         """Whether objects come and go by the thousand, and have not done so for long."""
-        objects, now = native.allocated_blocks(), time.monotonic()
+        objects, now = native.allocated_blocks(), own.monotonic()
         moved = abs(objects - self._objects)
         seconds = min(max(now - self._counted, 0.1), 1.0)
         self._objects, self._counted = objects, now
@@ -220,8 +220,7 @@ class Adopter:
         if self._asks_objects():
             return object()
         # In pages: the size of the address space, what of it is in memory, its writable part.
-        with open("/proc/self/statm", "rb") as file:
-            size, resident, _, _, _, writable, _ = file.read().split()
+        size, resident, _, _, _, writable, _ = proc.read("statm").split()
         filled = int(resident) // _FILLED_PAGES if self._absent else 0
         differed = engine.pages_differed() // _DIFFERED_PAGES
         return size, writable, filled, differed, len(engine.all_regions())
@@ -319,7 +318,7 @@ class Adopter:
 
     def _note_losses(self, engine: Core) -> None:
         """Distrust the places from which adopted memory has gone, for a while."""
-        now = time.monotonic()
+        now = own.monotonic()
         present = {region for region in engine.all_regions() if region._adopted}
         for region in self._adopted - present:
             end = region.address + region.nbytes
@@ -335,7 +334,7 @@ class Adopter:
 
     def _wanted(self, found: Survey) -> list[Interval]:
         """What can be adopted now; the rest goes into what is left."""
-        now = time.monotonic()
+        now = own.monotonic()
         settled = self._trusted(mappings.intersect(found.free, self._seen), now)
         settled = [piece for piece in settled if size(piece) >= self._min_bytes]
         again = mappings.intersect(found.shown, self._seen)
@@ -379,7 +378,7 @@ class Adopter:
     def _adopt(self, engine: Core, wanted: list[Interval], found: Survey) -> None:
         pieces = [(start, end, _label(found, start)) for start, end in wanted]
         regions, refused = engine.adopt(pieces)
-        until = time.monotonic() + _REFUSED_SECONDS
+        until = own.monotonic() + _REFUSED_SECONDS
         self._refused = {
             piece: why for piece, why in self._refused.items() if why[1] > until - _REFUSED_SECONDS
         }

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -21,6 +19,7 @@ from ksmpy.engine.stats import ScanResult, Stats
 from ksmpy.errors import KsmpyError
 from ksmpy.memory.traverse import Found, find_buffers, merge_ranges
 from ksmpy.native import PAGE_SIZE
+from ksmpy.own import own
 from ksmpy.text import human_bytes, table_html
 from ksmpy.watch.estimate import Refused, refusal_lines
 from ksmpy.whole.enable import enabled_engine
@@ -37,7 +36,7 @@ class _Process:
     """What the dedup() calls of one process have in common: an engine, while it has regions."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
+        self.pid = own.getpid()
         self.lock = threads.RLock()
         self._engine: Callable[[], Core | None] = lambda: None
 
@@ -90,7 +89,7 @@ _process = _Process()
 def _here() -> _Process:
     """The one of this process: a forked child gets a new one, whose lock no thread can hold."""
     global _process
-    if _process.pid != os.getpid():
+    if _process.pid != own.getpid():
         _process = _Process()
     return _process
 
@@ -135,7 +134,7 @@ class Report(Ending):
         """
         if self._home is None or self._engine is None:
             raise KsmpyError("this report is a copy: undo() the one that dedup() returned")
-        if self._home.pid != os.getpid():
+        if self._home.pid != own.getpid():
             for region in list(self._claims):
                 region.release()
             return
@@ -203,7 +202,7 @@ def dedup(*objs: object, min_bytes: int = 1 << 20) -> Report:
     there is one, so what is given in several calls is merged with all of it. Unsupported where
     there can be no engine.
     """
-    begin = time.perf_counter()
+    begin = own.perf_counter()
     process = _here()
     with process.lock:
         engine, new = process.engine()
@@ -226,7 +225,7 @@ def dedup(*objs: object, min_bytes: int = 1 << 20) -> Report:
         saved_bytes=saved,
         before_bytes=total,
         after_bytes=total - saved,
-        seconds=time.perf_counter() - begin,
+        seconds=own.perf_counter() - begin,
         regions=tuple(regions),
         refused=tuple(Refused(*each) for each in (*hidden, *refused)),
         scan=scan,

@@ -14,6 +14,7 @@ from ksmpy.engine.engine import Engine, core_of
 from ksmpy.engine.knobs import KNOBS
 from ksmpy.engine.numa import Topology
 from ksmpy.errors import KsmpyError
+from ksmpy.own import own
 from ksmpy.store.files import store_path
 from ksmpy.store.store import Store
 from ksmpy.whole.adopt import WAYS, Adopter, Coverage
@@ -45,11 +46,11 @@ class _State:
 
     def present(self) -> Engine | None:
         """The engine, if this very process enabled it and it is open."""
-        return self._open() if self.pid == os.getpid() else None
+        return self._open() if self.pid == own.getpid() else None
 
     def inherited(self) -> Engine | None:
         """The parent's engine, if this process can make it its own: it is on a shared store."""
-        shared = self.pid != os.getpid() and self.options.get("store") is not None
+        shared = self.pid != own.getpid() and self.options.get("store") is not None
         return self._open() if shared else None
 
     def differing(self, options: dict[str, Any]) -> str | None:
@@ -235,7 +236,7 @@ def _run(engine: Engine, options: dict[str, Any]) -> None:
         adopter = Adopter(core_of(engine), options.get("min_bytes", 1 << 20), way)
         adopter.start()
     core_of(engine).history.facts = dict if adopter is None else adopter.facts
-    _state.pid, _state.engine, _state.adopter = os.getpid(), engine, adopter
+    _state.pid, _state.engine, _state.adopter = own.getpid(), engine, adopter
     _state.unasked = False
 
 

@@ -8,7 +8,10 @@ so this file is written for old ones.
 
 import os
 import sys
+from _io import FileIO as _File
 
+# As it is now: the program's tests may let something else stand in for it, and count its calls.
+_getpid = os.getpid
 # The thread looks for the first time after so many seconds: a shorter process pays only for the
 # thread. Then it looks ever more seldom, up to _MOST_SECONDS apart.
 _FIRST_SECONDS = 0.3
@@ -68,7 +71,7 @@ def _would_import_ctypes_again():
     if sys.version_info[:2] != (3, 12) or "_ctypes" in sys.modules:
         return False
     try:
-        with open("/proc/self/maps", "rb") as file:
+        with _File("/proc/self/maps") as file:
             maps = file.read()
     except OSError:
         return False
@@ -91,7 +94,7 @@ def _wanted():
 
 
 def _anonymous_bytes():
-    with open("/proc/self/statm", "rb") as file:
+    with _File("/proc/self/statm") as file:
         words = file.read().split()
     return (int(words[1]) - int(words[2])) * os.sysconf("SC_PAGE_SIZE")
 
@@ -181,7 +184,7 @@ class _Follower:
         atexit.register(self._at_exit)
 
     def _renew(self):
-        self._pid = os.getpid()
+        self._pid = _getpid()
         self._inherits = self._inherits or self._begun_here
         self._begun_here = False
         self._touched = 0  # pages of memory that the thread touched first while it imported ksmpy
@@ -230,7 +233,7 @@ class _Follower:
 
         filters = getattr(sys.modules.get("warnings"), "filters", _warnings.filters)
         others = [item for item in filters if all(item is not own for own in self._fork_warnings)]
-        texts = [_FORK_WARNING % (os.getpid(), name) for name in ("fork", "forkpty")]
+        texts = [_FORK_WARNING % (_getpid(), name) for name in ("fork", "forkpty")]
         self._fork_warnings = [("ignore", text, DeprecationWarning, None, 0) for text in texts]
         filters[:] = self._fork_warnings + others
 
@@ -342,7 +345,7 @@ class _Follower:
         """How many pages this thread has touched that were in memory, but not mapped. The program's
         other threads take memory meanwhile, which is none of ksmpy's.
         """
-        with open("/proc/self/task/%d/stat" % self._get_native_id(), "rb") as file:
+        with _File("/proc/self/task/%d/stat" % self._get_native_id()) as file:
             return int(file.read().rpartition(b")")[2].split()[7])
 
     def _hook_logging(self):
@@ -379,7 +382,7 @@ class _Follower:
     def _steps(self):
         """The state of the thread that waits, and how often it has run or been interrupted."""
         try:
-            with open("/proc/self/task/%d/status" % self._native_id, "rb") as file:
+            with _File("/proc/self/task/%d/status" % self._native_id) as file:
                 lines = file.read().splitlines()
         except OSError:  # it is over, or about to be
             lines = [b"State: ?"]
@@ -415,13 +418,13 @@ class _Follower:
         gc.callbacks.append(self._look_around)
 
     def _look_around(self, _phase, _info):
-        if os.getpid() != self._pid:
+        if _getpid() != self._pid:
             self._in_child()
         elif "uwsgi" in sys.modules and not hasattr(sys.modules["uwsgi"], "post_fork_hook"):
             sys.modules["uwsgi"].post_fork_hook = self._notice_fork
 
     def _notice_fork(self):
-        if os.getpid() != self._pid:
+        if _getpid() != self._pid:
             self._in_child()
 
     def _drop_unfinished(self):
@@ -438,7 +441,7 @@ class _Follower:
                 sys.modules.pop(name, None)
 
     def _at_exit(self):
-        if self._pid != os.getpid():
+        if self._pid != _getpid():
             return  # a child that C code has forked: it has no such thread
         self._over = True
         self._awake.release()
