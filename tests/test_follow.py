@@ -985,6 +985,30 @@ def test_nobody_asks_what_stands_in_for_the_interpreters_own(tmp_path: Path) -> 
     assert (told.returncode, told.stdout, told.stderr) == (0, "[]\n", "")
 
 
+def test_a_hook_of_the_programs_that_raises_in_all_threads(tmp_path: Path) -> None:
+    """As one that forbids to open files may. Nothing is printed of it."""
+    same(
+        tmp_path,
+        """
+        import os, sys, threading, time
+
+        main, refused = threading.get_ident(), []
+
+        def hook(event, arguments):
+            if threading.get_ident() != main:
+                refused.append(event)
+                raise RuntimeError(event)
+
+        sys.addaudithook(hook)
+        data = bytearray(os.urandom(1 << 20)) * 20
+        if "KSMPY_FOLLOW" in os.environ:
+            while not refused or len(os.listdir("/proc/self/task")) > 1:
+                time.sleep(0.01)
+        """,
+        env=environment(**SMALL),
+    )
+
+
 @pytest.mark.parametrize("version", ["2.7", "3.6", "3.9"])
 def test_an_old_interpreter_is_left_alone(version: str, tmp_path: Path) -> None:
     """It says nothing, and its own sitecustomize comes to its turn."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ksmpy import native
+from ksmpy import native, threads
 from ksmpy.engine import ksmd
 from ksmpy.engine.stats import ScanResult
 
@@ -90,3 +91,28 @@ def test_only_the_background_lets_memory_rest_for_longer(
     core.batch(1000)
     core.scan(1, eager=False, max_pages=None)
     assert asked == [native.SCAN_BACK_OFF, 0]
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_it_says_so_when_it_ends_by_what_is_not_its_own(error: type[BaseException]) -> None:
+    """A program's hook, as by threading.settrace_all_threads(), may raise anywhere in its thread,
+    and so does PyThreadState_SetAsyncExc().
+    """
+    failed: list[BaseException] = []
+    knobs = SimpleNamespace(pages_to_scan=100, sleep_millisecs=20, advisor_mode="none")
+
+    class Scanner:
+        def __init__(self) -> None:
+            self.knobs, self.batch_failed = knobs, failed.append
+
+        def batch(self, _pages: int) -> ScanResult:
+            return ScanResult()
+
+    class Stop(type(threads.event())):  # type: ignore[misc]
+        def wait(self, timeout: float | None = None) -> bool:
+            raise error(timeout)
+
+    scanner, noted = Scanner(), threads.event()
+    noted.set()
+    ksmd._loop(weakref.ref(scanner), Stop(), noted)
+    assert [type(each) for each in failed] == [error]

@@ -282,11 +282,11 @@ class Core:
         self._waiting = False
         return result
 
-    def batch_failed(self, error: Exception) -> None:
+    def batch_failed(self, error: BaseException) -> None:
         """The background thread ends because of this error."""
-        _log.error("ksmd stops, run becomes 0: %s: %s", type(error).__name__, error)
         self._daemon.forget()
         self._run = 0
+        _log.error("ksmd stops, run becomes 0: %s: %s", type(error).__name__, error)
 
     # ---- the knobs' effects --------------------------------------------------------------
 

@@ -47,7 +47,7 @@ class Scanner(Protocol):
     def batch(self, pages: int) -> ScanResult:
         """Scan up to so many pages from the cursor on."""
 
-    def batch_failed(self, error: Exception) -> None:
+    def batch_failed(self, error: BaseException) -> None:
         """The thread ends because of this error."""
 
 
@@ -104,21 +104,25 @@ class Daemon:
 
 def _loop(ref: weakref.ref[Scanner], stop: Event, noted: Event) -> None:
     noted.wait()
+    try:
+        _scan(ref, stop)
+    except BaseException as error:  # by a hook of the program's, or thrown in from outside, too
+        scanner = ref()
+        if scanner is not None and not stop.is_set():
+            scanner.batch_failed(error)
+
+
+def _scan(ref: weakref.ref[Scanner], stop: Event) -> None:
     pace = _Pace()
     while not stop.is_set():
         scanner = ref()
         if scanner is None:
             return
-        try:
-            if threads.are_stopped_by_signals():
-                # Nobody would learn any more what of the merged memory is written.
-                scanner.knobs.run = 2
-                return
-            wait = pace.step(scanner)
-        except Exception as error:
-            if not stop.is_set():
-                scanner.batch_failed(error)
+        if threads.are_stopped_by_signals():
+            # Nobody would learn any more what of the merged memory is written.
+            scanner.knobs.run = 2
             return
+        wait = pace.step(scanner)
         del scanner
         stop.wait(wait)
 

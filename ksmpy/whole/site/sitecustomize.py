@@ -241,6 +241,8 @@ class _Follower:
         begun.release()
         try:
             self._wait(lock, awake)
+        except Exception:  # of a hook of the program's, for audits or to trace all threads
+            pass
         finally:
             runs.release()
 
@@ -267,7 +269,8 @@ class _Follower:
                     self._begun_here = self._begin()
         except MemoryError:  # the program has taken all that it may have, for a while
             pass
-        self._ident = 0
+        finally:
+            self._ident = 0
 
     def _is_stopped_by_signals(self):
         """Whether Mono is there, which pythonnet asks for what is imported: then it waits for
