@@ -119,7 +119,7 @@ def _no_memory(memory_left: MemoryLeft) -> str:
 
 def _used(name: str) -> int:
     """Bytes that count against a limit (proc_pid_statm(5)): all that is mapped, or the data."""
-    words = _read("/proc/self/statm").split()
+    words = _read("/proc/thread-self/statm").split()
     index = 0 if name == "RLIMIT_AS" else 5
     return int(words[index]) * resource.getpagesize() if words else 0
 

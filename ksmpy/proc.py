@@ -62,6 +62,9 @@ _PAGE_BYTES = 4096
 _PARENT, _FLAGS, _START_TIME, _SIZE_BYTES, _START_STACK, _START_BRK = 1, 6, 19, 20, 25, 44
 _FORKED_NO_EXEC = 0x40  # PF_FORKNOEXEC of the kernel's include/linux/sched.h
 
+# What is empty of a process whose first thread has ended, but not of its other threads.
+_OF_MEMORY = {"maps", "smaps", "smaps_rollup", "statm"}
+
 # start, end, permissions, offset, device, inode, path
 _HEADER = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) ([rwxsp-]{4}) ([0-9a-f]+) (\S+) (\d+) *(.*)$", re.MULTILINE
@@ -118,6 +121,8 @@ def read(name: str, pid: int | str = "self", *, limit: int | None = None) -> byt
     """The bytes of maps or smaps: all of them, or at least up to the first mapping that begins at
     the address `limit` or above.
     """
+    if pid == "self" and name in _OF_MEMORY:
+        pid = "thread-self"
     data = bytearray()
     with own.file(f"/proc/{pid}/{name}") as file:
         while part := file.read(1 << 16):
@@ -325,7 +330,7 @@ def page_entries(pagemap: int, start: int, pages: int) -> bytes:
 
 def own_page_entries(start: int, pages: int) -> bytes:
     """The same of this process."""
-    descriptor = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open("/proc/thread-self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return page_entries(descriptor, start, pages)
     finally:

@@ -13,6 +13,7 @@ import select
 import socket
 import struct
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ import pytest
 import ksmpy
 from conftest import Mode
 from ksmpy import native
-from support import memory
+from support import memory, procs
 from support.patience import until
 
 # The numbers of io_setup and io_destroy.
@@ -293,6 +294,85 @@ def test_a_socket_whose_packets_lie_in_the_programs_memory_is_a_device() -> None
         assert native.has_devices()
     with socket.socket(socket.AF_UNIX):
         assert not native.has_devices()
+
+
+def _with_descriptors_of_its_own(ask: Callable[[], bool]) -> bool:
+    """What a thread says that has called unshare(2) with CLONE_FILES."""
+    clone_files, told = 0x400, []
+
+    def work() -> None:
+        assert _libc.unshare(clone_files) == 0
+        told.append(ask())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return told == [True]
+
+
+def test_a_descriptor_that_only_the_first_thread_has(ring: Ring) -> None:
+    """It is found by an engine whose scanner has none of its own."""
+
+    def close_and_ask() -> bool:
+        os.close(ring.fd)  # here only
+        return native.has_devices()
+
+    ring.unmap()
+    assert _with_descriptors_of_its_own(close_and_ask)
+
+
+def test_a_descriptor_that_only_the_asking_thread_has() -> None:
+    """Files of the engine's are that thread's, too."""
+
+    def open_and_ask() -> bool:
+        (ring := Ring()).unmap()
+        found = native.has_devices()
+        ring.close()
+        return found
+
+    assert _with_descriptors_of_its_own(open_and_ask)
+
+
+_FIRST_THREAD_ENDS = """
+import ctypes, os, sys, threading, time, traceback
+import ksmpy
+from ksmpy import native
+from support import memory
+from test_devices import Ring
+
+def go_on():
+    while open(f"/proc/self/task/{os.getpid()}/stat").read().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+    assert not native.has_devices()
+    (ring := Ring()).unmap()
+    assert native.has_devices()
+    ring.close()
+    assert not native.has_devices()
+    arrays = [memory.distinct(64, seed=11)]
+    arrays.append(memory.twin(arrays[0]))
+    with ksmpy.Engine() as engine:
+        for array in arrays:
+            engine.register(array)
+        engine.scan(2, eager=True)
+        print(engine.stats().pages_sharing, end="", flush=True)
+
+def work():
+    try:
+        go_on()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+threading.Thread(target=work).start()
+ctypes.CDLL(None).syscall(int(sys.argv[1]), 0)
+"""
+
+
+def test_a_process_whose_first_thread_has_ended() -> None:
+    """/proc/self tells nothing of its descriptors and its memory any more."""
+    exit_call = {"x86_64": 60, "aarch64": 93}[platform.machine()]
+    assert procs.python_ok("-c", _FIRST_THREAD_ENDS, str(exit_call)) == "64"
 
 
 @pytest.mark.parametrize("freeze", ["auto", "uffd-move"])

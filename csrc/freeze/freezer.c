@@ -72,7 +72,7 @@ int freezer_init(struct freezer *fz, int mode, bool tracked)
     signal_note_guests();
     fz->stage = (uintptr_t)os_alloc(bytes_of(FREEZE_MAX));
     fz->zeros = os_alloc(PAGE_SIZE);
-    fz->pagemap_fd = os_keep_off_standard(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+    fz->pagemap_fd = os_keep_off_standard(open("/proc/thread-self/pagemap", O_RDONLY | O_CLOEXEC));
     fz->tasks_fd = os_tasks_open();
     int error = fz->pagemap_fd < 0         ? fz->pagemap_fd
                 : fz->tasks_fd < 0         ? fz->tasks_fd

@@ -14,7 +14,7 @@
  * What is asked takes longer with each descriptor and each mapping that the program has.  So it is asked
  * again when this many times as long has passed, and after so many ns at the latest.
  */
-#define PATIENCE 16
+#define PATIENCE 32
 #define FILES_NS 10000000
 #define RINGS_NS 200000000
 

@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -26,6 +27,8 @@
 #include "os/proc_maps.h"
 #include "os/rings.h"
 
+#define OWN "/proc/thread-self/fd"
+#define FIRST "/proc/self/fd"
 #define RING "anon_inode:[io_uring]"
 #define AIO_RING "/[aio]"
 #define HARMLESS 16 /* rings at most are noted; libuv has one in each loop */
@@ -52,6 +55,8 @@ static bool is_packet_ring(const char *descriptor)
 
 struct look {
     int files;
+    bool own; /* are these the asking thread's? */
+    bool all; /* and has the process no others? */
     uint64_t harmless[HARMLESS]; /* inodes of rings that only tell an epoll */
     size_t n;
 };
@@ -66,28 +71,67 @@ static bool note_harmless(struct look *look, const char *descriptor)
     return true;
 }
 
+/*
+ * The kind of a descriptor's file, as S_IFMT of inode(7) has it.  0: it has none, as rings and others without
+ * a name, or nobody can tell.  To ask for its name in /proc takes seven times as long.  A file system that
+ * would have to ask somebody else, who may be waiting for us, answers with what it knows.
+ */
+static unsigned kind_of(int fd)
+{
+    struct statx file;
+    bool told = statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &file) == 0 &&
+                (file.stx_mask & STATX_TYPE);
+    return told ? file.stx_mode & S_IFMT : 0;
+}
+
 static bool is_device(const char *name, void *data)
 {
     struct look *look = data;
     char file[64];
+    unsigned kind = look->own ? kind_of((int)strtol(name, NULL, 10)) : 0;
+    if (kind == S_IFREG || kind == S_IFDIR || kind == S_IFIFO)
+        return false;
+    if (kind == S_IFSOCK)
+        return is_packet_ring(name);
     ssize_t length = readlinkat(look->files, name, file, sizeof file - 1);
     file[length > 0 ? length : 0] = 0;
     if (strcmp(file, RING) == 0)
-        return !os_ring_tells_epoll_only(name) || !note_harmless(look, name);
+        return !look->own || !os_ring_tells_epoll_only(name) || !note_harmless(look, name);
     if (strncmp(file, "socket:", strlen("socket:")) == 0)
-        return is_packet_ring(name);
+        return look->own && is_packet_ring(name);
     return lets_devices_write(file);
+}
+
+/*
+ * Has the thread that asks the same descriptors as the process's first one?  Not if either has called
+ * unshare(CLONE_FILES), nor if the first one has ended.  files: one of the asking thread's.
+ */
+static bool are_the_first_ones(int files)
+{
+    char path[32];
+    struct stat own, first;
+    snprintf(path, sizeof path, FIRST "/%d", files);
+    return fstat(files, &own) == 0 && stat(path, &first) == 0 && own.st_dev == first.st_dev &&
+           own.st_ino == first.st_ino;
+}
+
+/* Looks over one list of descriptors: 1: one of them is a device's; 0: none is; or -errno. */
+static int look_over(struct look *look, bool own)
+{
+    look->own = own;
+    look->files = open(own ? OWN : FIRST, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (look->files < 0)
+        return -errno;
+    int found = os_each_entry(look->files, is_device, look);
+    look->all = !own || are_the_first_ones(look->files);
+    close(look->files);
+    return found;
 }
 
 /* true also where the descriptors cannot be listed: then it may have one. */
 static bool has_descriptor(struct look *look)
 {
-    look->files = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (look->files < 0)
-        return true;
-    int found = os_each_entry(look->files, is_device, look);
-    close(look->files);
-    return found != 0;
+    return look_over(look, true) != 0 || (!look->all && look_over(look, false) != 0);
 }
 
 /*
@@ -116,7 +160,7 @@ static bool has_ring(void)
     bool found = false;
     if (!machine_has_rings())
         return false;
-    int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    int maps = open("/proc/thread-self/maps", O_RDONLY | O_CLOEXEC);
     if (maps < 0)
         return true;
     while (!found && (got = read(maps, text + overlap, sizeof text - overlap)) > 0) {
@@ -150,7 +194,7 @@ static bool has_pinned_memory(void)
 {
     static const char name[] = "\nVmPin:";
     char text[8192]; /* the process's groups come first */
-    os_read_text("/proc/self/status", text, sizeof text);
+    os_read_text("/proc/thread-self/status", text, sizeof text);
     const char *at = strstr(text, name);
     return at && strtoul(at + strlen(name), NULL, 10) > 0;
 }
@@ -161,10 +205,11 @@ bool os_has_device_files(void)
     return has_descriptor(&look) || has_pinned_memory();
 }
 
+/* Which of them are harmless is asked only where there are any. */
 bool os_has_mapped_rings(void)
 {
     struct look look = {0};
-    return has_descriptor(&look) || has_mapped_ring(&look);
+    return has_mapped_ring(&look) && (has_descriptor(&look) || has_mapped_ring(&look));
 }
 
 bool os_has_devices(void)

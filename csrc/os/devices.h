@@ -7,7 +7,7 @@
 #include <stdbool.h>
 
 bool os_has_devices(void);
-/* What tells of most of them: descriptors, 3 us each, and what is counted as pinned. */
+/* What tells of most of them: descriptors, some 2 us each, and what is counted as pinned. */
 bool os_has_device_files(void);
 /* What tells of the rest, which have no descriptor: mappings, some 0.2 us each, or longer. */
 bool os_has_mapped_rings(void);

@@ -70,7 +70,7 @@ int os_memfd(const char *name, size_t bytes)
 static int open_again(int fd, int flags)
 {
     char path[32];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    snprintf(path, sizeof path, "/proc/thread-self/fd/%d", fd);
     return open(path, flags | O_CLOEXEC);
 }
 

@@ -20,7 +20,7 @@
 int os_file_is_huge(int fd, uint64_t offset, uint64_t page)
 {
     uint64_t bytes = bytes_of(HUGE_PAGES);
-    int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    int pagemap = open("/proc/thread-self/pagemap", O_RDONLY | O_CLOEXEC);
     if (pagemap < 0)
         return -errno;
     void *view = os_map_hidden(fd, offset, bytes);
@@ -86,7 +86,7 @@ static bool is_memfd(int fd)
 {
     static const char is[] = "/memfd:";
     char path[32], name[sizeof is];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    snprintf(path, sizeof path, "/proc/thread-self/fd/%d", fd);
     ssize_t length = readlink(path, name, sizeof name);
     return length == sizeof name && !memcmp(name, is, sizeof is - 1);
 }

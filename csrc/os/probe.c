@@ -65,7 +65,7 @@ static bool probe_written(void)
 {
     bool works = false;
     int fd = os_uffd_open(OS_UFFD_WP_ASYNC);
-    int pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    int pagemap_fd = open("/proc/thread-self/pagemap", O_RDONLY | O_CLOEXEC);
     uint8_t *memory = os_alloc(bytes_of(1));
     if (fd >= 0 && pagemap_fd >= 0 && memory)
         works = try_written(pagemap_fd, fd, memory);

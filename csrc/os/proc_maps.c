@@ -140,7 +140,7 @@ static int find_in_text(struct os_maps *maps, uintptr_t address, struct os_vma *
 int os_maps_open(struct os_maps *maps)
 {
     *maps = (struct os_maps){
-        .fd = os_keep_off_standard(open("/proc/self/maps", O_RDONLY | O_CLOEXEC)),
+        .fd = os_keep_off_standard(open("/proc/thread-self/maps", O_RDONLY | O_CLOEXEC)),
     };
     if (maps->fd < 0)
         return maps->fd;
@@ -181,7 +181,7 @@ int64_t os_mappings(void)
     char text[4096];
     int64_t count = 0;
     ssize_t got = 1;
-    int fd = os_open_briefly(AT_FDCWD, "/proc/self/maps");
+    int fd = os_open_briefly(AT_FDCWD, "/proc/thread-self/maps");
     if (fd < 0)
         return -errno;
     while (os_is_brief(fd) && (got = read(fd, text, sizeof text)) > 0)
@@ -198,7 +198,7 @@ int os_maps_each_shared(os_visit_shared *visit, void *data)
     char path[PATH_MAX];
     struct query query = {0};
     bool found = false;
-    int fd = os_open_briefly(AT_FDCWD, "/proc/self/maps");
+    int fd = os_open_briefly(AT_FDCWD, "/proc/thread-self/maps");
     if (fd < 0)
         return -errno;
     while (!found) {

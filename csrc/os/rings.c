@@ -43,7 +43,7 @@ static size_t count_entries(const char *descriptor)
 {
     char path[48], text[1024];
     long mask, thread, pinned;
-    snprintf(path, sizeof path, "/proc/self/fdinfo/%.16s", descriptor);
+    snprintf(path, sizeof path, "/proc/thread-self/fdinfo/%.16s", descriptor);
     int fd = os_open_briefly(AT_FDCWD, path);
     if (fd < 0)
         return 0;

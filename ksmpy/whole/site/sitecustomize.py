@@ -94,7 +94,7 @@ def _wanted():
 
 
 def _anonymous_bytes():
-    with _File("/proc/self/statm") as file:
+    with _File("/proc/thread-self/statm") as file:
         words = file.read().split()
     return (int(words[1]) - int(words[2])) * os.sysconf("SC_PAGE_SIZE")
 

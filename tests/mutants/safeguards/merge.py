@@ -173,6 +173,20 @@ MUTANTS = [
         ),
     ),
     Mutant(
+        "the first thread's descriptors are looked at, whoever asks",
+        file="csrc/os/devices.c",
+        old="|| (!look->all && look_over(look, false) != 0)",
+        new="",
+        tests=("test_devices.py::test_a_descriptor_that_only_the_first_thread_has",),
+    ),
+    Mutant(
+        "who asks looks at its own descriptors",
+        file="csrc/os/devices.c",
+        old='#define OWN "/proc/thread-self/fd"',
+        new='#define OWN "/proc/self/fd"',
+        tests=("test_devices.py::test_a_process_whose_first_thread_has_ended",),
+    ),
+    Mutant(
         "a socket with packets in the program's memory is a device",
         file="csrc/os/devices.c",
         old="domain == AF_XDP;",
