@@ -1009,6 +1009,42 @@ def test_a_hook_of_the_programs_that_raises_in_all_threads(tmp_path: Path) -> No
     )
 
 
+TAKEN_OUT = """
+import os, sys, time
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("ksmpy"):
+            os.write(2, f"imported again: {name}\\n".encode())
+
+held = [bytearray(range(256)) * 4096 for _ in range(4)]
+assert enabled()
+enable = sys.modules["ksmpy.whole.enable"]
+for name in [name for name in sys.modules if name.startswith("ksmpy")]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Finder())
+child = os.fork()
+if child == 0:
+    for _ in range(4000):
+        time.sleep(0.01)
+        if enable._state.pid == os.getpid() and enable.enabled_engine() is not None:
+            os._exit(0)
+    os._exit(1)
+assert os.waitpid(child, 0)[1] == 0
+print("done")
+"""
+
+
+def test_modules_that_are_taken_out_of_sys_modules(tmp_path: Path) -> None:
+    """As by mock.patch.dict, when it ends. Children and the end of the process need them, and a
+    second engine would know nothing of the first one.
+    """
+    (tmp_path / "program.py").write_text(ENABLED + TAKEN_OUT)
+    arguments = command("--", sys.executable, str(tmp_path / "program.py"))
+    told = result(arguments, env=environment(**SMALL))
+    assert (told.returncode, told.stdout, told.stderr) == (0, "done\n", "")
+
+
 @pytest.mark.parametrize("version", ["2.7", "3.6", "3.9"])
 def test_an_old_interpreter_is_left_alone(version: str, tmp_path: Path) -> None:
     """It says nothing, and its own sitecustomize comes to its turn."""

@@ -172,6 +172,9 @@ class _Follower:
         self._inherits = self._begun_here = False
         self._hooked = False
         self._logging = None  # if it was imported here
+        # ksmpy.whole.follow, once it was imported. Tests take what was imported since out of
+        # sys.modules again (mock.patch.dict), and another one would know nothing of this one.
+        self._follow = None
         self._fork_warnings = []  # the filters that ignore them
         self._base = _anonymous_bytes()
         self._path = list(sys.path)
@@ -337,12 +340,17 @@ class _Follower:
                 before = self._faults()
                 self._hook_logging()
                 self._ignore_fork_warning()
-                from ksmpy.whole import follow
-
+                self._import()
                 self._touched += self._faults() - before
             except Exception:  # ksmpy is not installed here, or its modules are half imported
                 return False
-            return follow.begin(self._touched * os.sysconf("SC_PAGE_SIZE"))
+            return self._follow.begin(self._touched * os.sysconf("SC_PAGE_SIZE"))
+
+    def _import(self):
+        if self._follow is None:
+            from ksmpy.whole import follow
+
+            self._follow = follow
 
     def _faults(self):
         """How many pages this thread has touched that were in memory, but not mapped. The program's
@@ -453,9 +461,7 @@ class _Follower:
             # If it outlived the interpreter it would run in the next one that the process starts.
             self._runs.acquire(timeout=_PATIENCE)
         if self._begun_here:
-            from ksmpy.whole import follow
-
-            follow.end()
+            self._follow.end()
 
 
 def _follow():
