@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -1245,6 +1246,30 @@ def test_a_file_in_the_stores_place_is_left_alone(monkeypatch: pytest.MonkeyPatc
         ksmpy.Engine(store=store)
     assert os.fstat(fd).st_size == 5011 and os.pread(fd, 11, 5000) == b"not a store"
     os.close(fd)
+
+
+@pytest.mark.parametrize("more", [(), ("--report",)], ids=str)
+def test_sockets_that_systemd_hands_over(more: tuple[str, ...]) -> None:
+    """They are the program's, as sd_listen_fds(3) tells by the process's number. What is meant for
+    others stays as it is.
+    """
+    program = """
+import os, socket
+print([os.environ[name] == str(os.getpid()) for name in ("LISTEN_PID", "SYSTEMD_EXEC_PID")])
+print(os.environ["WATCHDOG_PID"], socket.socket(fileno=3).getsockname()[0])
+"""
+    hand_over = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+own = dict.fromkeys(("LISTEN_PID", "SYSTEMD_EXEC_PID"), str(os.getpid()))
+os.execve(sys.argv[2], sys.argv[2:], {**os.environ, **own, "WATCHDOG_PID": "1"})
+"""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        number = listening.fileno()
+        arguments = command(*more, "--", sys.executable, "-c", program)
+        arguments = [sys.executable, "-c", hand_over, str(number), *arguments]
+        told = result(arguments, pass_fds=(number,))
+    assert told.stdout.splitlines() == ["[True, True]", "1 127.0.0.1"]
 
 
 def test_signals_are_handed_on() -> None:

@@ -16,6 +16,10 @@ __all__ = ["supervise"]
 
 _PR_SET_PDEATHSIG = 1
 
+# In these systemd tells for whom others are: the sockets that it hands over (LISTEN_FDS), and the
+# watchdog. They are the program's, which asks whether the number is its own (sd_listen_fds(3)).
+_PID_VARIABLES = ("LISTEN_PID", "WATCHDOG_PID", "SYSTEMD_EXEC_PID")
+
 
 def supervise(command: list[str], environ: dict[str, str], store: Store, *, report: bool) -> int:
     """Run it and return its exit code; by a signal that ended it this process is ended too.
@@ -57,6 +61,12 @@ def _become_guardian(pid: int, store: Store, said: bool) -> None:
         pass
 
 
+def _passed_on(environ: dict[str, str], parent: int) -> dict[str, str]:
+    """The environment in this process, of which `parent` was the number before it was forked."""
+    own = {name: str(os.getpid()) for name in _PID_VARIABLES if environ.get(name) == str(parent)}
+    return {**environ, **own}
+
+
 def _start(command: list[str], environ: dict[str, str], mask: set[int], ignored: bool) -> int:
     """Fork and exec; the command finds signals as this process found them."""
     reading, writing = os.pipe()
@@ -75,7 +85,7 @@ def _start(command: list[str], environ: dict[str, str], mask: set[int], ignored:
             if ignored:
                 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            os.execvpe(command[0], command, environ)
+            os.execvpe(command[0], command, _passed_on(environ, parent))
         except OSError as error:
             os.write(writing, str(error.errno).encode())
         finally:
