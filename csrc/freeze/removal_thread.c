@@ -22,6 +22,7 @@
 #include "freeze/descriptors.h"
 #include "freeze/helper.h"
 #include "freeze/home.h"
+#include "freeze/moving.h"
 #include "freeze/ops.h"
 #include "freeze/protection.h"
 #include "freeze/removal_state.h"
@@ -79,6 +80,7 @@ void freezer_know_store(struct freezer *fz, uint64_t inode, uint64_t dev)
 {
     fz->removals.inode = inode;
     fz->removals.dev = dev;
+    moving_know_store(inode, dev);
 }
 
 /* ---- for the scanner ---- */

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/mman.h>
 #include <sys/msg.h>
 #include <sys/random.h>
 #include <sys/socket.h>
@@ -17,6 +18,7 @@
 #include "freeze/asking.h"
 #include "freeze/attempts.h"
 #include "freeze/cross_memory.h"
+#include "freeze/moving.h"
 #include "freeze/receiving.h"
 #include "freeze/signal_masks.h"
 #include "freeze/signal_stacks.h"
@@ -322,6 +324,7 @@ static const struct os_import imports[] = {
     LED(getrandom),
     LED_TO(getsockname, asking_getsockname),
     LED_TO(getsockopt, asking_getsockopt),
+    LED_TO(mremap, moving_mremap),
     LED_TO(msgrcv, asking_msgrcv),
     LED_TO(pipe, asking_pipe),
     LED_TO(pipe2, asking_pipe2),

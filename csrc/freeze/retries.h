@@ -13,7 +13,8 @@
  * theirs without it, as Go's do.
  *
  * Copies between processes are also found among what is called by its number (freeze/cross_memory.h).
- * sigaltstack() is led too, to freeze/signal_stacks.h, and what blocks signals to freeze/signal_masks.h.
+ * sigaltstack() is led too, to freeze/signal_stacks.h, what blocks signals to freeze/signal_masks.h, and
+ * mremap() to freeze/moving.h.
  */
 #ifndef KSMPY_FREEZE_RETRIES_H
 #define KSMPY_FREEZE_RETRIES_H

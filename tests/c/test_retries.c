@@ -29,8 +29,10 @@
 #include "base/pages.h"
 #include "check.h"
 #include "freeze/freezes.h"
+#include "freeze/moving.h"
 #include "freeze/retries.h"
 #include "os/clock.h"
+#include "os/files.h"
 #include "os/fortified.h"
 #include "os/handlers.h"
 #include "os/imports.h"
@@ -64,6 +66,14 @@ static void thaw_for_writer(int signal)
     if (!is_frozen)
         raise(signal);
     thaw();
+}
+
+static void map_memory(void)
+{
+    struct sigaction action = {.sa_handler = thaw_for_writer, .sa_flags = SA_NODEFER};
+    memory = mmap(NULL, 3 * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    frozen = memory + PAGE_SIZE;
+    sigaction(SIGSEGV, &action, NULL);
 }
 
 static void start(void)
@@ -1093,6 +1103,46 @@ static void the_message_of_a_queue_is_not_lost(void)
     msgctl(queue, IPC_RMID, NULL);
 }
 
+/* ---- memory that moves ---- */
+
+/* A file of two pages, the first of which is mapped where pages are frozen. */
+static int map_file(void)
+{
+    int file = os_memfd("ksmpy-test", 2 * PAGE_SIZE);
+    CHECK(pwrite(file, "first", 6, 0) == 6 && pwrite(file, "second", 7, PAGE_SIZE) == 7);
+    CHECK(mmap(frozen, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file, 0) ==
+          frozen);
+    return file;
+}
+
+/* What is behind the first page once that was made longer. */
+static char *grown(int file)
+{
+    char *at = LED(mremap)(frozen, PAGE_SIZE, 2 * PAGE_SIZE, MREMAP_MAYMOVE);
+    CHECK(at != MAP_FAILED && strcmp(at, "first") == 0);
+    close(file);
+    map_memory();
+    return at + PAGE_SIZE;
+}
+
+static void merged_memory_that_is_frozen_grows_with_zeros(void)
+{
+    uint64_t inode, dev;
+    start();
+    int store = map_file();
+    REQUIRE(os_know_file(store, &inode, &dev) == 0);
+    moving_know_store(inode, dev);
+    freeze();
+    CHECK(grown(store)[0] == 0);
+    CHECK(waits == 1 && !is_frozen);
+}
+
+static void files_of_the_program_grow_as_ever(void)
+{
+    start();
+    CHECK(strcmp(grown(map_file()), "second") == 0);
+}
+
 /* ---- checked ---- */
 
 static void checked_calls_are_led(void)
@@ -1112,14 +1162,6 @@ static void checked_calls_are_led(void)
 }
 
 /* ---- main ---- */
-
-static void map_memory(void)
-{
-    struct sigaction action = {.sa_handler = thaw_for_writer, .sa_flags = SA_NODEFER};
-    memory = mmap(NULL, 3 * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    frozen = memory + PAGE_SIZE;
-    sigaction(SIGSEGV, &action, NULL);
-}
 
 int main(void)
 {
@@ -1158,6 +1200,8 @@ int main(void)
     RUN(what_is_told_again_is_asked_again);
     RUN(bad_addresses_are_answered_as_by_the_kernel);
     RUN(the_message_of_a_queue_is_not_lost);
+    RUN(merged_memory_that_is_frozen_grows_with_zeros);
+    RUN(files_of_the_program_grow_as_ever);
     RUN(checked_calls_are_led);
     return finish();
 }

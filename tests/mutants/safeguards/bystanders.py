@@ -285,6 +285,30 @@ MUTANTS = [
         tests=("c/test_retries.c::an_error_of_a_socket_is_not_lost",),
     ),
     Mutant(
+        "merged memory that its owner moves shows no frames that follow its own",
+        file="csrc/freeze/moving.c",
+        old="    if (!ours)\n",
+        new="    if (ours || !ours)\n",
+        tests=(
+            "test_moved.py::test_a_part_grows_with_zeros[signal+checksum]",
+            "test_moved.py::test_what_was_moved_leaves_zeros[signal+checksum]",
+        ),
+    ),
+    Mutant(
+        "merged memory that moves is known while it is frozen",
+        file="csrc/freeze/moving.c",
+        old="if (!frozen || !freezes_wait(since))",
+        new="if (!frozen || freezes_wait(since))",
+        tests=("c/test_retries.c::merged_memory_that_is_frozen_grows_with_zeros",),
+    ),
+    Mutant(
+        "files of the program are moved by the kernel",
+        file="csrc/freeze/moving.c",
+        old="bool overlay = is_overlay(&vma);",
+        new="bool overlay = vma.inode && !is_overlay(&vma);",
+        tests=("c/test_retries.c::files_of_the_program_grow_as_ever",),
+    ),
+    Mutant(
         "nothing is frozen where a thread has an alternate signal stack",
         file="csrc/freeze/freezer.c",
         old="    uint64_t before = fz->bystanders.matter ? signal_stacks_before(address, n) : n;\n",

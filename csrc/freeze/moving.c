@@ -1,0 +1,179 @@
+#include "freeze/moving.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/pages.h"
+#include "freeze/freezes.h"
+#include "os/clock.h"
+#include "os/proc_maps.h"
+#include "os/unhooked.h"
+
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+#define KNOWN_FLAGS (MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP)
+#define PLACED (MREMAP_FIXED | MREMAP_DONTUNMAP) /* flags with which a new address is given */
+#define LOOKS 16 /* at memory that is read-only, as something is frozen */
+#define STORES 1024 /* noted; what is merged on those of more engines is moved by the kernel */
+
+/* The newest ones: the stores of engines that are closed stay until there are so many newer ones. */
+static struct {
+    _Atomic uint64_t inode, dev;
+} stores[STORES];
+static _Atomic size_t stores_noted;
+
+/* Two that come at once may note one store twice, which does no harm. */
+void moving_know_store(uint64_t inode, uint64_t dev)
+{
+    size_t last = atomic_load(&stores_noted);
+    for (size_t i = 0; i < STORES && i < last; i++)
+        if (atomic_load(&stores[i].inode) == inode && atomic_load(&stores[i].dev) == dev)
+            return;
+    size_t i = atomic_fetch_add(&stores_noted, 1) % STORES;
+    atomic_store(&stores[i].inode, inode);
+    atomic_store(&stores[i].dev, dev);
+}
+
+static bool is_overlay(const struct os_vma *vma)
+{
+    size_t noted = vma->inode ? atomic_load(&stores_noted) : 0;
+    for (size_t i = 0; i < STORES && i < noted; i++)
+        if (os_vma_shows(vma, atomic_load(&stores[i].inode), atomic_load(&stores[i].dev)))
+            return true;
+    return false;
+}
+
+struct range {
+    uintptr_t at, end; /* at: the end of what was looked at, without a gap */
+    bool overlays; /* are there any? */
+    bool read_only; /* is it, where the look ended? */
+};
+
+/* Goes on as long as all is memory that its owner reads and writes, an overlay's or of no file. */
+static void look(struct os_maps *maps, struct range *range)
+{
+    struct os_vma vma;
+    os_maps_refresh(maps);
+    while (range->at < range->end && os_maps_find(maps, range->at, &vma) > 0) {
+        bool overlay = is_overlay(&vma);
+        range->read_only = vma.private_ro;
+        if (vma.start > range->at || !vma.private_rw || (vma.inode && !overlay))
+            return;
+        range->overlays |= overlay;
+        range->at = vma.end;
+    }
+}
+
+/*
+ * Is that range such memory, and a part of it merged?  false also where nobody can tell.  What is
+ * frozen may be read-only meanwhile (freeze/signal.c).
+ */
+static bool is_merged(uintptr_t from, size_t bytes)
+{
+    struct os_maps maps;
+    struct range range;
+    uint64_t since = os_now_ns();
+    if (os_maps_open(&maps) < 0)
+        return false;
+    for (int looks = 0; looks < LOOKS; looks++) {
+        uint64_t ended = freezes_ended();
+        range = (struct range){.at = from, .end = from + bytes};
+        look(&maps, &range);
+        bool frozen = range.read_only && freezes_begun() > ended;
+        if (!frozen || !freezes_wait(since))
+            break;
+    }
+    os_maps_close(&maps);
+    return range.overlays && range.at >= range.end;
+}
+
+/* Are these arguments for memory that moves, or could, and none that the kernel refuses? */
+static bool may_move(uintptr_t from, size_t before, size_t after, int flags, uintptr_t to)
+{
+    bool fixed = flags & MREMAP_FIXED, stays = flags & MREMAP_DONTUNMAP;
+    if (flags & ~KNOWN_FLAGS || from % PAGE_SIZE || !before || !after)
+        return false;
+    if (from + before < from || to + after < to)
+        return false;
+    if (fixed && (to % PAGE_SIZE || (to < from + before && from < to + after)))
+        return false;
+    if (flags & PLACED)
+        return flags & MREMAP_MAYMOVE && (!stays || before == after);
+    return after > before;
+}
+
+static void copy(uint8_t *to, const uint8_t *from, size_t bytes)
+{
+    static const uint8_t zeros[PAGE_SIZE];
+    for (size_t at = 0; at < bytes; at += PAGE_SIZE)
+        if (memcmp(from + at, zeros, PAGE_SIZE) != 0)
+            memcpy(to + at, from + at, PAGE_SIZE);
+}
+
+/* What was there is gone; with MREMAP_DONTUNMAP there is empty memory then. */
+static int leave(uint8_t *from, size_t bytes, int flags)
+{
+    if (!(flags & MREMAP_DONTUNMAP))
+        return os_munmap(from, bytes);
+    void *empty = os_mmap(from, bytes, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    return empty == MAP_FAILED ? -1 : 0;
+}
+
+/*
+ * A part at a time, so that no more than that is there twice.  Only the first part that is left may
+ * split a mapping, and be refused for that.
+ */
+static void *move(uint8_t *from, size_t before, size_t after, int flags, void *to)
+{
+    const size_t part = bytes_of(HUGE_PAGES);
+    int fixed = flags & MREMAP_FIXED ? MAP_FIXED : 0;
+    uint8_t *place =
+        os_mmap(to, after, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0);
+    if (place == MAP_FAILED)
+        return MAP_FAILED;
+    for (size_t at = 0; at < before; at += part) {
+        size_t bytes = least(before - at, part);
+        if (at < after)
+            copy(place + at, from + at, least(bytes, after - at));
+        if (leave(from + at, bytes, flags) != 0 && at == 0) {
+            int error = errno;
+            os_munmap(place, after);
+            errno = error;
+            return MAP_FAILED;
+        }
+    }
+    return place;
+}
+
+static size_t whole_pages(size_t bytes)
+{
+    return (bytes + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1);
+}
+
+void *moving_mremap(void *from, size_t before, size_t after, int flags, ...)
+{
+    size_t old = whole_pages(before), new = whole_pages(after);
+    void *to = NULL;
+    if (flags & PLACED) {
+        va_list more;
+        va_start(more, flags);
+        to = va_arg(more, void *);
+        va_end(more);
+    }
+    int error = errno;
+    bool ours = may_move((uintptr_t)from, old, new, flags, (uintptr_t)to) &&
+                is_merged((uintptr_t)from, old);
+    errno = error;
+    if (!ours)
+        return mremap(from, before, after, flags, to);
+    if (flags & MREMAP_MAYMOVE)
+        return move(from, old, new, flags, to);
+    errno = ENOMEM; /* as where there is no room behind it */
+    return MAP_FAILED;
+}
