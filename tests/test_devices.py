@@ -24,7 +24,7 @@ import pytest
 
 import ksmpy
 from conftest import Mode
-from ksmpy import native
+from ksmpy import native, proc
 from support import memory, procs
 from support.patience import until
 
@@ -278,6 +278,9 @@ def test_a_ring_that_is_nowhere_to_be_seen_is_a_device_while_it_pins_memory() ->
     ring.pin(memory.distinct(8, seed=8))
     ring.close_descriptor()
     ring.unmap()
+    if b"\nVmPin:\t       0 kB" in proc.read("status"):  # seen on Linux 7.2, with CAP_IPC_LOCK
+        ring.close()
+        pytest.skip("the kernel does not count what this user pins")
     assert native.has_devices()
     ring.register(Ring.NO_BUFFERS, b"")
     assert not native.has_devices()
