@@ -15,6 +15,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+/* Public since Python 3.11, though not of the stable interface, and therefore weak. */
+extern void PyThreadState_EnterTracing(PyThreadState *state) __attribute__((weak));
+extern void PyThreadState_LeaveTracing(PyThreadState *state) __attribute__((weak));
+
 enum { NOT_DUE, DUE, DUE_AFTER_ALL }; /* after a collection of the young, or of all objects */
 
 static _Thread_local int collecting;
@@ -31,6 +35,23 @@ static int run_sweep(void *unused)
     PyObject *result = PyObject_CallFunction(sweep, "i", due == DUE_AFTER_ALL);
     int rc = result == NULL ? -1 : 0;
     Py_XDECREF(result);
+    return rc;
+}
+
+/*
+ * In a thread that traces or profiles, as for debuggers and coverage, Python 3.11 goes on to the
+ * first line of a function only when no pending call is left. Inside of one no other is made, so
+ * the sweep's functions would never begin while one is waiting, of a collection in between or of
+ * anyone's.
+ */
+static int run_pending_sweep(void *unused)
+{
+    PyThreadState *state = PyThreadState_Get();
+    if (PyThreadState_EnterTracing)
+        PyThreadState_EnterTracing(state);
+    int rc = run_sweep(unused);
+    if (PyThreadState_LeaveTracing)
+        PyThreadState_LeaveTracing(state);
     return rc;
 }
 
@@ -52,7 +73,7 @@ static void ksmpy_collection(void *phase, void *info)
         atomic_store(&sweep_due, due);
     if (syscall(SYS_gettid) != getpid())
         run_sweep(NULL); /* no handler runs in this thread */
-    else if (before == NOT_DUE && Py_AddPendingCall(run_sweep, NULL) != 0)
+    else if (before == NOT_DUE && Py_AddPendingCall(run_pending_sweep, NULL) != 0)
         atomic_store(&sweep_due, NOT_DUE); /* too many calls pending: the next collection asks */
 }
 
