@@ -936,7 +936,7 @@ def test_what_warnings_are_filtered_by(tmp_path: Path) -> None:
 
 
 STANDING_IN = """
-import builtins, gc, os, sys, time
+import builtins, gc, json, os, sys, time
 from ksmpy.whole import enable
 
 sleep = time.sleep
@@ -962,6 +962,7 @@ for name in ("time", "monotonic", "thread_time", "perf_counter"):
 for name in ("getpid", "listdir"):
     stand_in(os, name)
 stand_in(builtins, "open")
+stand_in(json, "dumps")
 seen, merged = adopter.coverage, engine.stats().pages_sharing
 for _ in range(4000):
     gc.collect()
