@@ -113,13 +113,15 @@ struct chunk { /* of page ids */
     uint32_t region;
     bool untracked; /* some of its overlays are */
     bool visited;
-    bool sampled; /* when it was last found written, in the pass whose number is sampled_in */
+    bool sampled; /* when it was last found written, in the pass whose number ends in sampled_in */
     uint8_t write_hot : 2; /* visits in a row that found all of its pages written */
     uint8_t distrust : 3; /* how long it has to rest before it is asked about: scan/chunk_plan.c */
     uint8_t quiet : 1; /* the last answer was that not all of its pages were written */
+    uint8_t partly_hot : 2; /* answers in a row that told of pages which were written again */
     uint16_t unsettled; /* pages that a pass has to visit though they were not written */
     uint16_t written_at; /* when it was last found written, in ticks of scan/chunk_plan.c */
-    uint32_t sampled_in;
+    uint16_t rewritten; /* if it is partly written all the time: so many pages at the last answer */
+    uint16_t sampled_in;
     uint32_t samples[SAMPLES]; /* checksums */
 };
 

@@ -14,10 +14,16 @@
  * than a pass, at first for a quarter of a second, and then for longer than the chunk
  * has rested before.  Trust comes back where it rests for longer than is ever asked for.
  *
- * A wrong guess costs time only: pages that are not asked about count as written.
+ * Memory of which a part is written all the time has to be asked about, for the sake of
+ * the other part.  That is put off for as long as makes it cheap, in the background: the
+ * more pages of all such chunks are written again, the longer.  What is written there
+ * meanwhile is found when the time has come, and pages that wait go on waiting.
+ *
+ * A wrong guess costs time only: pages that are not asked about count as written, or as they were.
  */
 #include "scan/chunk_plan.h"
 
+#include "base/pages.h"
 #include "merge/merger.h"
 #include "os/guard.h"
 #include "os/pagemap.h"
@@ -25,8 +31,8 @@
 
 /*
  * Visits in a row that have to find every page of a chunk written before the next one reads
- * samples. Fewer would take a burst of writes for a habit; each costs the writer a fault for every
- * page.
+ * samples, or a part of them before the next one is put off.  Fewer would take a burst of writes for
+ * a habit; each costs the writer a fault for every page.
  */
 #define WRITE_HOT 3
 
@@ -80,7 +86,7 @@ static void take_samples(const struct scanner *scanner, uint32_t id, uint64_t n)
     const struct pages *pages = scanner->pages;
     struct chunk *chunk = chunk_of(pages, id);
     chunk->sampled = true;
-    chunk->sampled_in = (uint32_t)pages->full_scans;
+    chunk->sampled_in = (uint16_t)pages->full_scans;
     chunk->written_at = ticks_now(scanner);
     for (uint32_t i = 0; i < SAMPLES; i++)
         chunk->samples[i] = sample(pages, id, n, i);
@@ -110,7 +116,28 @@ static enum chunk_plan sampled_plan(const struct scanner *scanner, uint32_t id, 
     return unchanged == SAMPLES ? CHUNK_SETTLED : CHUNK_ASK;
 }
 
-enum chunk_plan chunk_plan(const struct scanner *scanner, uint32_t id, uint64_t n, bool eager)
+/*
+ * What its writer pays for a page that was protected in vain: a fault, and what the kernel does to
+ * protect it anew.  They may take one part in so many of a processor's time.
+ */
+#define FAULT_NS 1500
+#define SHARE 50
+
+/* For how many ticks after the last answer a chunk is put off of which a part is written again. */
+static uint64_t put_off_for(const struct scanner *scanner)
+{
+    uint64_t pages = scanner->rewritten > scanner->rewritten_before ? scanner->rewritten
+                                                                    : scanner->rewritten_before;
+    return least(pages * FAULT_NS * SHARE / TICK_NS, rest_wanted(MOST_DISTRUST));
+}
+
+void chunk_plan_end_pass(struct scanner *scanner)
+{
+    scanner->rewritten_before = scanner->rewritten;
+    scanner->rewritten = 0;
+}
+
+enum chunk_plan chunk_plan(struct scanner *scanner, uint32_t id, uint64_t n, bool eager)
 {
     struct chunk *chunk = chunk_of(scanner->pages, id);
     const struct region *region = region_at(scanner->pages, chunk->region);
@@ -127,6 +154,9 @@ enum chunk_plan chunk_plan(const struct scanner *scanner, uint32_t id, uint64_t 
         take_samples(scanner, id, n);
         return CHUNK_WRITE_HOT;
     }
+    scanner->rewritten += chunk->rewritten;
+    if (scanner->backs_off && chunk->rewritten && rested(scanner, chunk) < put_off_for(scanner))
+        return CHUNK_PUT_OFF;
     /* What was not armed would count as written on frames as well. */
     bool looks = scanner->backs_off && chunk->distrust && chunk->quiet;
     return looks && !region->pages_in[PAGE_SHARED] ? CHUNK_LOOK : CHUNK_ASK;
@@ -142,6 +172,15 @@ static uint8_t distrust_after(uint8_t before, uint16_t rest)
         distrust += distrust < MOST_DISTRUST;
     while (before && distrust < MOST_DISTRUST && rest_wanted(distrust) <= rest);
     return distrust;
+}
+
+static void note_rewritten(struct chunk *chunk, struct chunk_answer answer)
+{
+    if (!answer.again && !answer.all_written)
+        chunk->partly_hot = 0;
+    else if (answer.again && chunk->partly_hot < WRITE_HOT)
+        chunk->partly_hot++;
+    chunk->rewritten = chunk->partly_hot == WRITE_HOT ? answer.again : 0;
 }
 
 bool chunk_asked(const struct scanner *scanner, uint32_t id, uint64_t n, struct chunk_answer answer)
@@ -161,6 +200,7 @@ bool chunk_asked(const struct scanner *scanner, uint32_t id, uint64_t n, struct 
     if (answer.any_written)
         chunk->written_at = ticks_now(scanner);
     bool hot = chunk->write_hot == WRITE_HOT || (again && chunk->distrust);
+    note_rewritten(chunk, answer);
     if (hot)
         take_samples(scanner, id, n);
     return hot;

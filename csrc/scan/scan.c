@@ -35,6 +35,7 @@
 #include "pages/pins.h"
 #include "pages/records.h"
 #include "scan/ahead.h"
+#include "scan/chunk_plan.h"
 #include "scan/collect.h"
 #include "scan/lookup.h"
 #include "scan/migrate.h"
@@ -248,6 +249,7 @@ static void end_pass(struct scanner *scanner)
     store_reap(&scanner->pages->store);
     frames_follow_nodes(scanner->pages);
     store_look_away(&scanner->pages->store, true);
+    chunk_plan_end_pass(scanner);
     window_reset(scanner);
 }
 

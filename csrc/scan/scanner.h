@@ -14,7 +14,8 @@ struct window {
     bool begun;      /* a pass is under way */
     bool heard;      /* and knows what other processes said before it */
     bool eager;                 /* the window was opened, or gone on with, by an eager call */
-    uint32_t left_alone; /* a bit for each chunk of which no page needs a visit: CHUNK_LEFT_ALONE */
+    uint32_t left_alone; /* a bit for each chunk of which no page is visited in this pass */
+    uint32_t put_off; /* and those of them about which nothing is known: CHUNK_PUT_OFF */
     uint64_t at; /* the page that comes next, within the region */
     uint64_t first, n; /* pages [first, +n) of the region were asked about */
     uint64_t
@@ -43,6 +44,7 @@ struct scanner {
         unfinished; /* a slice has carried out a part of it: nothing is collected before the rest */
     bool unreadable; /* a page of the slice could not be read */
     bool backs_off; /* the call is one with KSMPY_SCAN_BACK_OFF */
+    uint64_t rewritten, rewritten_before; /* pages of chunks: in this pass, in the one before */
     uint64_t scanned, skipped;
     uint64_t lost_told; /* of the lost pages: in the result of a pass */
 };

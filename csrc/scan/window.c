@@ -173,6 +173,12 @@ static void ask_private(struct scanner *scanner, const struct region *region, bo
     }
 }
 
+/* Was a page of that state asked about before, and had bytes of its owner's then? */
+static bool is_known(enum page_state state)
+{
+    return state != PAGE_NEW && state != PAGE_ZERO && state != PAGE_HOLE;
+}
+
 /* What the window says of n of its pages from at on, which are a chunk. */
 static struct chunk_answer answer_of(const struct scanner *scanner, const struct region *region,
                                      uint64_t at, uint64_t n)
@@ -185,9 +191,13 @@ static struct chunk_answer answer_of(const struct scanner *scanner, const struct
         written += (uint64_t)__builtin_popcountll(window->written[i] & ~window->zero[i]);
     }
     bool all = written == n;
+    uint16_t again = 0;
+    for (uint64_t i = 0; any && !all && i < n; i++)
+        again += has_bit(window->written, at + i) && !has_bit(window->zero, at + i) &&
+                 is_known(page_state(page_record(scanner->pages, id + (uint32_t)i)));
     for (uint64_t i = 0; all && region->pages_in[PAGE_SHARED] && i < n; i++)
         uncopied += is_shared(scanner->pages, id + (uint32_t)i) && !has_bit(window->copied, at + i);
-    return (struct chunk_answer){any != 0, all, all && !uncopied};
+    return (struct chunk_answer){any != 0, all, all && !uncopied, again};
 }
 
 /*
@@ -224,23 +234,30 @@ static void ask_written(struct scanner *scanner, const struct region *region, ui
     ask(scanner, os_arm_written, region, first, last, written, zero);
 }
 
-/* Do both plans ask in the same way? */
-static bool ask_alike(enum chunk_plan one, enum chunk_plan other)
+/* The plan that asks in the same way, for all that do. */
+static enum chunk_plan way_to_ask(enum chunk_plan plan)
 {
-    return is_asked(one) == is_asked(other) && (one == CHUNK_LOOK) == (other == CHUNK_LOOK);
+    switch (plan) {
+    case CHUNK_SETTLED:
+        return CHUNK_ASK;
+    case CHUNK_LEFT_ALONE:
+        return CHUNK_WRITE_HOT;
+    default:
+        return plan;
+    }
 }
 
-/* Asks about [at, end) of the window, whose chunks' plans ask alike. */
+/* Asks about [at, end) of the window, whose chunks' plans all ask in this way. */
 static void ask_stretch(struct scanner *scanner, const struct region *region, enum chunk_plan plan,
                         uint64_t at, uint64_t end)
 {
     struct window *window = &scanner->window;
     uint64_t first = window->first + at, last = window->first + end;
-    if (!is_asked(plan))
+    if (plan == CHUNK_WRITE_HOT)
         set_bits(window->written, at, end);
     else if (plan == CHUNK_LOOK)
         ask(scanner, os_written, region, first, last, window->written, window->zero);
-    else
+    else if (plan == CHUNK_ASK)
         ask_written(scanner, region, first, last);
 }
 
@@ -253,14 +270,17 @@ static void ask_chunks(struct scanner *scanner, const struct region *region, enu
     for (uint64_t at = 0; at < window->n; at += CHUNK) {
         uint64_t first = window->first + at, n = least(window->n - at, CHUNK);
         plans[at / CHUNK] = chunk_plan(scanner, region->base + (uint32_t)first, n, eager);
-        if (plans[at / CHUNK] == CHUNK_LEFT_ALONE)
+        bool put_off = plans[at / CHUNK] == CHUNK_PUT_OFF;
+        if (put_off)
+            window->put_off |= 1u << at / CHUNK;
+        if (put_off || plans[at / CHUNK] == CHUNK_LEFT_ALONE)
             window->left_alone |= 1u << at / CHUNK;
-        if (ask_alike(plans[from / CHUNK], plans[at / CHUNK]))
+        if (way_to_ask(plans[from / CHUNK]) == way_to_ask(plans[at / CHUNK]))
             continue;
-        ask_stretch(scanner, region, plans[from / CHUNK], from, at);
+        ask_stretch(scanner, region, way_to_ask(plans[from / CHUNK]), from, at);
         from = at;
     }
-    ask_stretch(scanner, region, plans[from / CHUNK], from, window->n);
+    ask_stretch(scanner, region, way_to_ask(plans[from / CHUNK]), from, window->n);
 }
 
 /* What the answers mean for the next visit; a chunk that was only looked at is armed for it. */
@@ -339,7 +359,7 @@ void window_open(struct scanner *scanner, const struct region *region, bool eage
     memset(window->written, 0, sizeof window->written);
     memset(window->zero, 0, sizeof window->zero);
     memset(window->copied, 0, sizeof window->copied);
-    window->left_alone = 0;
+    window->left_alone = window->put_off = 0;
     if (scanner->pages->tracked)
         ask_tracking(scanner, region, eager);
     else
@@ -350,15 +370,21 @@ void window_open(struct scanner *scanner, const struct region *region, bool eage
 
 /*
  * In an eager pass pages of write-hot chunks are looked up and merged as well, so the next pass has
- * to ask what was written there instead of reading samples.
+ * to ask what was written there instead of reading samples; and what was put off is asked now.
  */
 void window_turn_eager(struct scanner *scanner)
 {
     struct window *window = &scanner->window;
-    uint32_t base = region_at(scanner->pages, window->region)->base;
-    for (uint64_t at = 0; at < window->n; at += CHUNK)
-        chunk_of(scanner->pages, base + (uint32_t)(window->first + at))->sampled = false;
-    window->left_alone = 0;
+    const struct region *region = region_at(scanner->pages, window->region);
+    for (uint64_t at = 0; at < window->n; at += CHUNK) {
+        uint64_t first = window->first + at, n = least(window->n - at, CHUNK);
+        chunk_of(scanner->pages, region->base + (uint32_t)first)->sampled = false;
+        if (first >= window->at && window->put_off >> at / CHUNK & 1)
+            ask_written(scanner, region, first, first + n);
+    }
+    if (window->put_off && region->pages_in[PAGE_SHARED])
+        ask_private(scanner, region, true);
+    window->left_alone = window->put_off = 0;
     window->eager = true;
 }
 

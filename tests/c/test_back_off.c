@@ -273,6 +273,53 @@ static void a_part_that_is_written_is_asked_about(void)
     close_two();
 }
 
+enum { SHORT_MS = 5, SECOND = 1000 / SHORT_MS };
+
+/* Half of each chunk from a page on is written in each pass: how many faults that takes in n of them. */
+static long write_halves_from(uint64_t page, unsigned n)
+{
+    long taken = 0;
+    for (unsigned i = 0; i < n; i++) {
+        long before = faults();
+        write_from(page, CHUNK / 2);
+        taken += faults() - before;
+        now_ns += (uint64_t)SHORT_MS * 1000000;
+        scan(engine, KSMPY_SCAN_BACK_OFF);
+    }
+    return taken;
+}
+
+/* The other half is merged all the same, and what comes to rest. */
+static void a_part_that_is_written_all_the_time_takes_few_faults(void)
+{
+    REQUIRE(open_two());
+    write_halves_from(0, SECOND);
+    CHECK(sharing() == N - 2 * (CHUNK / 2) - 100);
+    CHECK(write_halves_from(0, SECOND) < SECOND * N / 8);
+    CHECK(sharing() == N - 2 * (CHUNK / 2) - 100);
+    passes(ROUND);
+    CHECK(sharing() == N);
+    close_two();
+}
+
+/* And an eager call that goes on where another one has stopped knows what was written there. */
+static void an_eager_call_asks_about_what_was_put_off(void)
+{
+    struct ksmpy_scan_result result;
+    uint64_t unlike = bytes_of(2 * CHUNK - 1); /* which wait for an equal one, in the other half */
+    REQUIRE(open_two());
+    a[unlike]++;
+    write_halves_from(CHUNK, SECOND);
+    a[0] = b[0] = 200;
+    now_ns += (uint64_t)SHORT_MS * 1000000;
+    CHECK(ksmpy_scan(engine, 1, KSMPY_SCAN_BACK_OFF, &result) == 0 && result.scanned == 1);
+    CHECK(!result.full);
+    a[unlike] = b[unlike] = 200;
+    CHECK(ksmpy_scan(engine, UINT64_MAX, KSMPY_SCAN_EAGER, &result) == 0 && result.full);
+    CHECK(sharing() == N - 1);
+    close_two();
+}
+
 static void run_all(void)
 {
     RUN(what_is_written_anew_takes_no_faults);
@@ -284,6 +331,8 @@ static void run_all(void)
     RUN(an_eager_call_goes_on_where_another_one_stopped);
     RUN(a_part_that_rests_is_merged);
     RUN(a_part_that_is_written_is_asked_about);
+    RUN(a_part_that_is_written_all_the_time_takes_few_faults);
+    RUN(an_eager_call_asks_about_what_was_put_off);
 }
 
 int main(void)

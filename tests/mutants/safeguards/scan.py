@@ -51,9 +51,30 @@ MUTANTS = [
     Mutant(
         "what was left alone is looked up in an eager call",
         file="csrc/scan/window.c",
-        old="    window->left_alone = 0;\n    window->eager = true;\n",
+        old="    window->left_alone = window->put_off = 0;\n    window->eager = true;\n",
         new="    window->eager = true;\n",
         tests=("c/test_back_off.c::an_eager_call_goes_on_where_another_one_stopped",),
+    ),
+    Mutant(
+        "what was put off is asked about in an eager call",
+        file="csrc/scan/window.c",
+        old="        if (first >= window->at && window->put_off",
+        new="        if (first > window->n && window->put_off",
+        tests=("c/test_back_off.c::an_eager_call_asks_about_what_was_put_off",),
+    ),
+    Mutant(
+        "what is partly written all the time is put off",
+        file="csrc/scan/chunk_plan.c",
+        old="rested(scanner, chunk) < put_off_for(scanner))",
+        new="rested(scanner, chunk) < 0 * put_off_for(scanner))",
+        tests=("c/test_back_off.c::a_part_that_is_written_all_the_time_takes_few_faults",),
+    ),
+    Mutant(
+        "what is partly written once is not put off",
+        file="csrc/scan/chunk_plan.c",
+        old="chunk->partly_hot == WRITE_HOT ? answer.again : 0;",
+        new="answer.again;",
+        tests=("c/test_back_off.c::who_rested_long_is_trusted_again",),
     ),
     Mutant(
         "what is written anew now and then has to rest",
