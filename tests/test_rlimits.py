@@ -242,3 +242,45 @@ def test_doctor_answers_when_its_first_probe_fails(monkeypatch: pytest.MonkeyPat
     told = {check.name: check for check in ksmpy.doctor()}
     assert {"engine", "mappings", "swap", "kernel KSM"} <= usual & told.keys()
     assert told["what the kernel offers"].detail == "cannot be looked at: Cannot allocate memory"
+
+
+NO_MEMORY = """
+import ctypes, resource
+import ksmpy
+from support import memory
+from support.patience import until
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+one = memory.distinct(64)
+arrays = [one, memory.twin(one), memory.twin(one)]
+with ksmpy.Engine(freeze="signal") as engine:
+    for array in arrays:
+        engine.register(array)
+    engine.scan(2, eager=True)
+    for array in arrays:
+        array[::4096] += 1
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (0, limits[1]))
+    for size in (1 << 20, 65536, 4096, 1024, 256):
+        while libc.malloc(ctypes.c_size_t(size)):
+            pass
+    try:
+        for _ in range(3):
+            engine.scan(eager=True)
+    except (MemoryError, OSError):
+        pass
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+
+    def is_merged():
+        engine.scan(eager=True)
+        return engine.stats().pages_sharing >= 126
+
+    until(is_merged, "nothing is merged once there is memory again")
+"""
+
+
+def test_without_memory_nothing_is_merged() -> None:
+    """The interpreter, which has none for one thread more, is not asked for its lock."""
+    ended = python("-c", NO_MEMORY, env={"MALLOC_ARENA_MAX": "1"})
+    assert ended.returncode == 0, (ended.returncode, ended.stderr)

@@ -69,6 +69,16 @@ static void tell_change(void)
     pthread_cond_broadcast(&keeper.changed);
 }
 
+/* Whoever wants the lock waits in vain, and gives up. */
+static void not_taken(void)
+{
+    pthread_mutex_lock(&keeper.lock);
+    keeper.taking = false;
+    tell_change();
+    if (keeper.wanted && !keeper.ends)
+        wait_for_change();
+}
+
 /*
  * The interpreter's lock is given back after each freeze, so that each thread that waits for it gets
  * its turn.
@@ -80,6 +90,10 @@ static void keep_once(void)
     keeper.taking = true;
     pthread_mutex_unlock(&keeper.lock);
     int state = take();
+    if (state < 0) {
+        not_taken();
+        return;
+    }
     atomic_store(&keeper.has, true);
     pthread_mutex_lock(&keeper.lock);
     keeper.taken = keeper.wanted > 0;

@@ -21,7 +21,10 @@
 
 #include "os/calls.h"
 
-/* Takes the interpreter's lock, and what gives that back; they may end the thread. */
+/*
+ * Takes the interpreter's lock, or says with a negative number that there is no memory for that; and
+ * what gives that back.  They may end the thread.
+ */
 typedef int take_interpreter(void);
 typedef void return_interpreter(int state);
 /* Without this call, and after one with NULLs, nobody is looked at. */

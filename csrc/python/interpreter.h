@@ -7,6 +7,8 @@
 
 #include <Python.h>
 
+#include <stdlib.h>
+
 #include "freeze/bystanders.h"
 #include "freeze/signal_stacks.h"
 
@@ -14,8 +16,18 @@
 extern PyInterpreterState *PyInterpreterState_Head(void) __attribute__((weak));
 extern PyInterpreterState *PyInterpreterState_Main(void) __attribute__((weak));
 
+#define THREAD_STATE 8192 /* bytes, more than what the interpreter keeps of a thread takes */
+
+/*
+ * The interpreter makes a record of the thread each time.  Where there is no memory for that Python
+ * 3.11 writes to address 0, and others end the process: so it is asked for before.
+ */
 static int take_the_gil(void)
 {
+    void *volatile room = malloc(THREAD_STATE);
+    if (!room)
+        return -1;
+    free(room);
     return (int)PyGILState_Ensure();
 }
 

@@ -361,6 +361,26 @@ static void the_interpreter_stands_still_while_memory_is_held(void)
     bystanders_close(&some);
 }
 
+static int take_nothing(void)
+{
+    return -1;
+}
+
+static void an_interpreter_without_memory_is_left_alone(void)
+{
+    struct bystanders some;
+    bystanders_know_interpreter(take_nothing, give_back);
+    bystanders_open(&some, true);
+    CHECK(!hold(&some));
+    bystanders_hurry();
+    bystanders_settle();
+    bystanders_need_not_hurry();
+    bystanders_know_interpreter(take, give_back);
+    CHECK(holds_in_the_end(&some));
+    bystanders_let_go(&some);
+    bystanders_close(&some);
+}
+
 static void *hold_later(void *bystanders)
 {
     CHECK(!hold(bystanders));
@@ -448,6 +468,7 @@ int main(void)
     RUN(who_runs_is_believed_once_it_was_seen_to_compute);
     RUN(who_makes_calls_all_the_time_is_not_believed);
     RUN(the_interpreter_stands_still_while_memory_is_held);
+    RUN(an_interpreter_without_memory_is_left_alone);
     RUN(a_fork_is_not_kept_waiting);
     RUN(a_fork_takes_no_lock_along);
     RUN(nothing_is_held_once_the_interpreter_has_ended);

@@ -309,6 +309,20 @@ MUTANTS = [
         tests=("c/test_retries.c::files_of_the_program_grow_as_ever",),
     ),
     Mutant(
+        "an interpreter without memory is not asked for its lock",
+        file="csrc/python/interpreter.h",
+        old="    if (!room)\n        return -1;\n",
+        new="",
+        tests=("test_rlimits.py::test_without_memory_nothing_is_merged",),
+    ),
+    Mutant(
+        "an interpreter without memory is left alone",
+        file="csrc/freeze/bystanders.c",
+        old="    if (state < 0) {\n",
+        new="    if (state < -1) {\n",
+        tests=("c/test_calls.c::an_interpreter_without_memory_is_left_alone",),
+    ),
+    Mutant(
         "nothing is frozen where a thread has an alternate signal stack",
         file="csrc/freeze/freezer.c",
         old="    uint64_t before = fz->bystanders.matter ? signal_stacks_before(address, n) : n;\n",
