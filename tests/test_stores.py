@@ -410,6 +410,15 @@ def test_nothing_is_saved_by_who_has_ended(store: Store, shared: Any) -> None:
     assert _reported(store).startswith(f"ksmpy: saved {human_bytes(kept)} at the most")
 
 
+def test_what_is_written_is_not_reported_as_saved(store: Store, shared: Shared) -> None:
+    """Although nobody scans any more, and so the counters have it for ever."""
+    assert not _reported(store).startswith("ksmpy: saved 0 B")
+    shared.one[:] = 1
+    shared.two[:] = 2
+    assert store.stats().pages_sharing == PAGES
+    assert _reported(store).startswith("ksmpy: saved 0 B at the most")
+
+
 # ---- enable, commands ---------------------------------------------------------------------
 
 

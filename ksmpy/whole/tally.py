@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ksmpy import proc
 from ksmpy.errors import StoreError
-from ksmpy.store.store import Store
+from ksmpy.native import PAGE_SIZE
+from ksmpy.store.store import Store, StoreProcess
 from ksmpy.text import human_bytes
+from ksmpy.watch.observe import File, file_of
 from ksmpy.watch.stores import saved_and_taken
 from ksmpy.whole.guardian import Isolated, below
 
-__all__ = ["Tally", "pss_bytes"]
+__all__ = ["Tally"]
 
 # The next look waits so many times as long as the last one took: 1 % of a core at most.
 _COST_FACTOR = 99
@@ -22,12 +26,38 @@ _MOST_SECONDS = 1.0
 _TRIES = 5
 
 
-def pss_bytes(pid: int) -> int:
-    """A process's proportional set size; 0 when it has ended, or may not be looked at."""
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the kernel counts of a process (smaps)."""
+
+    pss: int = 0
+    """Its proportional set size in bytes; 0 when it has ended, or may not be looked at."""
+    merged: int | None = None
+    """Its pages that can be on frames: those that it has mapped, but for the copies of its own
+    that it has got by writing. None where nobody can tell.
+    """
+
+
+def _look(pid: int, store: File) -> _Seen:
     try:
-        return proc.rollup(pid).get("Pss", 0)
+        mappings = proc.smaps(pid)
     except OSError:
-        return 0
+        return _Seen()
+    sizes = [each.sizes for each in mappings]
+    if not mappings or "Pss" not in sizes[0]:
+        return _Seen()
+    merged = sum(
+        each.end - each.start - counted["Anonymous"]
+        for each, counted in zip(mappings, sizes, strict=True)
+        if (each.device, each.inode) == store and each.perms.endswith("p")
+    )
+    return _Seen(sum(counted["Pss"] for counted in sizes), merged // PAGE_SIZE)
+
+
+def _as_seen(process: StoreProcess, seen: _Seen) -> StoreProcess:
+    """Without what it has written since a pass has last looked there, which may be long ago."""
+    merged = process.merging_pages if seen.merged is None else seen.merged
+    return StoreProcess(process.pid, process.inherited, min(process.merging_pages, merged))
 
 
 @dataclass
@@ -84,27 +114,31 @@ class Tally:
 
     def _measure(self, found: list[int]) -> None:
         try:
-            users, saved, taken = self._ask_store()
+            users, saved, taken, pss = self._ask(found)
         except StoreError:  # a process that is stopped holds the store's lock
             return
         self._users |= users
         self._most_taken = max(self._most_taken, taken)
-        pss = sum(map(pss_bytes, users | set(found)))
         self._count(saved, pss)
 
-    def _ask_store(self) -> tuple[set[int], int, int]:
-        """Who uses the store, what it saves them, and what ksmpy has taken in them.
+    def _ask(self, found: Iterable[int]) -> tuple[set[int], int, int, int]:
+        """Who uses the store, what it saves them, what ksmpy has taken in them, and the PSS of
+        these processes and those that were found.
 
         Nobody can tell of a process that is about to end what it has by its parent's fork. So it
         is left out, and if one came to that meanwhile the store is asked again.
         """
+        file = file_of(os.fstat(self.store.fileno()))
         for _ in range(_TRIES):
             processes = [each for each in self.store.processes() if proc.has_memory(each.pid)]
             users = {process.pid for process in processes}
-            saved, taken = saved_and_taken(self.store.stats(), processes)
+            seen = {pid: _look(pid, file) for pid in users.union(found)}
+            saved, taken = saved_and_taken(
+                self.store.stats(), [_as_seen(each, seen[each.pid]) for each in processes]
+            )
             if all(map(proc.has_memory, users)):
                 break
-        return users, saved, taken
+        return users, saved, taken, sum(each.pss for each in seen.values())
 
     def _count(self, saved: int, pss: int) -> None:
         now = time.monotonic()
