@@ -128,6 +128,29 @@ def test_what_was_moved_is_zero_once_it_is_given_back(
     libc.munmap(place, PART)
 
 
+def test_who_reads_where_it_is_moved_to_sees_all_of_it(engine: Any, mremap: Moves) -> None:
+    """A program may exchange what others are reading in one step. The byte is the last one that
+    would be copied there.
+    """
+    pages = 2048
+    wanted = memory.distinct(pages, seed=32) | 1
+    nbytes = wanted.nbytes
+    one, two, place = (_map(nbytes) for _ in range(3))
+    for block in (one, two):
+        ctypes.memmove(block, memory.address_of(wanted), nbytes)
+        engine.register_range(block, nbytes)
+    _bytes(place, nbytes)[:] = 1
+    engine.scan(2, eager=True)
+    assert engine.stats().pages_sharing == pages - 1
+    library = ctypes.CDLL(str(shared_library("moving")))
+    library.moving_watched_call.argtypes = [*libc.mremap.argtypes, ctypes.c_void_p]
+    end = place + nbytes - 1
+    assert library.moving_watched_call(one, nbytes, nbytes, MAYMOVE | FIXED, place, end) == 0
+    assert _has(place, wanted, 0, pages)
+    libc.munmap(place, nbytes)
+    libc.munmap(two, nbytes)
+
+
 def test_what_was_moved_leaves_zeros(mremap: Moves, blocks: list[int], wanted: Bytes) -> None:
     """With MREMAP_DONTUNMAP."""
     at = mremap(blocks[2] + AT, PART, PART, MAYMOVE | DONTUNMAP, None)

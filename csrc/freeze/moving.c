@@ -125,6 +125,19 @@ static int leave(uint8_t *from, size_t bytes, int flags)
     return empty == MAP_FAILED ? -1 : 0;
 }
 
+static void *map_empty(void *hint, size_t bytes)
+{
+    return os_mmap(hint, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+static void *give_up(uint8_t *place, size_t bytes)
+{
+    int error = errno;
+    os_munmap(place, bytes);
+    errno = error;
+    return MAP_FAILED;
+}
+
 /*
  * A part at a time, so that no more than that is there twice.  Only the first part that is left may
  * split a mapping, and be refused for that.
@@ -132,23 +145,32 @@ static int leave(uint8_t *from, size_t bytes, int flags)
 static void *move(uint8_t *from, size_t before, size_t after, int flags, void *to)
 {
     const size_t part = bytes_of(HUGE_PAGES);
-    int fixed = flags & MREMAP_FIXED ? MAP_FIXED : 0;
-    uint8_t *place =
-        os_mmap(to, after, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0);
+    uint8_t *place = map_empty(to, after);
     if (place == MAP_FAILED)
         return MAP_FAILED;
     for (size_t at = 0; at < before; at += part) {
         size_t bytes = least(before - at, part);
         if (at < after)
             copy(place + at, from + at, least(bytes, after - at));
-        if (leave(from + at, bytes, flags) != 0 && at == 0) {
-            int error = errno;
-            os_munmap(place, after);
-            errno = error;
-            return MAP_FAILED;
-        }
+        if (leave(from + at, bytes, flags) != 0 && at == 0)
+            return give_up(place, after);
     }
     return place;
+}
+
+/*
+ * To a place that others may be reading, as who exchanges what is there in one step means them to: it comes
+ * there by the kernel, when all of it is there.
+ */
+static void *move_onto(uint8_t *from, size_t before, size_t after, int flags, void *to)
+{
+    uint8_t *place = map_empty(NULL, after);
+    if (place == MAP_FAILED)
+        return MAP_FAILED;
+    copy(place, from, least(before, after));
+    if (os_mremap(place, after, after, MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED)
+        return give_up(place, after);
+    return leave(from, before, flags) == 0 ? to : MAP_FAILED;
 }
 
 static size_t whole_pages(size_t bytes)
@@ -172,6 +194,8 @@ void *moving_mremap(void *from, size_t before, size_t after, int flags, ...)
     errno = error;
     if (!ours)
         return mremap(from, before, after, flags, to);
+    if (flags & MREMAP_FIXED)
+        return move_onto(from, old, new, flags, to);
     if (flags & MREMAP_MAYMOVE)
         return move(from, old, new, flags, to);
     errno = ENOMEM; /* as where there is no room behind it */

@@ -295,6 +295,13 @@ MUTANTS = [
         ),
     ),
     Mutant(
+        "what is exchanged in one step is so beside merging",
+        file="csrc/freeze/moving.c",
+        old="    if (flags & MREMAP_FIXED)\n        return move_onto(",
+        new="    if (false)\n        return move_onto(",
+        tests=("test_moved.py::test_who_reads_where_it_is_moved_to_sees_all_of_it",),
+    ),
+    Mutant(
         "merged memory that moves is known while it is frozen",
         file="csrc/freeze/moving.c",
         old="if (!frozen || !freezes_wait(since))",
