@@ -13,8 +13,8 @@ static uintptr_t place_for(const struct freezer *fz, uintptr_t address)
 }
 
 /*
- * Another thread has mapped memory in a gap that a failed call has left: the reservation is never
- * used again, since nobody can tell which parts of it are left.
+ * A call has left a gap, in which another thread may map memory: the reservation is never used again,
+ * since nobody can tell which parts of it are left.
  */
 static void lose_place(struct freezer *fz)
 {
@@ -61,6 +61,10 @@ int ready_move(struct freezer *fz, uintptr_t address, uint64_t n, int memfd, uin
     if (!is_ready_for(fz, address, n, offset))
         return -ENOENT;
     int error = os_move_frames(address, place_for(fz, address), n, memfd, offset);
+    if (error == OS_MOVED_FOR_GOOD) {
+        lose_place(fz);
+        return 0;
+    }
     return is_forbidden(error) ? -ENOENT : error;
 }
 

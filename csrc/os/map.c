@@ -178,13 +178,25 @@ static int map_at(uintptr_t address, uint64_t n, int flags, int fd, uint64_t off
 }
 
 /*
- * A gap would be the program's memory no more, so there it is tried until there is memory; first at
- * once, before another thread maps something there.
+ * Where the program may have no more address space than it has (RLIMIT_AS), or less, nothing can be mapped
+ * any more.  What is mapped already may go from one place to another.
  */
-static int fill_gap(int error, uintptr_t address, uint64_t n, int flags, int fd, uint64_t offset)
+static bool moves_for_good(uintptr_t to, uintptr_t from, uint64_t n)
+{
+    return from && !os_is_mapped(to) && os_remap(to, from, n, false) == 0;
+}
+
+/*
+ * A gap would be the program's memory no more, so there it is tried until there is memory; first at
+ * once, before another thread maps something there.  spare: where the same is mapped already, or 0.
+ */
+static int fill_gap(int error, uintptr_t address, uint64_t n, int flags, int fd, uint64_t offset,
+                    uintptr_t spare)
 {
     while (has_left_gap(error, address)) {
         error = map_at(address, n, flags | MAP_FIXED_NOREPLACE, fd, offset);
+        if (error == -ENOMEM && moves_for_good(address, spare, n))
+            return OS_MOVED_FOR_GOOD;
         if (error == -ENOMEM)
             os_sleep_us(BETWEEN_TRIES_US);
     }
@@ -194,7 +206,7 @@ static int fill_gap(int error, uintptr_t address, uint64_t n, int flags, int fd,
 static int map_over(uintptr_t address, uint64_t n, int flags, int fd, uint64_t offset)
 {
     int error = map_at(address, n, flags | MAP_FIXED, fd, offset);
-    return fill_gap(error, address, n, flags, fd, offset);
+    return fill_gap(error, address, n, flags, fd, offset, 0);
 }
 
 int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset)
@@ -205,7 +217,7 @@ int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset)
 int os_move_frames(uintptr_t to, uintptr_t from, uint64_t n, int memfd, uint64_t offset)
 {
     int error = os_remap(to, from, n, true);
-    return fill_gap(error, to, n, 0, memfd, offset);
+    return fill_gap(error, to, n, 0, memfd, offset, from);
 }
 
 int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags)

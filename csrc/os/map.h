@@ -43,7 +43,11 @@ void *os_alloc_huge(void);
  * still, unless another thread has mapped something there meanwhile.
  */
 int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset);
-/* The same, where they are mapped elsewhere already; what was mapped there stays, but empty. */
+#define OS_MOVED_FOR_GOOD 1
+/*
+ * The same, where they are mapped elsewhere already; what was mapped there stays, but empty.  Where that
+ * is not possible any more, nothing is left there: OS_MOVED_FOR_GOOD.
+ */
 int os_move_frames(uintptr_t to, uintptr_t from, uint64_t n, int memfd, uint64_t offset);
 /* As os_map_frames() with fresh anonymous memory that has the same flags (enum ksmpy_vma_flag). */
 int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags);

@@ -36,6 +36,8 @@ static int way;
 static uintptr_t awaited; /* the change is made when something was moved to this address */
 static uintptr_t forbidden; /* what is moved from this address is protected just then */
 static uintptr_t refused; /* what is moved to this address is not, and its target is unmapped */
+static uintptr_t
+    limited; /* before something is moved to this address there may be no more memory */
 static bool filtered; /* nothing may be moved */
 
 static void change_a_part(uintptr_t range)
@@ -54,6 +56,14 @@ static void change_a_part(uintptr_t range)
         munmap(part, bytes);
 }
 
+static void limit_memory(rlim_t bytes)
+{
+    struct rlimit limit;
+    getrlimit(RLIMIT_AS, &limit);
+    limit.rlim_cur = least(bytes, limit.rlim_max);
+    setrlimit(RLIMIT_AS, &limit);
+}
+
 long __real_syscall(long number, ...);
 
 static void *moved(void *from, size_t before, size_t after, int flags, void *to)
@@ -70,10 +80,17 @@ static void *moved(void *from, size_t before, size_t after, int flags, void *to)
         errno = ENOMEM;
         return MAP_FAILED;
     }
+    bool limits = limited && (uintptr_t)to == limited;
+    if (limits)
+        limit_memory((rlim_t)PAGE_SIZE);
     bool forbids = forbidden && (uintptr_t)from == forbidden;
     if (forbids)
         mprotect(from, before, PROT_NONE);
     void *got = (void *)__real_syscall(SYS_mremap, from, before, after, (long)flags, to);
+    if (limits && got != MAP_FAILED) {
+        limited = 0;
+        limit_memory(RLIM_INFINITY);
+    }
     if (forbids) {
         mprotect(from, before, PROT_READ | PROT_WRITE);
         forbidden = 0;
@@ -925,6 +942,23 @@ static void a_gap_where_frames_were_to_be_moved_is_filled(void)
     end(&fz, range, memfd);
 }
 
+/* The program lowers its limit right before the call, which has taken away what was there by then. */
+static void a_gap_is_filled_where_nothing_can_be_mapped(void)
+{
+    struct freezer fz;
+    uintptr_t range;
+    int memfd;
+    REQUIRE(freeze_with_ready(&fz, &range, &memfd, N));
+    limited = range;
+    CHECK(freeze_overlay(&fz, 0, FIRST, memfd, 0) == 0);
+    CHECK(!limited && !fz.ready);
+    CHECK(freeze_overlay(&fz, FIRST, N - FIRST, memfd, bytes_of(FIRST)) == 0);
+    thaw_with_ready(&fz);
+    CHECK(is_mapping_of(memfd, range) && is_mapping_of(memfd, range + bytes_of(N - 1)));
+    CHECK(filled((const uint8_t *)range, N, 1));
+    end(&fz, range, memfd);
+}
+
 /* A thread whose stack was given to it, and is registered: it never waits for itself. */
 static void freeze_own_stack(uintptr_t stack)
 {
@@ -1037,6 +1071,7 @@ int main(void)
             RUN(what_is_ready_for_others_is_not_used);
             RUN(what_may_not_be_moved_is_mapped);
             RUN(a_gap_where_frames_were_to_be_moved_is_filled);
+            RUN(a_gap_is_filled_where_nothing_can_be_mapped);
         }
         RUN(own_stack_is_never_frozen);
         RUN(own_memory_is_told);

@@ -16,9 +16,16 @@ MUTANTS = [
     Mutant(
         "a gap where frames were to be moved is filled",
         file="csrc/os/map.c",
-        old="return fill_gap(error, to, n, 0, memfd, offset);",
+        old="return fill_gap(error, to, n, 0, memfd, offset, from);",
         new="return error;",
         tests=("c/test_freeze.c::a_gap_where_frames_were_to_be_moved_is_filled",),
+    ),
+    Mutant(
+        "a gap is filled where the program may map no more",
+        file="csrc/os/map.c",
+        old="error == -ENOMEM && moves_for_good(address, spare, n)",
+        new="false",
+        tests=("c/test_freeze.c::a_gap_is_filled_where_nothing_can_be_mapped",),
     ),
     Mutant(
         "nothing is made ready where memory is limited",
