@@ -375,7 +375,9 @@ ctypes.CDLL(None).syscall(int(sys.argv[1]), 0)
 def test_a_process_whose_first_thread_has_ended() -> None:
     """/proc/self tells nothing of its descriptors and its memory any more."""
     exit_call = {"x86_64": 60, "aarch64": 93}[platform.machine()]
-    assert procs.python_ok("-c", _FIRST_THREAD_ENDS, str(exit_call)) == "64"
+    merged = procs.python_ok("-c", _FIRST_THREAD_ENDS, str(exit_call))
+    # An ordinary user may not ask what a thread does that has ended, and merges nothing beside it.
+    assert merged == "64" or (merged == "0" and os.geteuid() != 0)
 
 
 @pytest.mark.parametrize("freeze", ["auto", "uffd-move"])
