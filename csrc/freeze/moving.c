@@ -10,6 +10,7 @@
 #include "base/pages.h"
 #include "freeze/freezes.h"
 #include "os/clock.h"
+#include "os/map.h"
 #include "os/proc_maps.h"
 #include "os/unhooked.h"
 
@@ -120,9 +121,7 @@ static int leave(uint8_t *from, size_t bytes, int flags)
 {
     if (!(flags & MREMAP_DONTUNMAP))
         return os_munmap(from, bytes);
-    void *empty = os_mmap(from, bytes, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-    return empty == MAP_FAILED ? -1 : 0;
+    return os_map_anonymous((uintptr_t)from, bytes / PAGE_SIZE, 0);
 }
 
 static void *map_empty(void *hint, size_t bytes)
