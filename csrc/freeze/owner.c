@@ -40,6 +40,16 @@ bool owner_may_write(struct freezer *fz, uintptr_t address, uint64_t n)
     return is_plain(fz, address, n, true);
 }
 
+static bool is_all_overlays(struct freezer *fz, uintptr_t address, uint64_t n, bool writable)
+{
+    return is_all(fz, address, n, writable, fz->removals.inode, fz->removals.dev);
+}
+
+bool owner_may_write_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    return is_all_overlays(fz, address, n, true);
+}
+
 /* The kernel answers for one mapping at a time.  The range may have several: halves are asked. */
 bool owner_kept_registered(const struct freezer *fz, uintptr_t address, uint64_t n)
 {
@@ -69,15 +79,17 @@ bool owner_kept(struct freezer *fz, uintptr_t address, uint64_t n)
 
 bool owner_kept_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
 {
-    return is_all(fz, address, n, false, fz->removals.inode, fz->removals.dev);
+    return is_all_overlays(fz, address, n, false);
 }
 
-uint64_t owner_left_read_only(struct freezer *fz, uintptr_t address, uint64_t n, bool *read_only)
+uint64_t owner_left_read_only(struct freezer *fz, uintptr_t address, uint64_t n, bool overlays,
+                              bool *read_only)
 {
     struct os_vma vma;
+    uint64_t inode = overlays ? fz->removals.inode : 0, dev = overlays ? fz->removals.dev : 0;
     int found = fz->removals.maps.query ? os_maps_find(&fz->removals.maps, address, &vma) : -ENOSYS;
     bool there = found > 0 && vma.start <= address;
-    *read_only = !there || (vma.private_ro && !vma.inode);
+    *read_only = !there || (vma.private_ro && os_vma_shows(&vma, inode, dev));
     if (found <= 0)
         return n;
     return least(n, ((vma.start > address ? vma.start : vma.end) - address) >> PAGE_SHIFT);

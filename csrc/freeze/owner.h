@@ -16,6 +16,8 @@
  * /proc/self/maps could tell.
  */
 bool owner_may_write(struct freezer *fz, uintptr_t address, uint64_t n);
+/* The same of overlays. */
+bool owner_may_write_overlays(struct freezer *fz, uintptr_t address, uint64_t n);
 /* Is it still registered with one of our userfaultfds? What others have mapped there is not. */
 bool owner_kept_registered(const struct freezer *fz, uintptr_t address, uint64_t n);
 /*
@@ -29,9 +31,10 @@ bool owner_kept(struct freezer *fz, uintptr_t address, uint64_t n);
 /* Overlays that were made read-only: are they still that? */
 bool owner_kept_overlays(struct freezer *fz, uintptr_t address, uint64_t n);
 /*
- * How many leading pages are alike, and whether they are memory that was made read-only and is so
- * still.  *read_only is true also where nothing is mapped, and where nobody can tell.
+ * How many leading pages are alike, and whether they are memory, or overlays, that were made read-only
+ * and are so still.  *read_only is true also where nothing is mapped, and where nobody can tell.
  */
-uint64_t owner_left_read_only(struct freezer *fz, uintptr_t address, uint64_t n, bool *read_only);
+uint64_t owner_left_read_only(struct freezer *fz, uintptr_t address, uint64_t n, bool overlays,
+                              bool *read_only);
 
 #endif

@@ -270,7 +270,11 @@ static void signal_stop(struct freezer *fz)
     fz->slot = -1;
 }
 
-static int block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
+/*
+ * Memory, or overlays, of the region's become read-only.  Whose they are is asked last: what others have
+ * mapped there by then keeps its rights.
+ */
+static int block_writers(struct freezer *fz, uintptr_t address, uint64_t n, bool overlays)
 {
     int error = handlers_install();
     if (error)
@@ -279,7 +283,11 @@ static int block_writers(struct freezer *fz, uintptr_t address, uint64_t n)
     freezing = true;
     atomic_store(&slots[fz->slot].start, address);
     atomic_store(&slots[fz->slot].end, address + bytes_of(n));
-    return guests_are_here(fz) ? -EBUSY : os_protect(address, n, false);
+    if (guests_are_here(fz))
+        return -EBUSY;
+    bool there =
+        overlays ? owner_may_write_overlays(fz, address, n) : owner_may_write(fz, address, n);
+    return there ? os_protect(address, n, false) : -ESTALE;
 }
 
 /*
@@ -301,11 +309,11 @@ static void let_write(uintptr_t address, uint64_t n)
 }
 
 /* Only memory that is still read-only becomes writable: other rights are somebody else's choice. */
-static void give_back(struct freezer *fz, uintptr_t address, uint64_t n)
+static void give_back(struct freezer *fz, uintptr_t address, uint64_t n, bool overlays)
 {
     bool ours;
     for (uint64_t part; n; n -= part, address += bytes_of(part)) {
-        part = owner_left_read_only(fz, address, n, &ours);
+        part = owner_left_read_only(fz, address, n, overlays, &ours);
         if (ours)
             let_write(address, part);
     }
@@ -323,7 +331,7 @@ static void signal_restore(struct freezer *fz, uintptr_t address, uint64_t first
 static int64_t signal_freeze(struct freezer *fz, uintptr_t address, uint64_t n,
                              const uint8_t **view)
 {
-    int error = block_writers(fz, address, n);
+    int error = block_writers(fz, address, n, false);
     *view = (const uint8_t *)address;
     memset(fz->hole, 0, sizeof fz->hole);
     return error ? error : (int64_t)n; /* mprotect may have protected a part and then failed */
@@ -367,7 +375,7 @@ static void signal_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
         for (length = 1; i + length < n && fz->mapped[i + length] == fz->mapped[i];)
             length++;
         if (!fz->mapped[i])
-            give_back(fz, address + bytes_of(i), length);
+            give_back(fz, address + bytes_of(i), length, false);
     }
     let_writers_in(fz);
 }
@@ -392,7 +400,7 @@ static int replace_by(struct freezer *fz, uintptr_t address, uintptr_t from, uin
     int error = os_populate(from, n, true);
     if (error)
         return error;
-    error = block_writers(fz, address, n);
+    error = block_writers(fz, address, n, true);
     if (!error)
         error = freezer_still(fz, address, n);
     if (!error)
@@ -400,7 +408,7 @@ static int replace_by(struct freezer *fz, uintptr_t address, uintptr_t from, uin
     if (!error)
         error = freezer_replace(fz, address, from, n);
     if (error)
-        os_protect(address, n, true);
+        give_back(fz, address, n, true);
     let_writers_in(fz);
     return error;
 }

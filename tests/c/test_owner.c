@@ -17,9 +17,11 @@
 #include "os/clock.h"
 #include "os/files.h"
 #include "os/given_back.h"
+#include "os/handlers.h"
 #include "os/map.h"
 #include "os/own_memory.h"
 #include "os/pagemap.h"
+#include "os/proc_maps.h"
 #include "os/uffd.h"
 #include "pages.h"
 
@@ -42,6 +44,7 @@ static bool stuck; /* a thread waits for ever, and the freezer cannot end */
 /* ---- the places ---- */
 
 static void (*before_watching)(void); /* once: an overlay was mapped, and belongs to nobody yet */
+static void (*before_blocking)(void); /* once: the range is about to be made read-only */
 static void (*before_moving)(void); /* once: the range is about to be taken away */
 static void (*after_moving)(void); /* once: a part of the range was taken away */
 static void (*before_replacing)(void); /* once: copies are about to be moved over overlays */
@@ -54,6 +57,7 @@ static _Atomic int refused_fd = -1; /* what belongs to it is not given back */
 static _Atomic int asked; /* how often somebody missed a page that belongs with the overlays */
 
 void __real_freezer_watch_overlay(struct freezer *fz, uintptr_t address, uint64_t n);
+int __real_handlers_install(void);
 int64_t __real_os_uffd_move(int fd, uintptr_t to, uintptr_t from, uint64_t n);
 int __real_os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep);
 bool __real_os_can_map(uint64_t n);
@@ -74,6 +78,12 @@ void __wrap_freezer_watch_overlay(struct freezer *fz, uintptr_t address, uint64_
 {
     act(&before_watching);
     __real_freezer_watch_overlay(fz, address, n);
+}
+
+int __wrap_handlers_install(void)
+{
+    act(&before_blocking);
+    return __real_handlers_install();
 }
 
 int64_t __wrap_os_uffd_move(int fd, uintptr_t to, uintptr_t from, uint64_t n)
@@ -133,6 +143,21 @@ int __wrap_os_removals(int tasks_fd, struct os_removal *removals, int max, bool 
 static void map_over(void)
 {
     CHECK(os_map_anonymous(range + bytes_of(FIRST), END - FIRST, 0) == 0);
+}
+
+/* Code, say: whoever runs it needs just these rights. */
+static void map_code_over(void)
+{
+    CHECK(mmap(page_at(range, FIRST), bytes_of(END - FIRST), PROT_READ | PROT_EXEC,
+               MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == page_at(range, FIRST));
+}
+
+static bool code_is_there(void)
+{
+    struct os_vma vma;
+    os_maps_refresh(&freezer.removals.maps);
+    return os_maps_find(&freezer.removals.maps, range + bytes_of(FIRST), &vma) > 0 &&
+           vma.end == range + bytes_of(END) && !vma.private_rw && !vma.private_ro;
 }
 
 static void map_over_and_write(void)
@@ -375,6 +400,25 @@ static void what_is_written_where_a_page_of_zeros_was_stays(void)
     end();
 }
 
+static bool rights_can_be_asked(void)
+{
+    return freezer.wp_fd >= 0 || freezer.removals.maps.query;
+}
+
+static void what_is_mapped_where_pages_are_to_be_frozen_keeps_its_rights(void)
+{
+    const uint8_t *view;
+    REQUIRE(begin());
+    before_blocking = rights_can_be_asked() ? map_code_over : NULL;
+    int64_t got = freeze(&freezer, range, N, &view);
+    if (got > 0) {
+        freeze_restore(&freezer, 0, (uint64_t)got);
+        thaw(&freezer);
+    }
+    CHECK(!before_blocking && (!rights_can_be_asked() || (got < 0 && code_is_there())));
+    end();
+}
+
 /* ---- merging ---- */
 
 /* It is memory of no page yet: whoever touches it finds zeros, and asks nobody for them. */
@@ -455,7 +499,7 @@ static void merge(void)
 static void what_is_mapped_over_overlays_on_their_way_back_stays(void)
 {
     REQUIRE(begin());
-    if (freezer.wp_fd < 0 && !freezer.removals.maps.query) {
+    if (!rights_can_be_asked()) {
         end();
         SKIP("before Linux 6.11 nobody asks what is mapped there");
     }
@@ -464,6 +508,24 @@ static void what_is_mapped_over_overlays_on_their_way_back_stays(void)
     CHECK(freezer_unoverlay(&freezer, range, N, 0, 0, false) == -ESTALE);
     CHECK(!before_replacing && has_its_own());
     end();
+}
+
+static void maps_code_at(void (**when)(void))
+{
+    REQUIRE(begin());
+    merge();
+    *when = rights_can_be_asked() ? map_code_over : NULL;
+    int error = freezer_unoverlay(&freezer, range, N, 0, 0, false);
+    CHECK(!*when && (!rights_can_be_asked() || (error == -ESTALE && code_is_there())));
+    end();
+}
+
+/* It is neither made read-only nor, when the overlays do not come back, writable. */
+static void what_is_mapped_over_overlays_keeps_its_rights(void)
+{
+    maps_code_at(&before_replacing);
+    if (way == KSMPY_FREEZE_SIGNAL)
+        maps_code_at(&before_blocking);
 }
 
 /* Its owner has moved a part of them away and back: nobody watches it, until it is registered as memory. */
@@ -606,7 +668,10 @@ static void in_this_way(void)
         RUN(what_is_written_where_a_page_of_zeros_was_stays);
     if (way != KSMPY_FREEZE_SIGNAL)
         RUN(what_is_written_where_an_overlay_was_stays);
+    if (way == KSMPY_FREEZE_SIGNAL)
+        RUN(what_is_mapped_where_pages_are_to_be_frozen_keeps_its_rights);
     RUN(what_is_mapped_over_overlays_on_their_way_back_stays);
+    RUN(what_is_mapped_over_overlays_keeps_its_rights);
     if (way != KSMPY_FREEZE_SIGNAL) {
         RUN(overlays_that_were_taken_for_memory_come_back);
         RUN(what_is_written_after_giving_back_stays);

@@ -61,7 +61,7 @@ MUTANTS = [
         "what is frozen in signal takes no mapping to give back",
         file="csrc/freeze/signal.c",
         old="    (void)fz, (void)address, (void)first, (void)n;\n}\n\nstatic int64_t",
-        new="    give_back(fz, address + bytes_of(first), n);\n}\n\nstatic int64_t",
+        new="    give_back(fz, address + bytes_of(first), n, false);\n}\n\nstatic int64_t",
         tests=(
             "test_no_mappings.py::test_a_freeze_ends_where_no_mapping_is_left[signal+checksum]",
         ),
@@ -224,6 +224,23 @@ MUTANTS = [
         old="        if (ours)\n",
         new="",
         tests=("c/test_freeze.c::what_is_protected_stays_protected",),
+    ),
+    Mutant(
+        "what others map is not made read-only in signal",
+        file="csrc/freeze/signal.c",
+        old="    return there ? os_protect(",
+        new="    return there || !there ? os_protect(",
+        tests=(
+            "c/test_owner.c::what_is_mapped_over_overlays_keeps_its_rights",
+            "c/test_owner.c::what_is_mapped_where_pages_are_to_be_frozen_keeps_its_rights",
+        ),
+    ),
+    Mutant(
+        "what others map over overlays that do not come back is not made writable in signal",
+        file="csrc/freeze/signal.c",
+        old="        give_back(fz, address, n, true);\n",
+        new="        os_protect(address, n, true);\n",
+        tests=("c/test_owner.c::what_is_mapped_over_overlays_keeps_its_rights",),
     ),
     Mutant(
         "no handler is called where something is frozen",
