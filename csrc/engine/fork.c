@@ -15,6 +15,7 @@
 #include "engine/locks.h"
 #include "freeze/bystanders.h"
 #include "freeze/freezer.h"
+#include "freeze/moving.h"
 #include "merge/plan.h"
 #include "merge/run.h"
 #include "os/forks.h"
@@ -85,6 +86,7 @@ static void in_child(void)
 {
     os_imports_after_fork(true);
     bystanders_forget();
+    moving_forget_all();
     for (ksmpy_engine *engine = all; engine; engine = engine->next)
         let_go(engine);
 }

@@ -11,6 +11,7 @@
 #include "freeze/bystanders.h"
 #include "freeze/descriptors.h"
 #include "freeze/freezes.h"
+#include "freeze/moving.h"
 #include "freeze/ops.h"
 #include "freeze/owner.h"
 #include "freeze/ready.h"
@@ -230,7 +231,8 @@ static int64_t freeze_held(struct freezer *fz, uintptr_t address, uint64_t n, bo
 {
     hold(fz);
     fz->to_zeros = to_zeros;
-    if (is_being_given_back(fz, address, n) || before_stacks(fz, address, n) < n)
+    if (is_being_given_back(fz, address, n) || before_stacks(fz, address, n) < n ||
+        moving_meets(address, n))
         return -EAGAIN;
     return freeze_some(fz, address, n, view);
 }
@@ -340,7 +342,7 @@ uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int 
     if (!fz->ops->shadow || os_is_rationed() || !os_can_map(n + 2))
         return 0;
     hold(fz);
-    uintptr_t shadow = fz->ops->shadow(fz, address, n, vma_flags);
+    uintptr_t shadow = moving_meets(address, n) ? 0 : fz->ops->shadow(fz, address, n, vma_flags);
     let_go(fz);
     return shadow;
 }
@@ -357,7 +359,8 @@ int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr
     hold(fz);
     bool there = fz->removals.gate_fd < 0 || is_all_overlay(fz, address, n);
     int error = -ESTALE;
-    if (there && !insists && before_stacks(fz, address, n) < n)
+    bool busy = moving_meets(address, n) || (!insists && before_stacks(fz, address, n) < n);
+    if (there && busy)
         error = -EBUSY;
     else if (there)
         error = fz->ops->unoverlay(fz, address, n, blank, vma_flags);

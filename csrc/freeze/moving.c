@@ -1,6 +1,7 @@
 #include "freeze/moving.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -9,6 +10,7 @@
 
 #include "base/pages.h"
 #include "freeze/freezes.h"
+#include "os/apart.h"
 #include "os/clock.h"
 #include "os/map.h"
 #include "os/proc_maps.h"
@@ -19,7 +21,6 @@
 #endif
 #define KNOWN_FLAGS (MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP)
 #define PLACED (MREMAP_FIXED | MREMAP_DONTUNMAP) /* flags with which a new address is given */
-#define LOOKS 16 /* at memory that is read-only, as something is frozen */
 #define STORES 1024 /* noted; what is merged on those of more engines is moved by the kernel */
 
 /* The newest ones: the stores of engines that are closed stay until there are so many newer ones. */
@@ -52,46 +53,82 @@ static bool is_overlay(const struct os_vma *vma)
 struct range {
     uintptr_t at, end; /* at: the end of what was looked at, without a gap */
     bool overlays; /* are there any? */
-    bool read_only; /* is it, where the look ended? */
 };
 
 /* Goes on as long as all is memory that its owner reads and writes, an overlay's or of no file. */
-static void look(struct os_maps *maps, struct range *range)
+static int look(void *data, bool apart)
 {
+    struct range *range = data;
+    struct os_maps maps;
     struct os_vma vma;
-    os_maps_refresh(maps);
-    while (range->at < range->end && os_maps_find(maps, range->at, &vma) > 0) {
+    int error = apart ? os_maps_open_anywhere(&maps) : os_maps_open(&maps);
+    while (!error && range->at < range->end && os_maps_find(&maps, range->at, &vma) > 0) {
         bool overlay = is_overlay(&vma);
-        range->read_only = vma.private_ro;
         if (vma.start > range->at || !vma.private_rw || (vma.inode && !overlay))
-            return;
+            break;
         range->overlays |= overlay;
         range->at = vma.end;
     }
+    if (!error)
+        os_maps_close(&maps);
+    return error;
 }
 
-/*
- * Is that range such memory, and a part of it merged?  false also where nobody can tell.  What is
- * frozen may be read-only meanwhile (freeze/signal.c).
- */
+/* Is that range such memory, and a part of it merged?  false also where nobody can tell. */
 static bool is_merged(uintptr_t from, size_t bytes)
 {
-    struct os_maps maps;
-    struct range range;
-    uint64_t since = os_now_ns();
-    if (os_maps_open(&maps) < 0)
-        return false;
-    for (int looks = 0; looks < LOOKS; looks++) {
-        uint64_t ended = freezes_ended();
-        range = (struct range){.at = from, .end = from + bytes};
-        look(&maps, &range);
-        bool frozen = range.read_only && freezes_begun() > ended;
-        if (!frozen || !freezes_wait(since))
-            break;
-    }
-    os_maps_close(&maps);
+    struct range range = {.at = from, .end = from + bytes};
+    os_ask(look, &range);
     return range.overlays && range.at >= range.end;
 }
+
+/* ---- what is about to move ---- */
+
+#define MOVES 64 /* at once; others may be merged after the look, and are moved as they are then */
+
+/* [start, end); end is 0 where there is none.  A reader sees all of it or none, if it reads the end first. */
+static struct move {
+    _Atomic bool taken;
+    _Atomic uintptr_t start, end;
+} moves[MOVES];
+
+static struct move *note(uintptr_t from, size_t bytes)
+{
+    for (size_t i = 0; i < MOVES; i++) {
+        if (atomic_exchange(&moves[i].taken, true))
+            continue;
+        atomic_store(&moves[i].start, from);
+        atomic_store(&moves[i].end, from + bytes);
+        return &moves[i];
+    }
+    return NULL;
+}
+
+static void forget(struct move *move)
+{
+    if (!move)
+        return;
+    atomic_store(&move->end, 0);
+    atomic_store(&move->taken, false);
+}
+
+bool moving_meets(uintptr_t address, uint64_t n)
+{
+    for (size_t i = 0; i < MOVES; i++) {
+        uintptr_t end = atomic_load(&moves[i].end);
+        if (address < end && atomic_load(&moves[i].start) < address + bytes_of(n))
+            return true;
+    }
+    return false;
+}
+
+void moving_forget_all(void)
+{
+    for (size_t i = 0; i < MOVES; i++)
+        forget(&moves[i]);
+}
+
+/* ---- moving ---- */
 
 /* Are these arguments for memory that moves, or could, and none that the kernel refuses? */
 static bool may_move(uintptr_t from, size_t before, size_t after, int flags, uintptr_t to)
@@ -177,6 +214,17 @@ static size_t whole_pages(size_t bytes)
     return (bytes + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1);
 }
 
+static void *move_merged(uint8_t *from, size_t before, size_t after, int flags, void *to)
+{
+    if (flags & MREMAP_FIXED)
+        return move_onto(from, before, after, flags, to);
+    if (flags & MREMAP_MAYMOVE)
+        return move(from, before, after, flags, to);
+    errno = ENOMEM; /* as where there is no room behind it */
+    return MAP_FAILED;
+}
+
+/* The wait is no place to be cancelled at, as mremap() is none. */
 void *moving_mremap(void *from, size_t before, size_t after, int flags, ...)
 {
     size_t old = whole_pages(before), new = whole_pages(after);
@@ -187,16 +235,17 @@ void *moving_mremap(void *from, size_t before, size_t after, int flags, ...)
         to = va_arg(more, void *);
         va_end(more);
     }
-    int error = errno;
-    bool ours = may_move((uintptr_t)from, old, new, flags, (uintptr_t)to) &&
-                is_merged((uintptr_t)from, old);
-    errno = error;
-    if (!ours)
+    if (!may_move((uintptr_t)from, old, new, flags, (uintptr_t)to))
         return mremap(from, before, after, flags, to);
-    if (flags & MREMAP_FIXED)
-        return move_onto(from, old, new, flags, to);
-    if (flags & MREMAP_MAYMOVE)
-        return move(from, old, new, flags, to);
-    errno = ENOMEM; /* as where there is no room behind it */
-    return MAP_FAILED;
+    int error = errno, cancelled;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelled);
+    struct move *noted = note((uintptr_t)from, old);
+    freezes_wait(os_now_ns());
+    bool merged = is_merged((uintptr_t)from, old);
+    errno = error;
+    void *got =
+        merged ? move_merged(from, old, new, flags, to) : mremap(from, before, after, flags, to);
+    forget(noted);
+    pthread_setcancelstate(cancelled, NULL);
+    return got;
 }

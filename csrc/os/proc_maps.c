@@ -137,17 +137,24 @@ static int find_in_text(struct os_maps *maps, uintptr_t address, struct os_vma *
     return found;
 }
 
-int os_maps_open(struct os_maps *maps)
+int os_maps_open_anywhere(struct os_maps *maps)
 {
-    *maps = (struct os_maps){
-        .fd = os_keep_off_standard(open("/proc/thread-self/maps", O_RDONLY | O_CLOEXEC)),
-    };
+    *maps = (struct os_maps){.fd = open("/proc/thread-self/maps", O_RDONLY | O_CLOEXEC)};
     if (maps->fd < 0)
-        return maps->fd;
+        return -errno;
     struct os_vma vma;
     uint64_t dev;
     maps->query = find_by_query(maps, 0, &vma) >= 0;
     return os_know_file(maps->fd, &maps->inode, &dev);
+}
+
+int os_maps_open(struct os_maps *maps)
+{
+    int error = os_maps_open_anywhere(maps);
+    if (error)
+        return error;
+    maps->fd = os_keep_off_standard(maps->fd);
+    return maps->fd < 0 ? maps->fd : 0;
 }
 
 void os_maps_close(struct os_maps *maps)

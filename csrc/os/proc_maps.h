@@ -30,6 +30,8 @@ struct os_maps {
 };
 
 int os_maps_open(struct os_maps *maps);
+/* The same where no descriptor is free but a standard one: see os/apart.h. */
+int os_maps_open_anywhere(struct os_maps *maps);
 void os_maps_close(struct os_maps *maps);
 /* Forgets what was read before: to be called when mappings of interest may have changed. */
 void os_maps_refresh(struct os_maps *maps);

@@ -1,9 +1,11 @@
 /* What the owner maps in place of its pages between two steps of an exchange, on every run. */
 #include <errno.h>
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -11,9 +13,11 @@
 #include "check.h"
 #include "freeze/freezer.h"
 #include "freeze/home.h"
+#include "freeze/moving.h"
 #include "freeze/registration.h"
 #include "freeze/removal_thread.h"
 #include "ksmpy.h"
+#include "os/apart.h"
 #include "os/clock.h"
 #include "os/files.h"
 #include "os/given_back.h"
@@ -47,6 +51,8 @@ static void (*before_watching)(void); /* once: an overlay was mapped, and belong
 static void (*before_blocking)(void); /* once: the range is about to be made read-only */
 static void (*before_moving)(void); /* once: the range is about to be taken away */
 static void (*after_moving)(void); /* once: a part of the range was taken away */
+static void (*before_mremap)(void); /* once: a library's call is about to be made */
+static void (*before_asking)(void); /* once: something is about to be asked of /proc */
 static void (*before_replacing)(void); /* once: copies are about to be moved over overlays */
 static void (*after_looking)(void); /* once: which pages show frames has been told of each */
 static bool nobody_is_seen; /* in madvise() */
@@ -57,6 +63,8 @@ static _Atomic int refused_fd = -1; /* what belongs to it is not given back */
 static _Atomic int asked; /* how often somebody missed a page that belongs with the overlays */
 
 void __real_freezer_watch_overlay(struct freezer *fz, uintptr_t address, uint64_t n);
+void *__real_mremap(void *from, size_t before, size_t after, int flags, ...);
+int __real_os_ask(os_question_apart *ask, void *data);
 int __real_handlers_install(void);
 int64_t __real_os_uffd_move(int fd, uintptr_t to, uintptr_t from, uint64_t n);
 int __real_os_remap(uintptr_t to, uintptr_t from, uint64_t n, bool keep);
@@ -78,6 +86,22 @@ void __wrap_freezer_watch_overlay(struct freezer *fz, uintptr_t address, uint64_
 {
     act(&before_watching);
     __real_freezer_watch_overlay(fz, address, n);
+}
+
+void *__wrap_mremap(void *from, size_t before, size_t after, int flags, ...)
+{
+    va_list more;
+    va_start(more, flags);
+    void *to = va_arg(more, void *);
+    va_end(more);
+    act(&before_mremap);
+    return __real_mremap(from, before, after, flags, to);
+}
+
+int __wrap_os_ask(os_question_apart *ask, void *data)
+{
+    act(&before_asking);
+    return __real_os_ask(ask, data);
 }
 
 int __wrap_handlers_install(void)
@@ -555,6 +579,102 @@ static void what_is_written_where_an_overlay_was_stays(void)
     end();
 }
 
+/* ---- moving ---- */
+
+static int64_t got;
+static uintptr_t shadow;
+
+static void merge_it(void)
+{
+    const uint8_t *view;
+    got = freeze(&freezer, range, N, &view);
+    if (got <= 0)
+        return;
+    if (freeze_overlay(&freezer, 0, (uint64_t)got, frames, 0) < 0)
+        freeze_restore(&freezer, 0, (uint64_t)got);
+    thaw(&freezer);
+}
+
+static void bring_it_back(void)
+{
+    got = freezer_unoverlay(&freezer, range, N, 0, 0, false);
+}
+
+static void take_its_identity(void)
+{
+    shadow = freezer_shadow(&freezer, range, N, 0);
+}
+
+/* Does a library that has the range made longer get memory, with its bytes and zeros behind them? */
+static bool grows(void)
+{
+    struct os_vma vma;
+    uint8_t *at = moving_mremap((void *)range, bytes_of(N), bytes_of(N + 1), MREMAP_MAYMOVE);
+    if (at == MAP_FAILED)
+        return false;
+    os_maps_refresh(&freezer.removals.maps);
+    bool well = os_maps_find(&freezer.removals.maps, (uintptr_t)at, &vma) > 0 && !vma.inode &&
+                vma.end >= (uintptr_t)at + bytes_of(N + 1) && filled(at, N, 1) && !at[bytes_of(N)];
+    munmap(at, bytes_of(N + 1));
+    return well;
+}
+
+/* The kernel would show frames behind those of an overlay. */
+static void what_is_about_to_move_is_not_merged(void)
+{
+    REQUIRE(begin());
+    before_mremap = merge_it;
+    CHECK(grows() && !before_mremap && got == -EAGAIN);
+    end();
+}
+
+/* What is unmapped just then may be another's by the time it would come back. */
+static void what_is_about_to_move_stays_merged(void)
+{
+    REQUIRE(begin());
+    merge();
+    before_asking = bring_it_back;
+    CHECK(grows() && !before_asking && got == -EBUSY);
+    end();
+}
+
+static void what_is_about_to_move_lends_no_identity(void)
+{
+    REQUIRE(begin());
+    before_asking = take_its_identity;
+    shadow = 1;
+    CHECK(grows() && !before_asking && !shadow);
+    end();
+}
+
+static void what_has_moved_can_be_merged_again(void)
+{
+    REQUIRE(begin());
+    CHECK(grows() && !moving_meets(range, N));
+    end();
+}
+
+static int status_of_child;
+
+static void fork_meanwhile(void)
+{
+    pid_t child = fork();
+    if (child == 0)
+        _exit(moving_meets(range, N));
+    CHECK(child > 0 && waitpid(child, &status_of_child, 0) == child);
+}
+
+static void nothing_is_about_to_move_in_a_child(void)
+{
+    ksmpy_engine *engine = engine_of(way, KSMPY_TRACKING_AUTO, 1);
+    REQUIRE(engine && begin());
+    before_mremap = fork_meanwhile;
+    status_of_child = -1;
+    CHECK(grows() && status_of_child == 0);
+    end();
+    CHECK(ksmpy_engine_close(engine) == 0);
+}
+
 /* ---- giving back ---- */
 
 /* The owner has its pages back by then, and has no reason to wait. */
@@ -670,6 +790,11 @@ static void in_this_way(void)
         RUN(what_is_written_where_an_overlay_was_stays);
     if (way == KSMPY_FREEZE_SIGNAL)
         RUN(what_is_mapped_where_pages_are_to_be_frozen_keeps_its_rights);
+    RUN(what_is_about_to_move_is_not_merged);
+    RUN(what_is_about_to_move_stays_merged);
+    RUN(what_is_about_to_move_lends_no_identity);
+    RUN(what_has_moved_can_be_merged_again);
+    RUN(nothing_is_about_to_move_in_a_child);
     RUN(what_is_mapped_over_overlays_on_their_way_back_stays);
     RUN(what_is_mapped_over_overlays_keeps_its_rights);
     if (way != KSMPY_FREEZE_SIGNAL) {

@@ -1137,6 +1137,24 @@ static void merged_memory_that_is_frozen_grows_with_zeros(void)
     CHECK(waits == 1 && !is_frozen);
 }
 
+/* The program has no descriptor left by which its mappings could be looked at. */
+static void merged_memory_grows_with_zeros_where_no_descriptor_is_free(void)
+{
+    uint64_t inode, dev;
+    struct rlimit before, none;
+    start();
+    int store = map_file();
+    REQUIRE(os_know_file(store, &inode, &dev) == 0 && getrlimit(RLIMIT_NOFILE, &before) == 0);
+    moving_know_store(inode, dev);
+    none = (struct rlimit){STDERR_FILENO + 1, before.rlim_max};
+    REQUIRE(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    char *at = LED(mremap)(frozen, PAGE_SIZE, 2 * PAGE_SIZE, MREMAP_MAYMOVE);
+    REQUIRE(setrlimit(RLIMIT_NOFILE, &before) == 0);
+    CHECK(at != MAP_FAILED && strcmp(at, "first") == 0 && at[PAGE_SIZE] == 0);
+    close(store);
+    map_memory();
+}
+
 static void files_of_the_program_grow_as_ever(void)
 {
     start();
@@ -1201,6 +1219,7 @@ int main(void)
     RUN(bad_addresses_are_answered_as_by_the_kernel);
     RUN(the_message_of_a_queue_is_not_lost);
     RUN(merged_memory_that_is_frozen_grows_with_zeros);
+    RUN(merged_memory_grows_with_zeros_where_no_descriptor_is_free);
     RUN(files_of_the_program_grow_as_ever);
     RUN(checked_calls_are_led);
     return finish();
