@@ -155,7 +155,9 @@ enum chunk_plan chunk_plan(struct scanner *scanner, uint32_t id, uint64_t n, boo
         return CHUNK_WRITE_HOT;
     }
     scanner->rewritten += chunk->rewritten;
-    if (scanner->backs_off && chunk->rewritten && rested(scanner, chunk) < put_off_for(scanner))
+    /* What a pass was told of an unsure region, and did not get to, is known when this one is over. */
+    bool waits = scanner->backs_off && chunk->rewritten && !region->unsure;
+    if (waits && rested(scanner, chunk) < put_off_for(scanner))
         return CHUNK_PUT_OFF;
     /* What was not armed would count as written on frames as well. */
     bool looks = scanner->backs_off && chunk->distrust && chunk->quiet;

@@ -320,6 +320,38 @@ static void an_eager_call_asks_about_what_was_put_off(void)
     close_two();
 }
 
+static uint64_t told(void)
+{
+    struct ksmpy_stats out;
+    ksmpy_counters(engine, &out);
+    return out.pages_sharing;
+}
+
+static void pass_after(unsigned ms)
+{
+    now_ns += (uint64_t)ms * 1000000;
+    scan(engine, KSMPY_SCAN_BACK_OFF);
+}
+
+/* The kernel tells once that it was written.  The pass that it was told ends before it gets there. */
+static void what_is_put_off_then_was_not_told_in_vain(void)
+{
+    enum { DUE_MS = 200 };
+    struct ksmpy_scan_result result;
+    REQUIRE(open_two());
+    write_halves_from(0, SECOND);
+    write_some(CHUNK / 2);
+    a[bytes_of(CHUNK - 1)]++;
+    now_ns += (uint64_t)DUE_MS * 1000000;
+    int flags = KSMPY_SCAN_BACK_OFF | KSMPY_SCAN_RESTART;
+    CHECK(ksmpy_scan(engine, 1, flags, &result) == 0 && result.scanned == 1 && !result.full);
+    pass_after(SHORT_MS);
+    pass_after(DUE_MS);
+    CHECK(told() == N - 1 && sharing() == N - 1);
+    a[bytes_of(CHUNK - 1)]--;
+    close_two();
+}
+
 static void run_all(void)
 {
     RUN(what_is_written_anew_takes_no_faults);
@@ -333,6 +365,7 @@ static void run_all(void)
     RUN(a_part_that_is_written_is_asked_about);
     RUN(a_part_that_is_written_all_the_time_takes_few_faults);
     RUN(an_eager_call_asks_about_what_was_put_off);
+    RUN(what_is_put_off_then_was_not_told_in_vain);
 }
 
 int main(void)

@@ -70,6 +70,13 @@ MUTANTS = [
         tests=("c/test_back_off.c::a_part_that_is_written_all_the_time_takes_few_faults",),
     ),
     Mutant(
+        "what a pass was told and did not get to is not put off",
+        file="csrc/scan/chunk_plan.c",
+        old=" && !region->unsure;",
+        new=";",
+        tests=("c/test_back_off.c::what_is_put_off_then_was_not_told_in_vain",),
+    ),
+    Mutant(
         "what is partly written once is not put off",
         file="csrc/scan/chunk_plan.c",
         old="chunk->partly_hot == WRITE_HOT ? answer.again : 0;",
