@@ -236,7 +236,8 @@ int ksmpy_store_retire(int fd);
  */
 int ksmpy_register(ksmpy_engine *engine, uintptr_t address, size_t length, int vma_flags,
                    uint32_t *region);
-int ksmpy_set_vma_flags(ksmpy_engine *engine, uint32_t region, int vma_flags);
+/* Of the region that begins there: another one may have got its number meanwhile (ENOENT). */
+int ksmpy_set_vma_flags(ksmpy_engine *engine, uint32_t region, uintptr_t address, int vma_flags);
 /* The lowest region with a page in that range, or -ENOENT. */
 int64_t ksmpy_find_region(ksmpy_engine *engine, uintptr_t address, size_t length);
 /* discard: the memory is about to be freed, its bytes need not be kept. */

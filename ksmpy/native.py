@@ -464,9 +464,11 @@ class NativeEngine:
         rc = self._call(lib.ksmpy_find_region, address, length)
         return None if rc == -errno.ENOENT else check(rc, "ksmpy_find_region")
 
-    def set_vma_flags(self, region: int, vma_flags: int) -> None:
-        """Say what was left open by VMA_UNKNOWN when the region was registered."""
-        check(self._call(lib.ksmpy_set_vma_flags, region, vma_flags), "ksmpy_set_vma_flags")
+    def set_vma_flags(self, region: int, address: int, vma_flags: int) -> None:
+        """Say what was left open by VMA_UNKNOWN when the region at that address was registered."""
+        check(
+            self._call(lib.ksmpy_set_vma_flags, region, address, vma_flags), "ksmpy_set_vma_flags"
+        )
 
     def release(self, region: int, *, discard: bool) -> None:
         """Let a region go; its bytes stay unless `discard` says that they are not needed."""

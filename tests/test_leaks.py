@@ -186,9 +186,12 @@ class _Native:
         assert lib.ksmpy_find_region(self.engine, 4096, 4096) < 0
 
     def ksmpy_set_vma_flags(self) -> None:
-        """Of a region that there is, and of one that there is not."""
-        assert lib.ksmpy_set_vma_flags(self.engine, self.regions[0], 0) == 0
-        assert lib.ksmpy_set_vma_flags(self.engine, 12345, 0) < 0
+        """Of a region that there is, of one that lies elsewhere, and of one that there is not."""
+        address = memory.address_of(self.model)
+        number = lib.ksmpy_find_region(self.engine, *memory.span(self.model))
+        assert lib.ksmpy_set_vma_flags(self.engine, number, address, 0) == 0
+        assert lib.ksmpy_set_vma_flags(self.engine, number, address + oracle.PAGE, 0) < 0
+        assert lib.ksmpy_set_vma_flags(self.engine, 12345, address, 0) < 0
 
     def ksmpy_find_lost(self) -> None:
         """Nothing is lost."""

@@ -17,7 +17,9 @@ import pytest
 
 from ksmpy import RegionError
 from ksmpy.engine import regions as regions_module
+from ksmpy.memory.maps import AddressSpace, Allowance
 from support import memory, oracle
+from support.libc import libc
 from support.memory import Bytes
 from support.oracle import PAGE
 from support.tracked import track_all
@@ -177,3 +179,38 @@ def test_advice_is_kept_also_when_it_is_learned_late(dear: None, engine: Any) ->
             if vma.overlaps(*memory.span(array))
         ]
         assert flags and all("nh" in each for each in flags)
+
+
+def _is_left_out_of_cores(array: Bytes) -> bool:
+    start, nbytes = memory.span(array)
+    space = AddressSpace.read(start + nbytes)
+    return all("dd" in (each.flags or ()) for each in space.covering(start, start + nbytes))
+
+
+def test_flags_are_told_of_the_region_that_was_asked_about(
+    auto: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While all mappings are read, which takes long, it ends, and another one gets its number."""
+    read = AddressSpace.read
+    one, kept = memory.distinct(64), memory.distinct(64)
+    twin = memory.twin(kept)
+    for array in (kept, twin):
+        assert libc.madvise(*memory.span(array), mmap.MADV_DONTDUMP) == 0
+    monkeypatch.setattr(Allowance, "_CREDIT", -1.0)  # what its mappings are like is asked later
+    first = auto.register(one)
+    monkeypatch.undo()
+    number = first._number
+
+    def read_slowly(limit: int) -> AddressSpace:
+        space = read(limit)
+        monkeypatch.undo()
+        first.release()
+        assert auto.register(kept)._number == number
+        return space
+
+    monkeypatch.setattr(AddressSpace, "read", read_slowly)
+    auto.scan()
+    auto.register(twin)
+    auto.scan(2, eager=True)
+    assert auto.stats().pages_sharing == 64
+    assert _is_left_out_of_cores(twin) and _is_left_out_of_cores(kept)

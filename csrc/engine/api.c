@@ -287,10 +287,12 @@ int64_t ksmpy_find_region(ksmpy_engine *engine, uintptr_t address, size_t length
     return id == NO_REGION ? -ENOENT : (int64_t)id;
 }
 
-int ksmpy_set_vma_flags(ksmpy_engine *engine, uint32_t region, int vma_flags)
+int ksmpy_set_vma_flags(ksmpy_engine *engine, uint32_t region, uintptr_t address, int vma_flags)
 {
     engine_lock(engine);
-    int error = region_is_known(&engine->pages, region) ? 0 : -ENOENT;
+    bool there = region_is_known(&engine->pages, region) &&
+                 region_at(&engine->pages, region)->address == address;
+    int error = there ? 0 : -ENOENT;
     if (!error)
         region_at(&engine->pages, region)->vma_flags = vma_flags;
     engine_unlock(engine);

@@ -455,7 +455,7 @@ class Regions:
         lost = refusal([replace(each, details=None) for each in mappings], start, end) is not None
         try:
             if reason is None or lost:
-                self._native.set_vma_flags(region._number, vma_flags(mappings))
+                self._native.set_vma_flags(region._number, start, vma_flags(mappings))
             else:
                 _log.warning("region %r was released: %s", region.name, reason)
                 self.end(region, discard=False)

@@ -230,7 +230,7 @@ static bool asks_and_gives_back(struct neighbour *me)
                  ksmpy_knob_set(me->engine, KSMPY_KNOB_USE_ZERO_PAGES, 0) == -EPERM;
     right = right && ksmpy_store_full(me->engine) == 0 &&
             ksmpy_knob_get(me->engine, KSMPY_KNOB_MAX_PAGE_SHARING, &value) == 0 &&
-            ksmpy_set_vma_flags(me->engine, me->region, 0) == 0 &&
+            ksmpy_set_vma_flags(me->engine, me->region, (uintptr_t)me->memory, 0) == 0 &&
             ksmpy_set_nodes(me->engine, me->region, nodes, PAGES) == 0;
     right = right && ksmpy_release(me->engine, me->region, 0) == 0 && filled(me->memory, PAGES, 1);
     return right && ksmpy_engine_close(me->engine) == 0;
