@@ -168,6 +168,8 @@ int64_t ksmpy_own_memory(struct ksmpy_range *out, int64_t max);
  */
 int64_t ksmpy_find_owners(uintptr_t start, uintptr_t end, int heap, struct ksmpy_owned *out,
                           int64_t max);
+/* The first page of [start, end) that is in memory, without asking for each; end if there is none. */
+uintptr_t ksmpy_next_in_memory(uintptr_t start, uintptr_t end);
 /*
  * Bytes that this process may still take, and in which what allows no more: a cgroup's path, "the
  * machine", or nothing where there is no limit.

@@ -223,6 +223,13 @@ def find_owners(start: int, end: int, *, heap: bool) -> list[tuple[int, int, int
         room = count + count // 4
 
 
+def next_in_memory(start: int, end: int) -> int:
+    """The address of the first page in [start, end), whole pages, that is in memory; `end` if there
+    is none, or if nothing is mapped there. To ask takes no longer where terabytes are reserved.
+    """
+    return int(lib.ksmpy_next_in_memory(start, end))
+
+
 def checksum(data: object) -> int:
     """The 64-bit page checksum of contiguous bytes; their number must be a multiple of 64."""
     require()

@@ -6,6 +6,7 @@
 #include "os/guard.h"
 #include "os/memory.h"
 #include "os/own_memory.h"
+#include "os/presence.h"
 #include "os/probe.h"
 
 int ksmpy_probe(struct ksmpy_caps *caps)
@@ -48,6 +49,11 @@ int64_t ksmpy_find_owners(uintptr_t start, uintptr_t end, int heap, struct ksmpy
     int64_t count = allocators_find(start, end, heap, out, max);
     guard_close(&mask);
     return count;
+}
+
+uintptr_t ksmpy_next_in_memory(uintptr_t start, uintptr_t end)
+{
+    return presence_next(start, end);
 }
 
 uint64_t ksmpy_checksum(const void *data, size_t length)

@@ -12,6 +12,7 @@
 
 #include "base/pages.h"
 #include "os/guard.h"
+#include "os/presence.h"
 
 /* ---- glibc's blocks ---- */
 
@@ -193,6 +194,17 @@ static bool is_present(struct walk *walk, uintptr_t at)
     return walk->present[(at - walk->asked) >> PAGE_SHIFT] & 1;
 }
 
+/* The first page from that one on that is present, or the end. */
+static uintptr_t next_present(struct walk *walk, uintptr_t at)
+{
+    while (at < walk->end && !is_present(walk, at)) {
+        at += PAGE_SIZE;
+        if ((at - walk->asked) >> PAGE_SHIFT == WINDOW)
+            at = presence_next(at, walk->end);
+    }
+    return at;
+}
+
 /*
  * The size of what malloc has at that page, or 0.  A page that is not present is not read, since to
  * fault it in would cost page tables.
@@ -245,6 +257,12 @@ static bool has_neighbour(struct walk *walk, uintptr_t start, uintptr_t end)
 static struct ksmpy_owned next_owned(struct walk *walk, uintptr_t at)
 {
     for (; at < walk->end; at += PAGE_SIZE) {
+        /* The first page of a block or a heap is present, and that of an arena's first whole pool. */
+        uintptr_t there = next_present(walk, at);
+        if (there == walk->end)
+            break;
+        if (there - at >= POOL_BYTES)
+            at = there - POOL_BYTES + PAGE_SIZE;
         struct ksmpy_owned found = owned_at(walk, at);
         if (found.end > at &&
             (found.owner == KSMPY_OWNER_PYTHON || has_neighbour(walk, at, found.end)))

@@ -30,10 +30,10 @@ __all__ = [
     "UNKNOWN",
     "Interval",
     "Survey",
-    "cut",
     "intersect",
     "is_in_memory",
     "parts_in_memory",
+    "pieces",
     "size",
     "subtract",
     "survey",
@@ -61,7 +61,10 @@ _STACK_BYTES = 8 << 20
 # Arenas of malloc are reserved as a whole and used from their start. Of a piece only those steps of
 # so many bytes are adopted of which at least one part in _PRESENT_PART is in memory.
 _STEP_BYTES = 1 << 20
+_STEP_PAGES = _STEP_BYTES // PAGE_SIZE
 _PRESENT_PART = 4
+# How many bytes are asked about at once: of a reservation of terabytes a little may be used.
+_WINDOW_BYTES = 64 * _STEP_BYTES
 
 
 @dataclass(slots=True)
@@ -268,13 +271,15 @@ def intersect(one: Iterable[Interval], other: Iterable[Interval]) -> list[Interv
     return found
 
 
-def cut(intervals: Iterable[Interval]) -> Iterator[Interval]:
-    """Cut intervals into pieces at the multiples of _PIECE_BYTES."""
+def pieces(intervals: Iterable[Interval]) -> Iterator[Interval]:
+    """The pieces, cut at the multiples of _PIECE_BYTES, of which something is in memory."""
     for start, end in intervals:
-        while start < end:
-            stop = min(end, (start // _PIECE_BYTES + 1) * _PIECE_BYTES)
-            yield start, stop
-            start = stop
+        at = native.next_in_memory(start, end)
+        while at < end:
+            begin = at // _PIECE_BYTES * _PIECE_BYTES
+            stop = min(end, begin + _PIECE_BYTES)
+            yield max(start, begin), stop
+            at = native.next_in_memory(stop, end)
 
 
 @functools.cache
@@ -286,23 +291,33 @@ def _mincore() -> ctypes._FuncPointer:
 
 def is_in_memory(interval: Interval) -> bool:
     """Whether at least a quarter of it is; not when it is not mapped any more."""
-    return _is_enough(_present_pages(interval), 0, size(interval) // PAGE_SIZE)
+    present = sum(pages.count(1) for _, pages in _windows(interval))
+    return present * _PRESENT_PART >= size(interval) // PAGE_SIZE
 
 
 def parts_in_memory(interval: Interval, min_bytes: int) -> list[Interval]:
     """What of it is in memory, step by step; of at least so many bytes, or all of it."""
-    pages = _present_pages(interval)
-    start, end = interval
     found = []
-    for at in range(start, end, _STEP_BYTES):
-        stop = min(at + _STEP_BYTES, end)
-        if _is_enough(pages, (at - start) // PAGE_SIZE, (stop - start) // PAGE_SIZE):
-            found.append((at, stop))
+    for start, there in _windows(interval):
+        for first in range(0, len(there), _STEP_PAGES):
+            step = there[first : first + _STEP_PAGES]
+            if step.count(1) * _PRESENT_PART >= len(step):
+                at = start + first * PAGE_SIZE
+                found.append((at, at + len(step) * PAGE_SIZE))
     return [part for part in _joined(found) if size(part) >= min_bytes or part == interval]
 
 
-def _is_enough(pages: bytes, first: int, end: int) -> bool:
-    return pages.count(1, first, end) * _PRESENT_PART >= end - first
+def _windows(interval: Interval) -> Iterator[tuple[int, bytes]]:
+    """The steps of which something is in memory, many at once, and perhaps more: their address, and
+    a byte for each page, which is 1 if it is in memory.
+    """
+    start, end = interval
+    at = native.next_in_memory(start, end)
+    while at < end:
+        begin = at - (at - start) % _STEP_BYTES
+        stop = min(end, begin + _WINDOW_BYTES)
+        yield begin, _present_pages((begin, stop))
+        at = native.next_in_memory(stop, end)
 
 
 def _present_pages(interval: Interval) -> bytes:

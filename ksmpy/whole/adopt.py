@@ -369,10 +369,12 @@ class Adopter:
             parts = [piece] if mappings.is_in_memory(piece) else []
             _add(left, _ABSENT, size(piece) - sum(map(size, parts)))
             found += parts
-        for piece in mappings.cut(settled):
+        absent = sum(map(size, settled))
+        for piece in mappings.pieces(settled):
             parts = mappings.parts_in_memory(piece, self._min_bytes)
-            _add(left, _ABSENT, size(piece) - sum(map(size, parts)))
+            absent -= sum(map(size, parts))
             found += parts
+        _add(left, _ABSENT, absent)
         return found
 
     def _adopt(self, engine: Core, wanted: list[Interval], found: Survey) -> None:

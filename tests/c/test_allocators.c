@@ -3,9 +3,12 @@
 
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "check.h"
 #include "os/guard.h"
+#include "os/presence.h"
 #include "pages.h"
 
 #define KIB ((size_t)1 << 10)
@@ -13,6 +16,15 @@
 #define MOST 64
 
 static struct ksmpy_owned found[MOST];
+
+static uint64_t pages_asked;
+
+/* In the place of the C library's. */
+int mincore(void *start, size_t bytes, unsigned char *present)
+{
+    pages_asked += bytes / PAGE_SIZE;
+    return (int)syscall(SYS_mincore, start, bytes, present);
+}
 
 static int64_t look(void *start, size_t bytes, bool heap)
 {
@@ -236,6 +248,33 @@ static void what_is_not_there(void)
     CHECK(malloced(memory, bytes) == 0);
 }
 
+/* An arena's first page need not be in memory: that of its first whole pool is. */
+static void what_is_reserved_is_passed_over(void)
+{
+    size_t room_bytes = 64 * KIB * MIB, at = 40 * KIB * MIB;
+    uint8_t *room = mmap(NULL, room_bytes, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    struct ksmpy_caps caps;
+    REQUIRE(ksmpy_probe(&caps) == 0);
+    if (room == MAP_FAILED || !caps.pagemap_scan)
+        SKIP("so much cannot be reserved, or PAGEMAP_SCAN is missing");
+    madvise(room, room_bytes, MADV_NOHUGEPAGE);
+    uint8_t *pool = (uint8_t *)(((uintptr_t)room + at) & -(16 * KIB));
+    uintptr_t start = (uintptr_t)room, end = (uintptr_t)pool + 20 * KIB * MIB + PAGE_SIZE;
+    CHECK(presence_next(start, end) == end);
+    put_pool(pool, 2);
+    pool[2 * MIB] = 1;
+    CHECK(presence_next(start, end) == (uintptr_t)pool);
+    CHECK(presence_next((uintptr_t)pool + PAGE_SIZE, end) == (uintptr_t)pool + 2 * MIB);
+    CHECK(presence_next((uintptr_t)pool, (uintptr_t)pool + PAGE_SIZE) == (uintptr_t)pool);
+    pages_asked = 0;
+    CHECK(look(room, end - start, false) == 1 && found[0].owner == KSMPY_OWNER_PYTHON);
+    CHECK(found[0].start == (uintptr_t)pool - 3 * PAGE_SIZE);
+    CHECK(pages_asked < at / PAGE_SIZE / 64);
+    munmap(room, room_bytes);
+    CHECK(presence_next(start, end) == end);
+}
+
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define MALLOC_IS_REPLACED true
 #else
@@ -245,6 +284,7 @@ static void what_is_not_there(void)
 int main(void)
 {
     RUN(what_is_not_there);
+    RUN(what_is_reserved_is_passed_over);
     if (MALLOC_IS_REPLACED)
         return finish();
     RUN(real_blocks);
