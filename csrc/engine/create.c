@@ -8,6 +8,7 @@
 #include "base/rbtree.h"
 #include "engine/fork.h"
 #include "engine/knobs.h"
+#include "freeze/bystanders.h"
 #include "freeze/freezer.h"
 #include "freeze/removal_thread.h"
 #include "merge/plan.h"
@@ -113,16 +114,10 @@ static void close_engine(ksmpy_engine *engine)
 static int open_store(struct pages *pages, int fd)
 {
     struct store *store = &pages->store;
-    struct patience patience = {0};
     const int *node_ids = pages->injected_nodes ? NULL : pages->node_ids;
-    int error;
     if (fd <= 0)
         return store_init(store, pages->nodes, node_ids);
-    do {
-        fork_hold();
-        error = store_attach(store, fd, pages->nodes, node_ids);
-        fork_let_go();
-    } while (try_again(&patience, &error));
+    int error = store_attach(store, fd, pages->nodes, node_ids);
     if (!error)
         pages->events_read = store->head->events;
     return error;
@@ -145,10 +140,7 @@ static int start(ksmpy_engine *engine, int freeze_mode, int store_fd)
         return error;
     freezer_know_store(&engine->merger.fz, engine->pages.store.inode, engine->pages.store.dev);
     engine->pages.sum_of_zeros = store_sum(&engine->pages.store, engine->merger.fz.zeros);
-    error = fork_watch(engine);
-    if (error)
-        freezer_destroy(&engine->merger.fz);
-    return error;
+    return 0;
 }
 
 /*
@@ -191,7 +183,11 @@ static void put_together(ksmpy_engine *engine)
     engine->scanner.window.region = NO_REGION;
 }
 
-int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
+struct choice {
+    int freeze, tracking;
+};
+
+static int choose(const struct ksmpy_options *options, struct choice *out)
 {
     struct ksmpy_caps caps;
     os_probe(&caps);
@@ -200,36 +196,70 @@ int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
     int lack = lack_of(&caps);
     if (lack)
         return lack;
-    int freeze_mode = choose_freeze(&caps, options->freeze);
-    int tracking = choose_tracking(&caps, options->tracking);
-    if (freeze_mode < 0 || tracking < 0) {
-        bool limited = caps.uffd_errno == EMFILE || caps.uffd_errno == ENFILE;
+    *out = (struct choice){choose_freeze(&caps, options->freeze),
+                           choose_tracking(&caps, options->tracking)};
+    bool limited = caps.uffd_errno == EMFILE || caps.uffd_errno == ENFILE;
+    if (out->freeze < 0 || out->tracking < 0)
         return limited ? -caps.uffd_errno : -EOPNOTSUPP;
-    }
-    /* Not by malloc(): the heap may be registered, and must not freeze what freezes it. */
+    return 0;
+}
+
+/* Not by malloc(): the heap may be registered, and must not freeze what freezes it. */
+static int make(const struct ksmpy_options *options, struct choice choice, ksmpy_engine **out)
+{
     ksmpy_engine *engine = os_alloc(sizeof *engine);
     if (!engine)
         return -ENOMEM;
     put_together(engine);
     engine->merger.bar.minds_devices =
-        options->freeze == KSMPY_FREEZE_AUTO || freeze_mode == KSMPY_FREEZE_UFFD_MOVE;
+        options->freeze == KSMPY_FREEZE_AUTO || choice.freeze == KSMPY_FREEZE_UFFD_MOVE;
     begin_pages(&engine->pages, options);
-    engine->pages.tracked = tracking == KSMPY_TRACKING_WP_ASYNC;
-    int error = start(engine, freeze_mode, options->store_fd);
-    if (error)
+    engine->pages.tracked = choice.tracking == KSMPY_TRACKING_WP_ASYNC;
+    int error = start(engine, choice.freeze, options->store_fd);
+    if (error) {
         close_engine(engine);
-    else
-        *out = engine;
+        return error;
+    }
+    fork_enlist(engine);
+    *out = engine;
+    return 0;
+}
+
+/*
+ * A child that is forked while an engine is made, or closed, would have descriptors that nobody there knows
+ * of: the store's memory would stay as long as the child, and a userfaultfd on the parent's.
+ */
+int ksmpy_engine_new(const struct ksmpy_options *options, ksmpy_engine **out)
+{
+    struct choice choice = {0};
+    struct patience patience = {0};
+    int error = fork_watch();
+    if (error)
+        return error;
+    fork_hold();
+    error = choose(options, &choice);
+    fork_let_go();
+    if (error)
+        return error;
+    do {
+        fork_hold();
+        error = make(options, choice, out);
+        fork_let_go();
+    } while (try_again(&patience, &error));
     return error;
 }
 
+/* The interpreter's lock is waited for before: who forks may have it. */
 int ksmpy_engine_close(ksmpy_engine *engine)
 {
     if (engine->pages.first_region != NO_REGION && !engine->pages.forked)
         return -EBUSY;
-    fork_unwatch(engine);
+    bystanders_close(&engine->merger.fz.bystanders);
+    fork_hold();
+    fork_delist(engine);
     freezer_destroy(&engine->merger.fz);
     close_engine(engine);
+    fork_let_go();
     return 0;
 }
 

@@ -14,7 +14,7 @@
  *   pass        one pass, unmerge or switch of a knob at a time; may be held for long
  *   arrivals    one registration at a time; may be held for long
  *   refreshing  one look at what was written, for stats(), at a time; may be held for long
- *   os/forks.h  held during a fork, and while a store is attached to or looked into from outside;
+ *   os/forks.h  held during a fork, while an engine is made or closed, and a store looked into from outside;
  *               never asked for by who has pass or arrivals
  *   lock        all of the structures below; held for a slice of whatever is done (SLICE_NS and the
  *               step under way; a pass has longer ones where nobody waits), so that a fork or a

@@ -93,25 +93,22 @@ static void in_child(void)
 
 static const struct fork_calls fork_calls = {before_fork, in_parent, in_child};
 
-int fork_watch(ksmpy_engine *engine)
+int fork_watch(void)
 {
-    int error = forks_call(&fork_calls);
-    if (error)
-        return error;
-    fork_hold();
-    engine->next = all;
-    all = engine;
-    fork_let_go();
-    return 0;
+    return forks_call(&fork_calls);
 }
 
-void fork_unwatch(ksmpy_engine *engine)
+void fork_enlist(ksmpy_engine *engine)
 {
-    fork_hold();
+    engine->next = all;
+    all = engine;
+}
+
+void fork_delist(ksmpy_engine *engine)
+{
     ksmpy_engine **link = &all;
     while (*link && *link != engine)
         link = &(*link)->next;
     if (*link)
         *link = engine->next;
-    fork_let_go();
 }

@@ -4,7 +4,10 @@
 
 #include "engine/engine.h"
 
-int fork_watch(ksmpy_engine *engine);
-void fork_unwatch(ksmpy_engine *engine);
+/* From now on forks do so; 0, or a negative errno. */
+int fork_watch(void);
+/* With forks held off (os/forks.h): the engine is one of them, or none any more. */
+void fork_enlist(ksmpy_engine *engine);
+void fork_delist(ksmpy_engine *engine);
 
 #endif

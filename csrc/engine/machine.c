@@ -3,6 +3,7 @@
 #include "base/pages.h"
 #include "os/allocators.h"
 #include "os/devices.h"
+#include "os/forks.h"
 #include "os/guard.h"
 #include "os/memory.h"
 #include "os/own_memory.h"
@@ -11,7 +12,9 @@
 
 int ksmpy_probe(struct ksmpy_caps *caps)
 {
+    fork_hold(); /* a child would inherit what it tries */
     os_probe(caps);
+    fork_let_go();
     return 0;
 }
 
@@ -22,7 +25,10 @@ int ksmpy_has_devices(void)
 
 int ksmpy_try_huge_frames(void)
 {
-    return os_try_huge_file();
+    fork_hold(); /* as above */
+    int error = os_try_huge_file();
+    fork_let_go();
+    return error;
 }
 
 int64_t ksmpy_memory_left(char *which, size_t size)

@@ -1,10 +1,31 @@
-"""csrc/engine/fork.c."""
+"""csrc/engine/create.c and csrc/engine/fork.c."""
 
 from __future__ import annotations
 
 from ..mutant import Mutant
 
 MUTANTS = [
+    Mutant(
+        "a child inherits no engine that is half made",
+        file="csrc/engine/create.c",
+        old="        fork_hold();\n        error = make(",
+        new="        fork_hold();\n        fork_let_go();\n        error = make(",
+        tests=("c/test_forks.c::a_child_inherits_no_engine_that_is_half_made",),
+    ),
+    Mutant(
+        "a child inherits nothing that is only tried",
+        file="csrc/engine/create.c",
+        old="    fork_hold();\n    error = choose(",
+        new="    fork_hold();\n    fork_let_go();\n    error = choose(",
+        tests=("c/test_forks.c::a_child_inherits_nothing_that_is_only_tried",),
+    ),
+    Mutant(
+        "a child inherits no engine that is half closed",
+        file="csrc/engine/create.c",
+        old="    fork_delist(engine);\n",
+        new="    fork_delist(engine);\n    fork_let_go();\n",
+        tests=("c/test_forks.c::a_child_inherits_no_engine_that_is_half_closed",),
+    ),
     Mutant(
         "a child does not ask for what its parent keeps spare",
         file="csrc/store/extents.c",

@@ -137,8 +137,8 @@ MUTANTS = [
     Mutant(
         "nor does it in the way that refuses what is pinned",
         file="csrc/engine/create.c",
-        old="options->freeze == KSMPY_FREEZE_AUTO || freeze_mode == KSMPY_FREEZE_UFFD_MOVE;",
-        new="options->freeze == KSMPY_FREEZE_AUTO && freeze_mode == KSMPY_FREEZE_UFFD_WP;",
+        old="options->freeze == KSMPY_FREEZE_AUTO || choice.freeze == KSMPY_FREEZE_UFFD_MOVE;",
+        new="options->freeze == KSMPY_FREEZE_AUTO && choice.freeze == KSMPY_FREEZE_UFFD_WP;",
         tests=("test_devices.py::test_what_a_device_has_pinned_stays_where_it_is",),
     ),
     Mutant(
