@@ -11,7 +11,7 @@ MUTANTS = [
         "what is reserved is passed over at once",
         file="csrc/os/presence.c",
         old="        if (!asked && at < end && next_by_scan(at, end, &next))",
-        new="        if (asked && next_by_scan(at, end, &next))",
+        new="        if (at > end && next_by_scan(at, end, &next))",
         tests=_TEST,
     ),
     Mutant(
