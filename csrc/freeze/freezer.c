@@ -29,6 +29,7 @@
 #include "os/pagemap.h"
 #include "os/proc_maps.h"
 #include "os/tasks.h"
+#include "os/thread_data.h"
 #include "os/uffd.h"
 
 /*
@@ -38,7 +39,6 @@
  */
 #define STACK_BELOW ((uintptr_t)128 << 10)
 #define STACK_ABOVE ((uintptr_t)64 << 10)
-#define THREAD_BYTES ((uintptr_t)2304) /* of glibc's struct pthread, at pthread_self(), on x86-64 */
 
 static const struct freezer_ops *const ways[] = {
     [KSMPY_FREEZE_UFFD_MOVE] = &freeze_by_moving,
@@ -207,7 +207,7 @@ static bool needed_here(uintptr_t address, uint64_t n)
     uintptr_t frame = (uintptr_t)__builtin_frame_address(0), self = (uintptr_t)pthread_self();
     uintptr_t top = self > frame ? least(frame + STACK_ABOVE, self) : frame + STACK_ABOVE;
     return meets(address, n, frame - STACK_BELOW, top) ||
-           meets(address, n, self, self + THREAD_BYTES) ||
+           os_own_data_meets(address, address + bytes_of(n)) ||
            meets(address, n, (uintptr_t)&errno, (uintptr_t)(&errno + 1));
 }
 

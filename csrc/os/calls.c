@@ -17,6 +17,7 @@
 #include "os/clock.h"
 #include "os/guard.h"
 #include "os/tasks.h"
+#include "os/thread_data.h"
 
 /* The same number on all machines; the headers of old systems do not have them. */
 #define IO_URING_ENTER 426
@@ -204,6 +205,7 @@ int os_calls(struct os_runners *runners, int tasks_fd, long ours, uintptr_t addr
         .judge = judge,
         .believe = computes,
         .more = runners,
+        .layout = os_thread_layout(),
     };
     int busy = os_ask_tasks(&question);
     return busy == -EBUSY && question.by_runners ? -EAGAIN : busy;

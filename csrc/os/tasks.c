@@ -22,6 +22,7 @@
 #include "os/clock.h"
 #include "os/entries.h"
 #include "os/files.h"
+#include "os/thread_data.h"
 
 /*
  * How often a thread that runs is looked at, and how many us apart: about 120 us in all, for which
@@ -94,6 +95,8 @@ static enum os_activity look_at(struct os_question *question, const char *thread
     long number = strtol(thread, NULL, 10);
     if (number == question->asker || number == question->ours || number == syscall(SYS_gettid))
         return OS_ELSEWHERE;
+    if (os_thread_data_meets(&question->layout, number, question->start, question->end))
+        return OS_INVOLVED;
     int got = os_task_tell(question->tasks_fd, thread, "syscall", text, sizeof text);
     if (got >= 0 && is_dead(question, thread, text))
         return OS_ELSEWHERE;

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "os/entries.h"
+#include "os/thread_data.h"
 
 /* In order: the last is the worst.  What a thread does that runs, or is about to, nobody tells. */
 enum os_activity { OS_ELSEWHERE, OS_RUNNING, OS_INVOLVED, OS_UNKNOWN };
@@ -23,6 +24,7 @@ struct os_question {
     /* Is a thread that runs elsewhere all the same?  Or NULL: that is not known. */
     bool (*believe)(const struct os_question *question, const char *thread);
     void *more; /* for the two above */
+    struct os_thread_layout layout; /* known: a thread whose data lies there is involved */
     /* Some threads ran at every look: is the answer yes?  Or NULL: it is. */
     bool (*judge_running)(struct os_question *question);
     /* Asked where there is no descriptor to be had: is the answer yes by descriptor 0?  Or NULL. */

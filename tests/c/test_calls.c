@@ -20,6 +20,7 @@
 #include "os/clock.h"
 #include "os/guard.h"
 #include "os/tasks.h"
+#include "os/thread_data.h"
 
 static _Alignas(PAGE_SIZE) uint8_t memory[4 * PAGE_SIZE]; /* read into: the second page */
 static struct iovec list[2] = {{memory + PAGE_SIZE, 1}, {memory + PAGE_SIZE + 10, 10}};
@@ -249,25 +250,54 @@ static void a_structure_may_lie_on_two_pages(void)
     look_at_one(into_a_structure, true, send_a_signal);
 }
 
+/* A thread that waits there; 0: it could not be made. */
+static pthread_t begin_on_a_stack(void)
+{
+    pthread_t thread = 0;
+    pthread_attr_t attributes;
+    if (pthread_attr_init(&attributes) != 0 ||
+        pthread_attr_setstack(&attributes, stack, sizeof stack) != 0 ||
+        socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0 ||
+        pthread_create(&thread, &attributes, on_a_stack, NULL) != 0)
+        return 0;
+    pthread_attr_destroy(&attributes);
+    CHECK(comes_to(1, 0)); /* it waits, and for nothing that is in its way */
+    return thread;
+}
+
+static void end_on_a_stack(pthread_t thread)
+{
+    send_a_byte(thread);
+    pthread_join(thread, NULL);
+    close(ends[0]);
+    close(ends[1]);
+}
+
 static void a_signal_that_comes_has_its_frame_on_the_stack(void)
 {
-    pthread_t thread;
-    pthread_attr_t attributes;
-    REQUIRE(pthread_attr_init(&attributes) == 0);
-    REQUIRE(pthread_attr_setstack(&attributes, stack, sizeof stack) == 0);
-    REQUIRE(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
-    REQUIRE(pthread_create(&thread, &attributes, on_a_stack, NULL) == 0);
-    CHECK(comes_to(1, 0)); /* it waits, and for nothing that is in its way */
+    pthread_t thread = begin_on_a_stack();
+    REQUIRE(thread);
     CHECK(asked_about(stack_page - PAGE_SIZE) == -EBUSY);
     CHECK(asked_about(stack_page - bytes_of(6)) == 0);
     CHECK(asked_about((uintptr_t)stack) == 0);
-    send_a_byte(thread);
-    pthread_join(thread, NULL);
+    end_on_a_stack(thread);
     CHECK(comes_to_about(stack_page - PAGE_SIZE, 0));
-    close(ends[0]);
-    close(ends[1]);
-    pthread_attr_destroy(&attributes);
 }
+
+#ifdef __GLIBC__
+/* glibc has a thread's data above its stack, where nothing else of a thread that waits is in the way. */
+static void a_thread_s_own_data_is_written_to_by_the_kernel(void)
+{
+    pthread_t thread = begin_on_a_stack();
+    REQUIRE(thread);
+    struct os_thread_layout layout = os_thread_layout();
+    uintptr_t data = (uintptr_t)thread / PAGE_SIZE * PAGE_SIZE;
+    CHECK(layout.known && layout.end - layout.start >= 2304);
+    CHECK(data > stack_page && asked_about(data) == -EBUSY);
+    end_on_a_stack(thread);
+    CHECK(comes_to_about(data, 0));
+}
+#endif
 
 static _Atomic bool stop;
 
@@ -465,6 +495,9 @@ int main(void)
     RUN(a_queue_and_a_pipe_write_to_memory_too);
     RUN(a_structure_may_lie_on_two_pages);
     RUN(a_signal_that_comes_has_its_frame_on_the_stack);
+#ifdef __GLIBC__
+    RUN(a_thread_s_own_data_is_written_to_by_the_kernel);
+#endif
     RUN(who_runs_is_believed_once_it_was_seen_to_compute);
     RUN(who_makes_calls_all_the_time_is_not_believed);
     RUN(the_interpreter_stands_still_while_memory_is_held);

@@ -75,6 +75,13 @@ MUTANTS = [
         tests=("c/test_calls.c::a_signal_that_comes_has_its_frame_on_the_stack",),
     ),
     Mutant(
+        "the kernel writes to a thread's own data when it likes",
+        file="csrc/os/calls.c",
+        old="        .layout = os_thread_layout(),\n",
+        new="",
+        tests=("c/test_calls.c::a_thread_s_own_data_is_written_to_by_the_kernel",),
+    ),
+    Mutant(
         "who runs is believed to make calls",
         file="csrc/os/calls.c",
         old="    return ticks >= TICKS;\n",
