@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 
 import ksmpy
-from ksmpy import KsmpyError, RegionError, native, threads
-from ksmpy.engine import core, numa
+from ksmpy import KsmpyError, Region, RegionError, native, threads
+from ksmpy.engine import core, numa, registry
+from ksmpy.native import NativeEngine
 from ksmpy.whole import enable as enabling
 from support import memory, oracle, procs
 from support.patience import patience, until
@@ -310,6 +311,46 @@ def test_two_engines_do_not_share_memory(make_engine: Any) -> None:
         two.register(data)
     region.release()
     two.register(data)
+
+
+def test_an_engine_goes_on_beside_one_that_another_thread_closes(
+    make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was among the live ones a moment ago, and had a region there."""
+    one, two = make_engine(), make_engine()
+    data = memory.distinct(4)
+    two.register(data)
+    live, overlapping = registry.live, registry.overlapping
+
+    def overlapping_by_then(start: int, end: int) -> Iterator[Region]:
+        for region in list(overlapping(start, end)):
+            two.close()
+            yield region
+
+    monkeypatch.setattr(registry, "overlapping", overlapping_by_then)
+    monkeypatch.setattr(registry, "live", lambda: [*live(), two._core])
+    region = one.register(data)
+    assert one.regions() == (region,)
+
+
+def test_a_region_ends_with_an_engine_that_another_thread_closes(
+    make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that ends it comes too late, and has nothing to complain of."""
+    engine = make_engine()
+    data = memory.distinct(4)
+    bytes_before = data.tobytes()
+    region = engine.register(data)
+    release = NativeEngine.release
+
+    def release_late(native: NativeEngine, number: int, *, discard: bool) -> None:
+        monkeypatch.undo()
+        engine.close()
+        release(native, number, discard=discard)
+
+    monkeypatch.setattr(NativeEngine, "release", release_late)
+    region.release()
+    assert repr(region).endswith("released>") and data.tobytes() == bytes_before
 
 
 def test_scan_counts(engine: Any) -> None:

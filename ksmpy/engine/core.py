@@ -434,7 +434,10 @@ class Core:
     @property
     def inherited(self) -> bool:
         """Whether this process got the engine by fork, and has not made it its own."""
-        return self._inherited or self._native.forked()
+        try:
+            return self._inherited or self._native.forked()
+        except KsmpyError:  # another thread has closed it
+            return self._inherited
 
     def inherit(self) -> None:
         """Become the copy in a forked child: no thread, no scanning, regions stay."""

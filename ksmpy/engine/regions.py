@@ -315,7 +315,10 @@ class Regions:
 
     def drop_lost(self) -> None:
         """End the regions whose memory was unmapped or replaced; what is left of it stays."""
-        lost = set(self._native.find_lost())
+        try:
+            lost = set(self._native.find_lost())
+        except KsmpyError:  # another thread has closed it, and ended them all
+            return
         for region in self.all() if lost else ():
             if region._number in lost:
                 level = logging.DEBUG if region._adopted else logging.WARNING
@@ -378,7 +381,7 @@ class Regions:
                 self._numbers[region._number] = region
                 raise
             self._forget(region)
-            if not isinstance(error, OSError) or error.errno != errno.ENOENT:
+            if not _is_over(error):
                 raise
             return
         # Who ends a region may do with its memory what it likes, so it has to be over by then.
@@ -463,6 +466,11 @@ class Regions:
             if not region._released and error.errno != errno.ENOENT:  # ENOENT: it ended meanwhile
                 raise
         self._unasked.pop(region, None)
+
+
+def _is_over(error: BaseException) -> bool:
+    """Whether another thread has ended the region, or closed the engine with all of them."""
+    return type(error) is KsmpyError or (isinstance(error, OSError) and error.errno == errno.ENOENT)
 
 
 def end_all(engine: NativeEngine) -> None:
