@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from ksmpy import proc
@@ -51,11 +51,17 @@ def saved_bytes(stats: StoreStats, processes: Collection[StoreProcess]) -> int:
     return saved_and_taken(stats, processes)[0]
 
 
-def saved_and_taken(stats: StoreStats, processes: Collection[StoreProcess]) -> tuple[int, int]:
+def saved_and_taken(
+    stats: StoreStats,
+    processes: Collection[StoreProcess],
+    most_zeros: Mapping[int, int] | None = None,
+) -> tuple[int, int]:
     """What a store saves these processes, which are all that use it, as its counters say and their
     engines have noted. What was written since the last pass counts as merged still; what others
     had that have ended does not, although the counters have it until one of these notices. And
     what ksmpy has taken to be imported in them, which is off it, as far as that is known.
+
+    `most_zeros`: how many pages of zeros at the most can still be given back, by the process.
     """
     if not processes:  # what the counters still say is of processes that were killed
         return 0, 0
@@ -65,6 +71,7 @@ def saved_and_taken(stats: StoreStats, processes: Collection[StoreProcess]) -> t
         pid: sum(counters(past).get("ksm_zero_pages", 0) for past in mine)
         for pid, mine in noted.items()
     }
+    zeros = {pid: min(count, (most_zeros or {}).get(pid, count)) for pid, count in zeros.items()}
     pages_by_fork = sum(by_fork.values()) + sum(proc.by_fork(zeros).values())
     taken = sum(package_bytes(past) for mine in noted.values() for past in mine)
     held = sum(each.merging_pages for each in processes)

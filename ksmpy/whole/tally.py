@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ksmpy import proc
 from ksmpy.errors import StoreError
+from ksmpy.memory.maps import is_watched
 from ksmpy.native import PAGE_SIZE
 from ksmpy.store.store import Store, StoreProcess
 from ksmpy.text import human_bytes
@@ -36,6 +37,10 @@ class _Seen:
     """Its pages that can be on frames: those that it has mapped, but for the copies of its own
     that it has got by writing. None where nobody can tell.
     """
+    empty: int | None = None
+    """Pages of the memory that engines have which are not there: zeros that were given back are
+    among them, until they are written. None where nobody can tell.
+    """
 
 
 def _look(pid: int, store: File) -> _Seen:
@@ -51,7 +56,16 @@ def _look(pid: int, store: File) -> _Seen:
         for each, counted in zip(mappings, sizes, strict=True)
         if (each.device, each.inode) == store and each.perms.endswith("p")
     )
-    return _Seen(sum(counted["Pss"] for counted in sizes), merged // PAGE_SIZE)
+    empty = [
+        each.end - each.start - counted["Anonymous"] - each.swap_bytes
+        for each, counted in zip(mappings, sizes, strict=True)
+        if not each.inode and is_watched(each)
+    ]
+    return _Seen(
+        sum(counted["Pss"] for counted in sizes),
+        merged // PAGE_SIZE,
+        sum(empty) // PAGE_SIZE if empty else None,
+    )
 
 
 def _as_seen(process: StoreProcess, seen: _Seen) -> StoreProcess:
@@ -134,7 +148,9 @@ class Tally:
             users = {process.pid for process in processes}
             seen = {pid: _look(pid, file) for pid in users.union(found)}
             saved, taken = saved_and_taken(
-                self.store.stats(), [_as_seen(each, seen[each.pid]) for each in processes]
+                self.store.stats(),
+                [_as_seen(each, seen[each.pid]) for each in processes],
+                {pid: each.empty for pid, each in seen.items() if each.empty is not None},
             )
             if all(map(proc.has_memory, users)):
                 break
