@@ -17,6 +17,7 @@ void page_share(struct pages *pages, uint32_t id, uint32_t frame)
     page_withdraw(pages, id);
     page_become(pages, id, PAGE_SHARED, frame);
     page_set_age(page_record(pages, id), 0);
+    chunk_of(pages, id)->joined = true;
 }
 
 void page_keep_frame(struct pages *pages, uint32_t id)

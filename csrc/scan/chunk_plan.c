@@ -19,6 +19,10 @@
  * more pages of all such chunks are written again, the longer.  What is written there
  * meanwhile is found when the time has come, and pages that wait go on waiting.
  *
+ * Pages here and there in a heap rest for a pass, are merged, and are written again, several times a
+ * second: to merge them and to undo it costs a hundred times as much as a fault, and saves nothing.
+ * So a chunk of which that is seen is put off as well, for longer each time, until it rests.
+ *
  * A wrong guess costs time only: pages that are not asked about count as written, or as they were.
  */
 #include "scan/chunk_plan.h"
@@ -123,12 +127,17 @@ static enum chunk_plan sampled_plan(const struct scanner *scanner, uint32_t id, 
 #define FAULT_NS 1500
 #define SHARE 50
 
-/* For how many ticks after the last answer a chunk is put off of which a part is written again. */
-static uint64_t put_off_for(const struct scanner *scanner)
+/*
+ * For how many ticks after the last answer that told of writes a chunk is put off: because a part is
+ * written again, or as merging it was undone.
+ */
+static uint64_t put_off_for(const struct scanner *scanner, const struct chunk *chunk)
 {
     uint64_t pages = scanner->rewritten > scanner->rewritten_before ? scanner->rewritten
                                                                     : scanner->rewritten_before;
-    return least(pages * FAULT_NS * SHARE / TICK_NS, rest_wanted(MOST_DISTRUST));
+    uint64_t cheap = chunk->rewritten ? pages * FAULT_NS * SHARE / TICK_NS : 0;
+    uint64_t rest = rest_wanted(chunk->churn);
+    return least(cheap > rest ? cheap : rest, rest_wanted(MOST_DISTRUST));
 }
 
 void chunk_plan_end_pass(struct scanner *scanner)
@@ -156,8 +165,8 @@ enum chunk_plan chunk_plan(struct scanner *scanner, uint32_t id, uint64_t n, boo
     }
     scanner->rewritten += chunk->rewritten;
     /* What a pass was told of an unsure region, and did not get to, is known when this one is over. */
-    bool waits = scanner->backs_off && chunk->rewritten && !region->unsure;
-    if (waits && rested(scanner, chunk) < put_off_for(scanner))
+    bool waits = scanner->backs_off && !region->unsure;
+    if (waits && rested(scanner, chunk) < put_off_for(scanner, chunk))
         return CHUNK_PUT_OFF;
     /* What was not armed would count as written on frames as well. */
     bool looks = scanner->backs_off && chunk->distrust && chunk->quiet;
@@ -185,6 +194,20 @@ static void note_rewritten(struct chunk *chunk, struct chunk_answer answer)
     chunk->rewritten = chunk->partly_hot == WRITE_HOT ? answer.again : 0;
 }
 
+/* Merged pages were written.  Is that again and again, and are they merged in between? */
+static void note_churn(const struct scanner *scanner, struct chunk *chunk)
+{
+    uint16_t since = (uint16_t)(ticks_now(scanner) - chunk->churned_at);
+    if (!chunk->joined)
+        return;
+    chunk->joined = false;
+    chunk->churned_at = ticks_now(scanner);
+    if (since > 2 * rest_wanted(MOST_DISTRUST))
+        chunk->churn = 0;
+    else
+        chunk->churn += chunk->churn < MOST_DISTRUST;
+}
+
 bool chunk_asked(const struct scanner *scanner, uint32_t id, uint64_t n, struct chunk_answer answer)
 {
     struct chunk *chunk = chunk_of(scanner->pages, id);
@@ -197,9 +220,11 @@ bool chunk_asked(const struct scanner *scanner, uint32_t id, uint64_t n, struct 
     if (again)
         chunk->distrust = distrust_after(chunk->distrust, rest) & 7;
     else if (!answer.any_written && rest > rest_wanted(MOST_DISTRUST))
-        chunk->distrust = 0;
+        chunk->distrust = chunk->churn = 0;
     chunk->quiet = !answer.all_written;
-    if (answer.any_written)
+    if (answer.left_frames && !answer.all_written)
+        note_churn(scanner, chunk);
+    if (answer.any_written || answer.left_frames)
         chunk->written_at = ticks_now(scanner);
     bool hot = chunk->write_hot == WRITE_HOT || (again && chunk->distrust);
     note_rewritten(chunk, answer);

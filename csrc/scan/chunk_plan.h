@@ -24,6 +24,7 @@ struct chunk_answer {
     bool any_written, all_written;
     bool rewritten; /* all of its pages, and those on frames have copies of their own for it */
     uint16_t again; /* pages written that were written before; 0 if all are */
+    bool left_frames; /* some were on frames, and have copies of their own since */
 };
 /* Notes it for chunk_plan(); true: from now on the chunk is not asked about. */
 bool chunk_asked(const struct scanner *scanner, uint32_t id, uint64_t n,

@@ -168,7 +168,10 @@ static void ask_private(struct scanner *scanner, const struct region *region, bo
     for (uint64_t at = window->first, next; at < end; at = next) {
         next = (at | (CHUNK - 1)) + 1;
         next = next < end ? next : end;
-        if (everywhere || chunk_of(scanner->pages, region->base + (uint32_t)at)->untracked)
+        bool put_off = window->put_off >> (at - window->first) / CHUNK & 1;
+        bool may_be =
+            everywhere || chunk_of(scanner->pages, region->base + (uint32_t)at)->untracked;
+        if (may_be && !put_off)
             ask(scanner, os_private, region, at, next, window->copied, NULL);
     }
 }
@@ -186,6 +189,7 @@ static struct chunk_answer answer_of(const struct scanner *scanner, const struct
     const struct window *window = &scanner->window;
     uint32_t id = region->base + (uint32_t)(window->first + at);
     uint64_t any = 0, written = 0, uncopied = 0;
+    bool left_frames = false;
     for (uint64_t i = at / 64; i < (at + n + 63) / 64; i++) {
         any |= window->written[i];
         written += (uint64_t)__builtin_popcountll(window->written[i] & ~window->zero[i]);
@@ -197,7 +201,10 @@ static struct chunk_answer answer_of(const struct scanner *scanner, const struct
                  is_known(page_state(page_record(scanner->pages, id + (uint32_t)i)));
     for (uint64_t i = 0; all && region->pages_in[PAGE_SHARED] && i < n; i++)
         uncopied += is_shared(scanner->pages, id + (uint32_t)i) && !has_bit(window->copied, at + i);
-    return (struct chunk_answer){any != 0, all, all && !uncopied, again};
+    for (uint64_t i = 0; region->pages_in[PAGE_SHARED] && !left_frames && i < n; i++)
+        left_frames =
+            is_shared(scanner->pages, id + (uint32_t)i) && has_bit(window->copied, at + i);
+    return (struct chunk_answer){any != 0, all, all && !uncopied, again, left_frames};
 }
 
 /*

@@ -20,15 +20,14 @@ from ksmpy.threads import Event, Thread
 
 __all__ = ["Daemon"]
 
-# A pass over unchanged memory takes 0.4 ms a GiB to find that out. After a pass that had nothing to
-# look up the thread sleeps at least this many times the CPU time that the pass took (1 % of a
-# core), and longer and longer while nothing happens (down to 0.1 %), but never so long that a
-# change would be noticed late. After one that had a few, of which nothing became, it sleeps for the
-# first: Python's threads write some pages all the time, this one among them. But processes on one
-# store that have loaded the same hear of each other at the start of passes. So for some seconds
-# after a pass in which more happened it does not sleep for longer than sleep_millisecs.
+# A pass takes 0.4 ms a GiB where nothing happens, and 1 to 2 ms where the memory of a Python
+# program is merged here and there. So after one that came to little the thread sleeps at least so
+# many times the processor time that it took: twice as long each time, up to a hundred times (1 % of
+# a core), and after those that had nothing to look at longer and longer (down to 0.1 %), but never
+# so long that a change would be noticed late. What is little is a few pages, or pages that were
+# only found written: Python programs write some all the time, and this thread does.
 FEW_PAGES = 64
-SETTLING_SECONDS = 10.0
+FIRST_FACTOR = 10
 IDLE_FACTOR = 100
 LONGEST_IDLE_FACTOR = 1000
 LONGEST_IDLE_SECONDS = 5.0
@@ -133,13 +132,13 @@ class _Pace:
     def __init__(self) -> None:
         self._advisor: Advisor | None = None
         self._idle_factor = 0
-        self._busy_until = 0.0
         self._restart()
 
     def _restart(self) -> None:
         self._began = own.monotonic()
         self._cpu_seconds = 0.0
         self._scanned = 0
+        self._looked_up = 0
         self._changed = 0
 
     def step(self, scanner: Scanner) -> float:
@@ -149,6 +148,7 @@ class _Pace:
         result = scanner.batch(knobs.pages_to_scan)
         self._cpu_seconds += own.thread_time() - begin
         self._scanned += result.scanned
+        self._looked_up += result.scanned - result.volatiles
         self._changed += result.merged + result.zeroed + result.unmerged
         wait = knobs.sleep_millisecs / 1000
         if result.full:
@@ -159,14 +159,13 @@ class _Pace:
 
     def _idle_seconds(self) -> float:
         """How long to sleep for the sake of the processor, after a pass."""
-        now = own.monotonic()
-        if self._scanned > FEW_PAGES or self._changed:
-            self._busy_until = now + SETTLING_SECONDS
-        if self._changed or (self._scanned and now < self._busy_until):
+        if max(self._looked_up, self._changed) > FEW_PAGES:
             self._idle_factor = 0
-            return 0
-        longer = 0 if self._scanned else self._idle_factor
-        self._idle_factor = min(longer + IDLE_FACTOR, LONGEST_IDLE_FACTOR)
+        elif self._scanned or self._changed:
+            self._idle_factor = min(max(2 * self._idle_factor, FIRST_FACTOR), IDLE_FACTOR)
+        else:
+            longer = self._idle_factor // IDLE_FACTOR * IDLE_FACTOR
+            self._idle_factor = min(longer + IDLE_FACTOR, LONGEST_IDLE_FACTOR)
         return min(self._cpu_seconds * self._idle_factor, LONGEST_IDLE_SECONDS)
 
     def _advise(self, knobs: Knobs) -> None:

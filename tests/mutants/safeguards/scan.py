@@ -65,8 +65,8 @@ MUTANTS = [
     Mutant(
         "what is partly written all the time is put off",
         file="csrc/scan/chunk_plan.c",
-        old="rested(scanner, chunk) < put_off_for(scanner))",
-        new="rested(scanner, chunk) < 0 * put_off_for(scanner))",
+        old="rested(scanner, chunk) < put_off_for(scanner, chunk))",
+        new="rested(scanner, chunk) < 0 * put_off_for(scanner, chunk))",
         tests=("c/test_back_off.c::a_part_that_is_written_all_the_time_takes_few_faults",),
     ),
     Mutant(
@@ -75,6 +75,13 @@ MUTANTS = [
         old=" && !region->unsure;",
         new=";",
         tests=("c/test_back_off.c::what_is_put_off_then_was_not_told_in_vain",),
+    ),
+    Mutant(
+        "what leaves its frames again and again is put off",
+        file="csrc/scan/chunk_plan.c",
+        old="uint64_t rest = rest_wanted(chunk->churn);",
+        new="uint64_t rest = 0 * rest_wanted(chunk->churn);",
+        tests=("c/test_back_off.c::a_part_that_leaves_its_frames_again_and_again_stays",),
     ),
     Mutant(
         "what is partly written once is not put off",
@@ -93,8 +100,8 @@ MUTANTS = [
     Mutant(
         "who rests for long is trusted again",
         file="csrc/scan/chunk_plan.c",
-        old="rest > rest_wanted(MOST_DISTRUST))\n        chunk->distrust = 0;",
-        new="rest > rest_wanted(MOST_DISTRUST))\n        chunk->distrust = MOST_DISTRUST;",
+        old="chunk->distrust = chunk->churn = 0;",
+        new="chunk->distrust = MOST_DISTRUST;",
         tests=("c/test_back_off.c::who_rested_long_is_trusted_again",),
     ),
     Mutant(
