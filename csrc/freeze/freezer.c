@@ -23,6 +23,7 @@
 #include "freeze/uffd_away.h"
 #include "freeze/uffd_wp.h"
 #include "ksmpy.h"
+#include "os/calls.h"
 #include "os/direct_io.h"
 #include "os/files.h"
 #include "os/map.h"
@@ -226,6 +227,21 @@ static uint64_t before_stacks(const struct freezer *fz, uintptr_t address, uint6
     return before < n ? least(before, FREEZE_MAX) : n;
 }
 
+/* The descriptor by which the other threads are looked at; -1: the program has closed it. */
+static int own_tasks(const struct freezer *fz)
+{
+    return freezer_has(fz, fz->tasks_fd) ? fz->tasks_fd : -1;
+}
+
+/*
+ * Where a call that fails is put up with: the kernel ends the process if it cannot write to a
+ * thread's own data.
+ */
+static bool ends_threads(const struct freezer *fz, uintptr_t address, uint64_t n)
+{
+    return fz->bystanders.matter && os_is_thread_data(own_tasks(fz), address, n);
+}
+
 static int64_t freeze_held(struct freezer *fz, uintptr_t address, uint64_t n, bool to_zeros,
                            const uint8_t **view)
 {
@@ -265,12 +281,6 @@ static int64_t freeze_beside_none(struct freezer *fz, uintptr_t address, uint64_
         return -EBUSY;
     }
     return got;
-}
-
-/* The descriptor by which the other threads are looked at; -1: the program has closed it. */
-static int own_tasks(const struct freezer *fz)
-{
-    return freezer_has(fz, fz->tasks_fd) ? fz->tasks_fd : -1;
 }
 
 static int64_t freeze_now(struct freezer *fz, uintptr_t address, uint64_t n, bool to_zeros,
@@ -359,7 +369,8 @@ int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr
     hold(fz);
     bool there = fz->removals.gate_fd < 0 || is_all_overlay(fz, address, n);
     int error = -ESTALE;
-    bool busy = moving_meets(address, n) || (!insists && before_stacks(fz, address, n) < n);
+    bool busy = moving_meets(address, n) ||
+                (insists ? ends_threads(fz, address, n) : before_stacks(fz, address, n) < n);
     if (there && busy)
         error = -EBUSY;
     else if (there)

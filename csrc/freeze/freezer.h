@@ -81,7 +81,8 @@ uintptr_t freezer_shadow(struct freezer *fz, uintptr_t address, uint64_t n, int 
  * the bytes they show now, while other threads use them.  Every mapping in the
  * range must be an overlay.  blank: their place in the shadow of their region,
  * or 0.  On error they are as before.  -ENOENT: a huge page does not come
- * back as one.  insists: also beside system calls on them, which may fail then.
+ * back as one.  insists: also beside system calls on them, which may fail then.  -EBUSY: not now;
+ * whoever insists gets that where the kernel would end the process (os/thread_data.h).
  */
 int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
                       int vma_flags, bool insists);

@@ -210,3 +210,20 @@ int os_calls(struct os_runners *runners, int tasks_fd, long ours, uintptr_t addr
     int busy = os_ask_tasks(&question);
     return busy == -EBUSY && question.by_runners ? -EAGAIN : busy;
 }
+
+struct place {
+    struct os_thread_layout layout;
+    uintptr_t start, end;
+};
+
+static bool has_data_there(const char *thread, void *data)
+{
+    const struct place *place = data;
+    return os_thread_data_meets(&place->layout, strtol(thread, NULL, 10), place->start, place->end);
+}
+
+bool os_is_thread_data(int tasks_fd, uintptr_t address, uint64_t n)
+{
+    struct place place = {os_thread_layout(), address, address + bytes_of(n)};
+    return os_each_task(tasks_fd, has_data_there, &place) > 0;
+}

@@ -4,6 +4,7 @@
 #ifndef KSMPY_OS_CALLS_H
 #define KSMPY_OS_CALLS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define OS_RUNNERS 64
@@ -25,5 +26,11 @@ struct os_runners {
  * -ENFILE: for want of a descriptor.
  */
 int os_calls(struct os_runners *runners, int tasks_fd, long ours, uintptr_t address, uint64_t n);
+
+/*
+ * Does the kernel write to any other thread's own data there, whatever that thread does
+ * (os/thread_data.h)?  false also where the threads cannot be listed.
+ */
+bool os_is_thread_data(int tasks_fd, uintptr_t address, uint64_t n);
 
 #endif

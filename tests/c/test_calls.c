@@ -294,8 +294,9 @@ static void a_thread_s_own_data_is_written_to_by_the_kernel(void)
     uintptr_t data = (uintptr_t)thread / PAGE_SIZE * PAGE_SIZE;
     CHECK(layout.known && layout.end - layout.start >= 2304);
     CHECK(data > stack_page && asked_about(data) == -EBUSY);
+    CHECK(os_is_thread_data(tasks, data, 1) && !os_is_thread_data(tasks, stack_page, 1));
     end_on_a_stack(thread);
-    CHECK(comes_to_about(data, 0));
+    CHECK(comes_to_about(data, 0) && !os_is_thread_data(tasks, data, 1));
 }
 #endif
 

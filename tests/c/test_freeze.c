@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -993,6 +994,42 @@ static void own_stack_is_never_frozen(void)
     os_unmap(stack, bytes_of(STACK_PAGES));
 }
 
+#ifdef __GLIBC__
+static int between[2];
+
+static void *wait_there(void *nothing)
+{
+    char byte;
+    CHECK(write(between[1], "", 1) == 1 && read(between[1], &byte, 1) == 1);
+    return nothing;
+}
+
+/* Who unmerges puts up with calls that fail, and not with the end of the process. */
+static void a_waiting_thread_s_data_does_not_come_back(void)
+{
+    struct freezer fz;
+    pthread_attr_t attributes;
+    pthread_t thread;
+    char byte;
+    uint8_t *stack = os_alloc(bytes_of(STACK_PAGES));
+    REQUIRE(stack && pthread_attr_init(&attributes) == 0);
+    REQUIRE(pthread_attr_setstack(&attributes, stack, bytes_of(STACK_PAGES)) == 0);
+    REQUIRE(socketpair(AF_UNIX, SOCK_STREAM, 0, between) == 0);
+    REQUIRE(pthread_create(&thread, &attributes, wait_there, NULL) == 0);
+    REQUIRE(freezer_init(&fz, way, false) == 0);
+    CHECK(read(between[0], &byte, 1) == 1);
+    uintptr_t data = (uintptr_t)thread / PAGE_SIZE * PAGE_SIZE;
+    CHECK(freezer_unoverlay(&fz, data, 1, 0, 0, true) == -EBUSY);
+    CHECK(write(between[0], "", 1) == 1);
+    pthread_join(thread, NULL);
+    freezer_destroy(&fz);
+    pthread_attr_destroy(&attributes);
+    os_unmap(stack, bytes_of(STACK_PAGES));
+    close(between[0]);
+    close(between[1]);
+}
+#endif
+
 static bool is_own(const void *address)
 {
     struct ksmpy_range own[64];
@@ -1074,6 +1111,10 @@ int main(void)
             RUN(a_gap_is_filled_where_nothing_can_be_mapped);
         }
         RUN(own_stack_is_never_frozen);
+#ifdef __GLIBC__
+        if (way == KSMPY_FREEZE_SIGNAL) /* where the kernel does not wait, whoever the user is */
+            RUN(a_waiting_thread_s_data_does_not_come_back);
+#endif
         RUN(own_memory_is_told);
         for (change = 0; change < CHANGES; change++) {
             RUN(frozen_pages_come_back);

@@ -75,6 +75,13 @@ MUTANTS = [
         tests=("c/test_calls.c::a_signal_that_comes_has_its_frame_on_the_stack",),
     ),
     Mutant(
+        "an insisting caller ends no process",
+        file="csrc/freeze/freezer.c",
+        old="insists ? ends_threads(fz, address, n) :",
+        new="insists ? false && ends_threads(fz, address, n) :",
+        tests=("c/test_freeze.c::a_waiting_thread_s_data_does_not_come_back",),
+    ),
+    Mutant(
         "the kernel writes to a thread's own data when it likes",
         file="csrc/os/calls.c",
         old="        .layout = os_thread_layout(),\n",
@@ -332,7 +339,7 @@ MUTANTS = [
     Mutant(
         "what is about to move does not come back",
         file="csrc/freeze/freezer.c",
-        old="    bool busy = moving_meets(address, n) || (",
+        old="    bool busy = moving_meets(address, n) ||\n                (",
         new="    bool busy = (",
         tests=("c/test_owner.c::what_is_about_to_move_stays_merged",),
     ),
