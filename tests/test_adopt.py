@@ -727,10 +727,15 @@ def test_words_for_adopt(monkeypatch: pytest.MonkeyPatch) -> None:
         ksmpy.enable()
 
 
-def test_nothing_is_adopted_where_malloc_counts_on_zeros(tmp_path: Path) -> None:
-    """Jemalloc is known by its mallctl(): a library that has one is preloaded here."""
+@pytest.mark.parametrize(
+    ("function", "name"), [("mallctl", "jemalloc"), ("__asan_init", "sanitizer")]
+)
+def test_nothing_is_adopted_where_malloc_is_another(
+    function: str, name: str, tmp_path: Path
+) -> None:
+    """Jemalloc and sanitizers are known by a function: a library that has it is preloaded here."""
     source, library = tmp_path / "fake.c", tmp_path / "fake.so"
-    source.write_text("int mallctl(void) { return 0; }\n")
+    source.write_text(f"int {function}(void) {{ return 0; }}\n")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
     code = """
 import ksmpy
@@ -740,7 +745,7 @@ assert engine is not None and enabling._state.adopter is None
 ksmpy.disable()
 """
     said = python("-c", code, env={"LD_PRELOAD": str(library)})
-    assert said.returncode == 0 and "jemalloc" in said.stderr, said
+    assert said.returncode == 0 and name in said.stderr, said
     plain = python("-c", code.replace("is None\n", "is not None\n", 1))
     assert plain.returncode == 0, plain.stderr
 

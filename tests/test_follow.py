@@ -469,6 +469,24 @@ def test_who_runs_under_valgrind_is_left_alone(tmp_path: Path) -> None:
     assert told.stdout == "valgrind 1 True\nother 2 True\n"
 
 
+def test_who_runs_with_a_sanitizer_is_left_alone() -> None:
+    """It ends a program for what ksmpy reads before a block, to see whose malloc that is."""
+    asked = ["cc", "-print-file-name=libasan.so"]
+    library = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+    if not Path(library).is_absolute():
+        pytest.skip("the compiler has no libasan")
+    code = """
+    import os, sys, time
+    held = [bytearray(b"abcdefg" * (1 << 20)) for _ in range(4)]
+    time.sleep(3)
+    tasks = len(os.listdir("/proc/self/task"))
+    print(held[0] == held[3], "ksmpy.whole.follow" in sys.modules, tasks)
+    """
+    variables = environment(LD_PRELOAD=library, ASAN_OPTIONS="detect_leaks=0")
+    told = result(command("-c", textwrap.dedent(code)), env=variables)
+    assert (told.returncode, told.stdout, told.stderr) == (0, "True True 2\n", "")
+
+
 @pytest.mark.parametrize("isolated", [False, True])
 def test_a_subinterpreter_is_left_alone(isolated: bool, tmp_path: Path) -> None:
     """It gets no thread and nothing of ksmpy, also one that is there when the process ends."""

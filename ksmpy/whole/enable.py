@@ -30,6 +30,7 @@ _ENGINE_OPTIONS = ("store", "topology", "freeze", "tracking")
 # engine; the others are as the parent has set them.
 _PROCESS_OPTIONS = ("run", "adopt", "min_bytes")
 _DEFAULT_WAY = "mappings"
+_SANITIZERS = ("asan", "hwasan", "msan", "tsan")
 
 
 class _State:
@@ -166,8 +167,8 @@ def enable_unasked(package_bytes: int) -> bool:
     """
     with _state.lock:
         _state.package_bytes = package_bytes
-        if _state.present() is None and _malloc_counts_on_zeros():
-            return False  # an engine would adopt nothing
+        if _state.present() is None and _why_nothing_is_adopted():
+            return False
         if _state.present() is None and (_state.inherited() is not None or _default_store()):
             _begin({})
             _state.unasked = True
@@ -247,8 +248,9 @@ def _way(adopt: object, engine: Engine) -> str | None:
     way = _DEFAULT_WAY if adopt in (True, "1") else adopt
     if way not in WAYS:
         raise ValueError(f"adopt must be one of {', '.join(WAYS)} or False, not {adopt!r}")
-    if _malloc_counts_on_zeros():
-        _log.warning("nothing is adopted: jemalloc takes what it gave back for zeroed; register it")
+    reason = _why_nothing_is_adopted()
+    if reason:
+        _log.warning("nothing is adopted: %s; register it", reason)
         return None
     # Without userfaultfd nothing tells of memory that its owner gives back and expects to be zeros.
     if engine.freeze == "signal" and way != "objects" and adopt == way:
@@ -256,12 +258,19 @@ def _way(adopt: object, engine: Engine) -> str | None:
     return "objects" if engine.freeze == "signal" else str(way)
 
 
-def _malloc_counts_on_zeros() -> bool:
-    """Whether malloc is jemalloc, which takes memory for zeroed after MADV_DONTNEED.
+def _why_nothing_is_adopted() -> str:
+    """Which malloc this is, if with it only memory may be merged that its owner has registered.
 
-    Merged pages show their frames' bytes then.
+    jemalloc takes memory for zeroed after MADV_DONTNEED, and merged pages show their frames' bytes
+    then. A sanitizer ends the program where a function of the C library reads what lies between
+    blocks, or was freed, whoever calls it.
     """
-    return hasattr(ctypes.CDLL(None), "mallctl")
+    loaded = ctypes.CDLL(None)
+    if hasattr(loaded, "mallctl"):
+        return "jemalloc takes what it gave back for zeroed"
+    if any(hasattr(loaded, f"__{kind}_init") for kind in _SANITIZERS):
+        return "a sanitizer minds what ksmpy reads"
+    return ""
 
 
 def _set_knobs(engine: Engine, options: dict[str, Any]) -> None:
