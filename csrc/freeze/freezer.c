@@ -367,6 +367,7 @@ int freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr
     else if (!bystanders_hold(&fz->bystanders, own_tasks(fz), address, n))
         return -EBUSY;
     hold(fz);
+    fz->moved_for_good = false;
     bool there = fz->removals.gate_fd < 0 || is_all_overlay(fz, address, n);
     int error = -ESTALE;
     bool busy = moving_meets(address, n) ||

@@ -60,7 +60,10 @@ struct freezer {
     uintptr_t windows[2]; /* one for small pages, one for a huge page; 0: none */
     uintptr_t *window; /* that of the two in which the frozen pages are */
     bool torn; /* the huge window has a page table now, so that no huge page fits in */
-    uintptr_t stage; /* copies of overlay pages on their way back */
+    bool window_lost; /* it has holes, in which others may map memory */
+    uintptr_t stage; /* copies of overlay pages on their way back; 0: none */
+    bool
+        moved_for_good; /* what came back last has left a hole where it was: see freezer_replace() */
     uintptr_t
         ready; /* a reservation of FREEZE_HUGE pages, where overlays are made ready; 0: none */
     uintptr_t

@@ -38,7 +38,7 @@ static int check_overlays(struct freezer *fz, uintptr_t address, uint64_t n)
 /*
  * A failed mremap may have unmapped its target: then the pages at from are the
  * only copy of the bytes.  os_can_map() makes such a failure unlikely.  If it
- * happens, the range is claimed again and filled from that copy.
+ * happens, they are moved all the same, or the range is claimed again and filled from that copy.
  */
 int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n)
 {
@@ -47,7 +47,10 @@ int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint6
     int error = check_overlays(fz, address, n);
     if (error)
         return error;
-    error = os_remap(address, from, n, true);
+    error = os_move_memory(address, from, n);
+    fz->moved_for_good = error == OS_MOVED_FOR_GOOD;
+    if (fz->moved_for_good)
+        return 0;
     if (!error || !os_claim_gap(address, n))
         return error; /* the range could not be claimed, so the overlay is still mapped there */
     fz->ops->rebuild(fz, address, from, n);

@@ -17,7 +17,8 @@ int freezer_still(struct freezer *fz, uintptr_t address, uint64_t n);
 int freezer_copy(uintptr_t to, uintptr_t address, uint64_t n);
 /*
  * Moves the memory at from over overlay pages, if they are still there (-ESTALE); should the target
- * be lost meanwhile, it is rebuilt.
+ * be lost meanwhile, it is rebuilt.  Where nothing could be mapped any more the memory at from has gone
+ * along (fz->moved_for_good), and others may map theirs there.
  */
 int freezer_replace(struct freezer *fz, uintptr_t address, uintptr_t from, uint64_t n);
 

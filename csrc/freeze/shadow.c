@@ -17,20 +17,23 @@
 /*
  * Brings the region's page back to its address, from the shadow's page.  copied: by a copy from the
  * beginning, instead of by mremap.  The shadow's page is empty afterwards, as every page that the
- * shadow lends has to be.
+ * shadow lends has to be.  false: it is a hole, as nothing can be mapped any more, and others may map theirs
+ * there.
  */
-static void put_back(int fd, uintptr_t address, uintptr_t page, bool copied)
+static bool put_back(int fd, uintptr_t address, uintptr_t page, bool copied)
 {
-    for (int tries = 0; copied || os_remap(address, page, 1, true); tries++) {
+    int moved = -EAGAIN;
+    for (int tries = 0; copied || (moved = os_move_memory(address, page, 1)) < 0; tries++) {
         int error = copied || tries > RETRIES ? stage_fill(fd, address, page, 1) : -EAGAIN;
         /* If the owner has unmapped the address for good, there is no place to bring it back to. */
         bool unmapped = error == -ENOENT && tries > 4 * RETRIES;
         if (error == 0 || unmapped) {
             os_drop(page, 1);
-            return;
+            return true;
         }
         os_sleep_us(50);
     }
+    return moved != OS_MOVED_FOR_GOOD;
 }
 
 /*
@@ -85,8 +88,8 @@ uintptr_t shadow_by_displacing(int fd, uintptr_t address, uint64_t n)
         os_protect(shadow ? shadow : page, shadow ? n + 1 : 1, true);
     if (shadow)
         os_drop(beside, 1);
-    put_back(fd, address, shadow ? shadow : page, forbidden);
-    if (!shadow)
+    bool whole = put_back(fd, address, shadow ? shadow : page, forbidden);
+    if (!shadow && whole)
         os_unmap((void *)page, PAGE_SIZE);
-    return shadow;
+    return whole ? shadow : 0;
 }

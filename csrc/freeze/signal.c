@@ -425,6 +425,8 @@ static int from_shadow(struct freezer *fz, uintptr_t address, uintptr_t shadow, 
         error = os_drop(shadow, n);
     if (!error)
         error = replace_by(fz, address, shadow, n);
+    if (fz->moved_for_good)
+        return 0;
     os_drop(shadow, n);
     os_protect(shadow, n + 1, false);
     return error;
@@ -432,7 +434,9 @@ static int from_shadow(struct freezer *fz, uintptr_t address, uintptr_t shadow, 
 
 static int from_stage(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
-    int error = replace_by(fz, address, fz->stage, n);
+    int error = stage_need(fz);
+    if (!error)
+        error = replace_by(fz, address, fz->stage, n);
     if (error)
         return error;
     stage_slide(fz, n);

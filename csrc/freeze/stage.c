@@ -7,6 +7,7 @@
 #include "freeze/replace.h"
 #include "os/clock.h"
 #include "os/map.h"
+#include "os/own_memory.h"
 #include "os/uffd.h"
 
 #define RETRIES 64 /* how often UFFDIO_COPY is repeated, 50 us apart, while mappings change */
@@ -50,11 +51,29 @@ int stage_open(struct freezer *fz)
     return 0;
 }
 
+int stage_need(struct freezer *fz)
+{
+    return fz->stage ? 0 : stage_open(fz);
+}
+
+/* Its first n pages are a hole, which may be others' memory by now. */
+static void lose_stage(struct freezer *fz, uint64_t n)
+{
+    uintptr_t rest = fz->stage + bytes_of(n);
+    uintptr_t end = fz->stage_end ? fz->stage_end : fz->stage + bytes_of(FREEZE_MAX);
+    os_disown(fz->stage, bytes_of(n));
+    if (rest < end)
+        os_unmap((void *)rest, end - rest);
+    fz->stage = fz->stage_end = 0;
+}
+
 /* If no memory can be committed the stage stays in its place, and costs mappings from then on. */
 void stage_slide(struct freezer *fz, uint64_t n)
 {
     uintptr_t ahead = fz->stage + bytes_of(2 * FREEZE_MAX);
-    if (ahead + bytes_of(n) > fz->stage_end) {
+    if (fz->moved_for_good)
+        lose_stage(fz, n);
+    else if (ahead + bytes_of(n) > fz->stage_end) {
         stage_open(fz);
     } else if (commit(ahead, n) == 0) {
         os_unmap((void *)fz->stage, bytes_of(n));
@@ -147,7 +166,9 @@ static int huge_from_shadow(struct freezer *fz, uintptr_t address, uintptr_t sha
 
 static int from_stage(struct freezer *fz, uintptr_t address, uint64_t n, int vma_flags)
 {
-    int error = os_populate(fz->stage, n, true);
+    int error = stage_need(fz);
+    if (!error)
+        error = os_populate(fz->stage, n, true);
     if (!error)
         error = freezer_copy(fz->stage, address, n);
     if (!error)

@@ -11,6 +11,8 @@
 
 /* -ENOMEM: then a stage that is there stays. */
 int stage_open(struct freezer *fz);
+/* The same where there is none. */
+int stage_need(struct freezer *fz);
 void stage_slide(struct freezer *fz, uint64_t n); /* past n pages that were moved away */
 void stage_close(struct freezer *fz);
 /* Copies pages to where there are none, in memory that fd is registered for missing pages of. */

@@ -355,7 +355,9 @@ static void remap_pages(struct freezer *fz, uintptr_t to, uintptr_t from, uint64
     for (int tries = 0, claimed = 0;; tries++) {
         bool here =
             claimed || (os_uffd_is_registered(fz->wp_fd, to, n) && owner_may_write(fz, to, n));
-        if (here && os_remap(to, from, n, true) == 0)
+        int moved = here ? os_move_memory(to, from, n) : -ENOENT;
+        fz->window_lost |= moved == OS_MOVED_FOR_GOOD;
+        if (moved >= 0)
             break;
         claimed = here && os_claim_gap(to, n); /* a failed mremap may have unmapped the place */
         if (!claimed && (!here || tries > RETRIES)) {
@@ -423,7 +425,10 @@ static void uffd_thaw(struct freezer *fz, uintptr_t address, uint64_t n)
     wake(fz, address, n);
     if (!fz->window || !*fz->window)
         return;
-    if (fz->torn && fz->window == &fz->windows[1]) {
+    if (fz->window_lost) {
+        *fz->window = 0;
+        fz->window_lost = false;
+    } else if (fz->torn && fz->window == &fz->windows[1]) {
         os_unmap((void *)*fz->window, bytes_of(FREEZE_HUGE));
         *fz->window = 0;
     } else {

@@ -188,6 +188,9 @@ static int unmerge_piece(struct merger *merger, const struct region *region, uin
     struct span piece = {at, at + bytes_of(n)};
     uintptr_t blank = in_shadow(merger->pages, region, at);
     int error = freezer_unoverlay(&merger->fz, at, n, blank, region->vma_flags, insists);
+    bool torn = !error && blank && merger->fz.moved_for_good;
+    if (torn) /* its shadow has a hole now, and is never touched again */
+        region_at(merger->pages, region_of(merger->pages, region->base))->shadow = 0;
     if (error == -ENOENT && n > FREEZE_MAX)
         return unmerge_small_pieces(merger, region, piece, state, insists);
     if (error)

@@ -220,6 +220,12 @@ int os_move_frames(uintptr_t to, uintptr_t from, uint64_t n, int memfd, uint64_t
     return fill_gap(error, to, n, 0, memfd, offset, from);
 }
 
+int os_move_memory(uintptr_t to, uintptr_t from, uint64_t n)
+{
+    int error = os_remap(to, from, n, true);
+    return has_left_gap(error, to) && moves_for_good(to, from, n) ? OS_MOVED_FOR_GOOD : error;
+}
+
 int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags)
 {
     int error = map_over(address, n, MAP_ANONYMOUS, -1, 0);

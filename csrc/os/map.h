@@ -49,6 +49,8 @@ int os_map_frames(uintptr_t address, uint64_t n, int memfd, uint64_t offset);
  * is not possible any more, nothing is left there: OS_MOVED_FOR_GOOD.
  */
 int os_move_frames(uintptr_t to, uintptr_t from, uint64_t n, int memfd, uint64_t offset);
+/* The same of memory: -errno, and a gap may be left, for want of anything but address space. */
+int os_move_memory(uintptr_t to, uintptr_t from, uint64_t n);
 /* As os_map_frames() with fresh anonymous memory that has the same flags (enum ksmpy_vma_flag). */
 int os_map_anonymous(uintptr_t address, uint64_t n, int vma_flags);
 /* Address space at an address, only if nothing is there, to be committed. */

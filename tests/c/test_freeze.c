@@ -960,6 +960,60 @@ static void a_gap_is_filled_where_nothing_can_be_mapped(void)
     end(&fz, range, memfd);
 }
 
+/* The same where overlays come back, once from the shadow and once from the stage. */
+static void overlays_come_back_where_nothing_can_be_mapped(void)
+{
+    for (int lends = 0; lends < 2; lends++) {
+        struct freezer fz;
+        uintptr_t range;
+        int memfd;
+        REQUIRE(begin(&fz, &range, &memfd));
+        uintptr_t shadow = lends ? freezer_shadow(&fz, range, N, 0) : 0, stage = fz.stage;
+        for (int again = 0; again < 2; again++) {
+            REQUIRE(os_map_frames(range, N, memfd, 0) == 0);
+            REQUIRE(freezer_track_overlay(&fz, range, N) == 0);
+            limited = again ? 0 : range;
+            CHECK(freezer_unoverlay(&fz, range, N, again ? 0 : shadow, 0, false) == 0);
+            CHECK(!limited && fz.moved_for_good == !again);
+            CHECK(lends || again || fz.stage != stage + bytes_of(N));
+            CHECK(!is_mapping_of(memfd, range) && filled((const uint8_t *)range, N, 1));
+        }
+        end(&fz, range, memfd);
+    }
+}
+
+/* And frozen pages, which leave a hole in the window. */
+static void frozen_pages_come_back_where_nothing_can_be_mapped(void)
+{
+    struct freezer fz;
+    const uint8_t *view;
+    uintptr_t range;
+    int memfd;
+    REQUIRE(begin(&fz, &range, &memfd) && freeze_all(&fz, range, &view));
+    limited = range;
+    freeze_restore(&fz, 0, N);
+    thaw(&fz);
+    CHECK(!limited && !fz.windows[0] && filled((const uint8_t *)range, N, 1));
+    REQUIRE(freeze_all(&fz, range, &view));
+    freeze_restore(&fz, 0, N);
+    thaw(&fz);
+    CHECK(filled((const uint8_t *)range, N, 1));
+    end(&fz, range, memfd);
+}
+
+/* And where a page of the region's was away, to lend its identity. */
+static void a_page_that_was_lent_comes_back_where_nothing_can_be_mapped(void)
+{
+    struct freezer fz;
+    uintptr_t range;
+    int memfd;
+    REQUIRE(begin(&fz, &range, &memfd));
+    limited = range;
+    CHECK(!freezer_shadow(&fz, range, N, 0) && !limited);
+    CHECK(filled((const uint8_t *)range, N, 1));
+    end(&fz, range, memfd);
+}
+
 /* A thread whose stack was given to it, and is registered: it never waits for itself. */
 static void freeze_own_stack(uintptr_t stack)
 {
@@ -1101,6 +1155,13 @@ int main(void)
         }
         if (way == KSMPY_FREEZE_UFFD_MOVE || way == KSMPY_FREEZE_UFFD_REMAP)
             RUN(a_fault_from_before_a_thaw_fills_nothing);
+        if (!os_is_rationed()) {
+            RUN(overlays_come_back_where_nothing_can_be_mapped);
+            if (way == KSMPY_FREEZE_UFFD_REMAP)
+                RUN(frozen_pages_come_back_where_nothing_can_be_mapped);
+            if (way == KSMPY_FREEZE_UFFD_MOVE || way == KSMPY_FREEZE_UFFD_REMAP)
+                RUN(a_page_that_was_lent_comes_back_where_nothing_can_be_mapped);
+        }
         /* In overlays of the mode `signal` the kernel maps pages around a fault. */
         if (way != KSMPY_FREEZE_SIGNAL && !os_is_rationed()) {
             RUN(nothing_is_made_ready_where_memory_is_limited);

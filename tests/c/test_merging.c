@@ -28,6 +28,7 @@ enum { PAGES = 64, SEEN = 64 /* bytes of a page that the weak checksum looks at 
 static int way, tracking; /* of the functions that follow */
 static bool weak, no_memory;
 static int none_come_back; /* -errno */
+static bool shadows_get_holes; /* where pages come back from them */
 static int64_t frozen_error; /* of each freeze */
 static void (*when_asked_for_locks)(void); /* once */
 static bool locks_memory, device_writes;
@@ -78,8 +79,11 @@ int __real_freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, 
 int __wrap_freezer_unoverlay(struct freezer *fz, uintptr_t address, uint64_t n, uintptr_t blank,
                              int vma_flags, bool insists)
 {
-    return none_come_back ? none_come_back
-                          : __real_freezer_unoverlay(fz, address, n, blank, vma_flags, insists);
+    int error = none_come_back
+                    ? none_come_back
+                    : __real_freezer_unoverlay(fz, address, n, blank, vma_flags, insists);
+    fz->moved_for_good |= !error && shadows_get_holes;
+    return error;
 }
 
 int __real_os_direct_io(int tasks_fd, uintptr_t address, uint64_t n);
@@ -296,6 +300,22 @@ static void frames_stay_under_what_could_not_be_unmerged(void)
     close_pair();
 }
 
+static void a_shadow_with_a_hole_is_used_no_more(void)
+{
+    REQUIRE(open_pair() && watch_pair());
+    scan(engine, KSMPY_SCAN_EAGER);
+    struct region *region = region_at(&engine->pages, region_a);
+    bool lends = region->shadow;
+    uintptr_t shadow = region->shadow;
+    shadows_get_holes = true;
+    CHECK(ksmpy_unmerge_region(engine, region_a) == 0);
+    shadows_get_holes = false;
+    CHECK(!region->shadow && filled(a, PAGES, 1));
+    if (lends)
+        os_unmap((void *)shadow, bytes_of(PAGES + 1));
+    close_pair();
+}
+
 /* As after a migration, or when the kernel took them: no page table knows any of these pages. */
 static bool take_out_of_page_tables(uint8_t *overlays)
 {
@@ -488,6 +508,7 @@ static void run_all(void)
     RUN(what_a_device_writes_into_stays_where_it_is);
     RUN(nothing_is_merged_onto_another_file);
     RUN(frames_stay_under_what_could_not_be_unmerged);
+    RUN(a_shadow_with_a_hole_is_used_no_more);
     RUN(absent_pages_leave_their_frames);
     RUN(frames_stay_under_what_could_not_be_discarded);
     RUN(what_is_in_sight_keeps_no_pins);
