@@ -469,6 +469,20 @@ def test_who_runs_under_valgrind_is_left_alone(tmp_path: Path) -> None:
     assert told.stdout == "valgrind 1 True\nother 2 True\n"
 
 
+@pytest.mark.parametrize(("name", "threads"), [("qemu-x86_64", 1), ("python-x86_64", 2)])
+def test_who_runs_on_an_emulated_processor_is_left_alone(
+    name: str, threads: int, tmp_path: Path
+) -> None:
+    """QEMU is known by the name of its program: here that is a copy of the interpreter."""
+    interpreter = tmp_path / name
+    shutil.copy(Path(sys.executable).resolve(), interpreter)
+    code = "import os; print(len(os.listdir('/proc/self/task')))"
+    site = str(Path(follow.__file__).parent / "site")
+    variables = environment(KSMPY_FOLLOW="1", PYTHONPATH=site)
+    told = result([sys.executable, "-c", code], executable=str(interpreter), env=variables)
+    assert (told.stdout, told.stderr) == (f"{threads}\n", "")
+
+
 def test_who_runs_with_a_sanitizer_is_left_alone() -> None:
     """It ends a program for what ksmpy reads before a block, to see whose malloc that is."""
     asked = ["cc", "-print-file-name=libasan.so"]

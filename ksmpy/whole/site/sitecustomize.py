@@ -79,6 +79,17 @@ def _would_import_ctypes_again():
     return b"/_ctypes." in maps or b"/_ksmpy." in maps
 
 
+def _is_emulated():
+    """Whether QEMU runs this program on a processor that it emulates: page tables and calls that
+    are looked at are QEMU's own then, and a process grew by hundreds of MiB, or ended by SIGSEGV.
+    What /proc/self says of the program there is QEMU's answer; of the thread it is the kernel's.
+    """
+    try:
+        return os.path.basename(os.readlink("/proc/thread-self/exe")).startswith("qemu-")
+    except OSError:
+        return False
+
+
 def _wanted():
     environ = os.environ
     return (
@@ -88,6 +99,7 @@ def _wanted():
         # Valgrind knows no userfaultfd, and says so at each try, nor what becomes of pages by it.
         and "/vgpreload_" not in environ.get("LD_PRELOAD", "")
         and environ.get("KSMPY_DISABLE", "").strip().lower() not in ("1", "yes", "true", "on")
+        and not _is_emulated()
         and _is_main_interpreter()
         and not _would_import_ctypes_again()
     )
