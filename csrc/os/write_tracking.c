@@ -41,6 +41,19 @@ int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_rang
     return os_scan(pagemap_fd, request, ranges, max, next);
 }
 
+int64_t os_untracked(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                     int64_t max, uintptr_t *next)
+{
+    struct os_scan request = {
+        .start = address,
+        .end = address + bytes_of(n),
+        .category_inverted = OS_IS_TRACKED,
+        .category_mask = OS_IS_TRACKED,
+        .return_mask = OS_IS_ZERO | OS_IS_PRESENT | OS_IS_SWAPPED,
+    };
+    return os_scan(pagemap_fd, request, ranges, max, next);
+}
+
 bool os_is_tracked(int pagemap_fd, uintptr_t page)
 {
     struct os_range found;

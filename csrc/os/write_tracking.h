@@ -26,6 +26,9 @@ int64_t os_arm_written_there(int pagemap_fd, uintptr_t address, uint64_t n, stru
  */
 int64_t os_written(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
                    int64_t max, uintptr_t *next);
+/* The ranges that are in mappings of which the kernel notes no writes. */
+int64_t os_untracked(int pagemap_fd, uintptr_t address, uint64_t n, struct os_range *ranges,
+                     int64_t max, uintptr_t *next);
 /* Does the kernel note writes to the mapping that this page is in? */
 bool os_is_tracked(int pagemap_fd, uintptr_t page);
 

@@ -22,6 +22,7 @@ struct window {
         written[WINDOW / 64]; /* since the last pass; without tracking: is the owner's own memory */
     uint64_t zero[WINDOW / 64]; /* is the kernel's zero page */
     uint64_t copied[WINDOW / 64]; /* is an overlay's private copy, if it is an overlay */
+    uint64_t untracked[WINDOW / 64]; /* is in a mapping of which the kernel notes no writes */
     uint32_t holes_first; /* pages [holes_first, +holes_n) are of these kinds (enum os_page) */
     uint64_t holes_n;
     uint8_t kinds[CHUNK];

@@ -7,11 +7,13 @@
  */
 #include "scan/window.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "base/pages.h"
 #include "merge/kinds.h"
 #include "merge/merger.h"
+#include "merge/refusal.h"
 #include "merge/run.h"
 #include "os/arena.h"
 #include "os/numa.h"
@@ -209,16 +211,40 @@ static struct chunk_answer answer_of(const struct scanner *scanner, const struct
 
 /*
  * Clears the marks of a chunk whose samples say that it has not changed for a pass, so that its
- * pages are looked up now.  Pages in the index or on frames keep theirs: what is known of those is
- * older.
+ * pages are looked up now.  Pages in the index or on frames keep theirs, as what is known of those is
+ * older; and so do those that are not tracked.
  */
 static void forget_written(struct scanner *scanner, uint32_t id, uint64_t at, uint64_t n)
 {
     struct window *window = &scanner->window;
     for (uint64_t i = 0; i < n; i++)
         if (page_state(page_record(scanner->pages, id + (uint32_t)i)) <= PAGE_SEEN &&
-            !has_bit(window->zero, at + i))
+            !has_bit(window->zero, at + i) && !has_bit(window->untracked, at + i))
             window->written[(at + i) / 64] &= ~((uint64_t)1 << ((at + i) % 64));
+}
+
+/*
+ * Of pages [first, last) of the region those that are no overlays, and not tracked, count as written:
+ * their owner has unmapped them, and has other memory there, as numpy has for one temporary array
+ * after another.  None of them can be frozen, and to find that out page by page takes 20 system calls
+ * for each.
+ */
+static void ask_untracked(struct scanner *scanner, const struct region *region, uint64_t first,
+                          uint64_t last)
+{
+    struct window *window = &scanner->window;
+    uint64_t found = 0;
+    ask(scanner, os_untracked, region, first, last, window->untracked, window->zero);
+    for (uint64_t i = first - window->first; i < last - window->first; i++)
+        if (i % 64 == 0 && !window->untracked[i / 64]) {
+            i += 63;
+        } else if (has_bit(window->untracked, i) &&
+                   !is_shared(scanner->pages, region->base + (uint32_t)(window->first + i))) {
+            set_bits(window->written, i, i + 1);
+            found++;
+        }
+    if (found)
+        count_refusal(scanner->merger, -ECANCELED, found);
 }
 
 /*
@@ -228,7 +254,7 @@ static void forget_written(struct scanner *scanner, uint32_t id, uint64_t at, ui
 static void ask_written(struct scanner *scanner, const struct region *region, uint64_t first,
                         uint64_t last)
 {
-    uint64_t *written = scanner->window.written, *zero = scanner->window.zero;
+    uint64_t *written = scanner->window.written, *zero = scanner->window.zero, start = first;
     for (uint64_t at = first, n; at < last && region->pages_in[PAGE_SHARED]; at += n) {
         uint32_t id = region->base + (uint32_t)at;
         n = pages_alike(scanner->pages, id, last - at, PAGE_SHARED);
@@ -239,6 +265,7 @@ static void ask_written(struct scanner *scanner, const struct region *region, ui
         first = at + n;
     }
     ask(scanner, os_arm_written, region, first, last, written, zero);
+    ask_untracked(scanner, region, start, last);
 }
 
 /* The plan that asks in the same way, for all that do. */
@@ -366,6 +393,7 @@ void window_open(struct scanner *scanner, const struct region *region, bool eage
     memset(window->written, 0, sizeof window->written);
     memset(window->zero, 0, sizeof window->zero);
     memset(window->copied, 0, sizeof window->copied);
+    memset(window->untracked, 0, sizeof window->untracked);
     window->left_alone = window->put_off = 0;
     if (scanner->pages->tracked)
         ask_tracking(scanner, region, eager);

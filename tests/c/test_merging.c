@@ -34,6 +34,7 @@ static void (*when_asked_for_locks)(void); /* once */
 static bool locks_memory, device_writes;
 static uint64_t max_maps;
 static void (*before_freeze)(void); /* once */
+static unsigned freezes;
 
 uint64_t __real_checksum_of(const void *data, size_t length);
 uint64_t __real_checksum_keyed(const struct checksum_key *key, const void *data, size_t length);
@@ -51,6 +52,7 @@ int64_t __wrap_freeze(struct freezer *fz, uintptr_t address, uint64_t n, const u
 {
     void (*act)(void) = before_freeze;
     before_freeze = NULL;
+    freezes++;
     if (act)
         act();
     return frozen_error ? frozen_error : __real_freeze(fz, address, n, view);
@@ -497,10 +499,33 @@ static void mappings_are_counted_where_that_can_tell_something(void)
     close_pair();
 }
 
+/* The same bytes in other memory, which belongs to no userfaultfd; samples of it do not change. */
+static void what_the_owner_has_mapped_instead_is_not_frozen(void)
+{
+    uint8_t *both[2];
+    struct ksmpy_stats out;
+    if (tracking != KSMPY_TRACKING_WP_ASYNC)
+        return; /* nothing tells of it */
+    REQUIRE(open_pair() && watch_pair());
+    both[0] = a, both[1] = b;
+    for (int i = 0; i < 2; i++) {
+        REQUIRE(mmap(both[i], bytes_of(PAGES), PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == both[i]);
+        fill(both[i], PAGES, 1);
+    }
+    freezes = 0;
+    for (int i = 0; i < 8; i++)
+        scan(engine, 0);
+    CHECK(ksmpy_counters(engine, &out) == 0 && out.pages_differed > 0 && out.pages_sharing == 0);
+    CHECK(freezes == 0);
+    close_pair();
+}
+
 static void run_all(void)
 {
     RUN(mappings_are_counted_where_that_can_tell_something);
     RUN(pages_that_cannot_be_frozen_leave_their_frames);
+    RUN(what_the_owner_has_mapped_instead_is_not_frozen);
     RUN(pages_that_collide_stay_apart);
     RUN(a_run_in_pieces_keeps_to_the_budget);
     RUN(a_zero_page_is_zero_when_it_is_exchanged);

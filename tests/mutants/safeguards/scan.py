@@ -105,6 +105,20 @@ MUTANTS = [
         tests=("c/test_back_off.c::who_rested_long_is_trusted_again",),
     ),
     Mutant(
+        "what the owner has mapped instead counts as written",
+        file="csrc/scan/window.c",
+        old="            set_bits(window->written, i, i + 1);\n            found++;",
+        new="            found++;",
+        tests=("c/test_merging.c::what_the_owner_has_mapped_instead_is_not_frozen",),
+    ),
+    Mutant(
+        "what the owner has mapped instead counts as written though samples do not change",
+        file="csrc/scan/window.c",
+        old="!has_bit(window->zero, at + i) && !has_bit(window->untracked, at + i))",
+        new="!has_bit(window->zero, at + i))",
+        tests=("c/test_merging.c::what_the_owner_has_mapped_instead_is_not_frozen",),
+    ),
+    Mutant(
         "a slice ends by time",
         file="csrc/scan/scan.c",
         old="takes_long(merger->slice_began_ns, visited, place) ||\n",
