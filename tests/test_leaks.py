@@ -338,6 +338,11 @@ class _Native:
         out = ffi.new("struct ksmpy_owned[8]")
         assert lib.ksmpy_find_owners(start, int(start) + 4096, 0, out, 8) >= 0
 
+    def ksmpy_next_in_memory(self) -> None:
+        """Looks at page tables, and keeps nothing."""
+        start = int(ffi.cast("uintptr_t", ffi.from_buffer(self.model)))
+        assert lib.ksmpy_next_in_memory(start, start + 4096) >= start
+
     def ksmpy_checksum(self) -> None:
         """A pure function."""
         lib.ksmpy_checksum(ffi.from_buffer(self.model), 4096)
@@ -366,9 +371,11 @@ def test_native_lives_leak_nothing(mode: Mode) -> None:
 
     def life() -> None:
         native = _Native(mode)
-        for name in sorted(_declared()):
-            getattr(native, name)()
-        native.close()
+        try:
+            for name in sorted(_declared()):
+                getattr(native, name)()
+        finally:
+            native.close()
 
     _nothing_grows(life)
 
