@@ -417,9 +417,10 @@ void window_turn_eager(struct scanner *scanner)
         if (first >= window->at && window->put_off >> at / CHUNK & 1)
             ask_written(scanner, region, first, first + n);
     }
-    if (window->put_off && region->pages_in[PAGE_SHARED])
+    bool put_off = window->put_off != 0;
+    window->left_alone = window->put_off = 0; /* ask_private() passes over what is put off */
+    if (put_off && region->pages_in[PAGE_SHARED])
         ask_private(scanner, region, true);
-    window->left_alone = window->put_off = 0;
     window->eager = true;
 }
 

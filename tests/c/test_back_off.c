@@ -355,6 +355,23 @@ static uint64_t told(void)
     return out.pages_sharing;
 }
 
+/* Also which of the pages on frames have copies of their own by then. */
+static void an_eager_call_is_told_of_copies_that_were_put_off(void)
+{
+    struct ksmpy_scan_result result;
+    REQUIRE(open_two());
+    uint8_t *merged = a + bytes_of(2 * CHUNK - 1);
+    write_halves_from(CHUNK, SECOND);
+    a[0] = b[0] = 200;
+    ++*merged;
+    now_ns += (uint64_t)SHORT_MS * 1000000;
+    CHECK(ksmpy_scan(engine, 1, KSMPY_SCAN_BACK_OFF, &result) == 0 && result.scanned == 1);
+    CHECK(ksmpy_scan(engine, UINT64_MAX, KSMPY_SCAN_EAGER, &result) == 0 && result.full);
+    CHECK(told() == N - 2 && sharing() == N - 2); /* the first page waits for the next pass */
+    --*merged;
+    close_two();
+}
+
 static void pass_after(unsigned ms)
 {
     now_ns += (uint64_t)ms * 1000000;
@@ -394,6 +411,7 @@ static void run_all(void)
     RUN(a_part_that_leaves_its_frames_again_and_again_stays);
     RUN(a_part_that_is_written_all_the_time_takes_few_faults);
     RUN(an_eager_call_asks_about_what_was_put_off);
+    RUN(an_eager_call_is_told_of_copies_that_were_put_off);
     RUN(what_is_put_off_then_was_not_told_in_vain);
 }
 

@@ -51,8 +51,8 @@ MUTANTS = [
     Mutant(
         "what was left alone is looked up in an eager call",
         file="csrc/scan/window.c",
-        old="    window->left_alone = window->put_off = 0;\n    window->eager = true;\n",
-        new="    window->eager = true;\n",
+        old="    window->left_alone = window->put_off = 0; /*",
+        new="    window->put_off = 0; /*",
         tests=("c/test_back_off.c::an_eager_call_goes_on_where_another_one_stopped",),
     ),
     Mutant(
@@ -61,6 +61,13 @@ MUTANTS = [
         old="        if (first >= window->at && window->put_off",
         new="        if (first > window->n && window->put_off",
         tests=("c/test_back_off.c::an_eager_call_asks_about_what_was_put_off",),
+    ),
+    Mutant(
+        "which overlays are copies is asked of what was put off in an eager call",
+        file="csrc/scan/window.c",
+        old="    if (put_off && region->pages_in[PAGE_SHARED])",
+        new="    if (put_off && !region->pages_in[PAGE_SHARED])",
+        tests=("c/test_back_off.c::an_eager_call_is_told_of_copies_that_were_put_off",),
     ),
     Mutant(
         "what is partly written all the time is put off",
