@@ -120,7 +120,7 @@ struct chunk { /* of page ids */
     uint8_t partly_hot : 2; /* answers in a row that told of pages which were written again */
     bool joined; /* pages of it went onto frames since some were last found written there */
     uint8_t churn; /* how long it is put off since that happens again and again */
-    uint16_t churned_at; /* when it last did, in ticks of scan/chunk_plan.c */
+    uint16_t churned_at; /* when it last did, in odd ticks of scan/chunk_plan.c; 0: never */
     uint16_t unsettled; /* pages that a pass has to visit though they were not written */
     uint16_t written_at; /* when it was last found written, in ticks of scan/chunk_plan.c */
     uint16_t rewritten; /* if it is partly written all the time: so many pages at the last answer */

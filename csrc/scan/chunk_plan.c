@@ -198,11 +198,12 @@ static void note_rewritten(struct chunk *chunk, struct chunk_answer answer)
 static void note_churn(const struct scanner *scanner, struct chunk *chunk)
 {
     uint16_t since = (uint16_t)(ticks_now(scanner) - chunk->churned_at);
+    bool again = chunk->churned_at && since <= 2 * rest_wanted(MOST_DISTRUST);
     if (!chunk->joined)
         return;
     chunk->joined = false;
-    chunk->churned_at = ticks_now(scanner);
-    if (since > 2 * rest_wanted(MOST_DISTRUST))
+    chunk->churned_at = ticks_now(scanner) | 1;
+    if (!again)
         chunk->churn = 0;
     else
         chunk->churn += chunk->churn < MOST_DISTRUST;

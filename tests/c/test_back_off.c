@@ -301,6 +301,19 @@ static void a_part_that_leaves_its_frames_again_and_again_stays(void)
     close_two();
 }
 
+/* The first time is none again, also where the ticks that are counted have just begun anew. */
+static void a_part_that_leaves_its_frames_once_is_merged_again(void)
+{
+    now_ns = (now_ns | (((uint64_t)1 << 40) - 1)) + 1;
+    REQUIRE(open_two());
+    passes(ROUND);
+    CHECK(sharing() == N);
+    write_some(8);
+    passes(3);
+    CHECK(sharing() == N);
+    close_two();
+}
+
 enum { SHORT_MS = 5, SECOND = 1000 / SHORT_MS };
 
 /* Half of each chunk from a page on is written in each pass: how many faults that takes in n of them. */
@@ -409,6 +422,7 @@ static void run_all(void)
     RUN(a_part_that_rests_is_merged);
     RUN(a_part_that_is_written_is_asked_about);
     RUN(a_part_that_leaves_its_frames_again_and_again_stays);
+    RUN(a_part_that_leaves_its_frames_once_is_merged_again);
     RUN(a_part_that_is_written_all_the_time_takes_few_faults);
     RUN(an_eager_call_asks_about_what_was_put_off);
     RUN(an_eager_call_is_told_of_copies_that_were_put_off);

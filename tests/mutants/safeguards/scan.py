@@ -91,6 +91,13 @@ MUTANTS = [
         tests=("c/test_back_off.c::a_part_that_leaves_its_frames_again_and_again_stays",),
     ),
     Mutant(
+        "what leaves its frames for the first time is not put off",
+        file="csrc/scan/chunk_plan.c",
+        old="bool again = chunk->churned_at && since",
+        new="bool again = since",
+        tests=("c/test_back_off.c::a_part_that_leaves_its_frames_once_is_merged_again",),
+    ),
+    Mutant(
         "what is partly written once is not put off",
         file="csrc/scan/chunk_plan.c",
         old="chunk->partly_hot == WRITE_HOT ? answer.again : 0;",
