@@ -18,8 +18,10 @@
 #include "os/arena.h"
 #include "os/numa.h"
 #include "os/pagemap.h"
+#include "os/proc_maps.h"
 #include "os/write_tracking.h"
 #include "pages/candidates.h"
+#include "pages/overlay.h"
 #include "pages/pages.h"
 #include "pages/records.h"
 #include "scan/chunk_plan.h"
@@ -224,7 +226,31 @@ static void forget_written(struct scanner *scanner, uint32_t id, uint64_t at, ui
 }
 
 /*
- * Of pages [first, last) of the region those that are no overlays, and not tracked, count as written:
+ * Of pages [at, end) of the window those on frames where no overlay is: their owner has other memory
+ * there, of which nobody tells that it is no copy.
+ */
+static void ask_replaced(struct scanner *scanner, const struct region *region, uint64_t at,
+                         uint64_t end)
+{
+    struct pages *pages = scanner->pages;
+    struct window *window = &scanner->window;
+    uint32_t id = region->base + (uint32_t)window->first;
+    uintptr_t begin = region->address + bytes_of(window->first);
+    struct os_vma vma;
+    os_maps_refresh(&pages->maps);
+    for (uint64_t next; at < end; at = next) {
+        if (os_maps_find(&pages->maps, begin + bytes_of(at), &vma) <= 0)
+            return;
+        next = least(end, (vma.end - begin) >> PAGE_SHIFT);
+        bool replaced = vma.start <= begin + bytes_of(at) && !shows_store(pages, &vma);
+        for (; replaced && at < next; at++)
+            if (is_shared(pages, id + (uint32_t)at))
+                set_bits(window->copied, at, at + 1);
+    }
+}
+
+/*
+ * Of pages [first, last) of the region those that are not tracked, and no overlays, count as written:
  * their owner has unmapped them, and has other memory there, as numpy has for one temporary array
  * after another.  None of them can be frozen, and to find that out page by page takes 20 system calls
  * for each.
@@ -233,16 +259,20 @@ static void ask_untracked(struct scanner *scanner, const struct region *region, 
                           uint64_t last)
 {
     struct window *window = &scanner->window;
-    uint64_t found = 0;
+    uint32_t id = region->base + (uint32_t)window->first;
+    uint64_t found = 0, shared = UINT64_MAX, shared_end = 0;
     ask(scanner, os_untracked, region, first, last, window->untracked, window->zero);
     for (uint64_t i = first - window->first; i < last - window->first; i++)
         if (i % 64 == 0 && !window->untracked[i / 64]) {
             i += 63;
-        } else if (has_bit(window->untracked, i) &&
-                   !is_shared(scanner->pages, region->base + (uint32_t)(window->first + i))) {
+        } else if (has_bit(window->untracked, i) && is_shared(scanner->pages, id + (uint32_t)i)) {
+            shared = least(shared, i);
+            shared_end = i + 1;
+        } else if (has_bit(window->untracked, i)) {
             set_bits(window->written, i, i + 1);
             found++;
         }
+    ask_replaced(scanner, region, shared, shared_end);
     if (found)
         count_refusal(scanner->merger, -ECANCELED, found);
 }

@@ -521,11 +521,37 @@ static void what_the_owner_has_mapped_instead_is_not_frozen(void)
     close_pair();
 }
 
+/* Over what had merged: touched or not, it saves nothing, and its frames are let go. */
+static void what_the_owner_has_mapped_over_what_had_merged_leaves_its_frames(void)
+{
+    struct ksmpy_stats out;
+    if (tracking != KSMPY_TRACKING_WP_ASYNC)
+        return;
+    REQUIRE(open_pair() && watch_pair());
+    for (int i = 0; i < 2; i++)
+        scan(engine, KSMPY_SCAN_EAGER);
+    CHECK(ksmpy_counters(engine, &out) == 0 && out.pages_sharing == PAGES);
+    REQUIRE(mmap(b, bytes_of(PAGES), PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == b);
+    fill(b, PAGES / 2, 1);
+    for (int i = 0; i < 2; i++)
+        scan(engine, 0);
+    CHECK(ksmpy_counters(engine, &out) == 0 && out.pages_sharing == 0);
+    REQUIRE(mmap(a, bytes_of(PAGES), PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == a);
+    for (int i = 0; i < 8; i++)
+        scan(engine, 0);
+    CHECK(ksmpy_counters(engine, &out) == 0 && out.pages_shared == 0);
+    fill(a, PAGES / 2, 1);
+    close_pair();
+}
+
 static void run_all(void)
 {
     RUN(mappings_are_counted_where_that_can_tell_something);
     RUN(pages_that_cannot_be_frozen_leave_their_frames);
     RUN(what_the_owner_has_mapped_instead_is_not_frozen);
+    RUN(what_the_owner_has_mapped_over_what_had_merged_leaves_its_frames);
     RUN(pages_that_collide_stay_apart);
     RUN(a_run_in_pieces_keeps_to_the_budget);
     RUN(a_zero_page_is_zero_when_it_is_exchanged);

@@ -133,6 +133,15 @@ MUTANTS = [
         tests=("c/test_merging.c::what_the_owner_has_mapped_instead_is_not_frozen",),
     ),
     Mutant(
+        "what the owner has mapped over merged pages leaves their frames",
+        file="csrc/scan/window.c",
+        old="    ask_replaced(scanner, region, shared, shared_end);\n",
+        new="    (void)shared, (void)shared_end, (void)ask_replaced;\n",
+        tests=(
+            "c/test_merging.c::what_the_owner_has_mapped_over_what_had_merged_leaves_its_frames",
+        ),
+    ),
+    Mutant(
         "a slice ends by time",
         file="csrc/scan/scan.c",
         old="takes_long(merger->slice_began_ns, visited, place) ||\n",
