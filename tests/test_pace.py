@@ -52,10 +52,13 @@ def test_it_sleeps_longer_and_longer_while_nothing_happens(waits: Any) -> None:
     assert waits(*[_pass()] * 12) == pytest.approx([*rising, 1, 1])
 
 
-def test_a_few_pages_keep_it_from_sleeping_longer_only(waits: Any) -> None:
+def test_a_few_pages_keep_it_from_sleeping_for_seconds_only(
+    waits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As the interpreter's own threads write some all the time."""
+    monkeypatch.setattr(ksmd, "LONGEST_LITTLE_SECONDS", 0.25)
     few, none = _pass(scanned=ksmd.FEW_PAGES), _pass()
-    assert waits(none, none, few, few, none) == pytest.approx([0.1, 0.2, 0.1, 0.1, 0.2])
+    assert waits(few, none, few, few, none) == pytest.approx([BUSY, 0.1, 0.2, 0.25, 0.4])
 
 
 @pytest.mark.parametrize("name", ["scanned", "merged", "unmerged"])
@@ -79,7 +82,7 @@ def test_it_slows_down_while_little_happens(waits: Any, little: ScanResult) -> N
     What others say of the same pages is heard in the passes that follow, so it does so by and by.
     """
     many = _pass(scanned=ksmd.FEW_PAGES + 1)
-    rising = [max(PASS * times, BUSY) for times in (10, 20, 40, 80, 100, 100)]
+    rising = [max(PASS * times, BUSY) for times in (10, 20, 40, 80, 100, 200)]
     assert waits(many, *[little] * 6, many) == pytest.approx([BUSY, *rising, BUSY])
 
 

@@ -23,14 +23,16 @@ __all__ = ["Daemon"]
 # A pass takes 0.4 ms a GiB where nothing happens, and 1 to 2 ms where the memory of a Python
 # program is merged here and there. So after one that came to little the thread sleeps at least so
 # many times the processor time that it took: twice as long each time, up to a hundred times (1 % of
-# a core), and after those that had nothing to look at longer and longer (down to 0.1 %), but never
-# so long that a change would be noticed late. What is little is a few pages, or pages that were
-# only found written: Python programs write some all the time, and this thread does.
+# a core), and after further ones, or where there was nothing to look at, longer and longer (down to
+# 0.1 %). But it never sleeps so long that a change would be noticed late, and no longer than a
+# second where somebody is at work. What is little is a few pages, or pages that were only found
+# written: Python programs write some all the time, and this thread does.
 FEW_PAGES = 64
 FIRST_FACTOR = 10
 IDLE_FACTOR = 100
 LONGEST_IDLE_FACTOR = 1000
 LONGEST_IDLE_SECONDS = 5.0
+LONGEST_LITTLE_SECONDS = 1.0
 # Stopping takes as long as one batch. A thread that has not ended after so many seconds hangs
 # elsewhere, and is not waited for any longer.
 STOP_SECONDS = 5.0
@@ -159,14 +161,16 @@ class _Pace:
 
     def _idle_seconds(self) -> float:
         """How long to sleep for the sake of the processor, after a pass."""
+        little = self._scanned > 0 or self._changed > 0
         if max(self._looked_up, self._changed) > FEW_PAGES:
             self._idle_factor = 0
-        elif self._scanned or self._changed:
+        elif little and self._idle_factor < IDLE_FACTOR:
             self._idle_factor = min(max(2 * self._idle_factor, FIRST_FACTOR), IDLE_FACTOR)
         else:
             longer = self._idle_factor // IDLE_FACTOR * IDLE_FACTOR
             self._idle_factor = min(longer + IDLE_FACTOR, LONGEST_IDLE_FACTOR)
-        return min(self._cpu_seconds * self._idle_factor, LONGEST_IDLE_SECONDS)
+        longest = LONGEST_LITTLE_SECONDS if little else LONGEST_IDLE_SECONDS
+        return min(self._cpu_seconds * self._idle_factor, longest)
 
     def _advise(self, knobs: Knobs) -> None:
         if knobs.advisor_mode == "none":
