@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+BENCH_PROGRAMS_ARGS ?=
 DEMO_ARGS ?=
 SOAK_SECONDS ?= 3600
 SOAK_ARGS ?=
@@ -55,10 +56,10 @@ FIELD := $(FIELD_SMALL) uwsgi aiohttp tornado hypercorn granian ray ipykernel pa
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build test test-all test-user test-user-all test-c soak soak-store soak-regions lint format bench demo asan ubsan tsan mutants vm vm-short vm-arm64 clean test-torch test-field field test-pythons docs wheels wheels-test FORCE
+.PHONY: help venv build test test-all test-user test-user-all test-c soak soak-store soak-regions lint format bench bench-programs demo asan ubsan tsan mutants vm vm-short vm-arm64 clean test-torch test-field field test-pythons docs wheels wheels-test FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "KSMPY_DEBUG=1 make test      the same with the engine's structure checks compiled in"
 
@@ -140,6 +141,9 @@ bench: $(VENV)/.installed-test ## run the benchmarks beside the kernel's KSM (BE
 	$(BIN)/pytest bench --benchmark-json=build/bench.json $(BENCH_ARGS)
 	$(BIN)/python -m bench.report build/bench.json
 
+bench-programs: $(VENV)/.installed-programs ## what programs pay for `ksmpy run` (BENCH_PROGRAMS_ARGS="--rounds 9 server")
+	$(BIN)/python -m bench.programs $(BENCH_PROGRAMS_ARGS)
+
 demo: $(VENV)/.installed-demo ## four workers share the weights of a real model, before and after (DEMO_ARGS="--workers 8")
 	$(BIN)/ksmpy demo $(DEMO_ARGS)
 
@@ -203,6 +207,10 @@ $(VENV)/.installed-field: $(VENV)/.installed-test
 
 $(VENV)/.installed-field-all: $(VENV)/.installed-test
 	$(PIP_INSTALL) $(FIELD)
+	@touch $@
+
+$(VENV)/.installed-programs: $(VENV)/.installed-test
+	$(PIP_INSTALL) opencv-python-headless gunicorn
 	@touch $@
 
 $(VENV)/.installed-demo: $(NATIVE) $(VENV)/.flavour
