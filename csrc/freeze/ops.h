@@ -77,6 +77,7 @@ struct freezer {
     unsigned known_next;
     void *zeros; /* one page */
     int slot; /* in the mode signal: its entry in the handler's table */
+    bool made_read_only; /* in the mode signal: so what is frozen becomes writable again */
 };
 
 /*

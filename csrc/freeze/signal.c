@@ -276,6 +276,7 @@ static void signal_stop(struct freezer *fz)
  */
 static int block_writers(struct freezer *fz, uintptr_t address, uint64_t n, bool overlays)
 {
+    fz->made_read_only = false;
     int error = handlers_install();
     if (error)
         return error;
@@ -285,9 +286,9 @@ static int block_writers(struct freezer *fz, uintptr_t address, uint64_t n, bool
     atomic_store(&slots[fz->slot].end, address + bytes_of(n));
     if (guests_are_here(fz))
         return -EBUSY;
-    bool there =
+    fz->made_read_only =
         overlays ? owner_may_write_overlays(fz, address, n) : owner_may_write(fz, address, n);
-    return there ? os_protect(address, n, false) : -ESTALE;
+    return fz->made_read_only ? os_protect(address, n, false) : -ESTALE;
 }
 
 /*
@@ -308,10 +309,15 @@ static void let_write(uintptr_t address, uint64_t n)
     }
 }
 
-/* Only memory that is still read-only becomes writable: other rights are somebody else's choice. */
+/*
+ * Only memory that was made read-only, and still is, becomes writable: other rights are somebody else's
+ * choice.
+ */
 static void give_back(struct freezer *fz, uintptr_t address, uint64_t n, bool overlays)
 {
     bool ours;
+    if (!fz->made_read_only)
+        return;
     for (uint64_t part; n; n -= part, address += bytes_of(part)) {
         part = owner_left_read_only(fz, address, n, overlays, &ours);
         if (ours)

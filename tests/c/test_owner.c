@@ -170,6 +170,21 @@ static void map_over(void)
 }
 
 /* Code, say: whoever runs it needs just these rights. */
+/* Which nobody has made read-only but its owner. */
+static void map_constants_over(void)
+{
+    CHECK(mmap(page_at(range, FIRST), bytes_of(END - FIRST), PROT_READ,
+               MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == page_at(range, FIRST));
+}
+
+static bool constants_are_there(void)
+{
+    struct os_vma vma;
+    os_maps_refresh(&freezer.removals.maps);
+    return os_maps_find(&freezer.removals.maps, range + bytes_of(FIRST), &vma) > 0 &&
+           vma.end == range + bytes_of(END) && vma.private_ro;
+}
+
 static void map_code_over(void)
 {
     CHECK(mmap(page_at(range, FIRST), bytes_of(END - FIRST), PROT_READ | PROT_EXEC,
@@ -429,18 +444,24 @@ static bool rights_can_be_asked(void)
     return freezer.wp_fd >= 0 || freezer.removals.maps.query;
 }
 
-static void what_is_mapped_where_pages_are_to_be_frozen_keeps_its_rights(void)
+static void freeze_where_others_map(void (*what)(void), bool (*is_there)(void))
 {
     const uint8_t *view;
     REQUIRE(begin());
-    before_blocking = rights_can_be_asked() ? map_code_over : NULL;
+    before_blocking = rights_can_be_asked() ? what : NULL;
     int64_t got = freeze(&freezer, range, N, &view);
     if (got > 0) {
         freeze_restore(&freezer, 0, (uint64_t)got);
         thaw(&freezer);
     }
-    CHECK(!before_blocking && (!rights_can_be_asked() || (got < 0 && code_is_there())));
+    CHECK(!before_blocking && (!rights_can_be_asked() || (got < 0 && is_there())));
     end();
+}
+
+static void what_is_mapped_where_pages_are_to_be_frozen_keeps_its_rights(void)
+{
+    freeze_where_others_map(map_code_over, code_is_there);
+    freeze_where_others_map(map_constants_over, constants_are_there);
 }
 
 /* ---- merging ---- */

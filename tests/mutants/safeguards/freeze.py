@@ -263,12 +263,19 @@ MUTANTS = [
     Mutant(
         "what others map is not made read-only in signal",
         file="csrc/freeze/signal.c",
-        old="    return there ? os_protect(",
-        new="    return there || !there ? os_protect(",
+        old="    return fz->made_read_only ? os_protect(",
+        new="    return fz ? os_protect(",
         tests=(
             "c/test_owner.c::what_is_mapped_over_overlays_keeps_its_rights",
             "c/test_owner.c::what_is_mapped_where_pages_are_to_be_frozen_keeps_its_rights",
         ),
+    ),
+    Mutant(
+        "what others have made read-only where nothing was frozen stays so in signal",
+        file="csrc/freeze/signal.c",
+        old="    if (!fz->made_read_only)\n        return;\n",
+        new="",
+        tests=("c/test_owner.c::what_is_mapped_where_pages_are_to_be_frozen_keeps_its_rights",),
     ),
     Mutant(
         "what others map over overlays that do not come back is not made writable in signal",
