@@ -227,7 +227,7 @@ static void forget_written(struct scanner *scanner, uint32_t id, uint64_t at, ui
 
 /*
  * Of pages [at, end) of the window those on frames where no overlay is: their owner has other memory
- * there, of which nobody tells that it is no copy.
+ * there, which may not be touched yet.
  */
 static void ask_replaced(struct scanner *scanner, const struct region *region, uint64_t at,
                          uint64_t end)
@@ -381,21 +381,28 @@ static void ask_tracking(struct scanner *scanner, const struct region *region, b
     note_answers(scanner, region, plans);
 }
 
-static void ask_page_tables(struct scanner *scanner, uint32_t id, uint64_t n)
+static void ask_page_tables(struct scanner *scanner, const struct region *region)
 {
     struct window *window = &scanner->window;
+    uint32_t id = region->base + (uint32_t)window->first;
+    uint64_t shared = UINT64_MAX, shared_end = 0; /* pages on frames that are not there */
     uint8_t kinds[CHUNK];
-    for (uint64_t at = 0; at < n; at += CHUNK) {
-        uint64_t part = least(n - at, CHUNK);
+    for (uint64_t at = 0; at < window->n; at += CHUNK) {
+        uint64_t part = least(window->n - at, CHUNK);
         if (page_kinds(scanner->merger, id + (uint32_t)at, part, kinds) < 0)
-            return;
+            break;
         for (uint64_t i = 0; i < part; i++) {
             bool own = kinds[i] == OS_PAGE_ANON, zero = kinds[i] == OS_PAGE_COMMON;
             window->written[(at + i) / 64] |= (uint64_t)own << ((at + i) % 64);
             window->zero[(at + i) / 64] |= (uint64_t)zero << ((at + i) % 64);
             window->copied[(at + i) / 64] |= (uint64_t)(own || zero) << ((at + i) % 64);
+            if (kinds[i] == OS_PAGE_NONE && is_shared(scanner->pages, id + (uint32_t)(at + i))) {
+                shared = least(shared, at + i);
+                shared_end = at + i + 1;
+            }
         }
     }
+    ask_replaced(scanner, region, shared, shared_end);
 }
 
 static void ask_nodes(struct pages *pages, const struct region *region, uint64_t first, uint64_t n)
@@ -428,7 +435,7 @@ void window_open(struct scanner *scanner, const struct region *region, bool eage
     if (scanner->pages->tracked)
         ask_tracking(scanner, region, eager);
     else
-        ask_page_tables(scanner, region->base + (uint32_t)window->first, window->n);
+        ask_page_tables(scanner, region);
     if (scanner->pages->nodes > 1 && !scanner->pages->injected_nodes)
         ask_nodes(scanner->pages, region, window->first, window->n);
 }

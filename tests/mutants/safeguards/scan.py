@@ -135,8 +135,17 @@ MUTANTS = [
     Mutant(
         "what the owner has mapped over merged pages leaves their frames",
         file="csrc/scan/window.c",
-        old="    ask_replaced(scanner, region, shared, shared_end);\n",
-        new="    (void)shared, (void)shared_end, (void)ask_replaced;\n",
+        old="    ask_replaced(scanner, region, shared, shared_end);\n    if (found)",
+        new="    (void)shared, (void)shared_end;\n    if (found)",
+        tests=(
+            "c/test_merging.c::what_the_owner_has_mapped_over_what_had_merged_leaves_its_frames",
+        ),
+    ),
+    Mutant(
+        "what the owner has mapped over merged pages leaves their frames where nothing is tracked",
+        file="csrc/scan/window.c",
+        old="    ask_replaced(scanner, region, shared, shared_end);\n}",
+        new="    (void)shared, (void)shared_end;\n}",
         tests=(
             "c/test_merging.c::what_the_owner_has_mapped_over_what_had_merged_leaves_its_frames",
         ),
