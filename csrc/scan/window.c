@@ -272,7 +272,8 @@ static void ask_untracked(struct scanner *scanner, const struct region *region, 
             set_bits(window->written, i, i + 1);
             found++;
         }
-    ask_replaced(scanner, region, shared, shared_end);
+    if (shared < shared_end)
+        ask_replaced(scanner, region, shared, shared_end);
     if (found)
         count_refusal(scanner->merger, -ECANCELED, found);
 }
