@@ -141,7 +141,7 @@ bench: $(VENV)/.installed-test ## run the benchmarks beside the kernel's KSM (BE
 	$(BIN)/pytest bench --benchmark-json=build/bench.json $(BENCH_ARGS)
 	$(BIN)/python -m bench.report build/bench.json
 
-bench-programs: $(VENV)/.installed-programs ## what programs pay for `ksmpy run` (BENCH_PROGRAMS_ARGS="--rounds 9 server")
+bench-programs: $(VENV)/.installed-programs ## what programs pay for `ksmpy run`: the table of docs/programs.md (BENCH_PROGRAMS_ARGS="--rounds 9 server")
 	$(BIN)/python -m bench.programs $(BENCH_PROGRAMS_ARGS)
 
 demo: $(VENV)/.installed-demo ## four workers share the weights of a real model, before and after (DEMO_ARGS="--workers 8")
