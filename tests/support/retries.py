@@ -115,7 +115,9 @@ class Frozen:
                     first = struct.pack("ihh", fd, select.POLLIN, 0) if kind == "poll" else b""
                     try:
                         found = self._once(at, kind, fd, first, before)
-                    except LookupError:  # there are not so many
+                    except LookupError:  # there are not so many, now
+                        if at == self._at:
+                            continue
                         break
                 if found:
                     self._at = at
