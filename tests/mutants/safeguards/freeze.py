@@ -6,6 +6,14 @@ from ..mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "a move that fails halfway is made good",
+        file="csrc/freeze/replace.c",
+        old="if (!error || !os_claim_gap(address, n))",
+        new="if (true)",
+        tests=("c/test_freeze.c::a_move_that_fails_halfway_is_made_good",),
+        quick=True,
+    ),
+    Mutant(
         "a gap where frames were to be moved is filled",
         file="csrc/os/map.c",
         old="return fill_gap(error, to, n, 0, memfd, offset, from);",
