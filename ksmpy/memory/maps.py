@@ -18,6 +18,7 @@ __all__ = [
     "Allowance",
     "is_unwatched",
     "is_watched",
+    "may_be_region",
     "refusal",
     "register_error",
     "vma_flags",
@@ -146,6 +147,15 @@ def is_unwatched(mapping: Mapping) -> bool:
 def is_watched(mapping: Mapping) -> bool:
     """Whether a userfaultfd has it; True where nothing tells."""
     return mapping.flags is None or bool(mapping.flags & _USERFAULTFD)
+
+
+def may_be_region(mapping: Mapping) -> bool:
+    """Whether an engine may have registered it, whose zeros may be in it; True where nothing tells.
+    Not so what a userfaultfd has and is kept from children: that is no region, and uffd-move's
+    window is such memory.
+    """
+    kept = mapping.flags is not None and "dc" in mapping.flags
+    return not mapping.inode and is_watched(mapping) and not kept
 
 
 def vma_flags(mappings: list[Mapping]) -> int:

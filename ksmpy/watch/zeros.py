@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ksmpy import proc
 from ksmpy.engine.history import Past
-from ksmpy.memory.maps import is_watched
+from ksmpy.memory.maps import may_be_region
 from ksmpy.watch.pages import Kind, Look, within
 from ksmpy.watch.past import counters
 
@@ -36,10 +36,10 @@ def told_by_pages(past: Past) -> bool:
 
 
 def watched_memory(mappings: list[proc.Mapping]) -> list[tuple[int, int]]:
-    """Where a userfaultfd has anonymous memory, neighbours together (mappings: proc.smaps())."""
+    """Where engines may have regions, neighbours together (mappings: proc.smaps())."""
     found: list[tuple[int, int]] = []
     for each in mappings:
-        if each.inode or not is_watched(each):
+        if not may_be_region(each):
             continue
         if found and found[-1][1] == each.start:
             found[-1] = found[-1][0], each.end

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ksmpy import proc
 from ksmpy.errors import StoreError
-from ksmpy.memory.maps import is_watched
+from ksmpy.memory.maps import may_be_region
 from ksmpy.native import PAGE_SIZE
 from ksmpy.store.store import Store, StoreProcess
 from ksmpy.text import human_bytes
@@ -59,7 +59,7 @@ def _look(pid: int, store: File) -> _Seen:
     empty = [
         each.end - each.start - counted["Anonymous"] - each.swap_bytes
         for each, counted in zip(mappings, sizes, strict=True)
-        if not each.inode and is_watched(each)
+        if may_be_region(each)
     ]
     return _Seen(
         sum(counted["Pss"] for counted in sizes),
