@@ -4,6 +4,7 @@
 #ifndef KSMPY_BASE_PAGES_H
 #define KSMPY_BASE_PAGES_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -22,6 +23,12 @@
 static inline uint64_t least(uint64_t a, uint64_t b)
 {
     return a < b ? a : b;
+}
+
+/* Do [start, end) and [other, other_end) have an address in common? */
+static inline bool meet(uintptr_t start, uintptr_t end, uintptr_t other, uintptr_t other_end)
+{
+    return other < end && start < other_end;
 }
 
 static inline size_t bytes_of(uint64_t pages)

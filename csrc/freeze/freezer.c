@@ -193,11 +193,6 @@ static void let_go(struct freezer *fz)
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-static bool meets(uintptr_t address, uint64_t n, uintptr_t start, uintptr_t end)
-{
-    return address < end && start < address + bytes_of(n);
-}
-
 /*
  * Does this thread itself need these pages, as its stack or its thread-local data?  If they were
  * frozen it would wait for itself.  Registration leaves stacks out, but a thread can be given any
@@ -207,9 +202,9 @@ static bool needed_here(uintptr_t address, uint64_t n)
 {
     uintptr_t frame = (uintptr_t)__builtin_frame_address(0), self = (uintptr_t)pthread_self();
     uintptr_t top = self > frame ? least(frame + STACK_ABOVE, self) : frame + STACK_ABOVE;
-    return meets(address, n, frame - STACK_BELOW, top) ||
-           os_own_data_meets(address, address + bytes_of(n)) ||
-           meets(address, n, (uintptr_t)&errno, (uintptr_t)(&errno + 1));
+    uintptr_t end = address + bytes_of(n);
+    return meet(address, end, frame - STACK_BELOW, top) || os_own_data_meets(address, end) ||
+           meet(address, end, (uintptr_t)&errno, (uintptr_t)(&errno + 1));
 }
 
 uint64_t freeze_reach(const struct freezer *fz, uintptr_t address, uint64_t n)

@@ -116,7 +116,7 @@ bool moving_meets(uintptr_t address, uint64_t n)
 {
     for (size_t i = 0; i < MOVES; i++) {
         uintptr_t end = atomic_load(&moves[i].end);
-        if (address < end && atomic_load(&moves[i].start) < address + bytes_of(n))
+        if (meet(address, address + bytes_of(n), atomic_load(&moves[i].start), end))
             return true;
     }
     return false;

@@ -10,6 +10,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/pages.h"
+
 /* Bytes of glibc's struct pthread, which begins at pthread_self(), on x86-64. */
 #define STRUCTURE ((uintptr_t)2304)
 #define RSEQ_BYTES ((uintptr_t)32) /* at least: of the first version */
@@ -56,21 +58,16 @@ struct os_thread_layout os_thread_layout(void)
     return (struct os_thread_layout){head != 0, start - head, end - head};
 }
 
-static bool meets(uintptr_t start, uintptr_t end, uintptr_t data, uintptr_t data_end)
-{
-    return data < end && start < data_end;
-}
-
 bool os_thread_data_meets(const struct os_thread_layout *layout, long thread, uintptr_t start,
                           uintptr_t end)
 {
     uintptr_t head = layout->known ? robust_list(thread) : 0;
-    return head && meets(start, end, head + layout->start, head + layout->end);
+    return head && meet(start, end, head + layout->start, head + layout->end);
 }
 
 bool os_own_data_meets(uintptr_t start, uintptr_t end)
 {
     uintptr_t data, data_end;
     find_own(&data, &data_end);
-    return meets(start, end, data, data_end);
+    return meet(start, end, data, data_end);
 }

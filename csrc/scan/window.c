@@ -237,7 +237,8 @@ static void ask_replaced(struct scanner *scanner, const struct region *region, u
     uint32_t id = region->base + (uint32_t)window->first;
     uintptr_t begin = region->address + bytes_of(window->first);
     struct os_vma vma;
-    os_maps_refresh(&pages->maps);
+    if (at < end)
+        os_maps_refresh(&pages->maps);
     for (uint64_t next; at < end; at = next) {
         if (os_maps_find(&pages->maps, begin + bytes_of(at), &vma) <= 0)
             return;
@@ -272,8 +273,7 @@ static void ask_untracked(struct scanner *scanner, const struct region *region, 
             set_bits(window->written, i, i + 1);
             found++;
         }
-    if (shared < shared_end)
-        ask_replaced(scanner, region, shared, shared_end);
+    ask_replaced(scanner, region, shared, shared_end);
     if (found)
         count_refusal(scanner->merger, -ECANCELED, found);
 }
