@@ -273,13 +273,21 @@ def intersect(one: Iterable[Interval], other: Iterable[Interval]) -> list[Interv
 
 def pieces(intervals: Iterable[Interval]) -> Iterator[Interval]:
     """The pieces, cut at the multiples of _PIECE_BYTES, of which something is in memory."""
-    for start, end in intervals:
-        at = native.next_in_memory(start, end)
-        while at < end:
-            begin = at // _PIECE_BYTES * _PIECE_BYTES
-            stop = min(end, begin + _PIECE_BYTES)
-            yield max(start, begin), stop
-            at = native.next_in_memory(stop, end)
+    for interval in intervals:
+        yield from _used(interval, 0, _PIECE_BYTES, _PIECE_BYTES)
+
+
+def _used(interval: Interval, origin: int, step: int, nbytes: int) -> Iterator[Interval]:
+    """The parts of which something is in memory: each begins at the multiple of `step` from
+    `origin` on where the first of it may be, and has `nbytes`, as far as the interval reaches.
+    """
+    start, end = interval
+    at = native.next_in_memory(start, end)
+    while at < end:
+        begin = at - (at - origin) % step
+        stop = min(end, begin + nbytes)
+        yield max(start, begin), stop
+        at = native.next_in_memory(stop, end)
 
 
 @functools.cache
@@ -311,13 +319,8 @@ def _windows(interval: Interval) -> Iterator[tuple[int, bytes]]:
     """The steps of which something is in memory, many at once, and perhaps more: their address, and
     a byte for each page, which is 1 if it is in memory.
     """
-    start, end = interval
-    at = native.next_in_memory(start, end)
-    while at < end:
-        begin = at - (at - start) % _STEP_BYTES
-        stop = min(end, begin + _WINDOW_BYTES)
-        yield begin, _present_pages((begin, stop))
-        at = native.next_in_memory(stop, end)
+    for window in _used(interval, interval[0], _STEP_BYTES, _WINDOW_BYTES):
+        yield window[0], _present_pages(window)
 
 
 def _present_pages(interval: Interval) -> bytes:
