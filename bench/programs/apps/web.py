@@ -5,13 +5,13 @@ from __future__ import annotations
 import http.client
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import numpy as np
 
-PORT = 8931
 QUESTIONS = 800
 
 weights = np.empty(0)
@@ -27,9 +27,16 @@ def app(environ, start_response):
     return [str(weights[begin : begin + 1000].sum()).encode()]
 
 
-def answer(question: int) -> float:
+def free_port() -> int:
+    """One that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def answer(port: int, question: int) -> float:
     """Ask one of the workers."""
-    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", f"/?{question}")
     value = float(connection.getresponse().read())
     connection.close()
@@ -38,19 +45,20 @@ def answer(question: int) -> float:
 
 def main() -> None:
     """Start them, ask, and end them."""
-    command = [sys.executable, "-m", "gunicorn", "-w", "4", "-b", f"127.0.0.1:{PORT}"]
+    port = free_port()
+    command = [sys.executable, "-m", "gunicorn", "-w", "4", "-b", f"127.0.0.1:{port}"]
     here = os.path.dirname(os.path.abspath(__file__))
     command += ["--log-level", "critical", "--chdir", here, "web:app"]
     server = subprocess.Popen(command)
     for _ in range(600):
         try:
-            answer(0)
+            answer(port, 0)
             break
         except OSError:
             time.sleep(0.1)
     total = 0.0
     for question in range(QUESTIONS):
-        total += answer(question)
+        total += answer(port, question)
         time.sleep(0.025)
     server.send_signal(signal.SIGTERM)
     server.wait()
